@@ -1,0 +1,1 @@
+"""The `sdpo` command, one command a file; installed as `sdpo_cli`."""

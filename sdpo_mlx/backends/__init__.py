@@ -1,0 +1,1 @@
+"""Where tensors live: one contract (`base.py`), one room a framework."""

@@ -1,0 +1,1 @@
+"""The MLX backend; the only room that imports mlx."""

@@ -1,0 +1,169 @@
+"""Every setting, its default and its meaning; help, docs and the JSON Schema are made from here.
+
+Defaults are the paper's where it has one (arXiv 2601.20802, section 6 of its settings), and what fits a
+laptop where it hasn't. Models are strict and frozen: unknown keys and wrong types are errors.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+PositiveInt = Annotated[int, Field(gt=0)]
+NonNegativeInt = Annotated[int, Field(ge=0)]
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+class Settings(BaseModel):
+    """Base of all sections: strict, frozen, no unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class AdapterConfig(Settings):
+    """Which weights are trained."""
+
+    kind: Literal["lora", "dora", "full"] = Field("lora", description="low-rank, DoRA, or all weights")
+    rank: PositiveInt = Field(16, description="rank of the low-rank factors")
+    scale: float = Field(2.0, gt=0, description="raw multiplier of the low-rank product (mlx-lm's `scale`)")
+    dropout: float = Field(0.0, ge=0.0, lt=1.0, description="dropout on the adapter's input while learning")
+    keys: list[str] | None = Field(None, description="linear layers to adapt; null: all inside the blocks")
+    layers: int = Field(-1, ge=-1, description="how many blocks, counted from the last; -1: all")
+
+
+class ModelConfig(Settings):
+    """The base model."""
+
+    name: str = Field("tiny", min_length=1, description="alias, folder, or hub repository")
+    backend: Literal["auto", "mlx"] = Field("auto", description="what runs the arithmetic")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="weights' type; auto: as stored, float32 where the CPU is the device"
+    )
+    thinking: bool = Field(False, description="let models with a thinking switch think before answering")
+    adapter: AdapterConfig = AdapterConfig()
+
+
+class TaskConfig(Settings):
+    """The environment."""
+
+    name: str = Field("tiny", min_length=1, description="a task's name; `sdpo tasks list` shows them")
+    data: str | None = Field(None, description="JSONL file with problems of one's own")
+    feedback: str | None = Field(None, description="what the environment says; null: the task's own default")
+    on_error: Literal["stop", "skip"] = Field("stop", description="what to do with bad rows in the data")
+
+
+class RolloutConfig(Settings):
+    """Sampling for training."""
+
+    problems_per_step: PositiveInt = Field(8, description="problems a step (paper: 32)")
+    group_size: PositiveInt = Field(8, description="rollouts a problem (paper: 8)")
+    max_tokens: PositiveInt = Field(512, description="longest answer in tokens (paper: 8192)")
+    temperature: float = Field(1.0, gt=0, description="sampling temperature; the loss uses it too")
+    top_p: float = Field(1.0, gt=0, le=1.0, description="nucleus sampling; 1: off")
+
+
+class TeacherConfig(Settings):
+    """The self-teacher: its weights and what it sees (SDPO.md sections 3 and 4)."""
+
+    kind: Literal["ema", "trust_region", "frozen", "live"] = Field("ema", description="the teacher's weights")
+    update_rate: Share = Field(0.05, description="EMA rate, or the trust region's mixing share")
+    demonstration: Literal["first", "random", "off"] = Field("first", description="which successful sibling is shown")
+    own_success: bool = Field(False, description="may a success be its own demonstration")
+    success_threshold: float = Field(1.0, description="reward from which an answer may serve as demonstration")
+    feedback: bool = Field(True, description="show the environment's text")
+    feedback_only_without_demonstration: bool = Field(True, description="show it only where no sibling succeeded")
+    include_attempt: bool = Field(False, description="quote the failed attempt (biases the teacher, says the paper)")
+    max_context_tokens: PositiveInt = Field(10_240, description="longest teacher prompt")
+    template: str | None = Field(
+        None, description="own layout with the slots {problem} {demonstration} {attempt} {feedback}; null: the paper's"
+    )
+
+
+class ObjectiveConfig(Settings):
+    """The loss (SDPO.md section 2)."""
+
+    kind: Literal["sdpo", "grpo", "hybrid"] = Field("sdpo", description="what is learned from")
+    alpha: Share = Field(
+        0.5,
+        description="0: forward KL, 1: reverse KL, between: Jensen-Shannon-like; not continuous at its ends "
+        "(towards 0 and 1 the middle form goes to zero loss, exactly 0 and 1 are the two KLs)",
+    )
+    support: Literal["full", "top_k", "sampled", "sequence"] = Field(
+        "top_k", description="where p and q are compared; sampled and sequence need alpha 1"
+    )
+    top_k: PositiveInt | None = Field(100, description="the student's most likely ids; null: the full vocabulary")
+    tail: bool = Field(True, description="one bucket for the mass outside the top-k; false: renormalise")
+    importance_clip: float | None = Field(2.0, gt=0, description="cap of the importance weight; null: no weight")
+    aggregation: Literal["token_mean", "sequence_mean_token_mean", "sequence_mean_token_sum"] = "token_mean"
+    question_weight: Literal["uniform", "pass_rate"] = Field(
+        "uniform", description="pass_rate: sqrt(p(1-p)) a problem (SC-SDPO, 2605.27765)"
+    )
+    route: Literal["none", "by_success"] = Field(
+        "none", description="by_success: successes learn by GRPO, failures by SDPO (SRPO, 2604.02288)"
+    )
+    hybrid_weight: Share = Field(0.5, description="lambda of lambda * GRPO + (1 - lambda) * SDPO")
+    clip_low: float = Field(0.2, ge=0, lt=1, description="GRPO: lower clip of the ratio")
+    clip_high: float = Field(0.28, ge=0, description="GRPO: upper clip of the ratio")
+    std_normalise: bool = Field(False, description="GRPO: divide advantages by the group's deviation")
+
+    @model_validator(mode="after")
+    def _sampled_needs_reverse_kl(self) -> ObjectiveConfig:
+        if self.kind != "grpo" and self.support in ("sampled", "sequence") and self.alpha != 1.0:
+            raise ValueError(f"support: {self.support} is an estimate of the reverse KL, set alpha: 1.0")
+        return self
+
+
+class TrainConfig(Settings):
+    """The optimizer and the run."""
+
+    steps: NonNegativeInt = 100
+    learning_rate: float = Field(1e-4, ge=0, description="AdamW's rate (paper, full weights: 1e-6 to 1e-5)")
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    warmup_steps: NonNegativeInt = 0
+    weight_decay: float = Field(0.01, ge=0)
+    clip_norm: float = Field(1.0, gt=0, description="gradient's largest global norm")
+    updates_per_batch: PositiveInt = Field(1, description="optimizer steps a rollout batch; 1 is on-policy")
+    micro_batch_tokens: PositiveInt = Field(8_192, description="tokens forwarded at once; never changes the gradient")
+    eval_every: NonNegativeInt = Field(10, description="steps between held-out evaluations; 0: only first and last")
+    save_every: PositiveInt = Field(10, description="steps between checkpoints: the most a killed run loses")
+    patience: NonNegativeInt = Field(0, description="stop after so many evaluations without a new best; 0: never")
+    seed: NonNegativeInt = 0
+
+
+class EvalConfig(Settings):
+    """Held-out evaluation."""
+
+    problems: PositiveInt | None = Field(None, description="the first so many held-out problems; null: all")
+    samples: PositiveInt = Field(4, description="answers a problem")
+    temperature: float = Field(1.0, ge=0, description="0: greedy")
+    top_p: float = Field(1.0, gt=0, le=1.0)
+    max_tokens: PositiveInt | None = Field(None, description="null: as rollout.max_tokens")
+
+
+class SandboxConfig(Settings):
+    """Where model-written code runs."""
+
+    kind: Literal["auto", "bubblewrap", "unconfined"] = Field("auto", description="unconfined only by name")
+    seconds: float = Field(6.0, gt=0, description="wall clock for one run of one answer's tests")
+    memory_mb: PositiveInt = Field(512, description="address space of the candidate")
+
+
+class LogConfig(Settings):
+    """What is kept besides the event stream."""
+
+    samples: NonNegativeInt = Field(8, description="rollout groups kept a step in rollouts/; 0: none")
+
+
+class Config(Settings):
+    """One run, completely."""
+
+    model: ModelConfig = ModelConfig()
+    task: TaskConfig = TaskConfig()
+    rollout: RolloutConfig = RolloutConfig()
+    teacher: TeacherConfig = TeacherConfig()
+    objective: ObjectiveConfig = ObjectiveConfig()
+    train: TrainConfig = TrainConfig()
+    eval: EvalConfig = EvalConfig()
+    sandbox: SandboxConfig = SandboxConfig()
+    log: LogConfig = LogConfig()

@@ -1,0 +1,54 @@
+"""What can go wrong for a user: one class a family, one documented exit code each.
+
+An error says what is wrong, where, and how to mend it, in one line (PROMISES: "Bad input").
+"""
+
+EXIT_OK = 0
+EXIT_BUG = 1
+EXIT_INTERRUPTED = 130
+EXIT_TERMINATED = 143
+
+
+class SdpoError(Exception):
+    """A mistake that the user can mend: what is wrong, where it stands, how to mend it."""
+
+    exit_code = EXIT_BUG
+
+    def __init__(self, what: str, *, where: str = "", fix: str = "") -> None:
+        self.what, self.where, self.fix = what, where, fix
+        super().__init__(self.line())
+
+    def line(self) -> str:
+        """The one line that a user reads: `<what> (<where>). <how to mend it>.`"""
+        head = f"{self.what} ({self.where})" if self.where else self.what
+        return f"{head.rstrip('.')}. {self.fix.rstrip('.')}." if self.fix else f"{head.rstrip('.')}."
+
+
+class ConfigError(SdpoError, ValueError):
+    """The configuration, a flag or a model name is wrong."""
+
+    exit_code = 2
+
+
+class DataError(SdpoError, ValueError):
+    """A row or a file of the task's data is wrong."""
+
+    exit_code = 3
+
+
+class SandboxError(SdpoError, RuntimeError):
+    """No sandbox can be used here, so nothing that a model wrote will be executed."""
+
+    exit_code = 4
+
+
+class StorageError(SdpoError, OSError):
+    """A file could not be written, or what lies on disk is damaged."""
+
+    exit_code = 5
+
+
+class DivergedError(SdpoError, ArithmeticError):
+    """Training met non-finite numbers too many times in a row; the last good state is saved."""
+
+    exit_code = 6

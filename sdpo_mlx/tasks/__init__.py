@@ -1,0 +1,1 @@
+"""Environments: one file a task family, found by name in `registry.py`."""
