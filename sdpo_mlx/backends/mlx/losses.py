@@ -1,0 +1,148 @@
+"""`objective.py` in MLX, one chunk of rows at a time: float32 whatever comes in, differentiable in the student.
+
+The head runs over a few response positions, `row_loss` turns them into one scalar, and the caller
+differentiates that with respect to the hidden states. All normalisation is in the rows' weights
+(`objective.token_scale`), so that chunks and micro-batches simply add up.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import mlx.core as mx
+
+from sdpo_mlx.config import ObjectiveConfig
+from sdpo_mlx.objective import LOG_RATIO_LIMIT, TAIL_CEILING
+
+
+@dataclass(frozen=True)
+class Rows:
+    """R response tokens: the sampled ids (int32) and what multiplies each half (float32).
+
+    `distil_R` and `policy_R` are weights already divided by their normaliser; 0 means that the half is
+    absent. `sequence_R` is the coefficient of support `sequence` (zeros otherwise).
+    """
+
+    ids_R: mx.array
+    rollout_logps_R: mx.array
+    distil_R: mx.array
+    policy_R: mx.array
+    advantage_R: mx.array
+    sequence_R: mx.array
+
+
+class RowStatistics(NamedTuple):
+    """Figures of each row, cut off from the gradient; without a teacher `divergence_R` and `log_q_R` are 0.
+
+    `divergence_R` is unweighted, and log p(y) - log q(y) where the support is sampled or sequence.
+    `entropy_R` is the student's over the whole vocabulary, `ratio_R` is p(y) / p_0(y) before any clip.
+    """
+
+    divergence_R: mx.array
+    entropy_R: mx.array
+    log_p_R: mx.array
+    log_q_R: mx.array
+    ratio_R: mx.array
+
+
+def row_loss(
+    student_logits_RV: mx.array,
+    teacher_logits_RV: mx.array | None,
+    rows: Rows,
+    cfg: ObjectiveConfig,
+    temperature: float,
+) -> tuple[mx.array, RowStatistics]:
+    """The weighted sum of both halves over the rows (a scalar), and the rows' statistics.
+
+    Logits are raw and must be finite in every row; teacher logits may be None when no row is distilled.
+    """
+    logp_RV = log_softmax(student_logits_RV, temperature)
+    log_p_R = at(logp_RV, rows.ids_R)
+    ratio_R = importance_ratio(log_p_R, rows.rollout_logps_R)
+    total = mx.sum(rows.policy_R * policy_rows(ratio_R, rows.advantage_R, cfg))
+    divergence_R = log_q_R = mx.zeros_like(log_p_R)
+    if teacher_logits_RV is not None:
+        logq_RV = mx.stop_gradient(log_softmax(teacher_logits_RV, temperature))
+        log_q_R = at(logq_RV, rows.ids_R)
+        if cfg.support in ("sampled", "sequence"):
+            divergence_R = mx.stop_gradient(log_p_R - log_q_R)
+            term_R = (rows.sequence_R if cfg.support == "sequence" else divergence_R) * log_p_R
+        else:
+            term_R = divergence_R = divergence_rows(logp_RV, logq_RV, cfg)
+        total = total + mx.sum(rows.distil_R * importance_weight(ratio_R, cfg) * term_R)
+    figures = (divergence_R, entropy(logp_RV), log_p_R, log_q_R, ratio_R)
+    return total, RowStatistics(*(mx.stop_gradient(figure) for figure in figures))
+
+
+def log_softmax(logits_RV: mx.array, temperature: float) -> mx.array:
+    """Float32 log-probabilities; the maximum is taken off first so that large logits keep their digits."""
+    scaled = logits_RV.astype(mx.float32) / temperature
+    shifted = scaled - mx.stop_gradient(mx.max(scaled, axis=-1, keepdims=True))
+    return shifted - mx.logsumexp(shifted, axis=-1, keepdims=True)
+
+
+def token_log_probs(logits_RV: mx.array, ids_R: mx.array, temperature: float) -> mx.array:
+    """log p(y) of each row: what `objective.sequence_coefficients` needs of student and teacher."""
+    return at(log_softmax(logits_RV, temperature), ids_R)
+
+
+def divergence_rows(logp_RV: mx.array, logq_RV: mx.array, cfg: ObjectiveConfig) -> mx.array:
+    """D(p, q) of each row on the configured support."""
+    k = cfg.top_k if cfg.support == "top_k" else None
+    if k is None or k >= logp_RV.shape[-1]:
+        return divergence(logp_RV, logq_RV, cfg.alpha)
+    ids_RK = mx.argpartition(-mx.stop_gradient(logp_RV), kth=k - 1, axis=-1)[..., :k]
+    logp_RS, logq_RS = (on_support(x, ids_RK, cfg.tail) for x in (logp_RV, logq_RV))
+    return divergence(logp_RS, logq_RS, cfg.alpha)
+
+
+def on_support(logp_RV: mx.array, ids_RK: mx.array, tail: bool) -> mx.array:
+    """Log-probabilities at the ids, followed by the tail bucket or renormalised."""
+    logp_RK = mx.take_along_axis(logp_RV, ids_RK, axis=-1)
+    mass_R1 = mx.logsumexp(logp_RK, axis=-1, keepdims=True)
+    if not tail:
+        return logp_RK - mass_R1
+    return mx.concatenate([logp_RK, mx.log(-mx.expm1(mx.minimum(mass_R1, TAIL_CEILING)))], axis=-1)
+
+
+def divergence(logp_RS: mx.array, logq_RS: mx.array, alpha: float) -> mx.array:
+    """D(p, q) of each row; the mixture in log space, where a large log-ratio cannot overflow."""
+    if alpha == 0.0:
+        return mx.sum(mx.exp(logq_RS) * (logq_RS - logp_RS), axis=-1)
+    if alpha == 1.0:
+        return mx.sum(mx.exp(logp_RS) * (logp_RS - logq_RS), axis=-1)
+    logm = mx.logaddexp(logp_RS + math.log1p(-alpha), logq_RS + math.log(alpha))
+    student = mx.exp(logp_RS) * (logp_RS - logm)
+    return mx.sum((1 - alpha) * student + alpha * mx.exp(logq_RS) * (logq_RS - logm), axis=-1)
+
+
+def policy_rows(ratio_R: mx.array, advantage_R: mx.array, cfg: ObjectiveConfig) -> mx.array:
+    """The GRPO term of each row before its weight."""
+    free_R = ratio_R * advantage_R
+    held_R = mx.stop_gradient(mx.clip(ratio_R, 1.0 - cfg.clip_low, 1.0 + cfg.clip_high)) * advantage_R
+    return -mx.where(free_R <= held_R, free_R, held_R)
+
+
+def importance_ratio(log_p_R: mx.array, rollout_logps_R: mx.array) -> mx.array:
+    """p(y) / p_0(y) with its logarithm held within +-20."""
+    return mx.exp(mx.clip(log_p_R - rollout_logps_R, -LOG_RATIO_LIMIT, LOG_RATIO_LIMIT))
+
+
+def importance_weight(ratio_R: mx.array, cfg: ObjectiveConfig) -> mx.array:
+    """The constant that multiplies each row's distillation term; 1 when off."""
+    if cfg.importance_clip is None:
+        return mx.ones_like(ratio_R)
+    return mx.stop_gradient(mx.minimum(ratio_R, cfg.importance_clip))
+
+
+def entropy(logp_RV: mx.array) -> mx.array:
+    """Entropy of each row in nats."""
+    held_RV = mx.stop_gradient(logp_RV)
+    return -mx.sum(mx.exp(held_RV) * held_RV, axis=-1)
+
+
+def at(values_RV: mx.array, ids_R: mx.array) -> mx.array:
+    """The entry of each row at its id."""
+    return mx.take_along_axis(values_RV, ids_R[:, None], axis=-1)[:, 0]
