@@ -78,8 +78,8 @@ def row_loss(
 
 def log_softmax(logits_RV: mx.array, temperature: float) -> mx.array:
     """Float32 log-probabilities; the maximum is taken off first so that large logits keep their digits."""
-    scaled = logits_RV.astype(mx.float32) / temperature
-    shifted = scaled - mx.stop_gradient(mx.max(scaled, axis=-1, keepdims=True))
+    raw_RV = logits_RV.astype(mx.float32)
+    shifted = (raw_RV - mx.stop_gradient(mx.max(raw_RV, axis=-1, keepdims=True))) / temperature
     return shifted - mx.logsumexp(shifted, axis=-1, keepdims=True)
 
 
@@ -99,12 +99,18 @@ def divergence_rows(logp_RV: mx.array, logq_RV: mx.array, cfg: ObjectiveConfig) 
 
 
 def on_support(logp_RV: mx.array, ids_RK: mx.array, tail: bool) -> mx.array:
-    """Log-probabilities at the ids, followed by the tail bucket or renormalised."""
+    """Log-probabilities at the ids, followed by the tail bucket or renormalised.
+
+    The tail is summed over the other ids: log(1 - mass) is the same number, but in float32 it, and the
+    forward KL's gradient through it, lose all digits where the student is nearly sure.
+    """
     logp_RK = mx.take_along_axis(logp_RV, ids_RK, axis=-1)
-    mass_R1 = mx.logsumexp(logp_RK, axis=-1, keepdims=True)
     if not tail:
-        return logp_RK - mass_R1
-    return mx.concatenate([logp_RK, mx.log(-mx.expm1(mx.minimum(mass_R1, TAIL_CEILING)))], axis=-1)
+        return logp_RK - mx.logsumexp(logp_RK, axis=-1, keepdims=True)
+    others_RV = mx.put_along_axis(logp_RV, ids_RK, mx.array(-math.inf), axis=-1)
+    tail_R1 = mx.logsumexp(others_RV, axis=-1, keepdims=True)
+    floor = math.log(-math.expm1(TAIL_CEILING))
+    return mx.concatenate([logp_RK, mx.where(tail_R1 >= floor, tail_R1, floor)], axis=-1)
 
 
 def divergence(logp_RS: mx.array, logq_RS: mx.array, alpha: float) -> mx.array:
