@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from sdpo_mlx.text import check_template
 
 PositiveInt = Annotated[int, Field(gt=0)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
@@ -78,6 +80,13 @@ class TeacherConfig(Settings):
     template: str | None = Field(
         None, description="own layout with the slots {problem} {demonstration} {attempt} {feedback}; null: the paper's"
     )
+
+    @field_validator("template")
+    @classmethod
+    def _template_has_known_slots(cls, template: str | None) -> str | None:
+        if template is not None:
+            check_template(template)
+        return template
 
 
 class ObjectiveConfig(Settings):

@@ -1,0 +1,102 @@
+"""What the self-teacher sees: a rollout group in, the context of each rollout out; pure functions.
+
+The demonstration is a successful *sibling*, the feedback is what the environment said about this very
+rollout (SDPO.md, section 3; arXiv 2601.20802). A success has no feedback, and its own answer never is its
+own demonstration, so a lone success learns nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sdpo_mlx.config import TeacherConfig
+from sdpo_mlx.seeding import rng
+from sdpo_mlx.text import FEEDBACK_LIMIT, clean, fill_template, strip_thinking
+from sdpo_mlx.types import Demonstration, Message, RolloutGroup, TeacherContext
+
+SOLUTION_HEADING = "Correct solution:"
+ATTEMPT_HEADING = "Your unsuccessful earlier attempt:"
+FEEDBACK_HEADING = "The following is feedback from your unsuccessful earlier attempt:"
+CLOSING_LINE = "Correctly solve the original question."
+
+
+def demonstration_for(group: RolloutGroup, index: int, cfg: TeacherConfig, seed: int) -> Demonstration | None:
+    """The successful sibling shown for rollout `index`, thinking removed; None where there is none.
+
+    `seed` stands for the run and the step; `random` draws from it, the problem and the index.
+    """
+    if cfg.demonstration == "off":
+        return None
+    usable = [d for i in range(len(group.rollouts)) if (i != index or cfg.own_success) and (d := _shown(group, i, cfg))]
+    if not usable:
+        return None
+    if cfg.demonstration == "first":
+        return usable[0]
+    return usable[int(rng("demonstration", seed, group.problem.id, index).integers(len(usable)))]
+
+
+def _shown(group: RolloutGroup, i: int, cfg: TeacherConfig) -> Demonstration | None:
+    rollout, feedback = group.rollouts[i], group.feedback[i]
+    graded = feedback.success and feedback.kind != "grader_error"
+    if not graded or rollout.finish != "stop" or not feedback.reward >= cfg.success_threshold:
+        return None
+    text = clean(strip_thinking(rollout.text), None).strip()
+    return Demonstration(text, i) if text else None
+
+
+def feedback_for(
+    group: RolloutGroup, index: int, cfg: TeacherConfig, demonstration: Demonstration | None
+) -> str | None:
+    """The environment's text about rollout `index`, cleaned and capped; None for a success or where it is unused."""
+    feedback = group.feedback[index]
+    hidden = demonstration is not None and cfg.feedback_only_without_demonstration
+    if not cfg.feedback or hidden or feedback.success or feedback.kind == "grader_error":
+        return None
+    return clean(feedback.text, FEEDBACK_LIMIT).strip() or None
+
+
+def attempt_for(group: RolloutGroup, index: int, cfg: TeacherConfig) -> str | None:
+    """The failed answer itself, thinking removed, where the configuration asks to quote it."""
+    if not cfg.include_attempt or group.feedback[index].success:
+        return None
+    return clean(strip_thinking(group.rollouts[index].text), None).strip() or None
+
+
+def teacher_context(group: RolloutGroup, index: int, cfg: TeacherConfig, seed: int) -> TeacherContext | None:
+    """What the self-teacher sees for rollout `index`; None when there is neither demonstration nor feedback."""
+    demonstration = demonstration_for(group, index, cfg, seed)
+    feedback = feedback_for(group, index, cfg, demonstration)
+    if demonstration is None and feedback is None:
+        return None
+    shown = demonstration.text if demonstration else None
+    messages = teacher_messages(group.problem.messages, shown, feedback, attempt_for(group, index, cfg), cfg)
+    return TeacherContext(messages, demonstration, feedback)
+
+
+def teacher_messages(
+    problem_messages: Sequence[Message],
+    demonstration: str | None,
+    feedback: str | None,
+    attempt: str | None,
+    cfg: TeacherConfig,
+) -> tuple[Message, ...]:
+    """The problem's messages with the last user message extended by what is there; the others stay.
+
+    Raises ValueError where no user message is.
+    """
+    last = max((i for i, message in enumerate(problem_messages) if message["role"] == "user"), default=-1)
+    if last < 0:
+        raise ValueError("a problem needs a user message")
+    content = _layout(problem_messages[last]["content"], demonstration, feedback, attempt, cfg.template)
+    return (*problem_messages[:last], {"role": "user", "content": content}, *problem_messages[last + 1 :])
+
+
+def _layout(
+    problem: str, demonstration: str | None, feedback: str | None, attempt: str | None, template: str | None
+) -> str:
+    if template is not None:
+        values = {"problem": problem, "demonstration": demonstration, "attempt": attempt, "feedback": feedback}
+        return fill_template(template, values)
+    sections = ((SOLUTION_HEADING, demonstration), (ATTEMPT_HEADING, attempt), (FEEDBACK_HEADING, feedback))
+    present = [part for heading, body in sections if body is not None for part in (heading, body)]
+    return "\n\n".join((problem, *present, CLOSING_LINE))

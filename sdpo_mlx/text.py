@@ -1,0 +1,106 @@
+"""Text that came from models, datasets and graders: cleaned, shortened, shown; always data, never markup.
+
+Also the slots of a teacher template, so that the configuration can check one without reading any text.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+FEEDBACK_LIMIT = 20_000  # characters; more than a teacher prompt of 10,240 tokens has room for beside its question
+TEACHER_SLOTS = ("problem", "demonstration", "attempt", "feedback")
+
+_SLOT = re.compile(r"\{([A-Za-z_][A-Za-z0-9_]*)\}")
+_CUT = "\n[... {} characters cut ...]\n"
+_REPLACEMENT = "\ufffd"
+
+_SURROGATES = re.compile("[\ud800-\udfff]")
+# Sequences first (colours, cursor moves, titles, links, device strings), whole, then the lone characters that are left.
+# A body stops at the next opener, so that a flood of unclosed sequences costs linear time.
+_ESCAPES = re.compile(
+    r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]"
+    r"|(?:\x1b[\]PX^_]|[\x90\x98\x9d-\x9f])[^\x07\x1b\x90\x98\x9c-\x9f]*(?:\x07|\x1b\\|\x9c)"
+    r"|\x1b[ -/]*[0-~]"
+)
+_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+_BIDI = re.compile("[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+
+
+def clean(text: str, limit: int | None = FEEDBACK_LIMIT) -> str:
+    """Feedback made safe to put into a prompt: valid Unicode, plain lines, at most `limit` characters.
+
+    Escape sequences, control characters (but newline and tab) and bidi controls go, line ends become
+    newlines, lone surrogates become U+FFFD. A cut keeps head and tail and says how much is missing.
+    """
+    text = text.replace("\r\n", "\n")
+    text = _CONTROLS.sub("", _ESCAPES.sub("", text).replace("\r", "\n"))
+    text = well_formed(_BIDI.sub("", text))
+    return text if limit is None else shorten_middle(text, limit)
+
+
+def display(text: str, limit: int = 2_000) -> str:
+    """Text made safe for a terminal: as `clean`, and no character that could move or hide anything."""
+    return clean(text, limit)
+
+
+def well_formed(text: str) -> str:
+    """Lone surrogates, which no tokenizer and no file takes, as U+FFFD; the rest unchanged."""
+    return _SURROGATES.sub(_REPLACEMENT, text)
+
+
+def shorten_middle(text: str, limit: int) -> str:
+    """At most `limit` characters: head and tail kept in equal parts, the cut stated between them.
+
+    Where the limit is too small even for the notice, the head alone is left.
+    """
+    if len(text) <= limit:
+        return text
+    notice = _CUT.replace("{}", str(len(text)))  # as long as the real notice, or a digit longer
+    kept = limit - len(notice)
+    if kept < 2:
+        return text[: max(limit, 0)]
+    head, tail = text[: kept - kept // 2], text[len(text) - kept // 2 :]
+    return head + _CUT.replace("{}", str(len(text) - kept)) + tail
+
+
+def strip_thinking(text: str, start: str = "<think>", end: str = "</think>") -> str:
+    """The answer without its thinking: closed blocks go, an unclosed one goes to the end of the text.
+
+    An `end` without a `start` closes thinking that the prompt itself had opened: all before it goes too.
+    """
+    kept, position = [], 0
+    while (opened := text.find(start, position)) >= 0:
+        kept.append(text[position:opened])
+        closed = text.find(end, opened + len(start))
+        position = closed + len(end) if closed >= 0 else len(text)
+    kept.append(text[position:])
+    return "".join(kept).rpartition(end)[2].strip()
+
+
+def check_template(template: str) -> None:
+    """Check a teacher template: ValueError for an unknown slot, or where the question or all help is missing."""
+    found = _SLOT.findall(template)
+    unknown = [name for name in found if name not in TEACHER_SLOTS]
+    known = " ".join(f"{{{name}}}" for name in TEACHER_SLOTS)
+    if unknown:
+        raise ValueError(f"unknown slot {{{unknown[0]}}} in the teacher template; there are {known}")
+    if "problem" not in found:
+        raise ValueError("the teacher template has no {problem}, so the question would be lost")
+    if not {"demonstration", "feedback"} & set(found):
+        raise ValueError("the teacher template has neither {demonstration} nor {feedback}, so it would teach nothing")
+
+
+def fill_template(template: str, values: Mapping[str, str | None]) -> str:
+    """Fill the slots once, from left to right; what was filled in is never read as a template again.
+
+    A paragraph (text between blank lines) that has slots, all of them without a value (None), is left
+    out; beside a slot that has one, a slot without becomes nothing. All other braces stay as they are.
+    """
+    kept = [paragraph for paragraph in template.split("\n\n") if _has_a_value(paragraph, values)]
+    return _SLOT.sub(lambda slot: values.get(slot[1]) or "", "\n\n".join(kept))
+
+
+def _has_a_value(paragraph: str, values: Mapping[str, str | None]) -> bool:
+    slots = _SLOT.findall(paragraph)
+    return not slots or any(values.get(name) is not None for name in slots)
