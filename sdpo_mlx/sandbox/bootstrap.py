@@ -1,0 +1,62 @@
+"""The first code inside a sandbox: sets limits, drops privileges, then runs the program it is sent.
+
+This file travels as text (`python -c`), so it stands alone: standard library only, nothing of ours.
+On stdin come eight bytes (big-endian length), the program, and then the program's own input.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import sys
+
+
+def _limit(name: str, value: int) -> None:
+    """Set one hard limit; a negative value leaves it alone."""
+    if value < 0 or not hasattr(resource, name):
+        return
+    try:
+        resource.setrlimit(getattr(resource, name), (value, value))
+    except (ValueError, OSError):
+        if name != "RLIMIT_AS":  # macOS refuses this one; nowhere else may a limit be missing
+            raise
+
+
+def _read(count: int) -> bytes:
+    """Exactly so many bytes from fd 0, unbuffered: what follows belongs to the program."""
+    parts = []
+    while count:
+        part = os.read(0, count)
+        if not part:
+            raise SystemExit("the program did not arrive whole")
+        parts.append(part)
+        count -= len(part)
+    return b"".join(parts)
+
+
+def main() -> None:
+    """Arguments: uid (-1: stay), then memory, cpu seconds, file size, open files, processes."""
+    uid, memory, cpu, file_size, files, processes = map(int, sys.argv[1:7])
+    program = _read(int.from_bytes(_read(8), "big"))
+    for name, value in (
+        ("RLIMIT_CORE", 0),
+        ("RLIMIT_CPU", cpu),
+        ("RLIMIT_FSIZE", file_size),
+        ("RLIMIT_NOFILE", files),
+        ("RLIMIT_NPROC", processes),
+        ("RLIMIT_AS", memory),
+    ):
+        _limit(name, value)
+    if uid >= 0:  # a real change of user, because the process limit does not bind root
+        os.setgroups([])
+        os.setresgid(uid, uid, uid)
+        os.setresuid(uid, uid, uid)
+    os.environ.clear()
+    sys.argv[:] = ["program"]
+    # Without `site` the interpreter lacks these two, and programs use them.
+    space = {"__name__": "__main__", "exit": sys.exit, "quit": sys.exit}
+    exec(compile(program, "<program>", "exec"), space)
+
+
+if __name__ == "__main__":
+    main()

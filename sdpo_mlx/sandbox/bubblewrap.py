@@ -1,0 +1,75 @@
+"""Linux containment with bubblewrap (https://github.com/containers/bubblewrap, 0.8 or newer).
+
+Every namespace is unshared; the root holds a bare Python and nothing else; the only writable place is
+a small tmpfs. There is no /proc, no /etc, no home. The seccomp list is not here yet.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shutil
+
+from sdpo_mlx.sandbox.base import RunResult
+from sdpo_mlx.sandbox.interpreter import HOME, find_interpreter, library_mounts
+from sdpo_mlx.sandbox.launch import ENVIRONMENT, INTERPRETER_FLAGS, Limits, bootstrap, launch, payload
+from sdpo_mlx.sandbox.probe import probe
+
+BOX = "/box"  # the work folder inside
+_FIRST_UID, _UIDS = 50_000, 10_000  # unused by people and by systemd's dynamic users
+_DEVICES = ("/dev/null", "/dev/zero", "/dev/urandom")
+
+
+class BubblewrapSandbox:
+    """Runs programs under `bwrap`; started by root, each run gets an unprivileged user of its own."""
+
+    kind = "bubblewrap"
+
+    def __init__(self, limits: Limits | None = None) -> None:
+        """Raises FileNotFoundError when `bwrap` is not on the PATH."""
+        path = shutil.which("bwrap")
+        if path is None:
+            raise FileNotFoundError("bwrap")
+        self.limits = limits or Limits()
+        self._as_root = os.geteuid() == 0
+        self._uids = itertools.count(os.getpid() * 61)
+        self._inside = find_interpreter().inside
+        self._prefix = [path, *self._namespaces(), *self._root()]
+
+    def run(self, program: str, stdin: bytes = b"", *, seconds: float | None = None) -> RunResult:
+        """Run one program with nothing of this machine in reach; thread-safe."""
+        seconds = self.limits.seconds if seconds is None else seconds
+        uid = _FIRST_UID + next(self._uids) % _UIDS if self._as_root else -1
+        argv = [*self._prefix, "--", self._inside, *INTERPRETER_FLAGS, "-c", bootstrap()]
+        return launch(argv + self.limits.arguments(seconds, uid), payload(program, stdin), seconds)
+
+    def self_test(self) -> dict[str, bool]:
+        """What holds here, tried out from the inside."""
+        return probe(self).checks
+
+    def _namespaces(self) -> list[str]:
+        """Isolation flags.
+
+        A user namespace made by root maps root alone, and the process limit never binds root. So root
+        makes none, keeps the two capabilities that changing the user takes, and the bootstrap loses them.
+        """
+        common = ["--die-with-parent", "--new-session", "--clearenv", "--cap-drop", "ALL", "--hostname", "box"]
+        if not self._as_root:
+            return ["--unshare-all", "--unshare-user", "--disable-userns", *common]
+        spaces = ["--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts", "--unshare-cgroup-try"]
+        return [*spaces, *common, "--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"]
+
+    def _root(self) -> list[str]:
+        """The mount tree, sealed read-only at the end."""
+        interpreter = find_interpreter()
+        # Made by name, because bwrap gives parents that it makes itself to their owner alone.
+        folders = ("/usr", "/usr/lib", "/dev", HOME, f"{HOME}/bin", f"{HOME}/lib")
+        arguments = [word for folder in folders for word in ("--perms", "0755", "--dir", folder)]
+        arguments += [*library_mounts(), *interpreter.mounts()]
+        for device in _DEVICES:
+            arguments += ["--dev-bind", device, device]
+        size = str(self.limits.file_mb << 20)
+        arguments += ["--perms", "0777", "--size", size, "--tmpfs", BOX, "--chdir", BOX, "--remount-ro", "/"]
+        for name, value in {**ENVIRONMENT, "LD_LIBRARY_PATH": f"{HOME}/lib"}.items():
+            arguments += ["--setenv", name, value]
+        return arguments

@@ -1,0 +1,95 @@
+"""Which files a bare Python needs, and where they stand inside a sandbox."""
+
+from __future__ import annotations
+
+import sys
+import sysconfig
+from dataclasses import dataclass
+from pathlib import Path
+
+HOME = "/python"  # the interpreter's only name inside: host paths, and so user names, stay outside
+
+
+@dataclass(frozen=True)
+class Interpreter:
+    """The base interpreter behind `sys.executable`, whatever virtual environment runs us."""
+
+    executable: Path
+    stdlib: Path
+    stdlib_inside: str
+    libpython: Path | None
+
+    @property
+    def inside(self) -> str:
+        """The executable's path inside the sandbox."""
+        return f"{HOME}/bin/python{sys.version_info.major}.{sys.version_info.minor}"
+
+    def mounts(self) -> list[str]:
+        """bwrap arguments: executable, standard library without installed packages, libpython."""
+        arguments = ["--ro-bind", str(self.executable), self.inside]
+        arguments += ["--ro-bind", str(self.stdlib), self.stdlib_inside]
+        if (self.stdlib / "site-packages").is_dir():
+            arguments += ["--tmpfs", f"{self.stdlib_inside}/site-packages"]
+            arguments += ["--remount-ro", f"{self.stdlib_inside}/site-packages"]
+        if self.libpython is not None:
+            arguments += ["--ro-bind", str(self.libpython), f"{HOME}/lib/{self.libpython.name}"]
+        return arguments
+
+
+def find_interpreter() -> Interpreter:
+    """The interpreter that runs this process, followed through virtual environments and links."""
+    stdlib = Path(sysconfig.get_path("stdlib"))
+    version = f"python{sys.version_info.major}.{sys.version_info.minor}"
+    return Interpreter(
+        executable=Path(sys.executable).resolve(),
+        stdlib=stdlib.resolve(),
+        stdlib_inside=f"{HOME}/{sys.platlibdir}/{version}",
+        libpython=_libpython(),
+    )
+
+
+def _libpython() -> Path | None:
+    """The shared library of builds that have one; None for static builds."""
+    folder, name = sysconfig.get_config_var("LIBDIR"), sysconfig.get_config_var("INSTSONAME")
+    if not folder or not name or ".so" not in str(name):
+        return None
+    path = Path(str(folder)) / str(name)
+    return path if path.is_file() else None
+
+
+def library_mounts() -> list[str]:
+    """bwrap arguments for the system's shared libraries and loader: Debian's layout, Fedora's, or plain /lib."""
+    folders = _library_folders()
+    arguments: list[str] = []
+    for root in ("/lib", "/lib64"):
+        if Path(root).is_symlink():
+            arguments += ["--symlink", str(Path(root).readlink()), root]
+    for folder in folders:
+        arguments += ["--ro-bind", folder, folder]
+    return arguments + _loader_mounts(folders)
+
+
+def _library_folders() -> list[str]:
+    """Real folders that hold shared libraries, as few as the layout allows."""
+    triple = str(sysconfig.get_config_var("MULTIARCH") or "")
+    narrow = [f"/usr/lib/{triple}", f"/lib/{triple}"] if triple and Path(f"/usr/lib/{triple}").is_dir() else []
+    wide = ["/usr/lib64", "/lib64"] + ([] if narrow else ["/usr/lib", "/lib"])
+    kept: list[str] = []
+    for folder in map(Path, narrow + wide):
+        if folder.is_dir() and not folder.is_symlink() and not folder.parent.is_symlink():
+            kept.append(str(folder))
+    return kept
+
+
+def _loader_mounts(folders: list[str]) -> list[str]:
+    """The dynamic loader where it lies beside the bound folders (aarch64 and musl)."""
+    arguments: list[str] = []
+    for root in ("/usr/lib", "/lib"):
+        if root in folders or Path(root).is_symlink():
+            continue
+        for loader in sorted(Path(root).glob("ld-*.so*")):
+            if loader.is_symlink():
+                arguments += ["--symlink", str(loader.readlink()), str(loader)]
+            else:
+                arguments += ["--ro-bind", str(loader), str(loader)]
+    return arguments

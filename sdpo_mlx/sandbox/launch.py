@@ -1,0 +1,149 @@
+"""Starts one contained process and reads it with a cap and a clock; every mechanism goes through here."""
+
+from __future__ import annotations
+
+import os
+import selectors
+import signal
+import subprocess
+import time
+from dataclasses import dataclass, field
+from functools import cache
+from importlib import resources
+from typing import IO, Literal
+
+from sdpo_mlx.sandbox.base import RunResult
+
+OUTPUT_CAP = 65_536
+_CHUNK = 65_536
+# Fixed hashing keeps the order of sets equal from run to run; the bootstrap then empties the environment.
+ENVIRONMENT = {"PYTHONHASHSEED": "0", "PYTHONUTF8": "1"}
+# `-I` would ignore the two names above; `-P -s` with an environment of our own isolates as well.
+INTERPRETER_FLAGS = ("-P", "-s", "-S", "-B")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one run may use: seconds of wall clock, MiB of address space, files and processes."""
+
+    seconds: float = 6.0
+    memory_mb: int = 512
+    file_mb: int = 8
+    files: int = 64
+    processes: int = 32
+
+    def arguments(self, seconds: float, uid: int = -1, *, count_processes: bool = True) -> list[str]:
+        """The bootstrap's arguments; CPU time gets a little more than the wall clock, as a second net."""
+        processes = self.processes if count_processes else -1
+        sizes = (self.memory_mb << 20, int(seconds) + 2, self.file_mb << 20, self.files, processes)
+        return [str(uid), *map(str, sizes)]
+
+
+@dataclass
+class _Stream:
+    """One output pipe: what was read, and whether it ran over the cap."""
+
+    pipe: IO[bytes]
+    data: bytearray = field(default_factory=bytearray)
+
+    def read(self) -> bool:
+        """Take what is there; False at its end."""
+        part = os.read(self.pipe.fileno(), _CHUNK)
+        self.data += part
+        return bool(part)
+
+
+@cache
+def bootstrap() -> str:
+    """The text of `bootstrap.py`, which runs before any program."""
+    return resources.files("sdpo_mlx.sandbox").joinpath("bootstrap.py").read_text("utf-8")
+
+
+def payload(program: str, stdin: bytes) -> bytes:
+    """The program and its input as the bootstrap reads them."""
+    source = program.encode("utf-8", "replace")
+    return len(source).to_bytes(8, "big") + source + stdin
+
+
+def launch(
+    argv: list[str], stdin: bytes, seconds: float, *, env: dict[str, str] | None = None, cwd: str | None = None
+) -> RunResult:
+    """Run `argv` in its own session until it ends, floods a stream or runs out of time; its group is killed then."""
+    start = time.monotonic()
+    with subprocess.Popen(
+        argv,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=env or {},
+        cwd=cwd,
+        start_new_session=True,
+        bufsize=0,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        out, err = _Stream(process.stdout), _Stream(process.stderr)
+        try:
+            cut = _pump(process, stdin, (out, err), start + seconds)
+        finally:
+            _kill_group(process)
+        code = process.wait()
+    status = cut or ("signal" if code < 0 or code > 128 else "exited")
+    return RunResult(status, code, bytes(out.data[:OUTPUT_CAP]), bytes(err.data[:OUTPUT_CAP]), time.monotonic() - start)
+
+
+def _pump(
+    process: subprocess.Popen[bytes], stdin: bytes, streams: tuple[_Stream, _Stream], deadline: float
+) -> Literal["timeout", "output_limit"] | None:
+    """Feed and read all pipes at once until both outputs end; says which limit cut it short, if one did."""
+    assert process.stdin is not None
+    rest = memoryview(stdin)
+    with selectors.DefaultSelector() as selector:
+        os.set_blocking(process.stdin.fileno(), False)
+        selector.register(process.stdin, selectors.EVENT_WRITE)
+        for stream in streams:
+            selector.register(stream.pipe, selectors.EVENT_READ, stream)
+        open_streams = len(streams)
+        while open_streams:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                return "timeout"
+            for key, _ in selector.select(left):
+                if key.data is None:
+                    rest = _feed(process.stdin, rest)
+                    if not rest:
+                        selector.unregister(process.stdin)
+                        process.stdin.close()
+                elif not key.data.read():
+                    selector.unregister(key.fileobj)
+                    open_streams -= 1
+                elif len(key.data.data) > OUTPUT_CAP:
+                    return "output_limit"
+        return _await_end(process, deadline)
+
+
+def _await_end(process: subprocess.Popen[bytes], deadline: float) -> Literal["timeout"] | None:
+    """Both outputs are closed, the process may still run: give it the rest of its time."""
+    try:
+        process.wait(max(0.0, deadline - time.monotonic()))
+    except subprocess.TimeoutExpired:
+        return "timeout"
+    return None
+
+
+def _feed(pipe: IO[bytes], rest: memoryview) -> memoryview:
+    """Write what fits; nothing is left when the reader has gone."""
+    try:
+        return rest[os.write(pipe.fileno(), rest[:_CHUNK]) :]
+    except BlockingIOError:
+        return rest
+    except BrokenPipeError:
+        return rest[:0]
+
+
+def _kill_group(process: subprocess.Popen[bytes]) -> None:
+    """Kill the whole process group; with a PID namespace everything inside dies with it."""
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except (ProcessLookupError, PermissionError):
+        process.kill()

@@ -1,0 +1,35 @@
+"""No containment: limits and caps only, for people who ask for it by name.
+
+A program can read this user's files, reach the network and leave processes behind.
+"""
+
+from __future__ import annotations
+
+import tempfile
+
+from sdpo_mlx.sandbox.base import RunResult
+from sdpo_mlx.sandbox.interpreter import find_interpreter
+from sdpo_mlx.sandbox.launch import ENVIRONMENT, INTERPRETER_FLAGS, Limits, bootstrap, launch, payload
+from sdpo_mlx.sandbox.probe import runs
+
+
+class UnconfinedSandbox:
+    """A plain subprocess in a temporary folder; the process limit is left alone, it counts all the user's."""
+
+    kind = "unconfined"
+
+    def __init__(self, limits: Limits | None = None) -> None:
+        self.limits = limits or Limits()
+        self._executable = str(find_interpreter().executable)
+
+    def run(self, program: str, stdin: bytes = b"", *, seconds: float | None = None) -> RunResult:
+        """Run one program as this user; thread-safe."""
+        seconds = self.limits.seconds if seconds is None else seconds
+        arguments = self.limits.arguments(seconds, count_processes=False)
+        argv = [self._executable, *INTERPRETER_FLAGS, "-c", bootstrap(), *arguments]
+        with tempfile.TemporaryDirectory(prefix="sdpo-", ignore_cleanup_errors=True) as folder:
+            return launch(argv, payload(program, stdin), seconds, env=ENVIRONMENT, cwd=folder)
+
+    def self_test(self) -> dict[str, bool]:
+        """Only that programs run at all: nothing else is promised here."""
+        return {"runs": runs(self)}
