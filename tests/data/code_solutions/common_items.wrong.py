@@ -1,0 +1,2 @@
+def common_items(left, right):
+    return [item for item in left if item in right]

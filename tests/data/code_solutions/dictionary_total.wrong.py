@@ -1,0 +1,2 @@
+def dictionary_total(prices):
+    return sum(set(prices.values()))

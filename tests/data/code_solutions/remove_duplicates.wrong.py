@@ -1,0 +1,2 @@
+def remove_duplicates(items):
+    return sorted(set(items))

@@ -1,0 +1,2 @@
+def rotate_list(items, steps):
+    return items[-steps:] + items[:-steps]

@@ -1,0 +1,1 @@
+print(sum(int(part) for part in input().split()))
