@@ -1,0 +1,109 @@
+"""The trainable weights: adapter layers on a frozen base, as one flat dict of named arrays.
+
+Student and teacher are two such dicts over one model; `active` swaps the arrays in. Nothing else of the
+model is ever copied, which is why the self-teacher costs one more adapter and not one more model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+import numpy.typing as npt
+from mlx.utils import tree_flatten, tree_unflatten
+from mlx_lm.tuner.utils import linear_to_lora_layers
+
+from sdpo_mlx.config import AdapterConfig
+from sdpo_mlx.errors import ConfigError
+
+Weights = dict[str, mx.array]
+
+
+def attach(model: nn.Module, cfg: AdapterConfig, seed: int) -> Weights:
+    """Freeze the base, add the adapter's layers, and return the trainable arrays by name (float32).
+
+    Raises ConfigError when full fine-tuning meets a quantised base, or `keys` match no layer.
+    """
+    mx.random.seed(seed)
+    if cfg.kind == "full":
+        if any(isinstance(m, nn.QuantizedLinear) for m in model.modules()):
+            raise ConfigError(
+                "a quantised base cannot be trained in full", where="model.adapter.kind", fix="use lora or dora"
+            )
+        # Small updates vanish in 16 bits: the trained copy is float32.
+        model.set_dtype(mx.float32)
+        model.unfreeze()
+    else:
+        model.freeze()
+        linear_to_lora_layers(model, _blocks(model, cfg), lora_parameters(cfg), use_dora=cfg.kind == "dora")
+    weights = {name: array.astype(mx.float32) for name, array in tree_flatten(model.trainable_parameters())}
+    if not weights:
+        raise ConfigError(
+            f"no layer matches {cfg.keys}", where="model.adapter.keys", fix="name linear layers, as self_attn.q_proj"
+        )
+    assign(model, weights)
+    mx.eval(weights)
+    return weights
+
+
+def lora_parameters(cfg: AdapterConfig) -> dict[str, Any]:
+    """mlx-lm's `lora_parameters` for an adapter configuration."""
+    keys = {"keys": list(cfg.keys)} if cfg.keys is not None else {}
+    return {"rank": cfg.rank, "scale": cfg.scale, "dropout": cfg.dropout, **keys}
+
+
+def adapter_config(model: nn.Module, cfg: AdapterConfig) -> dict[str, Any]:
+    """What `adapter_config.json` says, so that mlx-lm loads the run folder as it is."""
+    return {
+        "fine_tune_type": cfg.kind,
+        "num_layers": _blocks(model, cfg),
+        "lora_parameters": lora_parameters(cfg),
+    }
+
+
+def assign(model: nn.Module, weights: Mapping[str, mx.array]) -> None:
+    """Put the arrays into the model, by name."""
+    model.update(tree_unflatten(list(weights.items())))
+
+
+@contextmanager
+def active(model: nn.Module, weights: Mapping[str, mx.array], resting: Mapping[str, mx.array]) -> Iterator[None]:
+    """Run a block with `weights` in the model; `resting` is put back whatever happens."""
+    assign(model, weights)
+    try:
+        yield
+    finally:
+        assign(model, resting)
+
+
+def moved(teacher: Mapping[str, mx.array], student: Mapping[str, mx.array], rate: float) -> Weights:
+    """(1 - rate) teacher + rate student, by name (SDPO.md section 4); rates 0 and 1 copy exactly."""
+    if rate in (0.0, 1.0):
+        return dict(student if rate else teacher)
+    result = {name: array + rate * (student[name] - array) for name, array in teacher.items()}
+    mx.eval(result)
+    return result
+
+
+def to_numpy(weights: Mapping[str, mx.array]) -> dict[str, npt.NDArray[Any]]:
+    """Copies for the other side of the contract."""
+    return {name: np.array(array) for name, array in weights.items()}
+
+
+def from_numpy(arrays: Mapping[str, npt.NDArray[Any]], like: Mapping[str, mx.array], what: str) -> Weights:
+    """Arrays from outside, checked against the names and shapes of `like`; raises ConfigError."""
+    wrong = sorted(set(arrays) ^ set(like)) or [n for n in like if arrays[n].shape != like[n].shape]
+    if wrong:
+        raise ConfigError(
+            f"the {what} does not fit this model: {wrong[0]} differs", fix="use the model and adapter it was made with"
+        )
+    return {name: mx.array(arrays[name]) for name in like}
+
+
+def _blocks(model: nn.Module, cfg: AdapterConfig) -> int:
+    depth = len(model.layers)
+    return depth if cfg.layers < 0 else min(cfg.layers, depth)

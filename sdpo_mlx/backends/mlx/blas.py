@@ -1,0 +1,41 @@
+"""A real BLAS for MLX's Linux CPU wheel, which otherwise multiplies at 4 GFLOP/s.
+
+The wheel calls `cblas_sgemm`; whichever library exports it first, before the first `import mlx.core`, wins.
+Nothing happens on macOS, where MLX brings its own.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+SYSTEM_LIBRARIES = ("libopenblas.so.0", "libblis.so.4")
+
+
+@cache
+def load_blas() -> str:
+    """Load the fastest BLAS found and say its name (`reference` when there is none, `system` off Linux).
+
+    Must run before the first `import mlx.core`. Two threads' worth of speed needs MKL's GNU layer.
+    """
+    if sys.platform != "linux":
+        return "system"
+    # Keeps bits equal between processors and alignments, for resumes that must be exact.
+    os.environ.setdefault("MKL_CBWR", "AVX2")
+    os.environ.setdefault("MKL_THREADING_LAYER", "GNU")
+    for library in _candidates():
+        try:
+            ctypes.CDLL(library, mode=ctypes.RTLD_GLOBAL)
+        except OSError:
+            continue
+        return Path(library).name
+    return "reference"
+
+
+def _candidates() -> Iterator[str]:
+    yield from map(str, sorted(Path(sys.prefix, "lib").glob("libmkl_rt.so*")))
+    yield from SYSTEM_LIBRARIES

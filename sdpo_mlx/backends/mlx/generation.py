@@ -1,0 +1,154 @@
+"""Sampling on mlx-lm's BatchGenerator: one prefill a group, own seeds, stop tokens kept.
+
+The generator calls one shared sampler without saying whose rows it draws. `RowSampler` follows the order
+itself (rows decode in order, finished ones leave, queued ones enter in the order of insertion) and checks it
+against the ids that come back; so each row draws with the keys of its own seed in one batched call.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+from mlx_lm.generate import BatchGenerator
+from mlx_lm.models.cache import make_prompt_cache
+from mlx_lm.sample_utils import apply_top_p
+
+from sdpo_mlx.backends.base import SamplingParams
+from sdpo_mlx.types import Generation, IntArray
+
+PREFILL = 2_048  # tokens a piece: bounds the activations of a long prompt
+
+
+class RowSampler:
+    """A shared sampler that knows which rollout each row belongs to."""
+
+    def __init__(self, sampling: SamplingParams) -> None:
+        self.sampling = sampling
+        self.queued: deque[int] = deque()
+        self.rows: list[int] = []
+        self._decoded = False
+        self._keys: dict[int, Any] = {}
+        self._places: dict[int, list[tuple[int, int]]] = {}
+        self._chosen: list[Any] = []
+        self._draw = mx.vmap(lambda row, key: mx.random.categorical(row, key=key))
+
+    def admit(self, uid: int, seed: int) -> None:
+        """A row that will start later, in this order, drawing with the keys of `seed`."""
+        self.queued.append(uid)
+        self._places[uid] = []
+        self._keys[uid] = np.array(mx.random.split(mx.random.key(seed), self.sampling.max_tokens + 2))
+
+    def __call__(self, logprobs_BV: mx.array) -> mx.array:
+        """Tokens (B,) for the rows that the generator holds now; keeps their log-probs."""
+        uids = self._whose(logprobs_BV.shape[0])
+        t = self.sampling.temperature
+        logps = logprobs_BV if t in (0.0, 1.0) else nn.log_softmax(logprobs_BV / t, axis=-1)
+        tokens = self._sample(logps, uids)
+        chosen = mx.take_along_axis(logps, tokens[:, None], axis=-1)[:, 0].astype(mx.float32)
+        mx.async_eval(chosen)  # or the whole vocabulary would stay alive behind it
+        self._chosen.append(chosen)
+        for row, uid in enumerate(uids):
+            self._places[uid].append((len(self._chosen) - 1, row))
+        return tokens
+
+    def _sample(self, logps_BV: mx.array, uids: list[int]) -> mx.array:
+        if self.sampling.temperature == 0.0:
+            return mx.argmax(logps_BV, axis=-1)
+        if self.sampling.top_p < 1.0:
+            logps_BV = apply_top_p(logps_BV, self.sampling.top_p)
+        keys = np.stack([self._keys[uid][len(self._places[uid])] for uid in uids])
+        return self._draw(logps_BV, mx.array(keys))
+
+    def _whose(self, count: int) -> list[int]:
+        if self.rows and not self._decoded:
+            self._decoded = True
+            uids = list(self.rows)
+        else:
+            uids = [self.queued.popleft() for _ in range(min(count, len(self.queued)))]
+            self._decoded = bool(self.rows)
+            self.rows.extend(uids)
+        if len(uids) != count:
+            raise RuntimeError("the generator's rows are not the ones that were followed")
+        return uids
+
+    def returned(self, responses: Sequence[Any]) -> None:
+        """Check the order against what came back, and let finished rows go."""
+        uids = [response.uid for response in responses]
+        if self.rows[: len(uids)] != uids:
+            raise RuntimeError("the generator's rows came back in another order")
+        finished = {r.uid for r in responses if r.finish_reason is not None}
+        self.rows = [uid for uid in self.rows if uid not in finished]
+        self._decoded = False
+
+    def logps(self, uid: int, length: int) -> Any:
+        """The sampling log-probs of a finished row (T,), as numpy float32."""
+        del self._keys[uid]
+        places = self._places.pop(uid)[:length]
+        for draw, _ in places:
+            self._chosen[draw] = np.asarray(self._chosen[draw])
+        return np.array([self._chosen[draw][row] for draw, row in places], dtype=np.float32)
+
+
+def generate(
+    model: nn.Module,
+    prompts: Sequence[IntArray],
+    sampling: SamplingParams,
+    seeds: Sequence[Sequence[int]],
+    concurrency: int = 64,
+) -> Iterator[tuple[int, int, Generation]]:
+    """Yield (prompt, rollout, generation) as they finish; a rollout draws from its own seed alone."""
+    sampler = RowSampler(sampling)
+    generator = BatchGenerator(
+        model,
+        max_tokens=sampling.max_tokens,
+        stop_tokens=[[token] for token in sorted(sampling.eos_ids)],
+        sampler=sampler,
+        completion_batch_size=concurrency,
+        prefill_batch_size=max(len(group) for group in seeds),
+        prefill_step_size=PREFILL,
+    )
+    try:
+        yield from _decode(generator, sampler, deque(enumerate(prompts)), seeds, concurrency)
+    finally:
+        generator.close()
+
+
+def _decode(
+    generator: BatchGenerator,
+    sampler: RowSampler,
+    waiting: deque[tuple[int, IntArray]],
+    seeds: Sequence[Sequence[int]],
+    concurrency: int,
+) -> Iterator[tuple[int, int, Generation]]:
+    owners: dict[int, tuple[int, int]] = {}
+    tokens: dict[int, list[int]] = {}
+    while waiting or tokens:
+        while waiting and len(tokens) + len(seeds[waiting[0][0]]) <= max(concurrency, len(seeds[waiting[0][0]])):
+            prompt, ids = waiting.popleft()
+            for rollout, uid in enumerate(_insert_group(generator, ids, len(seeds[prompt]))):
+                owners[uid], tokens[uid] = (prompt, rollout), []
+                sampler.admit(uid, seeds[prompt][rollout])
+        responses = generator.next_generated()
+        sampler.returned(responses)
+        for response in responses:
+            tokens[response.uid].append(int(response.token))
+            if response.finish_reason is not None:
+                ids_T = np.array(tokens.pop(response.uid), dtype=np.int32)
+                logps_T = sampler.logps(response.uid, ids_T.size)
+                yield *owners.pop(response.uid), Generation(ids_T, logps_T, response.finish_reason)
+
+
+def _insert_group(generator: BatchGenerator, ids: IntArray, n: int) -> list[int]:
+    """Run the prompt but for its last token once, and start n rows from that cache."""
+    tokens = [int(token) for token in ids]
+    cache = make_prompt_cache(generator.model)
+    for start in range(0, len(tokens) - 1, PREFILL):
+        generator.model(mx.array([tokens[start : min(start + PREFILL, len(tokens) - 1)]]), cache=cache)
+        mx.eval([layer.state for layer in cache])
+    caches = [cache] * n if len(tokens) > 1 else None
+    return list(generator.insert([[tokens[-1]]] * n, caches=caches, all_tokens=[tokens[:-1]] * n))

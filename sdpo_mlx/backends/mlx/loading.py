@@ -1,0 +1,87 @@
+"""From a folder of safetensors to a model that is known to be taken apart correctly.
+
+mlx-lm reads the weights; remote code and pickles were refused before (`models.py`).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+from mlx_lm.models.cache import make_prompt_cache
+from mlx_lm.utils import load_model
+
+from sdpo_mlx.backends.mlx.learning import Model
+from sdpo_mlx.backends.mlx.trunk import Trunk, check_parity
+from sdpo_mlx.config import ModelConfig
+from sdpo_mlx.errors import ConfigError
+
+DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16}
+BATCH_TOLERANCE = 2e-2
+
+
+def load(path: Path, cfg: ModelConfig) -> tuple[Model, dict[str, Any]]:
+    """The model in evaluation mode, and its config; raises ConfigError for what cannot be read or trained."""
+    try:
+        whole, config = load_model(path, lazy=True)
+    except (ValueError, FileNotFoundError, KeyError, TypeError, RuntimeError) as error:
+        raise ConfigError(
+            f"the model cannot be loaded: {str(error).splitlines()[0][:200]}",
+            where=path.name,
+            fix="use a folder with config.json and safetensors of an architecture that mlx-lm knows",
+        ) from error
+    dtype = _dtype(cfg)
+    if dtype is not None:
+        whole.set_dtype(dtype)
+    whole.eval()
+    mx.eval(whole.parameters())
+    text = config.get("text_config", config)
+    vocabulary = int(text.get("vocab_size") or whole.args.vocab_size)
+    trunk = Trunk(whole)
+    check_parity(whole, trunk, vocabulary)
+    check_batching(whole, vocabulary)
+    return Model(whole, trunk, vocabulary), text
+
+
+def check_batching(whole: nn.Module, vocab_size: int) -> float:
+    """Largest difference in probability between a row decoded alone and beside a longer one.
+
+    Raises ConfigError where they differ: rollouts would depend on their neighbours (mlx-lm 1906, 1908).
+    """
+    long, short = [(i * 31 + 7) % vocab_size for i in range(9)], [(i * 17 + 3) % vocab_size for i in range(4)]
+    caches = []
+    for ids in (long, short):
+        cache = make_prompt_cache(whole)
+        whole(mx.array([ids[:-1]]), cache=cache)
+        caches.append(cache)
+    try:
+        merged = [layers[0].merge(list(layers)) for layers in zip(*caches, strict=True)]
+    except (AttributeError, ValueError, NotImplementedError) as error:
+        raise ConfigError(
+            "this model's cache cannot be batched", where="model.name", fix="use another model"
+        ) from error
+    together = mx.softmax(whole(mx.array([[long[-1]], [short[-1]]]), cache=merged)[1, -1].astype(mx.float32))
+    alone = mx.softmax(whole(mx.array([[short[-1]]]), cache=caches[1])[0, -1].astype(mx.float32))
+    worst = float(np.array(mx.max(mx.abs(together - alone))))
+    if not worst <= BATCH_TOLERANCE:
+        raise ConfigError(
+            f"answers of this model depend on their neighbours in the batch (by {worst:.1e} in probability)",
+            where="model.name",
+            fix="use another model, or a newer mlx-lm",
+        )
+    return worst
+
+
+def device_name() -> str:
+    """`gpu` on Metal, else `cpu`."""
+    return "gpu" if mx.default_device() == mx.Device(mx.gpu) else "cpu"
+
+
+def _dtype(cfg: ModelConfig) -> mx.Dtype | None:
+    if cfg.dtype != "auto":
+        return DTYPES[cfg.dtype]
+    # The CPU's 16-bit products are twenty times slower than its float32 ones.
+    return mx.float32 if device_name() == "cpu" else None

@@ -1,0 +1,241 @@
+"""The policy on MLX: one model, a student's and a teacher's adapter, AdamW (backends/base.py has the contract)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.optimizers as optim
+import numpy as np
+from mlx.utils import tree_flatten
+
+from sdpo_mlx.backends.base import Arrays, PolicyInfo, SamplingParams, Scores, Update
+from sdpo_mlx.backends.mlx import BLAS, adapter, generation
+from sdpo_mlx.backends.mlx.learning import Gradient, Hidden, Lesson, TeacherSet, gradient, hidden_states
+from sdpo_mlx.backends.mlx.loading import device_name, load
+from sdpo_mlx.backends.mlx.losses import at, log_softmax
+from sdpo_mlx.config import ModelConfig, ObjectiveConfig, TeacherConfig, TrainConfig
+from sdpo_mlx.seeding import derive
+from sdpo_mlx.types import DistillSample, Generation, IntArray, Role
+
+Interrupted = Callable[[], bool]
+
+
+class MLXPolicy:
+    """A model with its student adapter, teacher adapter and optimizer."""
+
+    def __init__(self, path: Path, model: ModelConfig, teacher: TeacherConfig, train: TrainConfig) -> None:
+        self.model, self.config = load(path, model)
+        self.adapter, self.teacher_cfg, self.train_cfg = model.adapter, teacher, train
+        self.student = adapter.attach(self.model.whole, model.adapter, derive(train.seed, "adapter"))
+        self.model.whole.eval()
+        self.teacher = dict(self.student)
+        self.updates = 0
+        # torch's AdamW corrects its bias; without it the first updates are three times too large.
+        self.optimizer = optim.AdamW(train.learning_rate, weight_decay=train.weight_decay, bias_correction=True)
+        self.optimizer.init(self.student)
+        self.name = model.name
+
+    @property
+    def info(self) -> PolicyInfo:
+        """What this policy is and what it may promise."""
+        device = device_name()
+        leaves = tree_flatten(self.model.whole.parameters())
+        return PolicyInfo(
+            name=self.name,
+            backend="mlx",
+            device=device,
+            dtype=str(self.model.trunk.embed(mx.zeros((1, 1), dtype=mx.int32)).dtype).removeprefix("mlx.core."),
+            vocab_size=self.model.vocab_size,
+            context_length=int(self.config.get("max_position_embeddings", 4_096)),
+            trainable=sum(array.size for array in self.student.values()),
+            parameters=sum(array.size for _, array in leaves),
+            bitwise=device == "cpu",
+            details={"blas": BLAS, "mlx": version("mlx"), "architecture": str(self.config.get("model_type", ""))},
+        )
+
+    def generate(
+        self, prompts: Sequence[IntArray], sampling: SamplingParams, seeds: Sequence[Sequence[int]]
+    ) -> Iterator[tuple[int, int, Generation]]:
+        """See `Policy.generate`."""
+        return generation.generate(self.model.whole, prompts, sampling, seeds)
+
+    def score(
+        self, role: Role, sequences: Sequence[IntArray], spans: Sequence[tuple[int, int]], top_k: int = 0
+    ) -> list[Scores]:
+        """See `Policy.score`."""
+        pairs = [(ids[:start], ids[start:stop]) for ids, (start, stop) in zip(sequences, spans, strict=True)]
+        sets = self._teacher_sets() if role == "teacher" else [TeacherSet(self.student, 1.0)]
+        return [
+            self._scores(parts, response, sets, top_k)
+            for parts, (_, response) in zip(self._hidden(sets, pairs), pairs, strict=True)
+        ]
+
+    def learn(
+        self,
+        samples: Sequence[DistillSample],
+        objective: ObjectiveConfig,
+        learning_rate: float,
+        *,
+        temperature: float = 1.0,
+        interrupted: Interrupted = lambda: False,
+    ) -> Update:
+        """See `Policy.learn`."""
+
+        def checkpoint() -> None:
+            if interrupted():
+                raise KeyboardInterrupt
+
+        counted = [s for s in samples if s.distil_weight > 0 or s.policy_weight > 0]
+        if not counted:
+            return _nothing("no_signal")
+        begun = time.perf_counter()
+        teacher = self._teacher_hidden(counted, checkpoint)
+        teacher_seconds = time.perf_counter() - begun
+        seed = derive(self.train_cfg.seed, "dropout", self.updates)
+        lesson = Lesson(counted, teacher, self._teacher_sets(), objective, temperature, seed)
+        found = gradient(self.model, self.student, lesson, self.train_cfg.micro_batch_tokens, checkpoint)
+        return self._apply(found, lesson, learning_rate, teacher_seconds)
+
+    def update_teacher(self, teacher: TeacherConfig) -> None:
+        """See `Policy.update_teacher`; a frozen teacher and a trust region keep the initial weights."""
+        rate = {"ema": teacher.update_rate, "live": 1.0}.get(teacher.kind, 0.0)
+        self.teacher = adapter.moved(self.teacher, self.student, rate)
+
+    def state(self) -> Mapping[str, Arrays]:
+        """See `Policy.state`."""
+        optimizer = {"updates": np.array(self.updates, dtype=np.int64)}
+        for name, value in self.optimizer.state.items():
+            moments = value.items() if isinstance(value, dict) else [("", value)]
+            optimizer.update({f"{name}|{moment}" if moment else name: np.array(array) for moment, array in moments})
+        return {
+            "student": adapter.to_numpy(self.student),
+            "teacher": adapter.to_numpy(self.teacher),
+            "optimizer": optimizer,
+        }
+
+    def load_state(self, state: Mapping[str, Arrays]) -> None:
+        """See `Policy.load_state`."""
+        self.load_student(state["student"])
+        self.teacher = adapter.from_numpy(state["teacher"], self.student, "teacher")
+        self.updates = int(state["optimizer"]["updates"])
+        restored: dict[str, Any] = {}
+        for key, array in state["optimizer"].items():
+            name, _, moment = key.partition("|")
+            if moment:
+                restored.setdefault(name, {})[moment] = mx.array(array)
+            elif name != "updates":
+                restored[name] = mx.array(array)
+        self.optimizer.state = restored
+
+    def load_student(self, arrays: Arrays) -> None:
+        """Put an adapter's arrays into the student alone; raises ConfigError where they do not fit."""
+        self.student = adapter.from_numpy(arrays, self.student, "adapter")
+        adapter.assign(self.model.whole, self.student)
+
+    def adapter_config(self) -> dict[str, Any]:
+        """What `adapter_config.json` beside the student's arrays must say for mlx-lm."""
+        return adapter.adapter_config(self.model.whole, self.adapter)
+
+    def memory(self) -> dict[str, int]:
+        """See `Policy.memory`."""
+        figures = {
+            "current": mx.get_active_memory(),
+            "peak": mx.get_peak_memory(),
+            "limit": int(mx.device_info().get("memory_size", 0)),
+        }
+        mx.reset_peak_memory()
+        return figures
+
+    def _teacher_sets(self) -> list[TeacherSet]:
+        if self.teacher_cfg.kind != "trust_region":
+            return [TeacherSet(self.teacher, 1.0)]
+        rate = self.teacher_cfg.update_rate
+        return [TeacherSet(self.teacher, 1.0 - rate), TeacherSet(self.student, rate)]
+
+    def _hidden(self, sets: Sequence[TeacherSet], pairs: Sequence[tuple[IntArray, IntArray]]) -> list[Hidden]:
+        budget = self.train_cfg.micro_batch_tokens
+        columns = [hidden_states(self.model, s.weights, self.student, pairs, budget) for s in sets]
+        return list(zip(*columns, strict=True))
+
+    def _teacher_hidden(self, samples: Sequence[DistillSample], checkpoint: Callable[[], None]) -> list[Hidden | None]:
+        chosen = [i for i, s in enumerate(samples) if s.distil_weight > 0]
+        pairs = [(s.teacher_ids[: s.teacher_span[0]], s.ids_T) for s in (samples[i] for i in chosen)]
+        checkpoint()
+        result: list[Hidden | None] = [None] * len(samples)
+        for i, states in zip(chosen, self._hidden(self._teacher_sets(), pairs), strict=True):
+            result[i] = states
+        return result
+
+    def _scores(self, parts: Hidden, response: IntArray, sets: Sequence[TeacherSet], top_k: int) -> Scores:
+        logits: Any = 0.0
+        for states, source in zip(parts, sets, strict=True):
+            with adapter.active(self.model.whole, source.weights, self.student):
+                logits = logits + source.share * self.model.trunk.head(states).astype(mx.float32)
+        logp_TV = log_softmax(logits, 1.0)
+        logps_T = np.array(at(logp_TV, mx.array(response)))
+        if not top_k:
+            return Scores(logps_T, None, None)
+        ids_TK = mx.argsort(-logp_TV, axis=-1)[:, :top_k]
+        top_TK = mx.take_along_axis(logp_TV, ids_TK, axis=-1)
+        return Scores(logps_T, np.array(ids_TK).astype(np.int32), np.array(top_TK))
+
+    def _apply(self, found: Gradient, lesson: Lesson, learning_rate: float, teacher_seconds: float) -> Update:
+        clipped, norm = optim.clip_grad_norm(found.grads, self.train_cfg.clip_norm)
+        grad_norm = float(norm.item())
+        bad = _non_finite(found, lesson)
+        finite = bool(np.isfinite(found.loss) and np.isfinite(grad_norm)) and not bad
+        if finite and learning_rate > 0:
+            self._step(clipped, learning_rate)
+        return Update(
+            applied=finite,
+            reason="" if finite else "non_finite",
+            loss=found.loss,
+            grad_norm=grad_norm,
+            teacher_seconds=teacher_seconds,
+            non_finite=bad,
+            **_figures(found, lesson),
+        )
+
+    def _step(self, grads: adapter.Weights, learning_rate: float) -> None:
+        self.optimizer.learning_rate = learning_rate
+        student = self.optimizer.apply_gradients(grads, self.student)
+        mx.eval(student, self.optimizer.state)
+        self.student, self.updates = student, self.updates + 1
+        adapter.assign(self.model.whole, student)
+
+
+def _non_finite(found: Gradient, lesson: Lesson) -> tuple[str, ...]:
+    """The problems whose figures are not finite, so that the event can name them."""
+    pairs = zip(lesson.samples, found.statistics, strict=True)
+    return tuple(dict.fromkeys(s.problem_id for s, f in pairs if not all(np.isfinite(column).all() for column in f)))
+
+
+def _figures(found: Gradient, lesson: Lesson) -> dict[str, Any]:
+    """Means over counted tokens, and log q - log p a sample, for `Update`."""
+    pairs = list(zip(lesson.samples, found.statistics, strict=True))
+    distilled = [figures.divergence_R for s, figures in pairs if s.distil_weight > 0]
+    ratio = np.concatenate([figures.ratio_R for _, figures in pairs])
+    cap = lesson.objective.importance_clip
+    nothing = np.zeros(0, np.float32)
+    return {
+        "divergence": float(np.concatenate(distilled).mean()) if distilled else 0.0,
+        "entropy": float(np.concatenate([figures.entropy_R for _, figures in pairs]).mean()),
+        "importance_mean": float(ratio.mean()),
+        "importance_clipped": float((ratio > cap).mean()) if cap is not None else 0.0,
+        "tokens": int(ratio.size),
+        "divergence_T": tuple(f.log_q_R - f.log_p_R if s.distil_weight > 0 else nothing for s, f in pairs),
+    }
+
+
+def _nothing(reason: str) -> Update:
+    return Update(False, reason, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0, (), 0.0)
+
+
+def open_policy(path: Path, model: ModelConfig, teacher: TeacherConfig, train: TrainConfig) -> MLXPolicy:
+    """Load the base at `path` and attach fresh student and teacher adapters (equal at the start)."""
+    return MLXPolicy(path, model, teacher, train)

@@ -1,0 +1,70 @@
+"""Small random models of real architectures, written as safetensors folders: what the backend tests run on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+VOCABULARY = 61
+
+_COMMON = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "rms_norm_eps": 1e-6,
+    "max_position_embeddings": 512,
+    "rope_theta": 10_000.0,
+}
+
+CONFIGS = {
+    "qwen3": {**_COMMON, "model_type": "qwen3", "tie_word_embeddings": True},
+    "llama": {**_COMMON, "model_type": "llama", "tie_word_embeddings": False},
+    "gemma3": {
+        **_COMMON,
+        "model_type": "gemma3_text",
+        "sliding_window": 8,
+        "sliding_window_pattern": 3,
+        "query_pre_attn_scalar": 8,
+        "rope_local_base_freq": 10_000.0,
+    },
+    "smollm2": {**_COMMON, "model_type": "llama", "tie_word_embeddings": True, "num_key_value_heads": 1},
+}
+
+
+def write_model(folder: Path, architecture: str = "qwen3", seed: int = 0, quantise: bool = False) -> Path:
+    """A folder with config.json and model.safetensors of random float32 weights."""
+    import sdpo_mlx.backends.mlx  # noqa: F401  loads the BLAS first
+    import mlx.core as mx  # isort: skip
+    import mlx.nn as nn  # isort: skip
+    from mlx.utils import tree_flatten, tree_map_with_path  # isort: skip
+    from mlx_lm.utils import _get_classes, quantize_model  # isort: skip
+
+    config = dict(CONFIGS[architecture])
+    if quantise:
+        config |= {"hidden_size": 64, "intermediate_size": 64, "head_dim": 16}
+    model_class, args_class = _get_classes(config)
+    mx.random.seed(seed)
+    model = model_class(args_class.from_dict(config))
+    if architecture == "gemma3":
+        model.sanitize({})
+    rng = np.random.default_rng(seed)
+
+    def draw(path: str, array: mx.array) -> mx.array:
+        centre = 0.0 if architecture == "gemma3" or "norm" not in path else 1.0
+        scale = 0.1 if "norm" in path else 0.25
+        return mx.array(centre + scale * rng.standard_normal(array.shape).astype(np.float32))
+
+    model.update(tree_map_with_path(draw, model.parameters()))
+    if quantise:
+        model, config = quantize_model(model, config, group_size=32, bits=4)
+    folder.mkdir(parents=True, exist_ok=True)
+    mx.save_safetensors(str(folder / "model.safetensors"), dict(tree_flatten(model.parameters())))
+    (folder / "config.json").write_text(json.dumps(config))
+    assert isinstance(model, nn.Module)
+    return folder
