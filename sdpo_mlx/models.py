@@ -1,0 +1,215 @@
+"""What a model name means: an alias, a folder, or a repository on the hub, and whether its files are safe.
+
+Safe means safetensors and JSON only. A folder with a pickle or with code of its own is refused before
+anything in it is opened by a library; code from a model folder is never run.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import re
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal
+
+from sdpo_mlx.errors import ConfigError
+from sdpo_mlx.weights import weight_files, weights_sha256
+
+Source = Literal["embedded", "folder", "fetched", "hub"]
+
+# Hub repositories by alias. They stand for a repository, not for a commit: which commit of `main` was
+# loaded is resolved at run time and kept in the run's manifest; `name@commit` pins it.
+ALIASES: Mapping[str, str] = {
+    "qwen": "mlx-community/Qwen3-4B-Instruct-2507-4bit",
+    "qwen:tiny": "mlx-community/Qwen3-0.6B-4bit",
+    "qwen:8b": "mlx-community/Qwen3-8B-4bit",
+    "qwen3.5": "mlx-community/Qwen3.5-4B-MLX-4bit",
+}
+EMBEDDED = "tiny"
+FETCHED = ("smollm2",)
+ALLOWED = ("*.safetensors", "*.json", "*.txt", "*.jinja", "*.model")
+_REFUSED = (
+    ".bin",
+    ".pt",
+    ".pth",
+    ".pkl",
+    ".pickle",
+    ".ckpt",
+    ".py",
+    ".pyc",
+    ".so",
+    ".dylib",
+    ".npy",
+    ".npz",
+    ".joblib",
+)
+_CODE_KEYS = ("auto_map", "model_file", "custom_pipelines")
+_REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
+
+
+@dataclass(frozen=True)
+class ResolvedModel:
+    """A model on this machine: `name` as typed, `target` what it became, `path` its folder.
+
+    `revision` is the hub's commit, empty elsewhere; `weights_sha256` is the hash of the weights file,
+    or of the lines `<hash>  <name>` where there are several.
+    """
+
+    name: str
+    target: str
+    path: Path
+    source: Source
+    revision: str
+    weights_sha256: str
+
+    def line(self) -> str:
+        """What to print, so that nobody has to guess what an alias became."""
+        commit = f" at {self.revision[:12]}" if self.revision else ""
+        arrow = f" -> {self.target}" if self.target != self.name else ""
+        return f"{self.name}{arrow}{commit} ({self.source}, weights {self.weights_sha256[:12]})"
+
+    def record(self) -> dict[str, str]:
+        """The same for a manifest or `--json`."""
+        return {
+            "name": self.name,
+            "target": self.target,
+            "path": str(self.path),
+            "source": self.source,
+            "revision": self.revision,
+            "weights_sha256": self.weights_sha256,
+        }
+
+
+def cache_home() -> Path:
+    """`$SDPO_HOME`, or the platform's cache folder; not created here."""
+    if chosen := os.environ.get("SDPO_HOME"):
+        return Path(chosen).expanduser()
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "sdpo"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sdpo"
+
+
+def fetched_folder(alias: str) -> Path:
+    """Where `sdpo models fetch` puts a model."""
+    return cache_home() / "models" / alias
+
+
+def resolve(name: str) -> ResolvedModel:
+    """Find a model, downloading from the hub where the name says so, and check that its files are safe.
+
+    Aliases win over folders of the same name (`./qwen` means the folder). Raises ConfigError.
+    """
+    if name == EMBEDDED:
+        return _local(name, name, Path(str(files("sdpo_mlx") / "assets" / "tiny")), "embedded")
+    if name in FETCHED:
+        return _fetched(name)
+    target = ALIASES.get(name, name)
+    folder = Path(target).expanduser()
+    if name not in ALIASES and folder.is_dir():
+        return _local(name, str(folder.resolve()), folder.resolve(), "folder")
+    if name not in ALIASES and folder.is_file():
+        raise ConfigError("a model is a folder, this is a file", where=name, fix=_file_fix(folder))
+    if not _REPOSITORY.fullmatch(target) or target.count("/") != 1 or target.endswith((".gguf", ".safetensors")):
+        raise ConfigError(f"unknown model {name!r}", fix=_suggest(name))
+    return _from_hub(name, target)
+
+
+def check_folder(folder: Path) -> None:
+    """Refuse a model folder that holds pickles or code, or that lacks weights or configuration.
+
+    Only names are looked at, and JSON is parsed; nothing is imported, nothing run. Raises ConfigError.
+    """
+    for file in sorted(folder.rglob("*")):
+        if file.suffix.lower() in _REFUSED and file.is_file():
+            what = "code" if file.suffix.lower() in (".py", ".pyc", ".so", ".dylib") else "weights that may run code"
+            raise ConfigError(f"refused: {file.name!r} holds {what}", where=str(folder), fix=_safe_fix(file))
+    for name in ("config.json", "tokenizer_config.json"):
+        held = [key for key in _CODE_KEYS if key in _read_json(folder / name, required=name == "config.json")]
+        if held:
+            fix = "use a model that needs no code of its own"
+            raise ConfigError(f"refused: {name} asks for the model's own code ({held[0]})", where=str(folder), fix=fix)
+    if not weight_files(folder):
+        fix = "use a folder with safetensors, or `sdpo models import FILE.gguf`"
+        raise ConfigError("no safetensors weights here", where=str(folder), fix=fix)
+
+
+def local_models() -> list[Path]:
+    """Folders of models that lie in the cache already."""
+    root = cache_home() / "models"
+    found = root.iterdir() if root.is_dir() else iter(())
+    return sorted(folder for folder in found if not folder.name.startswith(".") and (folder / "config.json").is_file())
+
+
+def _fetched(name: str) -> ResolvedModel:
+    folder = fetched_folder(name)
+    if not (folder / "config.json").is_file():
+        raise ConfigError(f"model {name!r} is not on this machine yet", fix=f"run: sdpo models fetch {name}")
+    return _local(name, str(folder), folder, "fetched")
+
+
+def _local(name: str, target: str, folder: Path, source: Source, revision: str = "") -> ResolvedModel:
+    check_folder(folder)
+    return ResolvedModel(name, target, folder, source, revision, weights_sha256(folder))
+
+
+def _from_hub(name: str, target: str) -> ResolvedModel:
+    """Download (or find in the hub's own cache) a repository's safe files; the commit is the folder's name."""
+    from huggingface_hub import snapshot_download
+
+    repository, _, wanted = target.partition("@")
+    try:
+        folder = Path(snapshot_download(repository, revision=wanted or "main", allow_patterns=list(ALLOWED)))
+    except Exception as error:  # the client lets its transport's own errors through as well
+        raise ConfigError(f"cannot get {target!r}: {_hub_cause(error)}", where=name, fix=_HUB_FIX) from error
+    return _local(name, target, folder, "hub", folder.name)
+
+
+_HUB_FIX = "check the name and the network, or name a folder; `sdpo models list` shows what is here"
+
+
+def _hub_cause(error: Exception) -> str:
+    kinds = {
+        "RepositoryNotFoundError": "no such repository, or it is private",
+        "GatedRepoError": "the repository asks you to accept its terms first",
+        "RevisionNotFoundError": "no such revision",
+        "HFValidationError": "that is not a repository's name",
+    }
+    return kinds.get(type(error).__name__, f"the hub cannot be reached and it is not cached ({type(error).__name__})")
+
+
+def _suggest(name: str) -> str:
+    known = [EMBEDDED, *FETCHED, *ALIASES]
+    if name.startswith((".", "~", "/")) or name.count("/") > 1:
+        return "there is no such folder; check the path"
+    close = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.5)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    return f"{hint}known: {', '.join(known)}; or give a folder or a repository as owner/name"
+
+
+def _file_fix(file: Path) -> str:
+    if file.suffix.lower() == ".gguf":
+        return f"unpack it first: sdpo models import {file}"
+    return "name the folder that holds config.json and safetensors"
+
+
+def _safe_fix(file: Path) -> str:
+    return f"use a copy of the model without {file.name!r}: safetensors and JSON are all that is needed"
+
+
+def _read_json(path: Path, *, required: bool) -> Mapping[str, Any]:
+    if not path.is_file():
+        if required:
+            raise ConfigError(f"no {path.name} here", where=str(path.parent), fix="name a model's folder")
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise ConfigError(f"{path.name} cannot be read", where=str(path), fix="get the model again") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path.name} is not a JSON object", where=str(path), fix="get the model again")
+    return content
