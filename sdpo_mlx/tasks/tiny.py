@@ -52,9 +52,7 @@ class TinyTask:
         """
         if variant not in _VARIANTS:
             choices = ", ".join(f"tiny:{name}" if name else "tiny" for name in _VARIANTS)
-            raise ConfigError(
-                f"no variant {variant!r} of task tiny", where="task.name", fix=f"choose one of {choices}"
-            )
+            raise ConfigError(f"no variant {variant!r} of task tiny", where="task.name", fix=f"choose one of {choices}")
         if feedback is not None and feedback not in FEEDBACK_MODES:
             choices = ", ".join(FEEDBACK_MODES)
             raise ConfigError(
