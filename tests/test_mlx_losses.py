@@ -175,6 +175,17 @@ def test_loss_and_gradient_stay_finite_and_right_with_extreme_logits(extreme: st
     assert cosine(found_grad, grad) >= 0.9999
 
 
+@pytest.mark.parametrize("options", [{"alpha": 0.5}, {"alpha": 1.0, "top_k": 20}, {"alpha": 1.0, "support": "full"}])
+def test_large_vocabulary_keeps_its_digits(options: dict[str, Any]) -> None:
+    cfg = ObjectiveConfig.model_validate(options)
+    arrays = step(seed=1, shape=(4, 2, 40_001), scale=3.0)
+    arrays["policy"] = np.zeros(4)
+    loss, grad = oracle_step(arrays, cfg, 1.0)
+    found, found_grad = mlx_step(arrays, cfg, 1.0, chunk=8)
+    assert found == pytest.approx(loss, rel=1e-5)
+    assert cosine(found_grad, grad) >= 0.9999
+
+
 @pytest.mark.parametrize("dtype", [mx.bfloat16, mx.float16])
 def test_arithmetic_is_float32_when_logits_come_in_half_precision(dtype: Any) -> None:
     arrays = step(seed=1)
