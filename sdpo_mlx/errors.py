@@ -21,7 +21,11 @@ class SdpoError(Exception):
     def line(self) -> str:
         """The one line that a user reads: `<what> (<where>). <how to mend it>.`"""
         head = f"{self.what} ({self.where})" if self.where else self.what
-        return f"{head.rstrip('.')}. {self.fix.rstrip('.')}." if self.fix else f"{head.rstrip('.')}."
+        return f"{_ended(head)} {_ended(self.fix)}" if self.fix else _ended(head)
+
+
+def _ended(sentence: str) -> str:
+    return sentence if sentence.endswith("?") else f"{sentence.rstrip('.')}."
 
 
 class ConfigError(SdpoError, ValueError):
