@@ -17,10 +17,17 @@ from typing import Any
 
 import pytest
 
+from sdpo_mlx.config import SandboxConfig
+from sdpo_mlx.sandbox.choice import open_sandbox
+from sdpo_mlx.tasks.base import Split
+from sdpo_mlx.tasks.code import CodeTask
+from sdpo_mlx.types import Feedback, Problem
+
 SOLUTIONS = Path(__file__).parent / "data" / "code_solutions"
 LEVELS = {"one_liner", "easy", "medium", "interview"}
 REQUIRED = {"id", "statement", "tests", "split", "family", "level"}
 OPTIONAL = {"entry", "tolerance", "unordered"}
+SPLITS: tuple[Split, ...] = ("train", "held_out")
 
 Row = dict[str, Any]
 Case = dict[str, Any]
@@ -185,3 +192,32 @@ def test_splits_hold_every_level_and_enough_easy_problems() -> None:
         assert all(levels[split, level] for level in LEVELS)
         assert levels[split, "one_liner"] + levels[split, "easy"] >= easy
     assert {row["split"] for row in ROWS if "entry" not in row} == {"train", "held_out"}
+
+
+@pytest.fixture(scope="module")
+def task() -> CodeTask:
+    return CodeTask(open_sandbox(SandboxConfig()))
+
+
+def grade(task: CodeTask, problem: Problem, kind: str = "") -> Feedback:
+    source = (SOLUTIONS / f"{problem.id.removeprefix('code/')}{kind}.py").read_text(encoding="utf-8")
+    return task.grade(problem, f"Here it is.\n```python\n{source}```\n")
+
+
+def test_task_offers_exactly_the_shipped_problems(task: CodeTask) -> None:
+    for split in SPLITS:
+        assert [p.id for p in task.problems(split)] == [row["id"] for row in ROWS if row["split"] == split]
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_every_reference_is_a_success_in_the_sandbox(task: CodeTask, split: Split) -> None:
+    judged = {problem.id: grade(task, problem) for problem in task.problems(split)}
+    assert {name: said.text for name, said in judged.items() if not said.success} == {}
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_every_wrong_solution_is_a_failure_that_is_told_why(task: CodeTask, split: Split) -> None:
+    judged = {problem.id: grade(task, problem, ".wrong") for problem in task.problems(split)}
+    assert [name for name, said in judged.items() if said.success or said.reward] == []
+    assert [name for name, said in judged.items() if said.kind not in ("wrong", "error")] == []
+    assert [name for name, said in judged.items() if not said.text.strip()] == []
