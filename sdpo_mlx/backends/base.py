@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import numpy as np
 import numpy.typing as npt
 
 from sdpo_mlx.config import ObjectiveConfig, TeacherConfig
@@ -83,11 +82,16 @@ class Policy(Protocol):
     def info(self) -> PolicyInfo: ...
 
     def generate(
-        self, prompts: Sequence[IntArray], sampling: SamplingParams, seeds: Sequence[Sequence[int]]
+        self,
+        prompts: Sequence[IntArray],
+        sampling: SamplingParams,
+        seeds: Sequence[Sequence[int]],
+        interrupted: Callable[[], bool] = lambda: False,
     ) -> Iterator[tuple[int, int, Generation]]:
         """One rollout a seed for each prompt: yields (prompt, rollout, generation) as they finish.
 
-        The prompt is prefilled once a group. A rollout depends on its own seed alone.
+        The prompt is prefilled once a group. A rollout draws with its own seed alone.
+        Raises KeyboardInterrupt when `interrupted()` turns true between two tokens.
         """
 
     def score(
@@ -118,10 +122,11 @@ class Policy(Protocol):
     def load_state(self, state: Mapping[str, Arrays]) -> None:
         """Restore what `state` gave."""
 
+    def load_student(self, arrays: Arrays) -> None:
+        """Put an adapter's arrays into the student alone; raises ConfigError where they do not fit."""
+
+    def adapter_config(self) -> dict[str, Any]:
+        """What `adapter_config.json` beside the student's arrays says, in mlx-lm's layout."""
+
     def memory(self) -> dict[str, int]:
         """`current`, `peak` and `limit` in bytes (limit 0: unknown); reading it restarts the peak."""
-
-
-def empty_ids() -> IntArray:
-    """No tokens."""
-    return np.zeros(0, dtype=np.int32)

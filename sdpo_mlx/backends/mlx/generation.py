@@ -8,7 +8,7 @@ against the ids that come back; so each row draws with the keys of its own seed 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import mlx.core as mx
@@ -100,6 +100,7 @@ def generate(
     sampling: SamplingParams,
     seeds: Sequence[Sequence[int]],
     concurrency: int = 64,
+    interrupted: Callable[[], bool] = lambda: False,
 ) -> Iterator[tuple[int, int, Generation]]:
     """Yield (prompt, rollout, generation) as they finish; a rollout draws from its own seed alone."""
     sampler = RowSampler(sampling)
@@ -113,7 +114,11 @@ def generate(
         prefill_step_size=PREFILL,
     )
     try:
-        yield from _decode(generator, sampler, deque(enumerate(prompts)), seeds, concurrency)
+        for finished in _decode(generator, sampler, deque(enumerate(prompts)), seeds, concurrency):
+            if interrupted():
+                raise KeyboardInterrupt
+            if finished is not None:
+                yield finished
     finally:
         generator.close()
 
@@ -124,7 +129,8 @@ def _decode(
     waiting: deque[tuple[int, IntArray]],
     seeds: Sequence[Sequence[int]],
     concurrency: int,
-) -> Iterator[tuple[int, int, Generation]]:
+) -> Iterator[tuple[int, int, Generation] | None]:
+    """Finished rollouts, and None after each token so that the caller can look up."""
     owners: dict[int, tuple[int, int]] = {}
     tokens: dict[int, list[int]] = {}
     while waiting or tokens:
@@ -134,6 +140,7 @@ def _decode(
                 owners[uid], tokens[uid] = (prompt, rollout), []
                 sampler.admit(uid, seeds[prompt][rollout])
         responses = generator.next_generated()
+        yield None
         sampler.returned(responses)
         for response in responses:
             tokens[response.uid].append(int(response.token))

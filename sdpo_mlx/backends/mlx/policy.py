@@ -59,10 +59,14 @@ class MLXPolicy:
         )
 
     def generate(
-        self, prompts: Sequence[IntArray], sampling: SamplingParams, seeds: Sequence[Sequence[int]]
+        self,
+        prompts: Sequence[IntArray],
+        sampling: SamplingParams,
+        seeds: Sequence[Sequence[int]],
+        interrupted: Interrupted = lambda: False,
     ) -> Iterator[tuple[int, int, Generation]]:
         """See `Policy.generate`."""
-        return generation.generate(self.model.whole, prompts, sampling, seeds)
+        return generation.generate(self.model.whole, prompts, sampling, seeds, interrupted=interrupted)
 
     def score(
         self, role: Role, sequences: Sequence[IntArray], spans: Sequence[tuple[int, int]], top_k: int = 0

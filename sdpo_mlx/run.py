@@ -1,0 +1,195 @@
+"""One training run on disk: what it remembers, its events, its evaluations, its checkpoints."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from sdpo_mlx import checkpoint
+from sdpo_mlx.backends.base import Policy, SamplingParams
+from sdpo_mlx.chat import Chat
+from sdpo_mlx.config import Config
+from sdpo_mlx.distill import Batch
+from sdpo_mlx.evaluate import Evaluation, evaluate, held_out, sampling_params
+from sdpo_mlx.metrics import EventLog, StepFacts, step_metrics
+from sdpo_mlx.run_folder import RunFolder
+from sdpo_mlx.sampling import Sampled, rollout_seeds
+from sdpo_mlx.schedule import learning_rate
+from sdpo_mlx.setup import Setup
+from sdpo_mlx.tasks.base import Task
+from sdpo_mlx.types import Problem, RolloutGroup
+from sdpo_mlx.updates import Learned, records
+from sdpo_mlx.watch import Watch
+
+Observer = Callable[[Mapping[str, Any], Sequence[RolloutGroup]], None]
+
+
+@dataclass(frozen=True)
+class TrainState:
+    """What a run remembers besides its weights; it goes into every checkpoint as JSON.
+
+    `best_step` is -1 before the first evaluation; `stale` counts evaluations without a new best.
+    """
+
+    step: int = 0
+    generations: int = 0
+    evaluated: int = -1
+    best_score: float = -1.0
+    best_step: int = -1
+    stale: int = 0
+    watch: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Clock:
+    """When a step began, and when its samples were ready (seconds, `time.perf_counter`)."""
+
+    begun: float
+    sampled: float
+
+
+class Run:
+    """The parts of a run and its folder; holds nothing that a checkpoint would have to."""
+
+    def __init__(
+        self, setup: Setup, folder: RunFolder, observe: Observer, interrupted: Callable[[], bool] = lambda: False
+    ) -> None:
+        self.setup, self.folder, self.observe, self.interrupted = setup, folder, observe, interrupted
+        self.log = EventLog(folder.events)
+
+    @property
+    def cfg(self) -> Config:
+        """The settings."""
+        return self.setup.cfg
+
+    @property
+    def policy(self) -> Policy:
+        """The model in training."""
+        return self.setup.policy
+
+    @property
+    def task(self) -> Task:
+        """The environment."""
+        return self.setup.task
+
+    @property
+    def chat(self) -> Chat:
+        """The tokenizer and its template."""
+        return self.setup.chat
+
+    @property
+    def sampling(self) -> SamplingParams:
+        """How rollouts are sampled."""
+        rollout = self.cfg.rollout
+        return SamplingParams(rollout.max_tokens, rollout.temperature, rollout.top_p, self.chat.eos_ids)
+
+    def seeds(self, step: int, problems: Sequence[Problem]) -> list[list[int]]:
+        """A seed a rollout of this step."""
+        return rollout_seeds("rollout", self.cfg.train.seed, step, problems, self.cfg.rollout.group_size)
+
+    def resume(self) -> TrainState:
+        """The state to go on from: the last good checkpoint, or the start.
+
+        Raises ConfigError when model, tokenizer or settings changed, StorageError when nothing can be read.
+        """
+        loaded = checkpoint.load(self.folder.checkpoints, expect=self.setup.identity())
+        if loaded is None:
+            self.log.rewind(-1)
+            self.emit({"type": "run_started", "step": 0, "config": self.cfg.model_dump(mode="json")})
+            return TrainState()
+        self.policy.load_state(loaded.state)
+        self.log.rewind(loaded.step)
+        self.folder.rewind(loaded.step)
+        self.emit({"type": "resumed", "step": loaded.step})
+        for warning in loaded.warnings:
+            self.emit({"type": "warning", "step": loaded.step, "message": warning})
+        return TrainState(**loaded.meta["state"])
+
+    def after(self, state: TrainState, sampled: Sampled, batch: Batch, learned: Learned, clock: Clock) -> TrainState:
+        """Write what a step did, and the state after it; saves and raises where `Watch` says stop."""
+        groups, skips, step = sampled.groups, (*sampled.skips, *batch.skips), state.step + 1
+        watch = Watch.from_dict(state.watch)
+        verdict = watch.observe(groups, batch.samples, skips, learned.update)
+        total = state.generations + sum(len(group.rollouts) for group in groups)
+        facts = self._facts(state.step, sampled, total, clock)
+        metrics = step_metrics(groups, batch.samples, batch.contexts.values(), skips, learned.update, facts)
+        bad = learned.update.non_finite if learned.update else ()
+        self.emit({"type": "step", "step": step, **metrics, **({"non_finite": list(bad)} if bad else {})}, groups)
+        for warning in verdict.warnings:
+            self.emit({"type": "warning", "step": step, "message": warning})
+        if self.cfg.log.samples:
+            self.folder.write_rollouts(step, records(groups[: self.cfg.log.samples], batch, learned))
+        state = replace(state, step=step, generations=total, watch=watch.to_dict())
+        if verdict.stop is not None:
+            self.save(state)
+            raise verdict.stop
+        return state
+
+    def evaluated(self, state: TrainState) -> TrainState:
+        """Score on held-out problems where that is due; a new best becomes the run's adapter and is saved."""
+        every, last = self.cfg.train.eval_every, self.cfg.train.steps
+        due = state.step in (0, last) or bool(every and state.step % every == 0)
+        if not due or state.evaluated == state.step:
+            return state
+        found = self.score("eval")
+        if not found.problems:
+            self.keep_adapter()
+            return replace(state, evaluated=state.step, best_step=state.step)
+        self.emit({"type": "eval", "step": state.step, **found.event()})
+        if found.score <= state.best_score:
+            return replace(state, evaluated=state.step, stale=state.stale + 1)
+        self.keep_adapter()
+        return replace(state, evaluated=state.step, best_score=found.score, best_step=state.step, stale=0)
+
+    def score(self, purpose: str) -> Evaluation:
+        """A held-out evaluation of the student as it is, with the seeds of this purpose."""
+        return evaluate(
+            self.policy,
+            self.task,
+            self.chat,
+            held_out(self.task, self.cfg.eval),
+            sampling_params(self.cfg.eval, self.cfg.rollout, self.chat),
+            self.cfg.eval.samples,
+            seed=self.cfg.train.seed,
+            purpose=purpose,
+            interrupted=self.interrupted,
+        )
+
+    def out_of_patience(self, state: TrainState) -> bool:
+        """Whether the last evaluations brought no new best."""
+        return bool(self.cfg.train.patience) and state.stale >= self.cfg.train.patience
+
+    def save_if_due(self, state: TrainState) -> None:
+        """A checkpoint every `save_every` steps, and at each new best."""
+        if state.step % self.cfg.train.save_every == 0 or state.best_step == state.step:
+            self.emit({"type": "checkpoint", "step": state.step})
+            self.save(state)
+
+    def save(self, state: TrainState) -> None:
+        """Write the state after its last whole step; the last two and the best are kept."""
+        self.log.sync()
+        best = {state.best_step} if state.best_step > 0 else set()
+        meta = {**self.setup.identity(), "state": asdict(state)}
+        checkpoint.save(self.folder.checkpoints, state.step, self.policy.state(), meta, keep_steps=best)
+
+    def keep_adapter(self) -> None:
+        """Make the student the run's adapter, in mlx-lm's layout."""
+        self.folder.save_adapter(self.policy.state()["student"], self.policy.adapter_config())
+
+    def emit(self, event: Mapping[str, Any], groups: Sequence[RolloutGroup] = ()) -> None:
+        """Append to the event stream and show it."""
+        self.observe(self.log.emit(event), groups)
+
+    def _facts(self, step: int, sampled: Sampled, generations: int, clock: Clock) -> StepFacts:
+        now = time.perf_counter()
+        return StepFacts(
+            learning_rate=learning_rate(step, self.cfg.train),
+            generations=generations,
+            generate_seconds=sampled.generate_seconds,
+            grade_seconds=sampled.grade_seconds,
+            learn_seconds=now - clock.sampled,
+            total_seconds=now - clock.begun,
+            memory_peak=self.policy.memory()["peak"],
+        )

@@ -1,0 +1,81 @@
+"""From a configuration to the parts of a run: task and sandbox first, then the model, its chat and its policy."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from sdpo_mlx import __version__, models
+from sdpo_mlx.backends.base import Policy
+from sdpo_mlx.backends.choice import open_policy
+from sdpo_mlx.chat import Chat, load_chat
+from sdpo_mlx.config import Config
+from sdpo_mlx.errors import DataError
+from sdpo_mlx.tasks.base import Task
+from sdpo_mlx.tasks.registry import open_task
+
+# A run may be continued for longer, looked at more often and kept in more detail; the rest would change it.
+FREE_ON_RESUME: dict[str, Any] = {"train": {"steps", "eval_every", "save_every", "patience"}, "eval": True, "log": True}
+
+
+@dataclass(frozen=True)
+class Setup:
+    """Everything a run needs besides its folder."""
+
+    cfg: Config
+    model: models.ResolvedModel
+    chat: Chat
+    task: Task
+    policy: Policy
+    sandbox: str
+    self_test: Mapping[str, bool]
+
+    def identity(self) -> dict[str, Any]:
+        """What must be the same when a run is resumed."""
+        return {
+            "base": self.model.weights_sha256,
+            "tokenizer": self.chat.tokenizer_hash,
+            "config": self.cfg.model_dump(mode="json", exclude=FREE_ON_RESUME),
+        }
+
+    def manifest(self, command: list[str]) -> dict[str, Any]:
+        """What `manifest.json` says of where and with what the run was made."""
+        info = self.policy.info
+        return {
+            **self.identity(),
+            "model": self.model.record(),
+            "policy": {**{k: v for k, v in vars(info).items() if k != "details"}, **info.details},
+            "versions": versions(),
+            "sandbox": self.sandbox,
+            "sandbox_self_test": dict(self.self_test),
+            "seed": self.cfg.train.seed,
+            "command": command,
+        }
+
+
+def assemble(cfg: Config) -> Setup:
+    """Open all parts; the sandbox fails before the model loads.
+
+    Raises ConfigError, DataError or SandboxError, each with one line.
+    """
+    opened = open_task(cfg.task, cfg.sandbox)
+    if not opened.task.problems("train"):
+        raise DataError("the task has no training problems", where=cfg.task.data or cfg.task.name)
+    model = models.resolve(cfg.model.name)
+    chat = load_chat(model.path, thinking=cfg.model.thinking)
+    policy = open_policy(model.path, cfg.model, cfg.teacher, cfg.train)
+    return Setup(cfg, model, chat, opened.task, policy, opened.sandbox, opened.self_test)
+
+
+def versions() -> dict[str, str]:
+    """The versions that a result depends on."""
+    found = {"sdpo-mlx": __version__, "python": platform.python_version(), "platform": platform.platform()}
+    for package in ("mlx", "mlx-lm", "numpy", "transformers", "tokenizers"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
