@@ -6,6 +6,7 @@ On stdin come eight bytes (big-endian length), the program, and then the program
 
 from __future__ import annotations
 
+import builtins
 import os
 import resource
 import sys
@@ -54,8 +55,8 @@ def main() -> None:
     os.environ.clear()
     sys.argv[:] = ["program"]
     # Without `site` the interpreter lacks these two, and programs use them.
-    space = {"__name__": "__main__", "exit": sys.exit, "quit": sys.exit}
-    exec(compile(program, "<program>", "exec"), space)
+    builtins.exit = builtins.quit = sys.exit  # type: ignore[assignment]
+    exec(compile(program, "<program>", "exec"), {"__name__": "__main__"})
 
 
 if __name__ == "__main__":

@@ -1,0 +1,44 @@
+"""Finding the program in a model's answer."""
+
+from __future__ import annotations
+
+import re
+import textwrap
+
+_FENCE = re.compile(r"^\s*(`{3,})\s*([\w+.-]*)\s*$")
+_PYTHON = ("python", "py", "python3")
+_THINKING_END = "</think>"
+
+
+def extract_code(text: str) -> str | None:
+    """The last complete fenced block marked as Python, else the last unmarked one; None without any.
+
+    What stands before the end of a thinking part is not part of the answer; an unfinished one has none.
+    """
+    if _THINKING_END in text:
+        text = text.rpartition(_THINKING_END)[2]
+    elif text.lstrip().startswith("<think>"):
+        return None
+    blocks = _blocks(text)
+    for wanted in (_PYTHON, ("",)):
+        found = [code for language, code in blocks if language in wanted]
+        if found:
+            return found[-1]
+    return None
+
+
+def _blocks(text: str) -> list[tuple[str, str]]:
+    """All complete fenced blocks as (language, code), read line by line in linear time."""
+    blocks: list[tuple[str, str]] = []
+    fence, language, start = "", "", 0
+    lines = text.splitlines(keepends=True)
+    for number, line in enumerate(lines):
+        match = _FENCE.match(line)
+        if match is None:
+            continue
+        if not fence:
+            fence, language, start = match[1], match[2].lower(), number + 1
+        elif not match[2] and len(match[1]) >= len(fence):
+            blocks.append((language, textwrap.dedent("".join(lines[start:number]))))
+            fence = ""
+    return blocks

@@ -1,0 +1,187 @@
+"""Runs an answer on inputs inside the sandbox and sends back what it gave; knows no expected value.
+
+This file travels as text and stands alone: standard library only, nothing of ours. The answer may take
+it apart while it runs; that gains nothing, because whatever comes back is compared outside.
+The one weaker kind is `code`, whose assertions have to run here.
+
+Plain values cross the border as JSON: None, bool, int, float, str, list and dict with text keys as they
+are; `{"$tuple": [...]}`, `{"$set": [...]}`, `{"$frozenset": [...]}`, `{"$dict": [[key, value], ...]}` and
+`{"$float": "nan" | "inf" | "-inf"}` for the rest.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import pathlib
+import sys
+import time
+import types
+from collections.abc import Callable
+from typing import Any
+
+ANSWER = "<answer>"
+MAX_DEPTH = 60
+_BOXES: dict[str, Callable[[list[Any]], Any]] = {"$tuple": tuple, "$set": set, "$frozenset": frozenset}
+
+
+class NotPlainError(Exception):
+    """A value that has no faithful JSON form; the text says why."""
+
+
+def encode(value: Any, depth: int = 0) -> Any:
+    """The JSON form of a plain value, judged by its exact type; raises NotPlainError."""
+    kind = type(value)
+    if depth > MAX_DEPTH:
+        raise NotPlainError(f"a value nested more than {MAX_DEPTH} deep")
+    if value is None or kind in (bool, int, str):
+        return value
+    if kind is float:
+        return value if math.isfinite(value) else {"$float": repr(value)}
+    if kind is list:
+        return [encode(item, depth + 1) for item in value]
+    for tag, box in _BOXES.items():
+        if kind is box:
+            return {tag: [encode(item, depth + 1) for item in value]}
+    if kind is dict:
+        return _encode_dict(value, depth)
+    raise NotPlainError(f"a value of the type {kind.__name__}")
+
+
+def _encode_dict(value: dict[Any, Any], depth: int) -> Any:
+    """Text keys stay a JSON object, other keys become pairs."""
+    if all(type(key) is str and not key.startswith("$") for key in value):
+        return {key: encode(item, depth + 1) for key, item in value.items()}
+    return {"$dict": [[encode(key, depth + 1), encode(item, depth + 1)] for key, item in value.items()]}
+
+
+def decode(data: Any, depth: int = 0) -> Any:
+    """The value behind its JSON form; raises ValueError, TypeError or KeyError for what is none."""
+    if depth > MAX_DEPTH + 1:
+        raise ValueError("nested too deeply")
+    if type(data) is list:
+        return [decode(item, depth + 1) for item in data]
+    if type(data) is not dict:
+        return data
+    tag = next(iter(data)) if len(data) == 1 else ""
+    if tag in _BOXES:
+        return _BOXES[tag]([decode(item, depth + 1) for item in data[tag]])
+    if tag == "$float":
+        return {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}[data[tag]]
+    if tag == "$dict":
+        return {decode(key, depth + 1): decode(item, depth + 1) for key, item in data[tag]}
+    return {key: decode(item, depth + 1) for key, item in data.items()}
+
+
+def _module(name: str, code: types.CodeType) -> types.ModuleType:
+    """A fresh module that has run the answer; dataclasses look their module up by name."""
+    module = types.ModuleType(name)
+    sys.modules[name] = module
+    exec(code, module.__dict__)
+    return module
+
+
+def _run_functional(job: dict[str, Any], test: dict[str, Any], module: types.ModuleType) -> dict[str, Any]:
+    """Call the entry, or the method of that name of a class `Solution`."""
+    entry = job["entry"]
+    function = getattr(module, entry, None)
+    if function is None and hasattr(module, "Solution"):
+        function = getattr(module.Solution(), entry, None)
+    if function is None:
+        raise NameError(f"the answer defines no function named {entry}")
+    result = function(*[decode(argument) for argument in test["args"]])
+    try:
+        return {"value": encode(result)}
+    except NotPlainError as error:
+        return {"odd": str(error)}
+
+
+def _run_stdin(code: types.CodeType, test: dict[str, Any], cap: int) -> dict[str, Any]:
+    """Run the answer as a program, with real files on fd 0 and 1, so that every way of reading works."""
+    for name, text, fd in (("input", test["input"], 0), ("output", "", 1)):
+        handle = os.open(name, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
+        os.write(handle, text.encode("utf-8", "replace"))
+        os.lseek(handle, 0, os.SEEK_SET)
+        os.dup2(handle, fd)
+        os.close(handle)
+    sys.stdin = open(0, encoding="utf-8", errors="replace", closefd=False)  # noqa: SIM115
+    sys.stdout = open(1, "w", encoding="utf-8", errors="replace", closefd=False)  # noqa: SIM115
+    try:
+        _module("__main__", code)
+    except SystemExit as leaving:
+        if leaving.code not in (None, 0):
+            raise
+    sys.stdout.flush()
+    data = os.pread(1, cap + 1, 0)
+    return {"odd": "too much output"} if len(data) > cap else {"output": data.decode("utf-8", "replace")}
+
+
+def _describe(error: BaseException, source: list[str]) -> dict[str, Any]:
+    """Type, message and the lines of the answer's own code that it went through; no frame of ours."""
+    if isinstance(error, SyntaxError) and error.filename == ANSWER:
+        places = [(error.lineno or 1, "")]
+        message = str(error.msg)
+    else:
+        places, trace = [], error.__traceback__
+        while trace is not None:
+            if trace.tb_frame.f_code.co_filename == ANSWER:
+                places.append((trace.tb_lineno, trace.tb_frame.f_code.co_name))
+            trace = trace.tb_next
+        message = str(error)
+    shown = places if len(places) <= 4 else [*places[:1], *places[-3:]]
+    lines = [[n, name, source[n - 1].strip()[:200] if 0 < n <= len(source) else ""] for n, name in shown]
+    message = message.replace(str(pathlib.Path.cwd()), ".")[:500]
+    return {"error": {"type": type(error).__name__[:100], "message": message, "lines": lines}}
+
+
+def _safely(action: Callable[[], dict[str, Any]], source: list[str]) -> dict[str, Any]:
+    """The action's result, or whatever it raised, in words."""
+    try:
+        return action()
+    except BaseException as error:
+        try:
+            return _describe(error, source)
+        except BaseException:
+            return {"error": {"type": "Error", "message": "an error that cannot be shown", "lines": []}}
+
+
+def main() -> None:
+    """Read the job, say that it arrived, run its tests in order, one result line each."""
+    job = json.loads(sys.stdin.buffer.read())
+    channel, nonce, cap = os.dup(1), job["nonce"], job["cap"]
+    quiet = os.open(os.devnull, os.O_RDWR)
+    source = job["code"].splitlines()
+    state: dict[str, Any] = {}
+
+    def send(record: dict[str, Any]) -> None:
+        data = json.dumps({"nonce": nonce, **record}).encode()
+        if len(data) > cap:
+            data = json.dumps({"nonce": nonce, "test": record["test"], "odd": "too large a value"}).encode()
+        os.write(channel, data + b"\n")
+
+    def run(test: dict[str, Any]) -> dict[str, Any]:
+        if "code" not in state:
+            state["code"] = compile(job["code"], ANSWER, "exec")
+        if test["kind"] == "stdin":
+            return _run_stdin(state["code"], test, cap // 2)
+        os.dup2(quiet, 0)
+        os.dup2(quiet, 1)
+        if test["kind"] == "code":
+            exec(compile(test["code"], "<test>", "exec"), _module("answer", state["code"]).__dict__)
+            return {"passed": True}
+        if "module" not in state:
+            state["module"] = _module("answer", state["code"])
+        return _run_functional(job, test, state["module"])
+
+    send({"ready": True, "test": -1})
+    clock = time.perf_counter
+    for index, test in enumerate(job["tests"]):
+        start = clock()
+        result = _safely(lambda test=test: run(test), source)  # type: ignore[misc]
+        send({"test": index, "seconds": clock() - start, **result})
+    os._exit(0)  # neither exit handlers nor threads of the answer get another turn
+
+
+if __name__ == "__main__":
+    main()

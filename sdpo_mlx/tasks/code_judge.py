@@ -1,0 +1,204 @@
+"""Runs an answer's tests in the sandbox and compares what comes back, outside of it."""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from typing import Any, Literal
+
+from sdpo_mlx.sandbox.base import RunResult, Sandbox
+from sdpo_mlx.tasks.code_harness import decode
+from sdpo_mlx.tasks.code_rows import RESULTS_CAP
+from sdpo_mlx.tasks.code_values import same, same_output, show
+
+Test = Mapping[str, Any]
+_ADDRESS = re.compile(r"0x[0-9a-fA-F]{4,}")
+_UNREADABLE = (KeyError, TypeError, ValueError, IndexError, OverflowError, RecursionError)
+
+
+class GraderFailureError(RuntimeError):
+    """The sandbox did not start the harness: a fault of this machine, never a verdict on the answer."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """An exception of the answer: type, message, and (line, function, source) inside its own code."""
+
+    type: str
+    message: str
+    lines: tuple[tuple[int, str, str], ...] = ()
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one test showed; `output` and `failure` hold untrusted text."""
+
+    verdict: Literal["pass", "wrong", "error", "timeout", "not_run"]
+    output: str = ""
+    failure: Failure | None = None
+
+
+class Turnstile:
+    """Lets many gradings in at once, or one alone: a timeout counts only if it happens without neighbours."""
+
+    def __init__(self) -> None:
+        self._condition = threading.Condition()
+        self._inside = 0
+        self._alone = False
+
+    @contextmanager
+    def shared(self) -> Iterator[None]:
+        """Beside others; waits while somebody is alone."""
+        with self._condition:
+            self._condition.wait_for(lambda: not self._alone)
+            self._inside += 1
+        try:
+            yield
+        finally:
+            with self._condition:
+                self._inside -= 1
+                self._condition.notify_all()
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Without others; waits until they have left and lets no new ones in."""
+        with self._condition:
+            self._condition.wait_for(lambda: not self._alone)
+            self._alone = True
+            self._condition.wait_for(lambda: self._inside == 0)
+        try:
+            yield
+        finally:
+            with self._condition:
+                self._alone = False
+                self._condition.notify_all()
+
+
+@cache
+def _harness() -> str:
+    return resources.files("sdpo_mlx.tasks").joinpath("code_harness.py").read_text("utf-8")
+
+
+def run_tests(
+    sandbox: Sandbox, turnstile: Turnstile, code: str, entry: str | None, tests: Sequence[Test]
+) -> tuple[Outcome, ...]:
+    """Outcomes of all tests of one answer, in order, from one sandbox start (two after a timeout).
+
+    Raises GraderFailureError when the sandbox itself fails.
+    """
+    with turnstile.shared():
+        outcomes = _run_once(sandbox, code, entry, tests)
+    if any(outcome.verdict == "timeout" for outcome in outcomes):
+        with turnstile.alone():
+            outcomes = _run_once(sandbox, code, entry, tests)
+    return outcomes
+
+
+def _run_once(sandbox: Sandbox, code: str, entry: str | None, tests: Sequence[Test]) -> tuple[Outcome, ...]:
+    """One start. The job holds inputs only: no expected value ever enters the process."""
+    nonce = secrets.token_hex(16)
+    job = {
+        "nonce": nonce,
+        "code": code,
+        "entry": entry,
+        "cap": RESULTS_CAP // max(1, len(tests)),
+        "tests": [{name: test[name] for name in ("kind", "args", "input", "code") if name in test} for test in tests],
+    }
+    result = sandbox.run(_harness(), json.dumps(job).encode())
+    records = _records(result.stdout, nonce)
+    if -1 not in records and result.status != "timeout":
+        raise GraderFailureError(
+            f"the sandbox did not start: {result.stderr[-200:].decode('utf-8', 'replace').strip()}"
+        )
+    return _outcomes(tests, records, result)
+
+
+def _records(stdout: bytes, nonce: str) -> dict[int, dict[str, Any]]:
+    """Result lines by test, the first of each; whatever else was written there is ignored."""
+    records: dict[int, dict[str, Any]] = {}
+    for line in stdout.split(b"\n"):
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(record, dict) and record.get("nonce") == nonce and type(record.get("test")) is int:
+            records.setdefault(record["test"], record)
+    return records
+
+
+def _outcomes(tests: Sequence[Test], records: dict[int, dict[str, Any]], result: RunResult) -> tuple[Outcome, ...]:
+    """A test without a line is where the process ended; those after it were not run."""
+    outcomes: list[Outcome] = []
+    for index, test in enumerate(tests):
+        if index not in records:
+            outcomes.append(_ending(result))
+            break
+        outcomes.append(_outcome(test, records[index]))
+    return (*outcomes, *[Outcome("not_run")] * (len(tests) - len(outcomes)))
+
+
+def _ending(result: RunResult) -> Outcome:
+    """Why a process stopped before it answered."""
+    if result.status == "timeout":
+        return Outcome("timeout")
+    if result.status == "output_limit":
+        return Outcome("error", failure=Failure("OutputLimitExceeded", "the program wrote too much"))
+    if result.status == "signal":
+        message = "the program crashed (memory or too deep a recursion, perhaps)"
+        return Outcome("error", failure=Failure("Crash", message))
+    return Outcome("error", failure=Failure("EarlyExit", "the program ended before it gave a result"))
+
+
+def _outcome(test: Test, record: dict[str, Any]) -> Outcome:
+    """Judge one result line; one that cannot be read is an error of the answer."""
+    try:
+        if "error" in record:
+            return _raised(test, record["error"])
+        if "odd" in record:
+            return Outcome("wrong", _text(record["odd"], 200))
+        return _compared(test, record)
+    except _UNREADABLE:
+        return Outcome("error", failure=Failure("UnreadableResult", "the result could not be read"))
+
+
+def _compared(test: Test, record: dict[str, Any]) -> Outcome:
+    """Type and value against what is expected; here, where the answer's code cannot reach."""
+    if test["kind"] == "code":
+        return Outcome("pass") if record["passed"] is True else Outcome("wrong")
+    if test["kind"] == "stdin":
+        output = record["output"]
+        if type(output) is not str:
+            raise TypeError("output is no text")
+        right = same_output(test["output"], output, tolerance=test["tolerance"])
+        return Outcome("pass" if right else "wrong", scrub(output))
+    got = decode(record["value"])
+    right = same(decode(test["expected"]), got, tolerance=test["tolerance"], unordered=bool(test["unordered"]))
+    return Outcome("pass" if right else "wrong", scrub(show(got)))
+
+
+def _raised(test: Test, error: dict[str, Any]) -> Outcome:
+    """An exception as data; a failed assertion of a `code` test is a wrong answer."""
+    lines = tuple((int(n), _text(name, 100), _text(source, 200)) for n, name, source in error["lines"][:4])
+    failure = Failure(_text(error["type"], 100), _text(error["message"], 500), lines)
+    if test["kind"] == "code" and failure.type == "AssertionError" and not lines:
+        return Outcome("wrong", f"AssertionError: {failure.message}".rstrip(": "))
+    return Outcome("error", failure=failure)
+
+
+def _text(value: Any, limit: int) -> str:
+    """Untrusted text, capped, without addresses; raises TypeError for anything else."""
+    if type(value) is not str:
+        raise TypeError("no text")
+    return scrub(value[:limit])
+
+
+def scrub(text: str) -> str:
+    """Memory addresses change from run to run; feedback must not."""
+    return _ADDRESS.sub("0x...", text)
