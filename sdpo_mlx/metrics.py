@@ -130,7 +130,7 @@ def step_metrics(
 ) -> dict[str, float]:
     """All numbers of a step event under their flat names (CLI.md), NaN where there is nothing to average.
 
-    Shares are of 1; `contexts` holds one entry a rollout, None where the teacher had nothing to see.
+    Shares are of 1; `contexts` are those of the rollouts that have one (None is passed over).
     `update` is None where nothing could be learned.
     """
     return {
