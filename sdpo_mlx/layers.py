@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from difflib import get_close_matches
-from functools import partial
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -235,18 +234,18 @@ def _check_key(key: str, where: str) -> None:
 
 def _from_text(key: str, raw: str) -> Any:
     """A value typed on a command line: the key says how the text is to be read."""
-    takes = partial(keys.takes, key)
-    if raw in keys.choices(key):
-        return raw
-    if raw in ("null", "~") and takes("null"):
+    if raw in ("null", "~") and keys.takes(key, "null"):
         return None
-    if takes("string") and not takes("array"):
+    if raw in keys.choices(key) or (keys.takes(key, "string") and not keys.takes(key, "array")):
         return raw
     try:
-        if takes("number") and NUMBER.fullmatch(raw):
-            return float(raw)
-        if takes("integer") and NUMBER.fullmatch(raw) and float(raw).is_integer():
-            return int(raw) if raw.lstrip("+-").isdecimal() else int(float(raw))
-        return yaml.safe_load(raw)
+        return _number(key, raw) if NUMBER.fullmatch(raw) else yaml.safe_load(raw)
     except (yaml.YAMLError, ValueError, OverflowError, RecursionError):
         return raw
+
+
+def _number(key: str, raw: str) -> float:
+    if raw.lstrip("+-").isdecimal():
+        return int(raw)
+    number = float(raw)
+    return int(number) if keys.takes(key, "integer") and number.is_integer() else number
