@@ -31,12 +31,36 @@ from sdpo_mlx.types import (
 )
 from sdpo_mlx.watch import Watch
 
-NAMES = """
-    reward/mean success/rate groups/solved groups/no_signal teacher/with_demonstration teacher/with_feedback
-    skip/no_signal skip/too_long skip/no_tokens skip/grader_error length/mean length/truncated loss
-    divergence/mean importance/mean importance/clipped entropy grad/norm lr time/generate time/grade time/teacher
-    time/learn time/other tokens/generated tokens/learned generations/total memory/peak
-""".split()
+NAMES = [
+    "reward/mean",
+    "success/rate",
+    "groups/solved",
+    "groups/no_signal",
+    "teacher/with_demonstration",
+    "teacher/with_feedback",
+    "skip/no_signal",
+    "skip/too_long",
+    "skip/no_tokens",
+    "skip/grader_error",
+    "length/mean",
+    "length/truncated",
+    "loss",
+    "divergence/mean",
+    "importance/mean",
+    "importance/clipped",
+    "entropy",
+    "grad/norm",
+    "lr",
+    "time/generate",
+    "time/grade",
+    "time/teacher",
+    "time/learn",
+    "time/other",
+    "tokens/generated",
+    "tokens/learned",
+    "generations/total",
+    "memory/peak",
+]
 FACTS = StepFacts(1e-4, 64, 2.0, 1.0, 3.0, 7.0, 1024)
 
 
