@@ -149,7 +149,8 @@ def _at(path: Path, action: Callable[..., Any], *args: Any) -> Any:
             str(error), where=str(path), fix="import it with --dtype float32, or get the file again"
         ) from error
     except Exception as error:
-        raise ConfigError(f"the GGUF is damaged: {error}", where=str(path), fix=_AGAIN) from error
+        cause = ascii(str(error))[1:161]  # whatever a library says about foreign bytes, on one line
+        raise ConfigError(f"the GGUF is damaged: {cause}", where=str(path), fix=_AGAIN) from error
 
 
 def _choose(tensors: Mapping[str, Packed], arch: str) -> Dtype:

@@ -109,11 +109,11 @@ def resolve(name: str) -> ResolvedModel:
     if name in FETCHED:
         return _fetched(name)
     target = ALIASES.get(name, name)
-    folder = Path(target).expanduser()
-    if name not in ALIASES and folder.is_dir():
-        return _local(name, str(folder.resolve()), folder.resolve(), "folder")
-    if name not in ALIASES and folder.is_file():
-        raise ConfigError("a model is a folder, this is a file", where=name, fix=_file_fix(folder))
+    place = None if name in ALIASES else _place(name)
+    if place and place.is_dir():
+        return _local(name, str(place), place, "folder")
+    if place:
+        raise ConfigError("a model is a folder, this is a file", where=name, fix=_file_fix(place))
     if not _REPOSITORY.fullmatch(target) or target.count("/") != 1 or target.endswith((".gguf", ".safetensors")):
         raise ConfigError(f"unknown model {name!r}", fix=_suggest(name))
     return _from_hub(name, target)
@@ -180,6 +180,15 @@ def _hub_cause(error: Exception) -> str:
         "HFValidationError": "that is not a repository's name",
     }
     return kinds.get(type(error).__name__, f"the hub cannot be reached and it is not cached ({type(error).__name__})")
+
+
+def _place(name: str) -> Path | None:
+    """The absolute path of what lies on the disk under this name, if anything does."""
+    try:
+        path = Path(name).expanduser().resolve()
+        return path if name and path.exists() else None
+    except (OSError, RuntimeError, ValueError):  # too long, an unknown user's home, a NUL
+        return None
 
 
 def _suggest(name: str) -> str:

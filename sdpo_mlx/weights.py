@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 Dtype = Literal["float32", "float16", "bfloat16"]
 _CODES: Mapping[str, tuple[str, int]] = {"float32": ("F32", 4), "float16": ("F16", 2), "bfloat16": ("BF16", 2)}
+_EXPONENT: Mapping[str, int] = {"float16": 0x7C00, "bfloat16": 0x7F80}
 _SHARD_BYTES = 2 << 30
 
 
@@ -110,11 +111,14 @@ def _encode(values: npt.NDArray[np.float32], dtype: Dtype, name: str) -> bytes:
         raise OverflowError(f"{name} holds a value that is not finite")
     if dtype == "float32":
         return values.astype("<f4", copy=False).tobytes()
-    if dtype == "bfloat16":  # numpy has no such type: round the upper half of the float32 to nearest even
-        bits = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32).astype(np.uint64)
-        return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype("<u2").tobytes()
     with np.errstate(over="ignore"):
-        half = values.astype("<f2")
-    if not np.isfinite(half).all():
-        raise OverflowError(f"{name} holds a value too large for float16")
-    return half.tobytes()
+        short = _bfloat16(values) if dtype == "bfloat16" else values.astype("<f2")
+    if ((short.view(np.uint16) & _EXPONENT[dtype]) == _EXPONENT[dtype]).any():  # all bits set: infinite
+        raise OverflowError(f"{name} holds a value too large for {dtype}")
+    return short.tobytes()
+
+
+def _bfloat16(values: npt.NDArray[np.float32]) -> npt.NDArray[Any]:
+    """The upper halves of the float32s as bits, rounded to nearest even: numpy has no such type."""
+    bits = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32).astype(np.uint64)
+    return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype("<u2")
