@@ -72,7 +72,7 @@ def _pick(generator: np.random.Generator, shares: dict[str, float]) -> str:
 
 
 def _operations(generator: np.random.Generator) -> list[str]:
-    length = int(generator.choice([1, 2, 3, 4, 5, 6], p=[0.06, 0.26, 0.26, 0.16, 0.14, 0.12]))
+    length = int(generator.choice([1, 2, 3, 4, 5, 6], p=[0.05, 0.23, 0.24, 0.17, 0.16, 0.15]))
     return [MODULES[i] for i in generator.permutation(len(MODULES))[:length]]
 
 
