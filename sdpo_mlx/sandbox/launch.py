@@ -16,6 +16,7 @@ from sdpo_mlx.sandbox.base import RunResult
 
 OUTPUT_CAP = 65_536
 _CHUNK = 65_536
+_DYING_SECONDS = 1.0
 # Fixed hashing keeps the order of sets equal from run to run; the bootstrap then empties the environment.
 ENVIRONMENT = {"PYTHONHASHSEED": "0", "PYTHONUTF8": "1"}
 # `-I` would ignore the two names above; `-P -s` with an environment of our own isolates as well.
@@ -87,7 +88,8 @@ def launch(
             cut = _pump(process, stdin, (out, err), start + seconds)
         finally:
             _kill_group(process)
-        code = process.wait()
+            code = process.wait()
+            _drain(out.pipe, err.pipe)
     status = cut or ("signal" if code < 0 or code > 128 else "exited")
     return RunResult(status, code, bytes(out.data[:OUTPUT_CAP]), bytes(err.data[:OUTPUT_CAP]), time.monotonic() - start)
 
@@ -120,6 +122,22 @@ def _pump(
                 elif len(key.data.data) > OUTPUT_CAP:
                     return "output_limit"
         return _await_end(process, deadline)
+
+
+def _drain(*pipes: IO[bytes]) -> None:
+    """Wait until nobody holds the outputs any more, so that no run leaves a process behind it.
+
+    The death of `bwrap` reaches what runs inside as a signal, a moment later. What an unconfined program
+    left behind on purpose may hold on for ever, hence a bound.
+    """
+    deadline = time.monotonic() + _DYING_SECONDS
+    with selectors.DefaultSelector() as selector:
+        for pipe in pipes:
+            selector.register(pipe, selectors.EVENT_READ)
+        while selector.get_map() and (left := deadline - time.monotonic()) > 0:
+            for key, _ in selector.select(left):
+                if not os.read(key.fd, _CHUNK):
+                    selector.unregister(key.fileobj)
 
 
 def _await_end(process: subprocess.Popen[bytes], deadline: float) -> Literal["timeout"] | None:

@@ -103,8 +103,9 @@ def _run_stdin(code: types.CodeType, test: dict[str, Any], cap: int) -> dict[str
         handle = os.open(name, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
         os.write(handle, text.encode("utf-8", "replace"))
         os.lseek(handle, 0, os.SEEK_SET)
-        os.dup2(handle, fd)
-        os.close(handle)
+        if handle != fd:  # an earlier run may have closed the number itself
+            os.dup2(handle, fd)
+            os.close(handle)
     sys.stdin = open(0, encoding="utf-8", errors="replace", closefd=False)  # noqa: SIM115
     sys.stdout = open(1, "w", encoding="utf-8", errors="replace", closefd=False)  # noqa: SIM115
     try:
@@ -113,7 +114,8 @@ def _run_stdin(code: types.CodeType, test: dict[str, Any], cap: int) -> dict[str
         if leaving.code not in (None, 0):
             raise
     sys.stdout.flush()
-    data = os.pread(1, cap + 1, 0)
+    with pathlib.Path("output").open("rb") as written:
+        data = written.read(cap + 1)
     return {"odd": "too much output"} if len(data) > cap else {"output": data.decode("utf-8", "replace")}
 
 
