@@ -204,7 +204,8 @@ def _pieces(tensor: Packed, order: npt.NDArray[np.intp] | None = None, shift: fl
     for start in range(0, rows, step):
         chosen = slice(start, start + step) if order is None else order[start : start + step]
         data = tensor.data[chosen] if len(tensor.shape) > 1 or tensor.kind in ("F32", "F16") else tensor.data
-        values = dequantize(np.ascontiguousarray(data), GGMLQuantizationType[tensor.kind])
+        with np.errstate(all="ignore"):  # a damaged scale is refused by name when its value is written
+            values = dequantize(np.ascontiguousarray(data), GGMLQuantizationType[tensor.kind])
         yield np.asarray(values, dtype=np.float32) - np.float32(shift) if shift else cast(Values, values)
 
 
