@@ -1,0 +1,88 @@
+# Everything one needs to type; each target makes the environment it needs, once, in .venv.
+# Needs make, sh and Python 3.11 or newer. Another interpreter: `make PYTHON=/path/to/python demo`.
+.POSIX:
+
+PYTHON =
+BIN = .venv/bin
+PIP = $(BIN)/python -m pip --quiet --disable-pip-version-check install
+DEMO = runs/demo
+
+help:
+	@echo "make demo        install, train the embedded model, show what it learned (about 3 minutes)"
+	@echo "make test        install what tests need, run them"
+	@echo "make test-slow   the same tests at full size"
+	@echo "make results     measure every learning figure again, into docs/results.md"
+	@echo "make tiny-model  build the embedded model from nothing"
+	@echo "make lint        format, lint, types, import floors"
+	@echo "make clean       remove the environment and everything that can be made again"
+
+demo: .venv/.base
+	@rm -rf $(DEMO)
+	@$(BIN)/sdpo train --model tiny --task tiny --out $(DEMO) --require-gain 30
+
+test: .venv/.dev bubblewrap
+	@$(BIN)/python -m pytest
+
+test-slow: .venv/.dev bubblewrap
+	@$(BIN)/python -m pytest -m "slow or not slow"
+
+results: .venv/.base
+	@$(BIN)/python benchmarks/results.py
+
+tiny-model: .venv/.base
+	@$(BIN)/python examples/tiny_model/build.py
+
+lint: .venv/.dev
+	@$(BIN)/ruff format --check --quiet .
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+install: .venv/.base
+
+install-dev: .venv/.dev
+
+clean:
+	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache $(DEMO)
+
+# The stamps .made, .base and .dev say how far .venv has come; a changed pyproject.toml installs again.
+.venv/.made:
+	@found=; novenv=; \
+	for name in $(PYTHON) python3.13 python3.12 python3.11 python3 python3.14; do \
+	  "$$name" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 || continue; \
+	  if "$$name" -c 'import ensurepip, venv' >/dev/null 2>&1; then found=$$name; break; fi; \
+	  novenv=$$name; \
+	done; \
+	if [ -z "$$found" ] && [ -n "$$novenv" ]; then \
+	  echo "make: $$novenv has no venv module. Debian and Ubuntu: sudo apt-get install python3-venv" >&2; exit 1; \
+	elif [ -z "$$found" ]; then \
+	  echo "make: no Python 3.11 or newer found. Install one, or name it: make PYTHON=/path/to/python demo" >&2; exit 1; \
+	fi; \
+	echo "make: making .venv with $$found" >&2; \
+	"$$found" -m venv .venv
+	@touch .venv/.made
+
+# `fast-cpu` installs mkl on Linux x86-64 and nothing elsewhere.
+.venv/.base: .venv/.made pyproject.toml
+	@echo "make: installing sdpo-mlx into .venv (once; some minutes on a slow line)" >&2
+	@$(PIP) --editable '.[fast-cpu]'
+	@touch .venv/.base
+
+.venv/.dev: .venv/.base pyproject.toml
+	@echo "make: installing what tests and checks need (once)" >&2
+	@$(PIP) --editable '.[fast-cpu,dev]'
+	@touch .venv/.dev
+
+# Tests that execute programs need it; without it they skip and say so.
+bubblewrap:
+	@[ "$$(uname -s)" = Linux ] || exit 0; \
+	command -v bwrap >/dev/null 2>&1 && exit 0; \
+	root=; [ "$$(id -u)" = 0 ] || root="sudo -n"; \
+	if command -v apt-get >/dev/null 2>&1 && $$root true 2>/dev/null; then \
+	  echo "make: installing bubblewrap, which runs model-written programs apart" >&2; \
+	  { $$root apt-get -qq update && $$root apt-get -qq install -y bubblewrap; } >/dev/null 2>&1 || true; \
+	fi; \
+	command -v bwrap >/dev/null 2>&1 || \
+	  echo "make: bubblewrap is missing, tests that run programs will skip: sudo apt-get install bubblewrap" >&2
+
+.PHONY: help demo test test-slow results tiny-model lint install install-dev clean bubblewrap
