@@ -12,6 +12,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import os
 import re
 import secrets
 from collections.abc import Sequence
@@ -160,6 +161,8 @@ def load_chat(path: str | Path, *, thinking: bool = False) -> Chat:
     `thinking` is handed to the template (Qwen3's `enable_thinking`). Raises ConfigError where the folder has
     no tokenizer that can be read, or no chat template.
     """
+    # Only its tokenizers are used: no word to every user that PyTorch is missing.
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     from transformers import AutoTokenizer
 
     folder = Path(path)

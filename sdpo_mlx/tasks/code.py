@@ -25,6 +25,7 @@ from sdpo_mlx.tasks.code_rows import problem_from_row
 from sdpo_mlx.types import Feedback, FeedbackKind, Problem
 
 _REMEMBERED = 4_096
+LEVELS = ("one_liner", "easy", "medium", "interview")  # `code:easy` holds the levels up to easy
 Verdict = tuple[tuple[Outcome, ...], tuple[Outcome, ...]]  # tests that may be told, hidden tests
 
 
@@ -36,18 +37,27 @@ class CodeTask:
     feedback_modes: tuple[str, ...] = FEEDBACK_MODES
 
     def __init__(
-        self, sandbox: Sandbox, data: Path | str | None = None, feedback: str | None = None, on_error: OnError = "stop"
+        self,
+        sandbox: Sandbox,
+        data: Path | str | None = None,
+        feedback: str | None = None,
+        on_error: OnError = "stop",
+        level: str = "",
     ) -> None:
         """`data`: JSONL as `code_rows.py` says, None for the shipped problems; `feedback`: None for `public`.
 
-        Raises ConfigError for an unknown mode, DataError for bad rows.
+        `level` keeps the problems up to that level. Raises ConfigError for an unknown mode or level, DataError
+        for bad rows.
         """
+        if level and level not in LEVELS:
+            raise ConfigError(f"code has no level {level!r}", where="task.name", fix=f"choose {', '.join(LEVELS)}")
         if feedback is not None and feedback not in FEEDBACK_MODES:
             fix = f"choose one of {', '.join(FEEDBACK_MODES)}"
             raise ConfigError(f"task code has no feedback mode {feedback!r}", where="task.feedback", fix=fix)
         self.feedback = feedback or FEEDBACK_MODES[0]
         self._sandbox = sandbox
-        self._problems = _load(data, on_error)
+        wanted = LEVELS[: LEVELS.index(level) + 1] if level else None
+        self._problems = [p for p in _load(data, on_error) if wanted is None or p.private["level"] in wanted]
         self._turnstile = Turnstile()
         self._verdicts: OrderedDict[str, Verdict] = OrderedDict()
         self._lock = threading.Lock()

@@ -16,6 +16,7 @@ DESCRIPTIONS: Mapping[str, str] = {
     "tiny:mid": "the same with four or five operations, where the embedded model starts near 0",
     "tiny:hard": "the same with five or six operations, for training at test time",
     "code": "Python problems, tests run in a sandbox",
+    "code:easy": "the same up to the level easy, for small models (also :one_liner, :medium)",
 }
 
 
@@ -36,9 +37,9 @@ def open_task(task: TaskConfig, sandbox: SandboxConfig) -> Opened:
     family, _, variant = task.name.partition(":")
     openers: Mapping[str, Callable[[], Opened]] = {
         "tiny": lambda: _tiny(variant, task),
-        "code": lambda: _code(task, sandbox),
+        "code": lambda: _code(variant, task, sandbox),
     }
-    if family not in openers or (family == "code" and variant):
+    if family not in openers:
         near = get_close_matches(task.name, DESCRIPTIONS, n=1)
         hint = f"did you mean {near[0]}?" if near else f"the tasks are {', '.join(DESCRIPTIONS)}"
         raise ConfigError(f"there is no task {task.name!r}", where="task.name", fix=hint)
@@ -53,10 +54,10 @@ def _tiny(variant: str, cfg: TaskConfig) -> Opened:
     return Opened(TinyTask(variant, cfg.feedback), "none", {})
 
 
-def _code(cfg: TaskConfig, sandbox: SandboxConfig) -> Opened:
+def _code(level: str, cfg: TaskConfig, sandbox: SandboxConfig) -> Opened:
     from sdpo_mlx.sandbox.choice import open_sandbox
     from sdpo_mlx.tasks.code import CodeTask
 
     opened = open_sandbox(sandbox)
     data = Path(cfg.data) if cfg.data is not None else None
-    return Opened(CodeTask(opened, data=data, feedback=cfg.feedback), opened.kind, opened.self_test())
+    return Opened(CodeTask(opened, data, cfg.feedback, cfg.on_error, level), opened.kind, opened.self_test())

@@ -1,5 +1,10 @@
 """The MLX backend; the only room that imports mlx. Importing it loads a fast BLAS first, where one is needed."""
 
+import os
+
 from sdpo_mlx.backends.mlx.blas import load_blas
+
+# transformers, which mlx-lm uses for tokenizers alone, would tell every user that PyTorch is missing.
+os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
 BLAS = load_blas()

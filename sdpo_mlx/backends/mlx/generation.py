@@ -19,6 +19,7 @@ from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.sample_utils import apply_top_p
 
 from sdpo_mlx.backends.base import SamplingParams
+from sdpo_mlx.backends.mlx.losses import log_softmax
 from sdpo_mlx.types import Generation, IntArray
 
 PREFILL = 2_048  # tokens a piece: bounds the activations of a long prompt
@@ -47,7 +48,8 @@ class RowSampler:
         """Tokens (B,) for the rows that the generator holds now; keeps their log-probs."""
         uids = self._whose(logprobs_BV.shape[0])
         t = self.sampling.temperature
-        logps = logprobs_BV if t in (0.0, 1.0) else nn.log_softmax(logprobs_BV / t, axis=-1)
+        # Normalised anew: the CPU's long sums cost mlx-lm's log-probs their fourth digit.
+        logps = log_softmax(logprobs_BV, t or 1.0)
         tokens = self._sample(logps, uids)
         chosen = mx.take_along_axis(logps, tokens[:, None], axis=-1)[:, 0].astype(mx.float32)
         mx.async_eval(chosen)  # or the whole vocabulary would stay alive behind it
