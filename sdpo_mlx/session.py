@@ -1,0 +1,186 @@
+"""One whole training session: resume or start, score the untouched student, train, score the best adapter.
+
+Both final scores use seeds of their own, so that the score which chose the best adapter does not flatter it.
+They are `eval` events with `"final": true`, so that a resumed run finds them instead of sampling again.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sdpo_mlx import intervals
+from sdpo_mlx.card import CardFacts, Result, model_card
+from sdpo_mlx.evaluate import Evaluation
+from sdpo_mlx.metrics import read_events
+from sdpo_mlx.models import ResolvedModel
+from sdpo_mlx.run import Observer, Run, TrainState
+from sdpo_mlx.run_folder import RunFolder
+from sdpo_mlx.seeding import derive
+from sdpo_mlx.setup import Setup, versions
+from sdpo_mlx.trainer import train
+
+LONGEST_PROMPT = 200  # characters of a problem that still make a readable example command
+
+
+@dataclass(frozen=True)
+class Final:
+    """One final score, and the rewards behind it by problem."""
+
+    result: Result
+    rewards: Mapping[str, tuple[float, ...]]
+
+    @classmethod
+    def of(cls, event: Mapping[str, Any]) -> Final:
+        """Read it off its `eval` event."""
+        rewards = {name: tuple(values) for name, values in event["rewards"].items()}
+        samples = max(map(len, rewards.values()), default=0)
+        # a bootstrap over fewer than two problems has no ends; JSON holds them as null
+        low, high = (float("nan") if event[end] is None else event[end] for end in ("low", "high"))
+        return cls(Result(event["score"], low, high, len(rewards), samples), rewards)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a session ended; `difference` is after minus before, paired by problem (NaN where one is missing)."""
+
+    state: TrainState
+    before: Final | None
+    after: Final | None
+    difference: float
+    interval: intervals.Interval
+
+
+def carry_out(
+    setup: Setup,
+    folder: RunFolder,
+    observe: Observer,
+    interrupted: Callable[[], bool] = lambda: False,
+    command: list[str] | None = None,
+) -> Outcome:
+    """Train in `folder` until the end, from wherever it stands, and leave a complete run folder.
+
+    Raises KeyboardInterrupt with the state saved, and what `Run.resume` and `trainer.train` raise.
+    """
+    run = Run(setup, folder, observe, interrupted)
+    try:
+        state = run.resume()
+        # Not before: a refused change of settings must leave the old run's files alone.
+        folder.write_manifest(setup.manifest(command or []))
+        folder.write_config(setup.cfg)
+        before = _before(run, state)
+        state = train(run, state)
+        after = _after(run, state)
+        outcome = Outcome(state, before, after, *_difference(before, after, setup.cfg.train.seed))
+        run.emit({"type": "run_finished", "step": state.step, "best_step": state.best_step, **_gain(outcome)})
+        folder.write_card(model_card(card_facts(setup, folder, outcome), setup.cfg))
+        return outcome
+    finally:
+        run.log.close()
+
+
+def card_facts(setup: Setup, folder: RunFolder, outcome: Outcome) -> CardFacts:
+    """What the model card tells of this run."""
+    return CardFacts(
+        name=folder.path.resolve().name,
+        base=base_name(setup.model),
+        revision=setup.model.revision,
+        steps=outcome.state.step,
+        generations=outcome.state.generations,
+        before=outcome.before.result if outcome.before else None,
+        after=outcome.after.result if outcome.after else None,
+        versions=versions(),
+    )
+
+
+def base_name(model: ResolvedModel) -> str:
+    """What other programs load the base by: its repository on the hub, else its folder."""
+    return model.target.partition("@")[0] if model.source == "hub" else str(model.path)
+
+
+def next_commands(setup: Setup, out: Path) -> list[str]:
+    """Three things to do with a finished run."""
+    problems = setup.task.problems("held_out") or setup.task.problems("train")
+    prompt = problems[0].messages[-1]["content"].strip()
+    fits = len(prompt) <= LONGEST_PROMPT and prompt.isprintable()
+    run, base, asked = shlex.quote(str(out)), shlex.quote(base_name(setup.model)), shlex.quote(prompt if fits else "...")
+    real = "sdpo train --model qwen --task code"
+    return [
+        f"sdpo eval {run}",
+        f"mlx_lm.generate --model {base} --adapter-path {run} --prompt {asked}",
+        real if setup.cfg.model.name == "tiny" else f"sdpo rollout --run {run}",
+    ]
+
+
+def _before(run: Run, state: TrainState) -> Final | None:
+    """The untouched student's score: from the stream, or sampled at the very start.
+
+    A run that goes on with another `eval` section has none: its student isn't untouched any more.
+    """
+    found = _recorded(run, adapter="none", adapter_step=0)
+    if found is not None or state.step > 0:
+        return found
+    return _emitted(run, run.score("final"), step=0, adapter="none", adapter_step=0)
+
+
+def _after(run: Run, state: TrainState) -> Final | None:
+    """The best adapter's score; the student is left with that adapter."""
+    arrays, _ = run.folder.load_adapter()
+    run.policy.load_student(arrays)
+    found = _recorded(run, adapter="best", adapter_step=state.best_step)
+    if found is not None:
+        return found
+    return _emitted(run, run.score("final"), step=state.step, adapter="best", adapter_step=state.best_step)
+
+
+def _recorded(run: Run, *, adapter: str, adapter_step: int) -> Final | None:
+    wanted = {"final": True, "adapter": adapter, "adapter_step": adapter_step, "sampling": _sampling(run)}
+    for event in read_events(run.folder.events):
+        if event.get("type") == "eval" and all(event.get(name) == value for name, value in wanted.items()):
+            return Final.of(event)
+    return None
+
+
+def _emitted(run: Run, found: Evaluation, *, step: int, adapter: str, adapter_step: int) -> Final | None:
+    if not found.problems:
+        return None
+    event = {
+        "type": "eval",
+        "step": step,
+        **found.event(),
+        "final": True,
+        "adapter": adapter,
+        "adapter_step": adapter_step,
+        "sampling": _sampling(run),
+        "rewards": {problem.id: list(problem.rewards) for problem in found.problems},
+    }
+    run.emit(event)
+    return Final.of(event)
+
+
+def _sampling(run: Run) -> dict[str, Any]:
+    """What has to be equal for two final scores to be comparable."""
+    return run.cfg.eval.model_dump(mode="json")
+
+
+def _difference(before: Final | None, after: Final | None, seed: int) -> tuple[float, intervals.Interval]:
+    nothing = float("nan")
+    if before is None or after is None:
+        return nothing, intervals.Interval(nothing, nothing)
+    shared = [name for name in before.rewards if name in after.rewards]
+    first, second = ([score.rewards[name] for name in shared] for score in (before, after))
+    return intervals.paired(first, second, seed=derive("paired", seed))
+
+
+def _gain(outcome: Outcome) -> dict[str, Any]:
+    return {
+        "generations/total": outcome.state.generations,
+        "score/before": outcome.before.result.score if outcome.before else None,
+        "score/after": outcome.after.result.score if outcome.after else None,
+        "difference": outcome.difference,
+        "difference/low": outcome.interval.low,
+        "difference/high": outcome.interval.high,
+    }
