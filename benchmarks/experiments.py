@@ -1,0 +1,78 @@
+"""What `make results` runs on the embedded model: every learning figure that README and docs quote."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+TINY = ("model.name=tiny", "task.name=tiny", "train.eval_every=1", "train.patience=0", "log.samples=0")
+GRPO = "objective.kind=grpo"
+GRPO_RATE = "train.learning_rate=5e-3"  # the best of the sweep below
+FEEDBACK_ONLY = "teacher.demonstration=off"
+SUPPORT = {"sampled": "objective.support=sampled", "sequence": "objective.support=sequence"}
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One row of the results: settings over the preset `tiny`, the seeds, and whether contexts are swapped."""
+
+    section: str
+    label: str
+    settings: tuple[str, ...]
+    seeds: int
+    swapped: bool = False
+
+
+def _main() -> list[Experiment]:
+    longer = ("train.steps=24",)
+    rows = [
+        ("SDPO, default contexts", (), False),
+        ("SDPO, feedback alone", (FEEDBACK_ONLY,), False),
+        ("SDPO, feedback without suggestions", ("task.feedback=no_suggestion", *longer), False),
+        ("GRPO, best learning rate", (GRPO, GRPO_RATE, *longer), False),
+        ("SDPO, contexts of other problems", (), True),
+        ("SDPO, learning rate 0", ("train.learning_rate=0.0", "train.steps=3"), False),
+    ]
+    return [Experiment("main", label, (*TINY, *extra), 5, swapped) for label, extra, swapped in rows]
+
+
+def _versus() -> list[Experiment]:
+    pair = ("rollout.group_size=2", "train.steps=64", "train.eval_every=2")
+    mid = ("task.name=tiny:mid", "train.steps=30")
+    both = [
+        ("groups of 2: SDPO", pair),
+        ("groups of 2: GRPO", (*pair, GRPO, GRPO_RATE)),
+        ("tiny:mid: SDPO", mid),
+        ("tiny:mid: GRPO", (*mid, GRPO, GRPO_RATE)),
+    ]
+    return [Experiment("versus", label, (*TINY, *extra), 3) for label, extra in both]
+
+
+def _sweep() -> list[Experiment]:
+    rates = ("2e-3", "5e-3", "1e-2")
+    return [
+        Experiment("sweep", f"GRPO at {rate}", (*TINY, GRPO, f"train.learning_rate={rate}", "train.steps=24"), 2)
+        for rate in rates
+    ]
+
+
+def _ablations() -> list[Experiment]:
+    rows = [
+        ("full vocabulary, alpha 0.5, ema, rank 8 (the preset)", ()),
+        ("top-20 with tail", ("objective.support=top_k", "objective.top_k=20")),
+        ("sampled token, alpha 1", ("objective.alpha=1.0", SUPPORT["sampled"])),
+        ("sequence, alpha 1", ("objective.alpha=1.0", SUPPORT["sequence"])),
+        ("alpha 0", ("objective.alpha=0.0",)),
+        ("alpha 1", ("objective.alpha=1.0",)),
+        ("teacher frozen", ("teacher.kind=frozen",)),
+        ("teacher live", ("teacher.kind=live",)),
+        ("teacher trust region", ("teacher.kind=trust_region",)),
+        ("rank 4", ("model.adapter.rank=4",)),
+        ("rank 16", ("model.adapter.rank=16",)),
+        ("hybrid, lambda 0.5", ("objective.kind=hybrid",)),
+        ("question weight by pass rate", ("objective.question_weight=pass_rate",)),
+        ("routed by success", ("objective.route=by_success",)),
+    ]
+    return [Experiment("ablation", label, (*TINY, *extra), 3) for label, extra in rows]
+
+
+EXPERIMENTS = (*_main(), *_versus(), *_sweep(), *_ablations())

@@ -1,0 +1,102 @@
+"""One learning run, measured: held-out success against the number of sampled answers."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sdpo_mlx import trainer
+from sdpo_mlx.chat import Chat
+from sdpo_mlx.distill import Batch, distillation_batch
+from sdpo_mlx.run import Run
+from sdpo_mlx.run_folder import RunFolder
+from sdpo_mlx.settings import resolve
+from sdpo_mlx.setup import assemble
+from sdpo_mlx.teacher import teacher_messages
+from sdpo_mlx.types import RolloutGroup
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A run's curve: (step, generations, score, low, high) an evaluation, and the best adapter on fresh seeds."""
+
+    label: str
+    seed: int
+    curve: list[tuple[int, int, float, float, float]]
+    best_step: int
+    final: dict[str, Any]
+    seconds: float
+    changed: bool
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON."""
+        return asdict(self)
+
+
+def measure(label: str, settings: Sequence[str], seed: int, *, swapped: bool = False) -> Measured:
+    """Train once in a folder that is thrown away; `swapped` gives the teacher other problems' contexts."""
+    cfg = resolve(None, [*settings, f"train.seed={seed}"], {}).config
+    setup, begun = assemble(cfg), time.perf_counter()
+    before = {name: array.copy() for name, array in setup.policy.state()["student"].items()}
+    curve, total = [], 0
+
+    def observe(event: Mapping[str, Any], _groups: Sequence[RolloutGroup]) -> None:
+        nonlocal total
+        total = event.get("generations/total", total)
+        if event["type"] == "eval":
+            curve.append((event["step"], total, event["score"], event["low"], event["high"]))
+
+    with tempfile.TemporaryDirectory() as folder, RunFolder.open(Path(folder, "run")) as place, _contexts(swapped):
+        run = Run(setup, place, observe)
+        state = trainer.train(run, run.resume())
+        after = setup.policy.state()["student"]
+        changed = any(not np.array_equal(before[name], after[name]) for name in before)
+        setup.policy.load_student(place.load_adapter()[0])
+        final = run.score("final").event()
+    return Measured(label, seed, curve, state.best_step, final, time.perf_counter() - begun, changed)
+
+
+def generations_until(measured: Mapping[str, Any], target: float) -> int | None:
+    """Sampled answers until the first evaluation that reached the target; None where none did."""
+    return next((int(point[1]) for point in measured["curve"] if point[2] >= target), None)
+
+
+@contextmanager
+def _contexts(swapped: bool) -> Iterator[None]:
+    """The control: demonstration and feedback of the next problem beside this problem's question."""
+    if not swapped:
+        yield
+        return
+
+    def other(groups: Sequence[RolloutGroup], chat: Chat, *arguments: Any, **options: Any) -> Batch:
+        batch = distillation_batch(groups, chat, *arguments, **options)
+        return replace(batch, samples=tuple(_swapped_samples(batch, groups, chat, arguments[0])))
+
+    trainer.distillation_batch = other  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        trainer.distillation_batch = distillation_batch
+
+
+def _swapped_samples(batch: Batch, groups: Sequence[RolloutGroup], chat: Chat, teacher: Any) -> Iterator[Any]:
+    names = [group.problem.id for group in groups]
+    messages = {group.problem.id: group.problem.messages for group in groups}
+    by_problem = {name: [c for (problem, _), c in batch.contexts.items() if problem == name] for name in names}
+    for sample in batch.samples:
+        at = names.index(sample.problem_id)
+        given = next((found for n in (*names[at + 1 :], *names[:at]) if (found := by_problem[n])), None)
+        if given is None or not sample.distil_weight:
+            continue
+        context = given[sample.index % len(given)]
+        shown = context.demonstration.text if context.demonstration else None
+        prompt = chat.render(teacher_messages(messages[sample.problem_id], shown, context.feedback, None, teacher))
+        ids = np.concatenate([prompt, sample.ids_T])
+        yield replace(sample, teacher_ids=ids, teacher_span=(prompt.size, ids.size))

@@ -1,0 +1,65 @@
+"""`make results`: run the experiments, keep every curve in docs/results.json, write docs/results.md from it.
+
+Runs that the JSON already holds are not repeated, so the command can be interrupted; `--again` starts over,
+`--only SECTION` takes a part, `--page` only writes the page.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import time
+from pathlib import Path
+from typing import Any
+
+from experiments import EXPERIMENTS, Experiment
+from page import write_page
+
+DOCS = Path(__file__).resolve().parent.parent / "docs"
+STORE = DOCS / "results.json"
+
+
+def main() -> None:
+    """Run what is missing, then write the page."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", choices=sorted({e.section for e in EXPERIMENTS}))
+    parser.add_argument("--again", action="store_true")
+    parser.add_argument("--page", action="store_true")
+    options = parser.parse_args()
+    store = {"runs": [], "code": []} | (json.loads(STORE.read_text()) if STORE.exists() else {})
+    if options.again:
+        store["runs"] = [run for run in store["runs"] if options.only and run["section"] != options.only]
+    chosen = [e for e in EXPERIMENTS if options.only in (None, e.section)]
+    if not options.page:
+        for experiment in chosen:
+            for seed in range(experiment.seeds):
+                _run_missing(experiment, seed, store)
+    write_page(store, DOCS)
+
+
+def _run_missing(experiment: Experiment, seed: int, store: dict[str, Any]) -> None:
+    key = {"section": experiment.section, "label": experiment.label, "seed": seed, "settings": [*experiment.settings]}
+    if any(all(run[name] == value for name, value in key.items()) for run in store["runs"]):
+        return
+    from learning import measure
+
+    begun = time.perf_counter()
+    measured = measure(experiment.label, experiment.settings, seed, swapped=experiment.swapped)
+    store["runs"].append({**measured.to_dict(), **key, "machine": _machine()})
+    STORE.write_text(json.dumps(store, indent=0) + "\n")
+    last, final = measured.curve[-1], measured.final["score"]
+    print(
+        f"{experiment.section} | {experiment.label} | seed {seed}: {measured.curve[0][2]:.2f} -> {last[2]:.2f},", end=""
+    )
+    print(f" best {final:.2f} at step {measured.best_step}, {time.perf_counter() - begun:.0f} s", flush=True)
+
+
+def _machine() -> str:
+    threads = os.environ.get("OMP_NUM_THREADS", "all")
+    return f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, {threads} threads"
+
+
+if __name__ == "__main__":
+    main()
