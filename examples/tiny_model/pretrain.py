@@ -1,4 +1,4 @@
-"""Pretraining of the embedded model: 366 thousand parameters, some ten minutes on two cores.
+"""Pretraining of the embedded model: 366 thousand parameters.
 
 Leaves out what it does not need: no validation set (every episode is fresh), no checkpoints.
 """
