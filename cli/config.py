@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from sdpo_cli import render
 
 from sdpo_mlx.settings import Resolved, resolve, value_at
 
@@ -33,9 +33,9 @@ def show(
     resolved = resolve(config, sets or [], {"model.name": model, "task.name": task})
     if as_json:
         document = {"config": resolved.config.model_dump(mode="json"), "origins": resolved.origins}
-        typer.echo(json.dumps(document, indent=2, ensure_ascii=False))
+        render.document(document)
     else:
-        typer.echo("\n".join(as_lines(resolved)))
+        render.result(as_lines(resolved))
 
 
 def as_lines(resolved: Resolved) -> list[str]:

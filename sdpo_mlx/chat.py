@@ -105,6 +105,10 @@ class Chat:
         """The text of ids without special tokens; broken UTF-8 becomes U+FFFD, unknown ids nothing."""
         return str(self._backend.decode([int(i) for i in ids if int(i) not in self.eos_ids], skip_special_tokens=True))
 
+    def reveal(self, ids: Sequence[int] | IntArray) -> str:
+        """The text of ids with every special token written out: to look at, never to encode again."""
+        return str(self._backend.decode([int(i) for i in ids], skip_special_tokens=False))
+
     def _encode(self, text: str, *, opens: bool) -> list[int]:
         encoder = self._vocabulary.first if opens else self._vocabulary.later
         return list(encoder.encode(text, add_special_tokens=False).ids)

@@ -106,7 +106,11 @@ def next_commands(setup: Setup, out: Path) -> list[str]:
     problems = setup.task.problems("held_out") or setup.task.problems("train")
     prompt = problems[0].messages[-1]["content"].strip()
     fits = len(prompt) <= LONGEST_PROMPT and prompt.isprintable()
-    run, base, asked = shlex.quote(str(out)), shlex.quote(base_name(setup.model)), shlex.quote(prompt if fits else "...")
+    run, base, asked = (
+        shlex.quote(str(out)),
+        shlex.quote(base_name(setup.model)),
+        shlex.quote(prompt if fits else "..."),
+    )
     real = "sdpo train --model qwen --task code"
     return [
         f"sdpo eval {run}",

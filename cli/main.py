@@ -1,0 +1,131 @@
+"""The `sdpo` command: finds the verb, loads that verb's file alone, and turns errors into one line and a code."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
+from types import MappingProxyType
+from typing import Annotated, Any
+
+import typer
+
+from sdpo_mlx import __version__
+from sdpo_mlx.errors import EXIT_BUG, EXIT_INTERRUPTED, EXIT_OK, SdpoError
+
+EXIT_USAGE = 2
+EXIT_BROKEN_PIPE = 141
+
+# Kept here so that `sdpo --help` imports none of the files.
+VERBS: Mapping[str, str] = MappingProxyType(
+    {
+        "train": "Train a model on a task by self-distillation.",
+        "eval": "Score a run, a model, or a model with an adapter.",
+        "rollout": "Show one problem through the eyes of all involved.",
+        "tasks": "List tasks, show one, grade one answer.",
+        "models": "List, show, import and fetch models.",
+        "config": "The resolved configuration.",
+        "doctor": "What this machine can do, and how to mend the rest.",
+    }
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run one command line and exit with its code (PROMISES.md)."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
+    sys.exit(run(list(sys.argv[1:] if arguments is None else arguments)))
+
+
+def run(words: list[str]) -> int:
+    """The exit code of one command line; every error becomes one line on stderr."""
+    debug = "--debug" in words
+    words = [word for word in words if word != "--debug"] or ["--help"]
+    try:
+        code = application(words)(words, prog_name="sdpo", standalone_mode=False)
+        sys.stdout.flush()
+        return code if isinstance(code, int) else EXIT_OK
+    except SdpoError as error:
+        return _ended(error.line(), error.exit_code, debug)
+    except (KeyboardInterrupt, typer.Abort):
+        return _ended("interrupted", EXIT_INTERRUPTED, debug)
+    except BrokenPipeError:
+        # Whoever read the output has gone; what is still buffered must not be tried again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_BROKEN_PIPE
+    except Exception as error:  # the boundary to the user: a traceback is for --debug
+        if hasattr(error, "format_message"):
+            return _misused(error, debug)
+        hint = "" if debug else " (--debug shows where)"
+        return _ended(f"a bug of ours: {type(error).__name__}: {error}{hint}", EXIT_BUG, debug)
+
+
+def application(words: Sequence[str]) -> typer.Typer:
+    """All verbs by name and line, and in full only the one that was asked for."""
+    # Plain help: readable in 80 columns, and quicker than with rich.
+    app = typer.Typer(
+        rich_markup_mode=None, add_completion=False, pretty_exceptions_enable=False, callback=_root, name="sdpo"
+    )
+    asked = next((word for word in words if not word.startswith("-")), "")
+    for verb, line in VERBS.items():
+        if verb != asked:
+            app.command(verb, help=line)(_absent)
+            continue
+        module = import_module(f"sdpo_cli.{verb}")
+        if hasattr(module, "app"):
+            app.add_typer(module.app, name=verb, help=line)
+        else:
+            app.command(verb)(module.command)
+    return app
+
+
+def _absent() -> None:
+    raise AssertionError("only the verb that was asked for is called")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"sdpo-mlx {__version__}")
+        raise typer.Exit
+
+
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and leave.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    """SDPO on MLX: a language model learns your task from what the environment says.
+
+    Example: sdpo train --model tiny --task tiny
+    """
+
+
+def _misused(error: Any, debug: bool) -> int:
+    """An error of the command line itself: unknown option, missing value."""
+    context = getattr(error, "ctx", None)
+    if type(error).__name__ == "NoArgsIsHelpError":
+        typer.echo(error.format_message(), err=True)
+        return EXIT_USAGE
+    where = context.command_path if context is not None else "sdpo"
+    message = " ".join(str(error.format_message()).split()).rstrip(".")
+    stop = "" if message.endswith("?") else "."
+    return _ended(f"{message}{stop} See `{where} --help`.", int(getattr(error, "exit_code", EXIT_USAGE)), debug)
+
+
+def _ended(line: str, code: int, debug: bool) -> int:
+    from sdpo_mlx.text import display
+
+    if debug:
+        import traceback
+
+        typer.echo(display(traceback.format_exc(), 20_000), err=True)
+    write: Callable[..., None] = typer.echo
+    write(f"sdpo: {' '.join(display(line).split())}", err=True)
+    return code
+
+
+if __name__ == "__main__":
+    main()

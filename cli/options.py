@@ -1,0 +1,22 @@
+"""The options that several commands share, under one name and with one meaning."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Model = Annotated[str | None, typer.Option("--model", metavar="NAME", help="Alias, folder, or hub repository.")]
+TaskName = Annotated[str | None, typer.Option("--task", metavar="NAME", help="`sdpo tasks list` shows them.")]
+Data = Annotated[str | None, typer.Option("--data", metavar="FILE", help="Problems of your own (JSONL).")]
+ConfigFile = Annotated[
+    Path | None, typer.Option("-c", "--config", metavar="FILE", help="Settings in YAML, or a shipped preset's name.")
+]
+Sets = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting; repeatable.")]
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
+Plain = Annotated[bool, typer.Option("--plain", help="Plain lines, no live view.")]
+Seed = Annotated[int | None, typer.Option("--seed", metavar="N", help="Everything random follows from it.")]
+SandboxKind = Annotated[
+    str | None, typer.Option("--sandbox", metavar="KIND", help="auto, bubblewrap; unconfined gives up containment.")
+]

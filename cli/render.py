@@ -1,0 +1,110 @@
+"""Everything that a person reads: results on stdout, messages on stderr; with `live_view.py` the room of rich.
+
+Text of models, datasets and graders passes `untrusted` on its way out, and never is markup.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from sdpo_mlx.text import display
+
+SPARKS = "▁▂▃▄▅▆▇█"
+
+
+def say(line: str) -> None:
+    """One message on stderr."""
+    sys.stderr.write(display(line) + "\n")
+    sys.stderr.flush()
+
+
+def result(lines: Sequence[str]) -> None:
+    """A result for a person, on stdout."""
+    for line in lines:
+        sys.stdout.write(display(line, 100_000) + "\n")
+    sys.stdout.flush()
+
+
+def document(content: Mapping[str, Any]) -> None:
+    """A result for a program: one JSON document on stdout, ASCII, without NaN."""
+    from sdpo_mlx.storage import plain
+
+    sys.stdout.write(json.dumps(plain(content), indent=2, allow_nan=False) + "\n")
+    sys.stdout.flush()
+
+
+def untrusted(text: str, limit: int = 2_000, indent: str = "  ") -> list[str]:
+    """Lines of a foreign text, indented so that none can pass for one of ours."""
+    return [indent + line for line in display(text, limit).expandtabs(4).split("\n")]
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Aligned columns; the last one runs on."""
+    cells = [[" ".join(display(str(cell)).split()) for cell in row] for row in [head, *rows]]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(head) - 1)]
+    return ["  ".join([*(f"{c:<{w}}" for c, w in zip(row, widths, strict=False)), row[-1]]).rstrip() for row in cells]
+
+
+def percent(share: float | None) -> str:
+    """`34.1 %`, `-` where there is no number."""
+    return "-" if share is None or math.isnan(share) else f"{100 * share:.1f} %"
+
+
+def span(low: float | None, high: float | None) -> str:
+    """An interval of shares, ` (30.2 to 38.0)`; empty where there is none."""
+    if low is None or high is None or math.isnan(low) or math.isnan(high):
+        return ""
+    return f" ({100 * low:.1f} to {100 * high:.1f})"
+
+
+def number(value: float | None) -> str:
+    """Three digits that matter, `-` where there is no number."""
+    return "-" if value is None or math.isnan(value) else f"{value:.3g}"
+
+
+def duration(seconds: float) -> str:
+    """`1:02:03`, or `0:42` below an hour."""
+    minutes, rest = divmod(round(max(0.0, seconds)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def size(count: float) -> str:
+    """Bytes in the unit that reads best."""
+    for unit in ("B", "KB", "MB"):
+        if abs(count) < 1024:
+            return f"{count:.0f} {unit}"
+        count /= 1024
+    return f"{count:.1f} GB"
+
+
+def sparkline(shares: Sequence[float], width: int = 40) -> str:
+    """The last `width` shares of 1 as bars."""
+    top = len(SPARKS) - 1
+    return "".join(SPARKS[round(top * min(1.0, max(0.0, share)))] for share in shares[-width:])
+
+
+def is_live(plain: bool) -> bool:
+    """Whether stderr is a terminal that may be drawn on."""
+    wanted = not plain and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
+    return wanted and sys.stderr.isatty() and (sys.stderr.encoding or "").lower().startswith("utf")
+
+
+@contextmanager
+def status(doing: str, plain: bool) -> Iterator[None]:
+    """A spinner while something takes its time; one line where nothing can be drawn."""
+    if not is_live(plain):
+        say(doing)
+        yield
+        return
+    from rich.console import Console
+    from rich.text import Text
+
+    with Console(stderr=True).status(Text(display(doing))):
+        yield

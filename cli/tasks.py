@@ -1,0 +1,118 @@
+"""`sdpo tasks`: which tasks there are, what one looks like, and what its grader says to an answer."""
+
+from __future__ import annotations
+
+import sys
+from difflib import get_close_matches
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from sdpo_cli import options, render
+
+if TYPE_CHECKING:
+    from sdpo_mlx.tasks.base import Task
+    from sdpo_mlx.types import Problem
+
+app = typer.Typer(help="List tasks, show one, grade one answer.", no_args_is_help=True)
+
+Name = Annotated[str, typer.Argument(metavar="TASK", help="`sdpo tasks list` shows them.")]
+ProblemId = Annotated[str | None, typer.Option("--problem", metavar="ID", help="Default: the first held-out one.")]
+
+
+@app.command("list")
+def list_tasks(as_json: options.AsJson = False) -> None:
+    """Show the tasks, one a line.
+
+    Example: sdpo tasks list
+    """
+    from sdpo_mlx.tasks.registry import DESCRIPTIONS
+
+    if as_json:
+        render.document({"tasks": [{"name": name, "description": text} for name, text in DESCRIPTIONS.items()]})
+    else:
+        render.result(render.table(("task", "what it is"), list(DESCRIPTIONS.items())))
+
+
+@app.command("show")
+def show(
+    task: Name,
+    data: options.Data = None,
+    problem: ProblemId = None,
+    sandbox: options.SandboxKind = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Show a task: its size, what its feedback can say, and one problem.
+
+    Example: sdpo tasks show code
+    """
+    opened = _open(task, data, sandbox)
+    chosen = find_problem(opened, problem)
+    counts = {split: len(opened.problems(split)) for split in ("train", "held_out")}
+    if as_json:
+        content = {"name": task, "description": opened.description, "feedback": opened.feedback_modes, **counts}
+        render.document({**content, "problem": {"id": chosen.id, "messages": list(chosen.messages)}})
+        return
+    lines = [f"{task}: {opened.description}", f"problems: {counts['train']} train, {counts['held_out']} held-out"]
+    lines += [f"feedback: {', '.join(opened.feedback_modes)} (the first is the default)", f"problem {chosen.id}:"]
+    for message in chosen.messages:
+        lines += [f"  {message['role']}:", *render.untrusted(message["content"], indent="    ")]
+    render.result(lines)
+
+
+@app.command("grade")
+def grade_answer(
+    task: Name,
+    *,
+    problem: ProblemId = None,
+    answer: Annotated[str, typer.Option("--answer", metavar="FILE", help="The answer's text; - reads stdin.")] = "-",
+    data: options.Data = None,
+    sandbox: options.SandboxKind = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Grade one answer: reward, success, kind, feedback.
+
+    Example: sdpo tasks grade code --problem fizzbuzz --answer answer.md
+    """
+    from sdpo_mlx.sampling import grade
+
+    text = _read(answer)
+    opened = _open(task, data, sandbox)
+    verdict = grade(opened, find_problem(opened, problem), text)
+    if as_json:
+        content = {"reward": verdict.reward, "success": verdict.success}
+        render.document({**content, "kind": verdict.kind, "feedback": verdict.text})
+        return
+    lines = [f"reward {verdict.reward:g}  success {'yes' if verdict.success else 'no'}  kind {verdict.kind}"]
+    render.result([*lines, *(render.untrusted(verdict.text) if verdict.text.strip() else [])])
+
+
+def find_problem(task: Task, name: str | None) -> Problem:
+    """A problem of either split by its id, or the first; raises ConfigError with the nearest id."""
+    from sdpo_mlx.errors import ConfigError
+
+    problems = [*task.problems("held_out"), *task.problems("train")]
+    found = next((each for each in problems if name is None or each.id == name), None)
+    if found is None:
+        near = get_close_matches(name or "", [each.id for each in problems], 1, 0.5)
+        hint = f"did you mean {near[0]}?" if near else f"an id is, for example, {problems[0].id}" if problems else ""
+        raise ConfigError(f"task {task.name} has no problem {name!r}", where="--problem", fix=hint)
+    return found
+
+
+def _open(name: str, data: str | None, sandbox: str | None) -> Task:
+    from sdpo_mlx.settings import resolve
+    from sdpo_mlx.tasks.registry import open_task
+
+    cfg = resolve(None, [], {"task.name": name, "task.data": data, "sandbox.kind": sandbox}).config
+    return open_task(cfg.task, cfg.sandbox).task
+
+
+def _read(answer: str) -> str:
+    from sdpo_mlx.errors import DataError
+
+    try:
+        content = sys.stdin.buffer.read() if answer == "-" else Path(answer).read_bytes()
+    except OSError as error:
+        raise DataError(f"cannot read the answer: {error.strerror}", where=answer, fix="name a text file") from error
+    return content.decode("utf-8", errors="replace")

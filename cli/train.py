@@ -1,0 +1,225 @@
+"""`sdpo train`: the main job, from settings to a run folder with an adapter in it."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from sdpo_cli import options, render
+
+if TYPE_CHECKING:
+    from sdpo_mlx.config import Config
+    from sdpo_mlx.session import Final, Outcome
+    from sdpo_mlx.setup import Setup
+
+EXIT_TOO_LITTLE = 1
+SHOW_CURSOR = "\x1b[?25h"
+
+
+def command(  # noqa: PLR0913 - typer reads the options off the signature
+    *,
+    model: options.Model = None,
+    task: options.TaskName = None,
+    data: options.Data = None,
+    config: options.ConfigFile = None,
+    sets: options.Sets = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "--adapter-path", metavar="DIR", help="Run folder; runs/<model>-<task>-seed<n>."),
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option("--steps", "--iters", metavar="N", help="Steps of the whole run.")
+    ] = None,
+    learning_rate: Annotated[float | None, typer.Option("--learning-rate", metavar="X", help="AdamW's rate.")] = None,
+    group_size: Annotated[int | None, typer.Option("--group-size", metavar="N", help="Answers a problem.")] = None,
+    max_tokens: Annotated[int | None, typer.Option("--max-tokens", metavar="N", help="Longest answer.")] = None,
+    num_layers: Annotated[int | None, typer.Option("--num-layers", hidden=True)] = None,
+    objective: Annotated[str | None, typer.Option("--objective", metavar="KIND", help="sdpo, grpo, hybrid.")] = None,
+    teacher: Annotated[
+        str | None, typer.Option("--teacher", metavar="KIND", help="ema, trust_region, frozen, live.")
+    ] = None,
+    backend: Annotated[str | None, typer.Option("--backend", metavar="NAME", help="auto, mlx.")] = None,
+    seed: options.Seed = None,
+    sandbox: options.SandboxKind = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out, by its own settings.")] = False,
+    require_gain: Annotated[float | None, typer.Option("--require-gain", hidden=True)] = None,
+    plain: options.Plain = False,
+    as_json: options.AsJson = False,
+) -> None:
+    """Train a model on a task by self-distillation; the same command goes on with a run.
+
+    Example: sdpo train --model qwen --task code --steps 50
+    """
+    flags = {
+        "model.name": model,
+        "task.name": task,
+        "task.data": data,
+        "train.steps": steps,
+        "train.learning_rate": learning_rate,
+        "rollout.group_size": group_size,
+        "rollout.max_tokens": max_tokens,
+        "model.adapter.layers": num_layers,
+        "objective.kind": objective,
+        "teacher.kind": teacher,
+        "model.backend": backend,
+        "train.seed": seed,
+        "sandbox.kind": sandbox,
+    }
+    cfg = settings(config, sets or [], flags, out if resume else None, resume=resume)
+    folder = out or default_out(cfg)
+    code = train(cfg, folder, plain=plain, as_json=as_json, require_gain=require_gain)
+    if code:
+        raise typer.Exit(code)
+
+
+def settings(
+    config: Path | None, sets: list[str], flags: Mapping[str, Any], run: Path | None, *, resume: bool
+) -> Config:
+    """The settings: of the run itself when it is resumed, else of file, presets and flags."""
+    from sdpo_mlx.errors import ConfigError
+    from sdpo_mlx.settings import resolve
+    from sdpo_mlx.targets import run_config
+
+    if not resume:
+        return resolve(config, sets, flags).config
+    if run is None:
+        raise ConfigError("--resume needs to know which run", where="--out", fix="add --out DIR")
+    return run_config(run, sets, flags) if config is None else resolve(config, sets, flags).config
+
+
+def default_out(cfg: Config) -> Path:
+    """`runs/<model>-<task>-seed<n>`, in characters that every file system takes."""
+    model = Path(cfg.model.name).name if cfg.model.name.startswith((".", "/", "~")) else cfg.model.name
+    name = f"{model}-{cfg.task.name}-seed{cfg.train.seed}"
+    return Path("runs") / (re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.")[:120] or "run")
+
+
+def train(cfg: Config, out: Path, *, plain: bool, as_json: bool, require_gain: float | None) -> int:
+    """Open all parts, train, show; the exit code."""
+    from sdpo_mlx.interrupt import Interrupt
+    from sdpo_mlx.run_folder import RunFolder
+
+    existed, begun = out.exists(), time.monotonic()
+    with RunFolder.open(out) as folder, Interrupt(leave=_leave) as interrupt:
+        try:
+            setup = _opened(cfg, plain)
+            outcome = _trained(setup, folder, interrupt.requested, plain)
+        except KeyboardInterrupt:
+            return _interrupted(folder, interrupt.exit_code)
+        finally:
+            _tidy(folder, existed)
+    seconds = time.monotonic() - begun
+    if as_json:
+        render.document(as_document(setup, out, outcome, seconds))
+    else:
+        render.result(summary(setup, out, outcome, seconds))
+    if require_gain is not None and not 100 * outcome.difference >= require_gain:
+        points = render.number(100 * outcome.difference)
+        render.say(f"sdpo: held-out rose by {points} points, {require_gain:g} were asked for (--require-gain).")
+        return EXIT_TOO_LITTLE
+    return 0
+
+
+def _opened(cfg: Config, plain: bool) -> Setup:
+    from sdpo_mlx.models import ALIASES
+    from sdpo_mlx.setup import assemble
+
+    name = cfg.model.name
+    became = f" -> {ALIASES[name]}" if name in ALIASES else ""
+    with render.status(f"opening {name}{became}", plain):
+        setup = assemble(cfg)
+    render.say(setup.model.line())
+    return setup
+
+
+def _trained(setup: Setup, folder: Any, interrupted: Any, plain: bool) -> Outcome:
+    from sdpo_cli.live import watching
+    from sdpo_cli.progress import Header, Progress
+
+    from sdpo_mlx.session import carry_out
+
+    with watching(Progress(Header.of(setup, folder.path)), plain) as observe:
+        return carry_out(setup, folder, observe, interrupted, ["sdpo", *sys.argv[1:]])
+
+
+def _interrupted(folder: Any, code: int) -> int:
+    from sdpo_mlx import checkpoint
+    from sdpo_mlx.errors import EXIT_INTERRUPTED
+
+    saved = checkpoint.steps(folder.checkpoints)
+    where = f"saved at step {max(saved)}" if saved else "nothing to save yet"
+    render.say(f"sdpo: interrupted, {where}; run the same command to go on.")
+    return code or EXIT_INTERRUPTED
+
+
+def _leave(code: int) -> None:
+    """A second signal: give the terminal its cursor back and go at once."""
+    if sys.stderr.isatty():
+        sys.stderr.write(SHOW_CURSOR)
+        sys.stderr.flush()
+    os._exit(code)
+
+
+def _tidy(folder: Any, existed: bool) -> None:
+    """Leave no empty run behind where nothing came of it."""
+    if existed or folder.events.exists():
+        return
+    folder.close()
+    (folder.path / ".lock").unlink(missing_ok=True)
+    for each in (folder.rollouts, folder.checkpoints, folder.path, Path("runs")):
+        if each.is_dir() and not any(each.iterdir()):
+            each.rmdir()
+
+
+def summary(setup: Setup, out: Path, outcome: Outcome, seconds: float) -> list[str]:
+    """What came of it, and what to do next."""
+    from sdpo_mlx.session import next_commands
+
+    cfg, state = setup.cfg, outcome.state
+    gain, (low, high) = outcome.difference, outcome.interval
+    lines = [
+        "",
+        f"{cfg.model.name} on {cfg.task.name}: {state.step} steps, {state.generations} answers sampled, "
+        f"{render.duration(seconds)}",
+        f"held-out  before {_score(outcome.before)}   after {_score(outcome.after)}",
+    ]
+    if not math.isnan(gain):
+        paired = f" ({100 * low:+.1f} to {100 * high:+.1f})" if not math.isnan(low) else ""
+        lines.append(f"gain      {100 * gain:+.1f} points{paired}; 95 % intervals, paired by problem")
+    lines += [f"best      step {state.best_step}", f"adapter   {out}/adapters.safetensors", "", "next:"]
+    return [*lines, *(f"  {each}" for each in next_commands(setup, out))]
+
+
+def _score(final: Final | None) -> str:
+    if final is None:
+        return "-"
+    return f"{render.percent(final.result.score)}{render.span(final.result.low, final.result.high)}"
+
+
+def as_document(setup: Setup, out: Path, outcome: Outcome, seconds: float) -> dict[str, Any]:
+    """The same for a program; scores are shares of 1."""
+    from sdpo_mlx.session import next_commands
+
+    before, after = (asdict(final.result) if final else None for final in (outcome.before, outcome.after))
+    return {
+        "run": str(out),
+        "model": setup.model.record(),
+        "task": setup.cfg.task.name,
+        "steps": outcome.state.step,
+        "best_step": outcome.state.best_step,
+        "generations": outcome.state.generations,
+        "seconds": round(seconds, 3),
+        "before": before,
+        "after": after,
+        "difference": {"mean": outcome.difference, "low": outcome.interval.low, "high": outcome.interval.high},
+        "adapter": str(out / "adapters.safetensors"),
+        "next": next_commands(setup, out),
+    }
