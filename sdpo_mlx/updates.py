@@ -40,7 +40,7 @@ def learn(
             temperature=cfg.rollout.temperature,
             interrupted=(lambda: False) if updates else interrupted,
         )
-        places = [(s.problem_id, s.index) for s in part if s.distil_weight > 0 or s.policy_weight > 0]
+        places = [(s.problem_id, s.index) for s in part]
         divergence.update(zip(places, update.divergence_T, strict=False))
         updates.append(update)
     if any(update.applied for update in updates):

@@ -30,7 +30,7 @@ def attach(model: nn.Module, cfg: AdapterConfig, seed: int) -> Weights:
     """
     mx.random.seed(seed)
     if cfg.kind == "full":
-        if any(isinstance(m, nn.QuantizedLinear) for m in model.modules()):
+        if any(isinstance(m, (nn.QuantizedLinear, nn.QuantizedEmbedding)) for m in model.modules()):
             raise ConfigError(
                 "a quantised base cannot be trained in full", where="model.adapter.kind", fix="use lora or dora"
             )

@@ -105,6 +105,8 @@ def generate(
     interrupted: Callable[[], bool] = lambda: False,
 ) -> Iterator[tuple[int, int, Generation]]:
     """Yield (prompt, rollout, generation) as they finish; a rollout draws from its own seed alone."""
+    if not any(seeds):
+        return
     sampler = RowSampler(sampling)
     generator = BatchGenerator(
         model,

@@ -55,20 +55,33 @@ class TeacherSet:
 
 @dataclass
 class Gradient:
-    """What one pass over all samples gives: the gradient by name, and figures a sample (numpy)."""
+    """What one pass over all samples gives: the gradient by name, and figures a sample (numpy).
+
+    `suspects` are the samples of the units whose gradient was not finite.
+    """
 
     loss: float
     grads: Weights
     statistics: list[RowStatistics]
+    suspects: tuple[int, ...] = ()
 
 
 def hidden_states(
-    model: Model, weights: Weights, student: Weights, sequences: Sequence[tuple[IntArray, IntArray]], budget: int
+    model: Model,
+    weights: Weights,
+    student: Weights,
+    sequences: Sequence[tuple[IntArray, IntArray]],
+    budget: int,
+    checkpoint: Callable[[], None],
 ) -> list[mx.array]:
-    """The last block's output at the positions that predict each response (T, d), under `weights`."""
+    """The last block's output at the positions that predict each response (T, d), under `weights`.
+
+    `checkpoint` is called between units and may raise to give up; the student is back in the model by then.
+    """
     result: list[mx.array] = [mx.zeros(0)] * len(sequences)
     with active(model.whole, weights, student):
         for unit in pack([prompt for prompt, _ in sequences], [response for _, response in sequences], budget):
+            checkpoint()
             rows = model.trunk.forward(_ids(unit.prefix_P), mx.array(unit.rows_NT))
             flat = rows.reshape(-1, rows.shape[-1])[mx.array(unit.take_R)]
             parts = mx.split(flat, np.cumsum(unit.counts)[:-1].tolist())
@@ -98,6 +111,7 @@ def gradient(model: Model, student: Weights, lesson: Lesson, budget: int, checkp
     step, samples = _Step(model, student, lesson), lesson.samples
     statistics: list[RowStatistics | None] = [None] * len(samples)
     total, grads = 0.0, {name: mx.zeros_like(array) for name, array in student.items()}
+    suspects: list[int] = []
     units = pack([s.student_ids[: s.student_span[0]] for s in samples], [s.ids_T for s in samples], budget)
     try:
         for number, unit in enumerate(units):
@@ -105,12 +119,15 @@ def gradient(model: Model, student: Weights, lesson: Lesson, budget: int, checkp
             loss, part, figures = step.unit(unit, number)
             total += loss
             grads.update({name: grads[name] + array for name, array in part.items()})
-            mx.eval(grads)
+            finite = mx.all(mx.stack([mx.all(mx.isfinite(array)) for array in part.values()]))
+            mx.eval(grads, finite)
+            if not finite.item():
+                suspects.extend(unit.members)
             for member, figure in zip(unit.members, figures, strict=True):
                 statistics[member] = figure
     finally:
         assign(model.whole, student)
-    return Gradient(total, grads, [figure for figure in statistics if figure is not None])
+    return Gradient(total, grads, [figure for figure in statistics if figure is not None], tuple(suspects))
 
 
 @dataclass(frozen=True)
@@ -147,7 +164,7 @@ class _Step:
         rows, teacher = self._rows(unit, hidden_RD), self._teacher_rows(unit, hidden_RD)
         names = _outside_blocks(self.model.trunk, self.student)
         total, cotangents, grads, figures = 0.0, [], {name: mx.zeros_like(self.student[name]) for name in names}, []
-        for part in _chunks(hidden_RD.shape[0], self.model.chunk):
+        for part in chunks(hidden_RD.shape[0], self.model.chunk):
             targets = None if teacher is None else self._teacher_logits([h[part] for h in teacher], names)
             loss, figure, (cotangent, *extra) = self._chunk(hidden_RD[part], targets, _part(rows, part), names)
             mx.eval(loss, figure, cotangent, extra)
@@ -225,7 +242,7 @@ class _Step:
         teacher = self._teacher_rows(unit, hidden_RD)
         assert teacher is not None
         names, gaps = _outside_blocks(self.model.trunk, self.student), []
-        for part in _chunks(hidden_RD.shape[0], self.model.chunk):
+        for part in chunks(hidden_RD.shape[0], self.model.chunk):
             targets = self._teacher_logits([h[part] for h in teacher], names)
             logits = self.model.trunk.head(hidden_RD[part])
             _, figure = row_loss(logits, targets, _part(rows, part), self.lesson.objective, self.lesson.temperature)
@@ -311,7 +328,8 @@ def _outside_blocks(trunk: Trunk, student: Weights) -> list[str]:
     return [name for name in student if not name.startswith(paths)]
 
 
-def _chunks(rows: int, size: int) -> Iterator[slice]:
+def chunks(rows: int, size: int) -> Iterator[slice]:
+    """Slices of at most `size` that cover `rows`."""
     return (slice(start, min(start + size, rows)) for start in range(0, rows, size))
 
 

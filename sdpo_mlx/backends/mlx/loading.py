@@ -27,17 +27,17 @@ def load(path: Path, cfg: ModelConfig) -> tuple[Model, dict[str, Any]]:
     """The model in evaluation mode, and its config; raises ConfigError for what cannot be read or trained."""
     try:
         whole, config = load_model(path, lazy=True)
-    except (ValueError, FileNotFoundError, KeyError, TypeError, RuntimeError) as error:
+        dtype = _dtype(cfg)
+        if dtype is not None:
+            whole.set_dtype(dtype)
+        whole.eval()
+        mx.eval(whole.parameters())  # a truncated file shows itself only here
+    except (ValueError, OSError, KeyError, TypeError, AttributeError, RuntimeError) as error:
         raise ConfigError(
-            f"the model cannot be loaded: {str(error).splitlines()[0][:200]}",
+            f"the model cannot be loaded: {' '.join(str(error).split())[:200] or type(error).__name__}",
             where=path.name,
             fix="use a folder with config.json and safetensors of an architecture that mlx-lm knows",
         ) from error
-    dtype = _dtype(cfg)
-    if dtype is not None:
-        whole.set_dtype(dtype)
-    whole.eval()
-    mx.eval(whole.parameters())
     text = config.get("text_config", config)
     vocabulary = int(text.get("vocab_size") or whole.args.vocab_size)
     trunk = Trunk(whole)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from mlx.utils import tree_flatten
 
 from sdpo_mlx.backends.base import Arrays, PolicyInfo, SamplingParams, Scores, Update
 from sdpo_mlx.backends.mlx import BLAS, adapter, generation
-from sdpo_mlx.backends.mlx.learning import Gradient, Hidden, Lesson, TeacherSet, gradient, hidden_states
+from sdpo_mlx.backends.mlx.learning import Gradient, Hidden, Lesson, TeacherSet, chunks, gradient, hidden_states
 from sdpo_mlx.backends.mlx.loading import device_name, load
 from sdpo_mlx.backends.mlx.losses import at, log_softmax
 from sdpo_mlx.config import ModelConfig, ObjectiveConfig, TeacherConfig, TrainConfig
@@ -94,7 +95,8 @@ class MLXPolicy:
             if interrupted():
                 raise KeyboardInterrupt
 
-        counted = [s for s in samples if s.distil_weight > 0 or s.policy_weight > 0]
+        # Not `> 0`: a weight that is NaN must stop the step, not drop out of it.
+        counted = [s for s in samples if s.ids_T.size and not (s.distil_weight <= 0 and s.policy_weight <= 0)]
         if not counted:
             return _nothing("no_signal")
         begun = time.perf_counter()
@@ -103,7 +105,9 @@ class MLXPolicy:
         seed = derive(self.train_cfg.seed, "dropout", self.updates)
         lesson = Lesson(counted, teacher, self._teacher_sets(), objective, temperature, seed)
         found = gradient(self.model, self.student, lesson, self.train_cfg.micro_batch_tokens, checkpoint)
-        return self._apply(found, lesson, learning_rate, teacher_seconds)
+        update = self._apply(found, lesson, learning_rate, teacher_seconds)
+        given = {id(sample): array for sample, array in zip(counted, update.divergence_T, strict=True)}
+        return replace(update, divergence_T=tuple(given.get(id(s), np.zeros(0, np.float32)) for s in samples))
 
     def update_teacher(self, teacher: TeacherConfig) -> None:
         """See `Policy.update_teacher`; a frozen teacher and a trust region keep the initial weights."""
@@ -112,29 +116,29 @@ class MLXPolicy:
 
     def state(self) -> Mapping[str, Arrays]:
         """See `Policy.state`."""
-        optimizer = {"updates": np.array(self.updates, dtype=np.int64)}
-        for name, value in self.optimizer.state.items():
-            moments = value.items() if isinstance(value, dict) else [("", value)]
-            optimizer.update({f"{name}|{moment}" if moment else name: np.array(array) for moment, array in moments})
         return {
             "student": adapter.to_numpy(self.student),
             "teacher": adapter.to_numpy(self.teacher),
-            "optimizer": optimizer,
+            "optimizer": self._optimizer_arrays(),
         }
 
     def load_state(self, state: Mapping[str, Arrays]) -> None:
         """See `Policy.load_state`."""
-        self.load_student(state["student"])
-        self.teacher = adapter.from_numpy(state["teacher"], self.student, "teacher")
+        # All is checked before anything is put in place: half a state must not be trained on.
+        student = adapter.from_numpy(state["student"], self.student, "student")
+        teacher = adapter.from_numpy(state["teacher"], self.student, "teacher")
+        optimizer = adapter.from_numpy(state["optimizer"], self._optimizer_arrays(), "optimizer")
+        del optimizer["updates"]
         self.updates = int(state["optimizer"]["updates"])
         restored: dict[str, Any] = {}
-        for key, array in state["optimizer"].items():
+        for key, array in optimizer.items():
             name, _, moment = key.partition("|")
             if moment:
-                restored.setdefault(name, {})[moment] = mx.array(array)
-            elif name != "updates":
-                restored[name] = mx.array(array)
-        self.optimizer.state = restored
+                restored.setdefault(name, {})[moment] = array
+            else:
+                restored[name] = array
+        self.student, self.teacher, self.optimizer.state = student, teacher, restored
+        adapter.assign(self.model.whole, student)
 
     def load_student(self, arrays: Arrays) -> None:
         """Put an adapter's arrays into the student alone; raises ConfigError where they do not fit."""
@@ -155,49 +159,67 @@ class MLXPolicy:
         mx.reset_peak_memory()
         return figures
 
+    def _optimizer_arrays(self) -> dict[str, Any]:
+        arrays = {"updates": np.array(self.updates, dtype=np.int64)}
+        for name, value in self.optimizer.state.items():
+            moments = value.items() if isinstance(value, dict) else [("", value)]
+            arrays.update({f"{name}|{moment}" if moment else name: np.array(array) for moment, array in moments})
+        return arrays
+
     def _teacher_sets(self) -> list[TeacherSet]:
         if self.teacher_cfg.kind != "trust_region":
             return [TeacherSet(self.teacher, 1.0)]
         rate = self.teacher_cfg.update_rate
         return [TeacherSet(self.teacher, 1.0 - rate), TeacherSet(self.student, rate)]
 
-    def _hidden(self, sets: Sequence[TeacherSet], pairs: Sequence[tuple[IntArray, IntArray]]) -> list[Hidden]:
+    def _hidden(
+        self,
+        sets: Sequence[TeacherSet],
+        pairs: Sequence[tuple[IntArray, IntArray]],
+        checkpoint: Callable[[], None] = lambda: None,
+    ) -> list[Hidden]:
         budget = self.train_cfg.micro_batch_tokens
-        columns = [hidden_states(self.model, s.weights, self.student, pairs, budget) for s in sets]
+        columns = [hidden_states(self.model, s.weights, self.student, pairs, budget, checkpoint) for s in sets]
         return list(zip(*columns, strict=True))
 
     def _teacher_hidden(self, samples: Sequence[DistillSample], checkpoint: Callable[[], None]) -> list[Hidden | None]:
         chosen = [i for i, s in enumerate(samples) if s.distil_weight > 0]
         pairs = [(s.teacher_ids[: s.teacher_span[0]], s.ids_T) for s in (samples[i] for i in chosen)]
-        checkpoint()
         result: list[Hidden | None] = [None] * len(samples)
-        for i, states in zip(chosen, self._hidden(self._teacher_sets(), pairs), strict=True):
+        for i, states in zip(chosen, self._hidden(self._teacher_sets(), pairs, checkpoint), strict=True):
             result[i] = states
         return result
 
     def _scores(self, parts: Hidden, response: IntArray, sets: Sequence[TeacherSet], top_k: int) -> Scores:
+        logps, ids, tops = [], [], []
+        for part in chunks(response.size, self.model.chunk):
+            logp_TV = log_softmax(self._logits([states[part] for states in parts], sets), 1.0)
+            logps.append(np.array(at(logp_TV, mx.array(response[part]))))
+            if top_k:
+                ids_TK = mx.argsort(-logp_TV, axis=-1)[:, :top_k]
+                ids.append(np.array(ids_TK).astype(np.int32))
+                tops.append(np.array(mx.take_along_axis(logp_TV, ids_TK, axis=-1)))
+        logps_T = np.concatenate(logps) if logps else np.zeros(0, np.float32)
+        return Scores(logps_T, np.concatenate(ids) if ids else None, np.concatenate(tops) if tops else None)
+
+    def _logits(self, hidden: Sequence[mx.array], sets: Sequence[TeacherSet]) -> mx.array:
         logits: Any = 0.0
-        for states, source in zip(parts, sets, strict=True):
+        for states, source in zip(hidden, sets, strict=True):
             with adapter.active(self.model.whole, source.weights, self.student):
                 logits = logits + source.share * self.model.trunk.head(states).astype(mx.float32)
-        logp_TV = log_softmax(logits, 1.0)
-        logps_T = np.array(at(logp_TV, mx.array(response)))
-        if not top_k:
-            return Scores(logps_T, None, None)
-        ids_TK = mx.argsort(-logp_TV, axis=-1)[:, :top_k]
-        top_TK = mx.take_along_axis(logp_TV, ids_TK, axis=-1)
-        return Scores(logps_T, np.array(ids_TK).astype(np.int32), np.array(top_TK))
+        return logits
 
     def _apply(self, found: Gradient, lesson: Lesson, learning_rate: float, teacher_seconds: float) -> Update:
         clipped, norm = optim.clip_grad_norm(found.grads, self.train_cfg.clip_norm)
         grad_norm = float(norm.item())
         bad = _non_finite(found, lesson)
         finite = bool(np.isfinite(found.loss) and np.isfinite(grad_norm)) and not bad
-        if finite and learning_rate > 0:
+        applied = finite and learning_rate > 0
+        if applied:
             self._step(clipped, learning_rate)
         return Update(
-            applied=finite,
-            reason="" if finite else "non_finite",
+            applied=applied,
+            reason="" if applied else "learning_rate" if finite else "non_finite",
             loss=found.loss,
             grad_norm=grad_norm,
             teacher_seconds=teacher_seconds,
@@ -214,9 +236,20 @@ class MLXPolicy:
 
 
 def _non_finite(found: Gradient, lesson: Lesson) -> tuple[str, ...]:
-    """The problems whose figures are not finite, so that the event can name them."""
-    pairs = zip(lesson.samples, found.statistics, strict=True)
-    return tuple(dict.fromkeys(s.problem_id for s, f in pairs if not all(np.isfinite(column).all() for column in f)))
+    """The problems whose numbers are not finite, so that the event can name them.
+
+    Where a gradient alone is not finite, all problems of its micro-batch are named.
+    """
+    faults = [
+        s.problem_id
+        for s, figures in zip(lesson.samples, found.statistics, strict=True)
+        if not all(np.isfinite(column).all() for column in (*figures, s.rollout_logps_T, _multipliers(s)))
+    ]
+    return tuple(dict.fromkeys(faults or [lesson.samples[i].problem_id for i in found.suspects]))
+
+
+def _multipliers(sample: DistillSample) -> tuple[float, float, float]:
+    return sample.distil_weight, sample.policy_weight, sample.advantage
 
 
 def _figures(found: Gradient, lesson: Lesson) -> dict[str, Any]:

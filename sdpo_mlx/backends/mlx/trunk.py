@@ -14,7 +14,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 from mlx_lm.models.base import create_causal_mask
-from mlx_lm.models.cache import ConcatenateKVCache
+from mlx_lm.models.cache import ConcatenateKVCache, make_prompt_cache
 
 from sdpo_mlx.errors import ConfigError
 
@@ -90,14 +90,25 @@ def check_parity(model: nn.Module, trunk: Trunk, vocab_size: int) -> float:
 
     Raises ConfigError where they differ: learning would follow a wrong gradient.
     """
+    _check_windows(model, trunk)
     ids = (mx.arange(24).reshape(2, 12) * 37 + 11) % vocab_size
     ids[1, :6] = ids[0, :6]
     whole = nn.log_softmax(model(ids)[:, 6:].astype(mx.float32), axis=-1)
-    parts = nn.log_softmax(trunk.head(trunk.forward(ids[0, :6], ids[:, 6:])).astype(mx.float32), axis=-1)
+    try:
+        parts = nn.log_softmax(trunk.head(trunk.forward(ids[0, :6], ids[:, 6:])).astype(mx.float32), axis=-1)
+    except Exception as error:  # a foreign block may fail in any way
+        raise _unsupported(model, f"its blocks cannot be run one by one ({type(error).__name__})") from error
     worst = float(np.array(mx.max(mx.abs(mx.exp(whole) - mx.exp(parts)))))
     if not worst <= PARITY_TOLERANCE:
         raise _unsupported(model, f"its parts differ from the whole by {worst:.1e} in probability")
     return worst
+
+
+def _check_windows(model: nn.Module, trunk: Trunk) -> None:
+    """Sliding windows are longer than the parity check's text; the model's own caches tell where they are."""
+    for index, (block, cache) in enumerate(zip(trunk.blocks, make_prompt_cache(model), strict=False)):
+        if getattr(cache, "max_size", None) != block.window:
+            raise _unsupported(model, f"block {index} attends to a window that is not understood")
 
 
 def _window(inner: nn.Module, layer: nn.Module, index: int) -> int | None:
