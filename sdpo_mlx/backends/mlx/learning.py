@@ -148,12 +148,14 @@ class _Step:
         return loss, grads, figures
 
     def _forward(self, unit: Unit, number: int) -> tuple[list[tuple[mx.array | None, mx.array]], mx.array]:
-        """Phase A: each block's input, and the last block's output at the rows."""
+        """Phase A: the input of each block that phase C visits, and the last block's output at the rows."""
         trunk, inputs = self.model.trunk, []
         prefix = None if unit.prefix_P is None else trunk.embed(mx.array(unit.prefix_P)[None])
         rows = trunk.embed(mx.array(unit.rows_NT))
+        lowest = _lowest_trained(trunk, self.student)
         for index, block in enumerate(trunk.blocks):
-            inputs.append((prefix, rows))
+            if index >= lowest:
+                inputs.append((prefix, rows))
             with _dropout(self.model.whole, derive(self.lesson.seed, number, index)):
                 prefix, rows = block(prefix, rows)
                 mx.eval(rows) if prefix is None else mx.eval(prefix, rows)
@@ -252,10 +254,10 @@ class _Step:
     def _backward(
         self, unit: Unit, number: int, inputs: list[tuple[mx.array | None, mx.array]], cotangent: mx.array
     ) -> Weights:
-        """Phase C: from the last block to the first, each from its kept input, which is dropped then."""
+        """Phase C: from the last block to the first trained one, each from its kept input, dropped then."""
         trunk, grads = self.model.trunk, Weights()
         above: mx.array | None = None if inputs[-1][0] is None else mx.zeros_like(inputs[-1][0])
-        for index in reversed(range(len(trunk.blocks))):
+        for index in reversed(range(_lowest_trained(trunk, self.student), len(trunk.blocks))):
             prefix, rows = inputs.pop()
             with _dropout(self.model.whole, derive(self.lesson.seed, number, index)):
                 found, above, cotangent = _block_vjp(
@@ -320,6 +322,13 @@ class _dropout:  # noqa: N801  reads as a statement
 
     def __exit__(self, *exception: object) -> None:
         self.whole.eval()
+
+
+def _lowest_trained(trunk: Trunk, student: Weights) -> int:
+    """The first block that the gradient has to reach; the embedding lies below all of them."""
+    if _outside_blocks(trunk, student):
+        return 0
+    return next(i for i, block in enumerate(trunk.blocks) if any(name.startswith(block.path) for name in student))
 
 
 def _outside_blocks(trunk: Trunk, student: Weights) -> list[str]:
