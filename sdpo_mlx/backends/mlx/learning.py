@@ -26,7 +26,7 @@ from sdpo_mlx.objective import token_scale
 from sdpo_mlx.seeding import derive
 from sdpo_mlx.types import DistillSample, IntArray
 
-CHUNK_BYTES = 64 * 2**20  # one float32 copy of a chunk's logits; a handful live at once
+CHUNK_BYTES = 16 * 2**20  # one float32 copy of a chunk's logits; some 15 (top-k) to 25 (full) of it live at once
 
 Hidden = tuple[mx.array, ...]  # a response's hidden states (T, d), one array a set of teacher weights
 
