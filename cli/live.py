@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from sdpo_cli.progress import Progress
-from sdpo_cli.render import duration, is_live, number, percent, say, span
+from sdpo_cli.render import duration, is_live, number, percent, rate, say, span
 
 from sdpo_mlx.run import Observer
 from sdpo_mlx.types import RolloutGroup
@@ -53,7 +53,7 @@ def step_line(progress: Progress) -> str:
         f"loss {number(latest.get('loss'))}",
         f"divergence {number(latest.get('divergence/mean'))}",
         f"context {context_words(progress)}",
-        f"{number(progress.speed('generated', 'generate'))} tok/s",
+        f"{rate(progress.speed('generated', 'generate'))} tok/s",
         f"left {duration(left)}" if left is not None else "",
     ]
     return "  ".join(part for part in parts if part)

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 from sdpo_cli.live import context_words
 from sdpo_cli.progress import Progress
-from sdpo_cli.render import duration, number, percent, size, span, sparkline
+from sdpo_cli.render import duration, number, percent, rate, size, span, sparkline
 
 from sdpo_mlx.run import Observer
 from sdpo_mlx.text import display
@@ -68,7 +68,7 @@ def _figures(progress: Progress) -> list[tuple[str, RenderableType]]:
         ("held-out", Text(_scores(progress))),
         ("loss", Text(loss)),
         ("context", Text(display(context_words(progress)))),
-        ("tokens/s", Text(f"generation {number(generation)}   learning {number(learning)}")),
+        ("tokens/s", Text(f"generation {rate(generation)}   learning {rate(learning)}")),
         ("memory", Text(f"peak {size(latest.get('memory/peak') or 0)}")),
     ]
 

@@ -68,6 +68,11 @@ def number(value: float | None) -> str:
     return "-" if value is None or math.isnan(value) else f"{value:.3g}"
 
 
+def rate(each_second: float | None) -> str:
+    """A speed in whole units, `-` where there is no number."""
+    return "-" if each_second is None or math.isnan(each_second) else f"{each_second:,.0f}"
+
+
 def duration(seconds: float) -> str:
     """`1:02:03`, or `0:42` below an hour."""
     minutes, rest = divmod(round(max(0.0, seconds)), 60)
