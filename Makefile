@@ -4,7 +4,7 @@
 
 PYTHON =
 BIN = .venv/bin
-PIP = $(BIN)/python -m pip --quiet --disable-pip-version-check install
+PIP = $(BIN)/python -m pip --quiet --quiet --disable-pip-version-check install
 DEMO = runs/demo
 
 help:
