@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-TINY = ("model.name=tiny", "task.name=tiny", "train.eval_every=1", "train.patience=0", "log.samples=0")
+TINY = ("model.name=tiny", "task.name=tiny", "train.eval_every=2", "train.patience=0", "log.samples=0")
 GRPO = "objective.kind=grpo"
 GRPO_RATE = "train.learning_rate=5e-3"  # the best of the sweep below
 FEEDBACK_ONLY = "teacher.demonstration=off"
@@ -36,8 +36,8 @@ def _main() -> list[Experiment]:
 
 
 def _versus() -> list[Experiment]:
-    pair = ("rollout.group_size=2", "train.steps=64", "train.eval_every=2")
-    mid = ("task.name=tiny:mid", "train.steps=30")
+    pair = ("rollout.group_size=2", "train.steps=64", "train.eval_every=4")
+    mid = ("task.name=tiny:mid", "train.steps=30", "train.eval_every=3")
     both = [
         ("groups of 2: SDPO", pair),
         ("groups of 2: GRPO", (*pair, GRPO, GRPO_RATE)),
@@ -50,7 +50,12 @@ def _versus() -> list[Experiment]:
 def _sweep() -> list[Experiment]:
     rates = ("2e-3", "5e-3", "1e-2")
     return [
-        Experiment("sweep", f"GRPO at {rate}", (*TINY, GRPO, f"train.learning_rate={rate}", "train.steps=24"), 2)
+        Experiment(
+            "sweep",
+            f"GRPO at {rate}",
+            (*TINY, GRPO, f"train.learning_rate={rate}", "train.steps=24", "train.eval_every=4"),
+            2,
+        )
         for rate in rates
     ]
 
@@ -72,7 +77,7 @@ def _ablations() -> list[Experiment]:
         ("question weight by pass rate", ("objective.question_weight=pass_rate",)),
         ("routed by success", ("objective.route=by_success",)),
     ]
-    return [Experiment("ablation", label, (*TINY, *extra), 3) for label, extra in rows]
+    return [Experiment("ablation", label, (*TINY, "train.eval_every=5", *extra), 3) for label, extra in rows]
 
 
 EXPERIMENTS = (*_main(), *_versus(), *_sweep(), *_ablations())

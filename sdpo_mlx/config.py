@@ -31,7 +31,15 @@ class AdapterConfig(Settings):
     scale: float = Field(2.0, gt=0, description="raw multiplier of the low-rank product (mlx-lm's `scale`)")
     dropout: float = Field(0.0, ge=0.0, lt=1.0, description="dropout on the adapter's input while learning")
     keys: list[str] | None = Field(None, description="linear layers to adapt; null: all inside the blocks")
-    layers: int = Field(-1, ge=-1, description="how many blocks, counted from the last; -1: all")
+    layers: int = Field(-1, ge=-1, description="how many blocks, counted from the last; -1: all (not with full)")
+
+    @model_validator(mode="after")
+    def _layers_mean_something(self) -> AdapterConfig:
+        if self.layers == 0:
+            raise ValueError("layers: 0 would adapt nothing, write -1 for all blocks")
+        if self.kind == "full" and (self.layers != -1 or self.keys is not None):
+            raise ValueError("kind: full trains every weight, leave layers and keys out")
+        return self
 
 
 class ModelConfig(Settings):
