@@ -27,6 +27,7 @@ test-slow: .venv/.dev bubblewrap
 	@$(BIN)/python -m pytest -m "slow or not slow"
 
 results: .venv/.base
+	@$(PIP) --editable '.[fast-cpu,results]'
 	@$(BIN)/python benchmarks/results.py
 
 tiny-model: .venv/.base

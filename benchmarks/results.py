@@ -28,7 +28,7 @@ def main() -> None:
     parser.add_argument("--again", action="store_true")
     parser.add_argument("--page", action="store_true")
     options = parser.parse_args()
-    store = {"runs": [], "code": []} | (json.loads(STORE.read_text()) if STORE.exists() else {})
+    store = {"runs": []} | (json.loads(STORE.read_text()) if STORE.exists() else {})
     if options.again:
         store["runs"] = [run for run in store["runs"] if options.only and run["section"] != options.only]
     chosen = [e for e in EXPERIMENTS if options.only in (None, e.section)]
@@ -47,7 +47,7 @@ def _run_missing(experiment: Experiment, seed: int, store: dict[str, Any]) -> No
 
     begun = time.perf_counter()
     measured = measure(experiment.label, experiment.settings, seed, swapped=experiment.swapped)
-    store["runs"].append({**measured.to_dict(), **key, "machine": _machine()})
+    store["runs"].append({**measured.to_dict(), **key, "machine": machine()})
     STORE.write_text(json.dumps(store, indent=0) + "\n")
     last, final = measured.curve[-1], measured.final["score"]
     print(
@@ -56,7 +56,8 @@ def _run_missing(experiment: Experiment, seed: int, store: dict[str, Any]) -> No
     print(f" best {final:.2f} at step {measured.best_step}, {time.perf_counter() - begun:.0f} s", flush=True)
 
 
-def _machine() -> str:
+def machine() -> str:
+    """What the figures were measured on."""
     threads = os.environ.get("OMP_NUM_THREADS", "all")
     return f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, {threads} threads"
 
