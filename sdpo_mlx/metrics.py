@@ -64,15 +64,17 @@ class EventLog:
         """Wait until the drive holds every event; called before a checkpoint."""
         guarded(self.path, sync, self._descriptor)
 
-    def rewind(self, step: int) -> None:
+    def rewind(self, step: int, also: Callable[[Mapping[str, Any]], bool] = lambda _: False) -> None:
         """Drop what a run resumed after `step` completed steps will say again, atomically.
 
-        That is every event of a later step, `run_finished` and unreadable lines; `run_started` stays.
+        That is every event of a later step, `run_finished`, unreadable lines and what `also` picks; `run_started`
+        stays.
         """
         kept = [
             event
             for event in read_events(self.path)
-            if event.get("type") == "run_started" or (event.get("type") != "run_finished" and _step(event) <= step)
+            if event.get("type") == "run_started"
+            or (event.get("type") != "run_finished" and _step(event) <= step and not also(event))
         ]
         self.close()
         try:

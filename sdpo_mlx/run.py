@@ -99,13 +99,19 @@ class Run:
             self.log.rewind(-1)
             self.emit({"type": "run_started", "step": 0, "config": self.cfg.model_dump(mode="json")})
             return TrainState()
+        state = TrainState(**loaded.meta["state"])
         self.policy.load_state(loaded.state)
-        self.log.rewind(loaded.step)
+
+        def scored_again(event: Mapping[str, Any]) -> bool:
+            # What was saved when a score was interrupted does not know of that score.
+            return event.get("type") == "eval" and not event.get("final") and int(event["step"]) > state.evaluated
+
+        self.log.rewind(loaded.step, scored_again)
         self.folder.rewind(loaded.step)
         self.emit({"type": "resumed", "step": loaded.step})
         for warning in loaded.warnings:
             self.emit({"type": "warning", "step": loaded.step, "message": warning})
-        return TrainState(**loaded.meta["state"])
+        return state
 
     def after(self, state: TrainState, sampled: Sampled, batch: Batch, learned: Learned, clock: Clock) -> TrainState:
         """Write what a step did, and the state after it; saves and raises where `Watch` says stop."""

@@ -19,6 +19,7 @@ from sdpo_mlx.types import Feedback, Generation, IntArray, Problem, Rollout, Rol
 
 GRADER_SECONDS = 120.0  # a grader that takes longer hangs; tasks have shorter limits of their own
 GRADER_THREADS = 8
+GLANCE_SECONDS = 0.2  # how often waiting for a verdict looks up for signals and for graders that hang
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ def sample(
     groups = []
     for at, i in enumerate(fitting):
         pairs = [rollouts[at, n] for n in range(len(seeds[i]))]
-        feedback = tuple(graders.result(future) for _, future in pairs)
+        feedback = tuple(graders.result(future, interrupted) for _, future in pairs)
         groups.append(RolloutGroup(problems[i], tuple(rollout for rollout, _ in pairs), feedback))
     return Sampled(tuple(groups), skips, generated - begun, time.perf_counter() - generated)
 
@@ -92,20 +93,26 @@ def grade(task: Task, problem: Problem, text: str, *, truncated: bool = False) -
     """The task's verdict; whatever the grader raises or a reward that is no number is `grader_error`."""
     try:
         given = task.grade(problem, text, truncated=truncated)
-        reward, said = float(given.reward), clean(given.text, FEEDBACK_LIMIT)
-    except Exception as error:  # the one boundary: a grader's fault is never the model's
+        reward, success, said = float(given.reward), bool(given.success), clean(given.text, FEEDBACK_LIMIT)
+        kind = given.kind
+    except (Exception, SystemExit) as error:  # the one boundary: a grader's fault is never the model's
         return Feedback(0.0, False, clean(f"{type(error).__name__}: {error}", 500), "grader_error")
     if not math.isfinite(reward):
         return Feedback(0.0, False, "the reward is not a finite number", "grader_error")
-    return Feedback(reward, bool(given.success), said, given.kind)
+    return Feedback(reward, success, said, kind)
 
 
 class Graders:
-    """Grading on a few daemon threads: one that hangs costs its own verdict and never the run."""
+    """Grading on a few daemon threads: one that hangs costs its own verdict and never the run.
+
+    The clock of each answer starts when its grading does, so that a long queue costs nobody a verdict.
+    """
 
     def __init__(self, task: Task, seconds: float = GRADER_SECONDS) -> None:
         self.task, self.seconds = task, seconds
         self._slots = threading.Semaphore(min(os.cpu_count() or 1, GRADER_THREADS))
+        self._lock = threading.Lock()
+        self._begun: dict[Future[Feedback], float] = {}
 
     def submit(self, problem: Problem, rollout: Rollout) -> Future[Feedback]:
         """Start grading as soon as a thread is free."""
@@ -113,17 +120,37 @@ class Graders:
         threading.Thread(target=self._run, args=(problem, rollout, future), daemon=True).start()
         return future
 
-    def result(self, future: Future[Feedback]) -> Feedback:
-        """The verdict; `grader_error` when it does not come in time."""
-        try:
-            return future.result(timeout=self.seconds)
-        except TimeoutError:
-            self._slots.release()  # the hung thread keeps its slot for good
-            return Feedback(0.0, False, f"the grader took over {self.seconds:g} seconds", "grader_error")
+    def result(self, future: Future[Feedback], interrupted: Callable[[], bool] = lambda: False) -> Feedback:
+        """The verdict; `grader_error` when it does not come in time. Raises KeyboardInterrupt when asked to."""
+        while True:
+            if interrupted():
+                raise KeyboardInterrupt
+            try:
+                return future.result(timeout=min(self.seconds, GLANCE_SECONDS))
+            except TimeoutError:
+                self._expire()
 
     def _run(self, problem: Problem, rollout: Rollout, future: Future[Feedback]) -> None:
-        with self._slots:
-            future.set_result(grade(self.task, problem, rollout.text, truncated=rollout.finish == "length"))
+        self._slots.acquire()
+        with self._lock:
+            self._begun[future] = time.monotonic()
+        feedback = grade(self.task, problem, rollout.text, truncated=rollout.finish == "length")
+        self._settle(future, feedback)
+
+    def _expire(self) -> None:
+        """Give up on every answer whose time is over; its thread is lost, so another may take its place."""
+        with self._lock:
+            late = [f for f, begun in self._begun.items() if time.monotonic() - begun >= self.seconds]
+        for future in late:
+            said = f"the grader took over {self.seconds:g} seconds"
+            self._settle(future, Feedback(0.0, False, said, "grader_error"))
+
+    def _settle(self, future: Future[Feedback], feedback: Feedback) -> None:
+        with self._lock:
+            first = self._begun.pop(future, None) is not None
+        if first:
+            self._slots.release()
+            future.set_result(feedback)
 
 
 def _rollout(chat: Chat, generation: Generation, prompt_ids: IntArray, seed: int) -> Rollout:
