@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from runs_made import Watcher, assert_same, events, last_state, remains, settings, trained
+from runs_made import Watcher, assert_same, events, last_state, remains, trained
+from runs_made import settings as small
 
 from sdpo_mlx import checkpoint
 from sdpo_mlx.config import Config
@@ -27,7 +28,13 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     "full": {"model": {"adapter": {"kind": "full"}}, "train": {"learning_rate": 1e-4}},
     "hybrid, warm-up, cosine": {"objective": {"kind": "hybrid"}, "train": {"schedule": "cosine", "warmup_steps": 2}},
 }
+ROLLOUTS, QUICK = 4, {"problems_per_step": 2, "group_size": 2, "max_tokens": 16}
 SHORT = {"steps": 4, "save_every": 2, "eval_every": 2}
+
+
+def settings(**sections: Any) -> Config:
+    """The small settings with even fewer rollouts."""
+    return small(**{"rollout": QUICK, "eval": {"problems": 1}, **sections})
 
 
 def types(folder: Path) -> list[tuple[str, int]]:
@@ -139,11 +146,11 @@ def test_steps_without_a_signal_change_no_byte_and_warn_once(tmp_path: Path) -> 
     assert last_state(tmp_path / "run") == start
     warnings = [e for e in read_events(tmp_path / "run" / "events.jsonl") if e["type"] == "warning"]
     assert [e["step"] for e in warnings] == [5]
-    assert "5 steps in a row: 40 rollouts, 0 with feedback" in warnings[0]["message"]
+    assert f"5 steps in a row: {5 * ROLLOUTS} rollouts, 0 with feedback" in warnings[0]["message"]
     assert "try easier problems" in warnings[0]["message"]
     for event in events(tmp_path / "run", "step"):
         assert event["groups/no_signal"] == 1.0
-        assert (event["skip/no_signal"], event["tokens/learned"], event["loss"]) == (8, 0, None)
+        assert (event["skip/no_signal"], event["tokens/learned"], event["loss"]) == (ROLLOUTS, 0, None)
 
 
 def test_the_warning_of_nothing_to_learn_survives_a_stop(tmp_path: Path) -> None:
