@@ -63,24 +63,17 @@ def command(  # noqa: PLR0913 - typer reads the options off the signature
 
 def _evaluated(setup: Setup, interrupted: Any) -> Evaluation:
     from sdpo_mlx.errors import DataError
-    from sdpo_mlx.evaluate import evaluate, held_out, sampling_params
+    from sdpo_mlx.evaluate import Exam, evaluate, held_out, sampling_params
 
     cfg = setup.cfg
     problems = held_out(setup.task, cfg.eval)
     if not problems:
         fix = "give some rows of the data the split held_out"
         raise DataError("the task has no held-out problems", where=cfg.task.data or cfg.task.name, fix=fix)
-    return evaluate(
-        setup.policy,
-        setup.task,
-        setup.chat,
-        problems,
-        sampling_params(cfg.eval, cfg.rollout, setup.chat),
-        cfg.eval.samples,
-        seed=cfg.train.seed,
-        purpose="final",  # the seeds of the run's own before and after
-        interrupted=interrupted,
-    )
+    sampling = sampling_params(cfg.eval, cfg.rollout, setup.chat)
+    # "final": the seeds of the run's own before and after
+    exam = Exam(problems, sampling, cfg.eval.samples, cfg.train.seed, "final")
+    return evaluate(setup.policy, setup.task, setup.chat, exam, interrupted)
 
 
 def as_document(target: str, setup: Setup, found: Evaluation, seconds: float) -> dict[str, Any]:

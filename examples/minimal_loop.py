@@ -25,7 +25,7 @@ from sdpo_mlx.backends.base import Policy, SamplingParams
 from sdpo_mlx.backends.choice import open_policy
 from sdpo_mlx.chat import Chat, load_chat
 from sdpo_mlx.config import AdapterConfig, ModelConfig, ObjectiveConfig, TeacherConfig, TrainConfig
-from sdpo_mlx.evaluate import evaluate
+from sdpo_mlx.evaluate import Exam, evaluate
 from sdpo_mlx.sampling import Sampler, rollout_seeds, sample
 from sdpo_mlx.seeding import derive
 from sdpo_mlx.tasks.base import Task
@@ -97,7 +97,7 @@ def held_out_score(
 ) -> float:
     """Share of right answers, four to each held-out problem, always on the same seeds."""
     problems = task.problems("held_out")[: options.held_out]
-    return evaluate(policy, task, chat, problems, sampling, 4, seed=options.seed).score
+    return evaluate(policy, task, chat, Exam(problems, sampling, 4, options.seed)).score
 
 
 def _options() -> argparse.Namespace:

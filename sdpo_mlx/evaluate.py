@@ -17,6 +17,17 @@ from sdpo_mlx.types import Problem
 
 
 @dataclass(frozen=True)
+class Exam:
+    """What is asked and how: `samples` answers a problem; seed and purpose fix every draw."""
+
+    problems: Sequence[Problem]
+    sampling: SamplingParams
+    samples: int
+    seed: int
+    purpose: str = "eval"
+
+
+@dataclass(frozen=True)
 class ProblemScore:
     """One problem's answers: rewards and successes in the order of their seeds."""
 
@@ -85,24 +96,15 @@ def sampling_params(cfg: EvalConfig, rollout: RolloutConfig, chat: Chat) -> Samp
 
 
 def evaluate(
-    policy: Policy,
-    task: Task,
-    chat: Chat,
-    problems: Sequence[Problem],
-    sampling: SamplingParams,
-    samples: int,
-    *,
-    seed: int,
-    purpose: str = "eval",
-    interrupted: Callable[[], bool] = lambda: False,
+    policy: Policy, task: Task, chat: Chat, exam: Exam, interrupted: Callable[[], bool] = lambda: False
 ) -> Evaluation:
-    """Sample and grade every problem `samples` times; equal weights and seeds give equal answers.
+    """Sample and grade every problem of the exam; equal weights and seeds give equal answers.
 
     A prompt that does not fit and an answer that could not be graded count as failures.
     """
-    seeds = rollout_seeds(purpose, seed, 0, problems, samples)
-    sampled = sample(policy, task, chat, problems, sampling, seeds, interrupted)
-    return Evaluation("held_out", samples, _scores(sampled, problems, samples), seed)
+    seeds = rollout_seeds(exam.purpose, exam.seed, 0, exam.problems, exam.samples)
+    sampled = sample(policy, task, chat, exam.problems, exam.sampling, seeds, interrupted)
+    return Evaluation("held_out", exam.samples, _scores(sampled, exam.problems, exam.samples), exam.seed)
 
 
 def _scores(sampled: Sampled, problems: Sequence[Problem], samples: int) -> tuple[ProblemScore, ...]:

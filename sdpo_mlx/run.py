@@ -12,7 +12,7 @@ from sdpo_mlx.backends.base import Policy, SamplingParams
 from sdpo_mlx.chat import Chat
 from sdpo_mlx.config import Config
 from sdpo_mlx.distill import Batch
-from sdpo_mlx.evaluate import Evaluation, evaluate, held_out, sampling_params
+from sdpo_mlx.evaluate import Evaluation, Exam, evaluate, held_out, sampling_params
 from sdpo_mlx.metrics import EventLog, StepFacts, step_metrics
 from sdpo_mlx.run_folder import RunFolder
 from sdpo_mlx.sampling import Sampled, rollout_seeds
@@ -151,17 +151,10 @@ class Run:
 
     def score(self, purpose: str) -> Evaluation:
         """A held-out evaluation of the student as it is, with the seeds of this purpose."""
-        return evaluate(
-            self.policy,
-            self.task,
-            self.chat,
-            held_out(self.task, self.cfg.eval),
-            sampling_params(self.cfg.eval, self.cfg.rollout, self.chat),
-            self.cfg.eval.samples,
-            seed=self.cfg.train.seed,
-            purpose=purpose,
-            interrupted=self.interrupted,
-        )
+        cfg = self.cfg
+        sampling = sampling_params(cfg.eval, cfg.rollout, self.chat)
+        exam = Exam(held_out(self.task, cfg.eval), sampling, cfg.eval.samples, cfg.train.seed, purpose)
+        return evaluate(self.policy, self.task, self.chat, exam, self.interrupted)
 
     def out_of_patience(self, state: TrainState) -> bool:
         """Whether the last evaluations brought no new best."""

@@ -1,0 +1,49 @@
+"""Promise 21: it learns, and its controls do not. One seed here, all five behind `make test-slow`."""
+
+from __future__ import annotations
+
+import pytest
+from learning import Measured, generations_until, measure
+
+TINY = ("model.name=tiny", "task.name=tiny", "log.samples=0")
+FIRST = [0]
+REST = [pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2, 3, 4)]
+SEEDS = pytest.mark.parametrize("seed", [*FIRST, *REST])
+
+
+def best(measured: Measured) -> float:
+    """The best adapter's held-out score on fresh seeds, 256 answers."""
+    return float(measured.final["score"])
+
+
+@SEEDS
+def test_sdpo_reaches_90_percent_within_1000_generations_on_the_embedded_task(seed: int) -> None:
+    measured = measure("sdpo", TINY, seed)
+    assert measured.curve[0][2] <= 0.20
+    assert measured.curve[-1][1] <= 1_000
+    assert best(measured) >= 0.90
+    assert generations_until(measured.to_dict(), 0.85) is not None
+
+
+@SEEDS
+def test_feedback_alone_reaches_85_percent_without_any_demonstration(seed: int) -> None:
+    assert best(measure("feedback", (*TINY, "teacher.demonstration=off"), seed)) >= 0.85
+
+
+@SEEDS
+def test_contexts_of_other_problems_teach_little(seed: int) -> None:
+    measured = measure("swapped", (*TINY, "train.steps=9"), seed, swapped=True)
+    assert measured.curve[-1][2] - measured.curve[0][2] <= 0.20
+
+
+def test_learning_rate_0_changes_no_byte_and_no_answer() -> None:
+    measured = measure("still", (*TINY, "train.learning_rate=0.0", "train.steps=2", "train.eval_every=1"), 0)
+    assert not measured.changed
+    assert len({point[2] for point in measured.curve}) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(5))
+def test_feedback_without_suggestions_still_gains_30_points(seed: int) -> None:
+    measured = measure("no suggestion", (*TINY, "task.feedback=no_suggestion", "train.steps=24"), seed)
+    assert best(measured) - measured.curve[0][2] >= 0.30
