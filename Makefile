@@ -20,11 +20,12 @@ demo: .venv/.base
 	@rm -rf $(DEMO)
 	@$(BIN)/sdpo train --model tiny --task tiny --out $(DEMO) --require-gain 30
 
+# Two processes of one thread each: the tests are many and small.
 test: .venv/.dev bubblewrap
-	@$(BIN)/python -m pytest
+	@OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 test-slow: .venv/.dev bubblewrap
-	@$(BIN)/python -m pytest -m "slow or not slow"
+	@OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "slow or not slow"
 
 results: .venv/.base
 	@$(PIP) --editable '.[fast-cpu,results]'

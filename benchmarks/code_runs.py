@@ -32,7 +32,7 @@ KINDS = ("sdpo", "grpo", "hybrid")
 def main() -> None:
     """Train what is missing, score everything, write the rows."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=18)
+    parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--kinds", nargs="+", default=KINDS, choices=KINDS)
     options = parser.parse_args()
     setup = assemble(resolve(None, [], {"model.name": "smollm2", "task.name": "code:easy"}).config)

@@ -98,12 +98,12 @@ def test_step_equals_oracle_for_every_adapter(architecture: str, options: dict[s
 
 
 def test_head_in_chunks_gives_the_same_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
-    from sdpo_mlx.backends.mlx import learning
+    from sdpo_mlx.backends.mlx import trunk
 
     policy, samples = make_policy("llama", kind="full"), make_samples(7, "hybrid")
     objective = ObjectiveConfig(kind="hybrid", support="sequence", alpha=1.0)
     at_once = found(policy, samples, objective)
-    monkeypatch.setattr(learning.Model, "chunk", property(lambda self: 3))
+    monkeypatch.setattr(trunk.Model, "chunk", property(lambda self: 3))
     in_chunks = found(policy, samples, objective)
     assert in_chunks.loss == pytest.approx(at_once.loss, rel=1e-6)
     assert_same_gradient(in_chunks.grads, at_once.grads, 1e-5)

@@ -66,14 +66,14 @@ def test_poison_in_a_sample_never_reaches_the_weights(place: str, value: float) 
 def test_poison_in_the_gradient_alone_names_its_micro_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     from sdpo_mlx.backends.mlx import learning
 
-    policy, samples, backward = trained(micro_batch_tokens=1), make_samples(2, "hybrid"), learning._Step._backward
+    policy, samples, backward = trained(micro_batch_tokens=1), make_samples(2, "hybrid"), learning.backward
 
-    def broken(self: Any, unit: Any, *rest: Any) -> Any:
-        grads = backward(self, unit, *rest)
+    def broken(model: Any, student: Any, unit: Any, *rest: Any) -> Any:
+        grads = backward(model, student, unit, *rest)
         name = sorted(grads)[0]
         return grads | ({name: grads[name] * float("nan")} if 2 in unit.members else {})
 
-    monkeypatch.setattr(learning._Step, "_backward", broken)
+    monkeypatch.setattr(learning, "backward", broken)
     before = bytes_of(policy)
     update = policy.learn(samples, HYBRID, 1e-2)
     assert (update.applied, update.reason, update.non_finite) == (False, "non_finite", ("b",))

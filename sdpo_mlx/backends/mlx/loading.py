@@ -14,8 +14,7 @@ import numpy as np
 from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.utils import load_model
 
-from sdpo_mlx.backends.mlx.learning import Model
-from sdpo_mlx.backends.mlx.trunk import Trunk, check_parity
+from sdpo_mlx.backends.mlx.trunk import Model, Trunk, check_parity
 from sdpo_mlx.config import ModelConfig
 from sdpo_mlx.errors import ConfigError
 

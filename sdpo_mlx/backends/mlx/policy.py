@@ -16,7 +16,8 @@ from mlx.utils import tree_flatten
 
 from sdpo_mlx.backends.base import Arrays, PolicyInfo, SamplingParams, Scores, Update
 from sdpo_mlx.backends.mlx import BLAS, adapter, generation
-from sdpo_mlx.backends.mlx.learning import Gradient, Hidden, Lesson, TeacherSet, chunks, gradient, hidden_states
+from sdpo_mlx.backends.mlx.head import Hidden, Lesson, TeacherSet, chunks
+from sdpo_mlx.backends.mlx.learning import Gradient, gradient, hidden_states
 from sdpo_mlx.backends.mlx.loading import device_name, load
 from sdpo_mlx.backends.mlx.losses import at, log_softmax
 from sdpo_mlx.config import ModelConfig, ObjectiveConfig, TeacherConfig, TrainConfig

@@ -18,6 +18,7 @@ from mlx_lm.models.cache import ConcatenateKVCache, make_prompt_cache
 
 from sdpo_mlx.errors import ConfigError
 
+CHUNK_BYTES = 16 * 2**20  # one float32 copy of a chunk's logits; some 15 (top-k) to 25 (full) of it live at once
 PARITY_TOLERANCE = 2e-2  # bfloat16 keeps eight bits; float32 models come out near 1e-5
 
 
@@ -83,6 +84,20 @@ class Trunk:
             prefix, rows = block(prefix, rows)
             mx.eval(rows) if prefix is None else mx.eval(prefix, rows)
         return rows
+
+
+@dataclass(frozen=True)
+class Model:
+    """The pieces that a gradient needs: the whole, its parts, and how many ids it speaks."""
+
+    whole: nn.Module
+    trunk: Trunk
+    vocab_size: int
+
+    @property
+    def chunk(self) -> int:
+        """Response positions that the head sees at once."""
+        return max(16, CHUNK_BYTES // (4 * self.vocab_size))
 
 
 def check_parity(model: nn.Module, trunk: Trunk, vocab_size: int) -> float:
