@@ -29,6 +29,8 @@ def main() -> None:
     parser.add_argument("--page", action="store_true")
     options = parser.parse_args()
     store = {"runs": []} | (json.loads(STORE.read_text()) if STORE.exists() else {})
+    known = [_key(experiment, seed) for experiment in EXPERIMENTS for seed in range(experiment.seeds)]
+    store["runs"] = [run for run in store["runs"] if any(_is(run, key) for key in known)]
     if options.again:
         store["runs"] = [run for run in store["runs"] if options.only and run["section"] != options.only]
     chosen = [e for e in EXPERIMENTS if options.only in (None, e.section)]
@@ -40,8 +42,8 @@ def main() -> None:
 
 
 def _run_missing(experiment: Experiment, seed: int, store: dict[str, Any]) -> None:
-    key = {"section": experiment.section, "label": experiment.label, "seed": seed, "settings": [*experiment.settings]}
-    if any(all(run[name] == value for name, value in key.items()) for run in store["runs"]):
+    key = _key(experiment, seed)
+    if any(_is(run, key) for run in store["runs"]):
         return
     from learning import measure
 
@@ -54,6 +56,16 @@ def _run_missing(experiment: Experiment, seed: int, store: dict[str, Any]) -> No
         f"{experiment.section} | {experiment.label} | seed {seed}: {measured.curve[0][2]:.2f} -> {last[2]:.2f},", end=""
     )
     print(f" best {final:.2f} at step {measured.best_step}, {time.perf_counter() - begun:.0f} s", flush=True)
+
+
+def _key(experiment: Experiment, seed: int) -> dict[str, Any]:
+    """What a stored run must say to be this one."""
+    settings = [*experiment.settings]
+    return {"section": experiment.section, "label": experiment.label, "seed": seed, "settings": settings}
+
+
+def _is(run: dict[str, Any], key: dict[str, Any]) -> bool:
+    return all(run[name] == value for name, value in key.items())
 
 
 def machine() -> str:
