@@ -155,6 +155,20 @@ def expected(
     return loss, total
 
 
+def term_size(policy: Any, samples: list[DistillSample], objective: ObjectiveConfig, temperature: float) -> float:
+    """Mean size of a token's own term in the loss: what rounding is relative to where signed terms cancel."""
+    sizes = []
+    for sample in samples:
+        logits = np.array(plain_logits(policy, policy.student, sample.student_ids, sample.student_span))
+        arrays = (logits, teacher_logits(policy, sample), sample.ids_T, sample.rollout_logps_T)
+        weights = {"distil_weights_B": [sample.distil_weight], "policy_weights_B": [sample.policy_weight]}
+        for mask in np.eye(sample.ids_T.size):
+            batch = [np.asarray(array)[None] for array in (*arrays, mask)]
+            loss, _ = oracle.loss_and_grad(*batch, objective, temperature, advantages_B=[sample.advantage], **weights)
+            sizes.append(abs(loss))
+    return float(np.mean(sizes))
+
+
 def _padded(rows: list[np.ndarray]) -> np.ndarray:
     longest = max(len(row) for row in rows)
     return np.stack([np.pad(row, [(0, longest - len(row)), *[(0, 0)] * (row.ndim - 1)]) for row in rows])
