@@ -9,6 +9,7 @@ import io
 import json
 import math
 import re
+import shutil
 import sys
 from collections import Counter
 from importlib import resources
@@ -196,6 +197,8 @@ def test_splits_hold_every_level_and_enough_easy_problems() -> None:
 
 @pytest.fixture(scope="module")
 def task() -> CodeTask:
+    if sys.platform == "linux" and shutil.which("bwrap") is None:
+        pytest.skip("bubblewrap is missing: apt install bubblewrap")
     return CodeTask(open_sandbox(SandboxConfig()))
 
 
