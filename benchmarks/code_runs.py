@@ -11,6 +11,7 @@ import json
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ from sdpo_mlx.metrics import read_events
 from sdpo_mlx.sampling import rollout_seeds, sample
 from sdpo_mlx.settings import resolve
 from sdpo_mlx.setup import Setup, assemble
+from sdpo_mlx.teacher import teacher_messages
+from sdpo_mlx.types import Problem, RolloutGroup
 
 RUNS = DOCS.parent / "runs" / "results"
 SAMPLES = 16
@@ -36,6 +39,7 @@ def main() -> None:
     parser.add_argument("--kinds", nargs="+", default=KINDS, choices=KINDS)
     options = parser.parse_args()
     setup = assemble(resolve(None, [], {"model.name": "smollm2", "task.name": "code:easy"}).config)
+    untouched = setup.policy.state()["student"]
     rows = [{"label": "untouched", **_score(setup)}]
     for kind in options.kinds:
         folder = RUNS / f"code-{kind}"
@@ -50,7 +54,8 @@ def main() -> None:
     for row in rows[1:]:
         row["difference"] = _difference(rows[0]["rewards"], row["rewards"])
     store = json.loads(STORE.read_text())
-    store["code"] = {"rows": rows, "machine": machine(), "samples": SAMPLES}
+    setup.policy.load_student(untouched)
+    store["code"] = {"rows": rows, "teacher": _teacher(setup), "machine": machine(), "samples": SAMPLES}
     STORE.write_text(json.dumps(store, indent=0) + "\n")
 
 
@@ -76,6 +81,38 @@ def _score(setup: Setup) -> dict[str, Any]:
         "kinds": dict(kinds),
         "length": sum(lengths) / len(lengths),
     }
+
+
+def _teacher(setup: Setup) -> dict[str, float]:
+    """Is the self-teacher better than the student? Success of the untouched model alone and with contexts.
+
+    Training problems; the feedback is that on up to two failures of its own, the solution our reference.
+    """
+    problems, cfg = setup.task.problems("train"), setup.cfg
+    sampling = sampling_params(cfg.eval, cfg.rollout, setup.chat)
+
+    def asked(questions: list[Problem], n: int) -> list[RolloutGroup]:
+        seeds = rollout_seeds("code-teacher", 0, 0, questions, n)
+        return list(sample(setup.policy, setup.task, setup.chat, questions, sampling, seeds).groups)
+
+    def shown(problem: Problem, number: int, solution: str | None, feedback: str | None) -> Problem:
+        messages = teacher_messages(problem.messages, solution, feedback, None, cfg.teacher)
+        return replace(problem, id=f"{problem.id}#{number}", messages=messages)
+
+    alone = asked(list(problems), 4)
+    told = [
+        shown(group.problem, number, None, said.text)
+        for group in alone
+        for number, said in enumerate([f for f in group.feedback if not f.success][:2])
+    ]
+    solved = [shown(p, 0, f"```python\n{_reference(p)}```", None) for p in problems]
+    shares = {"alone": alone, "with feedback": asked(told, 1), "with a solution": asked(solved, 2)}
+    return {name: sum(group.pass_rate for group in groups) / len(groups) for name, groups in shares.items()}
+
+
+def _reference(problem: Problem) -> str:
+    name = problem.id.removeprefix("code/") + ".py"
+    return (DOCS.parent / "tests" / "data" / "code_solutions" / name).read_text()
 
 
 def _training(folder: Path) -> dict[str, Any]:

@@ -31,7 +31,12 @@ def write_page(store: Store, docs: Path) -> None:
         if runs:
             parts += [f"## {title}", text, _table(runs), _footer(section, runs)]
     if store.get("code"):
-        parts += [CODE_HEAD, _code_table(store["code"]), CODE_FOOT.format(**store["code"])]
+        parts += [
+            CODE_HEAD,
+            _code_table(store["code"]),
+            _teacher_line(store["code"]),
+            CODE_FOOT.format(**store["code"]),
+        ]
     (docs / "results.md").write_text("\n\n".join(parts) + "\n")
     main = [run for run in store["runs"] if run["section"] == "main"]
     if main:
@@ -59,6 +64,7 @@ CODE_HEAD = """## Real weights: SmolLM2-135M on Python problems
 `sdpo train --model smollm2 --task code:easy --objective KIND`: the 24 training problems up to the level easy, 2 a
 step with 8 rollouts each, one seed; scored on the 10 held-out problems of those levels at temperature 0.7. "Among
 sampled answers" is the success rate of the training rollouts in the first and last third of the steps."""
+TEACHER = """Is the self-teacher better than the student? The untouched model on the training problems: {shares}."""
 CODE_FOOT = "`python benchmarks/code_runs.py` · {machine} · {samples} answers a problem, intervals over problems."
 
 
@@ -98,6 +104,11 @@ def _code_table(code: Mapping[str, Any]) -> str:
         "|---|---|---|---|---|---|---|---|",
     ]
     return "\n".join([*lines, *map(_code_row, code["rows"])])
+
+
+def _teacher_line(code: Mapping[str, Any]) -> str:
+    shares = ", ".join(f"{name} {100 * share:.0f} %" for name, share in code["teacher"].items())
+    return TEACHER.format(shares=shares)
 
 
 def _code_row(row: Mapping[str, Any]) -> str:
