@@ -73,11 +73,17 @@ def _ablations() -> list[Experiment]:
         ("teacher trust region", ("teacher.kind=trust_region",)),
         ("rank 4", ("model.adapter.rank=4",)),
         ("rank 16", ("model.adapter.rank=16",)),
-        ("hybrid, lambda 0.5", ("objective.kind=hybrid",)),
-        ("question weight by pass rate", ("objective.question_weight=pass_rate",)),
-        ("routed by success", ("objective.route=by_success",)),
     ]
     return [Experiment("ablation", label, (*TINY, "train.eval_every=5", *extra), 3) for label, extra in rows]
 
 
-EXPERIMENTS = (*_main(), *_versus(), *_sweep(), *_ablations())
+def _beyond() -> list[Experiment]:
+    rows = [
+        ("hybrid, lambda 0.5", ("objective.kind=hybrid",)),
+        ("question weight by pass rate", ("objective.question_weight=pass_rate",)),
+        ("routed by success", ("objective.route=by_success",)),
+    ]
+    return [Experiment("beyond", label, (*TINY, "train.eval_every=5", *extra), 3) for label, extra in rows]
+
+
+EXPERIMENTS = (*_main(), *_versus(), *_sweep(), *_ablations(), *_beyond())

@@ -56,8 +56,9 @@ SECTIONS = (
     (
         "ablation",
         "What matters inside SDPO",
-        "3 seeds each, the preset but for what the row says; the score is that of the last step.",
+        "3 seeds each, the preset but for what the row says.",
     ),
+    ("beyond", "Hybrid, question weights, routing", "3 seeds each, the preset but for what the row says."),
 )
 CODE_HEAD = """## Real weights: SmolLM2-135M on Python problems
 
