@@ -17,7 +17,7 @@ from sdpo_cli import options, render
 
 if TYPE_CHECKING:
     from sdpo_mlx.config import Config
-    from sdpo_mlx.session import Final, Outcome
+    from sdpo_mlx.course import Final, Outcome
     from sdpo_mlx.setup import Setup
 
 EXIT_TOO_LITTLE = 1
@@ -144,7 +144,7 @@ def _trained(setup: Setup, folder: Any, interrupted: Any, plain: bool) -> Outcom
     from sdpo_cli.live import watching
     from sdpo_cli.progress import Header, Progress
 
-    from sdpo_mlx.session import carry_out
+    from sdpo_mlx.course import carry_out
 
     with watching(Progress(Header.of(setup, folder.path)), plain) as observe:
         return carry_out(setup, folder, observe, interrupted, ["sdpo", *sys.argv[1:]])
@@ -181,7 +181,7 @@ def _tidy(folder: Any, existed: bool) -> None:
 
 def summary(setup: Setup, out: Path, outcome: Outcome, seconds: float) -> list[str]:
     """What came of it, and what to do next."""
-    from sdpo_mlx.session import next_commands
+    from sdpo_mlx.course import next_commands
 
     cfg, state = setup.cfg, outcome.state
     gain, (low, high) = outcome.difference, outcome.interval
@@ -206,7 +206,7 @@ def _score(final: Final | None) -> str:
 
 def as_document(setup: Setup, out: Path, outcome: Outcome, seconds: float) -> dict[str, Any]:
     """The same for a program; scores are shares of 1."""
-    from sdpo_mlx.session import next_commands
+    from sdpo_mlx.course import next_commands
 
     before, after = (asdict(final.result) if final else None for final in (outcome.before, outcome.after))
     return {

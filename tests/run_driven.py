@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from sdpo_mlx import checkpoint, metrics, sampling, session, storage
+from sdpo_mlx import checkpoint, course, metrics, sampling, storage
 from sdpo_mlx.backends.mlx import policy
 from sdpo_mlx.config import Config
 from sdpo_mlx.errors import SdpoError
@@ -67,7 +67,7 @@ def run(folder: Path, settings: str, hooked: str) -> int:
             try:
                 setup = assemble(cfg)
                 print("ready", flush=True)
-                session.carry_out(setup, opened, lambda *_: None, interrupt.requested)
+                course.carry_out(setup, opened, lambda *_: None, interrupt.requested)
             except KeyboardInterrupt:
                 return interrupt.exit_code
     except SdpoError as error:

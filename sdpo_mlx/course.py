@@ -1,4 +1,4 @@
-"""One whole training session: resume or start, score the untouched student, train, score the best adapter.
+"""The whole course of a run: resume or start, score the untouched student, train, score the best adapter.
 
 Both final scores use seeds of their own, so that the score which chose the best adapter does not flatter it.
 They are `eval` events with `"final": true`, so that a resumed run finds them instead of sampling again.
@@ -45,7 +45,7 @@ class Final:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a session ended; `difference` is after minus before, paired by problem (NaN where one is missing)."""
+    """How a run ended; `difference` is after minus before, paired by problem (NaN where one is missing)."""
 
     state: TrainState
     before: Final | None
