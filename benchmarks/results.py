@@ -71,7 +71,7 @@ def _is(run: dict[str, Any], key: dict[str, Any]) -> bool:
 def machine() -> str:
     """What the figures were measured on."""
     threads = os.environ.get("OMP_NUM_THREADS", "all")
-    return f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, {threads} threads"
+    return f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, threads: {threads}"
 
 
 if __name__ == "__main__":
