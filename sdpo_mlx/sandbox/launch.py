@@ -69,7 +69,7 @@ def payload(program: str, stdin: bytes) -> bytes:
 def launch(
     argv: list[str], stdin: bytes, seconds: float, *, env: dict[str, str] | None = None, cwd: str | None = None
 ) -> RunResult:
-    """Run `argv` in a process group of its own until it ends, floods a stream or is out of time; then kill all of it."""
+    """Run `argv` in its own process group until it ends, floods a stream or is out of time; then kill that group."""
     start = time.monotonic()
     with subprocess.Popen(
         argv,
