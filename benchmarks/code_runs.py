@@ -28,7 +28,7 @@ from sdpo_mlx.teacher import teacher_messages
 from sdpo_mlx.types import Problem, RolloutGroup
 
 RUNS = DOCS.parent / "runs" / "results"
-SAMPLES = 16
+SAMPLES = 8
 KINDS = ("sdpo", "grpo", "hybrid")
 
 
