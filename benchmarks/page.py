@@ -66,8 +66,8 @@ CODE_HEAD = """## Real weights: SmolLM2-135M on Python problems
 step with 8 rollouts each, one seed; scored on the 10 held-out problems of those levels at temperature 0.7. "Among
 sampled answers" is the success rate of the training rollouts in the first and last third of the steps."""
 TEACHER = """Is the self-teacher better than the student? The untouched model on the training problems: {shares}."""
-READING = """How we read the run of November 2026: a flat curve. No objective moved the held-out score beyond its interval after
-192 sampled answers, and the sampled answers' own rates rise alike under all three, since each step has the same two
+READING = """How we read the run of November 2026: a flat curve. No objective moved the held-out score beyond its
+interval after 192 sampled answers, and the sampled answers' own rates rise alike under all three, since each step has the same two
 problems. The diagnosis above says why SDPO had little to teach: a model of this size follows a solution that it is
 shown, but the environment's words about its failures do not help it (those contexts stand on problems it had failed,
 which are harder than the average; still, nothing points upwards), and with a success rate this low most contexts were
