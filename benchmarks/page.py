@@ -67,12 +67,13 @@ step with 8 rollouts each, one seed; scored on the 10 held-out problems of those
 sampled answers" is the success rate of the training rollouts in the first and last third of the steps."""
 TEACHER = """Is the self-teacher better than the student? The untouched model on the training problems: {shares}."""
 READING = """How we read the run of November 2026: a flat curve. No objective moved the held-out score beyond its
-interval after 192 sampled answers, and the sampled answers' own rates rise alike under all three, since each step has the same two
-problems. The diagnosis above says why SDPO had little to teach: a model of this size follows a solution that it is
-shown, but the environment's words about its failures do not help it (those contexts stand on problems it had failed,
-which are harder than the average; still, nothing points upwards), and with a success rate this low most contexts were
-feedback alone. SDPO did teach the form: answers without a code block fell from 15 to 5 of 80. The paper sees the same
-limit below about 2B parameters; the hybrid that it recommends there did not differ either at this budget."""
+interval after 192 sampled answers, and the sampled answers' own rates rise alike under all three, since
+each step has the same two problems. The diagnosis above says why SDPO had little to teach: a model of
+this size follows a solution that it is shown, but the environment's words about its failures do not help
+it (those contexts stand on problems it had failed, which are harder than the average; still, nothing
+points upwards), and with a success rate this low most contexts were feedback alone. SDPO did teach the
+form: answers without a code block fell from 15 to 5 of 80. The paper sees the same limit below about 2B
+parameters; the hybrid that it recommends there did not differ either at this budget."""
 CODE_FOOT = "`python benchmarks/code_runs.py` · {machine} · {samples} answers a problem, intervals over problems."
 
 
