@@ -27,9 +27,12 @@ test: .venv/.dev bubblewrap
 test-slow: .venv/.dev bubblewrap
 	@OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "slow or not slow"
 
-results: .venv/.base
+results: .venv/.base bubblewrap
 	@$(PIP) --editable '.[fast-cpu,results]'
-	@$(BIN)/python benchmarks/results.py
+	@OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python benchmarks/results.py
+	@$(BIN)/sdpo models fetch smollm2
+	@OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python benchmarks/code_runs.py
+	@$(BIN)/python benchmarks/results.py --page
 
 tiny-model: .venv/.base
 	@$(BIN)/python examples/tiny_model/build.py
