@@ -105,7 +105,7 @@ def _open(name: str, data: str | None, sandbox: str | None) -> Task:
     from sdpo_mlx.tasks.registry import open_task
 
     cfg = resolve(None, [], {"task.name": name, "task.data": data, "sandbox.kind": sandbox}).config
-    return open_task(cfg.task, cfg.sandbox).task
+    return open_task(cfg).task
 
 
 def _read(answer: str) -> str:

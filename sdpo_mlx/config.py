@@ -58,7 +58,7 @@ class TaskConfig(Settings):
     """The environment."""
 
     name: str = Field("tiny", min_length=1, description="a task's name; `sdpo tasks list` shows them")
-    data: str | None = Field(None, description="JSONL file with problems of one's own")
+    data: str | None = Field(None, description="problems of one's own: a file, or hub:NAME")
     feedback: str | None = Field(None, description="what the environment says; null: the task's own default")
     on_error: Literal["stop", "skip"] = Field("stop", description="what to do with bad rows in the data")
 
@@ -161,7 +161,9 @@ class EvalConfig(Settings):
 class SandboxConfig(Settings):
     """Where model-written code runs."""
 
-    kind: Literal["auto", "bubblewrap", "unconfined"] = Field("auto", description="unconfined only by name")
+    kind: Literal["auto", "bubblewrap", "seatbelt", "container", "unconfined"] = Field(
+        "auto", description="auto: bubblewrap on Linux, Seatbelt on macOS; container and unconfined only by name"
+    )
     seconds: float = Field(6.0, gt=0, description="wall clock for one run of one answer's tests")
     memory_mb: PositiveInt = Field(512, description="address space of the candidate")
 

@@ -61,7 +61,7 @@ def assemble(cfg: Config) -> Setup:
 
     Raises ConfigError, DataError or SandboxError, each with one line.
     """
-    opened = open_task(cfg.task, cfg.sandbox)
+    opened = open_task(cfg)
     if not opened.task.problems("train"):
         raise DataError("the task has no training problems", where=cfg.task.data or cfg.task.name)
     model = models.resolve(cfg.model.name)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from reward_hacks import HACKS
 
-from sdpo_mlx.config import SandboxConfig
+from sdpo_mlx.config import SandboxConfig, TaskConfig
 from sdpo_mlx.errors import ConfigError, DataError
 from sdpo_mlx.sandbox.base import RunResult, Sandbox
 from sdpo_mlx.sandbox.choice import open_sandbox
@@ -60,7 +60,7 @@ def fenced(code: str) -> str:
 
 
 def judged(box: Sandbox, row: dict[str, Any], code: str, feedback: str = "public") -> Feedback:
-    return CodeTask(box, feedback=feedback).grade(problem_from_row(row, "row"), fenced(code))
+    return CodeTask(box, TaskConfig(feedback=feedback)).grade(problem_from_row(row, "row"), fenced(code))
 
 
 @pytest.mark.parametrize(
@@ -267,7 +267,7 @@ def test_turnstile_lets_nobody_in_beside_one_who_is_alone() -> None:
 
 def test_unknown_mode_is_a_configuration_error() -> None:
     with pytest.raises(ConfigError, match="choose one of public"):
-        CodeTask(Broken(), feedback="loud")
+        CodeTask(Broken(), TaskConfig(feedback="loud"))
 
 
 @pytest.mark.parametrize(
@@ -299,7 +299,7 @@ def test_own_problems_are_read_from_a_file(tmp_path: Path) -> None:
     path = tmp_path / "mine.jsonl"
     rows = [DOUBLE, {**ECHO, "split": "held_out", "family": "sums"}]
     path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
-    task = CodeTask(Broken(), data=path)
+    task = CodeTask(Broken(), TaskConfig(data=str(path)))
     assert [p.id for p in task.problems("train")] == ["double"]
     held_out = task.problems("held_out")
     assert [(p.id, p.family) for p in held_out] == [("sum", "sums")]

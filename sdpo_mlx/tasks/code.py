@@ -11,10 +11,8 @@ import json
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
-from importlib import resources
-from pathlib import Path
 
-from sdpo_mlx.data import OnError, collect
+from sdpo_mlx.config import TaskConfig
 from sdpo_mlx.errors import ConfigError
 from sdpo_mlx.sandbox.base import Sandbox
 from sdpo_mlx.tasks.base import Split
@@ -22,6 +20,7 @@ from sdpo_mlx.tasks.code_answer import extract_code
 from sdpo_mlx.tasks.code_feedback import FEEDBACK_MODES, failure_text, no_program_text
 from sdpo_mlx.tasks.code_judge import Outcome, Test, Turnstile, run_tests
 from sdpo_mlx.tasks.code_rows import problem_from_row
+from sdpo_mlx.tasks.rows import feedback_mode, in_split, load_problems
 from sdpo_mlx.types import Feedback, FeedbackKind, Problem
 
 _REMEMBERED = 4_096
@@ -36,35 +35,27 @@ class CodeTask:
     description = "Python problems, tests run in a sandbox"
     feedback_modes: tuple[str, ...] = FEEDBACK_MODES
 
-    def __init__(
-        self,
-        sandbox: Sandbox,
-        data: Path | str | None = None,
-        feedback: str | None = None,
-        on_error: OnError = "stop",
-        level: str = "",
-    ) -> None:
-        """`data`: JSONL as `code_rows.py` says, None for the shipped problems; `feedback`: None for `public`.
+    def __init__(self, sandbox: Sandbox, cfg: TaskConfig | None = None, level: str = "") -> None:
+        """`cfg.data`: rows as `code_rows.py` says, None for the shipped problems; `cfg.feedback`: None for `public`.
 
         `level` keeps the problems up to that level. Raises ConfigError for an unknown mode or level, DataError
         for bad rows.
         """
+        cfg = cfg or TaskConfig(name=self.name)
         if level and level not in LEVELS:
             raise ConfigError(f"code has no level {level!r}", where="task.name", fix=f"choose {', '.join(LEVELS)}")
-        if feedback is not None and feedback not in FEEDBACK_MODES:
-            fix = f"choose one of {', '.join(FEEDBACK_MODES)}"
-            raise ConfigError(f"task code has no feedback mode {feedback!r}", where="task.feedback", fix=fix)
-        self.feedback = feedback or FEEDBACK_MODES[0]
+        self.feedback = feedback_mode(self.name, cfg.feedback, FEEDBACK_MODES)
         self._sandbox = sandbox
         wanted = LEVELS[: LEVELS.index(level) + 1] if level else None
-        self._problems = [p for p in _load(data, on_error) if wanted is None or p.private["level"] in wanted]
+        problems = load_problems(cfg, "code/problems.jsonl", problem_from_row)
+        self._problems = [p for p in problems if wanted is None or p.private["level"] in wanted]
         self._turnstile = Turnstile()
         self._verdicts: OrderedDict[str, Verdict] = OrderedDict()
         self._lock = threading.Lock()
 
     def problems(self, split: Split) -> Sequence[Problem]:
         """The rows of one split, in the file's order."""
-        return [problem for problem in self._problems if problem.private["split"] == split]
+        return in_split(self._problems, split)
 
     def grade(self, problem: Problem, text: str, *, truncated: bool = False) -> Feedback:
         """Reward 1 when all tests pass, else 0 with the reason in words; raises when the sandbox fails."""
@@ -109,14 +100,6 @@ class CodeTask:
         if not hidden or _kind(first) != "pass":
             return first, (Outcome("not_run"),) * len(hidden)
         return first, run_tests(self._sandbox, self._turnstile, code, entry, hidden)
-
-
-def _load(data: Path | str | None, on_error: OnError) -> list[Problem]:
-    """All problems of a file, or the shipped ones."""
-    if data is not None:
-        return collect(Path(data), problem_from_row, on_error).items
-    with resources.as_file(resources.files("sdpo_mlx").joinpath("assets/code/problems.jsonl")) as path:
-        return collect(path, problem_from_row).items
 
 
 def _key(problem: Problem, code: str) -> str:

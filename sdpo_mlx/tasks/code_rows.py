@@ -60,7 +60,7 @@ def problem_from_row(row: dict[str, Any], where: str) -> Problem:
     private = {
         "entry": entry,
         "tests": tests,
-        "split": row.get("split", "train"),
+        "split": row.get("split", ""),
         "level": row.get("level"),
     }
     message: Message = {"role": "user", "content": statement.rstrip() + _format_line(entry, tests)}

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from difflib import get_close_matches
-from pathlib import Path
 
-from sdpo_mlx.config import SandboxConfig, TaskConfig
+from sdpo_mlx.config import Config, TaskConfig
 from sdpo_mlx.errors import ConfigError
 from sdpo_mlx.tasks.base import Task
 
@@ -25,39 +24,47 @@ class Opened:
     """A task ready to grade, and the sandbox it uses (`none` when it executes nothing)."""
 
     task: Task
-    sandbox: str
-    self_test: Mapping[str, bool]
+    sandbox: str = "none"
+    self_test: Mapping[str, bool] = field(default_factory=dict)
 
 
-def open_task(task: TaskConfig, sandbox: SandboxConfig) -> Opened:
+def open_task(cfg: Config) -> Opened:
     """Build the task; opens and tests the sandbox first where the task runs programs.
 
     Raises ConfigError for an unknown name or mode, DataError for bad rows, SandboxError without a sandbox.
     """
-    family, _, variant = task.name.partition(":")
-    openers: Mapping[str, Callable[[], Opened]] = {
-        "tiny": lambda: _tiny(variant, task),
-        "code": lambda: _code(variant, task, sandbox),
-    }
-    if family not in openers:
-        near = get_close_matches(task.name, DESCRIPTIONS, n=1)
+    family, _, variant = cfg.task.name.partition(":")
+    if family not in _OPENERS:
+        near = get_close_matches(cfg.task.name, DESCRIPTIONS, n=1)
         hint = f"did you mean {near[0]}?" if near else f"the tasks are {', '.join(DESCRIPTIONS)}"
-        raise ConfigError(f"there is no task {task.name!r}", where="task.name", fix=hint)
-    return openers[family]()
+        raise ConfigError(f"there is no task {cfg.task.name!r}", where="task.name", fix=hint)
+    return _OPENERS[family](variant, cfg)
 
 
-def _tiny(variant: str, cfg: TaskConfig) -> Opened:
+def no_data(task: TaskConfig) -> None:
+    """For tasks with problems of their own. Raises ConfigError when `task.data` is given."""
+    if task.data is not None:
+        family = task.name.partition(":")[0]
+        fix = "leave --data out, or choose a task that reads rows"
+        raise ConfigError(f"the task {family} has its own problems", where="task.data", fix=fix)
+
+
+def _tiny(variant: str, cfg: Config) -> Opened:
     from sdpo_mlx.tasks.tiny import TinyTask
 
-    if cfg.data is not None:
-        raise ConfigError("the task tiny has its own problems", where="task.data", fix="use --task code for your own")
-    return Opened(TinyTask(variant, cfg.feedback), "none", {})
+    no_data(cfg.task)
+    return Opened(TinyTask(variant, cfg.task.feedback))
 
 
-def _code(level: str, cfg: TaskConfig, sandbox: SandboxConfig) -> Opened:
+def _code(level: str, cfg: Config) -> Opened:
     from sdpo_mlx.sandbox.choice import open_sandbox
     from sdpo_mlx.tasks.code import CodeTask
 
-    opened = open_sandbox(sandbox)
-    data = Path(cfg.data) if cfg.data is not None else None
-    return Opened(CodeTask(opened, data, cfg.feedback, cfg.on_error, level), opened.kind, opened.self_test())
+    sandbox = open_sandbox(cfg.sandbox)
+    return Opened(CodeTask(sandbox, cfg.task, level), sandbox.kind, sandbox.self_test())
+
+
+_OPENERS: Mapping[str, Callable[[str, Config], Opened]] = {
+    "tiny": _tiny,
+    "code": _code,
+}
