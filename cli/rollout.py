@@ -109,7 +109,7 @@ def as_document(setup: Setup, problem: Problem, found: Sampled, batch: Batch) ->
             context = batch.contexts.get((problem.id, index))
             teacher = context and {
                 "messages": list(context.messages),
-                "rendered": chat.reveal(chat.render(context.messages)),
+                "rendered": chat.reveal(chat.render(context.messages, tools=problem.tools)),
                 "demonstration": context.demonstration.source if context.demonstration else None,
                 "feedback": context.feedback,
             }
@@ -127,7 +127,10 @@ def as_document(setup: Setup, problem: Problem, found: Sampled, batch: Batch) ->
                     "skip": reasons.get(index),
                 }
             )
-    student = {"messages": list(problem.messages), "rendered": chat.reveal(chat.render(problem.messages))}
+    student = {
+        "messages": list(problem.messages),
+        "rendered": chat.reveal(chat.render(problem.messages, tools=problem.tools)),
+    }
     head = {"model": setup.model.record(), "task": setup.cfg.task.name, "problem": problem.id, "student": student}
     return {**head, "skip": reasons.get(-1), "rollouts": rows}
 

@@ -15,7 +15,7 @@ import json
 import os
 import re
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,10 +24,12 @@ import numpy as np
 
 from sdpo_mlx.errors import ConfigError
 from sdpo_mlx.text import well_formed
+from sdpo_mlx.tool_schemas import check_shown, guard
 from sdpo_mlx.types import IntArray, Message
 
 Shape = tuple[str, str, bool, str]  # role, leading whitespace, whether anything follows it, trailing whitespace
 Frame = tuple[int | str, ...]  # control ids, and plain text with stand-ins
+Tools = Sequence[Mapping[str, Any]]  # JSON schemas, as chat templates take them
 
 STAND_IN = 0xF0000  # plane 15, private use: content i is chr(STAND_IN + i); no template writes these
 FRAMES_KEPT = 4096
@@ -69,27 +71,32 @@ class Vocabulary:
 class Chat:
     """The tokenizer of one model, as the loop needs it; made by `load_chat`."""
 
-    def __init__(self, tokenizer: Any, template: str, thinking: bool, fingerprint: str, eos: frozenset[int]) -> None:
+    def __init__(
+        self, tokenizer: Any, templates: tuple[str, str], thinking: bool, fingerprint: str, eos: frozenset[int]
+    ) -> None:
         self.thinking = thinking
         self.tokenizer_hash = fingerprint
         self._tokenizer = tokenizer
         self._backend = tokenizer.backend_tokenizer
-        self._template = _with_fixed_date(template)
+        self._template, self._tool_template = map(_with_fixed_date, templates)
         self._vocabulary = take_apart(self._backend.to_str())
-        self._frames: dict[tuple[tuple[Shape, ...], bool], Frame] = {}
+        self._guard = guard(self._vocabulary.controls)
+        self._frames: dict[tuple[tuple[Shape, ...], bool, str], Frame] = {}
         self.control_ids = self._vocabulary.control_ids
         self.eos_ids = eos | self._end_of_turn()
 
-    def render(self, messages: Sequence[Message], *, generation_prompt: bool = True) -> IntArray:
+    def render(self, messages: Sequence[Message], *, tools: Tools = (), generation_prompt: bool = True) -> IntArray:
         """The prompt's ids (T,), with the opening of the assistant's turn unless told otherwise.
 
-        Raises ConfigError where the template refuses the roles or drops a message.
+        `tools` go to the template's own variable of that name. Raises ConfigError where the template refuses
+        the roles, drops a message, or has no place for tools.
         """
+        marked = json.dumps(self._guard.mark(tools)) if tools else ""
         contents = [well_formed(message["content"]) for message in messages]
         shapes = tuple(_shape(m["role"], content) for m, content in zip(messages, contents, strict=True))
         bodies = [content.strip() for content in contents]
         ids: list[int] = []
-        for position, piece in enumerate(self._frame(shapes, generation_prompt)):
+        for position, piece in enumerate(self._frame(shapes, generation_prompt, marked)):
             if isinstance(piece, int):
                 ids.append(piece)
                 continue
@@ -113,29 +120,36 @@ class Chat:
         encoder = self._vocabulary.first if opens else self._vocabulary.later
         return list(encoder.encode(text, add_special_tokens=False).ids)
 
-    def _frame(self, shapes: tuple[Shape, ...], generation_prompt: bool) -> Frame:
-        key = (shapes, generation_prompt)
+    def _frame(self, shapes: tuple[Shape, ...], generation_prompt: bool, tools: str = "") -> Frame:
+        """The frame of these shapes and these marked tools (JSON, blank for none)."""
+        key = (shapes, generation_prompt, tools)
         if key not in self._frames:
             if len(self._frames) >= FRAMES_KEPT:
                 self._frames.clear()
-            self._frames[key] = self._vocabulary.split(self._frame_text(shapes, generation_prompt))
+            text = self._frame_text(shapes, generation_prompt, json.loads(tools) if tools else None)
+            pieces = self._vocabulary.split(text)
+            self._frames[key] = tuple(p if isinstance(p, int) else self._guard.unmark(p) for p in pieces)
         return self._frames[key]
 
-    def _frame_text(self, shapes: tuple[Shape, ...], generation_prompt: bool) -> str:
+    def _frame_text(self, shapes: tuple[Shape, ...], generation_prompt: bool, tools: list[Any] | None) -> str:
         marked = _marked(shapes)
         try:
-            return self._apply(marked, generation_prompt)
+            text = self._apply(marked, generation_prompt, tools)
         except ConfigError:
             folded = _fold_system(marked)
             if folded == marked:
                 raise
-            return self._apply(folded, generation_prompt)
+            marked, text = folded, self._apply(folded, generation_prompt, tools)
+        if tools:
+            check_shown(text, self._apply(marked, generation_prompt, None))
+        return text
 
-    def _apply(self, marked: list[dict[str, str]], generation_prompt: bool) -> str:
+    def _apply(self, marked: list[dict[str, str]], generation_prompt: bool, tools: list[Any] | None) -> str:
         try:
             text = self._tokenizer.apply_chat_template(
                 marked,
-                chat_template=self._template,
+                tools=tools,
+                chat_template=self._tool_template if tools else self._template,
                 tokenize=False,
                 add_generation_prompt=generation_prompt,
                 enable_thinking=self.thinking,
@@ -178,9 +192,9 @@ def load_chat(path: str | Path, *, thinking: bool = False) -> Chat:
     except Exception as error:  # whatever a damaged or exotic folder makes the loader raise
         what = f"the tokenizer cannot be read: {' '.join(str(error).split())[:200]}"
         raise ConfigError(what, where=str(path), fix="use a model that has a tokenizer.json") from error
-    template = _template_of(tokenizer, str(path))
-    fingerprint = _fingerprint(folder, backend, template)
-    return Chat(tokenizer, template, thinking, fingerprint, _configured_eos(folder, tokenizer))
+    templates = _templates_of(tokenizer, str(path))
+    fingerprint = _fingerprint(folder, backend, templates)
+    return Chat(tokenizer, templates, thinking, fingerprint, _configured_eos(folder, tokenizer))
 
 
 def take_apart(serialized: str) -> Vocabulary:
@@ -294,19 +308,20 @@ def _with_fixed_date(template: str) -> str:
     return f"{{% macro strftime_now(form) %}}{{{{ {dates}[form] }}}}{{% endmacro %}}\n{template}"
 
 
-def _template_of(tokenizer: Any, where: str) -> str:
+def _templates_of(tokenizer: Any, where: str) -> tuple[str, str]:
+    """The template, and the one for prompts with tools: few models have another one for these."""
     try:
-        return str(tokenizer.get_chat_template())
+        return str(tokenizer.get_chat_template()), str(tokenizer.get_chat_template(tools=[{}]))
     except Exception as error:  # transformers raises ValueError for none and for several without a default
         fix = "use the instruct version of the model, or put a chat_template.jinja into its folder"
         raise ConfigError("the model has no chat template", where=where, fix=fix) from error
 
 
-def _fingerprint(folder: Path, backend: Any, template: str) -> str:
-    """SHA-256 over what decides the ids: the tokenizer's file and the template."""
+def _fingerprint(folder: Path, backend: Any, templates: tuple[str, str]) -> str:
+    """SHA-256 over what decides the ids: the tokenizer's file and the templates."""
     file = folder / "tokenizer.json"
     source = file.read_bytes() if file.is_file() else backend.to_str().encode()
-    return hashlib.sha256(hashlib.sha256(source).digest() + template.encode()).hexdigest()
+    return hashlib.sha256(hashlib.sha256(source).digest() + "".join(dict.fromkeys(templates)).encode()).hexdigest()
 
 
 def _configured_eos(folder: Path, tokenizer: Any) -> frozenset[int]:

@@ -22,6 +22,7 @@ from sdpo_mlx.types import (
     DistillSample,
     IntArray,
     Message,
+    Problem,
     Rollout,
     RolloutGroup,
     Skip,
@@ -97,7 +98,7 @@ class _Builder:
     objective: ObjectiveConfig
     context_length: int
     seed: int
-    rendered: dict[tuple[tuple[str, str], ...], IntArray] = field(default_factory=dict)
+    rendered: dict[tuple[str, tuple[tuple[str, str], ...]], IntArray] = field(default_factory=dict)
 
     def outcome(self, group: RolloutGroup, index: int, question: float, advantage: float) -> _Outcome:
         rollout, feedback = group.rollouts[index], group.feedback[index]
@@ -122,7 +123,7 @@ class _Builder:
     def _fit(self, group: RolloutGroup, index: int, context: TeacherContext) -> tuple[TeacherContext, IntArray] | None:
         """The context within its budget and its prompt's ids; None where nothing more can be cut."""
         budget = min(self.teacher.max_context_tokens, self.context_length - group.rollouts[index].ids_T.size)
-        ids = self._render(context.messages)
+        ids = self._render(group.problem, context.messages)
         parts = {
             "feedback": context.feedback,
             "attempt": attempt_for(group, index, self.teacher),
@@ -134,7 +135,7 @@ class _Builder:
                 limit = self._next_limit(full, limit, ids.size - budget)
                 parts = {**parts, name: shorten_middle(full, limit)}
                 context = self._rebuilt(group, context, parts)
-                ids = self._render(context.messages)
+                ids = self._render(group.problem, context.messages)
         return (context, ids) if ids.size <= budget else None
 
     def _next_limit(self, full: str, limit: int, excess: int) -> int:
@@ -148,10 +149,10 @@ class _Builder:
         shown = context.demonstration and Demonstration(parts["demonstration"] or "", context.demonstration.source)
         return TeacherContext(messages, shown, parts["feedback"])
 
-    def _render(self, messages: tuple[Message, ...]) -> IntArray:
-        key = tuple((message["role"], message["content"]) for message in messages)
+    def _render(self, problem: Problem, messages: tuple[Message, ...]) -> IntArray:
+        key = problem.id, tuple((message["role"], message["content"]) for message in messages)
         if key not in self.rendered:
-            self.rendered[key] = self.chat.render(messages)
+            self.rendered[key] = self.chat.render(messages, tools=problem.tools)
         return self.rendered[key]
 
 

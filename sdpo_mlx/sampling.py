@@ -65,7 +65,7 @@ def sample(
 
     Raises KeyboardInterrupt when `interrupted()` turns true; nothing has been changed by then.
     """
-    prompts = [chat.render(problem.messages) for problem in problems]
+    prompts = [chat.render(problem.messages, tools=problem.tools) for problem in problems]
     limit = policy.info.context_length - sampling.max_tokens
     fitting = [i for i, prompt in enumerate(prompts) if prompt.size <= limit]
     skips = tuple(Skip("too_long", p.id, -1) for i, p in enumerate(problems) if i not in set(fitting))

@@ -35,6 +35,7 @@ class Problem:
     messages: tuple[Message, ...]
     private: Mapping[str, Any] = field(default_factory=dict, repr=False)
     family: str = ""
+    tools: tuple[Mapping[str, Any], ...] = ()  # JSON schemas for the chat template's own `tools`; data like all content
 
 
 @dataclass(frozen=True)

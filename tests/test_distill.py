@@ -216,6 +216,6 @@ def test_equal_contexts_are_rendered_once(monkeypatch):
     made = group(("good", True, ""), *[("bad", False, "boom")] * 6)
     calls = []
     render = chat("tiny").render
-    monkeypatch.setattr(chat("tiny"), "render", lambda messages: calls.append(1) or render(messages))
+    monkeypatch.setattr(chat("tiny"), "render", lambda messages, **more: calls.append(1) or render(messages, **more))
     assert len(batch([made]).samples) == 6
     assert len(calls) == 1
