@@ -19,6 +19,7 @@ from sdpo_mlx.tasks.code_rows import RESULTS_CAP
 from sdpo_mlx.tasks.code_values import same, same_output, show
 
 Test = Mapping[str, Any]
+_SENT = ("kind", "args", "input", "code", "equality")  # what the sandbox learns of a test: nothing expected
 _ADDRESS = re.compile(r"0x[0-9a-fA-F]{4,}")
 _UNREADABLE = (KeyError, TypeError, ValueError, IndexError, OverflowError, RecursionError)
 
@@ -109,7 +110,7 @@ def _run_once(sandbox: Sandbox, code: str, entry: str | None, tests: Sequence[Te
         "code": code,
         "entry": entry,
         "cap": RESULTS_CAP // max(1, len(tests)),
-        "tests": [{name: test[name] for name in ("kind", "args", "input", "code") if name in test} for test in tests],
+        "tests": [{name: test[name] for name in _SENT if name in test} for test in tests],
     }
     result = sandbox.run(_harness(), json.dumps(job).encode())
     records = _records(result.stdout, nonce)
@@ -179,7 +180,8 @@ def _compared(test: Test, record: dict[str, Any]) -> Outcome:
         right = same_output(test["output"], output, tolerance=test["tolerance"])
         return Outcome("pass" if right else "wrong", scrub(output))
     got = decode(record["value"])
-    right = same(decode(test["expected"]), got, tolerance=test["tolerance"], unordered=bool(test["unordered"]))
+    settings = {"tolerance": test["tolerance"], "unordered": bool(test["unordered"]), "equality": test.get("equality")}
+    right = same(decode(test["expected"]), got, **settings)
     return Outcome("pass" if right else "wrong", scrub(show(got)))
 
 

@@ -12,6 +12,8 @@ One JSON object a line:
   `public: true` lets its input and expected value be quoted in feedback; all tests decide.
 - optional: `split` ("train", "held_out"), `family`, `level`, `tolerance` (number, for floats),
   `unordered` (true: the order of the outermost list does not count). Both also a test at a time.
+- optional in a test: `equality`, for tests that were assertions: how `code_values.EQUALITIES` compare,
+  where `python` means `==`. Without it type and value must agree.
 - values that JSON lacks: see `code_harness.py` (`{"$tuple": [1, 2]}`, `{"$set": [...]}`, ...).
 """
 
@@ -23,6 +25,7 @@ from typing import Any
 
 from sdpo_mlx.errors import DataError
 from sdpo_mlx.tasks.code_harness import decode
+from sdpo_mlx.tasks.code_values import EQUALITIES
 from sdpo_mlx.types import Message, Problem
 
 RESULTS_CAP = 60_000  # bytes that the results of all tests of one run may take
@@ -102,6 +105,8 @@ def _test(test: Any, row: dict[str, Any], where: str) -> dict[str, Any]:
         raise DataError("a test has no known kind", where=where, fix=f"kinds are {', '.join(_FIELDS)}")
     settings = {name: test.get(name, row.get(name)) for name in ("tolerance", "unordered")}
     checked = {"kind": kind, "public": test.get("public", False), **settings}
+    if "equality" in test:
+        checked["equality"] = test["equality"]
     for name in _FIELDS[kind]:
         if name not in test or not isinstance(test[name], _TYPES.get(name, object)):
             raise DataError(f"{name} is missing or of the wrong type", where=where, fix=f"a {kind} test needs it")
@@ -114,6 +119,8 @@ def _check_values(test: dict[str, Any], where: str) -> None:
     """Flags, tolerance and tagged values mean something."""
     if not isinstance(test["public"], bool) or test["unordered"] not in (None, True, False):
         raise DataError("public and unordered are true or false", where=where, fix="write one of the two")
+    if test.get("equality", EQUALITIES[0]) not in EQUALITIES:
+        raise DataError("equality is unknown", where=where, fix=f"write one of {', '.join(EQUALITIES)}")
     tolerance = test["tolerance"]
     if tolerance is not None and not (type(tolerance) in (int, float) and tolerance >= 0):
         raise DataError("tolerance is no number from 0", where=where, fix="write for example 1e-6")

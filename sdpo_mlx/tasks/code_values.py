@@ -7,6 +7,9 @@ from collections import Counter
 from typing import Any
 
 _CONTAINERS = (list, tuple)
+# How tests that were assertions compare: `python`: `==` (1 equals True and 1.0); `truth`: `bool(got)`;
+# `set`, `sorted`, `items`: of what iterating gives; `absolute`, `relative`: a number within `tolerance`.
+EQUALITIES = ("python", "truth", "set", "sorted", "items", "absolute", "relative")
 
 
 def canonical(value: Any) -> Any:
@@ -23,15 +26,41 @@ def canonical(value: Any) -> Any:
     return (kind.__name__, value)
 
 
-def same(expected: Any, got: Any, *, tolerance: float | None = None, unordered: bool = False) -> bool:
+def same(
+    expected: Any,
+    got: Any,
+    *,
+    tolerance: float | None = None,
+    unordered: bool = False,
+    equality: str | None = None,
+) -> bool:
     """Whether an answer is right: same types, same values.
 
     `tolerance` is relative to max(1, |expected|) and lets an int stand for a float; `unordered` ignores
-    the order of the outermost list or tuple.
+    the order of the outermost list or tuple; `equality` is one of `EQUALITIES` instead of all this.
     """
+    if equality is not None:
+        return _same_as(equality, expected, got, tolerance or 0.0)
     if unordered and type(expected) in _CONTAINERS:
         return type(got) is type(expected) and _same_bag(expected, got, tolerance)
     return _close(expected, got, tolerance) if tolerance is not None else canonical(expected) == canonical(got)
+
+
+def _same_as(equality: str, expected: Any, got: Any, tolerance: float) -> bool:
+    """What one of Python's own comparisons says; one that would raise says no."""
+    try:
+        match equality:
+            case "set":
+                return set(expected) == set(got)
+            case "sorted":
+                return bool(sorted(got) == expected)
+            case "absolute":
+                return isinstance(got, (int, float)) and abs(got - expected) <= tolerance
+            case "relative":
+                return isinstance(got, (int, float)) and math.isclose(got, expected, rel_tol=tolerance)
+        return bool(expected == got)  # truth, items, python
+    except (TypeError, OverflowError):
+        return False
 
 
 def _same_bag(expected: Any, got: Any, tolerance: float | None) -> bool:
