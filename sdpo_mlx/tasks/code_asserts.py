@@ -69,7 +69,9 @@ def _harmless(node: ast.stmt) -> bool:
     """Imports, docstrings, idle names, notes such as METADATA, and the call of `check`."""
     if isinstance(node, ast.Expr):
         call = node.value
-        return isinstance(call, (ast.Constant, ast.Name)) or (isinstance(call, ast.Call) and _named(call.func, {"check"}))
+        return isinstance(call, (ast.Constant, ast.Name)) or (
+            isinstance(call, ast.Call) and _named(call.func, {"check"})
+        )
     if isinstance(node, ast.Assign):  # a rebound name could mean anything later
         return all(isinstance(each, ast.Name) and each.id.isupper() for each in node.targets)
     return isinstance(node, (ast.Import, ast.ImportFrom, ast.Pass))
