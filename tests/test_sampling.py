@@ -50,7 +50,7 @@ class OwnTask:
 class Letters:
     """A chat whose prompt is the text's bytes; an answer reads as its ids."""
 
-    def render(self, messages: Any, *, generation_prompt: bool = True) -> IntArray:
+    def render(self, messages: Any, *, tools: Any = (), generation_prompt: bool = True) -> IntArray:
         return np.frombuffer(messages[-1]["content"].encode(), np.uint8).astype(np.int32)
 
     def decode(self, ids: Any) -> str:
