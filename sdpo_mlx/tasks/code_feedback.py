@@ -36,7 +36,8 @@ def failure_text(
 def _told(tests: Sequence[Test], outcomes: Sequence[Outcome], entry: str | None, cases: bool) -> str:
     for test, outcome in zip(tests, outcomes, strict=True):
         if outcome.verdict == "error" and outcome.failure is not None:
-            return _error_text(outcome.failure, _input(test, entry) if cases else "")
+            shown = [f"Input: {_input(test, entry)}", *_printed(outcome)] if cases else []
+            return _error_text(outcome.failure, shown)
     for test, outcome in zip(tests, outcomes, strict=True):
         if outcome.verdict == "timeout":
             return "Time Limit Exceeded" + (f"\nInput: {_input(test, entry)}" if cases else "")
@@ -47,14 +48,14 @@ def _told(tests: Sequence[Test], outcomes: Sequence[Outcome], entry: str | None,
     return "\n\n".join(_case_text(index, tests[index], outcomes[index], entry) for index in shortest)
 
 
-def _error_text(failure: Failure, shown_input: str) -> str:
-    """Type, message, the answer's own lines, and the input it happened on."""
+def _error_text(failure: Failure, shown: list[str]) -> str:
+    """Type, message, the answer's own lines, then the input it happened on and what was printed before."""
     parts = ["Runtime Error", _clip(f"{failure.type}: {failure.message}".rstrip(": "), _PART_CHARS, _PART_LINES)]
     for number, name, source in failure.lines:
         place = f" in {name}" if name and not name.startswith("<") else ""
         parts.append(f"  line {number}{place}: {source}")
-    if shown_input and not failure.type.endswith(("SyntaxError", "IndentationError", "TabError")):
-        parts.append(f"Input: {shown_input}")
+    if not failure.type.endswith(("SyntaxError", "IndentationError", "TabError")):
+        parts += shown
     return "\n".join(parts)
 
 
@@ -64,7 +65,16 @@ def _case_text(index: int, test: Test, outcome: Outcome, entry: str | None) -> s
     if test["kind"] != "code":
         expected = test["output"] if test["kind"] == "stdin" else show(decode(test["expected"]))
         lines.append(f"Expected: {_clip(expected, _PART_CHARS, _PART_LINES)}")
-    return "\n".join(lines)
+    if outcome.difference:
+        lines.append(f"Difference: {_clip(outcome.difference, _PART_CHARS, _PART_LINES)}")
+    if outcome.changed:
+        lines.append(f"Note: the call changed its argument {' and '.join(map(str, outcome.changed))} in place.")
+    return "\n".join(lines + _printed(outcome))
+
+
+def _printed(outcome: Outcome) -> list[str]:
+    text = outcome.printed.strip()
+    return [f"Printed: {_clip(text, _PART_CHARS, _PART_LINES)}"] if text else []
 
 
 def _input(test: Test, entry: str | None) -> str:

@@ -6,11 +6,13 @@ The one weaker kind is `code`, whose assertions have to run here.
 
 Plain values cross the border as JSON: None, bool, int, float, str, list and dict with text keys as they
 are; `{"$tuple": [...]}`, `{"$set": [...]}`, `{"$frozenset": [...]}`, `{"$dict": [[key, value], ...]}` and
-`{"$float": "nan" | "inf" | "-inf"}` for the rest.
+`{"$float": "nan" | "inf" | "-inf"}` and `{"$int": "-0x1f"}` (too long for decimal digits) for the rest.
 """
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import math
 import os
@@ -23,7 +25,13 @@ from typing import Any
 
 ANSWER = "<answer>"
 MAX_DEPTH = 60
+PRINTED_CAP = 500  # bytes kept of what an answer prints
+_DECIMAL_BITS = 4_000  # integers above this cross as hexadecimal: Python refuses decimal above 4,300 digits
 _BOXES: dict[str, Callable[[list[Any]], Any]] = {"$tuple": tuple, "$set": set, "$frozenset": frozenset}
+_NUMBERS: dict[str, Callable[[str], Any]] = {
+    "$float": {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}.__getitem__,
+    "$int": lambda text: int(text, 16),
+}
 
 
 class NotPlainError(Exception):
@@ -35,8 +43,10 @@ def encode(value: Any, depth: int = 0) -> Any:
     kind = type(value)
     if depth > MAX_DEPTH:
         raise NotPlainError(f"a value nested more than {MAX_DEPTH} deep")
-    if value is None or kind in (bool, int, str):
+    if value is None or kind in (bool, str):
         return value
+    if kind is int:
+        return value if value.bit_length() <= _DECIMAL_BITS else {"$int": hex(value)}
     if kind is float:
         return value if math.isfinite(value) else {"$float": repr(value)}
     if kind is list:
@@ -67,11 +77,54 @@ def decode(data: Any, depth: int = 0) -> Any:
     tag = next(iter(data)) if len(data) == 1 else ""
     if tag in _BOXES:
         return _BOXES[tag]([decode(item, depth + 1) for item in data[tag]])
-    if tag == "$float":
-        return {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}[data[tag]]
+    if tag in _NUMBERS:
+        return _NUMBERS[tag](data[tag])
     if tag == "$dict":
         return {decode(key, depth + 1): decode(item, depth + 1) for key, item in data[tag]}
     return {key: decode(item, depth + 1) for key, item in data.items()}
+
+
+class _Printed(io.RawIOBase):
+    """Stands for stdout or stderr: keeps the beginning, counts as written what comes later."""
+
+    def __init__(self, fd: int) -> None:
+        super().__init__()
+        self._fd = fd
+        self.kept = bytearray()
+
+    def writable(self) -> bool:
+        return True
+
+    def fileno(self) -> int:
+        """The number itself, which leads nowhere."""
+        return self._fd
+
+    def write(self, data: Any) -> int:
+        room = PRINTED_CAP - len(self.kept)
+        if room > 0:
+            self.kept += bytes(data[:room])
+        return len(data)
+
+
+def _catch_prints() -> Callable[[], str]:
+    """Put fresh streams in place; the function that comes back says what was printed on them."""
+    kept = {"stdout": _Printed(1), "stderr": _Printed(2)}
+    streams = {name: _text_stream(raw) for name, raw in kept.items()}
+    for name, stream in streams.items():
+        setattr(sys, name, stream)
+
+    def printed() -> str:
+        for stream in streams.values():
+            with contextlib.suppress(OSError, ValueError):
+                stream.flush()
+        text = "".join(raw.kept.decode("utf-8", "replace") for raw in kept.values())
+        return text.replace(str(pathlib.Path.cwd()), ".")[:PRINTED_CAP]
+
+    return printed
+
+
+def _text_stream(raw: _Printed) -> io.TextIOWrapper:
+    return io.TextIOWrapper(io.BufferedWriter(raw), encoding="utf-8", errors="replace")
 
 
 def _module(name: str, code: types.CodeType) -> types.ModuleType:
@@ -89,12 +142,36 @@ def _run_functional(job: dict[str, Any], test: dict[str, Any], module: types.Mod
     if function is None and hasattr(module, "Solution"):
         function = getattr(module.Solution(), entry, None)
     if function is None:
-        raise NameError(f"the answer defines no function named {entry}")
-    result = function(*[decode(argument) for argument in test["args"]])
+        raise NameError(f"the answer defines no function named {entry}{_defined(module)}")
+    arguments = [decode(argument) for argument in test["args"]]
+    before = [_encoded(argument) for argument in arguments]
+    result = function(*arguments)
+    changed = [n for n, argument in enumerate(arguments) if _encoded(argument) != before[n]]
     try:
-        return {"value": encode(_seen(result, test.get("equality")))}
+        return {"value": encode(_seen(result, test.get("equality"))), "changed": changed}
     except NotPlainError as error:
         return {"odd": str(error)}
+
+
+def _encoded(argument: Any) -> Any:
+    """The form by which a changed argument is noticed."""
+    try:
+        return encode(argument)
+    except NotPlainError:
+        return None
+
+
+def _defined(module: types.ModuleType) -> str:
+    """The functions that the answer does define, a few of them."""
+    found = [name for name, value in vars(module).items() if isinstance(value, types.FunctionType)]
+    own = [name for name in found if vars(module)[name].__code__.co_filename == ANSWER][:5]
+    return f"; it defines {', '.join(own)}" if own else ""
+
+
+def _definition(message: str, source: list[str]) -> list[tuple[int, str]]:
+    """Where the function stands whose call did not fit it; empty for other messages."""
+    name = message.partition("(")[0].rpartition(".")[2]
+    return [(n, name) for n, line in enumerate(source, 1) if line.strip().startswith(f"def {name}(")][:1]
 
 
 def _seen(result: Any, equality: str | None) -> Any:
@@ -156,6 +233,8 @@ def _describe(error: BaseException, source: list[str]) -> dict[str, Any]:
                 places.append((trace.tb_lineno, trace.tb_frame.f_code.co_name))
             trace = trace.tb_next
         message = str(error)
+        if not places and type(error) is TypeError:
+            places = _definition(message, source)
     shown = places if len(places) <= 4 else [*places[:1], *places[-3:]]
     lines = [[n, name, source[n - 1].strip()[:200] if 0 < n <= len(source) else ""] for n, name in shown]
     message = message.replace(str(pathlib.Path.cwd()), ".")[:500]
@@ -178,11 +257,14 @@ def main() -> None:
     job = json.loads(sys.stdin.buffer.read())
     channel, nonce, cap = os.dup(1), job["nonce"], job["cap"]
     quiet = os.open(os.devnull, os.O_RDWR)
+    os.dup2(quiet, 2)  # what is printed is kept by `_catch_prints`, and a flood of it ends nothing
     source = job["code"].splitlines()
     state: dict[str, Any] = {}
 
     def send(record: dict[str, Any]) -> None:
         data = json.dumps({"nonce": nonce, **record}).encode()
+        if len(data) > cap and record.pop("printed", None):
+            data = json.dumps({"nonce": nonce, **record}).encode()
         if len(data) > cap:
             data = json.dumps({"nonce": nonce, "test": record["test"], "odd": "too large a value"}).encode()
         os.write(channel, data + b"\n")
@@ -205,8 +287,9 @@ def main() -> None:
     clock = time.perf_counter
     for index, test in enumerate(job["tests"]):
         start = clock()
+        printed = _catch_prints()
         result = _safely(lambda test=test: run(test), source)  # type: ignore[misc]
-        send({"test": index, "seconds": clock() - start, **result})
+        send({"test": index, "seconds": clock() - start, **result, "printed": printed()})
     os._exit(0)  # neither exit handlers nor threads of the answer get another turn
 
 

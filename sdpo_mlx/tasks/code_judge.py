@@ -8,12 +8,13 @@ import secrets
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib import resources
 from typing import Any, Literal
 
 from sdpo_mlx.sandbox.base import RunResult, Sandbox
+from sdpo_mlx.tasks.code_difference import output_difference, value_difference
 from sdpo_mlx.tasks.code_harness import decode
 from sdpo_mlx.tasks.code_rows import RESULTS_CAP
 from sdpo_mlx.tasks.code_values import same, same_output, show
@@ -39,11 +40,18 @@ class Failure:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one test showed; `output` and `failure` hold untrusted text."""
+    """What one test showed; everything but the verdict holds untrusted text.
+
+    `difference` (where got and expected part) and `changed` (arguments, counted from 1) belong to wrong values,
+    `printed` to functional tests, and to programs that failed on the way.
+    """
 
     verdict: Literal["pass", "wrong", "error", "timeout", "not_run"]
     output: str = ""
     failure: Failure | None = None
+    difference: str = ""
+    changed: tuple[int, ...] = ()
+    printed: str = ""
 
 
 class Turnstile:
@@ -161,10 +169,12 @@ def _outcome(test: Test, record: dict[str, Any]) -> Outcome:
     """Judge one result line; one that cannot be read is an error of the answer."""
     try:
         if "error" in record:
-            return _raised(test, record["error"])
-        if "odd" in record:
-            return Outcome("wrong", _text(record["odd"], 200))
-        return _compared(test, record)
+            outcome = _raised(test, record["error"])
+        elif "odd" in record:
+            outcome = Outcome("wrong", _text(record["odd"], 200))
+        else:
+            outcome = _compared(test, record)
+        return replace(outcome, printed=_text(record.get("printed", ""), 500))
     except _UNREADABLE:
         return Outcome("error", failure=Failure("UnreadableResult", "the result could not be read"))
 
@@ -177,12 +187,19 @@ def _compared(test: Test, record: dict[str, Any]) -> Outcome:
         output = record["output"]
         if type(output) is not str:
             raise TypeError("output is no text")
-        right = same_output(test["output"], output, tolerance=test["tolerance"])
-        return Outcome("pass" if right else "wrong", scrub(output))
+        if same_output(test["output"], output, tolerance=test["tolerance"]):
+            return Outcome("pass")
+        where = output_difference(test["output"], output, tolerance=test["tolerance"])
+        return Outcome("wrong", scrub(output), difference=scrub(where))
     got = decode(record["value"])
     settings = {"tolerance": test["tolerance"], "unordered": bool(test["unordered"]), "equality": test.get("equality")}
-    right = same(decode(test["expected"]), got, **settings)
-    return Outcome("pass" if right else "wrong", scrub(show(got)))
+    expected = decode(test["expected"])
+    if same(expected, got, **settings):
+        return Outcome("pass")
+    changed = tuple(int(index) + 1 for index in record.get("changed", ())[:4])
+    return Outcome(
+        "wrong", scrub(show(got)), difference=scrub(value_difference(expected, got, **settings)), changed=changed
+    )
 
 
 def _raised(test: Test, error: dict[str, Any]) -> Outcome:

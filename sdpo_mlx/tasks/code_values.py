@@ -1,15 +1,31 @@
-"""Comparing and showing plain values, outside the sandbox."""
+"""Comparing and showing plain values, outside the sandbox.
+
+The rules, as a user may rely on them:
+
+- Type and value both count: `1` is not `True` and not `1.0`, a list is no tuple, a set no frozenset, text no
+  bytes. NaN equals NaN, `-0.0` equals `0.0`, infinities equal themselves, integers have any size.
+- The order of a dict's keys and of a set never counts; a dict's keys are compared by type as well.
+- `tolerance` holds for every float inside the value, at any depth: |expected - got| may be tolerance times
+  max(1, |expected|, |got|), and an int may stand for a float. Two ints, keys of a dict and text stay exact.
+- `unordered` frees the order of the outermost list or tuple alone, repeats counted; lists inside keep theirs.
+- Printed text is compared line by line. Spaces at line ends, blank lines at the end and the kind of line
+  break do not count; spaces within a line and at its start do. With a tolerance, words that are numbers
+  need only be near, and the spacing between words is free.
+"""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Callable, Sequence
 from typing import Any
 
 _CONTAINERS = (list, tuple)
+_SETS = (set, frozenset)
 # How tests that were assertions compare: `python`: `==` (1 equals True and 1.0); `truth`: `bool(got)`;
 # `set`, `sorted`, `items`: of what iterating gives; `absolute`, `relative`: a number within `tolerance`.
 EQUALITIES = ("python", "truth", "set", "sorted", "items", "absolute", "relative")
+_SHOWN_DIGITS = 600  # longer integers are shown by their ends; above 4,300 digits Python refuses to write them
 
 
 def canonical(value: Any) -> Any:
@@ -19,31 +35,11 @@ def canonical(value: Any) -> Any:
         return ("float", "nan" if math.isnan(value) else value)
     if kind in _CONTAINERS:
         return (kind.__name__, tuple(canonical(item) for item in value))
-    if kind in (set, frozenset):
-        return (kind.__name__, frozenset(canonical(item) for item in value))
+    if kind in _SETS:
+        return (kind.__name__, _bag([canonical(item) for item in value]))
     if kind is dict:
-        return ("dict", frozenset((canonical(key), canonical(item)) for key, item in value.items()))
+        return ("dict", _bag([(canonical(key), canonical(item)) for key, item in value.items()]))
     return (kind.__name__, value)
-
-
-def same(
-    expected: Any,
-    got: Any,
-    *,
-    tolerance: float | None = None,
-    unordered: bool = False,
-    equality: str | None = None,
-) -> bool:
-    """Whether an answer is right: same types, same values.
-
-    `tolerance` is relative to max(1, |expected|) and lets an int stand for a float; `unordered` ignores
-    the order of the outermost list or tuple; `equality` is one of `EQUALITIES` instead of all this.
-    """
-    if equality is not None:
-        return _same_as(equality, expected, got, tolerance or 0.0)
-    if unordered and type(expected) in _CONTAINERS:
-        return type(got) is type(expected) and _same_bag(expected, got, tolerance)
-    return _close(expected, got, tolerance) if tolerance is not None else canonical(expected) == canonical(got)
 
 
 def _same_as(equality: str, expected: Any, got: Any, tolerance: float) -> bool:
@@ -63,30 +59,88 @@ def _same_as(equality: str, expected: Any, got: Any, tolerance: float) -> bool:
         return False
 
 
-def _same_bag(expected: Any, got: Any, tolerance: float | None) -> bool:
-    """Equal as multisets; with a tolerance the first close partner is taken."""
+def _bag(items: list[Any]) -> frozenset[Any]:
+    """Counted, because a set may hold NaN more than once."""
+    return frozenset(Counter(items).items())
+
+
+def same(
+    expected: Any,
+    got: Any,
+    *,
+    tolerance: float | None = None,
+    unordered: bool = False,
+    equality: str | None = None,
+) -> bool:
+    """Whether an answer is right, by the rules above; `equality` is one of `EQUALITIES` instead of all these."""
+    if equality is not None:
+        return _same_as(equality, expected, got, tolerance or 0.0)
+    if unordered and type(expected) in _CONTAINERS:
+        return type(got) is type(expected) and _same_bag(expected, got, tolerance)
+    return _close(expected, got, tolerance) if tolerance is not None else canonical(expected) == canonical(got)
+
+
+def _same_bag(expected: Sequence[Any], got: Sequence[Any], tolerance: float | None) -> bool:
+    """Equal as multisets; with a tolerance, whether all can be paired with a near partner."""
     if len(expected) != len(got):
         return False
-    if tolerance is None:
+    if tolerance is None or Counter(map(canonical, expected)) == Counter(map(canonical, got)):
         return Counter(map(canonical, expected)) == Counter(map(canonical, got))
-    rest = list(got)
-    for item in expected:
-        partner = next((i for i, other in enumerate(rest) if _close(item, other, tolerance)), None)
-        if partner is None:
+    if all(type(item) in (int, float) and _is_finite(item) for item in (*expected, *got)):
+        # On a line, pairing in order finds a pairing whenever there is one.
+        return all(_close(a, b, tolerance) for a, b in zip(sorted(expected), sorted(got), strict=True))
+    return _can_pair(len(expected), lambda i, j: _close(expected[i], got[j], tolerance))
+
+
+def _is_finite(number: float) -> bool:
+    return type(number) is int or math.isfinite(number)
+
+
+def _can_pair(count: int, near: Callable[[int, int], bool]) -> bool:
+    """Whether a perfect matching exists: each item in turn looks for a free partner, moving earlier ones along."""
+    partner_of: dict[int, int] = {}
+    for item in range(count):
+        came_from, queue, free = dict[int, int](), [item], -1
+        while queue and free < 0:
+            here = queue.pop()
+            for other in range(count):
+                if other in came_from or not near(here, other):
+                    continue
+                came_from[other] = here
+                if other not in partner_of:
+                    free = other
+                    break
+                queue.append(partner_of[other])
+        if free < 0:
             return False
-        rest.pop(partner)
+        _rematch(free, item, came_from, partner_of)
     return True
+
+
+def _rematch(free: int, item: int, came_from: dict[int, int], partner_of: dict[int, int]) -> None:
+    """Walk back from the free partner to the item that was looking, giving each its new one."""
+    while True:
+        owner = came_from[free]
+        before = next((other for other, held_by in partner_of.items() if held_by == owner), -1)
+        partner_of[free] = owner
+        if owner == item:
+            return
+        del partner_of[before]
+        free = before
 
 
 def _close(expected: Any, got: Any, tolerance: float) -> bool:
     """As `canonical` equality, but floats need only be near."""
-    if type(expected) is float and type(got) in (int, float):
+    kinds = {type(expected), type(got)}
+    if float in kinds and kinds <= {int, float}:
         return _near(expected, got, tolerance)
-    if type(expected) is not type(got):
+    if len(kinds) > 1:
         return False
     if type(expected) in _CONTAINERS:
         return len(expected) == len(got) and all(_close(a, b, tolerance) for a, b in zip(expected, got, strict=True))
-    if type(expected) is dict:
+    if type(expected) in _SETS:
+        return _same_bag(list(expected), list(got), tolerance)
+    if type(expected) is dict and len(expected) == len(got):
         mine, theirs = ({canonical(key): item for key, item in value.items()} for value in (expected, got))
         return mine.keys() == theirs.keys() and all(_close(mine[key], theirs[key], tolerance) for key in mine)
     return bool(canonical(expected) == canonical(got))
@@ -95,50 +149,67 @@ def _close(expected: Any, got: Any, tolerance: float) -> bool:
 def _near(expected: float, got: float, tolerance: float) -> bool:
     """Numbers within the tolerance; infinities and NaN only equal themselves."""
     try:
-        got = float(got)
+        expected, got = float(expected), float(got)
     except OverflowError:
         return False
     if not (math.isfinite(expected) and math.isfinite(got)):
         return bool(canonical(expected) == canonical(got))
-    return abs(expected - got) <= tolerance * max(1.0, abs(expected))
+    return abs(expected - got) <= tolerance * max(1.0, abs(expected), abs(got))
 
 
 def same_output(expected: str, got: str, *, tolerance: float | None = None) -> bool:
-    """Whether printed text is right: spaces at line ends and blank lines at the end do not count."""
-    mine, theirs = _lines(expected), _lines(got)
+    """Whether printed text is right, by the rules above."""
+    mine, theirs = printed_lines(expected), printed_lines(got)
     if mine == theirs or tolerance is None:
         return mine == theirs
-    pairs = [(a.split(), b.split()) for a, b in zip(mine, theirs, strict=False)]
-    return len(mine) == len(theirs) and all(_same_words(a, b, tolerance) for a, b in pairs)
+    return len(mine) == len(theirs) and all(
+        same_line(a, b, tolerance=tolerance) for a, b in zip(mine, theirs, strict=True)
+    )
 
 
-def _lines(text: str) -> list[str]:
+def printed_lines(text: str) -> list[str]:
+    """The lines that count, without what stands at their ends."""
     return [line.rstrip() for line in text.rstrip().split("\n")]
 
 
-def _same_words(expected: list[str], got: list[str], tolerance: float) -> bool:
-    """Words equal, or both numbers that are near."""
-    if len(expected) != len(got):
+def same_line(expected: str, got: str, *, tolerance: float | None = None) -> bool:
+    """One line of `printed_lines` against another."""
+    if expected == got or tolerance is None:
+        return expected == got
+    mine, theirs = expected.split(), got.split()
+    return len(mine) == len(theirs) and all(_same_word(a, b, tolerance) for a, b in zip(mine, theirs, strict=True))
+
+
+def _same_word(expected: str, got: str, tolerance: float) -> bool:
+    """Equal, or both numbers that are near; two integers must be equal."""
+    integers = all(word.lstrip("+-").isdecimal() for word in (expected, got))
+    try:
+        return expected == got or (not integers and _near(float(expected), float(got), tolerance))
+    except ValueError:
         return False
-    for mine, theirs in zip(expected, got, strict=True):
-        try:
-            if mine != theirs and not _near(float(mine), float(theirs), tolerance):
-                return False
-        except ValueError:
-            return False
-    return True
 
 
 def show(value: Any) -> str:
-    """A repr whose order never depends on hashing."""
+    """A repr whose order never depends on hashing; very long integers by their ends."""
     kind = type(value)
     if kind is list:
         return "[" + ", ".join(map(show, value)) + "]"
     if kind is tuple:
         return "(" + ", ".join(map(show, value)) + (",)" if len(value) == 1 else ")")
-    if kind in (set, frozenset):
+    if kind in _SETS:
         inner = "{" + ", ".join(sorted(map(show, value))) + "}" if value else f"{kind.__name__}()"
         return f"frozenset({inner})" if kind is frozenset and value else inner
     if kind is dict:
         return "{" + ", ".join(f"{show(key)}: {show(item)}" for key, item in value.items()) + "}"
-    return repr(value)
+    return _show_long(value) if kind is int and value.bit_length() > _SHOWN_DIGITS * 3 else repr(value)
+
+
+def _show_long(value: int) -> str:
+    """Both ends and the number of digits."""
+    size, digits = abs(value), int(value.bit_length() * math.log10(2))
+    while 10**digits <= size:
+        digits += 1
+    while 10 ** (digits - 1) > size:
+        digits -= 1
+    head, tail = size // 10 ** (digits - 20), size % 10**20
+    return f"{'-' if value < 0 else ''}{head}...{tail:020} ({digits} digits)"
