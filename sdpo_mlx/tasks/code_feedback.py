@@ -66,9 +66,9 @@ def _case_text(index: int, test: Test, outcome: Outcome, entry: str | None) -> s
         expected = test["output"] if test["kind"] == "stdin" else show(decode(test["expected"]))
         lines.append(f"Expected: {_clip(expected, _PART_CHARS, _PART_LINES)}")
     if outcome.difference:
-        lines.append(f"Difference: {_clip(outcome.difference, _PART_CHARS, _PART_LINES)}")
+        lines.append(_clip(f"{outcome.difference[0].upper()}{outcome.difference[1:]}.", _PART_CHARS, _PART_LINES))
     if outcome.changed:
-        lines.append(f"Note: the call changed its argument {' and '.join(map(str, outcome.changed))} in place.")
+        lines.append(f"The call changed its argument {' and '.join(map(str, outcome.changed))} in place.")
     return "\n".join(lines + _printed(outcome))
 
 

@@ -215,10 +215,20 @@ def _run_stdin(code: types.CodeType, test: dict[str, Any], cap: int) -> dict[str
     except SystemExit as leaving:
         if leaving.code not in (None, 0):
             raise
-    sys.stdout.flush()
+    finally:
+        with contextlib.suppress(Exception):
+            sys.stdout.flush()
     with pathlib.Path("output").open("rb") as written:
         data = written.read(cap + 1)
     return {"odd": "too much output"} if len(data) > cap else {"output": data.decode("utf-8", "replace")}
+
+
+def _written(test: dict[str, Any]) -> str:
+    """What a program had printed when it failed."""
+    if test["kind"] != "stdin" or not pathlib.Path("output").exists():
+        return ""
+    with pathlib.Path("output").open("rb") as written:
+        return written.read(PRINTED_CAP).decode("utf-8", "replace")
 
 
 def _describe(error: BaseException, source: list[str]) -> dict[str, Any]:
@@ -289,7 +299,8 @@ def main() -> None:
         start = clock()
         printed = _catch_prints()
         result = _safely(lambda test=test: run(test), source)  # type: ignore[misc]
-        send({"test": index, "seconds": clock() - start, **result, "printed": printed()})
+        said = _written(test) if "error" in result else ""
+        send({"test": index, "seconds": clock() - start, **result, "printed": (said + printed())[:PRINTED_CAP]})
     os._exit(0)  # neither exit handlers nor threads of the answer get another turn
 
 
