@@ -61,6 +61,7 @@ class TaskConfig(Settings):
     data: str | None = Field(None, description="problems of one's own: a file, or hub:NAME")
     feedback: str | None = Field(None, description="what the environment says; null: the task's own default")
     on_error: Literal["stop", "skip"] = Field("stop", description="what to do with bad rows in the data")
+    max_turns: PositiveInt | None = Field(None, description="most answers an episode; null: the task's own number")
 
 
 class RolloutConfig(Settings):

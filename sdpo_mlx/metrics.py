@@ -19,7 +19,7 @@ from typing import Any, get_args
 
 from sdpo_mlx.backends.base import Update
 from sdpo_mlx.storage import guarded, json_line, plain, sync, trouble, write_all, write_bytes
-from sdpo_mlx.types import DistillSample, RolloutGroup, Skip, SkipReason, TeacherContext
+from sdpo_mlx.types import DistillSample, Rollout, RolloutGroup, Skip, SkipReason, TeacherContext
 
 
 def read_events(path: Path) -> Iterator[dict[str, Any]]:
@@ -142,7 +142,7 @@ def step_metrics(
         **_lengths(groups),
         **_learning(update, facts),
         **_times(update, facts),
-        "tokens/generated": sum(rollout.ids_T.size for group in groups for rollout in group.rollouts),
+        "tokens/generated": sum(_tokens(rollout) for group in groups for rollout in group.rollouts),
         "tokens/learned": update.tokens if update is not None and update.applied else 0,
         "generations/total": facts.generations,
         "memory/peak": facts.memory_peak,
@@ -175,11 +175,17 @@ def _contexts(contexts: Iterable[TeacherContext | None], rollouts: int) -> dict[
 
 
 def _lengths(groups: Sequence[RolloutGroup]) -> dict[str, float]:
+    """Of whole episodes: all tokens of the model, and how often it was asked."""
     rollouts = [rollout for group in groups for rollout in group.rollouts]
     return {
-        "length/mean": _mean([rollout.ids_T.size for rollout in rollouts]),
+        "length/mean": _mean([_tokens(rollout) for rollout in rollouts]),
         "length/truncated": _mean([rollout.finish == "length" for rollout in rollouts]),
+        "turns/mean": _mean([len(rollout.turns) for rollout in rollouts]),
     }
+
+
+def _tokens(rollout: Rollout) -> int:
+    return sum(turn.ids_T.size for turn in rollout.turns)
 
 
 def _learning(update: Update | None, facts: StepFacts) -> dict[str, float]:

@@ -2,7 +2,8 @@
 
 The demonstration is a successful *sibling*, the feedback is what the environment said about this very
 rollout (SDPO.md, section 3; arXiv 2601.20802). A success has no feedback, and its own answer never is its
-own demonstration, so a lone success learns nothing.
+own demonstration, so a lone success learns nothing. In an episode of several turns each answer has a context
+of its own: the same first part, then what was said until then.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Sequence
 from sdpo_mlx.config import TeacherConfig
 from sdpo_mlx.seeding import rng
 from sdpo_mlx.text import FEEDBACK_LIMIT, clean, fill_template, strip_thinking
-from sdpo_mlx.types import Demonstration, Message, RolloutGroup, TeacherContext
+from sdpo_mlx.types import Demonstration, Exchange, Message, Rollout, RolloutGroup, TeacherContext
 
 SOLUTION_HEADING = "Correct solution:"
 ATTEMPT_HEADING = "Your unsuccessful earlier attempt:"
@@ -40,8 +41,27 @@ def _shown(group: RolloutGroup, i: int, cfg: TeacherConfig) -> Demonstration | N
     graded = feedback.success and feedback.kind != "grader_error"
     if not graded or rollout.finish != "stop" or not feedback.reward >= cfg.success_threshold:
         return None
-    text = clean(strip_thinking(rollout.text), None).strip()
+    text = transcript(rollout)
     return Demonstration(text, i) if text else None
+
+
+def transcript(rollout: Rollout) -> str:
+    """The answer without its thinking; an episode of several turns as numbered answers and replies."""
+    last = clean(strip_thinking(rollout.text), None).strip()
+    if not rollout.earlier:
+        return last
+    said = [part for each in rollout.earlier for part in (clean(strip_thinking(each.answer.text), None), each.reply)]
+    headings = [f"{who} {turn}:" for turn in range(1, len(rollout.turns) + 1) for who in ("Answer", "Reply")]
+    return "\n\n".join(part for pair in zip(headings, [*said, last], strict=False) for part in pair)
+
+
+def history(exchanges: Sequence[Exchange]) -> tuple[Message, ...]:
+    """What was said as messages: answers without their thinking, and the environment's replies as the user's."""
+    made: list[Message] = []
+    for exchange in exchanges:
+        made.append({"role": "assistant", "content": strip_thinking(exchange.answer.text)})
+        made.append({"role": "user", "content": exchange.reply})
+    return tuple(made)
 
 
 def feedback_for(
@@ -59,18 +79,24 @@ def attempt_for(group: RolloutGroup, index: int, cfg: TeacherConfig) -> str | No
     """The failed answer itself, thinking removed, where the configuration asks to quote it."""
     if not cfg.include_attempt or group.feedback[index].success:
         return None
-    return clean(strip_thinking(group.rollouts[index].text), None).strip() or None
+    return transcript(group.rollouts[index]) or None
 
 
-def teacher_context(group: RolloutGroup, index: int, cfg: TeacherConfig, seed: int) -> TeacherContext | None:
-    """What the self-teacher sees for rollout `index`; None when there is neither demonstration nor feedback."""
+def teacher_context(
+    group: RolloutGroup, index: int, cfg: TeacherConfig, seed: int, turn: int | None = None
+) -> TeacherContext | None:
+    """What the self-teacher sees for rollout `index`; None when there is neither demonstration nor feedback.
+
+    `turn` counts an episode's answers from 0; None is the last one.
+    """
     demonstration = demonstration_for(group, index, cfg, seed)
     feedback = feedback_for(group, index, cfg, demonstration)
     if demonstration is None and feedback is None:
         return None
     shown = demonstration.text if demonstration else None
     messages = teacher_messages(group.problem.messages, shown, feedback, attempt_for(group, index, cfg), cfg)
-    return TeacherContext(messages, demonstration, feedback)
+    said = history(group.rollouts[index].earlier[:turn])
+    return TeacherContext((*messages, *said), demonstration, feedback)
 
 
 def teacher_messages(

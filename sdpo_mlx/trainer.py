@@ -5,7 +5,7 @@ same model, shown a successful sibling answer or that feedback, is the self-teac
 the original answer's tokens is what the policy learns. The mathematics is in `objective.py`, the contexts are in
 `teacher.py`, the tensors behind `backends/base.py`; what a run writes and remembers is in `run.py`.
 
-Left out on purpose: several machines, multi-turn environments, replay of rollouts from earlier steps.
+Left out on purpose: several machines, replay of rollouts from earlier steps.
 """
 
 from __future__ import annotations

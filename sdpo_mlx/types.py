@@ -59,7 +59,10 @@ class Generation:
 
 @dataclass(frozen=True)
 class Rollout:
-    """One sampled answer; `text` is decoded without special tokens."""
+    """One sampled answer; `text` is decoded without special tokens.
+
+    In a task of several turns it is the episode's last answer, and `earlier` holds what was said before it.
+    """
 
     prompt_ids: IntArray
     ids_T: IntArray
@@ -67,6 +70,25 @@ class Rollout:
     finish: FinishReason
     seed: int
     text: str
+    earlier: tuple[Exchange, ...] = ()
+
+    @property
+    def turns(self) -> tuple[Rollout, ...]:
+        """Every answer of the episode in order, each with the prompt that it was sampled from."""
+        return (*(exchange.answer for exchange in self.earlier), self)
+
+    @property
+    def answers(self) -> tuple[str, ...]:
+        """The texts of all turns in order."""
+        return tuple(turn.text for turn in self.turns)
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """One answer of an episode (its own `earlier` is empty), and what the environment replied; cleaned, untrusted."""
+
+    answer: Rollout
+    reply: str
 
 
 @dataclass(frozen=True)
@@ -107,7 +129,9 @@ class TeacherContext:
 
 @dataclass(frozen=True)
 class DistillSample:
-    """One rollout ready to learn from; both spans [start, stop) hold the same response tokens.
+    """One answer ready to learn from; both spans [start, stop) hold the same response tokens.
+
+    `turn` counts a rollout's answers from 0; what was said before it stands in both prompts.
 
     `distil_weight` multiplies the divergence to the self-teacher, `policy_weight` the GRPO term
     with `advantage`; a weight of 0 means that this half is neither computed nor counted.
@@ -124,6 +148,7 @@ class DistillSample:
     distil_weight: float = 1.0
     policy_weight: float = 0.0
     advantage: float = 0.0
+    turn: int = 0
 
     def __post_init__(self) -> None:
         if self.ids_T.size != self.rollout_logps_T.size:
@@ -139,8 +164,9 @@ class DistillSample:
 
 @dataclass(frozen=True)
 class Skip:
-    """A rollout that teaches nothing, and why."""
+    """An answer that teaches nothing, and why."""
 
     reason: SkipReason
     problem_id: str
     index: int
+    turn: int = 0

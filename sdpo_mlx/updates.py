@@ -10,9 +10,9 @@ from sdpo_mlx.backends.base import Policy, Update
 from sdpo_mlx.config import Config
 from sdpo_mlx.distill import Batch
 from sdpo_mlx.schedule import learning_rate
-from sdpo_mlx.types import DistillSample, FloatArray, RolloutGroup
+from sdpo_mlx.types import DistillSample, FloatArray, Rollout, RolloutGroup
 
-Place = tuple[str, int]  # problem id and index of the rollout
+Place = tuple[str, int, int]  # problem id, index of the rollout, turn
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ def learn(
             temperature=cfg.rollout.temperature,
             interrupted=(lambda: False) if updates else interrupted,
         )
-        places = [(s.problem_id, s.index) for s in part]
+        places = [(s.problem_id, s.index, s.turn) for s in part]
         divergence.update(zip(places, update.divergence_T, strict=False))
         updates.append(update)
     if any(update.applied for update in updates):
@@ -82,27 +82,41 @@ def combine(updates: Sequence[Update]) -> Update | None:
 
 
 def records(groups: Sequence[RolloutGroup], batch: Batch, learned: Learned) -> list[dict[str, Any]]:
-    """What `rollouts/step-*.jsonl.gz` keeps of each rollout: prompt, answer, verdict, context, divergence."""
+    """What `rollouts/step-*.jsonl.gz` keeps of each rollout: prompt, answer, verdict, context, divergence.
+
+    An episode of several turns has its last answer there, and all before it with their replies under `earlier`.
+    """
     rows = []
     for group in groups:
         for index, (rollout, feedback) in enumerate(zip(group.rollouts, group.feedback, strict=True)):
             context = batch.contexts.get((group.problem.id, index))
-            divergence = learned.divergence.get((group.problem.id, index))
+            divergences = [learned.divergence.get((group.problem.id, index, t)) for t in range(len(rollout.turns))]
+            earlier = [
+                {**_answer(exchange.answer, divergence), "reply": exchange.reply}
+                for exchange, divergence in zip(rollout.earlier, divergences, strict=False)
+            ]
             rows.append(
                 {
                     "problem": group.problem.id,
                     "index": index,
-                    "seed": rollout.seed,
                     "prompt": list(group.problem.messages),
-                    "answer": rollout.text,
-                    "ids": rollout.ids_T.tolist(),
-                    "finish": rollout.finish,
+                    **({"earlier": earlier} if earlier else {}),
+                    **_answer(rollout, divergences[-1]),
                     "reward": feedback.reward,
                     "success": feedback.success,
                     "kind": feedback.kind,
                     "feedback": feedback.text,
                     "teacher": list(context.messages) if context else None,
-                    "divergence": None if divergence is None else [round(float(x), 4) for x in divergence],
                 }
             )
     return rows
+
+
+def _answer(turn: Rollout, divergence: FloatArray | None) -> dict[str, Any]:
+    return {
+        "seed": turn.seed,
+        "answer": turn.text,
+        "ids": turn.ids_T.tolist(),
+        "finish": turn.finish,
+        "divergence": None if divergence is None else [round(float(x), 4) for x in divergence],
+    }

@@ -88,6 +88,7 @@ ELSEWHERE = {
     "model.backend": "there is one backend, which auto takes",
     "model.thinking": "the embedded model has no such switch: tests/test_chat.py",
     "task.data": "the embedded task takes none: tests/test_code_task.py",
+    "task.max_turns": "the embedded task has one turn: tests/test_turns.py",
     "task.on_error": "needs bad rows: tests/test_data.py",
     "train.micro_batch_tokens": "it must change nothing but memory: tests/test_mlx_learning.py",
     "sandbox.kind": "the embedded task executes nothing: below",

@@ -105,11 +105,11 @@ def test_each_part_is_learnt_and_the_teacher_moves_once() -> None:
     assert [call[1:] for call in policy.calls] == [(0.25, 0.7)] * 2
     assert policy.moved == 1
     assert {place: float(array[0]) for place, array in found.divergence.items()} == {
-        ("a", 0): 0,
-        ("b", 1): 1,
-        ("c", 2): 2,
-        ("a", 3): 3,
-        ("b", 4): 4,
+        ("a", 0, 0): 0,
+        ("b", 1, 0): 1,
+        ("c", 2, 0): 2,
+        ("a", 3, 0): 3,
+        ("b", 4, 0): 4,
     }
 
 
