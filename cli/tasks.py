@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from sdpo_mlx.tasks.base import Task
     from sdpo_mlx.types import Problem
 
-app = typer.Typer(help="List tasks, show one, grade one answer.", no_args_is_help=True)
+app = typer.Typer(help="List tasks, show one, check one, grade one answer.", no_args_is_help=True)
 
-Name = Annotated[str, typer.Argument(metavar="TASK", help="`sdpo tasks list` shows them.")]
+Name = Annotated[str, typer.Argument(metavar="TASK", help="A name of `sdpo tasks list`, or a file of yours.")]
 ProblemId = Annotated[str | None, typer.Option("--problem", metavar="ID", help="Default: the first held-out one.")]
 
 
@@ -85,6 +85,35 @@ def grade_answer(
         return
     lines = [f"reward {verdict.reward:g}  success {'yes' if verdict.success else 'no'}  kind {verdict.kind}"]
     render.result([*lines, *(render.untrusted(verdict.text) if verdict.text.strip() else [])])
+
+
+@app.command("check")
+def check(
+    task: Name,
+    data: options.Data = None,
+    sandbox: options.SandboxKind = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Try a task's grader on fake answers and say what is odd; exit code 3 where something is at fault.
+
+    Example: sdpo tasks check ./my_task.py
+    """
+    from dataclasses import asdict
+
+    from sdpo_mlx.errors import DataError
+    from sdpo_mlx.task_check import check_task
+
+    report = check_task(_open(task, data, sandbox))
+    if as_json:
+        found = [asdict(each) for each in report.oddities]
+        render.document({"ok": report.ok, **report.counts, "gradings": 2 * len(report.trials), "oddities": found})
+    else:
+        head = f"{report.counts['train']} train and {report.counts['held_out']} held-out problems"
+        lines = [f"{head}, {len(report.trials)} fake answers graded twice"]
+        lines += [f"{each.level}: {each.what}. {each.fix}." for each in report.oddities]
+        render.result([*lines, *([] if report.oddities else ["nothing odd found"])])
+    if not report.ok:
+        raise typer.Exit(DataError.exit_code)
 
 
 def find_problem(task: Task, name: str | None) -> Problem:

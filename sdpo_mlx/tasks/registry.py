@@ -9,6 +9,7 @@ from difflib import get_close_matches
 from sdpo_mlx.config import Config, TaskConfig
 from sdpo_mlx.errors import ConfigError
 from sdpo_mlx.tasks.base import Task
+from sdpo_mlx.tasks.own import is_own, open_own
 
 DESCRIPTIONS: Mapping[str, str] = {
     "tiny": "list programs in a library whose names only the environment knows (the embedded task)",
@@ -29,10 +30,12 @@ class Opened:
 
 
 def open_task(cfg: Config) -> Opened:
-    """Build the task; opens and tests the sandbox first where the task runs programs.
+    """Build the task, shipped or one in a file; opens and tests the sandbox first where it runs programs.
 
     Raises ConfigError for an unknown name or mode, DataError for bad rows, SandboxError without a sandbox.
     """
+    if is_own(cfg.task.name):
+        return Opened(open_own(cfg.task))
     family, _, variant = cfg.task.name.partition(":")
     if family not in _OPENERS:
         near = get_close_matches(cfg.task.name, DESCRIPTIONS, n=1)
