@@ -13,9 +13,11 @@ import sys
 
 
 def _limit(name: str, value: int) -> None:
-    """Set one hard limit; a negative value leaves it alone."""
+    """Set one hard limit, or keep a lower one; a negative value leaves it alone."""
     if value < 0 or not hasattr(resource, name):
         return
+    hard = resource.getrlimit(getattr(resource, name))[1]
+    value = value if hard == resource.RLIM_INFINITY else min(value, hard)
     try:
         resource.setrlimit(getattr(resource, name), (value, value))
     except (ValueError, OSError):
@@ -45,6 +47,8 @@ def main() -> None:
         ("RLIMIT_FSIZE", file_size),
         ("RLIMIT_NOFILE", files),
         ("RLIMIT_NPROC", processes),
+        *((name, 0) for name in ("RLIMIT_MSGQUEUE", "RLIMIT_MEMLOCK", "RLIMIT_RTPRIO", "RLIMIT_NICE")),
+        ("RLIMIT_SIGPENDING", 256),
         ("RLIMIT_AS", memory),
     ):
         _limit(name, value)

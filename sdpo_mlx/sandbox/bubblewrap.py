@@ -1,7 +1,8 @@
 """Linux containment with bubblewrap (https://github.com/containers/bubblewrap, 0.8 or newer).
 
 Every namespace is unshared; the root holds a bare Python and nothing else; the only writable place is
-a small tmpfs. There is no /proc, no /etc, no home. The seccomp list is not here yet.
+a small tmpfs. There is no /proc, no /etc, no home. `seccomp.py` takes away kernel calls, `usage.py` watches
+what all processes of a run hold together.
 """
 
 from __future__ import annotations
@@ -9,7 +10,11 @@ from __future__ import annotations
 import itertools
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 
+from sdpo_mlx.errors import SandboxError
+from sdpo_mlx.sandbox import seccomp, usage
 from sdpo_mlx.sandbox.base import RunResult
 from sdpo_mlx.sandbox.interpreter import HOME, find_interpreter, library_mounts
 from sdpo_mlx.sandbox.launch import ENVIRONMENT, INTERPRETER_FLAGS, Limits, bootstrap, launch, payload
@@ -17,6 +22,8 @@ from sdpo_mlx.sandbox.probe import probe
 
 BOX = "/box"  # the work folder inside
 _FIRST_UID, _UIDS = 50_000, 10_000  # unused by people and by systemd's dynamic users
+_TOGETHER = 2  # all processes of a run may hold this many times what one may
+_ENTRIES = 4_096  # files and folders in the work folder, which has no limit of its own on their number
 _DEVICES = ("/dev/null", "/dev/zero", "/dev/urandom")
 
 
@@ -26,10 +33,11 @@ class BubblewrapSandbox:
     kind = "bubblewrap"
 
     def __init__(self, limits: Limits | None = None) -> None:
-        """Raises FileNotFoundError when `bwrap` is not on the PATH."""
+        """Raises FileNotFoundError when `bwrap` is not on the PATH, SandboxError on an unknown machine."""
         path = shutil.which("bwrap")
         if path is None:
             raise FileNotFoundError("bwrap")
+        self._filter = _filter()
         self.limits = limits or Limits()
         self._as_root = os.geteuid() == 0
         self._uids = itertools.count(os.getpid() * 61)
@@ -40,12 +48,19 @@ class BubblewrapSandbox:
         """Run one program with nothing of this machine in reach; thread-safe."""
         seconds = self.limits.seconds if seconds is None else seconds
         uid = _FIRST_UID + next(self._uids) % _UIDS if self._as_root else -1
-        argv = [*self._prefix, "--", self._inside, *INTERPRETER_FLAGS, "-c", bootstrap()]
-        return launch(argv + self.limits.arguments(seconds, uid), payload(program, stdin), seconds)
+        python = [self._inside, *INTERPRETER_FLAGS, "-c", bootstrap(), *self.limits.arguments(seconds, uid)]
+        with _readable(self._filter) as fd:
+            argv = [*self._prefix, "--seccomp", str(fd), "--", *python]
+            return launch(argv, payload(program, stdin), seconds, pass_fds=(fd,), over=self._over)
 
     def self_test(self) -> dict[str, bool]:
         """What holds here, tried out from the inside."""
         return probe(self).checks
+
+    def _over(self, pid: int) -> bool:
+        """Whether the processes below `pid` hold too much: limits of one process times many is a whole machine."""
+        memory = _TOGETHER * self.limits.memory_mb << 20
+        return usage.over(pid, memory=memory, folder=BOX, entries=_ENTRIES)
 
     def _namespaces(self) -> list[str]:
         """Isolation flags.
@@ -73,3 +88,30 @@ class BubblewrapSandbox:
         for name, value in {**ENVIRONMENT, "LD_LIBRARY_PATH": f"{HOME}/lib"}.items():
             arguments += ["--setenv", name, value]
         return arguments
+
+
+def _filter() -> bytes:
+    """The seccomp filter for this machine."""
+    machine = os.uname().machine
+    for known in seccomp.MACHINES:
+        if machine == known:
+            return seccomp.program(known)
+    raise SandboxError(
+        f"no sandbox for model-written programs: no list of kernel calls for {machine}",
+        where="sandbox.kind",
+        fix=f"use {' or '.join(seccomp.MACHINES)}",
+    )
+
+
+@contextmanager
+def _readable(data: bytes) -> Iterator[int]:
+    """A pipe that holds `data`, which must fit in one: each run has its own, since reading empties it."""
+    reader, writer = os.pipe()
+    try:
+        try:
+            os.write(writer, data)
+        finally:
+            os.close(writer)
+        yield reader
+    finally:
+        os.close(reader)

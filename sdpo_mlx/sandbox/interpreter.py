@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import sysconfig
 from dataclasses import dataclass
@@ -49,12 +50,17 @@ def find_interpreter() -> Interpreter:
 
 
 def _libpython() -> Path | None:
-    """The shared library of builds that have one; None for static builds."""
+    """The shared library of builds that have one; None for static builds.
+
+    Looked for beside the interpreter as well: a Python that was moved still names the folder it was built for.
+    """
     folder, name = sysconfig.get_config_var("LIBDIR"), sysconfig.get_config_var("INSTSONAME")
     if not folder or not name or ".so" not in str(name):
         return None
-    path = Path(str(folder)) / str(name)
-    return path if path.is_file() else None
+    for candidate in (Path(sys.base_prefix, "lib"), Path(str(folder))):
+        if os.access(path := candidate / str(name), os.R_OK):
+            return path
+    return None
 
 
 def library_mounts() -> list[str]:

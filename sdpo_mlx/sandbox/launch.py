@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import selectors
 import signal
 import subprocess
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import resources
@@ -17,10 +19,12 @@ from sdpo_mlx.sandbox.base import RunResult
 OUTPUT_CAP = 65_536
 _CHUNK = 65_536
 _DYING_SECONDS = 1.0
+_WATCH_SECONDS = 0.1
 # Fixed hashing keeps the order of sets equal from run to run; the bootstrap then empties the environment.
 ENVIRONMENT = {"PYTHONHASHSEED": "0", "PYTHONUTF8": "1"}
 # `-I` would ignore the two names above; `-P -s` with an environment of our own isolates as well.
 INTERPRETER_FLAGS = ("-P", "-s", "-S", "-B")
+Cut = Literal["timeout", "output_limit", "signal"]
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,31 @@ class _Stream:
         return bool(part)
 
 
+@dataclass
+class _Watch:
+    """The clock of one run, and the question whether it uses too much."""
+
+    deadline: float
+    over: Callable[[int], bool] | None
+    asked: float = field(default_factory=time.monotonic)
+
+    def pause(self) -> float:
+        """How long the reader may wait before it looks here again."""
+        left = self.deadline - time.monotonic()
+        return max(0.0, left if self.over is None else min(left, self.asked + _WATCH_SECONDS - time.monotonic()))
+
+    def cut(self, process: subprocess.Popen[bytes]) -> Cut | None:
+        """What ends the run now, if anything does."""
+        now = time.monotonic()
+        if now >= self.deadline:
+            return "timeout"
+        if self.over is not None and now - self.asked >= _WATCH_SECONDS:
+            over = self.over(process.pid)
+            self.asked = time.monotonic()  # after the question, so that a slow answer cannot eat the run's time
+            return "signal" if over else None
+        return None
+
+
 @cache
 def bootstrap() -> str:
     """The text of `bootstrap.py`, which runs before any program."""
@@ -67,10 +96,22 @@ def payload(program: str, stdin: bytes) -> bytes:
 
 
 def launch(
-    argv: list[str], stdin: bytes, seconds: float, *, env: dict[str, str] | None = None, cwd: str | None = None
+    argv: list[str],
+    stdin: bytes,
+    seconds: float,
+    *,
+    env: dict[str, str] | None = None,
+    cwd: str | None = None,
+    pass_fds: tuple[int, ...] = (),
+    over: Callable[[int], bool] | None = None,
 ) -> RunResult:
-    """Run `argv` in its own process group until it ends, floods a stream or is out of time; then kill that group."""
+    """Run `argv` in its own process group until it ends, floods a stream or is out of time; then kill that group.
+
+    `over` is asked with the process id ten times a second whether the run uses too much; True kills it as well
+    (status `signal`). `pass_fds` reach `argv` beside its three streams.
+    """
     start = time.monotonic()
+    watch = _Watch(start + seconds, over)
     with subprocess.Popen(
         argv,
         stdin=subprocess.PIPE,
@@ -78,6 +119,7 @@ def launch(
         stderr=subprocess.PIPE,
         env=env or {},
         cwd=cwd,
+        pass_fds=pass_fds,
         start_new_session=True,
         bufsize=0,
     ) as process:
@@ -85,7 +127,7 @@ def launch(
         assert process.stderr is not None
         out, err = _Stream(process.stdout), _Stream(process.stderr)
         try:
-            cut = _pump(process, stdin, (out, err), start + seconds)
+            cut = _pump(process, stdin, (out, err), watch)
         finally:
             _kill_group(process)
             code = process.wait()
@@ -95,8 +137,8 @@ def launch(
 
 
 def _pump(
-    process: subprocess.Popen[bytes], stdin: bytes, streams: tuple[_Stream, _Stream], deadline: float
-) -> Literal["timeout", "output_limit"] | None:
+    process: subprocess.Popen[bytes], stdin: bytes, streams: tuple[_Stream, _Stream], watch: _Watch
+) -> Cut | None:
     """Feed and read all pipes at once until both outputs end; says which limit cut it short, if one did."""
     assert process.stdin is not None
     rest = memoryview(stdin)
@@ -107,10 +149,9 @@ def _pump(
             selector.register(stream.pipe, selectors.EVENT_READ, stream)
         open_streams = len(streams)
         while open_streams:
-            left = deadline - time.monotonic()
-            if left <= 0:
-                return "timeout"
-            for key, _ in selector.select(left):
+            if (cut := watch.cut(process)) is not None:
+                return cut
+            for key, _ in selector.select(watch.pause()):
                 if key.data is None:
                     rest = _feed(process.stdin, rest)
                     if not rest:
@@ -121,7 +162,7 @@ def _pump(
                     open_streams -= 1
                 elif len(key.data.data) > OUTPUT_CAP:
                     return "output_limit"
-        return _await_end(process, deadline)
+        return _await_end(process, watch)
 
 
 def _drain(*pipes: IO[bytes]) -> None:
@@ -140,12 +181,13 @@ def _drain(*pipes: IO[bytes]) -> None:
                     selector.unregister(key.fileobj)
 
 
-def _await_end(process: subprocess.Popen[bytes], deadline: float) -> Literal["timeout"] | None:
+def _await_end(process: subprocess.Popen[bytes], watch: _Watch) -> Cut | None:
     """Both outputs are closed, the process may still run: give it the rest of its time."""
-    try:
-        process.wait(max(0.0, deadline - time.monotonic()))
-    except subprocess.TimeoutExpired:
-        return "timeout"
+    while process.poll() is None:
+        if (cut := watch.cut(process)) is not None:
+            return cut
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(watch.pause())
     return None
 
 

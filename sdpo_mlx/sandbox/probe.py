@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from sdpo_mlx.sandbox import seccomp
 from sdpo_mlx.sandbox.base import Sandbox
 
 CHECKS = (
     "home_invisible",
+    "system_invisible",
     "network_unreachable",
     "environment_empty",
     "write_denied",
     "fork_capped",
     "memory_capped",
     "unprivileged",
+    "descriptors_closed",
+    "kernel_guarded",
 )
 
 _PROGRAM = """
@@ -59,10 +64,32 @@ def signal_wait():
     time.sleep(30)
     os._exit(0)
 
+def descriptors():
+    return [fd for fd in range(3, 256) if not refused(os.fstat, fd)]
+
+def guarded():
+    # Refused by the filter alone: everybody may do these, whatever the namespaces.
+    if not sys.platform.startswith("linux"):
+        return True
+    if not refused(os.memfd_create, "probe") or not refused(socket.socket, socket.AF_NETLINK, socket.SOCK_RAW):
+        return False
+    try:
+        import ctypes
+    except ImportError:  # a Python without libffi: then only these two are asked
+        return True
+    call = ctypes.CDLL(None, use_errno=True).syscall
+    for number, arguments in ask["calls"]:
+        if call(number, *arguments) != -1 or ctypes.get_errno() != 1:
+            return False
+    return True
+
 ask = json.load(sys.stdin)
 outside = ["/", "/tmp", "/usr", "/usr/lib", "/dev", "/python", os.path.dirname(os.__file__)]
 print(json.dumps({
     "home_invisible": not any(map(os.path.exists, ask["hidden"])),
+    "system_invisible": not any(map(os.path.exists, ["/etc/passwd", "/proc/self", "/sys/kernel", "/run", "/var"])),
+    "descriptors_closed": not descriptors(),
+    "kernel_guarded": guarded(),
     "network_unreachable": refused(connect, socket.AF_INET, socket.SOCK_STREAM, ("127.0.0.1", ask["port"]))
         and refused(connect, socket.AF_INET, socket.SOCK_DGRAM, ("192.0.2.1", 9)),
     "environment_empty": not os.environ,
@@ -82,25 +109,45 @@ class Probe:
     said: str = ""
 
 
-def probe(sandbox: Sandbox, *, memory_mb: int = 8_192, forks: int = 256) -> Probe:
-    """Run the self-test; a program that did not come back holds nothing."""
+def probe(
+    sandbox: Sandbox,
+    *,
+    memory_mb: int = 8_192,
+    forks: int = 256,
+    checks: tuple[str, ...] = CHECKS,
+    hidden: tuple[str, ...] = ("/root", "/home"),
+) -> Probe:
+    """Run the self-test and keep the checks asked for; a program that did not come back holds nothing.
+
+    `hidden`: paths that must not exist inside, besides a file planted here, this module and a home of one's own.
+    """
     with tempfile.NamedTemporaryFile(prefix="sdpo-canary-") as canary, socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen()
-        hidden = ["/etc/passwd", "/root", "/home", "/proc/self", canary.name, __file__]
         home = str(Path("~").expanduser())
         ask = {
-            "hidden": hidden + ([home] if home not in ("/", "~") else []),
+            "hidden": [*hidden, canary.name, __file__, *([home] if home not in ("/", "~", "/root") else [])],
             "port": listener.getsockname()[1],
             "memory": memory_mb << 20,
             "forks": forks,
+            "calls": _open_calls(),
         }
         result = sandbox.run(_PROGRAM, json.dumps(ask).encode(), seconds=20.0)
     try:
         answer = json.loads(result.stdout)
-        return Probe({name: answer[name] is True for name in CHECKS})
+        return Probe({name: answer[name] is True for name in checks})
     except (ValueError, KeyError, TypeError):
-        return Probe(dict.fromkeys(CHECKS, False), _last_line(result.stderr) or f"it ended with {result.status}")
+        return Probe(dict.fromkeys(checks, False), _last_line(result.stderr) or f"it ended with {result.status}")
+
+
+def _open_calls() -> list[tuple[int, tuple[int, ...]]]:
+    """Kernel calls with arguments that only the filter answers with EPERM: a ring, a keyring's id, no namespace."""
+    machine = os.uname().machine
+    if machine not in seccomp.MACHINES:
+        return []
+    column = seccomp.MACHINES.index(machine)
+    asked = (("io_uring_setup", (1, 0)), ("keyctl", (0, -1, 0)), ("unshare", (0,)))
+    return [(number, values) for name, values in asked if (number := seccomp.DENIED[name][column]) is not None]
 
 
 def runs(sandbox: Sandbox) -> bool:

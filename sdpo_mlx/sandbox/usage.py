@@ -1,0 +1,65 @@
+"""What the processes of one run hold together, read from Linux's /proc from the outside.
+
+Limits bind one process each, and empty files count against none: many small ones could still fill a machine.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+_PAGE = os.sysconf("SC_PAGE_SIZE")
+
+
+def over(pid: int, *, memory: int, folder: str, entries: int) -> bool:
+    """Whether the processes below `pid` hold more than `memory` bytes, or their `folder` more than `entries`."""
+    family = below(pid)
+    if sum(map(_resident, family)) > memory and sum(map(_share, family)) > memory:
+        return True
+    return bool(family) and _used_entries(family[-1], folder) > entries
+
+
+def below(pid: int) -> list[int]:
+    """All descendants of a process at this moment, elders first; who was forked by a thread counts too."""
+    family, waiting = [], [pid]
+    while waiting:
+        children = _children(waiting.pop())
+        family += children
+        waiting += children
+    return family
+
+
+def _children(pid: int) -> list[int]:
+    found: list[int] = []
+    try:
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            found += map(int, (task / "children").read_text("ascii").split())
+    except OSError:  # it has just ended
+        pass
+    return found
+
+
+def _resident(pid: int) -> int:
+    """Bytes in memory, shared pages counted for everybody; quick."""
+    try:
+        return int(Path(f"/proc/{pid}/statm").read_text("ascii").split()[1]) * _PAGE
+    except (OSError, IndexError):
+        return 0
+
+
+def _share(pid: int) -> int:
+    """Bytes in memory and swap, shared pages divided by their users; what cannot be read counts whole."""
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text("ascii").splitlines()
+    except OSError:
+        return _resident(pid)
+    return sum(int(line.split()[1]) << 10 for line in lines if line.startswith(("Pss:", "SwapPss:")))
+
+
+def _used_entries(pid: int, folder: str) -> int:
+    """Files and folders on the file system that a process sees as `folder`."""
+    try:
+        counts = os.statvfs(f"/proc/{pid}/root{folder}")
+    except OSError:
+        return 0
+    return counts.f_files - counts.f_ffree
