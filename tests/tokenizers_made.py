@@ -46,7 +46,12 @@ CHATML = (
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 QWEN3 = (
-    "{% for m in messages %}"
+    "{% if tools %}"
+    "{% set asked = messages[0].content + '\n\n' if messages[0].role == 'system' else '' %}"
+    "{{ '<|im_start|>system\n' + asked + '# Tools\n<tools>' }}"
+    "{% for tool in tools %}{{ '\n' }}{{ tool | tojson }}{% endfor %}"
+    "{{ '\n</tools>\nAnswer with <tool_call>\n{\"name\": ...}\n</tool_call><|im_end|>\n' }}{% endif %}"
+    "{% for m in messages if not (tools and m.role == 'system') %}"
     "{% set text = m.content.split('</think>')[-1].lstrip('\n') if m.role == 'assistant' else m.content %}"
     "{{ '<|im_start|>' + m.role + '\n' + text + '<|im_end|>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}"
@@ -58,7 +63,9 @@ LLAMA3 = (
     "{{ '<|start_header_id|>system<|end_header_id|>\n\nToday Date: ' + strftime_now('%d %b %Y') + '\n\n' }}"
     "{{ asked + '<|eot_id|>' }}"
     "{% for m in messages if m.role != 'system' %}"
-    "{{ '<|start_header_id|>' + m.role + '<|end_header_id|>\n\n' + (m.content | trim) + '<|eot_id|>' }}{% endfor %}"
+    "{{ '<|start_header_id|>' + m.role + '<|end_header_id|>\n\n' }}"
+    "{% if tools and loop.first %}{% for tool in tools %}{{ tool | tojson(indent=4) + '\n\n' }}{% endfor %}{% endif %}"
+    "{{ (m.content | trim) + '<|eot_id|>' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"
 )
 GEMMA3 = (
@@ -99,7 +106,14 @@ FAMILIES = {
     ),
     "llama3": Family(
         LLAMA3,
-        ("<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
+        (
+            "<|begin_of_text|>",
+            "<|end_of_text|>",
+            "<|start_header_id|>",
+            "<|end_header_id|>",
+            "<|eot_id|>",
+            "<|python_tag|>",
+        ),
         (),
         "<|begin_of_text|>",
         "<|end_of_text|>",

@@ -17,6 +17,9 @@ DESCRIPTIONS: Mapping[str, str] = {
     "tiny:hard": "the same with five or six operations, for training at test time",
     "code": "Python problems, tests run in a sandbox",
     "code:easy": "the same up to the level easy, for small models (also :one_liner, :medium)",
+    "tools": "requests to answer with tool calls, as lines Action and Action Input",
+    "tools:json": "the same with the JSON calls of the model's own chat template",
+    "tools:paper": "as tools, judged by the paper's looser rule",
 }
 
 
@@ -67,7 +70,14 @@ def _code(level: str, cfg: Config) -> Opened:
     return Opened(CodeTask(sandbox, cfg.task, level), sandbox.kind, sandbox.self_test())
 
 
+def _tools(variant: str, cfg: Config) -> Opened:
+    from sdpo_mlx.tasks.tools import ToolsTask
+
+    return Opened(ToolsTask(cfg.task, variant))
+
+
 _OPENERS: Mapping[str, Callable[[str, Config], Opened]] = {
     "tiny": _tiny,
     "code": _code,
+    "tools": _tools,
 }
