@@ -1,16 +1,20 @@
 """JSONL in, checked rows out: every bad row is named with its line, before a model is loaded.
 
 A file is read line by line, so that one bad row hides no other; nothing in a row is trusted or executed.
+What else rows can come from (an array, a table, a hub) is in `sources.py`.
 Formats of single tasks are theirs: they hand `collect` a function that turns a row into what they need.
 """
 
 from __future__ import annotations
 
 import codecs
+import gzip
+import io
 import json
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
@@ -29,10 +33,11 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Row:
-    """One JSON object and the number of its line, counted from 1."""
+    """One JSON object and the number of its line, counted from 1; `place` stands before it, if not `file:`."""
 
     line: int
     value: dict[str, Any]
+    place: str = ""
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,7 @@ class BadRow:
 
     line: int
     what: str
+    place: str = ""
 
 
 @dataclass(frozen=True)
@@ -56,7 +62,7 @@ def read_jsonl(path: Path, on_error: OnError = "stop", required: Sequence[str] =
 
     Raises DataError naming the first ten bad rows as `file:line: what`; with `skip` only over 1 % of them.
     """
-    return _settle(path, list(scan(path, required)), on_error).items
+    return _settle(str(path), list(scan(path, required)), on_error).items
 
 
 def collect(
@@ -69,69 +75,101 @@ def collect(
 
     What `parse` raises as DataError is a bad row like any other: named and counted with the rest.
     """
-    results: list[tuple[int, T] | BadRow] = []
-    for row in scan(path, required):
+    return collect_from(scan(path, required), str(path), parse, on_error)
+
+
+def collect_from(
+    rows: Iterable[Row | BadRow], name: str, parse: Callable[[dict[str, Any], str], T], on_error: OnError = "stop"
+) -> Collected[T]:
+    """Like `collect`, for rows that are read already; `name` stands for a row's place where it has none."""
+    return _settle(name, list(parse_rows(rows, name, parse)), on_error)
+
+
+def parse_rows(
+    rows: Iterable[Row | BadRow], name: str, parse: Callable[[dict[str, Any], str], T]
+) -> Iterator[T | BadRow]:
+    """What `parse(row, where)` makes of each row, or the BadRow that says why it made nothing of it."""
+    for row in rows:
         if isinstance(row, BadRow):
-            results.append(row)
+            yield row
             continue
-        where = f"{path}:{row.line}"
+        where = f"{row.place or f'{name}:'}{row.line}"
         try:
-            results.append((row.line, parse(row.value, where)))
+            yield parse(row.value, where)
         except DataError as error:
             part = error.where.removeprefix(where).strip(", ")  # such as "test 3" of this row
             said = (part, error.what.removeprefix(f"{where}: "), error.fix)
-            results.append(BadRow(row.line, ", ".join(word for word in said if word)))
-    settled = _settle(path, results, on_error)
-    return Collected([item for _, item in settled.items], settled.skipped)
+            yield BadRow(row.line, ", ".join(word for word in said if word), row.place)
 
 
-def scan(path: Path, required: Sequence[str] = ("id",)) -> Iterator[Row | BadRow]:
-    """Every line that isn't blank, good or bad, in order. Raises DataError when the file can't be read."""
+def scan(path: Path, required: Sequence[str] = ("id",), longest: int = LONGEST_LINE) -> Iterator[Row | BadRow]:
+    """Every line that isn't blank, good or bad, in order; a name that ends in `.gz` is unpacked on the way.
+
+    `longest`: bytes of a line. Raises DataError when the file can't be read.
+    """
     ids: dict[str, int] = {}
-    for line, raw in _lines(path):
+    for line, raw in _lines(path, longest):
         try:
-            value = _parsed(raw)
-            _check_fields(value, required)
-            _check_id(value, line, ids)
+            value = parsed(raw, longest)
+            if not isinstance(value, dict):
+                raise DataError(f"is not a JSON object but {kind_of(value)}")
+            check_row(value, line, ids, required)
         except DataError as error:
             yield BadRow(line, error.what)
         else:
             yield Row(line, value)
 
 
-def _settle(path: Path, results: Sequence[T | BadRow], on_error: OnError) -> Collected[T]:
+def check_row(
+    value: dict[str, Any], line: int, ids: dict[str, int], required: Sequence[str] = (), unit: str = "line"
+) -> None:
+    """Raises DataError when a required field is missing or an `id` is none, or not unique among `ids`."""
+    _check_fields(value, required)
+    _check_id(value, line, ids, unit)
+
+
+def _settle(name: str, results: Sequence[T | BadRow], on_error: OnError) -> Collected[T]:
     bad = [result for result in results if isinstance(result, BadRow)]
     good = [result for result in results if not isinstance(result, BadRow)]
     if not results:
-        raise DataError(f"{path}: holds no rows", fix="write one JSON object a line")
+        raise DataError(f"{name}: holds no rows", fix="write one JSON object a line")
     if not bad or (on_error == "skip" and len(bad) <= SKIPPABLE * len(results)):
         return Collected(good, len(bad))
-    named = "; ".join(f"{path}:{row.line}: {row.what}" for row in bad[:NAMED])
+    named = "; ".join(f"{row.place or f'{name}:'}{row.line}: {row.what}" for row in bad[:NAMED])
     more = f"; and {len(bad) - NAMED} more" if len(bad) > NAMED else ""
     fix = "mend these rows" if on_error == "skip" else "mend these rows, or set task.on_error=skip to bear up to 1 %"
     raise DataError(f"{len(bad)} of {len(results)} rows are bad: {named}{more}", fix=fix)
 
 
-def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
+def opened(path: Path) -> io.BufferedIOBase:
+    """The file's bytes, unpacked where its name ends in `.gz`."""
+    return gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")
+
+
+def _lines(path: Path, longest: int) -> Iterator[tuple[int, bytes]]:
     """Line numbers and bytes of the lines that aren't blank; an overlong one arrives cut, and is never held whole."""
     try:
-        with path.open("rb") as file:
+        with opened(path) as file:
             number = 0
-            while raw := file.readline(LONGEST_LINE + 1):
+            while raw := file.readline(longest + 1):
                 number += 1
                 rest = raw
-                while len(rest) > LONGEST_LINE and not rest.endswith(b"\n"):
-                    rest = file.readline(LONGEST_LINE + 1)
+                while len(rest) > longest and not rest.endswith(b"\n"):
+                    rest = file.readline(longest + 1)
                 raw = raw.removeprefix(codecs.BOM_UTF8) if number == 1 else raw
                 if raw.strip():
                     yield number, raw
+    except (EOFError, zlib.error, gzip.BadGzipFile):
+        raise DataError(f"{path}: is no whole gzip file", fix="pack or download it again") from None
     except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}", fix="check the path") from None
+        hint = "name a file in it" if path.is_dir() else "check the path"
+        raise DataError(f"{path}: cannot be read: {error.strerror}", fix=hint) from None
 
 
-def _parsed(raw: bytes) -> dict[str, Any]:
-    if len(raw) > LONGEST_LINE:
-        raise DataError(f"line is longer than {LONGEST_LINE // 1_000_000} MB")
+def parsed(raw: bytes, longest: int = LONGEST_LINE) -> Any:
+    """The value of strict JSON: no NaN, no field twice, no broken text. Raises DataError saying what is wrong."""
+    if len(raw) > longest:
+        raise DataError(f"line is longer than {longest // 1_000_000} MB")
     try:
         text = raw.decode("utf-8")
         value = json.loads(text, object_pairs_hook=_object, parse_constant=_not_finite, parse_float=_finite)
@@ -142,15 +180,14 @@ def _parsed(raw: bytes) -> dict[str, Any]:
     except UnicodeEncodeError:
         raise DataError("holds half a surrogate pair (\\ud800 to \\udfff)") from None
     except json.JSONDecodeError as error:
-        raise DataError(f"is not JSON: {error.msg} (column {error.colno})") from None
+        place = f"line {error.lineno}, column {error.colno}" if error.lineno > 1 else f"column {error.colno}"
+        raise DataError(f"is not JSON: {error.msg} ({place})") from None
     except RecursionError:
         raise DataError("is nested too deep") from None
     except DataError:
         raise
     except ValueError:
         raise DataError("holds a number with too many digits") from None
-    if not isinstance(value, dict):
-        raise DataError(f"is not a JSON object but {_kind(value)}")
     return value
 
 
@@ -178,18 +215,19 @@ def _check_fields(value: dict[str, Any], required: Sequence[str]) -> None:
         raise DataError(f"field {', '.join(map(_shown, missing))} is missing")
 
 
-def _check_id(value: dict[str, Any], line: int, ids: dict[str, int]) -> None:
+def _check_id(value: dict[str, Any], line: int, ids: dict[str, int], unit: str) -> None:
     if "id" not in value:
         return
     name = value["id"]
     if isinstance(name, bool) or not isinstance(name, str | int) or name == "":
-        raise DataError(f"field 'id' must be text that isn't empty, or a whole number, not {_kind(name)}")
+        raise DataError(f"field 'id' must be text that isn't empty, or a whole number, not {kind_of(name)}")
     first = ids.setdefault(str(name), line)
     if first != line:
-        raise DataError(f"id {_shown(str(name))} stands already in line {first}")
+        raise DataError(f"id {_shown(str(name))} stands already in {unit} {first}")
 
 
-def _kind(value: object) -> str:
+def kind_of(value: object) -> str:
+    """In words, for messages."""
     kinds = {dict: "an object", list: "a list", str: "text", bool: "true or false", type(None): "null"}
     return "empty text" if value == "" else kinds.get(type(value), "a number")
 
