@@ -20,6 +20,8 @@ DESCRIPTIONS: Mapping[str, str] = {
     "tools": "requests to answer with tool calls, as lines Action and Action Input",
     "tools:json": "the same with the JSON calls of the model's own chat template",
     "tools:paper": "as tools, judged by the paper's looser rule",
+    "science": "multiple-choice questions in physics, chemistry, biology, materials",
+    "science:physics": "the same in one domain (also :chemistry, :biology, :materials)",
 }
 
 
@@ -76,8 +78,15 @@ def _tools(variant: str, cfg: Config) -> Opened:
     return Opened(ToolsTask(cfg.task, variant))
 
 
+def _science(domain: str, cfg: Config) -> Opened:
+    from sdpo_mlx.tasks.science import ScienceTask
+
+    return Opened(ScienceTask(cfg.task, domain))
+
+
 _OPENERS: Mapping[str, Callable[[str, Config], Opened]] = {
     "tiny": _tiny,
     "code": _code,
     "tools": _tools,
+    "science": _science,
 }
