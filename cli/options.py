@@ -18,5 +18,8 @@ AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stdou
 Plain = Annotated[bool, typer.Option("--plain", help="Plain lines, no live view.")]
 Seed = Annotated[int | None, typer.Option("--seed", metavar="N", help="Everything random follows from it.")]
 SandboxKind = Annotated[
-    str | None, typer.Option("--sandbox", metavar="KIND", help="auto, bubblewrap; unconfined gives up containment.")
+    str | None,
+    typer.Option(
+        "--sandbox", metavar="KIND", help="auto, bubblewrap, seatbelt, container; unconfined gives up containment."
+    ),
 ]

@@ -167,6 +167,11 @@ class SandboxConfig(Settings):
     )
     seconds: float = Field(6.0, gt=0, description="wall clock for one run of one answer's tests")
     memory_mb: PositiveInt = Field(512, description="address space of the candidate")
+    image: str = Field(
+        "python:3.12.7-slim-bookworm",
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._/:@-]*$",
+        description="kind container: a local image with Python 3.11 or newer; never pulled for you",
+    )
 
 
 class LogConfig(Settings):

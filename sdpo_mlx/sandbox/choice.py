@@ -9,8 +9,10 @@ from sdpo_mlx.config import SandboxConfig
 from sdpo_mlx.errors import SandboxError
 from sdpo_mlx.sandbox.base import Sandbox
 from sdpo_mlx.sandbox.bubblewrap import BubblewrapSandbox
+from sdpo_mlx.sandbox.container import ContainerSandbox, ImageMissingError, find_engine
 from sdpo_mlx.sandbox.launch import Limits
 from sdpo_mlx.sandbox.probe import Probe, probe
+from sdpo_mlx.sandbox.seatbelt import SeatbeltSandbox
 from sdpo_mlx.sandbox.unconfined import UnconfinedSandbox
 
 _OPT_IN = "or give up containment with --sandbox unconfined"
@@ -19,16 +21,27 @@ _OPT_IN = "or give up containment with --sandbox unconfined"
 def open_sandbox(cfg: SandboxConfig) -> Sandbox:
     """The configured sandbox, self-tested.
 
-    Raises SandboxError (exit 4) with the cause when it cannot be used; `unconfined` comes only by name.
+    Raises SandboxError (exit 4) with the cause when it cannot be used; `container` and `unconfined` come only
+    by name.
     """
     limits = Limits(seconds=cfg.seconds, memory_mb=cfg.memory_mb)
-    if cfg.kind == "unconfined":
+    kind = _own_kind() if cfg.kind == "auto" else cfg.kind
+    if kind == "unconfined":
         return _checked_unconfined(limits)
+    if kind == "container":
+        return _checked_container(cfg.image, limits)
+    if kind != _own_kind():
+        raise _refusal(f"{kind} does not exist on {sys.platform}", "write kind: auto")
+    return _checked_seatbelt(limits) if kind == "seatbelt" else _checked_bubblewrap(limits)
+
+
+def _own_kind() -> str:
+    """The mechanism that this system has itself."""
     if sys.platform == "darwin":
-        raise _refusal("there is no sandbox for macOS in this version", "Seatbelt is planned; use a Linux machine")
-    if not sys.platform.startswith("linux"):
-        raise _refusal(f"there is no sandbox for {sys.platform}", "use a Linux machine")
-    return _checked_bubblewrap(limits)
+        return "seatbelt"
+    if sys.platform.startswith("linux"):
+        return "bubblewrap"
+    raise _refusal(f"{sys.platform} has none of its own", "set sandbox.kind to container, with podman or docker")
 
 
 def _checked_unconfined(limits: Limits) -> Sandbox:
@@ -36,6 +49,40 @@ def _checked_unconfined(limits: Limits) -> Sandbox:
     if not all(sandbox.self_test().values()):
         raise SandboxError("not even an unconfined program runs here", where="sandbox.kind", fix="try `sdpo doctor`")
     return sandbox
+
+
+def _checked_seatbelt(limits: Limits) -> Sandbox:
+    """Seatbelt has not been run by us: whatever its self-test does not see is refused."""
+    fix = "tell us what `sdpo doctor` says; meanwhile set sandbox.kind to container"
+    try:
+        sandbox = SeatbeltSandbox(limits)
+    except FileNotFoundError:
+        raise _refusal("sandbox-exec, which belongs to macOS, is not on the PATH", "look in /usr/bin") from None
+    except ValueError as error:
+        raise _refusal(f"Python lies in {error}", "install Python in another folder") from None
+    return _proven(sandbox, sandbox.probe(), fix)
+
+
+def _checked_container(image: str, limits: Limits) -> Sandbox:
+    try:
+        sandbox = ContainerSandbox(image, limits)
+    except FileNotFoundError:
+        raise _refusal("neither podman nor docker is installed", "install podman") from None
+    except ImageMissingError as error:
+        name = find_engine(image).name
+        fix = f"`{name} pull {image}`, or name another image in sandbox.image"
+        raise _refusal(f"{name} has no image {image} here ({error})", fix) from None
+    return _proven(sandbox, sandbox.probe(), "look at the engine's own messages with `sdpo doctor`")
+
+
+def _proven(sandbox: Sandbox, found: Probe, fix: str) -> Sandbox:
+    """The sandbox when every check holds, else the refusal that names what failed."""
+    if all(found.checks.values()):
+        return sandbox
+    if found.said:
+        raise _refusal(f"{sandbox.kind} does not run Python ({found.said})", fix)
+    failed = ", ".join(name for name, holds in found.checks.items() if not holds)
+    raise _refusal(f"{sandbox.kind} runs but does not contain: {failed} failed", fix)
 
 
 def _checked_bubblewrap(limits: Limits) -> Sandbox:

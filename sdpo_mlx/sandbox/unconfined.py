@@ -5,12 +5,14 @@ A program can read this user's files, reach the network and leave processes behi
 
 from __future__ import annotations
 
+import sys
 import tempfile
 
 from sdpo_mlx.sandbox.base import RunResult
 from sdpo_mlx.sandbox.interpreter import find_interpreter
 from sdpo_mlx.sandbox.launch import ENVIRONMENT, INTERPRETER_FLAGS, Limits, bootstrap, launch, payload
 from sdpo_mlx.sandbox.probe import runs
+from sdpo_mlx.sandbox.watchdog import watchdog
 
 
 class UnconfinedSandbox:
@@ -20,6 +22,8 @@ class UnconfinedSandbox:
 
     def __init__(self, limits: Limits | None = None) -> None:
         self.limits = limits or Limits()
+        # macOS does not hold the limit of address space
+        self._over = watchdog(self.limits.memory_mb << 20) if sys.platform == "darwin" else None
         self._executable = str(find_interpreter().executable)
 
     def run(self, program: str, stdin: bytes = b"", *, seconds: float | None = None) -> RunResult:
@@ -28,7 +32,7 @@ class UnconfinedSandbox:
         arguments = self.limits.arguments(seconds, count_processes=False)
         argv = [self._executable, *INTERPRETER_FLAGS, "-c", bootstrap(), *arguments]
         with tempfile.TemporaryDirectory(prefix="sdpo-", ignore_cleanup_errors=True) as folder:
-            return launch(argv, payload(program, stdin), seconds, env=ENVIRONMENT, cwd=folder)
+            return launch(argv, payload(program, stdin), seconds, env=ENVIRONMENT, cwd=folder, over=self._over)
 
     def self_test(self) -> dict[str, bool]:
         """Only that programs run at all: nothing else is promised here."""

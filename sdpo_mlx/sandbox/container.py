@@ -1,0 +1,132 @@
+"""Containment by a container engine, podman or docker, for systems that have no mechanism of their own.
+
+Each run is a container without network, capabilities or a writable root, made from an image that must be here
+already: nothing is ever pulled. Starting one takes a few tenths of a second, which the program's clock is not
+charged with up to `START_SECONDS`.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import subprocess
+from dataclasses import dataclass
+
+from sdpo_mlx.sandbox.base import RunResult
+from sdpo_mlx.sandbox.launch import ENVIRONMENT, INTERPRETER_FLAGS, Limits, bootstrap, launch, payload
+from sdpo_mlx.sandbox.probe import CHECKS, Probe, probe
+
+START_SECONDS = 2.0
+BOX = "/box"  # the work folder inside
+_CLIENT_SECONDS = 30.0
+_ENGINES = ("podman", "docker")  # podman first: it needs no daemon and no root
+# What an engine's own client needs to find its daemon and its images; no proxy, no token.
+_CLIENT_NAMES = ("PATH", "HOME", "XDG_RUNTIME_DIR", "XDG_CONFIG_HOME", "XDG_DATA_HOME", "TMPDIR")
+_CLIENT_PREFIXES = ("DOCKER_HOST", "DOCKER_CONTEXT", "DOCKER_CONFIG", "DOCKER_TLS", "DOCKER_CERT", "CONTAINER")
+_PODMAN_ONLY = ("--read-only-tmpfs=false", "--http-proxy=false", "--no-hosts")
+# Engines bring a seccomp list of their own, and images a system of their own.
+_CHECKS = tuple(name for name in CHECKS if name not in ("system_invisible", "kernel_guarded"))
+_CLEAN_CODES = range(125)  # 125 to 127 are the engine's own failures, above are signals
+
+
+@dataclass(frozen=True)
+class Engine:
+    """A container engine's client and the image its containers are made from."""
+
+    name: str
+    path: str
+    image: str
+
+
+class ImageMissingError(LookupError):
+    """The image is not on this machine; the text is what the engine said."""
+
+
+def find_engine(image: str) -> Engine:
+    """podman, else docker; raises FileNotFoundError when neither is on the PATH."""
+    for name in _ENGINES:
+        if (path := shutil.which(name)) is not None:
+            return Engine(name, path, image)
+    raise FileNotFoundError("podman or docker")
+
+
+def container_arguments(engine: Engine, name: str, limits: Limits, seconds: float) -> list[str]:
+    """The engine's command line up to the interpreter's own arguments."""
+    memory, size = f"{limits.memory_mb}m", limits.file_mb << 20
+    arguments = [engine.path, "run", "--rm", "--interactive", "--pull", "never", "--name", name]
+    arguments += ["--network", "none", "--ipc", "none", "--hostname", "box", "--log-driver", "none"]
+    arguments += ["--read-only", "--tmpfs", f"{BOX}:rw,noexec,nosuid,nodev,size={size},mode=1777", "--workdir", BOX]
+    arguments += ["--user", "65534:65534", "--cap-drop", "ALL", "--security-opt", "no-new-privileges"]
+    arguments += ["--pids-limit", str(limits.processes), "--memory", memory, "--memory-swap", memory]
+    # `nproc` counts all containers of this user together; the binding number is the pids limit
+    for resource, most in (("nofile", limits.files), ("nproc", 64 * limits.processes), ("core", 0)):
+        arguments += ["--ulimit", f"{resource}={most}:{most}"]
+    arguments += ["--stop-signal", "SIGKILL"]
+    if engine.name == "podman":  # its own clock is the net for the day when this process is killed
+        arguments += [*_PODMAN_ONLY, "--timeout", str(int(seconds + START_SECONDS + _CLIENT_SECONDS))]
+    for variable, value in ENVIRONMENT.items():
+        arguments += ["--env", f"{variable}={value}"]
+    return [*arguments, "--entrypoint", "python", engine.image]
+
+
+class ContainerSandbox:
+    """Runs every program in a container of its own."""
+
+    kind = "container"
+
+    def __init__(self, image: str, limits: Limits | None = None) -> None:
+        """Raises FileNotFoundError without an engine, ImageMissingError when the engine has no such image."""
+        self.limits = limits or Limits()
+        self.engine = find_engine(image)
+        code, said = self._ask("image", "inspect", "--format", "{{.Id}}", image)
+        if code != 0:
+            raise ImageMissingError(said)
+
+    def run(self, program: str, stdin: bytes = b"", *, seconds: float | None = None) -> RunResult:
+        """Run one program with nothing of this machine in reach; thread-safe."""
+        seconds = self.limits.seconds if seconds is None else seconds
+        name = f"sdpo-{os.getpid()}-{secrets.token_hex(6)}"
+        argv = [*container_arguments(self.engine, name, self.limits, seconds), *INTERPRETER_FLAGS, "-c", bootstrap()]
+        argv += self.limits.arguments(seconds, count_processes=False)
+        done = False
+        try:
+            result = launch(argv, payload(program, stdin), seconds + START_SECONDS, env=client_environment())
+            done = result.status == "exited" and result.code in _CLEAN_CODES
+            return result
+        finally:
+            if not done:  # what was killed is the client alone, the container has another parent
+                self._ask("kill", name)
+                self._ask("rm", "--force", name)
+
+    def self_test(self) -> dict[str, bool]:
+        """What holds here, tried out from the inside."""
+        return self.probe().checks
+
+    def probe(self) -> Probe:
+        """As the general one; an image has a /etc and a /proc of its own, which tell nothing of this machine."""
+        memory = max(8_192, 2 * self.limits.memory_mb)
+        return probe(self, memory_mb=memory, checks=_CHECKS, hidden=())
+
+    def _ask(self, *words: str) -> tuple[int, str]:
+        """Exit status and last words of one short command of the engine."""
+        try:
+            done = subprocess.run(
+                [self.engine.path, *words],
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                env=client_environment(),
+                timeout=_CLIENT_SECONDS,
+                check=False,
+            )
+        except (OSError, subprocess.TimeoutExpired) as error:
+            return 125, f"{self.engine.name}: {type(error).__name__}"
+        lines = done.stderr.decode("utf-8", "replace").strip().splitlines()
+        return done.returncode, "".join(c for c in lines[-1] if c.isprintable())[:200] if lines else ""
+
+
+def client_environment() -> dict[str, str]:
+    """What the engine's client may know; the container gets none of it."""
+    return {
+        name: value for name, value in os.environ.items() if name in _CLIENT_NAMES or name.startswith(_CLIENT_PREFIXES)
+    }

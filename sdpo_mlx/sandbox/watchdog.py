@@ -1,0 +1,25 @@
+"""Memory of a run, watched from the outside, where no limit of the kernel binds it.
+
+macOS accepts RLIMIT_AS and does not hold it. `ps` is the one way to ask that every system has.
+"""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable
+
+
+def watchdog(limit: int) -> Callable[[int], bool]:
+    """For `launch`: whether the processes of the session that a process leads hold more than `limit` bytes."""
+    return lambda leader: resident(leader) > limit
+
+
+def resident(leader: int) -> int:
+    """Bytes in memory of all processes in the session of `leader`; 0 when it has ended or `ps` does not say."""
+    # -g means the session on Linux and the process group on macOS; whoever leads a session leads its group
+    asked = ["ps", "-o", "rss=", "-g", str(leader)]
+    try:
+        said = subprocess.run(asked, capture_output=True, timeout=5.0, check=False).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        return 0
+    return sum(int(word) << 10 for word in said.split() if word.isdigit())
