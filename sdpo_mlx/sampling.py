@@ -24,6 +24,7 @@ from sdpo_mlx.types import Exchange, Feedback, Generation, IntArray, Problem, Ro
 
 GRADER_SECONDS = 120.0  # a grader that takes longer hangs; tasks have shorter limits of their own
 GRADER_THREADS = 8
+ABSURD_FEEDBACK = 1_000_000  # characters; a grader that writes more is broken, whatever it meant to say
 GLANCE_SECONDS = 0.2  # how often waiting for a verdict looks up for signals and for graders that hang
 
 Word = Feedback | str  # a verdict, which ends the episode, or a reply, after which it goes on
@@ -167,6 +168,8 @@ def grade(task: Task, problem: Problem, text: str, *, earlier: Sequence[str] = (
             given = task.grade(problem, text, truncated=truncated)
         else:
             given = whole(problem, (*earlier, text), truncated=truncated)
+        if len(given.text) > ABSURD_FEEDBACK:
+            raise ValueError(f"the grader's feedback has {len(given.text):,} characters")
         reward, success, said = float(given.reward), bool(given.success), clean(given.text, FEEDBACK_LIMIT)
         kind = given.kind
     except (Exception, SystemExit) as error:  # the one boundary: a grader's fault is never the model's

@@ -108,10 +108,12 @@ def test_a_grader_that_fails_is_data(how: str) -> None:
     assert second.feedback == (PASS,) * 3
 
 
-def test_ten_megabytes_of_feedback_are_cut() -> None:
-    found = grade(OwnTask(lambda *_: Feedback(0.0, False, "x" * 10_000_000, "wrong")), problem("a"), "")
+def test_long_feedback_is_cut_and_ten_megabytes_are_the_graders_fault() -> None:
+    found = grade(OwnTask(lambda *_: Feedback(0.0, False, "x" * 900_000, "wrong")), problem("a"), "")
     assert len(found.text) <= FEEDBACK_LIMIT
     assert found.kind == "wrong"
+    found = grade(OwnTask(lambda *_: Feedback(1.0, True, "x" * 10_000_000, "pass")), problem("a"), "")
+    assert (found.kind, found.reward, len(found.text) < 100) == ("grader_error", 0.0, True)
 
 
 def test_a_grader_that_hangs_costs_its_own_verdict_only(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,8 @@ that carry a `prompt`, `grade` alone is enough.
 - `grade(problem, answer)` or `grade(problem, answer, truncated)` gives a number, true or false, a pair
   `(reward, feedback)`, a dictionary with `reward` and optionally `feedback`, `success`, `kind`, or a `Feedback`.
   Success is a reward of 1 or more unless said otherwise. It gets what `problems` gave, and runs on several threads.
-- `solution(problem)`, optional: an answer known to be right, for `sdpo tasks check`.
+- optional: `solution(problem)`, an answer known to be right, for `sdpo tasks check`; and for several turns `turns`,
+  `reply(problem, answers)`, `grade_turns(problem, answers)` as in `base.py`.
 - `data`, `feedback` and `variant` are passed on to `problems`, or to the class, where a parameter bears that name.
 
 The file is the user's own program and runs as such; nothing that a model wrote is executed by this module.
@@ -71,15 +72,11 @@ class OwnTask:
         self.feedback_modes: tuple[str, ...] = tuple(getattr(source, "feedback_modes", ("its own",)))
         self.fingerprint = hashlib.sha256(file.read_bytes()).hexdigest()
         self._grade = source.grade
-        self._takes_truncated = "truncated" in _parameters(source.grade)
+        self._extra = _parameters(source.grade) & {"truncated"}
         pairs = _rows(cfg, file, source, given)
         self._given = {problem.id: row for problem, row in pairs}
         self._problems = with_splits([problem for problem, _ in pairs])
-        if callable(getattr(source, "solution", None)):
-            self.solution = lambda problem: source.solution(self._given.get(problem.id, problem))
-        for name in ("turns", "reply", "grade_turns"):  # optional, for tasks of several turns
-            if hasattr(source, name):
-                setattr(self, name, getattr(source, name))
+        self._optional(source)
 
     def problems(self, split: Split) -> Sequence[Problem]:
         """The rows of one split, in the order that the file gave them."""
@@ -87,8 +84,25 @@ class OwnTask:
 
     def grade(self, problem: Problem, text: str, *, truncated: bool = False) -> Feedback:
         """What the file's `grade` says, as a Feedback; raises whatever it raises, TypeError for what is no verdict."""
-        extra = {"truncated": truncated} if self._takes_truncated else {}
-        return feedback_of(self._grade(self._given.get(problem.id, problem), text, **extra))
+        extra = dict.fromkeys(self._extra, truncated)
+        return feedback_of(self._grade(self._row(problem), text, **extra))
+
+    def _optional(self, source: Any) -> None:
+        """What a task may have besides: a solution to check with, several turns; absent here where absent there."""
+        if callable(getattr(source, "solution", None)):
+            self.solution = lambda problem: source.solution(self._row(problem))
+        if callable(getattr(source, "reply", None)):
+            self.turns = int(source.turns)
+            self.reply = lambda problem, answers: source.reply(self._row(problem), answers)
+        if callable(getattr(source, "grade_turns", None)):
+            extra = _parameters(source.grade_turns) & {"truncated"}
+            self.grade_turns = lambda problem, answers, truncated=False: feedback_of(
+                source.grade_turns(self._row(problem), answers, **dict.fromkeys(extra, truncated))
+            )
+
+    def _row(self, problem: Problem) -> Any:
+        """What the file gave for a problem."""
+        return self._given.get(problem.id, problem)
 
 
 def _path_and_variant(name: str) -> tuple[Path, str | None]:
