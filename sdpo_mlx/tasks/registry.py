@@ -17,6 +17,8 @@ DESCRIPTIONS: Mapping[str, str] = {
     "tiny:hard": "the same with five or six operations, for training at test time",
     "code": "Python problems, tests run in a sandbox",
     "code:easy": "the same up to the level easy, for small models (also :one_liner, :medium)",
+    "math": "problems with one final answer, compared by value; also GSM8K, MATH, AIME and DeepMath rows",
+    "math:easy": "the same up to the level easy, for small models (also :medium)",
     "tools": "requests to answer with tool calls, as lines Action and Action Input",
     "tools:json": "the same with the JSON calls of the model's own chat template",
     "tools:paper": "as tools, judged by the paper's looser rule",
@@ -84,9 +86,16 @@ def _science(domain: str, cfg: Config) -> Opened:
     return Opened(ScienceTask(cfg.task, domain))
 
 
+def _math(level: str, cfg: Config) -> Opened:
+    from sdpo_mlx.tasks.math_task import MathTask
+
+    return Opened(MathTask(cfg.task, level))
+
+
 _OPENERS: Mapping[str, Callable[[str, Config], Opened]] = {
     "tiny": _tiny,
     "code": _code,
+    "math": _math,
     "tools": _tools,
     "science": _science,
 }
