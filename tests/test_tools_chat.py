@@ -137,6 +137,7 @@ def test_template_for_tools_of_its_own_is_used_and_counts_for_the_hash(tmp_path)
     assert made.tokenizer_hash != with_template(tmp_path / "other", plain).tokenizer_hash
 
 
+@settings(deadline=None)
 @given(text=st.text(max_size=30))
 def test_marks_go_without_a_trace_and_break_every_control_token(text):
     made = guard(["<|a|>", "word", "ý", "[X]"])

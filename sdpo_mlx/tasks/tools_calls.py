@@ -18,8 +18,8 @@ Form = Literal["actions", "json"]
 MOST_CALLS = 50
 _SNIPPET = 30  # characters of the answer shown where its JSON breaks
 
-_LABEL = re.compile(r"^[ \t>*_`]*(?:ASSISTANT )?(Action Input|Action)[*_`]*[ \t]*:[ \t*_`\"']*", re.MULTILINE)
-_NAME = re.compile(r"[\w./-]+")
+_LABEL = re.compile(r"^[ \t>*_`]*(?:ASSISTANT )?(Action Input|Action)[*_`]*[ \t]*:[ \t*_]*", re.MULTILINE)
+_NAME = re.compile(r"[\"'`]*([\w./-]+)")
 _OPENING = re.compile(r"\s*(?:```(?:json)?\s*)?")
 _TAGGED = re.compile(r"<tool_call>(.*?)(?:</tool_call>|(?=<tool_call>)|\Z)", re.DOTALL)
 _FENCE = re.compile(r"^[ \t]*```\w*[ \t]*$", re.MULTILINE)
@@ -58,7 +58,7 @@ def _actions(text: str) -> Iterator[Call]:
             if pending is not None:
                 yield Call(pending, fault="its Action Input is missing")
             name = _NAME.match(text, label.end())
-            pending = name[0] if name else ""
+            pending = name[1] if name else ""
             continue
         value, fault, position = _value_at(text, label.end())
         fault = "an Action Input has no Action before it" if pending is None else fault

@@ -36,7 +36,7 @@ _FORMAT = (
     "Action: the name of the tool\n"
     "Action Input: its arguments as one JSON object"
 )
-_DESCRIBED = re.compile(r"\s*(Required\.)?\s*(\w+)?[.\s]*(.*)", re.DOTALL)
+_DESCRIBED = re.compile(r"\s*(Required\.)?\s*(\w+)?(?:\[[^\]]*\])?[.\s]*(.*)", re.DOTALL)
 _TYPES = ("string", "integer", "number", "boolean", "array", "object")
 
 
