@@ -19,7 +19,7 @@ from sdpo_mlx.tasks.base import Split
 from sdpo_mlx.tasks.code_answer import extract_code
 from sdpo_mlx.tasks.code_feedback import FEEDBACK_MODES, failure_text, no_program_text
 from sdpo_mlx.tasks.code_judge import Outcome, Test, Turnstile, run_tests
-from sdpo_mlx.tasks.code_rows import problem_from_row
+from sdpo_mlx.tasks.code_layouts import problem_from_any
 from sdpo_mlx.tasks.rows import feedback_mode, in_split, load_problems
 from sdpo_mlx.types import Feedback, FeedbackKind, Problem
 
@@ -36,7 +36,7 @@ class CodeTask:
     feedback_modes: tuple[str, ...] = FEEDBACK_MODES
 
     def __init__(self, sandbox: Sandbox, cfg: TaskConfig | None = None, level: str = "") -> None:
-        """`cfg.data`: rows as `code_rows.py` says, None for the shipped problems; `cfg.feedback`: None for `public`.
+        """`cfg.data`: rows in a layout of `code_layouts.py`, None for the shipped problems; `cfg.feedback`: None for `public`.
 
         `level` keeps the problems up to that level. Raises ConfigError for an unknown mode or level, DataError
         for bad rows.
@@ -47,7 +47,7 @@ class CodeTask:
         self.feedback = feedback_mode(self.name, cfg.feedback, FEEDBACK_MODES)
         self._sandbox = sandbox
         wanted = LEVELS[: LEVELS.index(level) + 1] if level else None
-        problems = load_problems(cfg, "code/problems.jsonl", problem_from_row)
+        problems = load_problems(cfg, "code/problems.jsonl", problem_from_any)
         self._problems = [p for p in problems if wanted is None or p.private["level"] in wanted]
         self._turnstile = Turnstile()
         self._verdicts: OrderedDict[str, Verdict] = OrderedDict()
@@ -95,15 +95,15 @@ class CodeTask:
 
     def _run(self, problem: Problem, code: str, told: list[Test], hidden: list[Test]) -> Verdict:
         """Hidden tests run only when those that may be told have passed: they could not change a failure."""
-        entry = problem.private["entry"]
-        first = run_tests(self._sandbox, self._turnstile, code, entry, told) if told else ()
+        entry, before = problem.private["entry"], problem.private["preamble"]
+        first = run_tests(self._sandbox, self._turnstile, code, entry, told, before) if told else ()
         if not hidden or _kind(first) != "pass":
             return first, (Outcome("not_run"),) * len(hidden)
-        return first, run_tests(self._sandbox, self._turnstile, code, entry, hidden)
+        return first, run_tests(self._sandbox, self._turnstile, code, entry, hidden, before)
 
 
 def _key(problem: Problem, code: str) -> str:
-    parts = [problem.id, problem.private["entry"], problem.private["tests"], code]
+    parts = [problem.id, *(problem.private[name] for name in ("entry", "preamble", "tests")), code]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 

@@ -127,11 +127,12 @@ def _text_stream(raw: _Printed) -> io.TextIOWrapper:
     return io.TextIOWrapper(io.BufferedWriter(raw), encoding="utf-8", errors="replace")
 
 
-def _module(name: str, code: types.CodeType) -> types.ModuleType:
-    """A fresh module that has run the answer; dataclasses look their module up by name."""
+def _module(name: str, codes: list[types.CodeType]) -> types.ModuleType:
+    """A fresh module that has run the preamble and the answer; dataclasses look their module up by name."""
     module = types.ModuleType(name)
     sys.modules[name] = module
-    exec(code, module.__dict__)
+    for code in codes:
+        exec(code, module.__dict__)
     return module
 
 
@@ -199,7 +200,7 @@ def _plain(value: Any, depth: int = 0) -> Any:
     return value
 
 
-def _run_stdin(code: types.CodeType, test: dict[str, Any], cap: int) -> dict[str, Any]:
+def _run_stdin(codes: list[types.CodeType], test: dict[str, Any], cap: int) -> dict[str, Any]:
     """Run the answer as a program, with real files on fd 0 and 1, so that every way of reading works."""
     for name, text, fd in (("input", test["input"], 0), ("output", "", 1)):
         handle = os.open(name, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
@@ -211,7 +212,7 @@ def _run_stdin(code: types.CodeType, test: dict[str, Any], cap: int) -> dict[str
     sys.stdin = open(0, encoding="utf-8", errors="replace", closefd=False)  # noqa: SIM115
     sys.stdout = open(1, "w", encoding="utf-8", errors="replace", closefd=False)  # noqa: SIM115
     try:
-        _module("__main__", code)
+        _module("__main__", codes)
     except SystemExit as leaving:
         if leaving.code not in (None, 0):
             raise
@@ -280,17 +281,18 @@ def main() -> None:
         os.write(channel, data + b"\n")
 
     def run(test: dict[str, Any]) -> dict[str, Any]:
-        if "code" not in state:
-            state["code"] = compile(job["code"], ANSWER, "exec")
+        if "codes" not in state:
+            parts = ((job.get("preamble", ""), "<preamble>"), (job["code"], ANSWER))
+            state["codes"] = [compile(text, name, "exec") for text, name in parts]
         if test["kind"] == "stdin":
-            return _run_stdin(state["code"], test, cap // 2)
+            return _run_stdin(state["codes"], test, cap // 2)
         os.dup2(quiet, 0)
         os.dup2(quiet, 1)
         if test["kind"] == "code":
-            exec(compile(test["code"], "<test>", "exec"), _module("answer", state["code"]).__dict__)
+            exec(compile(test["code"], "<test>", "exec"), _module("answer", state["codes"]).__dict__)
             return {"passed": True}
         if "module" not in state:
-            state["module"] = _module("answer", state["code"])
+            state["module"] = _module("answer", state["codes"])
         return _run_functional(job, test, state["module"])
 
     send({"ready": True, "test": -1})

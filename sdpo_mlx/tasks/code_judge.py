@@ -96,27 +96,31 @@ def _harness() -> str:
 
 
 def run_tests(
-    sandbox: Sandbox, turnstile: Turnstile, code: str, entry: str | None, tests: Sequence[Test]
+    sandbox: Sandbox, turnstile: Turnstile, code: str, entry: str | None, tests: Sequence[Test], preamble: str = ""
 ) -> tuple[Outcome, ...]:
     """Outcomes of all tests of one answer, in order, from one sandbox start (two after a timeout).
 
+    `preamble` runs before the answer in the same module, and is none of the answer's lines.
     Raises GraderFailureError when the sandbox itself fails.
     """
     with turnstile.shared():
-        outcomes = _run_once(sandbox, code, entry, tests)
+        outcomes = _run_once(sandbox, code, entry, tests, preamble)
     if any(outcome.verdict == "timeout" for outcome in outcomes):
         with turnstile.alone():
-            outcomes = _run_once(sandbox, code, entry, tests)
+            outcomes = _run_once(sandbox, code, entry, tests, preamble)
     return outcomes
 
 
-def _run_once(sandbox: Sandbox, code: str, entry: str | None, tests: Sequence[Test]) -> tuple[Outcome, ...]:
+def _run_once(
+    sandbox: Sandbox, code: str, entry: str | None, tests: Sequence[Test], preamble: str
+) -> tuple[Outcome, ...]:
     """One start. The job holds inputs only: no expected value ever enters the process."""
     nonce = secrets.token_hex(16)
     job = {
         "nonce": nonce,
         "code": code,
         "entry": entry,
+        "preamble": preamble,
         "cap": RESULTS_CAP // max(1, len(tests)),
         "tests": [{name: test[name] for name in _SENT if name in test} for test in tests],
     }
@@ -194,7 +198,7 @@ def _compared(test: Test, record: dict[str, Any]) -> Outcome:
     got = decode(record["value"])
     settings = {"tolerance": test["tolerance"], "unordered": bool(test["unordered"]), "equality": test.get("equality")}
     expected = decode(test["expected"])
-    if same(expected, got, **settings):
+    if any(same(each, got, **settings) for each in (expected, *map(decode, test.get("alternatives", ())))):
         return Outcome("pass")
     changed = tuple(int(index) + 1 for index in record.get("changed", ())[:4])
     return Outcome(

@@ -10,8 +10,10 @@ One JSON object a line:
   `functional`: `args` (list), `expected`; `stdin`: `input`, `output`; `code`: `code`, Python that asserts and
   runs after the answer in its own process, which is weaker: a hostile answer can defeat it.
   `public: true` lets its input and expected value be quoted in feedback; all tests decide.
-- optional: `split` ("train", "held_out"), `family`, `level`, `tolerance` (number, for floats),
-  `unordered` (true: the order of the outermost list does not count). Both also a test at a time.
+  A functional test may name `alternatives`, a list of values of which each is as right as `expected`.
+- optional: `preamble` (Python that runs before the answer in the same module, such as imports), `split`
+  ("train", "held_out"), `family`, `level`, `tolerance` (number, for floats), `unordered`
+  (true: the order of the outermost list does not count). Both also a test at a time.
 - optional in a test: `equality`, for tests that were assertions: how `code_values.EQUALITIES` compare,
   where `python` means `==`. Without it type and value must agree.
 - values that JSON lacks: see `code_harness.py` (`{"$tuple": [1, 2]}`, `{"$set": [...]}`, ...).
@@ -19,6 +21,7 @@ One JSON object a line:
 
 from __future__ import annotations
 
+import ast
 import json
 import keyword
 from typing import Any
@@ -31,7 +34,7 @@ from sdpo_mlx.types import Message, Problem
 RESULTS_CAP = 60_000  # bytes that the results of all tests of one run may take
 _FIELDS = {"functional": ("args", "expected"), "stdin": ("input", "output"), "code": ("code",)}
 _TYPES: dict[str, type] = {"args": list, "input": str, "output": str, "code": str}
-_ROW_KEYS = {"id", "statement", "entry", "tests", "split", "family", "level", "unordered", "tolerance"}
+_ROW_KEYS = {"id", "statement", "entry", "tests", "split", "family", "level", "unordered", "tolerance", "preamble"}
 _FUNCTION_FORMAT = (
     "\n\nAnswer with one block that starts with ```python and ends with ```; it defines the function `{entry}`."
 )
@@ -43,7 +46,7 @@ _CODE_FORMAT = "\n\nAnswer with one block that starts with ```python and ends wi
 
 
 def problem_from_row(row: dict[str, Any], where: str) -> Problem:
-    """One checked problem; `private` holds entry, tests (with kind, public, tolerance, unordered), split, level.
+    """One checked problem; `private` holds entry, preamble, split, level, tests (with kind, public ...).
 
     Raises DataError that names `where`.
     """
@@ -62,12 +65,22 @@ def problem_from_row(row: dict[str, Any], where: str) -> Problem:
         raise DataError("entry is missing", where=where, fix="functional tests need the function's name")
     private = {
         "entry": entry,
+        "preamble": _preamble(row.get("preamble", ""), where),
         "tests": tests,
         "split": row.get("split", ""),
         "level": row.get("level"),
     }
     message: Message = {"role": "user", "content": statement.rstrip() + _format_line(entry, tests)}
     return Problem(id=identity, messages=(message,), private=private, family=str(row.get("family", "")))
+
+
+def _preamble(code: Any, where: str) -> str:
+    """Python that can be read, at least."""
+    try:
+        ast.parse(code)
+    except (SyntaxError, TypeError, ValueError, RecursionError, MemoryError):
+        raise DataError("preamble is no Python", where=where, fix="write imports and functions, as text") from None
+    return str(code)
 
 
 def _format_line(entry: str | None, tests: tuple[dict[str, Any], ...]) -> str:
@@ -105,8 +118,7 @@ def _test(test: Any, row: dict[str, Any], where: str) -> dict[str, Any]:
         raise DataError("a test has no known kind", where=where, fix=f"kinds are {', '.join(_FIELDS)}")
     settings = {name: test.get(name, row.get(name)) for name in ("tolerance", "unordered")}
     checked = {"kind": kind, "public": test.get("public", False), **settings}
-    if "equality" in test:
-        checked["equality"] = test["equality"]
+    checked |= {name: test[name] for name in ("equality", "alternatives") if name in test}
     for name in _FIELDS[kind]:
         if name not in test or not isinstance(test[name], _TYPES.get(name, object)):
             raise DataError(f"{name} is missing or of the wrong type", where=where, fix=f"a {kind} test needs it")
@@ -125,7 +137,7 @@ def _check_values(test: dict[str, Any], where: str) -> None:
     if tolerance is not None and not (type(tolerance) in (int, float) and tolerance >= 0):
         raise DataError("tolerance is no number from 0", where=where, fix="write for example 1e-6")
     try:
-        decode([test.get("args"), test.get("expected")])
+        decode([test.get("args"), test.get("expected"), *test.get("alternatives", [])])
     except (ValueError, TypeError, KeyError, RecursionError):
         fix = 'write for example {"$tuple": [1, 2]}'
         raise DataError("a tagged value cannot be read", where=where, fix=fix) from None
