@@ -49,6 +49,7 @@ def command(  # noqa: PLR0913 - typer reads the options off the signature
             with render.status(f"opening {cfg.model.name}", plain):
                 setup = open_target(target, cfg, adapter)
             render.say(setup.model.line())
+            render.warn(setup.warnings())
             with render.status(f"sampling {cfg.eval.samples} answers a problem", plain):
                 found = _evaluated(setup, interrupt.requested)
         except KeyboardInterrupt:

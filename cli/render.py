@@ -24,6 +24,12 @@ def say(line: str) -> None:
     sys.stderr.flush()
 
 
+def warn(warnings: Sequence[str]) -> None:
+    """What a person should know first, on stderr."""
+    for warning in warnings:
+        say(f"warning: {warning}")
+
+
 def result(lines: Sequence[str]) -> None:
     """A result for a person, on stdout."""
     for line in lines:

@@ -73,6 +73,7 @@ def _opened(run: Path | None, config: Path | None, sets: list[str], flags: dict[
     with render.status(f"opening {cfg.model.name}", plain):
         setup = open_target(str(run), cfg) if run is not None else assemble(cfg)
     render.say(setup.model.line())
+    render.warn(setup.warnings())
     return setup
 
 

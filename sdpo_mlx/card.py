@@ -32,6 +32,7 @@ class CardFacts:
     before: Result | None = None
     after: Result | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
+    sandbox: str = "none"
 
 
 def model_card(facts: CardFacts, config: Config) -> str:
@@ -60,9 +61,20 @@ def _what(facts: CardFacts, config: Config) -> list[str]:
         "",
         f"An adapter for `{_inline(facts.base)}`{revision}, trained by self-distillation policy optimisation "
         f"(SDPO, arXiv 2601.20802) on the task `{_inline(config.task.name)}`{data}: "
-        f"{facts.steps} steps, {facts.generations} sampled answers.",
+        f"{facts.steps} steps, {facts.generations} sampled answers.{_containment(facts.sandbox)}",
         "",
     ]
+
+
+def _containment(sandbox: str) -> str:
+    """How programs that the model wrote were run, where any were."""
+    if sandbox == "none":
+        return ""
+    if sandbox == "unconfined":
+        return (
+            " **Programs that it wrote in training ran unconfined**, and could have seen or changed their own grading."
+        )
+    return f" Programs that it wrote in training ran in a sandbox ({_inline(sandbox)})."
 
 
 def _results(facts: CardFacts) -> list[str]:

@@ -93,6 +93,7 @@ def card_facts(setup: Setup, folder: RunFolder, outcome: Outcome) -> CardFacts:
         before=outcome.before.result if outcome.before else None,
         after=outcome.after.result if outcome.after else None,
         versions=versions(),
+        sandbox=setup.sandbox,
     )
 
 

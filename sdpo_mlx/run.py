@@ -98,6 +98,7 @@ class Run:
         if loaded is None:
             self.log.rewind(-1)
             self.emit({"type": "run_started", "step": 0, "config": self.cfg.model_dump(mode="json")})
+            self._warn(0, self.setup.warnings())
             return TrainState()
         state = TrainState(**loaded.meta["state"])
         self.policy.load_state(loaded.state)
@@ -109,9 +110,12 @@ class Run:
         self.log.rewind(loaded.step, scored_again)
         self.folder.rewind(loaded.step)
         self.emit({"type": "resumed", "step": loaded.step})
-        for warning in loaded.warnings:
-            self.emit({"type": "warning", "step": loaded.step, "message": warning})
+        self._warn(loaded.step, (*self.setup.warnings(), *loaded.warnings))
         return state
+
+    def _warn(self, step: int, warnings: Sequence[str]) -> None:
+        for warning in warnings:
+            self.emit({"type": "warning", "step": step, "message": warning})
 
     def after(self, state: TrainState, sampled: Sampled, batch: Batch, learned: Learned, clock: Clock) -> TrainState:
         """Write what a step did, and the state after it; saves and raises where `Watch` says stop."""
@@ -123,8 +127,7 @@ class Run:
         metrics = step_metrics(groups, batch.samples, batch.contexts.values(), skips, learned.update, facts)
         bad = learned.update.non_finite if learned.update else ()
         self.emit({"type": "step", "step": step, **metrics, **({"non_finite": list(bad)} if bad else {})}, groups)
-        for warning in verdict.warnings:
-            self.emit({"type": "warning", "step": step, "message": warning})
+        self._warn(step, verdict.warnings)
         if self.cfg.log.samples:
             self.folder.write_rollouts(step, records(groups[: self.cfg.log.samples], batch, learned))
         state = replace(state, step=step, generations=total, watch=watch.to_dict())

@@ -19,6 +19,10 @@ from sdpo_mlx.tasks.registry import open_task
 
 # A run may be continued for longer, looked at more often and kept in more detail; the rest would change it.
 FREE_ON_RESUME: dict[str, Any] = {"train": {"steps", "eval_every", "save_every", "patience"}, "eval": True, "log": True}
+UNCONFINED = (
+    "programs that the model writes run unconfined: they can read this user's files and reach the network "
+    "(sandbox.kind: unconfined)"
+)
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,10 @@ class Setup:
             "tokenizer": self.chat.tokenizer_hash,
             "config": self.cfg.model_dump(mode="json", exclude=FREE_ON_RESUME),
         }
+
+    def warnings(self) -> tuple[str, ...]:
+        """What whoever starts this should know first, each in one line."""
+        return (UNCONFINED,) if self.sandbox == "unconfined" else ()
 
     def manifest(self, command: list[str]) -> dict[str, Any]:
         """What `manifest.json` says of where and with what the run was made."""
