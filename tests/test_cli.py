@@ -26,9 +26,10 @@ VERBS = [*main.VERBS]
 COMMANDS = [
     [],
     *([verb] for verb in VERBS),
-    *(["tasks", name] for name in ("list", "show", "grade")),
+    *(["tasks", name] for name in ("list", "show", "check", "grade")),
     *(["models", name] for name in ("list", "show", "import", "fetch")),
     ["config", "show"],
+    ["data", "check"],
 ]
 HEADER = Header("tiny", "tiny", "sdpo", "ema", "cpu float32", "runs/x", 10, 4)
 
@@ -80,6 +81,10 @@ MISTAKES = [
     (["rollout", "--run", "absent"], 2, "no run here"),
     (["tasks", "show", "cod"], 2, "did you mean code"),
     (["tasks", "grade", "tiny", "--answer", "absent.txt"], 3, "absent.txt"),
+    (["tasks", "check", "absent.py"], 2, "no file absent.py"),
+    (["data", "check", "absent.jsonl"], 3, "absent.jsonl"),
+    (["data", "check", "bad.jsonl", "--task", "tiny"], 2, "reads no rows"),
+    (["init", "taken/here"], 5, "taken"),
     (["models", "show", "model.gguf"], 2, "models import"),
 ]
 
@@ -131,7 +136,7 @@ def test_help_fits_80_columns_and_has_an_example_where_something_runs(command: l
     code, out, _ = sdpo(*command, "--help")
     assert code == 0
     assert max(map(len, out.splitlines())) <= 80
-    if command not in (["tasks"], ["models"], ["config"]):
+    if command not in (["tasks"], ["models"], ["config"], ["data"]):
         assert "Example: sdpo" in " ".join(out.split())
 
 
