@@ -12,8 +12,11 @@ from test_chat import FAMILIES, HOSTILE, SPIKED, TURNS, chat, conversation, refe
 from tokenizers_made import folder
 
 from sdpo_mlx.chat import load_chat
+from sdpo_mlx.config import ObjectiveConfig, TeacherConfig
+from sdpo_mlx.distill import distillation_batch
 from sdpo_mlx.errors import ConfigError
 from sdpo_mlx.tool_schemas import MARK, guard
+from sdpo_mlx.types import Feedback, Problem, Rollout, RolloutGroup
 
 WITH_TOOLS = ("llama3", "qwen3")
 WITHOUT = sorted(set(FAMILIES) - set(WITH_TOOLS))
@@ -154,3 +157,24 @@ def test_decoded_answers_keep_tags_that_are_text_and_lose_those_that_are_special
     assert chat("qwen3").decode(qwen) == "<tool_call></tool_call>"
     llama = reference("llama3").convert_tokens_to_ids(["<|python_tag|>"])
     assert chat("llama3").decode(llama) == ""
+
+
+def test_teacher_and_student_see_the_same_tools():
+    made = chat("qwen3")
+    problems = [
+        Problem(f"p{i}", tuple(TURN), tools=(tool(name),)) for i, name in enumerate(("get_weather", "get_time"))
+    ]
+    groups = []
+    for problem in problems:
+        prompt = made.render(problem.messages, tools=problem.tools)
+        ids = np.array(made.encode_plain("sort"), dtype=np.int32)
+        rollout = Rollout(prompt, ids, np.full(ids.size, -1.0, np.float32), "stop", 0, "sort")
+        groups.append(RolloutGroup(problem, (rollout,), (Feedback(0.0, False, "No tool call was found.", "invalid"),)))
+    batch = distillation_batch(groups, made, TeacherConfig(), ObjectiveConfig(), context_length=4_096, seed=1)
+    for sample, problem in zip(batch.samples, problems, strict=True):
+        (name,) = (t["function"]["name"] for t in problem.tools)
+        for ids in (sample.student_ids, sample.teacher_ids):
+            assert shown("qwen3", ids).count("<tools>") == 1
+            assert name in shown("qwen3", ids)
+        assert "No tool call was found." in shown("qwen3", sample.teacher_ids)
+    assert len({sample.teacher_ids.tobytes() for sample in batch.samples}) == 2
