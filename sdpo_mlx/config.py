@@ -165,13 +165,35 @@ class SandboxConfig(Settings):
     kind: Literal["auto", "bubblewrap", "seatbelt", "container", "unconfined"] = Field(
         "auto", description="auto: bubblewrap on Linux, Seatbelt on macOS; container and unconfined only by name"
     )
-    seconds: float = Field(6.0, gt=0, description="wall clock for one run of one answer's tests")
+    seconds: float = Field(
+        6.0,
+        gt=0,
+        description="processor time for one run of one answer's tests; the wall clock may show three times as much",
+    )
     memory_mb: PositiveInt = Field(512, description="address space of the candidate")
     image: str = Field(
         "python:3.12.7-slim-bookworm",
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._/:@-]*$",
         description="kind container: a local image with Python 3.11 or newer; never pulled for you",
     )
+
+
+class JudgeConfig(Settings):
+    """Who grades in the task `judge`: a language model behind an OpenAI-compatible endpoint."""
+
+    endpoint: str | None = Field(
+        None,
+        pattern=r"^https?://[^\s]+$",
+        description="such as http://127.0.0.1:8080/v1; null: this run's base, frozen",
+    )
+    model: str | None = Field(None, description="the name that the endpoint knows; null: whatever it serves")
+    key_variable: str = Field("OPENAI_API_KEY", description="environment variable that holds the key; never stored")
+    success: Share = Field(0.8, description="share of the full score from which an answer is a success")
+    max_tokens: PositiveInt = Field(300, description="longest remark in tokens")
+    seconds: float = Field(60.0, gt=0, description="time for one request")
+    retries: NonNegativeInt = Field(3, description="further tries after a failure, each after twice the wait")
+    cost_in: float = Field(0.0, ge=0, description="price of a million tokens read, for the counter")
+    cost_out: float = Field(0.0, ge=0, description="price of a million tokens written, for the counter")
 
 
 class LogConfig(Settings):
@@ -191,4 +213,5 @@ class Config(Settings):
     train: TrainConfig = TrainConfig()
     eval: EvalConfig = EvalConfig()
     sandbox: SandboxConfig = SandboxConfig()
+    judge: JudgeConfig = JudgeConfig()
     log: LogConfig = LogConfig()

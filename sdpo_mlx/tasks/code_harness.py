@@ -17,6 +17,7 @@ import json
 import math
 import os
 import pathlib
+import resource
 import sys
 import time
 import types
@@ -263,9 +264,19 @@ def _safely(action: Callable[[], dict[str, Any]], source: list[str]) -> dict[str
             return {"error": {"type": "Error", "message": "an error that cannot be shown", "lines": []}}
 
 
+def _charge(seconds: float | None) -> None:
+    """Let the kernel end this process after so many seconds of processor time, to the nearest whole one."""
+    if seconds is not None:
+        most = max(1, int(time.process_time() + seconds + 0.5))
+        hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
+        if hard == resource.RLIM_INFINITY or most < hard:
+            resource.setrlimit(resource.RLIMIT_CPU, (most, most + 1))
+
+
 def main() -> None:
     """Read the job, say that it arrived, run its tests in order, one result line each."""
     job = json.loads(sys.stdin.buffer.read())
+    _charge(job["seconds"])
     channel, nonce, cap = os.dup(1), job["nonce"], job["cap"]
     quiet = os.open(os.devnull, os.O_RDWR)
     os.dup2(quiet, 2)  # what is printed is kept by `_catch_prints`, and a flood of it ends nothing

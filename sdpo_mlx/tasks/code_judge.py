@@ -21,6 +21,11 @@ from sdpo_mlx.tasks.code_values import same, same_output, show
 
 Test = Mapping[str, Any]
 _SENT = ("kind", "args", "input", "code", "equality")  # what the sandbox learns of a test: nothing expected
+# The clock on the wall runs on while neighbours hold the processor, so an answer is charged with processor time,
+# which no load changes, and the wall clock is only the net for those that sleep.
+_PATIENCE = 3.0
+_OUT_OF_TIME = (-24, 128 + 24)  # SIGXCPU
+_KILLED = (-9, 128 + 9)  # what the first process of a container gets instead
 _ADDRESS = re.compile(r"0x[0-9a-fA-F]{4,}")
 _UNREADABLE = (KeyError, TypeError, ValueError, IndexError, OverflowError, RecursionError)
 
@@ -115,22 +120,29 @@ def _run_once(
     sandbox: Sandbox, code: str, entry: str | None, tests: Sequence[Test], preamble: str
 ) -> tuple[Outcome, ...]:
     """One start. The job holds inputs only: no expected value ever enters the process."""
-    nonce = secrets.token_hex(16)
+    nonce, seconds = secrets.token_hex(16), _allowed(sandbox)
     job = {
         "nonce": nonce,
         "code": code,
         "entry": entry,
         "preamble": preamble,
+        "seconds": seconds,
         "cap": RESULTS_CAP // max(1, len(tests)),
         "tests": [{name: test[name] for name in _SENT if name in test} for test in tests],
     }
-    result = sandbox.run(_harness(), json.dumps(job).encode())
+    result = sandbox.run(_harness(), json.dumps(job).encode(), seconds=None if seconds is None else _PATIENCE * seconds)
     records = _records(result.stdout, nonce)
     if -1 not in records and result.status != "timeout":
         raise GraderFailureError(
             f"the sandbox did not start: {result.stderr[-200:].decode('utf-8', 'replace').strip()}"
         )
-    return _outcomes(tests, records, result)
+    return _outcomes(tests, records, result, seconds)
+
+
+def _allowed(sandbox: Sandbox) -> float | None:
+    """Seconds of processor time for one start; None for a sandbox that names no limits."""
+    limits = getattr(sandbox, "limits", None)
+    return None if limits is None else float(limits.seconds)
 
 
 def _records(stdout: bytes, nonce: str) -> dict[int, dict[str, Any]]:
@@ -146,20 +158,23 @@ def _records(stdout: bytes, nonce: str) -> dict[int, dict[str, Any]]:
     return records
 
 
-def _outcomes(tests: Sequence[Test], records: dict[int, dict[str, Any]], result: RunResult) -> tuple[Outcome, ...]:
+def _outcomes(
+    tests: Sequence[Test], records: dict[int, dict[str, Any]], result: RunResult, seconds: float | None = None
+) -> tuple[Outcome, ...]:
     """A test without a line is where the process ended; those after it were not run."""
     outcomes: list[Outcome] = []
     for index, test in enumerate(tests):
         if index not in records:
-            outcomes.append(_ending(result))
+            outcomes.append(_ending(result, seconds))
             break
         outcomes.append(_outcome(test, records[index]))
     return (*outcomes, *[Outcome("not_run")] * (len(tests) - len(outcomes)))
 
 
-def _ending(result: RunResult) -> Outcome:
-    """Why a process stopped before it answered."""
-    if result.status == "timeout":
+def _ending(result: RunResult, seconds: float | None) -> Outcome:
+    """Why a process stopped before it answered; `seconds` of processor time end it by a signal."""
+    late = seconds is not None and result.seconds >= seconds and result.code in _KILLED
+    if result.status == "timeout" or (result.status == "signal" and (late or result.code in _OUT_OF_TIME)):
         return Outcome("timeout")
     if result.status == "output_limit":
         return Outcome("error", failure=Failure("OutputLimitExceeded", "the program wrote too much"))
