@@ -41,18 +41,27 @@ def _shown(group: RolloutGroup, i: int, cfg: TeacherConfig) -> Demonstration | N
     graded = feedback.success and feedback.kind != "grader_error"
     if not graded or rollout.finish != "stop" or not feedback.reward >= cfg.success_threshold:
         return None
-    text = transcript(rollout)
+    text = _told(group, i)
     return Demonstration(text, i) if text else None
 
 
+def _told(group: RolloutGroup, i: int) -> str:
+    """The last answer where it decides by itself, else the whole episode."""
+    rollout = group.rollouts[i]
+    return _bare(rollout) if group.last_decides else transcript(rollout)
+
+
 def transcript(rollout: Rollout) -> str:
-    """The answer without its thinking; an episode of several turns as numbered answers and replies."""
-    last = clean(strip_thinking(rollout.text), None).strip()
-    if not rollout.earlier:
-        return last
-    said = [part for each in rollout.earlier for part in (clean(strip_thinking(each.answer.text), None), each.reply)]
-    headings = [f"{who} {turn}:" for turn in range(1, len(rollout.turns) + 1) for who in ("Answer", "Reply")]
-    return "\n\n".join(part for pair in zip(headings, [*said, last], strict=False) for part in pair)
+    """An episode as one text: its answers as they were given, and each reply between them quoted with `> `."""
+    parts = []
+    for exchange in rollout.earlier:
+        quoted = "\n".join(f"> {line}".rstrip() for line in exchange.reply.splitlines())
+        parts += [_bare(exchange.answer), quoted]
+    return "\n\n".join(part for part in (*parts, _bare(rollout)) if part)
+
+
+def _bare(answer: Rollout) -> str:
+    return clean(strip_thinking(answer.text), None).strip()
 
 
 def history(exchanges: Sequence[Exchange]) -> tuple[Message, ...]:
@@ -79,7 +88,7 @@ def attempt_for(group: RolloutGroup, index: int, cfg: TeacherConfig) -> str | No
     """The failed answer itself, thinking removed, where the configuration asks to quote it."""
     if not cfg.include_attempt or group.feedback[index].success:
         return None
-    return transcript(group.rollouts[index]) or None
+    return _told(group, index) or None
 
 
 def teacher_context(

@@ -93,11 +93,15 @@ class Exchange:
 
 @dataclass(frozen=True)
 class RolloutGroup:
-    """The n rollouts of one problem with their feedback, in sampling order."""
+    """The n rollouts of one problem with their feedback, in sampling order.
+
+    `last_decides` says that an episode's last answer is a solution by itself, whatever was said before it.
+    """
 
     problem: Problem
     rollouts: tuple[Rollout, ...]
     feedback: tuple[Feedback, ...]
+    last_decides: bool = True
 
     def __post_init__(self) -> None:
         if len(self.rollouts) != len(self.feedback):
