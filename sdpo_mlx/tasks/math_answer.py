@@ -15,8 +15,8 @@ _PIECE = re.compile(r"\\(?:boxed|fbox)\s*(\{)?|\\.|[{}]", re.DOTALL)
 _BARE = re.compile(r"\\boxed\s+([^\s{}$]+)")
 _MARKS = r"[ \t*_>`#]{0,8}"  # bounded, so that a flood of blanks or marks costs linear time
 _LINE = re.compile(
-    rf"^{_MARKS}(?:(?:so|thus|hence|therefore)?,?\s*(?:the|my)?\s*(?:final\s+|correct\s+)?answer"
-    rf"(?:\s+to\s+[^:\n]{{1,60}}?)?{_MARKS}(?:\s+is\b)?{_MARKS}[:=]?|####){_MARKS}(.+)$",
+    rf"^{_MARKS}(?:(?:so|thus|hence|therefore)?,? ?(?:the|my)? ?(?:final |correct )?answer(?: to [^:\n]{{1,60}}?)?"
+    rf"{_MARKS}(?:\bis\b{_MARKS}:?|[:=]){_MARKS}\n{{0,2}}|####){_MARKS}(\S.*)$",
     re.IGNORECASE | re.MULTILINE,
 )
 _INSIDE = re.compile(r"\b(?:final |correct )?answer is:? +(.+)$", re.IGNORECASE | re.MULTILINE)
@@ -84,5 +84,8 @@ def _boxes(text: str) -> list[str]:
             start = open_braces.pop()
             inside -= start is not None
             if start is not None:
-                (nested if inside else boxes).append(text[start : piece.start()][:LONGEST_ANSWER])
+                if not inside:
+                    boxes.append(text[start : piece.start()])
+                elif piece.start() - start <= LONGEST_ANSWER:
+                    nested.append(text[start : piece.start()])
     return boxes or nested or [found[1] for found in _BARE.finditer(text)]

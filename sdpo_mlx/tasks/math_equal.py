@@ -69,6 +69,17 @@ def readings(text: str) -> list[Answer]:
     return found
 
 
+def beyond(text: str) -> bool:
+    """Whether an answer is one expression that is too large to be worth computing, such as `9^{9^9}`."""
+    try:
+        expression(plain(text[: LONGEST * 2]))
+    except TooBigError:
+        return True
+    except (ValueError, RecursionError):
+        return False
+    return False
+
+
 def _same_text(right: str, given: str) -> bool:
     def bare(text: str) -> str:
         return "".join(_TEXT.sub(r"\1", plain(text[: LONGEST * 4])).split())

@@ -8,7 +8,7 @@ from sdpo_mlx.config import TaskConfig
 from sdpo_mlx.errors import ConfigError
 from sdpo_mlx.tasks.base import Split
 from sdpo_mlx.tasks.math_answer import LONGEST_ANSWER, find_answer
-from sdpo_mlx.tasks.math_equal import compare
+from sdpo_mlx.tasks.math_equal import beyond, compare
 from sdpo_mlx.tasks.math_feedback import FEEDBACK_MODES, no_answer_text, right_answer_text, wrong_text
 from sdpo_mlx.tasks.math_rows import LEVELS, problem_from_row
 from sdpo_mlx.tasks.math_symbolic import Symbolic, installed
@@ -57,7 +57,7 @@ class MathTask:
 
     def _equal(self, right: str, given: str) -> bool:
         verdict = compare(right, given)
-        if verdict == "unknown" and self._symbolic is not None:
+        if verdict == "unknown" and self._symbolic is not None and not beyond(given):
             return self._symbolic.equal(right, given)
         return verdict == "equal"
 

@@ -12,6 +12,7 @@ import re
 import resource
 import signal
 import sys
+from importlib import import_module
 from typing import Any
 
 _MEMORY = 2 << 30  # bytes of address space
@@ -59,6 +60,7 @@ def _limit_memory() -> None:
 
 
 def _guard_evaluation() -> None:
+    import_module("sympy.physics.units")  # reads the names of its units by `eval` when first needed
     from sympy.parsing import sympy_parser
 
     evaluate = sympy_parser.eval_expr
