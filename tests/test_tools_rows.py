@@ -116,6 +116,15 @@ def test_order_counts_where_the_row_says_so():
     assert "wrong order" in task.grade(problem, "".join(reversed(calls))).text
 
 
+def test_instruction_that_no_described_tool_can_answer_is_left_out(tmp_path):
+    golden = [*API["Golden_Answers"], [{"Action": "g", "Action_Input": "{}"}], []]
+    file = tmp_path / "api.jsonl"
+    row = {**API, "Instructions": ["Call f.", "Call g.", "Call none."], "Golden_Answers": golden}
+    file.write_text(json.dumps(row), encoding="utf-8")
+    task = ToolsTask(TaskConfig(name="tools", data=str(file)))
+    assert [p.id for p in task.problems("train")] == ["n/1"]
+
+
 def test_repeated_ids_are_told_apart(tmp_path):
     file = tmp_path / "two.jsonl"
     file.write_text(f"{json.dumps(API)}\n{json.dumps(API)}\n", encoding="utf-8")
@@ -132,7 +141,7 @@ BAD = [
     ({**ROW, "tools": [{**TOOL, "parameters": {"properties": [1]}}]}, "no JSON schema of an object"),
     ({**ROW, "tools": [{**TOOL, "parameters": {"properties": {}, "required": ["z"]}}]}, "no property"),
     ({**ROW, "tools": [{**TOOL, "parameters": {"properties": {"a": {"enum": 3}}}}]}, "enum is no list"),
-    ({**ROW, "tools": [{**TOOL, "description": 3}]}, "description is no text"),
+    ({**ROW, "tools": [{**TOOL, "description": 3}]}, "a description is no text"),
     ({**ROW, "expected": []}, "expected is no list that holds something"),
     ({**ROW, "expected": [{"arguments": {}}]}, "expected call cannot be used: it has no name"),
     ({**ROW, "expected": [{"name": "f", "arguments": [1]}]}, "no JSON object but a list"),
@@ -144,10 +153,10 @@ BAD = [
     ({**ROW, "split": "test"}, "split is neither"),
     ({**API, "Golden_Answers": []}, "differ in length"),
     ({**API, "Function_Description": "f"}, "no object of texts"),
-    ({**API, "Golden_Answers": [[]]}, "no calls are expected"),
+    ({**API, "Golden_Answers": [[]]}, "no instruction can be answered"),
     ({**API, "Golden_Answers": [[{"Action": "f"}]]}, "no Action and Action_Input"),
     ({**API, "Golden_Answers": [[{"Action": "f", "Action_Input": "{a}"}]]}, "text that is no JSON"),
-    ({**API, "Golden_Answers": [[{"Action": "g", "Action_Input": "{}"}]]}, "'g' names no tool"),
+    ({**API, "Golden_Answers": [[{"Action": "g", "Action_Input": "{}"}]]}, "no instruction can be answered"),
     ({**API, "Instructions": [" "]}, "Instructions is no text"),
     ({"prompt": "x", "answer": "{"}, "text that is no JSON"),
     ({"prompt": "x", "answer": {}}, "no list of calls"),

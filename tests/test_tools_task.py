@@ -247,6 +247,11 @@ def test_any_answer_is_judged_the_same_twice_and_never_raises(text):
         assert feedback.success or feedback.text
 
 
+def test_solution_of_every_problem_succeeds():
+    for variant, task in TASKS.items():
+        assert all(task.grade(problem, task.solution(problem)).success for problem in PROBLEMS[variant])
+
+
 def test_task_opens_by_its_names_without_a_sandbox():
     for name in ("tools", "tools:json", "tools:paper"):
         opened = open_task(Config(task=TaskConfig(name=name)))

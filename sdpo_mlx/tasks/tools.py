@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -64,6 +65,13 @@ class ToolsTask:
         faulty = not calls or any(call.fault for call in calls)
         return self._failed("invalid" if faulty else "wrong", f"{said}\n{_CUT_OFF}" if truncated else said)
 
+    def solution(self, problem: Problem) -> str:
+        """The expected calls as an answer writes them, for checks of the task."""
+        calls = problem.private["expected"]
+        if self.form == "json":
+            return "\n".join(f"<tool_call>\n{_written(call)}\n</tool_call>" for call in calls)
+        return "\n".join(f"Action: {call['name']}\nAction Input: {_written(call['arguments'])}" for call in calls)
+
     def _no_call(self, text: str) -> str:
         other: Form = "actions" if self.form == "json" else "json"
         what = "No tool call was found" if not read_calls(text, other) else "The calls are not written as asked"
@@ -88,6 +96,10 @@ def case_of(problem: Problem) -> Case:
     expected = tuple(Call(call["name"], call["arguments"]) for call in private["expected"])
     schemas = schemas_of(problem.tools) if problem.tools else private.get("schemas", {})
     return Case(expected, schemas, private["ordered"])
+
+
+def _written(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _told_apart(problems: Sequence[Problem]) -> list[Problem]:

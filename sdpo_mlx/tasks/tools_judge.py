@@ -205,7 +205,7 @@ def _of_argument(
     if refused:
         return refused + expected
     if _agree(name, ours, theirs):
-        return f"{_named(name)} is right"
+        return "" if left_out else f"{_named(name)} is right"
     if name not in ours:
         return f"the argument {_named(name)} is missing{expected}" if name in theirs else ""
     if name not in theirs:

@@ -10,7 +10,8 @@ Ours, close to what chat interfaces log:
   `family`. `arguments` may be JSON in a text, `parameters` may be left out for a tool without arguments.
 
 ToolAlpaca's evaluation files: one row an API, with `Name`, `Function_Description` (name to text), `Instructions`
-and `Golden_Answers` (for each instruction a list of `Action` and `Action_Input`): one problem an instruction.
+and `Golden_Answers` (for each instruction a list of `Action` and `Action_Input`): one problem an instruction. The
+public files shorten some descriptions: an instruction whose answer calls what is not described is left out.
 
 The paper's: `prompt` (text that already holds the tools and the format), `answer` or `golden_answer` (a list of
 `Action` and `Action_Input`, or the same as JSON in a text), optionally `system`.
@@ -88,8 +89,13 @@ def _toolalpaca(row: dict[str, Any], where: str, form: Form) -> list[Problem]:
     for i, (question, answer) in enumerate(zip(asked, golden, strict=True)):
         here = f"{where}, instruction {i + 1}"
         message: Message = {"role": "user", "content": _text(question, "Instructions", here)}
-        made = _problem(f"{row['Name']}/{i + 1}", (message,), tools, _golden(answer, here), here)
+        calls = _golden(answer, here)
+        if not calls or any(call.name not in described for call in calls):
+            continue
+        made = _problem(f"{row['Name']}/{i + 1}", (message,), tools, calls, here)
         problems.append(_asked(Problem(made.id, (message,), made.private, str(row["Name"]), tuple(tools)), form))
+    if not problems:
+        raise DataError("no instruction can be answered with the tools described", where=where, fix="describe them")
     return problems
 
 
@@ -170,8 +176,10 @@ def _tool(value: Any, where: str) -> dict[str, Any]:
         raise DataError("required names something that is no property", where=where, fix="list names of properties")
     if not all(isinstance(part.get("enum", []), list) for part in parts.values()):
         raise DataError("an enum is no list", where=where, fix="list the choices")
-    text = _text(inner.get("description", "-"), "description", where)
-    function = {"name": inner["name"], "description": "" if text == "-" else text, "parameters": schema}
+    text = inner.get("description", "")
+    if not isinstance(text, str):
+        raise DataError("a description is no text", where=where, fix="say what the tool does")
+    function = {"name": inner["name"], "description": text, "parameters": schema}
     return {"type": "function", "function": function}
 
 
