@@ -207,6 +207,12 @@ def test_fields_of_public_layouts_become_domain_family_and_id() -> None:
     assert len(read_row(PRO).private["options"]) == 10
 
 
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_split_of_a_row_is_kept_in_every_layout(name: str) -> None:
+    assert read_row({**LAYOUTS[name], "split": "held_out"}).private["split"] == "held_out"
+    assert read_row(LAYOUTS[name]).private["split"] == ""
+
+
 def test_prompt_of_ten_options_goes_to_j() -> None:
     assert "options A to J" in read_row(PRO).messages[0]["content"]
 

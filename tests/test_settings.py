@@ -18,7 +18,19 @@ from sdpo_mlx.config import Config
 from sdpo_mlx.errors import ConfigError
 from sdpo_mlx.settings import config_hash, dump_yaml, resolve, value_at
 
-PRESETS = ["code", "math", "paper/livecodebench", "paper/science", "paper/tools", "qwen", "science", "smollm2", "tiny", "tools"]
+PRESETS = [
+    "code",
+    "math",
+    "paper/livecodebench",
+    "paper/science",
+    "paper/tools",
+    "qwen",
+    "rubric",
+    "science",
+    "smollm2",
+    "tiny",
+    "tools",
+]
 
 
 def _file(folder: Path, text: str) -> Path:

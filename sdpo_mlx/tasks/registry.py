@@ -24,6 +24,7 @@ DESCRIPTIONS: Mapping[str, str] = {
     "tools:paper": "as tools, judged by the paper's looser rule",
     "science": "multiple-choice questions in physics, chemistry, biology, materials",
     "science:physics": "the same in one domain (also :chemistry, :biology, :materials)",
+    "rubric": "free text judged by checks that each row carries: words, patterns, JSON, language",
 }
 
 
@@ -92,10 +93,19 @@ def _math(level: str, cfg: Config) -> Opened:
     return Opened(MathTask(cfg.task, level))
 
 
+def _rubric(variant: str, cfg: Config) -> Opened:
+    from sdpo_mlx.tasks.rubric import RubricTask
+
+    if variant:
+        raise ConfigError(f"the task rubric has no variant {variant!r}", where="task.name", fix="write rubric")
+    return Opened(RubricTask(cfg.task))
+
+
 _OPENERS: Mapping[str, Callable[[str, Config], Opened]] = {
     "tiny": _tiny,
     "code": _code,
     "math": _math,
     "tools": _tools,
     "science": _science,
+    "rubric": _rubric,
 }

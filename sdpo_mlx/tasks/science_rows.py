@@ -18,7 +18,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sdpo_mlx.errors import DataError
@@ -56,7 +56,7 @@ def question_from_row(row: dict[str, Any], where: str) -> Question | None:
     for field, read in _LAYOUTS.items():
         if field in row:
             question = read(row, where)
-            return question and _checked(question, where)
+            return question and replace(_checked(question, where), split=_split(row))
     fix = (
         'write {"id": ..., "question": ..., "right": ..., "wrong": [...]}, or rows of GPQA, MMLU-Pro, SciKnowEval, ARC'
     )
@@ -120,7 +120,6 @@ def _own(row: dict[str, Any], where: str) -> Question:
         domain=str(row.get("domain", "")),
         family=str(row.get("family", "")),
         level=str(level),
-        split=str(row.get("split", "")),
     )
 
 
@@ -223,6 +222,12 @@ def _checked(question: Question, where: str) -> Question:
     if len(seen) != count:
         raise DataError("two options are the same", where=where, fix="make each option different")
     return question
+
+
+def _split(row: dict[str, Any]) -> str:
+    """What the row or the hub's own splits say; other words that a public set uses mean nothing here."""
+    split = row.get("split")
+    return split if split in ("train", "held_out") else ""
 
 
 def normalised(option: str) -> str:
