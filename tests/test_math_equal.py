@@ -192,3 +192,11 @@ def test_any_text_is_read_or_refused(text: str) -> None:
     assert compare(text, text) in ("equal", "unknown")
     assert isinstance(readings(text), list)
     assert compare("17", text) in ("equal", "different", "unknown")
+
+
+@pytest.mark.parametrize(
+    ("right", "given"),
+    [("42", "42 is not the answer"), ("12", "1 2"), ("0", "\\infty-\\infty"), ("5", "not 5"), ("12", "\\text{not 12}")],
+)
+def test_right_digits_in_a_wrong_answer_are_not_equal(right: str, given: str) -> None:
+    assert compare(right, given) != "equal"

@@ -14,7 +14,7 @@ from fractions import Fraction
 from itertools import product
 from typing import Literal
 
-from sdpo_mlx.tasks.math_algebra import Quotient, TooBigError, add, multiply, number
+from sdpo_mlx.tasks.math_algebra import Quotient, TooBigError, add, letter, multiply, number
 from sdpo_mlx.tasks.math_parse import LONGEST, expression, plain
 from sdpo_mlx.tasks.math_units import without_unit
 
@@ -27,6 +27,7 @@ _THOUSANDS = re.compile(r"(?<![0-9.,])[0-9]{1,3}(?:(?:,[0-9]{3})+|(?: [0-9]{3})+
 _TEXT = re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf|operatorname|mbox)\s*\{([^{}]*)\}")
 _MATRIX = re.compile(r"^\\begin\{([pbv]?matrix)\}(.*)\\end\{\1\}$", re.DOTALL)
 _WORDS = re.compile(r"[^\W_]+")
+_BLANK = re.compile(r"(?<![0-9])\s+|\s+(?![0-9])")  # all but those that part two numbers
 _AND = re.compile(r"\s*(?:\\text\{\s*(?:and|or)\s*\}|\b(?:and|or)\b|;)\s*")
 _NAME = re.compile(r"^(?:\\?[A-Za-z]+(?:_\{?\w+\}?)?|[A-Za-z]\s*\(\s*[A-Za-z]\s*\))$")
 _OPENING, _CLOSING = "([{", ")]}"
@@ -82,7 +83,7 @@ def beyond(text: str) -> bool:
 
 def _same_text(right: str, given: str) -> bool:
     def bare(text: str) -> str:
-        return "".join(_TEXT.sub(r"\1", plain(text[: LONGEST * 4])).split())
+        return _BLANK.sub("", _TEXT.sub(r"\1", plain(text[: LONGEST * 4])))
 
     one, two = bare(right), bare(given)
     return bool(one) and len(right) <= LONGEST * 4 >= len(given) and one == two
@@ -126,6 +127,10 @@ def _readable(text: str) -> bool:
 def _value(text: str) -> Answer:
     amount, unit, percent = without_unit(text)
     value = expression(_TEXT.sub(r" \1 ", amount))
+    if "infty" in amount and not any(
+        value.equals(end) for end in (letter("oo"), multiply(number(Fraction(-1)), letter("oo")))
+    ):
+        raise ValueError("infinity is an end, not a number")
     return Answer("value", multiply(value, number(Fraction(1, 100))) if percent else value, unit=unit, percent=percent)
 
 

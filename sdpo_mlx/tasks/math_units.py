@@ -34,6 +34,7 @@ _UNIT_TEXT = re.compile(r"\s*\\(?:text|mathrm|textrm|mbox|textbf)\s*\{([^{}]*)\}
 _UNIT_WORD = re.compile(
     r"(?<=[0-9)}\s])\s*(?<![A-Za-z\\])([A-Za-z]{2,}(?:[ /][A-Za-z]+){0,3}|[mgshl])\s*((?:\^\s*\{?[0-9]\}?)?)$"
 )
+_NO_UNIT = {"is", "isn", "not", "or", "and", "but", "to", "no", "plus", "minus", "times"}
 _READ_ALIKE = ("pi", "sqrt", "oo", "inf", "infinity")
 
 
@@ -60,9 +61,11 @@ def without_unit(text: str) -> tuple[str, str, bool]:
 
 def _is_unit(name: str, stated: bool) -> bool:
     """Words and known short forms are units; `xy` after a number is a product."""
+    spelling = name.casefold()
+    if _NO_UNIT & set(spelling.split()):
+        return False
     if stated:
         return True
-    spelling = name.casefold()
     return spelling not in _READ_ALIKE and (len(name) > 3 or _single(spelling) in _KNOWN or " " in name or "/" in name)
 
 
