@@ -24,7 +24,8 @@ def list_models(as_json: JsonFlag = False) -> None:
     Example: sdpo models list
     """
     from sdpo_mlx.fetch import PARCELS
-    from sdpo_mlx.models import ALIASES, EMBEDDED, cache_home, fetched_folder, local_models
+    from sdpo_mlx.models import ALIASES, EMBEDDED, fetched_folder, local_models
+    from sdpo_mlx.storage import cache_home
 
     here = {folder.name: str(folder) for folder in local_models()}
     rows = [{"name": EMBEDDED, "target": "the embedded model", "here": True}]
@@ -66,7 +67,8 @@ def import_model(
     Transformers loads it too. Example: sdpo models import model.gguf
     """
     from sdpo_mlx.gguf_import import import_gguf
-    from sdpo_mlx.models import cache_home, resolve
+    from sdpo_mlx.models import resolve
+    from sdpo_mlx.storage import cache_home
 
     if dtype not in ("auto", "float32", "float16", "bfloat16"):
         raise ConfigError(f"unknown dtype {dtype!r}", fix="use one of: auto, float32, float16, bfloat16")

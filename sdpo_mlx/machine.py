@@ -90,7 +90,7 @@ def _disk() -> Finding:
 
 
 def _cache() -> Finding:
-    from sdpo_mlx.models import cache_home
+    from sdpo_mlx.storage import cache_home
 
     home = cache_home()
     nearest = next(folder for folder in (home, *home.parents) if folder.exists())

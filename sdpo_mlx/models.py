@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import difflib
 import json
-import os
 import re
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import files
@@ -18,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sdpo_mlx.errors import ConfigError
+from sdpo_mlx.storage import cache_home
 from sdpo_mlx.weights import weight_files, weights_sha256
 
 Source = Literal["embedded", "folder", "fetched", "hub"]
@@ -83,15 +82,6 @@ class ResolvedModel:
             "revision": self.revision,
             "weights_sha256": self.weights_sha256,
         }
-
-
-def cache_home() -> Path:
-    """`$SDPO_HOME`, or the platform's cache folder; not created here."""
-    if chosen := os.environ.get("SDPO_HOME"):
-        return Path(chosen).expanduser()
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "sdpo"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sdpo"
 
 
 def fetched_folder(alias: str) -> Path:

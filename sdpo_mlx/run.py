@@ -125,8 +125,10 @@ class Run:
         total = state.generations + sum(len(group.rollouts) for group in groups)
         facts = self._facts(state.step, sampled, total, clock)
         metrics = step_metrics(groups, batch.samples, batch.contexts.values(), skips, learned.update, facts)
+        counted: Callable[[], Mapping[str, float]] = getattr(self.task, "counters", dict)
         bad = learned.update.non_finite if learned.update else ()
-        self.emit({"type": "step", "step": step, **metrics, **({"non_finite": list(bad)} if bad else {})}, groups)
+        extra = {"non_finite": list(bad)} if bad else {}
+        self.emit({"type": "step", "step": step, **metrics, **counted(), **extra}, groups)
         self._warn(step, verdict.warnings)
         if self.cfg.log.samples:
             self.folder.write_rollouts(step, records(groups[: self.cfg.log.samples], batch, learned))

@@ -14,6 +14,7 @@ from sdpo_mlx.backends.choice import open_policy
 from sdpo_mlx.chat import Chat, load_chat
 from sdpo_mlx.config import Config
 from sdpo_mlx.errors import DataError
+from sdpo_mlx.judge_base import serve_where_needed
 from sdpo_mlx.tasks.base import Task
 from sdpo_mlx.tasks.registry import open_task
 
@@ -73,6 +74,7 @@ def assemble(cfg: Config) -> Setup:
     if not opened.task.problems("train"):
         raise DataError("the task has no training problems", where=cfg.task.data or cfg.task.name)
     model = models.resolve(cfg.model.name)
+    serve_where_needed(opened.task, model)
     chat = load_chat(model.path, thinking=cfg.model.thinking)
     policy = open_policy(model.path, cfg.model, cfg.teacher, cfg.train)
     return Setup(cfg, model, chat, opened.task, policy, opened.sandbox, opened.self_test)

@@ -8,6 +8,7 @@ import hashlib
 import json
 import math
 import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -19,6 +20,15 @@ from sdpo_mlx.errors import StorageError
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+
+def cache_home() -> Path:
+    """`$SDPO_HOME`, or the platform's cache folder; not created here."""
+    if chosen := os.environ.get("SDPO_HOME"):
+        return Path(chosen).expanduser()
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "sdpo"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sdpo"
 
 
 def trouble(error: OSError, path: Path) -> StorageError:

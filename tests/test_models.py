@@ -22,7 +22,8 @@ from sdpo_mlx import fetch as fetching
 from sdpo_mlx.errors import ConfigError
 from sdpo_mlx.fetch import PARCELS, Parcel, fetch
 from sdpo_mlx.gguf_import import import_gguf
-from sdpo_mlx.models import ALIASES, ALLOWED, cache_home, check_folder, fetched_folder, resolve
+from sdpo_mlx.models import ALIASES, ALLOWED, check_folder, fetched_folder, resolve
+from sdpo_mlx.storage import cache_home
 from sdpo_mlx.weights import weights_sha256
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

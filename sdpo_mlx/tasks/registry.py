@@ -8,7 +8,7 @@ from difflib import get_close_matches
 
 from sdpo_mlx.config import Config, TaskConfig
 from sdpo_mlx.errors import ConfigError
-from sdpo_mlx.tasks.base import Task
+from sdpo_mlx.tasks.base import Task, turns_of
 from sdpo_mlx.tasks.own import is_own, open_own
 
 DESCRIPTIONS: Mapping[str, str] = {
@@ -24,7 +24,10 @@ DESCRIPTIONS: Mapping[str, str] = {
     "tools:paper": "as tools, judged by the paper's looser rule",
     "science": "multiple-choice questions in physics, chemistry, biology, materials",
     "science:physics": "the same in one domain (also :chemistry, :biology, :materials)",
+    "game": "find what is hidden by asking, in several turns (also :number, :code, :map)",
+    "game:library": "a game of two turns that the embedded model learns: the reply tells which names exist",
     "rubric": "free text judged by checks that each row carries: words, patterns, JSON, language",
+    "judge": "questions of any kind; a language model remarks on each answer and scores it",
 }
 
 
@@ -42,6 +45,13 @@ def open_task(cfg: Config) -> Opened:
 
     Raises ConfigError for an unknown name or mode, DataError for bad rows, SandboxError without a sandbox.
     """
+    opened = _opened(cfg)
+    if cfg.task.max_turns is not None:
+        _limit_turns(opened.task, cfg.task.max_turns)
+    return opened
+
+
+def _opened(cfg: Config) -> Opened:
     if is_own(cfg.task.name):
         return Opened(open_own(cfg.task))
     family, _, variant = cfg.task.name.partition(":")
@@ -50,6 +60,14 @@ def open_task(cfg: Config) -> Opened:
         hint = f"did you mean {near[0]}?" if near else f"the tasks are {', '.join(DESCRIPTIONS)}"
         raise ConfigError(f"there is no task {cfg.task.name!r}", where="task.name", fix=hint)
     return _OPENERS[family](variant, cfg)
+
+
+def _limit_turns(task: Task, most: int) -> None:
+    """Let episodes have at most so many answers. Raises ConfigError for a task without turns."""
+    if not hasattr(task, "reply"):
+        fix = "leave it out, or choose a task of several turns, such as game"
+        raise ConfigError(f"the task {task.name} has one turn", where="task.max_turns", fix=fix)
+    task.turns = min(turns_of(task), most)  # type: ignore[attr-defined]
 
 
 def no_data(task: TaskConfig) -> None:
@@ -101,11 +119,29 @@ def _rubric(variant: str, cfg: Config) -> Opened:
     return Opened(RubricTask(cfg.task))
 
 
+def _judge(variant: str, cfg: Config) -> Opened:
+    from sdpo_mlx.tasks.judge import JudgeTask
+
+    if variant:
+        raise ConfigError(f"the task judge has no variant {variant!r}", where="task.name", fix="write judge")
+    return Opened(JudgeTask(cfg.task, cfg.judge))
+
+
+def _game(variant: str, cfg: Config) -> Opened:
+    from sdpo_mlx.tasks.game import GuessingGame
+    from sdpo_mlx.tasks.game_library import LibraryGame
+
+    no_data(cfg.task)
+    return Opened(LibraryGame(cfg.task) if variant == "library" else GuessingGame(cfg.task, variant))
+
+
 _OPENERS: Mapping[str, Callable[[str, Config], Opened]] = {
     "tiny": _tiny,
     "code": _code,
     "math": _math,
     "tools": _tools,
     "science": _science,
+    "game": _game,
     "rubric": _rubric,
+    "judge": _judge,
 }
