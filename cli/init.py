@@ -9,7 +9,8 @@ from typing import Annotated
 import typer
 from sdpo_cli import render
 
-FILES = ("my_task.py", "problems.jsonl", "config.yaml")
+# As named there, and as they lie in the package: what is a program of the user's is no module of ours.
+FILES = {"my_task.py": "my_task.py.txt", "problems.jsonl": "problems.jsonl", "config.yaml": "config.yaml"}
 
 
 def command(
@@ -26,8 +27,8 @@ def command(
         raise ConfigError(f"{folder / there[0]} is there already", where="FOLDER", fix="name another folder")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for name in FILES:
-            text = resources.files("sdpo_mlx").joinpath("assets", "starter", name).read_bytes()
+        for name, kept in FILES.items():
+            text = resources.files("sdpo_mlx").joinpath("assets", "starter", kept).read_bytes()
             (folder / name).write_bytes(text)
     except OSError as error:
         raise StorageError(

@@ -11,7 +11,6 @@ from sdpo_mlx.errors import ConfigError, DataError
 from sdpo_mlx.sources import scan_rows
 from sdpo_mlx.tasks.parsers import PARSERS, row_parser
 from sdpo_mlx.tasks.rows import with_splits
-from sdpo_mlx.types import Problem
 
 GLANCE = 100  # rows that decide whose format a file has
 
@@ -45,7 +44,7 @@ def check_rows(source: str, task: str | None = None) -> Checked:
 
 def _checked(source: str, task: str, rows: Iterable[Row | BadRow]) -> Checked:
     found = list(parse_rows(rows, source, row_parser(task)))
-    problems = [each for each in found if isinstance(each, Problem)]
+    problems = [problem for each in found if not isinstance(each, BadRow) for problem in each]
     double = {name for name, times in Counter(problem.id for problem in problems).items() if times > 1}
     bad = [each for each in found if isinstance(each, BadRow)]
     if double and not bad:
@@ -71,4 +70,4 @@ def _takes(task: str, rows: Sequence[Row], source: str) -> int:
         parse = row_parser(task)
     except ConfigError:  # an extra that this format needs is missing
         return 0
-    return sum(isinstance(each, Problem) for each in parse_rows(rows, source, parse))
+    return sum(not isinstance(each, BadRow) and bool(each) for each in parse_rows(rows, source, parse))

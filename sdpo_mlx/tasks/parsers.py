@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from importlib import import_module
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from sdpo_mlx.errors import ConfigError
@@ -11,23 +10,69 @@ from sdpo_mlx.tasks.own import is_own
 from sdpo_mlx.tasks.own_values import problem_of
 from sdpo_mlx.types import Problem
 
-Parser = Callable[[dict[str, Any], str], Problem]
-
-PARSERS: Mapping[str, str] = {
-    "code": "code_rows:problem_from_row",
-}
+Parser = Callable[[dict[str, Any], str], Sequence[Problem]]
 
 
 def row_parser(task: str) -> Parser:
-    """The parser of a task's rows; for a file of one's own that of rows with a prompt.
+    """What turns a row of this task into its problems (none where the row is passed over, several in a few layouts).
 
-    Raises ConfigError for a task that reads no rows.
+    For a file of one's own that of rows with a prompt. Raises ConfigError for a task that reads no rows.
     """
     if is_own(task):
-        return problem_of
-    module, _, name = PARSERS.get(task.partition(":")[0], "").partition(":")
-    if not module:
+        return lambda row, where: [problem_of(row, where)]
+    opener = PARSERS.get(task.partition(":")[0])
+    if opener is None:
         fix = f"choose one of {', '.join(PARSERS)}, or a file of yours"
         raise ConfigError(f"the task {task!r} reads no rows", where="--task", fix=fix)
-    parser: Parser = getattr(import_module(f"sdpo_mlx.tasks.{module}"), name)
-    return parser
+    return opener()
+
+
+def _code() -> Parser:
+    from sdpo_mlx.tasks.code_layouts import problem_from_any
+
+    return lambda row, where: [problem_from_any(row, where)]
+
+
+def _math() -> Parser:
+    from sdpo_mlx.tasks.math_rows import problem_from_row
+
+    return lambda row, where: [problem_from_row(row, where)]
+
+
+def _science() -> Parser:
+    from sdpo_mlx.tasks.science_rows import problem_from_question, question_from_row
+
+    def parsed(row: dict[str, Any], where: str) -> Sequence[Problem]:
+        question = question_from_row(row, where)
+        return [problem_from_question(question)] if question else []
+
+    return parsed
+
+
+def _tools() -> Parser:
+    from sdpo_mlx.tasks.tools_rows import problems_from_row
+
+    return lambda row, where: problems_from_row(row, where, "actions")
+
+
+def _rubric() -> Parser:
+    from sdpo_mlx.tasks.rubric import problem_from_row
+
+    return lambda row, where: [problem_from_row(row, where)]
+
+
+def _judge() -> Parser:
+    from sdpo_mlx.tasks.judge import problem_from_row
+
+    return lambda row, where: [problem_from_row(row, where)]
+
+
+# Where a file's format is guessed the earlier wins a tie, so the least particular comes last.
+PARSERS: Mapping[str, Callable[[], Parser]] = {
+    "code": _code,
+    "math": _math,
+    "science": _science,
+    "tools": _tools,
+    "rubric": _rubric,
+    "judge": _judge,
+}
