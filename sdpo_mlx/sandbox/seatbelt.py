@@ -123,5 +123,6 @@ class SeatbeltSandbox:
         """As the general one, but forks are denied altogether and memory is the watchdog's, so it has a run alone."""
         found = probe(self, memory_mb=1, forks=1)
         others = all(holds for name, holds in found.checks.items() if name != "memory_capped")
-        held = others and b"held" not in self.run(_GREEDY.replace("{}", str(2 * self.limits.memory_mb)), seconds=20.0).stdout
+        greedy = _GREEDY.replace("{}", str(2 * self.limits.memory_mb))
+        held = others and b"held" not in self.run(greedy, seconds=20.0).stdout
         return Probe({**found.checks, "memory_capped": held}, found.said)

@@ -36,7 +36,7 @@ class CodeTask:
     feedback_modes: tuple[str, ...] = FEEDBACK_MODES
 
     def __init__(self, sandbox: Sandbox, cfg: TaskConfig | None = None, level: str = "") -> None:
-        """`cfg.data`: rows in a layout of `code_layouts.py`, None for the shipped problems; `cfg.feedback`: None for `public`.
+        """`cfg.data`: rows as `code_layouts.py` reads, None for the shipped ones; `cfg.feedback`: None for `public`.
 
         `level` keeps the problems up to that level. Raises ConfigError for an unknown mode or level, DataError
         for bad rows.
