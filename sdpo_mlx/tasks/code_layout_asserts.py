@@ -197,8 +197,7 @@ def _table_tolerance(tree: ast.Module) -> float | None:
     called = isinstance(got, ast.Call) and len(got.args) == 1 and isinstance(got.args[0], ast.Starred)
     if not called or not isinstance(wanted, ast.Name) or not isinstance(tolerance, ast.Constant):
         return None
-    value = tolerance.value
-    return float(value) if type(value) in (int, float) else None
+    return float(tolerance.value) if isinstance(tolerance.value, int | float) else None
 
 
 def _plain_comparison(function: ast.FunctionDef) -> bool:
