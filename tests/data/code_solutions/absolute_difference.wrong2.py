@@ -1,0 +1,2 @@
+def absolute_difference(a, b):
+    return abs(abs(a) - abs(b))

@@ -1,0 +1,2 @@
+def all_equal(items):
+    return items[0] == items[-1]

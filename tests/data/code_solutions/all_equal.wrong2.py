@@ -1,0 +1,2 @@
+def all_equal(items):
+    return len(set(items)) == 1

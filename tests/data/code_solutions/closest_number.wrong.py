@@ -1,0 +1,2 @@
+def closest_number(numbers, target):
+    return min(number for number in numbers if number <= target)

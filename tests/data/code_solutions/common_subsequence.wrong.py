@@ -1,0 +1,2 @@
+def common_subsequence(left, right):
+    return len(set(left) & set(right))

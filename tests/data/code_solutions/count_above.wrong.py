@@ -1,0 +1,2 @@
+def count_above(numbers, limit):
+    return sum(number >= limit for number in numbers)

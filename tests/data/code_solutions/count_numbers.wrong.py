@@ -1,0 +1,2 @@
+def count_numbers(text):
+    return sum(letter.isdigit() for letter in text)

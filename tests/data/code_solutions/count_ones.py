@@ -1,0 +1,2 @@
+def count_ones(n):
+    return bin(n).count("1")

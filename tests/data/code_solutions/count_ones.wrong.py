@@ -1,0 +1,2 @@
+def count_ones(n):
+    return str(n).count("1")

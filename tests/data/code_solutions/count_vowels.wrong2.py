@@ -1,0 +1,2 @@
+def count_vowels(text):
+    return len({ch for ch in text.lower() if ch in "aeiou"})

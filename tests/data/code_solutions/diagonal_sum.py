@@ -1,0 +1,2 @@
+def diagonal_sum(rows):
+    return sum(row[index] for index, row in enumerate(rows))

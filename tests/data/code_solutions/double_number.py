@@ -1,0 +1,2 @@
+def double_number(n):
+    return n * 2

@@ -1,0 +1,2 @@
+def double_number(n):
+    return n + n if n > 0 else 0

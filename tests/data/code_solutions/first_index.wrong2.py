@@ -1,0 +1,2 @@
+def first_index(numbers, value):
+    return numbers.index(value)

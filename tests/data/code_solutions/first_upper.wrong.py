@@ -1,0 +1,2 @@
+def first_upper(text):
+    return text.capitalize()

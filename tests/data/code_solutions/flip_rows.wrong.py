@@ -1,0 +1,2 @@
+def flip_rows(rows):
+    return rows[::-1]

@@ -1,0 +1,2 @@
+def flip_rows(rows):
+    return [row[::-1] for row in rows if row]

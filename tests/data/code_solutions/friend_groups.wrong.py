@@ -1,0 +1,2 @@
+def friend_groups(people, friends):
+    return people - len(friends)

@@ -1,0 +1,2 @@
+def get_or_default(table, key, default):
+    return table.get(key, default)

@@ -1,0 +1,2 @@
+def group_thousands(n):
+    return f"{n:,}"

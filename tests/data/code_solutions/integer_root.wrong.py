@@ -1,0 +1,2 @@
+def integer_root(n):
+    return round(n ** 0.5)

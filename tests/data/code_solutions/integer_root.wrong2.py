@@ -1,0 +1,2 @@
+def integer_root(n):
+    return int(n ** 0.5)

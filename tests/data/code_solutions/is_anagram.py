@@ -1,0 +1,2 @@
+def is_anagram(left, right):
+    return sorted(left.lower().replace(" ", "")) == sorted(right.lower().replace(" ", ""))

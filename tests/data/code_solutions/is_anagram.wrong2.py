@@ -1,0 +1,2 @@
+def is_anagram(left, right):
+    return sorted(left.lower().strip()) == sorted(right.lower().strip())

@@ -1,0 +1,3 @@
+def is_palindrome(text):
+    cleaned = text.replace(' ', '').lower()
+    return cleaned == cleaned[::-2]

@@ -1,0 +1,2 @@
+def is_prime(n):
+    return all(n % divisor for divisor in range(2, n))

@@ -1,0 +1,2 @@
+def keep_positive(numbers):
+    return [n for n in numbers if n > 1]

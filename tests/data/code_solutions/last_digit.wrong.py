@@ -1,0 +1,2 @@
+def last_digit(n):
+    return str(n)[-1] if n < 10 else n % 10

@@ -1,0 +1,2 @@
+def minimum_maximum(numbers):
+    return [min(numbers), max(numbers)] if numbers else []

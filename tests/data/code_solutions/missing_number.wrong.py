@@ -1,0 +1,5 @@
+def missing_number(numbers):
+    for i in range(len(numbers)):
+        if i not in numbers:
+            return i
+    return None

@@ -1,0 +1,2 @@
+def most_common(numbers):
+    return max(numbers, key=numbers.count)

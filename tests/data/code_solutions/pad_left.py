@@ -1,0 +1,2 @@
+def pad_left(number, width):
+    return str(number).zfill(width)

@@ -1,0 +1,2 @@
+def pascal_row(index):
+    return [int(digit) for digit in str(11 ** index)]

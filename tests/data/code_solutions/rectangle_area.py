@@ -1,0 +1,2 @@
+def rectangle_area(width, height):
+    return max(0, width) * max(0, height)

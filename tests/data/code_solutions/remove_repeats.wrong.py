@@ -1,0 +1,2 @@
+def remove_repeats(text):
+    return "".join(dict.fromkeys(text))

@@ -1,0 +1,2 @@
+def repeat_text(text, times):
+    return text * times

@@ -1,0 +1,2 @@
+def reverse_number(n):
+    return int(str(n)[::-1])

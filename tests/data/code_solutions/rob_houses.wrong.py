@@ -1,0 +1,2 @@
+def rob_houses(amounts):
+    return sum(amounts[::2])

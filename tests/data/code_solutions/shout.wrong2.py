@@ -1,0 +1,2 @@
+def shout(text):
+    return text[0].upper() + text[1:].upper() + "!"

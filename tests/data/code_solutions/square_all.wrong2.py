@@ -1,0 +1,2 @@
+def square_all(numbers):
+    return [n * abs(n) for n in numbers]

@@ -1,0 +1,2 @@
+def starts_with_vowel(word):
+    return word[:1].lower() in list("aeiou")

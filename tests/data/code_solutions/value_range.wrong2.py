@@ -1,0 +1,2 @@
+def value_range(numbers):
+    return max(numbers) - min(numbers)

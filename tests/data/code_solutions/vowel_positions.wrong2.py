@@ -1,0 +1,2 @@
+def vowel_positions(text):
+    return [index for index, letter in enumerate(text) if letter in "aeiou"]

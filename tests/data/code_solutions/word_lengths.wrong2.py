@@ -1,0 +1,2 @@
+def word_lengths(words):
+    return [len(word.strip()) for word in words]
