@@ -16,7 +16,8 @@ One JSON object a line:
   (true: the order of the outermost list does not count). Both also a test at a time.
 - optional in a test: `equality`, for tests that were assertions: how `code_values.EQUALITIES` compare,
   where `python` means `==`. Without it type and value must agree.
-- values that JSON lacks: see `code_harness.py` (`{"$tuple": [1, 2]}`, `{"$set": [...]}`, ...).
+- values that JSON lacks: see `code_harness.py` (`{"$tuple": [1, 2]}`, `{"$set": [...]}`, `{"$int": "0xff"}`, ...).
+- what counts as equal, in values and in printed text: the rules at the top of `code_values.py`.
 """
 
 from __future__ import annotations
