@@ -222,7 +222,7 @@ ENDLESS = {
     ("processes", "thread bomb", "timeout"): """
 while True:
     try: threading.Thread(target=time.sleep, args=(60,)).start()
-    except RuntimeError: pass
+    except (RuntimeError, MemoryError): pass
 """,
     ("processes", "detached fork bomb", "timeout"): """
 while True:

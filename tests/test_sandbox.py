@@ -6,6 +6,7 @@ import os
 import shutil
 import stat
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -77,6 +78,38 @@ def test_opening_refuses_a_bwrap_that_contains_nothing(monkeypatch: pytest.Monke
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
     with pytest.raises(SandboxError, match=r"home_invisible|does not run"):
         open_sandbox(SandboxConfig())
+
+
+@needs_bwrap
+def test_opening_refuses_a_bwrap_without_its_seccomp_list(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    real = shutil.which("bwrap")
+    cases = '--seccomp) skip=NEXT;; NEXT*) skip=;; *) set -- "$@" "$word";;'
+    drop = f'for word do shift; case "$skip$word" in {cases} esac; done'
+    fake_bwrap(tmp_path, f'{drop}\nexec {real} "$@"')
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    with pytest.raises(SandboxError, match=r"does not contain: .*kernel_guarded"):
+        open_sandbox(SandboxConfig(kind="bubblewrap"))
+
+
+@needs_bwrap
+def test_opening_refuses_a_machine_whose_kernel_calls_are_not_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "uname", lambda: os.uname_result(("Linux", "here", "6", "1", "riscv64")))
+    with pytest.raises(SandboxError, match="riscv64") as caught:
+        BubblewrapSandbox()
+    assert caught.value.exit_code == 4
+
+
+@needs_bwrap
+def test_every_run_has_the_whole_filter_and_no_descriptor_of_another(box: Sandbox) -> None:
+    before = {path.name for path in Path("/proc/self/fd").iterdir()}
+    program = (
+        "import os, socket\nseen = []\nfor fd in range(3, 512):\n    try: seen.append(os.fstat(fd) and fd)\n"
+        "    except OSError: pass\ntry: os.memfd_create('x')\nexcept PermissionError: print(seen)"
+    )
+    with ThreadPoolExecutor(8) as pool:
+        said = {result.stdout for result in pool.map(box.run, [program] * 40, timeout=60)}
+    assert said == {b"[]\n"}
+    assert {path.name for path in Path("/proc/self/fd").iterdir()} == before
 
 
 @pytest.mark.parametrize("platform", ["darwin", "win32"])
