@@ -15,6 +15,7 @@ from sdpo_mlx.chat import Chat, load_chat
 from sdpo_mlx.config import Config
 from sdpo_mlx.errors import DataError
 from sdpo_mlx.judge_base import serve_where_needed
+from sdpo_mlx.sources import identity
 from sdpo_mlx.tasks.base import Task
 from sdpo_mlx.tasks.registry import open_task
 
@@ -57,6 +58,8 @@ class Setup:
             **self.identity(),
             "model": self.model.record(),
             "policy": {**{k: v for k, v in vars(info).items() if k != "details"}, **info.details},
+            "data": identity(self.cfg.task.data) if self.cfg.task.data else None,
+            "task_sha256": getattr(self.task, "fingerprint", None),  # of a file of one's own
             "versions": versions(),
             "sandbox": self.sandbox,
             "sandbox_self_test": dict(self.self_test),

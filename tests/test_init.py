@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from pathlib import Path
 
 import pytest
@@ -27,3 +29,15 @@ def test_a_file_that_is_there_is_never_written_over(tmp_path: Path, capsys: pyte
     assert "is there already" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]
     assert (tmp_path / "config.yaml").read_text() == "mine"
+
+
+def test_the_manifest_pins_the_rows_and_the_file_that_graded_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert cli.run(["init", str(tmp_path)]) == 0
+    monkeypatch.chdir(tmp_path)
+    assert cli.run(["train", "-c", "config.yaml", "--steps", "0", "--out", "run", "--set", "eval.problems=1"]) == 0
+    manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
+    rows = hashlib.sha256((tmp_path / "problems.jsonl").read_bytes()).hexdigest()
+    assert manifest["data"] == {"source": "./problems.jsonl", "sha256": rows}
+    assert manifest["task_sha256"] == hashlib.sha256((tmp_path / "my_task.py").read_bytes()).hexdigest()
