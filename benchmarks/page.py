@@ -64,7 +64,7 @@ CODE_HEAD = """## Real weights: SmolLM2-135M on Python problems
 
 `sdpo train --model smollm2 --task code:easy --objective KIND --steps 12`: the 24 training problems up to the level
 easy, 2 a step with 8 rollouts each, one seed; scored on the 10 held-out problems of those levels
-at temperature 0.7. "Among
+at temperature 0.7. Measured when there were 80 problems; of the 178 there are now it has not been measured. "Among
 sampled answers" is the success rate of the training rollouts in the first and last third of the steps."""
 TEACHER = """Is the self-teacher better than the student? The untouched model on the training problems: {shares}."""
 READING = """How we read the run of November 2026: a flat curve. No objective moved the held-out score beyond its
