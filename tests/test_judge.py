@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -75,7 +76,8 @@ def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Server]:
 
 
 def opened(server: Server, feedback: str | None = None, **settings: Any) -> JudgeTask:
-    judge = JudgeConfig(endpoint=server.endpoint, model="wise", **{"retries": 2, "seconds": 5.0, **settings})
+    usual = {"endpoint": server.endpoint, "model": "wise", "retries": 2, "seconds": 5.0}
+    judge = JudgeConfig(**{**usual, **settings})
     task = open_task(Config(task=TaskConfig(name="judge", feedback=feedback), judge=judge)).task
     assert isinstance(task, JudgeTask)
     return task
@@ -225,3 +227,44 @@ def test_the_frozen_base_is_served_and_ends_when_closed(monkeypatch: pytest.Monk
     assert (found.kind, "no line `Score: N`" in found.text) == ("grader_error", True)  # the tiny model cannot judge
     assert task.counters()["judge/tokens/out"] > 0
     assert graded(task, "Another.").text.startswith("JudgeError: the judge cannot be asked")
+
+
+TURNS: dict[str, Any] = {
+    "model": "other",
+    "key_variable": "OTHER_KEY",
+    "success": 0.7,
+    "max_tokens": 5,
+    "seconds": 0.2,
+    "retries": 0,
+    "cost_in": 2.0,
+    "cost_out": 2.0,
+}
+
+
+def left(server: Server, home: Path, **settings: Any) -> tuple[Any, ...]:
+    """What one grading by a slow judge that is busy at first leaves behind, with nothing remembered."""
+
+    def answer(n: int) -> Said:
+        time.sleep(0.5)
+        return said("Score: 7") if n > 1 else (503, {}, b"")
+
+    server.answer = answer
+    server.asked.clear()
+    server.keys.clear()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SDPO_HOME", str(home))
+        patch.setenv("OTHER_KEY", "sk-another")
+        task = opened(server, **settings)
+    return graded(task), task.counters(), list(server.asked), list(server.keys)
+
+
+@pytest.mark.parametrize("name", JudgeConfig.model_fields)
+def test_every_option_of_the_judge_has_a_say(server: Server, name: str, tmp_path: Path) -> None:
+    if name != "endpoint":
+        before, after = left(server, tmp_path / "before"), left(server, tmp_path / "after", **{name: TURNS[name]})
+        assert before != after
+        return
+    other = Server()
+    graded(opened(server, endpoint=other.endpoint))
+    other.close()
+    assert (len(other.asked), len(server.asked)) == (1, 0)

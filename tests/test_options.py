@@ -12,7 +12,7 @@ import pytest
 from runs_made import settings, trained, with_value
 
 from sdpo_mlx import checkpoint
-from sdpo_mlx.config import Config, SandboxConfig
+from sdpo_mlx.config import Config, JudgeConfig, SandboxConfig
 from sdpo_mlx.keys import LEAVES
 from sdpo_mlx.metrics import read_events
 from sdpo_mlx.sandbox.choice import open_sandbox
@@ -94,7 +94,8 @@ ELSEWHERE = {
     "sandbox.kind": "the embedded task executes nothing: below",
     "sandbox.seconds": "below",
     "sandbox.memory_mb": "below",
-}
+    "sandbox.image": "needs a container engine: tests/test_container.py",
+} | {f"judge.{name}": "the embedded task has no judge: tests/test_judge.py" for name in JudgeConfig.model_fields}
 
 
 class Heard:
