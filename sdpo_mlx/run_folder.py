@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import yaml
 
 from sdpo_mlx.config import Config
 from sdpo_mlx.errors import StorageError
+from sdpo_mlx.settings import dump_yaml
 from sdpo_mlx.storage import guarded, json_line, plain, sync_folder, trouble, write_all, write_bytes, write_text
 
 ROLLOUTS = re.compile(r"step-(\d+)\.jsonl\.gz")
@@ -122,8 +122,7 @@ class RunFolder:
 
     def write_config(self, config: Config) -> None:
         """`config.yaml`: every setting as it was resolved."""
-        text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-        write_text(self.path / "config.yaml", text)
+        write_text(self.path / "config.yaml", dump_yaml(config))
 
     def write_card(self, text: str) -> None:
         """`README.md`: the model card, made by `card.model_card`."""

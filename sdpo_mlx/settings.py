@@ -63,7 +63,17 @@ def config_hash(config: Config) -> str:
 
 def dump_yaml(config: Config) -> str:
     """The complete configuration as YAML that `resolve` reads back to an equal one."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=100)
+    return yaml.dump(config.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Escapes what cannot be seen: of the line breaks of Unicode, U+0085 would come back as another."""
+
+    def represent_str(self, data: str) -> yaml.ScalarNode:
+        return self.represent_scalar("tag:yaml.org,2002:str", data, style=None if data.isprintable() else '"')
+
+
+_Dumper.add_representer(str, _Dumper.represent_str)
 
 
 def value_at(config: Config, key: str) -> Any:

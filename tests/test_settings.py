@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from sdpo_cli.config import app
 from typer.testing import CliRunner
@@ -227,6 +227,8 @@ def test_word_off_in_a_file_is_the_choice_and_not_false(tmp_path: Path) -> None:
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.text(st.characters(codec="utf-8"), min_size=1), st.floats(0, 1), st.integers(0, 2**63))
+@example("\x85", 0.0, 0)
+@example("a\u2028b\n---\n\ufeff", 0.0, 0)
 def test_dumped_configuration_is_read_back_equal(tmp_path: Path, name: str, alpha: float, seed: int) -> None:
     config = resolve(None, flags={"model.name": name, "objective.alpha": alpha, "train.seed": seed}).config
     again = resolve(_file(tmp_path, dump_yaml(config))).config
