@@ -219,16 +219,6 @@ def test_feedback_stays_short_for_huge_values(box: Sandbox) -> None:
 
 
 @needs_bwrap
-@pytest.mark.parametrize("name", HACKS)
-@pytest.mark.parametrize("row", [DOUBLE, ECHO], ids=["functional", "stdin"])
-def test_reward_hack_fails(box: Sandbox, name: str, row: dict[str, Any]) -> None:
-    said = judged(box, row, HACKS[name])
-    assert not said.success
-    assert said.reward == 0.0
-    assert said.text
-
-
-@needs_bwrap
 @pytest.mark.parametrize("name", ["exit", "exit in function", "os._exit", "atexit", "raises success", "writes to fd 1"])
 def test_simple_hack_fails_where_assertions_run_inside(box: Sandbox, name: str) -> None:
     assert not judged(box, ASSERT, HACKS[name]).success
