@@ -86,4 +86,14 @@ def _beyond() -> list[Experiment]:
     return [Experiment("beyond", label, (*TINY, "train.eval_every=5", *extra), 3) for label, extra in rows]
 
 
-EXPERIMENTS = (*_main(), *_versus(), *_sweep(), *_ablations(), *_beyond())
+def _game() -> list[Experiment]:
+    base = (*TINY, "task.name=game:library", "train.steps=6", "train.eval_every=2")
+    rows = [
+        ("two turns: SDPO", ()),
+        ("one turn: SDPO", ("task.max_turns=1",)),
+        ("two turns: learning rate 0", ("train.learning_rate=0.0", "train.steps=1")),
+    ]
+    return [Experiment("game", label, (*base, *extra), 3) for label, extra in rows]
+
+
+EXPERIMENTS = (*_main(), *_versus(), *_sweep(), *_ablations(), *_beyond(), *_game())

@@ -59,6 +59,12 @@ SECTIONS = (
         "3 seeds each, the preset but for what the row says.",
     ),
     ("beyond", "Hybrid, question weights, routing", "3 seeds each, the preset but for what the row says."),
+    (
+        "game",
+        "Several turns",
+        "`game:library`: the library hides other names in every problem, the reply to a first answer names them. 3 "
+        "seeds, 64 held-out problems, 4 answers each. With one turn the names can only be guessed.",
+    ),
 )
 CODE_HEAD = """## Real weights: SmolLM2-135M on Python problems
 
