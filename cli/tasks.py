@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from difflib import get_close_matches
 from pathlib import Path
@@ -51,12 +52,15 @@ def show(
     counts = {split: len(opened.problems(split)) for split in ("train", "held_out")}
     if as_json:
         content = {"name": task, "description": opened.description, "feedback": opened.feedback_modes, **counts}
-        render.document({**content, "problem": {"id": chosen.id, "messages": list(chosen.messages)}})
+        tools = {"tools": list(chosen.tools)} if chosen.tools else {}
+        render.document({**content, "problem": {"id": chosen.id, "messages": list(chosen.messages), **tools}})
         return
     lines = [f"{task}: {opened.description}", f"problems: {counts['train']} train, {counts['held_out']} held-out"]
     lines += [f"feedback: {', '.join(opened.feedback_modes)} (the first is the default)", f"problem {chosen.id}:"]
     for message in chosen.messages:
         lines += [f"  {message['role']}:", *render.untrusted(message["content"], indent="    ")]
+    for tool in chosen.tools:
+        lines += ["  tool:", *render.untrusted(json.dumps(tool["function"], ensure_ascii=False), indent="    ")]
     render.result(lines)
 
 
@@ -68,16 +72,17 @@ def grade_answer(
     answer: Annotated[str, typer.Option("--answer", metavar="FILE", help="The answer's text; - reads stdin.")] = "-",
     data: options.Data = None,
     sandbox: options.SandboxKind = None,
+    sets: options.Sets = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Grade one answer: reward, success, kind, feedback.
+    """Grade one answer: reward, success, kind, feedback. Of several turns, it is the first one.
 
     Example: sdpo tasks grade code --problem fizzbuzz --answer answer.md
     """
     from sdpo_mlx.sampling import grade
 
     text = _read(answer)
-    opened = _open(task, data, sandbox)
+    opened = _open(task, data, sandbox, sets, grades=True)
     verdict = grade(opened, find_problem(opened, problem), text)
     if as_json:
         content = {"reward": verdict.reward, "success": verdict.success}
@@ -92,6 +97,7 @@ def check(
     task: Name,
     data: options.Data = None,
     sandbox: options.SandboxKind = None,
+    sets: options.Sets = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Try a task's grader on fake answers and say what is odd; exit code 3 where something is at fault.
@@ -103,7 +109,7 @@ def check(
     from sdpo_mlx.errors import DataError
     from sdpo_mlx.task_check import check_task
 
-    report = check_task(_open(task, data, sandbox))
+    report = check_task(_open(task, data, sandbox, sets, grades=True))
     if as_json:
         found = [asdict(each) for each in report.oddities]
         render.document({"ok": report.ok, **report.counts, "gradings": 2 * len(report.trials), "oddities": found})
@@ -129,12 +135,25 @@ def find_problem(task: Task, name: str | None) -> Problem:
     return found
 
 
-def _open(name: str, data: str | None, sandbox: str | None) -> Task:
+def _open(
+    name: str, data: str | None, sandbox: str | None, sets: list[str] | None = None, *, grades: bool = False
+) -> Task:
+    """The task alone; where it `grades` by a judge, a frozen base is served as in a run."""
+    from sdpo_mlx.errors import ConfigError
     from sdpo_mlx.settings import resolve
     from sdpo_mlx.tasks.registry import open_task
 
-    cfg = resolve(None, [], {"task.name": name, "task.data": data, "sandbox.kind": sandbox}).config
-    return open_task(cfg).task
+    found = resolve(None, sets or [], {"task.name": name, "task.data": data, "sandbox.kind": sandbox})
+    task = open_task(found.config).task
+    if grades and getattr(task, "needs_base", False):
+        from sdpo_mlx import models
+        from sdpo_mlx.judge_base import serve_where_needed
+
+        if found.origins["model.name"] == "default":
+            fix = "give --set model.name=NAME for a frozen base, or --set judge.endpoint=URL for a server"
+            raise ConfigError(f"task {name} needs a judge", where="judge.endpoint", fix=fix)
+        serve_where_needed(task, models.resolve(found.config.model.name))
+    return task
 
 
 def _read(answer: str) -> str:

@@ -142,6 +142,8 @@ def test_what_is_no_verdict_is_the_graders_fault(tmp_path: Path, given: Any) -> 
         ("def problems():\n    return [{'q': 1}]\ndef grade(p, a):\n    return 1\n", "prompt is missing", "problem 1"),
         (FUNCTIONS.replace('"sum"', '"split": "test", "sum"'), "neither train nor held_out", "problem 1"),
         (FUNCTIONS.replace('"prompt": f"{n} + {n}?"', '"messages": [{"role": "me"}]'), "no known role", "problem 1"),
+        (FUNCTIONS.replace('"sum"', '"tools": "add", "sum"'), "tools is no list", "problem 1"),
+        (FUNCTIONS.replace('"sum"', '"tools": [{"description": 1}], "sum"'), "no object with a name", "tool 1"),
     ],
 )
 def test_a_mistake_in_the_file_is_one_line_that_says_where(tmp_path: Path, source: str, said: str, where: str) -> None:
@@ -166,3 +168,11 @@ def test_bad_rows_of_the_users_data_are_named_by_line(tmp_path: Path) -> None:
     rows.write_text(json.dumps({"prompt": "ok"}) + '\n{"prompt": 7}\nno json\n')
     with pytest.raises(DataError, match=r"rows\.jsonl:2: prompt is missing.*rows\.jsonl:3"):
         opened(tmp_path, "def grade(p, a):\n    return 1\n", data=str(rows))
+
+
+def test_tools_of_a_row_reach_the_chat_template(tmp_path: Path) -> None:
+    tool = '{"name": "add", "parameters": {"type": "object", "properties": {"a": {"type": "integer"}}}}'
+    task = opened(tmp_path, FUNCTIONS.replace('"sum"', f'"tools": [{tool}], "sum"'))
+    for problem in task.problems("train"):
+        assert [each["function"]["name"] for each in problem.tools] == ["add"]
+        assert problem.tools[0]["type"] == "function"

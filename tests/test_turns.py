@@ -208,7 +208,7 @@ def test_most_turns_are_a_setting_and_the_episode_is_judged_there() -> None:
 
 
 def test_run_of_several_turns_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
-    cfg = small(task={"name": "game:library"}, rollout={"max_tokens": 48}, train={"steps": 3, "eval_every": 0})
+    cfg = small(task={"name": "game:library"}, rollout={"max_tokens": 48}, train={"steps": 2, "eval_every": 0})
     trained(tmp_path / "whole", cfg)
     assert trained(tmp_path / "parts", cfg, Watcher(after=1)) is None
     trained(tmp_path / "parts", cfg)

@@ -8,11 +8,12 @@ from typing import Any, cast, get_args
 
 from sdpo_mlx.errors import DataError
 from sdpo_mlx.tasks.base import Split
+from sdpo_mlx.tasks.tools_rows import tool_from
 from sdpo_mlx.types import Feedback, FeedbackKind, Message, Problem
 
 ROLES = ("system", "user", "assistant")
 KINDS = get_args(FeedbackKind)
-_SHOWN = {"id", "prompt", "messages", "split", "family"}
+_SHOWN = {"id", "prompt", "messages", "tools", "split", "family"}
 _FORMS = "return a number, true or false, (reward, feedback), a dictionary with reward, or a Feedback"
 
 
@@ -32,7 +33,8 @@ def problem_of(row: Any, where: str, split: Split | None = None, number: int = 0
         raise DataError("split is neither train nor held_out", where=where, fix="write one of the two")
     private = {key: value for key, value in row.items() if key not in _SHOWN}
     identity = str(row.get("id", "") or (f"{split}-{number}" if split else number or where))
-    return Problem(identity, _messages(row, where), {**private, "split": named}, str(row.get("family", "")))
+    family, tools = str(row.get("family", "")), _tools(row, where)
+    return Problem(identity, _messages(row, where), {**private, "split": named}, family, tools)
 
 
 def _messages(row: Mapping[str, Any], where: str) -> tuple[Message, ...]:
@@ -51,6 +53,14 @@ def _messages(row: Mapping[str, Any], where: str) -> tuple[Message, ...]:
     if not any(message["role"] == "user" for message in messages):
         raise DataError("no message is the user's", where=where, fix="the question stands in a user message")
     return tuple(cast(Message, {"role": message["role"], "content": message["content"]}) for message in messages)
+
+
+def _tools(row: Mapping[str, Any], where: str) -> tuple[Mapping[str, Any], ...]:
+    """The row's tools, for the chat template's own `tools`; none where the row names none."""
+    tools = row.get("tools", ())
+    if not isinstance(tools, list | tuple):
+        raise DataError("tools is no list", where=where, fix="list the tools, each with a name and parameters")
+    return tuple(tool_from(tool, f"{where}, tool {number}") for number, tool in enumerate(tools, 1))
 
 
 def feedback_of(given: Any) -> Feedback:

@@ -65,7 +65,7 @@ def _ours(row: dict[str, Any], where: str, form: Form) -> Problem:
     if unknown or missing:
         what = f"unknown field {unknown[0]!r}" if unknown else f"field {missing[0]!r} is missing"
         raise DataError(what, where=where, fix=f"the fields are {', '.join(sorted(_OURS | _OURS_OPTIONAL))}")
-    tools = [_tool(tool, f"{where}, tool {i + 1}") for i, tool in enumerate(_list(row["tools"], "tools", where))]
+    tools = [tool_from(tool, f"{where}, tool {i + 1}") for i, tool in enumerate(_list(row["tools"], "tools", where))]
     expected = _list(row["expected"], "expected", where)
     calls = [_readable(call_from(call), f"{where}, call {i + 1}") for i, call in enumerate(expected)]
     if row.get("split", "train") not in ("train", "held_out"):
@@ -161,8 +161,8 @@ def _described_tool(function: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _tool(value: Any, where: str) -> dict[str, Any]:
-    """A tool as chat templates take it; bare functions are wrapped."""
+def tool_from(value: Any, where: str) -> dict[str, Any]:
+    """A tool as chat templates take it; bare functions are wrapped. Raises DataError that names `where`."""
     inner = value.get("function", value) if isinstance(value, dict) else None
     if not isinstance(inner, dict) or not isinstance(inner.get("name"), str) or not inner["name"]:
         fix = 'write {"type": "function", "function": {"name": ..., "description": ..., "parameters": {...}}}'
