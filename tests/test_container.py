@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import stat
 import subprocess
@@ -12,14 +13,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from probe_world import world
+from probes import ATTACKS
 from pydantic import ValidationError
 
 from sdpo_mlx.config import SandboxConfig
 from sdpo_mlx.errors import SandboxError
-from sdpo_mlx.sandbox import container
+from sdpo_mlx.sandbox import container, seccomp
 from sdpo_mlx.sandbox.choice import open_sandbox
-from sdpo_mlx.sandbox.container import ContainerSandbox, Engine, client_environment, container_arguments
-from sdpo_mlx.sandbox.launch import OUTPUT_CAP, Limits
+from sdpo_mlx.sandbox.container import ContainerSandbox, Engine, client_environment, container_arguments, filters
+from sdpo_mlx.sandbox.launch import OUTPUT_CAP, Limits, bootstrap, payload
 
 IMAGE = os.environ.get("SDPO_TEST_IMAGE", SandboxConfig().image)  # any local image with Python 3.11 or newer
 
@@ -195,3 +198,64 @@ def test_real_engine_leaves_no_container(engine: ContainerSandbox, program: str)
     asked = [engine.engine.path, "ps", "--all", "--quiet", "--filter", f"name=sdpo-{os.getpid()}-"]
     listed = subprocess.run(asked, capture_output=True, check=True, env=client_environment())
     assert listed.stdout.strip() == b""
+
+
+# What an attack may find in a container and not in bubblewrap: the container's own.
+OWN = {
+    "passwd": "the image's /etc/passwd",
+    "temporary folder": "the image's /tmp, read-only",
+    "list processes": "the container's first process, which is the program",
+    "kill everything": "the first process of a container cannot be killed from inside",
+    "memory times processes": "the container's memory runs out before its time does, or after",
+    "open a terminal": "the image's /dev/ptmx",
+}
+FEW = ("mount", "unshare a user", "trace a sibling", "session keyring", "netlink", "clone3 a user")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=() if n in FEW else pytest.mark.slow) for n in ATTACKS if n not in OWN]
+)
+def test_real_engine_blocks_attack(engine: ContainerSandbox, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    attack = ATTACKS[name]
+    with world() as planted:
+        monkeypatch.setenv("SDPO_PROBE_KEY", planted.token)
+        result = engine.run(attack.program, planted.ask, seconds=2.0 if attack.ends == "timeout" else 20.0)
+        assert planted.harm() == []
+        assert planted.token.encode() not in result.stdout + result.stderr
+    assert result.status == {"answers": "exited"}.get(attack.ends, attack.ends)
+    assert b'"achieved": true' not in result.stdout
+
+
+GUARDED = """
+import ctypes, json
+libc = ctypes.CDLL(None, use_errno=True)
+def refused(number, *arguments):
+    return libc.syscall(number, *arguments) == -1 and ctypes.get_errno() == 1
+import os
+x86 = os.uname().machine == "x86_64"
+print(json.dumps([
+    refused(272 if x86 else 97, 0x10000000),  # unshare a user namespace
+    refused(101 if x86 else 117, 0, 0, 0, 0),  # ptrace
+    refused(250 if x86 else 219, 0, -3, 1),  # keyctl
+    refused(425 if x86 else 425, 1, 0),  # io_uring_setup
+    len(open("/proc/self/status").read().split("Seccomp:\\t2")) == 2,
+]))
+"""
+
+
+@pytest.mark.skipif(os.uname().sysname != "Linux", reason="seccomp is Linux's")
+@pytest.mark.skipif(os.uname().machine not in seccomp.MACHINES, reason="no list of kernel calls for this machine")
+def test_bootstrap_installs_the_list_of_refused_calls_by_itself() -> None:
+    argv = [sys.executable, "-I", "-S", "-c", bootstrap(), "-1", "-1", "-1", "-1", "-1", "-1"]
+    for extra, expected in (([], False), ([filters()], True)):
+        done = subprocess.run([*argv, *extra], input=payload(GUARDED, b""), capture_output=True, check=True)
+        assert json.loads(done.stdout)[-1] is expected
+        assert not expected or all(json.loads(done.stdout))
+
+
+def test_bootstrap_without_a_list_for_its_machine_runs_nothing() -> None:
+    argv = [sys.executable, "-I", "-S", "-c", bootstrap(), "-1", "-1", "-1", "-1", "-1", "-1", "vax:AAAA"]
+    done = subprocess.run(argv, input=payload("print('ran')", b""), capture_output=True, check=False)
+    assert done.returncode != 0
+    assert b"ran" not in done.stdout
+    assert b"no list of kernel calls for" in done.stderr

@@ -7,12 +7,16 @@ charged with up to `START_SECONDS`.
 
 from __future__ import annotations
 
+import base64
 import os
 import secrets
 import shutil
 import subprocess
+import tempfile
 from dataclasses import dataclass
+from functools import cache
 
+from sdpo_mlx.sandbox import seccomp
 from sdpo_mlx.sandbox.base import RunResult
 from sdpo_mlx.sandbox.launch import ENVIRONMENT, INTERPRETER_FLAGS, Limits, bootstrap, launch, payload
 from sdpo_mlx.sandbox.probe import CHECKS, Probe, probe
@@ -25,8 +29,7 @@ _ENGINES = ("podman", "docker")  # podman first: it needs no daemon and no root
 _CLIENT_NAMES = ("PATH", "HOME", "XDG_RUNTIME_DIR", "XDG_CONFIG_HOME", "XDG_DATA_HOME", "TMPDIR")
 _CLIENT_PREFIXES = ("DOCKER_HOST", "DOCKER_CONTEXT", "DOCKER_CONFIG", "DOCKER_TLS", "DOCKER_CERT", "CONTAINER")
 _PODMAN_ONLY = ("--read-only-tmpfs=false", "--http-proxy=false", "--no-hosts")
-# Engines bring a seccomp list of their own, and images a system of their own.
-_CHECKS = tuple(name for name in CHECKS if name not in ("system_invisible", "kernel_guarded"))
+_CHECKS = tuple(name for name in CHECKS if name != "system_invisible")  # an image has a system of its own
 _CLEAN_CODES = range(125)  # 125 to 127 are the engine's own failures, above are signals
 
 
@@ -88,10 +91,12 @@ class ContainerSandbox:
         seconds = self.limits.seconds if seconds is None else seconds
         name = f"sdpo-{os.getpid()}-{secrets.token_hex(6)}"
         argv = [*container_arguments(self.engine, name, self.limits, seconds), *INTERPRETER_FLAGS, "-c", bootstrap()]
-        argv += self.limits.arguments(seconds, count_processes=False)
+        argv += [*self.limits.arguments(seconds, count_processes=False), filters()]
         done = False
         try:
-            result = launch(argv, payload(program, stdin), seconds + START_SECONDS, env=client_environment())
+            with tempfile.TemporaryDirectory() as folder:  # podman's monitor leaves a file where it was started
+                most, environment = seconds + START_SECONDS, client_environment()
+                result = launch(argv, payload(program, stdin), most, env=environment, cwd=folder)
             done = result.status == "exited" and result.code in _CLEAN_CODES
             return result
         finally:
@@ -123,6 +128,12 @@ class ContainerSandbox:
             return 125, f"{self.engine.name}: {type(error).__name__}"
         lines = done.stderr.decode("utf-8", "replace").strip().splitlines()
         return done.returncode, "".join(c for c in lines[-1] if c.isprintable())[:200] if lines else ""
+
+
+@cache
+def filters() -> str:
+    """The seccomp list for each machine that an image may be made for, besides the engine's own looser one."""
+    return ",".join(f"{machine}:{base64.b64encode(seccomp.program(machine)).decode()}" for machine in seccomp.MACHINES)
 
 
 def client_environment() -> dict[str, str]:
