@@ -11,6 +11,7 @@ help:
 	@echo "make demo        install, train the embedded model, show what it learned (about 3 minutes)"
 	@echo "make test        install what tests need, run them"
 	@echo "make test-slow   the same tests at full size"
+	@echo "make install-torch   PyTorch, for --backend torch; then make test holds both backends against each other"
 	@echo "make results     measure every learning figure again, into docs/results.md"
 	@echo "make tiny-model  build the embedded model from nothing"
 	@echo "make lint        format, lint, types, import floors"
@@ -44,6 +45,10 @@ lint: .venv/.dev
 	@$(BIN)/lint-imports
 
 install: .venv/.base
+
+# PyTorch for --backend torch and the tests that hold both backends against each other.
+install-torch: .venv/.base
+	@$(PIP) --editable '.[torch]'
 
 install-dev: .venv/.dev
 
@@ -90,4 +95,4 @@ bubblewrap:
 	command -v bwrap >/dev/null 2>&1 || \
 	  echo "make: bubblewrap is missing, tests that run programs will skip: sudo apt-get install bubblewrap" >&2
 
-.PHONY: help demo test test-slow results tiny-model lint install install-dev clean bubblewrap
+.PHONY: help demo test test-slow results tiny-model lint install install-dev install-torch clean bubblewrap

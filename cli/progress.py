@@ -37,7 +37,7 @@ class Header:
             task=cfg.task.name,
             objective=cfg.objective.kind,
             teacher=cfg.teacher.kind,
-            device=f"{info.device} {info.dtype}",
+            device=f"{info.backend} {info.device} {info.dtype}",
             out=str(out),
             steps=cfg.train.steps,
             rollouts=cfg.rollout.problems_per_step * cfg.rollout.group_size,

@@ -46,7 +46,7 @@ def command(  # noqa: PLR0913 - typer reads the options off the signature
     teacher: Annotated[
         str | None, typer.Option("--teacher", metavar="KIND", help="ema, trust_region, frozen, live.")
     ] = None,
-    backend: Annotated[str | None, typer.Option("--backend", metavar="NAME", help="auto, mlx.")] = None,
+    backend: Annotated[str | None, typer.Option("--backend", metavar="NAME", help="auto, mlx, torch.")] = None,
     seed: options.Seed = None,
     sandbox: options.SandboxKind = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out, by its own settings.")] = False,

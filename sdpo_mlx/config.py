@@ -46,7 +46,8 @@ class ModelConfig(Settings):
     """The base model."""
 
     name: str = Field("tiny", min_length=1, description="alias, folder, or hub repository")
-    backend: Literal["auto", "mlx"] = Field("auto", description="what runs the arithmetic")
+    backend: Literal["auto", "mlx", "torch"] = Field("auto", description="what runs the arithmetic; auto: mlx")
+    device: Literal["auto", "cuda", "mps", "cpu"] = Field("auto", description="where torch runs; mlx finds its own")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="weights' type; auto: as stored, float32 where the CPU is the device"
     )

@@ -110,8 +110,15 @@ class Run:
         self.log.rewind(loaded.step, scored_again)
         self.folder.rewind(loaded.step)
         self.emit({"type": "resumed", "step": loaded.step})
-        self._warn(loaded.step, (*self.setup.warnings(), *loaded.warnings))
+        self._warn(loaded.step, (*self.setup.warnings(), *loaded.warnings, *self._moved(loaded.meta)))
         return state
+
+    def _moved(self, meta: Mapping[str, Any]) -> tuple[str, ...]:
+        """A word where another backend or device made the checkpoint: its numbers round otherwise."""
+        here, there = [self.policy.info.backend, self.policy.info.device], meta.get("place")
+        if there in (None, here):
+            return ()
+        return (f"this run was begun on {' '.join(there)} and goes on on {' '.join(here)}: alike, not bit for bit",)
 
     def _warn(self, step: int, warnings: Sequence[str]) -> None:
         for warning in warnings:
@@ -175,7 +182,8 @@ class Run:
         """Write the state after its last whole step; the last two and the best are kept."""
         self.log.sync()
         best = {state.best_step} if state.best_step > 0 else set()
-        meta = {**self.setup.identity(), "state": asdict(state)}
+        place = [self.policy.info.backend, self.policy.info.device]
+        meta = {**self.setup.identity(), "place": place, "state": asdict(state)}
         checkpoint.save(self.folder.checkpoints, state.step, self.policy.state(), meta, keep_steps=best)
 
     def keep_adapter(self) -> None:

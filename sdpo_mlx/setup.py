@@ -19,8 +19,13 @@ from sdpo_mlx.sources import identity
 from sdpo_mlx.tasks.base import Task
 from sdpo_mlx.tasks.registry import open_task
 
-# A run may be continued for longer, looked at more often and kept in more detail; the rest would change it.
-FREE_ON_RESUME: dict[str, Any] = {"train": {"steps", "eval_every", "save_every", "patience"}, "eval": True, "log": True}
+# A run may be continued for longer, elsewhere, looked at more often and kept in more detail; the rest would change it.
+FREE_ON_RESUME: dict[str, Any] = {
+    "model": {"backend", "device"},
+    "train": {"steps", "eval_every", "save_every", "patience"},
+    "eval": True,
+    "log": True,
+}
 UNCONFINED = (
     "programs that the model writes run unconfined: they can read this user's files and reach the network "
     "(sandbox.kind: unconfined)"
@@ -86,7 +91,7 @@ def assemble(cfg: Config) -> Setup:
 def versions() -> dict[str, str]:
     """The versions that a result depends on."""
     found = {"sdpo-mlx": __version__, "python": platform.python_version(), "platform": platform.platform()}
-    for package in ("mlx", "mlx-lm", "numpy", "transformers", "tokenizers"):
+    for package in ("mlx", "mlx-lm", "numpy", "transformers", "tokenizers", "torch", "peft"):
         try:
             found[package] = version(package)
         except PackageNotFoundError:

@@ -85,7 +85,8 @@ TURNS: dict[str, tuple[Any, Mapping[str, Any]]] = {
 }
 ELSEWHERE = {
     "model.name": "another base: tests/test_models.py",
-    "model.backend": "there is one backend, which auto takes",
+    "model.backend": "the other one, torch, is an extra: tests/agreement",
+    "model.device": "where torch runs, an extra: tests/agreement",
     "model.thinking": "the embedded model has no such switch: tests/test_chat.py",
     "task.data": "the embedded task takes none: tests/test_code_task.py",
     "task.max_turns": "the embedded task has one turn: tests/test_turns.py",

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sdpo_mlx.backends.mlx.packing import Unit, pack
+from sdpo_mlx.backends.packing import Unit, pack
 
 IDS = st.lists(st.integers(1, 9), min_size=1, max_size=8).map(lambda ids: np.array(ids, dtype=np.int32))
 # Few different prompts, so that groups that share one are common.

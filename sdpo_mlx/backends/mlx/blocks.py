@@ -11,8 +11,8 @@ import mlx.nn as nn
 from mlx.utils import tree_unflatten
 
 from sdpo_mlx.backends.mlx.adapter import Weights, assign
-from sdpo_mlx.backends.mlx.packing import Unit
 from sdpo_mlx.backends.mlx.trunk import Block, Model, Trunk
+from sdpo_mlx.backends.packing import Unit
 from sdpo_mlx.seeding import derive
 
 Inputs = list[tuple[mx.array | None, mx.array]]  # prefix (1, P, d) or none, and rows (N, T, d), a block

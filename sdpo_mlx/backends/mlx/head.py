@@ -16,8 +16,8 @@ import numpy as np
 from sdpo_mlx.backends.mlx.adapter import Weights, active, assign
 from sdpo_mlx.backends.mlx.blocks import outside_blocks
 from sdpo_mlx.backends.mlx.losses import Rows, RowStatistics, row_loss
-from sdpo_mlx.backends.mlx.packing import Unit
 from sdpo_mlx.backends.mlx.trunk import Model
+from sdpo_mlx.backends.packing import Unit
 from sdpo_mlx.config import ObjectiveConfig
 from sdpo_mlx.objective import token_scale
 from sdpo_mlx.types import DistillSample

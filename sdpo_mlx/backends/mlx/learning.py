@@ -18,8 +18,8 @@ from sdpo_mlx.backends.mlx.adapter import Weights, active, assign
 from sdpo_mlx.backends.mlx.blocks import backward, forward
 from sdpo_mlx.backends.mlx.head import Head, Lesson
 from sdpo_mlx.backends.mlx.losses import RowStatistics
-from sdpo_mlx.backends.mlx.packing import Unit, pack
 from sdpo_mlx.backends.mlx.trunk import Model
+from sdpo_mlx.backends.packing import Unit, pack
 from sdpo_mlx.seeding import derive
 from sdpo_mlx.types import IntArray
 

@@ -15,6 +15,7 @@ import numpy as np
 from mlx.utils import tree_flatten
 
 from sdpo_mlx.backends.base import Arrays, PolicyInfo, SamplingParams, Scores, Update
+from sdpo_mlx.backends.figures import step_figures, unfinished
 from sdpo_mlx.backends.mlx import BLAS, adapter, generation
 from sdpo_mlx.backends.mlx.head import Hidden, Lesson, TeacherSet, chunks
 from sdpo_mlx.backends.mlx.learning import Gradient, gradient, hidden_states
@@ -213,7 +214,7 @@ class MLXPolicy:
     def _apply(self, found: Gradient, lesson: Lesson, learning_rate: float, teacher_seconds: float) -> Update:
         clipped, norm = optim.clip_grad_norm(found.grads, self.train_cfg.clip_norm)
         grad_norm = float(norm.item())
-        bad = _non_finite(found, lesson)
+        bad = unfinished(lesson.samples, found.statistics, found.suspects)
         finite = bool(np.isfinite(found.loss) and np.isfinite(grad_norm)) and not bad
         applied = finite and learning_rate > 0
         if applied:
@@ -225,7 +226,7 @@ class MLXPolicy:
             grad_norm=grad_norm,
             teacher_seconds=teacher_seconds,
             non_finite=bad,
-            **_figures(found, lesson),
+            **step_figures(lesson.samples, found.statistics, lesson.objective.importance_clip),
         )
 
     def _step(self, grads: adapter.Weights, learning_rate: float) -> None:
@@ -234,40 +235,6 @@ class MLXPolicy:
         mx.eval(student, self.optimizer.state)
         self.student, self.updates = student, self.updates + 1
         adapter.assign(self.model.whole, student)
-
-
-def _non_finite(found: Gradient, lesson: Lesson) -> tuple[str, ...]:
-    """The problems whose numbers are not finite, so that the event can name them.
-
-    Where a gradient alone is not finite, all problems of its micro-batch are named.
-    """
-    faults = [
-        s.problem_id
-        for s, figures in zip(lesson.samples, found.statistics, strict=True)
-        if not all(np.isfinite(column).all() for column in (*figures, s.rollout_logps_T, _multipliers(s)))
-    ]
-    return tuple(dict.fromkeys(faults or [lesson.samples[i].problem_id for i in found.suspects]))
-
-
-def _multipliers(sample: DistillSample) -> tuple[float, float, float]:
-    return sample.distil_weight, sample.policy_weight, sample.advantage
-
-
-def _figures(found: Gradient, lesson: Lesson) -> dict[str, Any]:
-    """Means over counted tokens, and log q - log p a sample, for `Update`."""
-    pairs = list(zip(lesson.samples, found.statistics, strict=True))
-    distilled = [figures.divergence_R for s, figures in pairs if s.distil_weight > 0]
-    ratio = np.concatenate([figures.ratio_R for _, figures in pairs])
-    cap = lesson.objective.importance_clip
-    nothing = np.zeros(0, np.float32)
-    return {
-        "divergence": float(np.concatenate(distilled).mean()) if distilled else 0.0,
-        "entropy": float(np.concatenate([figures.entropy_R for _, figures in pairs]).mean()),
-        "importance_mean": float(ratio.mean()),
-        "importance_clipped": float((ratio > cap).mean()) if cap is not None else 0.0,
-        "tokens": int(ratio.size),
-        "divergence_T": tuple(f.log_q_R - f.log_p_R if s.distil_weight > 0 else nothing for s, f in pairs),
-    }
 
 
 def _nothing(reason: str) -> Update:

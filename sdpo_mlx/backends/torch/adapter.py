@@ -1,0 +1,149 @@
+"""The trainable weights: adapter layers of peft on a frozen base, as one flat dict of named tensors.
+
+The names and shapes that leave this room are mlx-lm's, so that adapters and checkpoints are the same on every
+backend. Student and teacher are two such sets over one model; `active` swaps the teacher's tensors in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from torch import Tensor, nn
+
+from sdpo_mlx.config import AdapterConfig
+from sdpo_mlx.errors import ConfigError
+
+Weights = dict[str, Tensor]
+# Ends of parameter names: peft's, and mlx-lm's for the same weights.
+_ENDS = (
+    (".lora_A.default.weight", ".lora_a"),
+    (".lora_B.default.weight", ".lora_b"),
+    (".lora_magnitude_vector.default.weight", ".m"),
+)
+
+
+def attach(model: nn.Module, cfg: AdapterConfig, seed: int) -> dict[str, nn.Parameter]:
+    """Freeze the base, add the adapter's layers, and return the trained parameters by mlx-lm's names (float32).
+
+    Raises ConfigError when `keys` match no layer.
+    """
+    torch.manual_seed(seed)
+    model.requires_grad_(False)
+    if cfg.kind == "full":
+        model.float().requires_grad_(True)  # small updates vanish in 16 bits
+    else:
+        inject_adapter_in_model(_lora(model, cfg), model)
+    for name, parameter in model.named_parameters():
+        if cfg.kind != "full":
+            parameter.requires_grad_(any(name.endswith(end) for end, _ in _ENDS))
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    return {_to_mlx(name): each for name, each in model.named_parameters() if each.requires_grad}
+
+
+def adapter_config(model: nn.Module, cfg: AdapterConfig) -> dict[str, Any]:
+    """What `adapter_config.json` says, so that mlx-lm loads the run folder as it is."""
+    keys = {"keys": list(cfg.keys)} if cfg.keys is not None else {}
+    parameters = {"rank": cfg.rank, "scale": cfg.scale, "dropout": cfg.dropout, **keys}
+    return {"fine_tune_type": cfg.kind, "num_layers": _depth(model, cfg), "lora_parameters": parameters}
+
+
+@contextmanager
+def active(parameters: Mapping[str, nn.Parameter], weights: Mapping[str, Tensor]) -> Iterator[None]:
+    """Run a block with `weights` in the model; what was there is put back whatever happens."""
+    resting = {name: parameters[name].data for name in weights}
+    try:
+        for name, tensor in weights.items():
+            parameters[name].data = tensor
+        yield
+    finally:
+        for name, tensor in resting.items():
+            parameters[name].data = tensor
+
+
+def copied(parameters: Mapping[str, Tensor]) -> Weights:
+    """The tensors as they are now."""
+    return {name: each.detach().clone() for name, each in parameters.items()}
+
+
+def moved(teacher: Weights, student: Mapping[str, Tensor], rate: float) -> Weights:
+    """(1 - rate) teacher + rate student, by name (SDPO.md section 4); rates 0 and 1 copy exactly."""
+    if rate in (0.0, 1.0):
+        return copied(student) if rate else teacher
+    return {name: each + rate * (student[name].detach() - each) for name, each in teacher.items()}
+
+
+def to_numpy(weights: Mapping[str, Tensor]) -> dict[str, npt.NDArray[Any]]:
+    """Copies for the other side of the contract, in mlx-lm's shapes."""
+    return {name: _turned(name, each.detach()).float().cpu().numpy().copy() for name, each in weights.items()}
+
+
+def from_numpy(arrays: Mapping[str, npt.NDArray[Any]], like: Mapping[str, Tensor], what: str) -> Weights:
+    """Arrays from outside, checked against the names and shapes of `like`; raises ConfigError."""
+    shapes = {name: tuple(_turned(name, each).shape) for name, each in like.items()}
+    wrong = sorted(set(arrays) ^ set(like)) or [name for name in like if arrays[name].shape != shapes[name]]
+    if wrong:
+        raise ConfigError(
+            f"the {what} does not fit this model: {wrong[0]} differs", fix="use the model and adapter it was made with"
+        )
+
+    def tensor(name: str, each: Tensor) -> Tensor:
+        found = _turned(name, torch.from_numpy(np.array(arrays[name], dtype=np.float32)))
+        return found.contiguous().to(each.device)
+
+    return {name: tensor(name, each) for name, each in like.items()}
+
+
+def _turned(name: str, tensor: Tensor) -> Tensor:
+    """mlx-lm keeps LoRA's factors the other way round."""
+    return tensor.T if name.partition("|")[0].endswith((".lora_a", ".lora_b")) else tensor
+
+
+def _to_mlx(name: str) -> str:
+    for end, ours in _ENDS:
+        if name.endswith(end):
+            return name.removesuffix(end) + ours
+    return name
+
+
+def _lora(model: nn.Module, cfg: AdapterConfig) -> LoraConfig:
+    first = len(_blocks(model)) - _depth(model, cfg)
+    targets = [
+        f"{path}.{index}.{name}"
+        for path, index, block in _blocks(model)
+        for name, module in block.named_modules()
+        if index >= first and isinstance(module, nn.Linear) and (cfg.keys is None or name in cfg.keys)
+    ]
+    outside = [name for name, module in model.named_modules() if cfg.keys and name in cfg.keys]
+    if any(not isinstance(model.get_submodule(name), nn.Linear) for name in outside):
+        raise ConfigError("an embedding is no linear layer", where="model.adapter.keys", fix="torch adapts linear ones")
+    targets += outside
+    if not targets:
+        raise ConfigError(
+            f"no layer matches {cfg.keys}", where="model.adapter.keys", fix="name linear layers, as self_attn.q_proj"
+        )
+    return LoraConfig(
+        r=cfg.rank,
+        lora_alpha=cfg.scale * cfg.rank,  # peft divides by the rank
+        lora_dropout=cfg.dropout,
+        target_modules=targets,
+        use_dora=cfg.kind == "dora",
+    )
+
+
+def _blocks(model: nn.Module) -> list[tuple[str, int, nn.Module]]:
+    """Path, index and module of each transformer block."""
+    found = [(path, each) for path, each in model.named_modules() if path.endswith("layers")]
+    path, layers = found[0]
+    return [(path, index, block) for index, block in enumerate(layers)]
+
+
+def _depth(model: nn.Module, cfg: AdapterConfig) -> int:
+    depth = len(_blocks(model))
+    return depth if cfg.layers < 0 else min(cfg.layers, depth)

@@ -1,0 +1,67 @@
+"""Keys and values of transformers' caches: a prefix computed once and shared, rows that come and go.
+
+Layers of every kind keep all their keys here; the masks, not the cache, say how far a window reaches.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import pad
+from transformers.cache_utils import DynamicCache, DynamicLayer
+
+Layers = list[tuple[Tensor, Tensor]]  # keys and values (n, heads, length, width) a layer
+PIECE = 2_048  # tokens a piece: bounds the activations of a long prompt
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """What a shared prompt left in the cache, once (n = 1)."""
+
+    layers: Layers
+
+    def cache(self, rows: int) -> DynamicCache:
+        """A cache for so many rows that all begin with this prefix; nothing is copied, gradients flow."""
+        return cache_of([(k.expand(rows, -1, -1, -1), v.expand(rows, -1, -1, -1)) for k, v in self.layers])
+
+
+def prefill(body: nn.Module, ids_1P: Tensor) -> Prefix:
+    """Run a prompt once, in pieces."""
+    cache = DynamicCache()
+    for start in range(0, ids_1P.shape[1], PIECE):
+        body(input_ids=ids_1P[:, start : start + PIECE], past_key_values=cache, use_cache=True)
+    return Prefix(layers_of(cache))
+
+
+def cache_of(layers: Layers) -> DynamicCache:
+    """A cache that holds these keys and values."""
+    cache = DynamicCache()
+    for keys, values in layers:
+        layer = DynamicLayer()
+        layer.lazy_initialization(keys, values)
+        layer.keys, layer.values = keys, values  # as they are: `update` would copy them
+        cache.layers.append(layer)
+    return cache
+
+
+def layers_of(cache: DynamicCache) -> Layers:
+    """The keys and values of a cache."""
+    return [(layer.keys, layer.values) for layer in cache.layers]
+
+
+def joined(*caches: DynamicCache) -> DynamicCache:
+    """Rows of several caches in one, padded on the left to the longest."""
+    parts = [layers_of(cache) for cache in caches]
+    length = max(part[0][0].shape[2] for part in parts)
+
+    def padded(tensor: Tensor) -> Tensor:
+        return pad(tensor, (0, 0, length - tensor.shape[2], 0))
+
+    return cache_of(
+        [
+            (torch.cat([padded(part[i][0]) for part in parts]), torch.cat([padded(part[i][1]) for part in parts]))
+            for i in range(len(parts[0]))
+        ]
+    )

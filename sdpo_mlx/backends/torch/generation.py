@@ -1,0 +1,136 @@
+"""Sampling with transformers: one prefill a group, own seeds, rows that leave as soon as they are done.
+
+Each row draws its token from one uniform number a position, and these follow from the row's own seed alone; so what
+a row says does not depend on its neighbours, on the device, or on when it was let in.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers.cache_utils import DynamicCache
+
+from sdpo_mlx.backends.base import SamplingParams
+from sdpo_mlx.backends.torch.cache import Prefix, joined, prefill
+from sdpo_mlx.backends.torch.loading import Model
+from sdpo_mlx.backends.torch.losses import log_softmax
+from sdpo_mlx.types import FinishReason, Generation, IntArray
+
+
+@dataclass
+class Row:
+    """One rollout that is being written: whose it is, its numbers to draw with, and what it has said."""
+
+    owner: tuple[int, int]
+    uniforms_T: Any
+    length: int  # tokens before the next one
+    tokens: list[int] = field(default_factory=list)
+    logps: list[float] = field(default_factory=list)
+
+
+def generate(
+    model: Model,
+    prompts: Sequence[IntArray],
+    sampling: SamplingParams,
+    seeds: Sequence[Sequence[int]],
+    concurrency: int = 64,
+    interrupted: Callable[[], bool] = lambda: False,
+) -> Iterator[tuple[int, int, Generation]]:
+    """Yield (prompt, rollout, generation) as they finish; a rollout draws from its own seed alone."""
+    waiting = deque((at, ids, seeds[at]) for at, ids in enumerate(prompts) if seeds[at])
+    rows, cache, last = list[Row](), DynamicCache(), torch.zeros(0, dtype=torch.long, device=model.device)
+    while waiting or rows:
+        while waiting and (not rows or len(rows) + len(waiting[0][2]) <= concurrency):
+            at, ids, own = waiting.popleft()
+            begun, first = _begun(model, ids, len(own))
+            cache, last = (joined(cache, begun), torch.cat([last, first])) if rows else (begun, first)
+            rows += [Row((at, n), _uniforms(seed, sampling), ids.size) for n, seed in enumerate(own)]
+        if interrupted():
+            raise KeyboardInterrupt
+        last = _decoded(model, rows, cache, last, sampling)
+        ends = [_end(row, sampling) for row in rows]
+        for row, end in zip(rows, ends, strict=True):
+            if end is not None:
+                ids_T, logps_T = np.array(row.tokens, dtype=np.int32), np.array(row.logps, dtype=np.float32)
+                yield *row.owner, Generation(ids_T, logps_T, end)
+        going = [n for n, end in enumerate(ends) if end is None]
+        if len(going) < len(rows):
+            chosen = torch.tensor(going, device=model.device, dtype=torch.long)
+            rows, last = [rows[n] for n in going], last[chosen]
+            cache.batch_select_indices(chosen)
+
+
+@torch.no_grad()
+def _begun(model: Model, ids: IntArray, n: int) -> tuple[DynamicCache, Tensor]:
+    """Run the prompt but for its last token once; n rows start from there, with that token."""
+    prompt = torch.from_numpy(np.asarray(ids, dtype=np.int64)).to(model.device)
+    before = prefill(model.body, prompt[None, :-1]) if prompt.numel() > 1 else _nothing(model)
+    return before.cache(n), prompt[-1:].expand(n)
+
+
+@torch.no_grad()
+def _decoded(model: Model, rows: list[Row], cache: DynamicCache, last: Tensor, sampling: SamplingParams) -> Tensor:
+    """One more token a row; the cache grows by the one before."""
+    width = cache.get_seq_length() + 1
+    lengths = torch.tensor([row.length for row in rows], device=model.device)
+    mask = torch.arange(width, device=model.device) >= (width - lengths)[:, None]
+    hidden = model.body(
+        input_ids=last[:, None],
+        attention_mask=mask.long(),
+        position_ids=(lengths - 1)[:, None],
+        past_key_values=cache,
+        use_cache=True,
+    ).last_hidden_state
+    logp_BV = log_softmax(model.logits(hidden[:, -1]), sampling.temperature or 1.0)
+    tokens = _drawn(logp_BV, rows, sampling)
+    chosen = logp_BV.gather(-1, tokens[:, None])[:, 0].tolist()
+    for row, token, logp in zip(rows, tokens.tolist(), chosen, strict=True):
+        row.tokens.append(token)
+        row.logps.append(logp)
+        row.length += 1
+    return tokens
+
+
+def _drawn(logp_BV: Tensor, rows: list[Row], sampling: SamplingParams) -> Tensor:
+    """Tokens (B,): the likeliest, or where each row's own number falls among the probabilities."""
+    if sampling.temperature == 0.0:
+        return logp_BV.argmax(-1)
+    # Apple's GPU has no float64; sums of a long vocabulary need it.
+    p_BV = logp_BV.cpu().double().exp() if logp_BV.device.type == "mps" else logp_BV.double().exp()
+    if sampling.top_p < 1.0:
+        p_BV = _nucleus(p_BV, sampling.top_p)
+    total_BV = p_BV.cumsum(-1)
+    u_B1 = torch.tensor([[row.uniforms_T[len(row.tokens)]] for row in rows], dtype=p_BV.dtype, device=p_BV.device)
+    # The first id whose sum exceeds the number has a probability above 0.
+    found = torch.searchsorted(total_BV, u_B1 * total_BV[:, -1:], right=True)[:, 0]
+    likely = p_BV.shape[-1] - 1 - (p_BV.flip(-1) > 0).int().argmax(-1)  # rounding must not lead beyond the last one
+    return torch.minimum(found, likely).to(logp_BV.device)
+
+
+def _nucleus(p_BV: Tensor, top_p: float) -> Tensor:
+    """The likeliest ids whose probabilities reach `top_p` together; the others get 0."""
+    ordered, ids = p_BV.sort(-1, descending=True)
+    before = ordered.cumsum(-1) - ordered
+    return torch.zeros_like(p_BV).scatter(-1, ids, torch.where(before < top_p, ordered, 0.0))
+
+
+def _end(row: Row, sampling: SamplingParams) -> FinishReason | None:
+    if row.tokens[-1] in sampling.eos_ids:
+        return "stop"
+    return "length" if len(row.tokens) >= sampling.max_tokens else None
+
+
+def _uniforms(seed: int, sampling: SamplingParams) -> Any:
+    return np.random.default_rng(seed).random(sampling.max_tokens)
+
+
+def _nothing(model: Model) -> Prefix:
+    """A cache of no tokens, shaped as the model's own."""
+    one = torch.zeros((1, 1), dtype=torch.long, device=model.device)
+    return Prefix([(keys[:, :, :0], values[:, :, :0]) for keys, values in prefill(model.body, one).layers])

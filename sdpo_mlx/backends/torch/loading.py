@@ -1,0 +1,141 @@
+"""From a folder of safetensors to a model of transformers whose parts are known to be understood.
+
+Remote code and pickles were refused before (`models.py`), and nothing is fetched here.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
+from transformers.utils import logging
+
+from sdpo_mlx.backends.torch.cache import Prefix, prefill
+from sdpo_mlx.config import ModelConfig
+from sdpo_mlx.errors import ConfigError
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+CHUNK_BYTES = 64 * 2**20  # one float32 copy of a chunk's logits; some 15 to 25 of it live at once
+PARITY_TOLERANCE = 2e-2  # bfloat16 keeps eight bits; float32 models come out near 1e-6
+
+
+@dataclass(frozen=True)
+class Model:
+    """The whole model and its body (ids to the last hidden states); its head makes logits of those."""
+
+    whole: nn.Module
+    body: nn.Module
+    vocab_size: int
+    device: torch.device
+    softcap: float | None = None
+
+    @property
+    def head(self) -> nn.Module:
+        """What makes logits; an adapter may have wrapped it since the model was loaded."""
+        return self.whole.get_output_embeddings()
+
+    @property
+    def chunk(self) -> int:
+        """Response positions that the head sees at once."""
+        return max(16, CHUNK_BYTES // (4 * self.vocab_size))
+
+    def hidden(self, rows_NT: Tensor, prefix: Prefix | None = None) -> Tensor:
+        """Last hidden states (N, T, d) of right-padded rows that go on from a shared prefix."""
+        if prefix is None:
+            return self.body(input_ids=rows_NT, use_cache=False).last_hidden_state
+        cache = prefix.cache(rows_NT.shape[0])
+        return self.body(input_ids=rows_NT, past_key_values=cache, use_cache=True).last_hidden_state
+
+    def logits(self, hidden_RD: Tensor) -> Tensor:
+        """Logits (R, V) of hidden states."""
+        logits = self.head(hidden_RD)
+        return logits if self.softcap is None else torch.tanh(logits / self.softcap) * self.softcap
+
+
+def load(path: Path, cfg: ModelConfig) -> tuple[Model, dict[str, Any]]:
+    """The model in evaluation mode, and its config; raises ConfigError for what cannot be read or trained."""
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    device = device_of(cfg.device)
+    try:
+        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+        if "quantization" in config:
+            raise ValueError("its weights are quantised by mlx, which only the mlx backend reads")
+        whole = AutoModelForCausalLM.from_pretrained(
+            path,
+            dtype=_dtype(cfg, device),
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+            attn_implementation="sdpa",
+        )
+        whole = _mended(whole).to(device).eval()
+    except (ValueError, OSError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+        raise ConfigError(
+            f"the model cannot be loaded: {' '.join(str(error).split())[:200] or type(error).__name__}",
+            where=path.name,
+            fix="use a folder with config.json and safetensors of an architecture that transformers knows",
+        ) from error
+    text = config.get("text_config", config)
+    softcap = getattr(whole.config, "final_logit_softcapping", None)
+    model = Model(whole, whole.get_decoder(), int(whole.get_output_embeddings().weight.shape[0]), device, softcap)
+    check_parity(model)
+    return model, text
+
+
+@torch.no_grad()
+def check_parity(model: Model) -> float:
+    """Largest difference in probability between the parts, prefix shared, and the whole model.
+
+    Raises ConfigError where they differ: learning would follow a wrong gradient.
+    """
+    ids = (torch.arange(24, device=model.device).reshape(2, 12) * 37 + 11) % model.vocab_size
+    ids[1, :6] = ids[0, :6]
+    whole = model.whole(input_ids=ids).logits[:, 6:].float().softmax(-1)
+    parts = model.logits(model.hidden(ids[:, 6:], prefill(model.body, ids[:1, :6]))).float().softmax(-1)
+    worst = float((whole - parts).abs().max())
+    if not worst <= PARITY_TOLERANCE:
+        raise ConfigError(
+            f"the architecture {model.whole.config.model_type!r} cannot be trained yet: its parts differ from the "
+            f"whole by {worst:.1e} in probability",
+            where="model.name",
+            fix="use a llama, qwen2, qwen3, gemma3, smollm or phi3 model",
+        )
+    return worst
+
+
+def device_of(name: str) -> torch.device:
+    """The device by name; `auto` takes CUDA, else Apple's GPU, else the CPU. Raises ConfigError for one not here."""
+    here = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        name = next(each for each, found in here.items() if found)
+    if not here[name]:
+        fix = f"choose {', '.join(each for each, found in here.items() if found)}"
+        raise ConfigError(f"torch finds no {name} here", where="model.device", fix=fix)
+    return torch.device(name)
+
+
+@torch.no_grad()
+def _mended(whole: nn.Module) -> nn.Module:
+    """Embeddings as the mathematics has them.
+
+    Gemma's factor was rounded to bfloat16 when it was trained; and a padding id, which some prompts contain,
+    has a gradient like any other.
+    """
+    for module in whole.modules():
+        if isinstance(module, nn.Embedding):
+            module.padding_idx = None
+            if isinstance(scale := getattr(module, "embed_scale", None), Tensor):
+                scale.copy_(scale.bfloat16())
+    return whole
+
+
+def _dtype(cfg: ModelConfig, device: torch.device) -> torch.dtype | str:
+    if cfg.dtype != "auto":
+        return DTYPES[cfg.dtype]
+    return torch.float32 if device.type == "cpu" else "auto"

@@ -1,0 +1,145 @@
+"""`objective.py` in PyTorch, one chunk of rows at a time: float32 whatever comes in, differentiable in the student.
+
+As in `backends/mlx/losses.py`: the caller differentiates one scalar with respect to the hidden states, and all
+normalisation is in the rows' weights, so that chunks and micro-batches simply add up.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from sdpo_mlx.config import ObjectiveConfig
+from sdpo_mlx.objective import LOG_RATIO_LIMIT, TAIL_CEILING
+
+
+@dataclass(frozen=True)
+class Rows:
+    """R response tokens: the sampled ids (int64) and what multiplies each half (float32).
+
+    `distil_R` and `policy_R` are weights already divided by their normaliser; 0 means that the half is
+    absent. `sequence_R` is the coefficient of support `sequence` (zeros otherwise).
+    """
+
+    ids_R: Tensor
+    rollout_logps_R: Tensor
+    distil_R: Tensor
+    policy_R: Tensor
+    advantage_R: Tensor
+    sequence_R: Tensor
+
+
+class RowStatistics(NamedTuple):
+    """Figures of each row, cut off from the gradient; without a teacher `divergence_R` and `log_q_R` are 0.
+
+    `divergence_R` is unweighted, and log p(y) - log q(y) where the support is sampled or sequence.
+    `entropy_R` is the student's over the whole vocabulary, `ratio_R` is p(y) / p_0(y) before any clip.
+    """
+
+    divergence_R: Tensor
+    entropy_R: Tensor
+    log_p_R: Tensor
+    log_q_R: Tensor
+    ratio_R: Tensor
+
+
+def row_loss(
+    student_logits_RV: Tensor,
+    teacher_logits_RV: Tensor | None,
+    rows: Rows,
+    cfg: ObjectiveConfig,
+    temperature: float,
+) -> tuple[Tensor, RowStatistics]:
+    """The weighted sum of both halves over the rows (a scalar), and the rows' statistics.
+
+    Logits are raw and must be finite in every row; teacher logits may be None when no row is distilled.
+    """
+    logp_RV = log_softmax(student_logits_RV, temperature)
+    log_p_R = at(logp_RV, rows.ids_R)
+    ratio_R = importance_ratio(log_p_R, rows.rollout_logps_R)
+    total = (rows.policy_R * policy_rows(ratio_R, rows.advantage_R, cfg)).sum()
+    divergence_R = log_q_R = torch.zeros_like(log_p_R)
+    if teacher_logits_RV is not None:
+        logq_RV = log_softmax(teacher_logits_RV.detach(), temperature)
+        log_q_R = at(logq_RV, rows.ids_R)
+        if cfg.support in ("sampled", "sequence"):
+            divergence_R = (log_p_R - log_q_R).detach()
+            term_R = (rows.sequence_R if cfg.support == "sequence" else divergence_R) * log_p_R
+        else:
+            term_R = divergence_R = divergence_rows(logp_RV, logq_RV, cfg)
+        total = total + (rows.distil_R * importance_weight(ratio_R, cfg) * term_R).sum()
+    figures = (divergence_R, entropy(logp_RV), log_p_R, log_q_R, ratio_R)
+    return total, RowStatistics(*(figure.detach() for figure in figures))
+
+
+def log_softmax(logits_RV: Tensor, temperature: float) -> Tensor:
+    """Float32 log-probabilities at a temperature."""
+    return torch.log_softmax(logits_RV.float() / temperature, dim=-1)
+
+
+def divergence_rows(logp_RV: Tensor, logq_RV: Tensor, cfg: ObjectiveConfig) -> Tensor:
+    """D(p, q) of each row on the configured support."""
+    k = cfg.top_k if cfg.support == "top_k" else None
+    if k is None or k >= logp_RV.shape[-1]:
+        return divergence(logp_RV, logq_RV, cfg.alpha)
+    ids_RK = logp_RV.detach().topk(k, dim=-1).indices
+    logp_RS, logq_RS = (on_support(each, ids_RK, cfg.tail) for each in (logp_RV, logq_RV))
+    return divergence(logp_RS, logq_RS, cfg.alpha)
+
+
+def on_support(logp_RV: Tensor, ids_RK: Tensor, tail: bool) -> Tensor:
+    """Log-probabilities at the ids, followed by the tail bucket or renormalised.
+
+    The tail is summed over the other ids: log(1 - mass) would lose all digits where the student is nearly sure.
+    """
+    logp_RK = logp_RV.gather(-1, ids_RK)
+    if not tail:
+        return logp_RK - logp_RK.logsumexp(-1, keepdim=True)
+    others_RV = logp_RV.exp().scatter(-1, ids_RK, 0.0)
+    tail_R1 = others_RV.sum(-1, keepdim=True).clamp(min=-math.expm1(TAIL_CEILING)).log()
+    return torch.cat([logp_RK, tail_R1], dim=-1)
+
+
+def divergence(logp_RS: Tensor, logq_RS: Tensor, alpha: float) -> Tensor:
+    """D(p, q) of each row; the mixture in log space, where a large log-ratio cannot overflow."""
+    if alpha == 0.0:
+        return (logq_RS.exp() * (logq_RS - logp_RS)).sum(-1)
+    if alpha == 1.0:
+        return (logp_RS.exp() * (logp_RS - logq_RS)).sum(-1)
+    logm = torch.logaddexp(logp_RS + math.log1p(-alpha), logq_RS + math.log(alpha))
+    student = logp_RS.exp() * (logp_RS - logm)
+    return ((1 - alpha) * student + alpha * logq_RS.exp() * (logq_RS - logm)).sum(-1)
+
+
+def policy_rows(ratio_R: Tensor, advantage_R: Tensor, cfg: ObjectiveConfig) -> Tensor:
+    """The GRPO term of each row before its weight."""
+    free_R = ratio_R * advantage_R
+    held_R = ratio_R.detach().clamp(1.0 - cfg.clip_low, 1.0 + cfg.clip_high) * advantage_R
+    return -torch.where(free_R <= held_R, free_R, held_R)
+
+
+def importance_ratio(log_p_R: Tensor, rollout_logps_R: Tensor) -> Tensor:
+    """p(y) / p_0(y) with its logarithm held within +-20."""
+    return (log_p_R - rollout_logps_R).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT).exp()
+
+
+def importance_weight(ratio_R: Tensor, cfg: ObjectiveConfig) -> Tensor:
+    """The constant that multiplies each row's distillation term; 1 when off."""
+    if cfg.importance_clip is None:
+        return torch.ones_like(ratio_R)
+    return ratio_R.detach().clamp(max=cfg.importance_clip)
+
+
+def entropy(logp_RV: Tensor) -> Tensor:
+    """Entropy of each row in nats."""
+    held_RV = logp_RV.detach()
+    return -(held_RV.exp() * held_RV).sum(-1)
+
+
+def at(values_RV: Tensor, ids_R: Tensor) -> Tensor:
+    """The entry of each row at its id."""
+    return values_RV.gather(-1, ids_R[:, None])[:, 0]
