@@ -1,0 +1,45 @@
+"""`sdpo export`: an adapter for other tools, a fused model, or a PEFT adapter brought here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+from sdpo_cli import options, render
+
+
+def command(
+    target: Annotated[Path, typer.Argument(metavar="TARGET", help="A run folder; a PEFT folder for --to mlx.")],
+    *,
+    to: Annotated[Literal["peft", "mlx", "fused"], typer.Option("--to", help="What to make of it.")],
+    out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Default: TARGET-KIND beside it.")] = None,
+    model: Annotated[str | None, typer.Option("--model", metavar="NAME", help="--to mlx: the adapter's base.")] = None,
+    quantised: Annotated[bool, typer.Option("--quantised", help="--to fused: quantise again.")] = False,
+    as_json: options.AsJson = False,
+) -> None:
+    """Take an adapter where it is needed.
+
+    Example: sdpo export runs/first --to peft
+    """
+    from sdpo_mlx import exports
+    from sdpo_mlx.errors import ConfigError
+
+    place = out or target.with_name(f"{target.name}-{to}")
+    if to == "mlx":
+        if model is None:
+            raise ConfigError("the base of the adapter is not named", where="--model", fix="add --model NAME")
+        made = exports.export_mlx(target, model, place)
+    elif to == "fused":
+        made = exports.export_fused(target, place, quantised=quantised)
+    else:
+        made = exports.export_peft(target, place)
+    render.warn(made.warnings)
+    if as_json:
+        render.document({"folder": str(made.folder), **made.figures, "warnings": list(made.warnings)})
+        return
+    told = [
+        f"{name}: {value:.4g}" if isinstance(value, float) else f"{name}: {value}"
+        for name, value in made.figures.items()
+    ]
+    render.result([f"wrote {made.folder} ({', '.join(told)})", "next:", f"  {made.next_line}"])

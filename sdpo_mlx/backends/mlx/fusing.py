@@ -1,0 +1,67 @@
+"""A base with its adapter added in, as a model folder of its own, and how much of the adapter that kept."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+from mlx.utils import tree_unflatten
+from mlx_lm.tuner.utils import load_adapters
+from mlx_lm.utils import dequantize_model, load_model, save_config, save_model
+
+from sdpo_mlx.errors import ConfigError
+from sdpo_mlx.types import IntArray
+
+
+def fuse(base: Path, adapter: Path, out: Path, prompts: Sequence[IntArray], *, quantised: bool) -> dict[str, Any]:
+    """Write the fused model to `out`; says how far its next-token distributions lie from those with the adapter.
+
+    `quantised` keeps a quantised base so, which rounds the adapter away in part; otherwise it is dequantised. The
+    figures are nats, means over all positions of the prompts: `adapter` is KL(with the adapter || base alone),
+    `lost` is KL(with the adapter || fused). `kind` is `plain`, `dequantised` or `re-quantised`.
+    """
+    try:
+        model, config = load_model(base)
+        before = _log_probs(model, prompts)
+        model = load_adapters(model, str(adapter))
+    except (ValueError, OSError, KeyError, TypeError, AttributeError) as error:
+        what = " ".join(str(error).split())[:200]
+        raise ConfigError(f"the adapter does not fit its base: {what}", where=str(adapter)) from error
+    model.eval()
+    wanted = _log_probs(model, prompts)
+    was = "quantization" in config
+    fused = [(name, module.fuse(dequantize=was and not quantised)) for name, module in model.named_modules()
+             if hasattr(module, "fuse")]  # fmt: skip
+    model.update_modules(tree_unflatten(fused))
+    if was and not quantised:
+        model = dequantize_model(model)
+        for key in ("quantization", "quantization_config"):
+            config.pop(key, None)
+    got = _log_probs(model, prompts)
+    out.mkdir(parents=True, exist_ok=True)
+    save_model(out, model)
+    save_config(config, out / "config.json")
+    for file in base.iterdir():
+        if file.suffix in (".json", ".jinja", ".txt", ".model") and not (out / file.name).exists():
+            shutil.copyfile(file, out / file.name)
+    kind = "plain" if not was else "re-quantised" if quantised else "dequantised"
+    return {"kind": kind, "adapter": _divergence(wanted, before), "lost": _divergence(wanted, got)}
+
+
+def _log_probs(model: nn.Module, prompts: Sequence[IntArray]) -> list[Any]:
+    found = []
+    for ids in prompts:
+        logits = model(mx.array(ids)[None])[0].astype(mx.float32)
+        found.append(np.array(logits - mx.logsumexp(logits, axis=-1, keepdims=True)).astype(np.float64))
+    return found
+
+
+def _divergence(wanted: list[Any], got: list[Any]) -> float:
+    """Mean KL(wanted || got) over all positions, in nats."""
+    rows = [(np.exp(p) * (p - q)).sum(-1) for p, q in zip(wanted, got, strict=True)]
+    return float(np.concatenate(rows).mean())

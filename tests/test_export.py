@@ -1,0 +1,160 @@
+"""Adapters travel: to PEFT and back without losing a bit, fused into their base with a measured loss."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from runs_made import settings, trained
+from test_cli import sdpo
+
+from sdpo_mlx.errors import ConfigError, StorageError
+from sdpo_mlx.exports import export_fused, export_mlx, export_peft
+from sdpo_mlx.peft_layout import CONFIG, WEIGHTS, from_peft, read_peft, to_peft
+from sdpo_mlx.run_folder import RunFolder
+
+KINDS: dict[str, dict[str, Any]] = {
+    "lora": {"kind": "lora", "rank": 8, "scale": 2.0},
+    "dora": {"kind": "dora", "rank": 4, "scale": 1.5},
+    "last block": {"kind": "lora", "rank": 4, "layers": 1, "keys": ["self_attn.q_proj", "mlp.down_proj"]},
+}
+LEARNS = {"steps": 3, "eval_every": 0, "learning_rate": 2e-2}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A short run of each kind; its last student is its adapter, so that there is something to export."""
+    made = {}
+    for name, adapter in KINDS.items():
+        made[name] = tmp_path_factory.mktemp("runs") / name.replace(" ", "-")
+        cfg = settings(model={"name": "tiny", "adapter": adapter}, train=LEARNS)
+        trained(made[name], cfg)
+        RunFolder(made[name]).write_config(cfg)
+        stir(made[name])
+    return made
+
+
+def stir(run: Path) -> None:
+    """Make the adapter's part in the answers large enough to be seen."""
+    folder = RunFolder(run)
+    arrays, config = folder.load_adapter()
+    rng = np.random.default_rng(0)
+    moved = {n: (a + 0.05 * rng.standard_normal(a.shape)).astype(np.float32) for n, a in arrays.items()}
+    folder.save_adapter(moved, config)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_adapter_comes_back_from_peft_bit_for_bit(runs: dict[str, Path], kind: str, tmp_path: Path) -> None:
+    export_peft(runs[kind], tmp_path / "peft")
+    export_mlx(tmp_path / "peft", "tiny", tmp_path / "back")
+    (ours, config), (back, other) = (RunFolder(path).load_adapter() for path in (runs[kind], tmp_path / "back"))
+    assert ours.keys() == back.keys()
+    for name, array in ours.items():
+        np.testing.assert_array_equal(array, back[name])
+    assert config["fine_tune_type"] == other["fine_tune_type"]
+    assert other["num_layers"] == config["num_layers"]
+    for key in ("rank", "scale", "dropout"):
+        assert other["lora_parameters"][key] == config["lora_parameters"][key]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_mlx_lm_loads_the_run_and_what_came_back_alike(runs: dict[str, Path], kind: str, tmp_path: Path) -> None:
+    export_peft(runs[kind], tmp_path / "peft")
+    export_mlx(tmp_path / "peft", "tiny", tmp_path / "back")
+    np.testing.assert_array_equal(logits_by_mlx_lm(runs[kind]), logits_by_mlx_lm(tmp_path / "back"))
+
+
+def logits_by_mlx_lm(adapter: Path | None, base: Path | None = None) -> Any:
+    import sdpo_mlx.backends.mlx  # noqa: F401  loads the BLAS first
+    import mlx.core as mx  # isort: skip
+    from mlx_lm.tuner.utils import load_adapters  # isort: skip
+    from mlx_lm.utils import load_model  # isort: skip
+
+    from sdpo_mlx.models import resolve
+
+    model, _ = load_model(base or resolve("tiny").path)
+    model.set_dtype(mx.float32)
+    if adapter is not None:
+        model = load_adapters(model, str(adapter))
+        model.eval()
+    return np.array(model(mx.array(positions())).astype(mx.float32))
+
+
+def positions() -> Any:
+    """200 positions that are no prompt of the task."""
+    return np.random.default_rng(3).integers(4, 600, size=(4, 50))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_fused_model_says_the_same_and_what_it_lost(runs: dict[str, Path], kind: str, tmp_path: Path) -> None:
+    made = export_fused(runs[kind], tmp_path / "fused")
+    assert made.figures["kind"] == "plain"
+    assert made.figures["adapter"] > 10 * made.figures["lost"] >= 0
+    assert made.warnings == ()
+    fused, wanted = logits_by_mlx_lm(None, tmp_path / "fused"), logits_by_mlx_lm(runs[kind])
+    assert np.abs(fused - wanted).max() < 0.05  # the embedded weights are stored in 16 bits
+    assert (fused.argmax(-1) == wanted.argmax(-1)).mean() > 0.97
+
+
+def test_fused_model_can_be_evaluated_like_any_other(runs: dict[str, Path], tmp_path: Path) -> None:
+    export_fused(runs["lora"], tmp_path / "fused")
+    words = ("eval", str(tmp_path / "fused"), "--task", "tiny", "--problems", "2", "--samples", "1", "--json")
+    code, out, _ = sdpo(*words)
+    assert code == 0
+    assert 0 <= json.loads(out)["score"] <= 1
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"peft_type": "IA3"}, "IA3"),
+        ({"rank_pattern": {"q_proj": 2}}, "rank_pattern"),
+        ({"use_rslora": True}, "use_rslora"),
+    ],
+)
+def test_adapter_that_mlx_lm_has_no_form_of_is_refused(
+    runs: dict[str, Path], change: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    export_peft(runs["lora"], tmp_path / "peft")
+    config = json.loads((tmp_path / "peft" / CONFIG).read_text())
+    (tmp_path / "peft" / CONFIG).write_text(json.dumps({**config, **change}))
+    with pytest.raises(ConfigError, match=said):
+        export_mlx(tmp_path / "peft", "tiny", tmp_path / "back")
+    assert not (tmp_path / "back").exists()
+
+
+def test_adapter_of_the_first_blocks_alone_is_refused(runs: dict[str, Path]) -> None:
+    tensors, config = to_peft(*RunFolder(runs["last block"]).load_adapter(), "base")
+    moved = {name.replace(".layers.2.", ".layers.0."): array for name, array in tensors.items()}
+    with pytest.raises(ConfigError, match="last blocks"):
+        from_peft(moved, config, 3)
+
+
+def test_mistakes_end_in_one_line_and_leave_nothing(runs: dict[str, Path], tmp_path: Path) -> None:
+    run = str(runs["lora"])
+    (tmp_path / "there").mkdir()
+    for words, code, said in (
+        (("export", run, "--to", "peft", "--out", str(tmp_path / "there")), 2, "is there already"),
+        (("export", str(tmp_path / "absent"), "--to", "peft"), 5, "no adapter"),
+        (("export", str(tmp_path / "absent"), "--to", "mlx", "--model", "tiny"), 5, "no PEFT adapter"),
+        (("export", run, "--to", "mlx"), 2, "--model"),
+        (("export", run, "--to", "gold"), 2, "gold"),
+    ):
+        found, _, err = sdpo(*words)
+        assert (found, len(err.strip().splitlines())) == (code, 1), err
+        assert said in err
+
+
+def test_pickles_are_not_read(tmp_path: Path) -> None:
+    (tmp_path / "adapter_model.bin").write_bytes(b"\x80\x04.")
+    (tmp_path / CONFIG).write_text("{}")
+    with pytest.raises(StorageError, match=WEIGHTS):
+        read_peft(tmp_path)
+
+
+def test_full_weights_are_no_adapter() -> None:
+    with pytest.raises(ConfigError, match="--to fused"):
+        to_peft({}, {"fine_tune_type": "full"}, "base")
