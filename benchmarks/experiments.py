@@ -96,4 +96,9 @@ def _game() -> list[Experiment]:
     return [Experiment("game", label, (*base, *extra), 3) for label, extra in rows]
 
 
-EXPERIMENTS = (*_main(), *_versus(), *_sweep(), *_ablations(), *_beyond(), *_game())
+def _torch() -> list[Experiment]:
+    backends = (("on MLX", ()), ("on PyTorch", ("model.backend=torch", "model.device=cpu")))
+    return [Experiment("torch", f"SDPO {where}", (*TINY, *extra), 5) for where, extra in backends]
+
+
+EXPERIMENTS = (*_main(), *_versus(), *_sweep(), *_ablations(), *_beyond(), *_game(), *_torch())

@@ -65,6 +65,11 @@ SECTIONS = (
         "`game:library`: the library hides other names in every problem, the reply to a first answer names them. 3 "
         "seeds, 64 held-out problems, 4 answers each. With one turn the names can only be guessed.",
     ),
+    (
+        "torch",
+        "The same on PyTorch",
+        "The embedded task with the preset, 5 seeds a backend. Both draw their answers by other random numbers.",
+    ),
 )
 CODE_HEAD = """## Real weights: SmolLM2-135M on Python problems
 

@@ -12,10 +12,15 @@ from sdpo_cli import options, render
 def command(
     target: Annotated[Path, typer.Argument(metavar="TARGET", help="A run folder; a PEFT folder for --to mlx.")],
     *,
-    to: Annotated[Literal["peft", "mlx", "fused"], typer.Option("--to", help="What to make of it.")],
+    to: Annotated[
+        Literal["peft", "mlx", "fused", "gguf", "gguf-lora"], typer.Option("--to", help="What to make of it.")
+    ],
     out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Default: TARGET-KIND beside it.")] = None,
     model: Annotated[str | None, typer.Option("--model", metavar="NAME", help="--to mlx: the adapter's base.")] = None,
     quantised: Annotated[bool, typer.Option("--quantised", help="--to fused: quantise again.")] = False,
+    kind: Annotated[
+        Literal["F16", "BF16", "Q8_0"], typer.Option("--kind", help="--to gguf: how it is stored.")
+    ] = "F16",
     as_json: options.AsJson = False,
 ) -> None:
     """Take an adapter where it is needed.
@@ -32,6 +37,10 @@ def command(
         made = exports.export_mlx(target, model, place)
     elif to == "fused":
         made = exports.export_fused(target, place, quantised=quantised)
+    elif to == "gguf":
+        made = exports.export_gguf(target, place, kind)
+    elif to == "gguf-lora":
+        made = exports.export_gguf_lora(target, place)
     else:
         made = exports.export_peft(target, place)
     render.warn(made.warnings)

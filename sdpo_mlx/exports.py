@@ -1,24 +1,31 @@
-"""What leaves a run: its adapter for PEFT, a fused model, or a PEFT adapter in mlx-lm's layout."""
+"""What leaves a run: its adapter for PEFT or GGUF, a fused model, a GGUF; and a PEFT adapter in mlx-lm's layout."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sdpo_mlx import models
 from sdpo_mlx.chat import load_chat
-from sdpo_mlx.errors import ConfigError
+from sdpo_mlx.config import Config
+from sdpo_mlx.errors import ConfigError, SdpoError
+from sdpo_mlx.gguf_export import Kind, write_gguf, write_gguf_lora
 from sdpo_mlx.peft_layout import CONFIG, WEIGHTS, from_peft, read_peft, to_peft
 from sdpo_mlx.run_folder import RunFolder
 from sdpo_mlx.storage import trouble, write_bytes, write_text
 from sdpo_mlx.targets import run_config
 from sdpo_mlx.tasks.registry import open_task
+from sdpo_mlx.types import IntArray
 
 MOST_LOST = 0.05  # share of what the adapter changed that a fused model may lose before it is worth a warning
 PROMPTS = 4
+PLAIN_QUESTION = "Explain in two sentences how a rainbow comes about, and name its colours in order."
 
 
 @dataclass(frozen=True)
@@ -38,10 +45,10 @@ def export_peft(run: Path, out: Path) -> Exported:
     arrays, config = RunFolder(run).load_adapter()
     base = models.resolve(run_config(run).model.name)
     tensors, settings = to_peft(arrays, config, base.target if base.source == "hub" else str(base.path))
-    _made(out)
-    write_bytes(out / WEIGHTS, save(tensors, metadata={"format": "pt"}))
-    write_text(out / CONFIG, json.dumps(settings, indent=2) + "\n")
-    line = f"python -c \"from peft import AutoPeftModelForCausalLM as A; A.from_pretrained('{out}')\""
+    with _made(out):
+        write_bytes(out / WEIGHTS, save(tensors, metadata={"format": "pt"}))
+        write_text(out / CONFIG, json.dumps(settings, indent=2) + "\n")
+        line = f"python -c \"from peft import AutoPeftModelForCausalLM as A; A.from_pretrained('{out}')\""
     return Exported(out, line, {"tensors": len(tensors)})
 
 
@@ -52,8 +59,8 @@ def export_mlx(adapter: Path, base: str, out: Path) -> Exported:
     config = json.loads((model.path / "config.json").read_text(encoding="utf-8"))
     depth = int(config.get("text_config", config)["num_hidden_layers"])
     arrays, layout = from_peft(tensors, settings, depth)
-    _made(out)
-    RunFolder(out).save_adapter(arrays, layout)
+    with _made(out):
+        RunFolder(out).save_adapter(arrays, layout)
     return Exported(
         out, f"mlx_lm.generate --model {model.path} --adapter-path {out} --prompt ...", {"arrays": len(arrays)}
     )
@@ -66,21 +73,63 @@ def export_fused(run: Path, out: Path, *, quantised: bool = False) -> Exported:
     cfg = run_config(run)
     RunFolder(run).load_adapter()
     base = models.resolve(cfg.model.name)
-    chat, task = load_chat(base.path, thinking=cfg.model.thinking), open_task(cfg).task
-    problems = [*task.problems("held_out"), *task.problems("train")][:PROMPTS]
-    prompts = [chat.render(problem.messages, tools=problem.tools) for problem in problems]
-    _made(out)
-    found = fuse(base.path, run, out, prompts, quantised=quantised)
+    with _made(out):
+        found = fuse(base.path, run, out, _prompts(cfg, base), quantised=quantised)
     lost = found["lost"] / found["adapter"] if found["adapter"] > 0 else 0.0
     words = (f"fusing lost {lost:.0%} of what the adapter changed; keep the adapter apart",) if lost > MOST_LOST else ()
     return Exported(out, f"mlx_lm.generate --model {out} --prompt ...", {**found, "lost_share": lost}, words)
 
 
-def _made(out: Path) -> None:
-    """A new folder, so that nothing of an earlier export stays in it."""
+def export_gguf(run: Path, out: Path, kind: Kind = "F16") -> Exported:
+    """The fused model as one GGUF file with a Modelfile beside it; measured before the rounding to `kind`."""
+    from sdpo_mlx.backends.mlx.fusing import float_weights
+
+    with _made(out):
+        file = out / f"{run.name}-{kind}.gguf"
+        with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as work:
+            fused = export_fused(run, Path(work, "fused"))
+            write_gguf(fused.folder, float_weights(fused.folder), file, kind)
+            chat = load_chat(fused.folder)
+            stops = [token for i in sorted(chat.eos_ids) if '"' not in (token := chat.reveal([i]))]
+        lines = [f"FROM ./{file.name}", *(f'PARAMETER stop "{token}"' for token in stops)]
+        write_text(out / "Modelfile", "\n".join(lines) + "\n")
+    return Exported(out, f"llama-cli -m {file}", {**fused.figures, "gguf": kind}, fused.warnings)
+
+
+def export_gguf_lora(run: Path, out: Path) -> Exported:
+    """The run's LoRA as a GGUF adapter, for a GGUF of the same base."""
+    arrays, config = RunFolder(run).load_adapter()
+    base = models.resolve(run_config(run).model.name)
+    with _made(out):
+        file = out / f"{run.name}-lora.gguf"
+        write_gguf_lora(base.path, arrays, config, file)
+    return Exported(out, f"llama-cli -m BASE.gguf --lora {file}", {"tensors": len(arrays)})
+
+
+def _prompts(cfg: Config, base: models.ResolvedModel) -> list[IntArray]:
+    """Some of the run's own problems as prompts; a plain question where its task cannot be opened here."""
+    chat = load_chat(base.path, thinking=cfg.model.thinking)
+    try:
+        task = open_task(cfg).task
+    except SdpoError:
+        return [chat.render(({"role": "user", "content": PLAIN_QUESTION},))]
+    problems = [*task.problems("held_out"), *task.problems("train")][:PROMPTS]
+    return [chat.render(problem.messages, tools=problem.tools) for problem in problems]
+
+
+@contextmanager
+def _made(out: Path) -> Iterator[None]:
+    """A new folder, so that nothing of an earlier export stays in it; gone again where the export fails."""
     try:
         out.mkdir(parents=True)
     except FileExistsError as error:
         raise ConfigError(f"{out} is there already", where="--out", fix="name another folder") from error
     except OSError as error:
         raise trouble(error, out) from error
+    try:
+        yield
+    except BaseException as error:
+        shutil.rmtree(out, ignore_errors=True)
+        if isinstance(error, OSError):
+            raise trouble(error, out) from error
+        raise

@@ -25,7 +25,7 @@ _QWEN2 = (
 )
 _LLAMA3 = _QWEN2.replace(r"|\p{N}|", r"|\p{N}{1,3}|")
 # How text is cut before merging, by the name that the file gives; None: GPT-2's own pattern.
-_CUTS: Mapping[str, str | None] = {
+CUTS: Mapping[str, str | None] = {
     "gpt-2": None,
     "smollm": None,
     "qwen2": _QWEN2,
@@ -66,9 +66,9 @@ def _byte_level(metadata: Metadata, tokens: list[str]) -> Tokenizer:
     cut_name = _cut_name(metadata)
     merges = [_pair(merge) for merge in metadata.get("tokenizer.ggml.merges") or []]
     vocabulary = {token: index for index, token in enumerate(tokens)}
-    llama3 = _CUTS[cut_name] == _LLAMA3  # its vocabulary holds words that no merge reaches
+    llama3 = CUTS[cut_name] == _LLAMA3  # its vocabulary holds words that no merge reaches
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, ignore_merges=llama3))
-    cut = _CUTS[cut_name]
+    cut = CUTS[cut_name]
     steps: list[Any] = [pre_tokenizers.Digits(individual_digits=True)] if cut_name == "smollm" else []
     if cut is not None:
         steps.append(pre_tokenizers.Split(Regex(cut), behavior="isolated"))
@@ -84,8 +84,8 @@ def _cut_name(metadata: Metadata) -> str:
     name = str(metadata.get("tokenizer.ggml.pre", "default"))
     if name == "default" and architecture(metadata).startswith("qwen"):
         return "qwen2"  # files from before the key existed
-    if name not in _CUTS:
-        known = ", ".join(_CUTS)
+    if name not in CUTS:
+        known = ", ".join(CUTS)
         raise ConfigError(f"GGUF pre-tokenizer {name!r} is not supported", fix=f"use a file with one of: {known}")
     return name
 
@@ -165,7 +165,7 @@ def _add_start(tokenizer: Tokenizer, metadata: Metadata, tokens: list[str]) -> N
 def _starts(metadata: Metadata) -> bool:
     """Whether a text begins with the start token; files that do not say follow their family's habit."""
     sentencepiece = metadata.get("tokenizer.ggml.model") == "llama"
-    default = sentencepiece or _CUTS.get(str(metadata.get("tokenizer.ggml.pre"))) == _LLAMA3
+    default = sentencepiece or CUTS.get(str(metadata.get("tokenizer.ggml.pre"))) == _LLAMA3
     return bool(metadata.get("tokenizer.ggml.add_bos_token", default))
 
 

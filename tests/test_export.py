@@ -142,10 +142,13 @@ def test_mistakes_end_in_one_line_and_leave_nothing(runs: dict[str, Path], tmp_p
         (("export", str(tmp_path / "absent"), "--to", "mlx", "--model", "tiny"), 5, "no PEFT adapter"),
         (("export", run, "--to", "mlx"), 2, "--model"),
         (("export", run, "--to", "gold"), 2, "gold"),
+        (("export", run, "--to", "gguf"), 2, "way of cutting"),  # the embedded model's own tokenizer
+        (("export", str(runs["dora"]), "--to", "gguf-lora"), 2, "plain LoRA"),
     ):
         found, _, err = sdpo(*words)
         assert (found, len(err.strip().splitlines())) == (code, 1), err
         assert said in err
+    assert not list(runs["lora"].parent.glob("*-gguf*"))
 
 
 def test_pickles_are_not_read(tmp_path: Path) -> None:

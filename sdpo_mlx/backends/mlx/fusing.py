@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,4 +64,13 @@ def _log_probs(model: nn.Module, prompts: Sequence[IntArray]) -> list[Any]:
 def _divergence(wanted: list[Any], got: list[Any]) -> float:
     """Mean KL(wanted || got) over all positions, in nats."""
     rows = [(np.exp(p) * (p - q)).sum(-1) for p, q in zip(wanted, got, strict=True)]
-    return float(np.concatenate(rows).mean())
+    return max(0.0, float(np.concatenate(rows).mean()))
+
+
+def float_weights(folder: Path) -> Iterator[tuple[str, Any]]:
+    """Each weight of a folder by name, as float32 numpy; one at a time."""
+    for file in sorted(folder.glob("*.safetensors")):
+        loaded = mx.load(str(file))
+        assert isinstance(loaded, dict)
+        for name, array in loaded.items():
+            yield name, np.array(array.astype(mx.float32))
