@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from policies_made import folder, make_policy
@@ -15,7 +16,8 @@ def make_torch(architecture: str = "qwen3", *, like: Any = None, **options: Any)
     from sdpo_mlx.backends.torch.policy import open_policy
     from sdpo_mlx.config import ModelConfig
 
-    model = ModelConfig(name=architecture, backend="torch", device="cpu", adapter=like.adapter, **options)
+    device = os.environ.get("SDPO_TEST_DEVICE", "cpu")
+    model = ModelConfig(name=architecture, backend="torch", device=device, adapter=like.adapter, **options)
     policy = open_policy(folder(architecture), model, like.teacher_cfg, like.train_cfg)
     policy.load_state(like.state())
     return policy
