@@ -105,3 +105,32 @@ def test_torch_head_in_chunks_gives_the_same_gradient(monkeypatch: pytest.Monkey
 def test_torch_refuses_an_embedding_as_a_linear_layer() -> None:
     with pytest.raises(ConfigError, match="no linear layer"):
         make_pair("qwen3", keys=["model.embed_tokens"])
+
+
+def test_step_that_runs_out_of_memory_is_taken_again_in_smaller_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    from sdpo_mlx.backends.torch import policy as room
+
+    _, policy = make_pair("qwen3", micro_batch_tokens=400)
+    samples, objective = make_samples(11, "hybrid"), ObjectiveConfig(kind="hybrid", support="full")
+    loss, grads = torch_gradient(policy, samples, objective)
+    real, seen = room.gradient, []
+
+    def short_of_memory(model: Any, parameters: Any, lesson: Any, budget: int, checkpoint: Any) -> Any:
+        seen.append(budget)
+        if budget > 100:
+            for parameter in parameters.values():
+                parameter.grad = torch.full_like(parameter, 7.0)  # what an unfinished pass may leave behind
+            raise torch.OutOfMemoryError
+        return real(model, parameters, lesson, budget, checkpoint)
+
+    monkeypatch.setattr(room, "gradient", short_of_memory)
+    again, other = torch_gradient(policy, samples, objective)
+    assert (seen, policy.budget) == ([400, 200, 100], 100)
+    assert again == pytest.approx(loss, rel=1e-5)
+    assert_same_gradient(other, grads, 1e-5)
+    monkeypatch.setattr(room, "SMALLEST_BUDGET", 1_000)
+    policy.budget = 400
+    with pytest.raises(ConfigError, match="does not hold one answer"):
+        torch_gradient(policy, samples, objective)

@@ -20,6 +20,7 @@ from sdpo_mlx.backends.torch.loading import load
 from sdpo_mlx.backends.torch.losses import at, log_softmax
 from sdpo_mlx.backends.torch.memory import memory_figures
 from sdpo_mlx.config import ModelConfig, ObjectiveConfig, TeacherConfig, TrainConfig
+from sdpo_mlx.errors import ConfigError
 from sdpo_mlx.seeding import derive
 from sdpo_mlx.types import DistillSample, Generation, IntArray, Role
 
@@ -199,13 +200,14 @@ class TorchPolicy:
         return lesson, gradient(self.model, self.parameters, lesson, self.budget, checkpoint), seconds
 
     def _fitting(self, step: Callable[[], tuple[Lesson, Gradient, float]]) -> tuple[Lesson, Gradient, float]:
-        """The same step, in parts of half the size whenever the card runs out of memory."""
+        """The same step, in parts of half the size whenever memory runs out; raises ConfigError at the smallest."""
         while True:
             try:
                 return step()
-            except torch.OutOfMemoryError:
+            except torch.OutOfMemoryError as error:
                 if self.budget <= SMALLEST_BUDGET:
-                    raise
+                    fix = "take a smaller model, or lower rollout.max_tokens and teacher.max_context_tokens"
+                    raise ConfigError("the memory does not hold one answer's step", where="model", fix=fix) from error
             self.budget //= 2
             torch.cuda.empty_cache()
 
