@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from test_cli import sdpo
 
 from sdpo_mlx.errors import ConfigError, StorageError
 from sdpo_mlx.exports import export_fused, export_mlx, export_peft
+from sdpo_mlx.models import resolve
 from sdpo_mlx.peft_layout import CONFIG, WEIGHTS, from_peft, read_peft, to_peft
 from sdpo_mlx.run_folder import RunFolder
 
@@ -72,8 +75,6 @@ def logits_by_mlx_lm(adapter: Path | None, base: Path | None = None) -> Any:
     import mlx.core as mx  # isort: skip
     from mlx_lm.tuner.utils import load_adapters  # isort: skip
     from mlx_lm.utils import load_model  # isort: skip
-
-    from sdpo_mlx.models import resolve
 
     model, _ = load_model(base or resolve("tiny").path)
     model.set_dtype(mx.float32)
@@ -161,3 +162,21 @@ def test_pickles_are_not_read(tmp_path: Path) -> None:
 def test_full_weights_are_no_adapter() -> None:
     with pytest.raises(ConfigError, match="--to fused"):
         to_peft({}, {"fine_tune_type": "full"}, "base")
+
+
+def mlx_lm(*words: str) -> str:
+    """One of mlx-lm's own commands; its exit code must be 0."""
+    program = "import sys; import sdpo_mlx.backends.mlx; from mlx_lm.cli import main; main()"
+    done = subprocess.run([sys.executable, "-c", program, *words], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-500:]
+    return done.stdout
+
+
+def test_mlx_lms_own_commands_take_the_run_folder_as_it_is(runs: dict[str, Path], tmp_path: Path) -> None:
+    base = str(resolve("tiny").path)
+    common = ("--model", base, "--adapter-path", str(runs["lora"]))
+    said = mlx_lm("generate", *common, "--prompt", "Write f(x): square, behead", "--max-tokens", "8", "--temp", "0")
+    assert "==========" in said
+    mlx_lm("fuse", *common, "--save-path", str(tmp_path / "fused"))
+    export_fused(runs["lora"], tmp_path / "ours")
+    np.testing.assert_array_equal(logits_by_mlx_lm(None, tmp_path / "fused"), logits_by_mlx_lm(None, tmp_path / "ours"))
