@@ -1,0 +1,35 @@
+"""`sdpo push`: a run's adapter and card to a model hub, after asking."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from sdpo_cli import options, render
+
+
+def command(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")],
+    repository: Annotated[str, typer.Argument(metavar="REPO", help="OWNER/NAME on the hub.")],
+    *,
+    public: Annotated[bool, typer.Option("--public", help="For everybody to see; private otherwise.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    as_json: options.AsJson = False,
+) -> None:
+    """Send a run's adapter and model card to a hub; asks first.
+
+    Example: sdpo push runs/first me/first-adapter
+    """
+    from sdpo_mlx import publish
+
+    sending = publish.parcel(run, repository)
+    seen = "public" if public else "private"
+    if not yes and not typer.confirm(f"send {publish.described(sending)}, {seen}?", err=True):
+        render.say("nothing was sent")
+        raise typer.Exit(1)
+    address = publish.push(run, sending, public=public)
+    if as_json:
+        render.document({"address": address, "files": list(sending.files), "public": public})
+    else:
+        render.result([f"sent {', '.join(sending.files)} to {address} ({seen})"])
