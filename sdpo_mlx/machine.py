@@ -32,7 +32,7 @@ class Finding:
 
 def examine() -> list[Finding]:
     """Everything, in the order a person would ask."""
-    looks = (_python, _backend, _speed, _sandbox, _disk, _cache, _models, _extras)
+    looks = (_python, _backend, _speed, _sandbox, _disk, _cache, _models, _torch, _extras)
     return [_safely(look) for look in looks]
 
 
@@ -104,6 +104,14 @@ def _models() -> Finding:
     here = ["tiny", *(folder.name for folder in local_models())]
     resolve("tiny")
     return Finding("models", True, f"here: {', '.join(here)}")
+
+
+def _torch() -> Finding:
+    if find_spec("torch") is None or find_spec("peft") is None:
+        return Finding("torch", True, "not installed; needed for --backend torch alone: pip install 'sdpo-mlx[torch]'")
+    from sdpo_mlx.backends.torch.speed import device_line
+
+    return Finding("torch", True, device_line())
 
 
 def _extras() -> Finding:
