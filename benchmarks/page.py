@@ -35,6 +35,7 @@ def write_page(store: Store, docs: Path) -> None:
             CODE_HEAD,
             _code_table(store["code"]),
             _teacher_line(store["code"]),
+            READING,
             CODE_FOOT.format(**store["code"]),
         ]
     (docs / "results.md").write_text("\n\n".join(parts) + "\n")
@@ -73,19 +74,19 @@ SECTIONS = (
 )
 CODE_HEAD = """## Real weights: SmolLM2-135M on Python problems
 
-`sdpo train --model smollm2 --task code:easy --objective KIND --steps 12`: the 24 training problems up to the level
-easy, 2 a step with 8 rollouts each, one seed; scored on the 10 held-out problems of those levels
-at temperature 0.7. Measured when there were 80 problems; of the 178 there are now it has not been measured. "Among
-sampled answers" is the success rate of the training rollouts in the first and last third of the steps."""
+`sdpo train --model smollm2 --task code:easy --objective KIND --steps 12`: the 65 training problems up to the level
+easy, 2 a step with 8 rollouts each, one seed; scored on the 27 held-out problems of those levels, whose families are
+in no training problem, at temperature 0.7. "Among sampled answers" is the success rate of the training rollouts in the
+first and last third of the steps."""
 TEACHER = """Is the self-teacher better than the student? The untouched model on the training problems: {shares}."""
-READING = """How we read the run of November 2026: a flat curve. No objective moved the held-out score beyond its
-interval after 192 sampled answers, and the sampled answers' own rates rise alike under all three, since
-each step has the same two problems. The diagnosis above says why SDPO had little to teach: a model of
-this size follows a solution that it is shown, but the environment's words about its failures do not help
-it (those contexts stand on problems it had failed, which are harder than the average; still, nothing
-points upwards), and with a success rate this low most contexts were feedback alone. SDPO did teach the
-form: answers without a code block fell from 15 to 5 of 80. The paper sees the same limit below about 2B
-parameters; the hybrid that it recommends there did not differ either at this budget."""
+READING = """How we read the runs of November 2026: flat curves. No objective moved the held-out score beyond its
+interval after 192 sampled answers, neither here nor when there were 80 easier problems, and the sampled answers' own
+rates go the same way under all three, since each step has the same two problems. The diagnosis says why SDPO has
+little to teach here: a model of this size follows a solution that it is shown, but the environment's words about its
+failures do not help it (those contexts stand on problems it had failed, which are harder than the average; still,
+nothing points upwards), and with a success rate this low most contexts are feedback alone. All three teach the form:
+answers without a code block become fewer, most so with GRPO, and fail in their programs instead. The paper sees the same limit below about
+2B parameters; the hybrid that it recommends there does not differ either at this budget."""
 CODE_FOOT = "`python benchmarks/code_runs.py` · {machine} · {samples} answers a problem, intervals over problems."
 
 
