@@ -85,8 +85,8 @@ rates go the same way under all three, since each step has the same two problems
 little to teach here: a model of this size follows a solution that it is shown, but the environment's words about its
 failures do not help it (those contexts stand on problems it had failed, which are harder than the average; still,
 nothing points upwards), and with a success rate this low most contexts are feedback alone. All three teach the form:
-answers without a code block become fewer, most so with GRPO, and fail in their programs instead. The paper sees the same limit below about
-2B parameters; the hybrid that it recommends there does not differ either at this budget."""
+answers without a code block become fewer, most so with GRPO, and fail in their programs instead. The paper sees
+the same limit below about 2B parameters; the hybrid that it recommends there does not differ either at this budget."""
 CODE_FOOT = "`python benchmarks/code_runs.py` · {machine} · {samples} answers a problem, intervals over problems."
 
 
