@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import itertools
 import json
 import os
 import stat
+import struct
 import subprocess
 import sys
 import time
@@ -16,6 +18,7 @@ import pytest
 from probe_world import world
 from probes import ATTACKS
 from pydantic import ValidationError
+from test_probes import check_blocked
 
 from sdpo_mlx.config import SandboxConfig
 from sdpo_mlx.errors import SandboxError
@@ -24,6 +27,7 @@ from sdpo_mlx.sandbox.choice import open_sandbox
 from sdpo_mlx.sandbox.container import ContainerSandbox, Engine, client_environment, container_arguments, filters
 from sdpo_mlx.sandbox.launch import OUTPUT_CAP, Limits, bootstrap, payload
 
+LINUX = pytest.mark.skipif(os.uname().sysname != "Linux", reason="seccomp is Linux's")
 IMAGE = os.environ.get("SDPO_TEST_IMAGE", SandboxConfig().image)  # any local image with Python 3.11 or newer
 
 # Runs what it is given on this machine, without containing it, in a session of its own as engines do.
@@ -195,19 +199,23 @@ def test_real_engine_blocks_probe(engine: ContainerSandbox, name: str) -> None:
 @pytest.mark.parametrize("program", ["import time; time.sleep(60)", "while True: print('x' * 1000)"])
 def test_real_engine_leaves_no_container(engine: ContainerSandbox, program: str) -> None:
     assert engine.run(program, seconds=0.5).status in ("timeout", "output_limit")
+    assert left(engine) == b""
+
+
+def left(engine: ContainerSandbox) -> bytes:
+    """Containers of this process that the engine still knows."""
     asked = [engine.engine.path, "ps", "--all", "--quiet", "--filter", f"name=sdpo-{os.getpid()}-"]
-    listed = subprocess.run(asked, capture_output=True, check=True, env=client_environment())
-    assert listed.stdout.strip() == b""
+    return subprocess.run(asked, capture_output=True, check=True, env=client_environment()).stdout.strip()
 
 
 # What an attack may find in a container and not in bubblewrap: the container's own.
-OWN = {
-    "passwd": "the image's /etc/passwd",
-    "temporary folder": "the image's /tmp, read-only",
-    "list processes": "the container's first process, which is the program",
-    "kill everything": "the first process of a container cannot be killed from inside",
-    "memory times processes": "the container's memory runs out before its time does, or after",
-    "open a terminal": "the image's /dev/ptmx",
+OWN: dict[str, tuple[str, str | None]] = {  # why, and how the answer begins where there is one
+    "passwd": ("the image's /etc/passwd, to which the engine adds the user inside", ""),
+    "temporary folder": ("the image's /tmp, empty and read-only", "True"),
+    "list processes": ("the first process of the container, which is the program itself", "['1']"),
+    "kill everything": ("its own first process, which the kernel lets nobody kill from inside", "None"),
+    "memory times processes": ("its own memory limit, at which some die while the first one sleeps on", None),
+    "open a terminal": ("its own /dev/pts; typing into one is refused all the same", "("),
 }
 FEW = ("mount", "unshare a user", "trace a sibling", "session keyring", "netlink", "clone3 a user")
 
@@ -222,8 +230,35 @@ def test_real_engine_blocks_attack(engine: ContainerSandbox, monkeypatch: pytest
         result = engine.run(attack.program, planted.ask, seconds=2.0 if attack.ends == "timeout" else 20.0)
         assert planted.harm() == []
         assert planted.token.encode() not in result.stdout + result.stderr
-    assert result.status == {"answers": "exited"}.get(attack.ends, attack.ends)
-    assert b'"achieved": true' not in result.stdout
+    check_blocked(attack, result.status, result.stdout)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", OWN)
+def test_real_engine_shows_its_own_and_nothing_of_this_machine(
+    engine: ContainerSandbox, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    attack, seconds = ATTACKS[name], 2.0 if name == "memory times processes" else 20.0
+    with world() as planted:
+        monkeypatch.setenv("SDPO_PROBE_KEY", planted.token)
+        result = engine.run(attack.program, planted.ask, seconds=seconds)
+        assert planted.harm() == []
+        assert planted.token.encode() not in result.stdout + result.stderr
+    if OWN[name][1] is None:
+        assert result.status in ("signal", "timeout")
+    else:
+        assert json.loads(result.stdout)["got"].startswith(OWN[name][1])
+    assert left(engine) == b""
+
+
+def test_real_engine_without_the_list_of_refused_calls_is_not_opened(
+    engine: ContainerSandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    allow_all = base64.b64encode(struct.pack("<HBBI", 6, 0, 0, seccomp.ALLOW)).decode()
+    monkeypatch.setattr(container, "filters", lambda: f"{os.uname().machine}:{allow_all}")
+    assert [name for name, held in engine.self_test().items() if not held] == ["kernel_guarded"]
+    with pytest.raises(SandboxError, match="does not contain: kernel_guarded"):
+        open_sandbox(SandboxConfig(kind="container", image=IMAGE))
 
 
 GUARDED = """
@@ -243,7 +278,7 @@ print(json.dumps([
 """
 
 
-@pytest.mark.skipif(os.uname().sysname != "Linux", reason="seccomp is Linux's")
+@LINUX
 @pytest.mark.skipif(os.uname().machine not in seccomp.MACHINES, reason="no list of kernel calls for this machine")
 def test_bootstrap_installs_the_list_of_refused_calls_by_itself() -> None:
     argv = [sys.executable, "-I", "-S", "-c", bootstrap(), "-1", "-1", "-1", "-1", "-1", "-1"]
@@ -253,9 +288,17 @@ def test_bootstrap_installs_the_list_of_refused_calls_by_itself() -> None:
         assert not expected or all(json.loads(done.stdout))
 
 
-def test_bootstrap_without_a_list_for_its_machine_runs_nothing() -> None:
-    argv = [sys.executable, "-I", "-S", "-c", bootstrap(), "-1", "-1", "-1", "-1", "-1", "-1", "vax:AAAA"]
+@pytest.mark.parametrize(
+    ("filters", "said"),
+    [
+        ("vax:AAAA", b"no list of kernel calls for"),
+        pytest.param(f"{os.uname().machine}:AAAAAAAAAAA=", b"the kernel takes no list of refused calls", marks=LINUX),
+    ],
+)
+def test_bootstrap_that_cannot_guard_the_kernel_runs_nothing(filters: str, said: bytes) -> None:
+    argv = [sys.executable, "-I", "-S", "-c", bootstrap(), "-1", "-1", "-1", "-1", "-1", "-1", filters]
     done = subprocess.run(argv, input=payload("print('ran')", b""), capture_output=True, check=False)
     assert done.returncode != 0
     assert b"ran" not in done.stdout
-    assert b"no list of kernel calls for" in done.stderr
+    assert said in done.stderr
+    assert len(done.stderr.splitlines()) == 1

@@ -39,13 +39,13 @@ def _read(count: int) -> bytes:
 
 def _guard(filters: str) -> None:
     """Refuse kernel calls from here on, by the filter of this machine; `filters` are `NAME:BASE64`, by commas."""
-    import base64
+    import binascii
     import ctypes
 
     known = dict(part.split(":") for part in filters.split(","))
     if os.uname().machine not in known:
         raise SystemExit(f"no list of kernel calls for {os.uname().machine}")
-    code = base64.b64decode(known[os.uname().machine])
+    code = binascii.a2b_base64(known[os.uname().machine])
     rules = ctypes.create_string_buffer(code, len(code))
 
     class Program(ctypes.Structure):  # struct sock_fprog

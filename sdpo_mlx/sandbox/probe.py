@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import socket
 import tempfile
 from dataclasses import dataclass
@@ -78,7 +77,7 @@ def guarded():
     except ImportError:  # a Python without libffi: then only these two are asked
         return True
     call = ctypes.CDLL(None, use_errno=True).syscall
-    for number, arguments in ask["calls"]:
+    for number, arguments in ask["calls"].get(os.uname().machine, []):
         if call(number, *arguments) != -1 or ctypes.get_errno() != 1:
             return False
     return True
@@ -140,14 +139,16 @@ def probe(
         return Probe(dict.fromkeys(checks, False), _last_line(result.stderr) or f"it ended with {result.status}")
 
 
-def _open_calls() -> list[tuple[int, tuple[int, ...]]]:
-    """Kernel calls with arguments that only the filter answers with EPERM: a ring, a keyring's id, no namespace."""
-    machine = os.uname().machine
-    if machine not in seccomp.MACHINES:
-        return []
-    column = seccomp.MACHINES.index(machine)
+def _open_calls() -> dict[str, list[tuple[int, tuple[int, ...]]]]:
+    """Kernel calls with arguments that only the filter answers with EPERM: a ring, a keyring's id, no namespace.
+
+    By machine, because a container's may be another one than this.
+    """
     asked = (("io_uring_setup", (1, 0)), ("keyctl", (0, -1, 0)), ("unshare", (0,)))
-    return [(number, values) for name, values in asked if (number := seccomp.DENIED[name][column]) is not None]
+    return {
+        machine: [(number, values) for name, values in asked if (number := seccomp.DENIED[name][column]) is not None]
+        for column, machine in enumerate(seccomp.MACHINES)
+    }
 
 
 def runs(sandbox: Sandbox) -> bool:
