@@ -8,7 +8,7 @@ import re
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,8 +16,10 @@ import typer
 from sdpo_cli import options, render
 
 if TYPE_CHECKING:
+    from sdpo_mlx.backends.world import World
     from sdpo_mlx.config import Config
     from sdpo_mlx.course import Final, Outcome
+    from sdpo_mlx.errors import RankLostError
     from sdpo_mlx.setup import Setup
 
 EXIT_TOO_LITTLE = 1
@@ -73,11 +75,53 @@ def command(  # noqa: PLR0913 - typer reads the options off the signature
         "train.seed": seed,
         "sandbox.kind": sandbox,
     }
-    cfg = settings(config, sets or [], flags, out if resume else None, resume=resume)
-    folder = out or default_out(cfg)
-    code = train(cfg, folder, plain=plain, as_json=as_json, require_gain=require_gain)
+    from sdpo_mlx.backends.choice import open_world
+    from sdpo_mlx.errors import RankLostError
+
+    world, code = open_world(), 0
+    try:
+        if world.rank:
+            code = help_out(world)
+        else:
+            cfg = settings(config, sets or [], flags, out if resume else None, resume=resume)
+            shown = Shown(plain, as_json, require_gain)
+            code = train(cfg, out or default_out(cfg), shown, world)
+    except RankLostError as error:
+        # A collective that still waits for the lost rank would hold this process as well.
+        _left(world, error)
+    finally:
+        world.close()
     if code:
         raise typer.Exit(code)
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What is shown of a run, and what it must have gained."""
+
+    plain: bool = False
+    as_json: bool = False
+    require_gain: float | None = None
+
+
+def help_out(world: World) -> int:
+    """A rank other than 0: serve until the run ends; rank 0 speaks for all."""
+    from sdpo_mlx.interrupt import Interrupt
+    from sdpo_mlx.setup import serve
+
+    with Interrupt(leave=_leave) as interrupt:
+        serve(world, interrupt.requested)
+    return 0
+
+
+def _left(world: World, error: RankLostError) -> None:
+    """Leave for good: quietly where rank 0 ended, for it has said why."""
+    if not error.ended:
+        render.say(f"sdpo: {error.line()}")
+    world.close()
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(0 if error.ended else error.exit_code)
 
 
 def settings(
@@ -102,7 +146,7 @@ def default_out(cfg: Config) -> Path:
     return Path("runs") / (re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.")[:120] or "run")
 
 
-def train(cfg: Config, out: Path, *, plain: bool, as_json: bool, require_gain: float | None) -> int:
+def train(cfg: Config, out: Path, shown: Shown, world: World) -> int:
     """Open all parts, train, show; the exit code."""
     from sdpo_mlx.interrupt import Interrupt
     from sdpo_mlx.run_folder import RunFolder
@@ -110,32 +154,32 @@ def train(cfg: Config, out: Path, *, plain: bool, as_json: bool, require_gain: f
     existed, begun = out.exists(), time.monotonic()
     with RunFolder.open(out) as folder, Interrupt(leave=_leave) as interrupt:
         try:
-            setup = _opened(cfg, plain)
-            outcome = _trained(setup, folder, interrupt.requested, plain)
+            setup = _opened(cfg, shown.plain, world)
+            outcome = _trained(setup, folder, interrupt.requested, shown.plain)
         except KeyboardInterrupt:
             return _interrupted(folder, interrupt.exit_code)
         finally:
             _tidy(folder, existed)
     seconds = time.monotonic() - begun
-    if as_json:
+    if shown.as_json:
         render.document(as_document(setup, out, outcome, seconds))
     else:
         render.result(summary(setup, out, outcome, seconds))
-    if require_gain is not None and not 100 * outcome.difference >= require_gain:
+    if shown.require_gain is not None and not 100 * outcome.difference >= shown.require_gain:
         points = render.number(100 * outcome.difference)
-        render.say(f"sdpo: held-out rose by {points} points, {require_gain:g} were asked for (--require-gain).")
+        render.say(f"sdpo: held-out rose by {points} points, {shown.require_gain:g} were asked for (--require-gain).")
         return EXIT_TOO_LITTLE
     return 0
 
 
-def _opened(cfg: Config, plain: bool) -> Setup:
+def _opened(cfg: Config, plain: bool, world: World) -> Setup:
     from sdpo_mlx.models import ALIASES
     from sdpo_mlx.setup import assemble
 
     name = cfg.model.name
     became = f" -> {ALIASES[name]}" if name in ALIASES else ""
     with render.status(f"opening {name}{became}", plain):
-        setup = assemble(cfg)
+        setup = assemble(cfg, world)
     render.say(setup.model.line())
     return setup
 

@@ -56,3 +56,14 @@ class DivergedError(SdpoError, ArithmeticError):
     """Training met non-finite numbers too many times in a row; the last good state is saved."""
 
     exit_code = 6
+
+
+class RankLostError(SdpoError, ConnectionError):
+    """Another process of a run on several ranks went away; the last whole step is saved."""
+
+    exit_code = 7
+
+    def __init__(self, who: str, how: str, *, ended: bool = False) -> None:
+        self.ended = ended  # in good order, as at the end of a run
+        fix = "start the same command again, with as many ranks as there are: it goes on from the saved state"
+        super().__init__(f"{who} was lost: {how}", fix=fix)

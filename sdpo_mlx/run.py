@@ -136,7 +136,7 @@ class Run:
         bad = learned.update.non_finite if learned.update else ()
         extra = {"non_finite": list(bad)} if bad else {}
         self.emit({"type": "step", "step": step, **metrics, **counted(), **extra}, groups)
-        self._warn(step, verdict.warnings)
+        self._warn(step, (*verdict.warnings, *(learned.update.warnings if learned.update else ())))
         if self.cfg.log.samples:
             self.folder.write_rollouts(step, records(groups[: self.cfg.log.samples], batch, learned))
         state = replace(state, step=step, generations=total, watch=watch.to_dict())

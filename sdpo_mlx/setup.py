@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from sdpo_mlx import __version__, models
 from sdpo_mlx.backends.base import Policy
-from sdpo_mlx.backends.choice import open_policy
+from sdpo_mlx.backends.choice import backend_on, open_policy
+from sdpo_mlx.backends.distributed import DistributedPolicy, joined
+from sdpo_mlx.backends.wire import decode, encode
+from sdpo_mlx.backends.world import ALONE, World
 from sdpo_mlx.chat import Chat, load_chat
 from sdpo_mlx.config import Config
 from sdpo_mlx.errors import DataError
@@ -73,19 +76,49 @@ class Setup:
         }
 
 
-def assemble(cfg: Config) -> Setup:
+def assemble(cfg: Config, world: World = ALONE) -> Setup:
     """Open all parts; the sandbox fails before the model loads.
 
+    On several ranks this is rank 0's: the others hear the settings from it and open the model alone (`serve`).
     Raises ConfigError, DataError or SandboxError, each with one line.
     """
+    cfg = _placed(cfg, world)
     opened = open_task(cfg)
     if not opened.task.problems("train"):
         raise DataError("the task has no training problems", where=cfg.task.data or cfg.task.name)
     model = models.resolve(cfg.model.name)
     serve_where_needed(opened.task, model)
     chat = load_chat(model.path, thinking=cfg.model.thinking)
-    policy = open_policy(model.path, cfg.model, cfg.teacher, cfg.train)
+    world.broadcast(encode(cfg.model_dump(mode="json")))
+    policy = _policy(cfg, model, world)
     return Setup(cfg, model, chat, opened.task, policy, opened.sandbox, opened.self_test)
+
+
+def serve(world: World, interrupted: Callable[[], bool]) -> None:
+    """On a rank other than 0: open the model of rank 0's settings, and do this rank's share until the run ends.
+
+    Raises RankLostError when rank 0 ends or is lost, ConfigError where the model cannot be opened here.
+    """
+    cfg = Config.model_validate(decode(world.broadcast(b""))[0])
+    policy = _policy(cfg, None, world)
+    assert isinstance(policy, DistributedPolicy)
+    policy.serve(interrupted)
+
+
+def _policy(cfg: Config, model: models.ResolvedModel | None, world: World) -> Policy:
+    """The policy of these ranks; every rank opens the base for itself."""
+
+    def opened() -> tuple[Policy, str]:
+        found = model or models.resolve(cfg.model.name)
+        return open_policy(found.path, cfg.model, cfg.teacher, cfg.train), found.weights_sha256
+
+    own, weights = world.together(opened)
+    return joined(own, weights, world) if world.size > 1 else own
+
+
+def _placed(cfg: Config, world: World) -> Config:
+    backend = backend_on(world, cfg.model.backend)
+    return cfg.model_copy(update={"model": cfg.model.model_copy(update={"backend": backend})})
 
 
 def versions() -> dict[str, str]:

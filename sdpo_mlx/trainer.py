@@ -5,7 +5,8 @@ same model, shown a successful sibling answer or that feedback, is the self-teac
 the original answer's tokens is what the policy learns. The mathematics is in `objective.py`, the contexts are in
 `teacher.py`, the tensors behind `backends/base.py`; what a run writes and remembers is in `run.py`.
 
-Left out on purpose: several machines, replay of rollouts from earlier steps.
+Left out on purpose: replay of rollouts from earlier steps. On several machines this loop runs on the first one, and
+the others do their share of what its policy is asked (`backends/distributed.py`).
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import time
 
 from sdpo_mlx.distill import distillation_batch
+from sdpo_mlx.errors import RankLostError
 from sdpo_mlx.run import Clock, Run, TrainState
 from sdpo_mlx.sampling import Sampler, sample
 from sdpo_mlx.seeding import derive
@@ -22,7 +24,7 @@ from sdpo_mlx.updates import learn
 def train(run: Run, state: TrainState) -> TrainState:
     """Go on from `state` until `train.steps` or until patience ends; the last whole step is saved in any case.
 
-    Raises KeyboardInterrupt after saving when interrupted, DivergedError or DataError when the run must stop.
+    Raises KeyboardInterrupt or RankLostError after saving, DivergedError or DataError when the run must stop.
     """
     cfg, policy, task, chat = run.cfg, run.policy, run.task, run.chat
     context_length = policy.info.context_length
@@ -46,7 +48,7 @@ def train(run: Run, state: TrainState) -> TrainState:
             state = run.after(state, sampled, batch, learned, clock)
             state = run.evaluated(state)
             run.save_if_due(state)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, RankLostError):
         run.save(state)
         raise
     run.save(state)

@@ -78,6 +78,7 @@ def combine(updates: Sequence[Update]) -> Update | None:
         divergence_T=tuple(array for update in counted for array in update.divergence_T),
         teacher_seconds=sum(update.teacher_seconds for update in counted),
         non_finite=tuple(dict.fromkeys(name for update in counted for name in update.non_finite)),
+        warnings=tuple(dict.fromkeys(word for update in counted for word in update.warnings)),
     )
 
 

@@ -58,7 +58,8 @@ class Update:
     """One learning step: means over counted tokens; `applied` is False when nothing was changed.
 
     `divergence_T` holds, a sample at a time and in the order given, log q - log p of each response
-    token (empty for samples that were not distilled). `reason` says why nothing was applied.
+    token (empty for samples that were not distilled). `reason` says why nothing was applied; `warnings` are what
+    whoever watches should know, each in one line.
     """
 
     applied: bool
@@ -73,6 +74,12 @@ class Update:
     divergence_T: tuple[FloatArray, ...]
     teacher_seconds: float
     non_finite: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+
+def no_update(reason: str) -> Update:
+    """What a step says that changed nothing and had no token to learn from."""
+    return Update(False, reason, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0, (), 0.0)
 
 
 class Policy(Protocol):

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
 from pathlib import Path
 
 from sdpo_mlx.backends.base import Policy
+from sdpo_mlx.backends.world import ALONE, Engine, Ranks, World
 from sdpo_mlx.config import ModelConfig, TeacherConfig, TrainConfig
 from sdpo_mlx.errors import ConfigError
 
@@ -30,3 +33,43 @@ def _torch(path: Path, model: ModelConfig, teacher: TeacherConfig, train: TrainC
         fix = "pip install 'sdpo-mlx[torch]'"
         raise ConfigError(f"torch cannot be imported: {error}", where="model.backend", fix=fix) from error
     return policy.open_policy(path, model, teacher, train)
+
+
+def open_world(environ: Mapping[str, str] = os.environ) -> World:
+    """The ranks among which `torchrun` or `mlx.launch` started this process; ALONE without either."""
+    if "MASTER_ADDR" in environ and int(environ.get("WORLD_SIZE", "1")) > 1:
+        return Ranks(_torch_engine())
+    hosts = environ.get("MLX_HOSTFILE")
+    ring = hosts is not None and Path(hosts).stat().st_size > 1  # one host alone: an empty file
+    if "MLX_RANK" in environ and (ring or "MLX_JACCL_COORDINATOR" in environ):
+        return Ranks(_mlx_engine())
+    return ALONE
+
+
+def backend_on(world: World, backend: str) -> str:
+    """The backend of a run on these ranks; raises ConfigError where their launcher carries another."""
+    if world.size == 1 or backend in ("auto", world.backend):
+        return backend if world.size == 1 else world.backend
+    launcher = {"torch": "torchrun", "mlx": "mlx.launch"}[world.backend]
+    raise ConfigError(
+        f"{launcher} carries the {world.backend} backend, not {backend}",
+        where="model.backend",
+        fix=f"take --backend {world.backend}, or start with {'mlx.launch' if backend == 'mlx' else 'torchrun'}",
+    )
+
+
+def _torch_engine() -> Engine:
+    try:
+        from sdpo_mlx.backends.torch.engine import TorchEngine
+    except ImportError as error:
+        fix = "pip install 'sdpo-mlx[torch]'"
+        raise ConfigError(f"torch cannot be imported: {error}", where="torchrun", fix=fix) from error
+    return TorchEngine()
+
+
+def _mlx_engine() -> Engine:
+    try:
+        from sdpo_mlx.backends.mlx.engine import MLXEngine
+    except ImportError as error:
+        raise ConfigError(f"mlx cannot be imported: {error}", where="mlx.launch", fix="install sdpo-mlx") from error
+    return MLXEngine()

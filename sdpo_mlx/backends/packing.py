@@ -32,10 +32,16 @@ class Unit:
     counts: tuple[int, ...]
 
 
-def pack(prompts: Sequence[IntArray], responses: Sequence[IntArray], budget: int) -> list[Unit]:
-    """Units that together cover every (prompt, response) once, each at most `budget` tokens where it can be."""
+def pack(
+    prompts: Sequence[IntArray], responses: Sequence[IntArray], budget: int, own: Sequence[int] | None = None
+) -> list[Unit]:
+    """Units that together cover every (prompt, response) once, each at most `budget` tokens where it can be.
+
+    `own` are the places that are to be covered, where another rank covers the rest.
+    """
     groups: dict[bytes, list[Member]] = defaultdict(list)
-    for index, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
+    for index in range(len(prompts)) if own is None else own:
+        prompt, response = prompts[index], responses[index]
         groups[prompt.tobytes()].append((index, prompt, response))
     units: list[Unit] = []
     alone: list[Member] = []

@@ -35,7 +35,10 @@ class TeacherSet:
 
 @dataclass(frozen=True)
 class Lesson:
-    """What one step learns from: samples, their teacher's hidden states (None: not distilled), the objective."""
+    """What one step learns from: samples, their teacher's hidden states (None: not distilled), the objective.
+
+    `own` are the places of the samples that this rank answers for; the others only count in the normalisation.
+    """
 
     samples: Sequence[DistillSample]
     teacher: Sequence[Hidden | None]
@@ -43,6 +46,7 @@ class Lesson:
     objective: ObjectiveConfig
     temperature: float
     seed: int
+    own: Sequence[int]
 
 
 @dataclass(frozen=True)

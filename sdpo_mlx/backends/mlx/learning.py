@@ -46,7 +46,8 @@ def gradient(model: Model, student: Weights, lesson: Lesson, budget: int, checkp
     statistics: list[RowStatistics | None] = [None] * len(samples)
     total, grads = 0.0, {name: mx.zeros_like(array) for name, array in student.items()}
     suspects: list[int] = []
-    units = pack([s.student_ids[: s.student_span[0]] for s in samples], [s.ids_T for s in samples], budget)
+    prompts, responses = [s.student_ids[: s.student_span[0]] for s in samples], [s.ids_T for s in samples]
+    units = pack(prompts, responses, budget, lesson.own)
     try:
         for number, unit in enumerate(units):
             checkpoint()

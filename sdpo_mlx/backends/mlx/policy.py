@@ -14,13 +14,15 @@ import mlx.optimizers as optim
 import numpy as np
 from mlx.utils import tree_flatten
 
-from sdpo_mlx.backends.base import Arrays, PolicyInfo, SamplingParams, Scores, Update
+from sdpo_mlx.backends.base import Arrays, PolicyInfo, SamplingParams, Scores, Update, no_update
 from sdpo_mlx.backends.figures import step_figures, unfinished
 from sdpo_mlx.backends.mlx import BLAS, adapter, generation
 from sdpo_mlx.backends.mlx.head import Hidden, Lesson, TeacherSet, chunks
 from sdpo_mlx.backends.mlx.learning import Gradient, gradient, hidden_states
 from sdpo_mlx.backends.mlx.loading import device_name, load
-from sdpo_mlx.backends.mlx.losses import at, log_softmax
+from sdpo_mlx.backends.mlx.losses import RowStatistics, at, log_softmax
+from sdpo_mlx.backends.shares import pooled, shares
+from sdpo_mlx.backends.world import ALONE, World
 from sdpo_mlx.config import ModelConfig, ObjectiveConfig, TeacherConfig, TrainConfig
 from sdpo_mlx.seeding import derive
 from sdpo_mlx.types import DistillSample, Generation, IntArray, Role
@@ -38,6 +40,7 @@ class MLXPolicy:
         self.model.whole.eval()
         self.teacher = dict(self.student)
         self.updates = 0
+        self.world: World = ALONE
         # torch's AdamW corrects its bias; without it the first updates are three times too large.
         self.optimizer = optim.AdamW(train.learning_rate, weight_decay=train.weight_decay, bias_correction=True)
         self.optimizer.init(self.student)
@@ -100,14 +103,11 @@ class MLXPolicy:
         # Not `> 0`: a weight that is NaN must stop the step, not drop out of it.
         counted = [s for s in samples if s.ids_T.size and not (s.distil_weight <= 0 and s.policy_weight <= 0)]
         if not counted:
-            return _nothing("no_signal")
-        begun = time.perf_counter()
-        teacher = self._teacher_hidden(counted, checkpoint)
-        teacher_seconds = time.perf_counter() - begun
-        seed = derive(self.train_cfg.seed, "dropout", self.updates)
-        lesson = Lesson(counted, teacher, self._teacher_sets(), objective, temperature, seed)
-        found = gradient(self.model, self.student, lesson, self.train_cfg.micro_batch_tokens, checkpoint)
-        update = self._apply(found, lesson, learning_rate, teacher_seconds)
+            return no_update("no_signal")
+        lesson, own, teacher_seconds = self.world.together(
+            lambda: self._gradient(counted, objective, temperature, checkpoint)
+        )
+        update = self._apply(self._pooled(own, counted), lesson, learning_rate, teacher_seconds)
         given = {id(sample): array for sample, array in zip(counted, update.divergence_T, strict=True)}
         return replace(update, divergence_T=tuple(given.get(id(s), np.zeros(0, np.float32)) for s in samples))
 
@@ -184,8 +184,35 @@ class MLXPolicy:
         columns = [hidden_states(self.model, s.weights, self.student, pairs, budget, checkpoint) for s in sets]
         return list(zip(*columns, strict=True))
 
-    def _teacher_hidden(self, samples: Sequence[DistillSample], checkpoint: Callable[[], None]) -> list[Hidden | None]:
-        chosen = [i for i, s in enumerate(samples) if s.distil_weight > 0]
+    def _gradient(
+        self,
+        counted: Sequence[DistillSample],
+        objective: ObjectiveConfig,
+        temperature: float,
+        checkpoint: Callable[[], None],
+    ) -> tuple[Lesson, Gradient, float]:
+        """This rank's part of the step."""
+        begun, own = time.perf_counter(), shares(counted, self.world.size)[self.world.rank]
+        sets, teacher = self._teacher_sets(), self._teacher_hidden(counted, own, checkpoint)
+        seconds = time.perf_counter() - begun
+        seed = derive(self.train_cfg.seed, "dropout", self.updates)
+        lesson = Lesson(counted, teacher, sets, objective, temperature, seed, own)
+        return (
+            lesson,
+            gradient(self.model, self.student, lesson, self.train_cfg.micro_batch_tokens, checkpoint),
+            seconds,
+        )
+
+    def _pooled(self, own: Gradient, samples: Sequence[DistillSample]) -> Gradient:
+        """The gradient and the figures of all ranks."""
+        parts = own.loss, own.statistics, own.suspects
+        loss, statistics, suspects = pooled(self.world, parts, samples, RowStatistics, RowStatistics._fields)
+        return Gradient(loss, self.world.total(own.grads), statistics, suspects)
+
+    def _teacher_hidden(
+        self, samples: Sequence[DistillSample], own: Sequence[int], checkpoint: Callable[[], None]
+    ) -> list[Hidden | None]:
+        chosen = [i for i in own if samples[i].distil_weight > 0]
         pairs = [(s.teacher_ids[: s.teacher_span[0]], s.ids_T) for s in (samples[i] for i in chosen)]
         result: list[Hidden | None] = [None] * len(samples)
         for i, states in zip(chosen, self._hidden(self._teacher_sets(), pairs, checkpoint), strict=True):
@@ -235,10 +262,6 @@ class MLXPolicy:
         mx.eval(student, self.optimizer.state)
         self.student, self.updates = student, self.updates + 1
         adapter.assign(self.model.whole, student)
-
-
-def _nothing(reason: str) -> Update:
-    return Update(False, reason, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0, (), 0.0)
 
 
 def open_policy(path: Path, model: ModelConfig, teacher: TeacherConfig, train: TrainConfig) -> MLXPolicy:

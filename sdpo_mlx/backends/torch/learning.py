@@ -48,7 +48,8 @@ def gradient(
     total, suspects = 0.0, list[int]()
     for parameter in parameters.values():
         parameter.grad = torch.zeros_like(parameter)
-    units = pack([s.student_ids[: s.student_span[0]] for s in samples], [s.ids_T for s in samples], budget)
+    prompts, responses = [s.student_ids[: s.student_span[0]] for s in samples], [s.ids_T for s in samples]
+    units = pack(prompts, responses, budget, lesson.own)
     for number, unit in enumerate(units):
         checkpoint()
         loss, figures = _of_unit(head, unit, derive(lesson.seed, number))

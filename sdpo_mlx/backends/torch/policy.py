@@ -11,14 +11,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from sdpo_mlx.backends.base import Arrays, PolicyInfo, SamplingParams, Scores, Update
+from sdpo_mlx.backends.base import Arrays, PolicyInfo, SamplingParams, Scores, Update, no_update
 from sdpo_mlx.backends.figures import step_figures, unfinished
+from sdpo_mlx.backends.shares import pooled, shares
 from sdpo_mlx.backends.torch import adapter, generation
 from sdpo_mlx.backends.torch.head import Hidden, Lesson, TeacherSet, chunks, mixed_logits
 from sdpo_mlx.backends.torch.learning import Gradient, gradient, hidden_states
 from sdpo_mlx.backends.torch.loading import load
-from sdpo_mlx.backends.torch.losses import at, log_softmax
+from sdpo_mlx.backends.torch.losses import RowStatistics, at, log_softmax
 from sdpo_mlx.backends.torch.memory import memory_figures
+from sdpo_mlx.backends.world import ALONE, World
 from sdpo_mlx.config import ModelConfig, ObjectiveConfig, TeacherConfig, TrainConfig
 from sdpo_mlx.errors import ConfigError
 from sdpo_mlx.seeding import derive
@@ -38,6 +40,7 @@ class TorchPolicy:
         self.model.whole.eval()
         self.teacher = adapter.copied(self.parameters)
         self.optimizer = torch.optim.AdamW(self.parameters.values(), weight_decay=train.weight_decay)
+        self.world: World = ALONE
         self.updates, self.budget, self.name = 0, train.micro_batch_tokens, model.name
 
     @property
@@ -101,11 +104,11 @@ class TorchPolicy:
         # Not `> 0`: a weight that is NaN must stop the step, not drop out of it.
         counted = [s for s in samples if s.ids_T.size and not (s.distil_weight <= 0 and s.policy_weight <= 0)]
         if not counted:
-            return _nothing("no_signal")
-        lesson, found, teacher_seconds = self._fitting(
-            lambda: self._gradient(counted, objective, temperature, checkpoint)
+            return no_update("no_signal")
+        lesson, own, teacher_seconds = self.world.together(
+            lambda: self._fitting(lambda: self._gradient(counted, objective, temperature, checkpoint))
         )
-        update = self._apply(found, lesson, learning_rate, teacher_seconds)
+        update = self._apply(self._pooled(own, counted), lesson, learning_rate, teacher_seconds)
         given = {id(sample): array for sample, array in zip(counted, update.divergence_T, strict=True)}
         return replace(update, divergence_T=tuple(given.get(id(s), np.zeros(0, np.float32)) for s in samples))
 
@@ -192,11 +195,12 @@ class TorchPolicy:
         temperature: float,
         checkpoint: Callable[[], None],
     ) -> tuple[Lesson, Gradient, float]:
-        begun = time.perf_counter()
-        sets, teacher = self._teacher_sets(), self._teacher_hidden(counted, checkpoint)
+        """This rank's part of the step; the gradient lies in the parameters."""
+        begun, own = time.perf_counter(), shares(counted, self.world.size)[self.world.rank]
+        sets, teacher = self._teacher_sets(), self._teacher_hidden(counted, own, checkpoint)
         seconds = time.perf_counter() - begun
         seed = derive(self.train_cfg.seed, "dropout", self.updates)
-        lesson = Lesson(counted, teacher, sets, objective, temperature, seed)
+        lesson = Lesson(counted, teacher, sets, objective, temperature, seed, own)
         return lesson, gradient(self.model, self.parameters, lesson, self.budget, checkpoint), seconds
 
     def _fitting(self, step: Callable[[], tuple[Lesson, Gradient, float]]) -> tuple[Lesson, Gradient, float]:
@@ -211,8 +215,19 @@ class TorchPolicy:
             self.budget //= 2
             torch.cuda.empty_cache()
 
-    def _teacher_hidden(self, samples: Sequence[DistillSample], checkpoint: Callable[[], None]) -> list[Hidden | None]:
-        chosen = [i for i, s in enumerate(samples) if s.distil_weight > 0]
+    def _pooled(self, own: Gradient, samples: Sequence[DistillSample]) -> Gradient:
+        """The figures of all ranks, and in the parameters the gradient of all."""
+        parts = own.loss, own.statistics, own.suspects
+        pooled_parts = pooled(self.world, parts, samples, RowStatistics, RowStatistics._fields)
+        summed = self.world.total({name: each.grad for name, each in self.parameters.items()})
+        for name, parameter in self.parameters.items():
+            parameter.grad = summed[name]
+        return Gradient(*pooled_parts)
+
+    def _teacher_hidden(
+        self, samples: Sequence[DistillSample], own: Sequence[int], checkpoint: Callable[[], None]
+    ) -> list[Hidden | None]:
+        chosen = [i for i in own if samples[i].distil_weight > 0]
         pairs = [(s.teacher_ids[: s.teacher_span[0]], s.ids_T) for s in (samples[i] for i in chosen)]
         result: list[Hidden | None] = [None] * len(samples)
         for i, states in zip(chosen, self._hidden(self._teacher_sets(), pairs, checkpoint), strict=True):
@@ -252,10 +267,6 @@ class TorchPolicy:
             non_finite=bad,
             **step_figures(lesson.samples, found.statistics, lesson.objective.importance_clip),
         )
-
-
-def _nothing(reason: str) -> Update:
-    return Update(False, reason, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0, (), 0.0)
 
 
 def open_policy(path: Path, model: ModelConfig, teacher: TeacherConfig, train: TrainConfig) -> TorchPolicy:
