@@ -1,4 +1,4 @@
-"""SmolLM2 on Python problems: SDPO, GRPO and hybrid with the same budget, held-out before and after.
+"""SmolLM2 on Python problems: SDPO, GRPO and hybrid with the same budget, SDPO on both backends; before and after.
 
 Run folders lie in runs/results/; what is finished there is not trained again. Each adapter of the last step
 answers every held-out problem SAMPLES times; so does the untouched model. Adds to docs/results.json.
@@ -29,21 +29,22 @@ from sdpo_mlx.types import Problem, RolloutGroup
 
 RUNS = DOCS.parent / "runs" / "results"
 SAMPLES = 8
-KINDS = ("sdpo", "grpo", "hybrid")
+ON_TORCH = ["--objective", "sdpo", "--backend", "torch", "--set", "model.device=cpu"]
+KINDS = {**{kind: ["--objective", kind] for kind in ("sdpo", "grpo", "hybrid")}, "sdpo-torch": ON_TORCH}
 
 
 def main() -> None:
     """Train what is missing, score everything, write the rows."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=12)
-    parser.add_argument("--kinds", nargs="+", default=KINDS, choices=KINDS)
+    parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=list(KINDS))
     options = parser.parse_args()
     setup = assemble(resolve(None, [], {"model.name": "smollm2", "task.name": "code:easy"}).config)
     untouched = setup.policy.state()["student"]
     rows = [{"label": "untouched", **_score(setup)}]
     for kind in options.kinds:
         folder = RUNS / f"code-{kind}"
-        command = ["train", "--model", "smollm2", "--task", "code:easy", "--objective", kind, "--steps"]
+        command = ["train", "--model", "smollm2", "--task", "code:easy", *KINDS[kind], "--steps"]
         if not _finished(folder, options.steps):
             # One held-out problem: a run's own evaluations change nothing in it, and all of them are answered below.
             brief = ["--set", "eval.problems=1", "--out", str(folder)]
@@ -57,7 +58,8 @@ def main() -> None:
         row["difference"] = _difference(rows[0]["rewards"], row["rewards"])
     store = json.loads(STORE.read_text())
     setup.policy.load_student(untouched)
-    store["code"] = {"rows": rows, "teacher": _teacher(setup), "machine": machine(), "samples": SAMPLES}
+    kept = [row for row in store.get("code", {}).get("rows", []) if row["label"] not in {r["label"] for r in rows}]
+    store["code"] = {"rows": rows + kept, "teacher": _teacher(setup), "machine": machine(), "samples": SAMPLES}
     STORE.write_text(json.dumps(store, indent=0) + "\n")
 
 

@@ -7,10 +7,10 @@ import os
 import re
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from sdpo_cli import options, render
@@ -75,24 +75,28 @@ def command(  # noqa: PLR0913 - typer reads the options off the signature
         "train.seed": seed,
         "sandbox.kind": sandbox,
     }
+
+    def lead(world: World) -> int:
+        cfg = settings(config, sets or [], flags, out if resume else None, resume=resume)
+        return train(cfg, out or default_out(cfg), Shown(plain, as_json, require_gain), world)
+
+    if code := on_ranks(lead):
+        raise typer.Exit(code)
+
+
+def on_ranks(lead: Callable[[World], int]) -> int:
+    """The exit code of `lead` on rank 0, which is the only one without a launcher; the others help it."""
     from sdpo_mlx.backends.choice import open_world
     from sdpo_mlx.errors import RankLostError
 
-    world, code = open_world(), 0
+    world = open_world()
     try:
-        if world.rank:
-            code = help_out(world)
-        else:
-            cfg = settings(config, sets or [], flags, out if resume else None, resume=resume)
-            shown = Shown(plain, as_json, require_gain)
-            code = train(cfg, out or default_out(cfg), shown, world)
+        return help_out(world) if world.rank else lead(world)
     except RankLostError as error:
         # A collective that still waits for the lost rank would hold this process as well.
-        _left(world, error)
+        return _left(world, error)
     finally:
         world.close()
-    if code:
-        raise typer.Exit(code)
 
 
 @dataclass(frozen=True)
@@ -114,7 +118,7 @@ def help_out(world: World) -> int:
     return 0
 
 
-def _left(world: World, error: RankLostError) -> None:
+def _left(world: World, error: RankLostError) -> NoReturn:
     """Leave for good: quietly where rank 0 ended, for it has said why."""
     if not error.ended:
         render.say(f"sdpo: {error.line()}")
