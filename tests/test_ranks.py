@@ -127,6 +127,18 @@ def test_interrupt_of_any_rank_saves_and_ends_all(backend: str, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+def test_run_of_one_rank_goes_on_on_two(backend: str, tmp_path: Path) -> None:
+    words = [*SDPO, *TRAIN, "--backend", backend, "--steps"]
+    alone = {"env": ONE_THREAD, "cwd": tmp_path, "capture_output": True, "timeout": 120}
+    subprocess.run([sys.executable, *words, "1"], check=True, **alone)
+    ranks = start_ranks(backend, 2, tmp_path, [*words, "2"])
+    said = [rank.communicate(timeout=100)[1] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0, 0], said
+    assert "not bit for bit" in said[0]
+    assert steps_done(tmp_path) == 2
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_mistake_of_rank_0_ends_the_others_quietly(backend: str, tmp_path: Path) -> None:
     ranks = start_ranks(backend, 2, tmp_path, [*SDPO, *TRAIN, "--set", "train.lerning_rate=1", "--backend", backend])
     said = [rank.communicate(timeout=60)[1] for rank in ranks]

@@ -87,10 +87,11 @@ def test_shares_cover_all_once_in_order_and_are_even(costs: list[float], size: i
 @given(st.recursive(st.none() | st.integers() | st.text() | st.floats(allow_nan=False), st.lists, max_leaves=9))
 def test_message_arrives_as_it_was_sent(plain: Any) -> None:
     arrays = {"a": np.arange(6, dtype=np.int32).reshape(2, 3).T, "b": np.array([np.nan, np.inf], np.float32)}
+    arrays["c"] = np.array(7, dtype=np.int64)  # an array of no dimension is not one of one
     heard, found = wire.decode(wire.encode(plain, arrays))
     assert heard == plain
     for name, array in arrays.items():
-        np.testing.assert_array_equal(found[name], array)
+        np.testing.assert_array_equal(found[name], array, strict=True)
         assert found[name].dtype == array.dtype
 
 

@@ -23,7 +23,7 @@ def encode(plain: Any, arrays: Mapping[str, Array] | None = None) -> bytes:
     from safetensors.numpy import save
 
     head = json.dumps(plain).encode()
-    body = save({name: np.ascontiguousarray(array) for name, array in (arrays or {}).items()})
+    body = save({name: np.asarray(array, order="C") for name, array in (arrays or {}).items()})
     return len(head).to_bytes(HEADER, "little") + head + body
 
 
