@@ -44,6 +44,7 @@ def command(  # noqa: PLR0913 - typer reads the options off the signature
     group_size: Annotated[int | None, typer.Option("--group-size", metavar="N", help="Answers a problem.")] = None,
     max_tokens: Annotated[int | None, typer.Option("--max-tokens", metavar="N", help="Longest answer.")] = None,
     num_layers: Annotated[int | None, typer.Option("--num-layers", hidden=True)] = None,
+    grad_checkpoint: Annotated[bool | None, typer.Option("--grad-checkpoint", hidden=True)] = None,
     objective: Annotated[str | None, typer.Option("--objective", metavar="KIND", help="sdpo, grpo, hybrid.")] = None,
     teacher: Annotated[
         str | None, typer.Option("--teacher", metavar="KIND", help="ema, trust_region, frozen, live.")
@@ -69,6 +70,7 @@ def command(  # noqa: PLR0913 - typer reads the options off the signature
         "rollout.group_size": group_size,
         "rollout.max_tokens": max_tokens,
         "model.adapter.layers": num_layers,
+        "train.grad_checkpoint": grad_checkpoint,
         "objective.kind": objective,
         "teacher.kind": teacher,
         "model.backend": backend,

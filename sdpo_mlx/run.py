@@ -136,7 +136,10 @@ class Run:
         bad = learned.update.non_finite if learned.update else ()
         extra = {"non_finite": list(bad)} if bad else {}
         self.emit({"type": "step", "step": step, **metrics, **counted(), **extra}, groups)
-        self._warn(step, (*verdict.warnings, *(learned.update.warnings if learned.update else ())))
+        told = learned.update.warnings if learned.update else ()
+        self._warn(step, (*verdict.warnings, *told))
+        if told:  # the policy is another than the manifest says
+            self.folder.write_manifest({**self.folder.read_manifest(), "policy": self.setup.policy_record()})
         if self.cfg.log.samples:
             self.folder.write_rollouts(step, records(groups[: self.cfg.log.samples], batch, learned))
         state = replace(state, step=step, generations=total, watch=watch.to_dict())

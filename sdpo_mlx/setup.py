@@ -59,13 +59,17 @@ class Setup:
         """What whoever starts this should know first, each in one line."""
         return (UNCONFINED,) if self.sandbox == "unconfined" else ()
 
+    def policy_record(self) -> dict[str, Any]:
+        """What `manifest.json` says of the model in training and what it runs on."""
+        info = self.policy.info
+        return {**{k: v for k, v in vars(info).items() if k != "details"}, **info.details}
+
     def manifest(self, command: list[str]) -> dict[str, Any]:
         """What `manifest.json` says of where and with what the run was made."""
-        info = self.policy.info
         return {
             **self.identity(),
             "model": self.model.record(),
-            "policy": {**{k: v for k, v in vars(info).items() if k != "details"}, **info.details},
+            "policy": self.policy_record(),
             "data": identity(self.cfg.task.data) if self.cfg.task.data else None,
             "task_sha256": getattr(self.task, "fingerprint", None),  # of a file of one's own
             "versions": versions(),

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import json
+import shutil
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
+from urllib.error import URLError
+from urllib.request import Request, urlopen
 
 import numpy as np
 import pytest
@@ -164,10 +169,13 @@ def test_full_weights_are_no_adapter() -> None:
         to_peft({}, {"fine_tune_type": "full"}, "base")
 
 
-def mlx_lm(*words: str) -> str:
-    """One of mlx-lm's own commands; its exit code must be 0."""
-    program = "import sys; import sdpo_mlx.backends.mlx; from mlx_lm.cli import main; main()"
-    done = subprocess.run([sys.executable, "-c", program, *words], capture_output=True, text=True, check=False)
+PROGRAM = "import sys; import sdpo_mlx.backends.mlx; from mlx_lm.cli import main; main()"
+
+
+def mlx_lm(*words: str, said: str = "") -> str:
+    """One of mlx-lm's own commands with something on its stdin; its exit code must be 0."""
+    command = [sys.executable, "-c", PROGRAM, *words]
+    done = subprocess.run(command, input=said, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-500:]
     return done.stdout
 
@@ -180,3 +188,72 @@ def test_mlx_lms_own_commands_take_the_run_folder_as_it_is(runs: dict[str, Path]
     mlx_lm("fuse", *common, "--save-path", str(tmp_path / "fused"))
     export_fused(runs["lora"], tmp_path / "ours")
     np.testing.assert_array_equal(logits_by_mlx_lm(None, tmp_path / "fused"), logits_by_mlx_lm(None, tmp_path / "ours"))
+
+
+def test_mlx_lms_chat_and_server_speak_with_the_adapter(runs: dict[str, Path]) -> None:
+    common = ("--model", str(resolve("tiny").path), "--adapter-path", str(runs["lora"]))
+    question = "Write f(x): square, behead"
+    wanted = mlx_lm("generate", *common, "--prompt", question, "--max-tokens", "8", "--temp", "0").split("==========")[
+        1
+    ]
+    chatted = mlx_lm("chat", *common, "--max-tokens", "8", "--temp", "0", said=f"{question}\nq\n")
+    assert wanted.strip() in chatted
+    with socket.create_server(("127.0.0.1", 0)) as held:
+        port = held.getsockname()[1]
+    server = subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, "server", *common, "--port", str(port)], stderr=subprocess.DEVNULL
+    )
+    try:
+        asked = {"messages": [{"role": "user", "content": question}], "max_tokens": 8, "temperature": 0.0}
+        answer = posted(f"http://127.0.0.1:{port}/v1/chat/completions", asked)
+    finally:
+        server.kill()
+        server.wait()
+    assert answer["choices"][0]["message"]["content"].strip() == wanted.strip()
+
+
+def posted(url: str, body: dict[str, Any]) -> Any:
+    """The answer of a server that may still be starting."""
+    request = Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
+    for _ in range(240):
+        try:
+            with urlopen(request, timeout=60) as response:
+                return json.load(response)
+        except URLError:
+            time.sleep(0.25)
+    raise AssertionError("the server never answered")
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_quantised_base_is_fused_either_way_and_the_loss_is_said(again: bool, tmp_path: Path) -> None:
+    base = quantised_tiny(tmp_path / "base")
+    cfg = settings(model={"name": str(base), "adapter": KINDS["lora"]}, train=LEARNS)
+    trained(tmp_path / "run", cfg)
+    RunFolder(tmp_path / "run").write_config(cfg)
+    stir(tmp_path / "run")
+    made = export_fused(tmp_path / "run", tmp_path / "fused", quantised=again)
+    assert made.figures["kind"] == ("re-quantised" if again else "dequantised")
+    config = json.loads((tmp_path / "fused" / "config.json").read_text())
+    assert ("quantization" in config) is again
+    fused = logits_by_mlx_lm(None, tmp_path / "fused")
+    wanted = logits_by_mlx_lm(tmp_path / "run", base)
+    share = 0.9 if again else 0.97  # eight bits a weight against sixteen
+    assert (fused.argmax(-1) == wanted.argmax(-1)).mean() > share
+    assert made.figures["lost"] < made.figures["adapter"]
+
+
+def quantised_tiny(out: Path) -> Path:
+    """The embedded model in eight bits a weight."""
+    import sdpo_mlx.backends.mlx  # noqa: F401  loads the BLAS first
+    from mlx_lm.utils import load_model, quantize_model, save_config, save_model  # isort: skip
+
+    base = resolve("tiny").path
+    model, config = load_model(base)
+    model, config = quantize_model(model, config, group_size=32, bits=8)
+    out.mkdir()
+    save_model(out, model)
+    save_config(config, out / "config.json")
+    for file in base.iterdir():
+        if file.suffix in (".json", ".jinja") and not (out / file.name).exists():
+            shutil.copyfile(file, out / file.name)
+    return out

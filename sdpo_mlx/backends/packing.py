@@ -33,11 +33,17 @@ class Unit:
 
 
 def pack(
-    prompts: Sequence[IntArray], responses: Sequence[IntArray], budget: int, own: Sequence[int] | None = None
+    prompts: Sequence[IntArray],
+    responses: Sequence[IntArray],
+    budget: int,
+    own: Sequence[int] | None = None,
+    *,
+    share: bool = True,
 ) -> list[Unit]:
     """Units that together cover every (prompt, response) once, each at most `budget` tokens where it can be.
 
-    `own` are the places that are to be covered, where another rank covers the rest.
+    `own` are the places that are to be covered, where another rank covers the rest. Without `share` every row
+    holds its whole prompt.
     """
     groups: dict[bytes, list[Member]] = defaultdict(list)
     for index in range(len(prompts)) if own is None else own:
@@ -46,7 +52,7 @@ def pack(
     units: list[Unit] = []
     alone: list[Member] = []
     for group in groups.values():
-        if len(group) == 1 or group[0][1].size == 1:
+        if not share or len(group) == 1 or group[0][1].size == 1:
             alone.extend(group)
             continue
         prefix = group[0][1][:-1]

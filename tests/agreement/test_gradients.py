@@ -102,6 +102,50 @@ def test_torch_head_in_chunks_gives_the_same_gradient(monkeypatch: pytest.Monkey
     assert_same_gradient(other, grads, 1e-5)
 
 
+@pytest.mark.parametrize("architecture", ["qwen3", "gemma3"])
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_blocks_run_twice_give_the_same_gradient(architecture: str, dropout: float) -> None:
+    from dataclasses import replace
+
+    _, policy = make_pair(architecture, dropout=dropout)
+    samples, objective = make_samples(11, "hybrid"), ObjectiveConfig(kind="hybrid", support="full")
+    policy.budget, calls = 10_000, []
+    block = policy.model.body.layers[0]
+    block.register_forward_pre_hook(lambda *_: calls.append(1))
+    if dropout:  # the same rows in the same order draw the same mask
+        samples = [samples[0], samples[2], samples[4]]
+    loss, grads = torch_gradient(policy, samples, objective)
+    once = len(calls)
+    policy.model = replace(policy.model, recompute=True)
+    again, other = torch_gradient(policy, samples, objective)
+    assert again == pytest.approx(loss, rel=1e-5)
+    assert_same_gradient(other, grads, 1e-5)
+    assert once
+    assert "forward" not in vars(block)  # the block is as it was
+
+
+def test_kept_activations_are_fewer_where_blocks_run_twice() -> None:
+    from dataclasses import replace
+
+    import torch
+
+    from sdpo_mlx.backends.packing import pack
+    from sdpo_mlx.backends.torch.learning import _rows
+
+    _, policy = make_pair("qwen3")
+    samples, kept = make_samples(11), []
+    unit = pack([s.student_ids[:3] for s in samples], [s.ids_T for s in samples], 10_000, share=False)[0]
+
+    def counted(recompute: bool) -> int:
+        kept.clear()
+        model = replace(policy.model, recompute=recompute)
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: (kept.append(t.numel()), t)[1], lambda t: t):
+            _rows(model, unit)
+        return sum(kept)
+
+    assert counted(True) < counted(False) / 2
+
+
 def test_torch_refuses_an_embedding_as_a_linear_layer() -> None:
     with pytest.raises(ConfigError, match="no linear layer"):
         make_pair("qwen3", keys=["model.embed_tokens"])
@@ -130,6 +174,10 @@ def test_step_that_runs_out_of_memory_is_taken_again_in_smaller_parts(monkeypatc
     assert (seen, policy.budget) == ([400, 200, 100], 100)
     assert again == pytest.approx(loss, rel=1e-5)
     assert_same_gradient(other, grads, 1e-5)
+    policy.budget = 400
+    assert "parts of 100 tokens" in policy.learn(samples, objective, 1e-3).warnings[0]
+    assert policy.learn(samples, objective, 1e-3).warnings == ()
+    assert policy.info.details["micro_batch_tokens"] == "100"
     monkeypatch.setattr(room, "SMALLEST_BUDGET", 1_000)
     policy.budget = 400
     with pytest.raises(ConfigError, match="does not hold one answer"):

@@ -49,7 +49,7 @@ def gradient(
     for parameter in parameters.values():
         parameter.grad = torch.zeros_like(parameter)
     prompts, responses = [s.student_ids[: s.student_span[0]] for s in samples], [s.ids_T for s in samples]
-    units = pack(prompts, responses, budget, lesson.own)
+    units = pack(prompts, responses, budget, lesson.own, share=not model.recompute)
     for number, unit in enumerate(units):
         checkpoint()
         loss, figures = _of_unit(head, unit, derive(lesson.seed, number))
@@ -63,11 +63,13 @@ def gradient(
 
 def _of_unit(head: Head, unit: Unit, seed: int) -> tuple[float, list[RowStatistics]]:
     """Phases A, B and C for one unit: loss, figures a member; gradients add up in the parameters."""
-    with _Dropout(head.model.whole, seed):
+    dropout = _Dropout(head.model.whole, seed)
+    with dropout:
         rows = _rows(head.model, unit)
     states_RD = rows.reshape(-1, rows.shape[-1])[_ids(unit.take_R, head.model)]
     loss, cotangent_RD, figures = head.run(states_RD.detach(), unit)
-    states_RD.backward(cotangent_RD)
+    with dropout:  # blocks that run again draw the same masks again
+        states_RD.backward(cotangent_RD)
     return loss, figures
 
 

@@ -6,12 +6,16 @@ Remote code and pickles were refused before (`models.py`), and nothing is fetche
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM
 from transformers.utils import logging
 
@@ -33,6 +37,7 @@ class Model:
     vocab_size: int
     device: torch.device
     softcap: float | None = None
+    recompute: bool = False  # each block's inside once more in the backward pass, instead of kept
 
     @property
     def head(self) -> nn.Module:
@@ -46,6 +51,9 @@ class Model:
 
     def hidden(self, rows_NT: Tensor, prefix: Prefix | None = None) -> Tensor:
         """Last hidden states (N, T, d) of right-padded rows that go on from a shared prefix."""
+        if prefix is None and self.recompute and torch.is_grad_enabled():
+            with _recomputed(self.body):
+                return self.body(input_ids=rows_NT, use_cache=False).last_hidden_state
         if prefix is None:
             return self.body(input_ids=rows_NT, use_cache=False).last_hidden_state
         cache = prefix.cache(rows_NT.shape[0])
@@ -55,6 +63,19 @@ class Model:
         """Logits (R, V) of hidden states."""
         logits = self.head(hidden_RD)
         return logits if self.softcap is None else torch.tanh(logits / self.softcap) * self.softcap
+
+
+@contextmanager
+def _recomputed(body: nn.Module) -> Iterator[None]:
+    """Inside, a block keeps its input alone for the backward pass (torch.utils.checkpoint)."""
+    layers = [(layer, layer.forward) for layer in body.layers]
+    for layer, forward in layers:
+        layer.forward = partial(checkpoint, forward, use_reentrant=False)
+    try:
+        yield
+    finally:
+        for layer, _ in layers:
+            del layer.forward
 
 
 def load(path: Path, cfg: ModelConfig) -> tuple[Model, dict[str, Any]]:

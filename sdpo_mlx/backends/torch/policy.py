@@ -27,6 +27,7 @@ from sdpo_mlx.seeding import derive
 from sdpo_mlx.types import DistillSample, Generation, IntArray, Role
 
 Interrupted = Callable[[], bool]
+SHORT = "the memory was short: the step was taken in parts of {} tokens, as all from now on"
 SMALLEST_BUDGET = 64  # tokens of one pass below which running out of memory is the end
 
 
@@ -34,7 +35,8 @@ class TorchPolicy:
     """A model with its student adapter, teacher adapter and optimizer."""
 
     def __init__(self, path: Path, model: ModelConfig, teacher: TeacherConfig, train: TrainConfig) -> None:
-        self.model, self.config = load(path, model)
+        loaded, self.config = load(path, model)
+        self.model = replace(loaded, recompute=train.grad_checkpoint)
         self.adapter, self.teacher_cfg, self.train_cfg = model.adapter, teacher, train
         self.parameters = adapter.attach(self.model.whole, model.adapter, derive(train.seed, "adapter"))
         self.model.whole.eval()
@@ -60,6 +62,7 @@ class TorchPolicy:
             details={
                 "torch": torch.__version__,
                 "architecture": str(self.config.get("model_type", "")),
+                "micro_batch_tokens": str(self.budget),
                 "card": torch.cuda.get_device_name() if device == "cuda" else "",
             },
         )
@@ -105,12 +108,16 @@ class TorchPolicy:
         counted = [s for s in samples if s.ids_T.size and not (s.distil_weight <= 0 and s.policy_weight <= 0)]
         if not counted:
             return no_update("no_signal")
+        budget = self.budget
         lesson, own, teacher_seconds = self.world.together(
             lambda: self._fitting(lambda: self._gradient(counted, objective, temperature, checkpoint))
         )
         update = self._apply(self._pooled(own, counted), lesson, learning_rate, teacher_seconds)
+        short = (SHORT.format(self.budget),) if self.budget < budget else ()
         given = {id(sample): array for sample, array in zip(counted, update.divergence_T, strict=True)}
-        return replace(update, divergence_T=tuple(given.get(id(s), np.zeros(0, np.float32)) for s in samples))
+        return replace(
+            update, divergence_T=tuple(given.get(id(s), np.zeros(0, np.float32)) for s in samples), warnings=short
+        )
 
     def update_teacher(self, teacher: TeacherConfig) -> None:
         """See `Policy.update_teacher`; a frozen teacher and a trust region keep the initial weights."""

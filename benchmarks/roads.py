@@ -1,0 +1,89 @@
+"""Every road that an adapter can take, against the trained model: `python benchmarks/roads.py RUN`.
+
+RUN is a run folder on an open base (SmolLM2 by `sdpo models fetch smollm2`). Logits at 200 positions of random
+tokens, in float32, against mlx-lm reading the run folder itself. Needs the extra `torch`.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+
+import sdpo_mlx.backends.mlx  # the BLAS before mlx
+from sdpo_mlx import exports
+from sdpo_mlx.models import resolve
+from sdpo_mlx.targets import run_config
+
+IDS = np.random.default_rng(3).integers(4, 600, size=(4, 50))
+
+
+def main(run: Path) -> None:
+    """Walk each road, and print how far what comes out lies from what went in."""
+    assert sdpo_mlx.backends.mlx.BLAS is not None
+    base = resolve(run_config(run, [], {}).model.name).path
+    wanted = _by_mlx(base, run)
+    print("| road | read by | largest difference of a logit | equal first choice | nats from the trained model |")
+    print("|---|---|---|---|---|")
+    print(_row("none: the untouched base", "mlx-lm", _by_mlx(base, None), wanted))
+    with TemporaryDirectory() as folder:
+        home = Path(folder)
+        exports.export_peft(run, home / "peft")
+        print(_row("to peft", "PeftModel", _by_peft(base, home / "peft"), wanted))
+        exports.export_mlx(home / "peft", str(base), home / "back")
+        print(_row("to peft and back to mlx", "mlx-lm", _by_mlx(base, home / "back"), wanted))
+        exports.export_fused(run, home / "fused")
+        print(_row("fused", "mlx-lm", _by_mlx(home / "fused", None), wanted))
+        print(_row("fused", "transformers", _by_torch(home / "fused"), wanted))
+        for kind in ("F16", "BF16", "Q8_0"):
+            made = exports.export_gguf(run, home / f"{kind}", kind)  # type: ignore[arg-type]
+            file = next(made.path.rglob("*.gguf") if made.path.is_dir() else iter([made.path]))
+            print(_row(f"gguf {kind}", "transformers", _by_torch(file.parent, gguf_file=file.name), wanted))
+
+
+def _row(road: str, reader: str, got: Any, wanted: Any) -> str:
+    logp, logq = (_log_softmax(each.astype(np.float64)) for each in (wanted, got))
+    nats = float((np.exp(logp) * (logp - logq)).sum(-1).mean())
+    equal = float((got.argmax(-1) == wanted.argmax(-1)).mean())
+    return f"| {road} | {reader} | {np.abs(got - wanted).max():.1e} | {100 * equal:.1f} % | {nats:.1e} |"
+
+
+def _log_softmax(logits: Any) -> Any:
+    shifted = logits - logits.max(-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+
+
+def _by_mlx(base: Path, adapter: Path | None) -> Any:
+    import mlx.core as mx
+    from mlx_lm.tuner.utils import load_adapters
+    from mlx_lm.utils import load_model
+
+    model, _ = load_model(base)
+    if adapter is not None:
+        model = load_adapters(model, str(adapter))
+    model.set_dtype(mx.float32)
+    model.eval()
+    return np.array(model(mx.array(IDS)).astype(mx.float32))
+
+
+def _by_torch(folder: Path, wrap: Callable[[Any], Any] = lambda model: model, **options: Any) -> Any:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = wrap(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **options)).eval()
+    with torch.no_grad():
+        return model(input_ids=torch.from_numpy(IDS)).logits.float().numpy()
+
+
+def _by_peft(base: Path, adapter: Path) -> Any:
+    from peft import PeftModel
+
+    return _by_torch(base, lambda model: PeftModel.from_pretrained(model, adapter))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
