@@ -51,6 +51,9 @@ class ModelConfig(Settings):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="weights' type; auto: as stored, float32 where the CPU is the device"
     )
+    bits: Literal[4, 8] | None = Field(
+        None, description="torch: hold the base's layers in so many bits (bitsandbytes); for mlx name a quantised model"
+    )
     thinking: bool = Field(False, description="let models with a thinking switch think before answering")
     adapter: AdapterConfig = AdapterConfig()
 

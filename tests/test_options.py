@@ -86,6 +86,7 @@ TURNS: dict[str, tuple[Any, Mapping[str, Any]]] = {
 ELSEWHERE = {
     "model.name": "another base: tests/test_models.py",
     "model.backend": "the other one, torch, is an extra: tests/agreement",
+    "model.bits": "how torch holds the base, an extra: tests/agreement/test_bits.py",
     "model.device": "where torch runs, an extra: tests/agreement",
     "model.thinking": "the embedded model has no such switch: tests/test_chat.py",
     "task.data": "the embedded task takes none: tests/test_code_task.py",

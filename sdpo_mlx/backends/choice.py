@@ -18,6 +18,9 @@ def open_policy(path: Path, model: ModelConfig, teacher: TeacherConfig, train: T
 
 
 def _mlx(path: Path, model: ModelConfig, teacher: TeacherConfig, train: TrainConfig) -> Policy:
+    if model.bits is not None:
+        fix = "name a model that is quantised already (mlx_lm.convert -q makes one), or take --backend torch"
+        raise ConfigError("mlx does not quantise a base while loading it", where="model.bits", fix=fix)
     try:
         from sdpo_mlx.backends.mlx import policy
     except ImportError as error:

@@ -10,13 +10,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 from transformers.utils import logging
 
 from sdpo_mlx.backends.torch.cache import Prefix, prefill
@@ -94,8 +95,10 @@ def load(path: Path, cfg: ModelConfig) -> tuple[Model, dict[str, Any]]:
             trust_remote_code=False,
             use_safetensors=True,
             attn_implementation="sdpa",
+            **_in_bits(cfg, device),
         )
-        whole = _mended(whole).to(device).eval()
+        whole = _mended(whole).eval()
+        whole = whole if cfg.bits else whole.to(device)
     except (ValueError, OSError, KeyError, TypeError, AttributeError, RuntimeError) as error:
         raise ConfigError(
             f"the model cannot be loaded: {' '.join(str(error).split())[:200] or type(error).__name__}",
@@ -130,6 +133,22 @@ def check_parity(model: Model) -> float:
     return worst
 
 
+def _in_bits(cfg: ModelConfig, device: torch.device) -> dict[str, Any]:
+    """How bitsandbytes shall hold the linear layers: 4 bits as QLoRA's NF4, or 8; raises ConfigError without it."""
+    if cfg.bits is None:
+        return {}
+    if find_spec("bitsandbytes") is None:
+        fix = "pip install 'sdpo-mlx[bitsandbytes]', or leave model.bits out"
+        raise ConfigError("bitsandbytes is not installed", where="model.bits", fix=fix)
+    if cfg.adapter.kind == "full":
+        raise ConfigError("a quantised base cannot be trained in full", where="model.bits", fix="use lora or dora")
+    four = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": _dtype(cfg, device)}
+    how = {"load_in_4bit": True, **four} if cfg.bits == 4 else {"load_in_8bit": True}
+    if how.get("bnb_4bit_compute_dtype") == "auto":
+        how["bnb_4bit_compute_dtype"] = torch.bfloat16
+    return {"quantization_config": BitsAndBytesConfig(**how), "device_map": {"": str(device)}}
+
+
 def device_of(name: str) -> torch.device:
     """The device by name; `auto` takes CUDA, else Apple's GPU, else the CPU. Raises ConfigError for one not here."""
     here = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
@@ -149,6 +168,8 @@ def _mended(whole: nn.Module) -> nn.Module:
     has a gradient like any other.
     """
     for module in whole.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):  # bitsandbytes' packing for a CPU that only reads
+            module.support_avx512bf16_for_cpu = False
         if isinstance(module, nn.Embedding):
             module.padding_idx = None
             if isinstance(scale := getattr(module, "embed_scale", None), Tensor):

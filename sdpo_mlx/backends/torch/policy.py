@@ -57,7 +57,7 @@ class TorchPolicy:
             vocab_size=self.model.vocab_size,
             context_length=int(self.config.get("max_position_embeddings", 4_096)),
             trainable=sum(each.numel() for each in self.parameters.values()),
-            parameters=sum(each.numel() for each in self.model.whole.parameters()),
+            parameters=self.model.whole.num_parameters(),
             bitwise=device == "cpu",
             details={
                 "torch": torch.__version__,
