@@ -58,8 +58,10 @@ def main() -> None:
         row["difference"] = _difference(rows[0]["rewards"], row["rewards"])
     store = json.loads(STORE.read_text())
     setup.policy.load_student(untouched)
-    kept = [row for row in store.get("code", {}).get("rows", []) if row["label"] not in {r["label"] for r in rows}]
-    store["code"] = {"rows": rows + kept, "teacher": _teacher(setup), "machine": machine(), "samples": SAMPLES}
+    before = store.get("code", {"rows": []})
+    scored = {row["label"]: row for row in [*before["rows"], *rows]}  # what was not asked for stays as it was
+    teacher = before["teacher"] if len(options.kinds) < len(KINDS) and "teacher" in before else _teacher(setup)
+    store["code"] = {"rows": [*scored.values()], "teacher": teacher, "machine": machine(), "samples": SAMPLES}
     STORE.write_text(json.dumps(store, indent=0) + "\n")
 
 

@@ -6,6 +6,7 @@ tokens, in float32, against mlx-lm reading the run folder itself. Needs the extr
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -15,8 +16,9 @@ from typing import Any
 import numpy as np
 
 import sdpo_mlx.backends.mlx  # the BLAS before mlx
-from sdpo_mlx import exports
+from sdpo_mlx import checkpoint, exports
 from sdpo_mlx.models import resolve
+from sdpo_mlx.run_folder import RunFolder
 from sdpo_mlx.targets import run_config
 
 IDS = np.random.default_rng(3).integers(4, 600, size=(4, 50))
@@ -26,12 +28,13 @@ def main(run: Path) -> None:
     """Walk each road, and print how far what comes out lies from what went in."""
     assert sdpo_mlx.backends.mlx.BLAS is not None
     base = resolve(run_config(run, [], {}).model.name).path
-    wanted = _by_mlx(base, run)
-    print("| road | read by | largest difference of a logit | equal first choice | nats from the trained model |")
-    print("|---|---|---|---|---|")
-    print(_row("none: the untouched base", "mlx-lm", _by_mlx(base, None), wanted))
     with TemporaryDirectory() as folder:
         home = Path(folder)
+        run = _last(run, home / "run")
+        wanted = _by_mlx(base, run)
+        print("| road | read by | largest difference of a logit | equal first choice | nats from the trained model |")
+        print("|---|---|---|---|---|")
+        print(_row("none: the untouched base", "mlx-lm", _by_mlx(base, None), wanted))
         exports.export_peft(run, home / "peft")
         print(_row("to peft", "PeftModel", _by_peft(base, home / "peft"), wanted))
         exports.export_mlx(home / "peft", str(base), home / "back")
@@ -40,9 +43,19 @@ def main(run: Path) -> None:
         print(_row("fused", "mlx-lm", _by_mlx(home / "fused", None), wanted))
         print(_row("fused", "transformers", _by_torch(home / "fused"), wanted))
         for kind in ("F16", "BF16", "Q8_0"):
-            made = exports.export_gguf(run, home / f"{kind}", kind)  # type: ignore[arg-type]
-            file = next(made.path.rglob("*.gguf") if made.path.is_dir() else iter([made.path]))
+            exports.export_gguf(run, home / kind, kind)  # type: ignore[arg-type]
+            file = next((home / kind).rglob("*.gguf"))
             print(_row(f"gguf {kind}", "transformers", _by_torch(file.parent, gguf_file=file.name), wanted))
+
+
+def _last(run: Path, out: Path) -> Path:
+    """The run with its last student as its adapter: the best one may be the untouched."""
+    loaded = checkpoint.load(run / "checkpoints")
+    assert loaded is not None
+    shutil.copytree(run, out)
+    folder = RunFolder(out)
+    folder.save_adapter(loaded.state["student"], folder.load_adapter()[1])
+    return out
 
 
 def _row(road: str, reader: str, got: Any, wanted: Any) -> str:
