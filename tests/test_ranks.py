@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from ranks_made import BACKENDS, environments, launcher, start_ranks
+from ranks_made import BACKENDS, environments, launcher, needs_torch, start_ranks
 from runs_made import ONE_THREAD
 
 import sdpo_mlx
@@ -82,8 +82,16 @@ def trained_until(ranks: list[subprocess.Popen[str]], folder: Path, steps: int) 
         time.sleep(0.05)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("how", ["killed", "frozen"])
+@pytest.mark.parametrize(
+    ("backend", "how"),
+    [
+        ("mlx", "killed"),
+        pytest.param("torch", "killed", marks=needs_torch),
+        ("mlx", "frozen"),
+        # Half a minute of silence again, heard by the same heartbeat.
+        pytest.param("torch", "frozen", marks=[needs_torch, pytest.mark.slow]),
+    ],
+)
 def test_lost_rank_ends_the_run_with_its_state_saved(backend: str, how: str, tmp_path: Path) -> None:
     ranks = start_ranks(backend, 2, tmp_path, [*SDPO, *TRAIN, "--steps", "500", "--backend", backend])
     try:
