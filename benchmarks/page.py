@@ -86,7 +86,9 @@ little to teach here: a model of this size follows a solution that it is shown, 
 failures do not help it (those contexts stand on problems it had failed, which are harder than the average; still,
 nothing points upwards), and with a success rate this low most contexts are feedback alone. All three teach the form:
 answers without a code block become fewer, most so with GRPO, and fail in their programs instead. The paper sees
-the same limit below about 2B parameters; the hybrid that it recommends there does not differ either at this budget."""
+the same limit below about 2B parameters; the hybrid that it recommends there does not differ either at this budget.
+`sdpo-torch` is SDPO once more with the same settings and the same seeds for problems, on PyTorch (its answers draw
+other random numbers): both curves go up and down on the same steps, and each score lies in the other's interval."""
 CODE_FOOT = "`python benchmarks/code_runs.py` · {machine} · {samples} answers a problem, intervals over problems."
 
 
