@@ -27,7 +27,6 @@ from sdpo_mlx.seeding import derive
 from sdpo_mlx.types import DistillSample, Generation, IntArray, Role
 
 Interrupted = Callable[[], bool]
-SHORT = "the memory was short: the step was taken in parts of {} tokens, as all from now on"
 SMALLEST_BUDGET = 64  # tokens of one pass below which running out of memory is the end
 
 
@@ -113,7 +112,8 @@ class TorchPolicy:
             lambda: self._fitting(lambda: self._gradient(counted, objective, temperature, checkpoint))
         )
         update = self._apply(self._pooled(own, counted), lesson, learning_rate, teacher_seconds)
-        short = (SHORT.format(self.budget),) if self.budget < budget else ()
+        word = f"the memory was short: the step was taken in parts of {self.budget} tokens, as all from now on"
+        short = (word,) if self.budget < budget else ()
         given = {id(sample): array for sample, array in zip(counted, update.divergence_T, strict=True)}
         return replace(
             update, divergence_T=tuple(given.get(id(s), np.zeros(0, np.float32)) for s in samples), warnings=short
