@@ -1,7 +1,8 @@
 """Every road that an adapter can take, against the trained model: `python benchmarks/roads.py RUN`.
 
 RUN is a run folder on an open base (SmolLM2 by `sdpo models fetch smollm2`). Logits at 200 positions of random
-tokens, in float32, against mlx-lm reading the run folder itself. Needs the extra `torch`.
+tokens, in float32, against mlx-lm reading the run folder itself. Needs the extra `torch`; llama.cpp joins in
+where `llama-cpp-python` is installed.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import shutil
 import sys
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -46,6 +48,8 @@ def main(run: Path) -> None:
             exports.export_gguf(run, home / kind, kind)  # type: ignore[arg-type]
             file = next((home / kind).rglob("*.gguf"))
             print(_row(f"gguf {kind}", "transformers", _by_torch(file.parent, gguf_file=file.name), wanted))
+            if find_spec("llama_cpp"):
+                print(_row(f"gguf {kind}", "llama.cpp", _by_llama_cpp(file), wanted))
 
 
 def _last(run: Path, out: Path) -> Path:
@@ -90,6 +94,18 @@ def _by_torch(folder: Path, wrap: Callable[[Any], Any] = lambda model: model, **
     model = wrap(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **options)).eval()
     with torch.no_grad():
         return model(input_ids=torch.from_numpy(IDS)).logits.float().numpy()
+
+
+def _by_llama_cpp(file: Path) -> Any:
+    from llama_cpp import Llama
+
+    model = Llama(str(file), n_ctx=64, logits_all=True, verbose=False)
+    rows = []
+    for ids in IDS:
+        model.reset()
+        model.eval(ids.tolist())
+        rows.append(np.array(model.scores[: ids.size]))
+    return np.stack(rows)
 
 
 def _by_peft(base: Path, adapter: Path) -> Any:

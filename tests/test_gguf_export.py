@@ -84,6 +84,32 @@ def test_transformers_reads_the_file_with_the_same_logits(tmp_path: Path, arch: 
     assert torch.equal(found.argmax(-1), wanted.argmax(-1))
 
 
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_llama_cpp_reads_the_file_with_the_same_logits_and_words(tmp_path: Path, arch: str) -> None:
+    llama_cpp = pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
+    import sdpo_mlx.backends.mlx  # noqa: F401  loads the BLAS first
+    import mlx.core as mx  # isort: skip
+    from mlx_lm.utils import load_model  # isort: skip
+    from tokenizers import Tokenizer
+
+    first, _ = there_and_back(tmp_path, arch, "F16")
+    read = llama_cpp.Llama(str(tmp_path / "ours.gguf"), n_ctx=64, logits_all=True, verbose=False, seed=0)
+    ids = [int(i) for i in np.arange(24) * 13 % 200]
+    read.eval(ids)
+    model, _ = load_model(first)
+    model.set_dtype(mx.float32)
+    wanted = np.array(model(mx.array([ids]))[0])
+    found = np.array(read.scores[: len(ids)])
+    assert np.abs(found - wanted).max() < 2e-2 * np.abs(wanted).max()
+    np.testing.assert_array_equal(found.argmax(-1), wanted.argmax(-1))
+    words = Tokenizer.from_file(str(first / "tokenizer.json"))
+    for text in TEXTS:
+        assert (
+            read.tokenize(text.encode(), add_bos=False, special=True)
+            == words.encode(text, add_special_tokens=False).ids
+        )
+
+
 def test_adapter_holds_the_factors_in_the_order_of_its_base(tmp_path: Path) -> None:
     write_sample(tmp_path / "base.gguf", "llama", "F32")
     base = import_gguf(tmp_path / "base.gguf", tmp_path / "base")
