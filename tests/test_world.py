@@ -213,6 +213,23 @@ def test_stranger_without_the_secret_is_not_taken_for_a_rank() -> None:
     leader.close()
 
 
+@pytest.mark.parametrize("frozen", [False, True])
+def test_rank_that_falls_silent_is_lost(frozen: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pulse, "SILENCE", 1.0)
+    monkeypatch.setattr(pulse, "BEAT_SECONDS", 0.1)
+    if frozen:
+        monkeypatch.setattr(pulse.Pulse, "_beat", lambda *_: None)
+    leader = pulse.Leader("127.0.0.1", 2)
+    welcome = threading.Thread(target=leader.welcome, daemon=True)
+    welcome.start()
+    other = pulse.Follower(leader.ticket, 1)
+    assert leader.news.wait(3.0) is frozen
+    assert leader.lost == ("rank 1" if frozen else "")
+    assert not leader.ended
+    for each in (other, leader):
+        each.close()
+
+
 def test_process_without_a_launcher_is_alone() -> None:
     assert open_world({}) is ALONE
     assert open_world({"MASTER_ADDR": "127.0.0.1", "WORLD_SIZE": "1", "RANK": "0"}) is ALONE
