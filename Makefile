@@ -48,8 +48,7 @@ install: .venv/.base
 
 # PyTorch for --backend torch and the tests that hold both backends against each other.
 install-torch: .venv/.base
-	@$(PIP) --editable '.[torch]'
-	@[ "$$(uname -s)" = Darwin ] || $(PIP) --editable '.[bitsandbytes]'
+	@bits=,bitsandbytes; [ "$$(uname -s)" != Darwin ] || bits=; $(PIP) --editable ".[torch$$bits]"
 
 install-dev: .venv/.dev
 
