@@ -12,7 +12,6 @@ pytest.importorskip("torch", reason="torch is not installed: pip install -e '.[t
 pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed: pip install -e '.[bitsandbytes]'")
 pytest.importorskip("mlx.core")
 
-import torch
 from pairs_made import make_torch, torch_gradient
 from policies_made import assert_same_gradient, folder, make_policy, make_samples
 from runs_made import Watcher, assert_same, settings, trained
@@ -84,4 +83,3 @@ def test_all_weights_in_bits_are_refused() -> None:
 def test_mlx_says_what_to_do_instead() -> None:
     with pytest.raises(ConfigError, match="quantised already"):
         open_policy(folder("qwen3"), ModelConfig(name="q", bits=4), TeacherConfig(), TrainConfig())
-    assert torch.__version__

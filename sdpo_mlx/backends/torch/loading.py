@@ -98,7 +98,7 @@ def load(path: Path, cfg: ModelConfig) -> tuple[Model, dict[str, Any]]:
             **_in_bits(cfg, device),
         )
         whole = _mended(whole).eval()
-        whole = whole if cfg.bits else whole.to(device)
+        whole = _kept_trainable(whole) if cfg.bits else whole.to(device)
     except (ValueError, OSError, KeyError, TypeError, AttributeError, RuntimeError) as error:
         raise ConfigError(
             f"the model cannot be loaded: {' '.join(str(error).split())[:200] or type(error).__name__}",
@@ -142,11 +142,22 @@ def _in_bits(cfg: ModelConfig, device: torch.device) -> dict[str, Any]:
         raise ConfigError("bitsandbytes is not installed", where="model.bits", fix=fix)
     if cfg.adapter.kind == "full":
         raise ConfigError("a quantised base cannot be trained in full", where="model.bits", fix="use lora or dora")
-    four = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": _dtype(cfg, device)}
-    how = {"load_in_4bit": True, **four} if cfg.bits == 4 else {"load_in_8bit": True}
-    if how.get("bnb_4bit_compute_dtype") == "auto":
-        how["bnb_4bit_compute_dtype"] = torch.bfloat16
-    return {"quantization_config": BitsAndBytesConfig(**how), "device_map": {"": str(device)}}
+    found = _dtype(cfg, device)
+    how = BitsAndBytesConfig(
+        load_in_4bit=cfg.bits == 4,
+        load_in_8bit=cfg.bits == 8,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_compute_dtype=found if isinstance(found, torch.dtype) else torch.bfloat16,
+    )
+    return {"quantization_config": how, "device_map": {"": str(device)}}
+
+
+def _kept_trainable(whole: nn.Module) -> nn.Module:
+    """Without bitsandbytes' other packing for CPUs that only read, through which no gradient goes."""
+    for module in whole.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+    return whole
 
 
 def device_of(name: str) -> torch.device:
@@ -168,8 +179,6 @@ def _mended(whole: nn.Module) -> nn.Module:
     has a gradient like any other.
     """
     for module in whole.modules():
-        if hasattr(module, "support_avx512bf16_for_cpu"):  # bitsandbytes' packing for a CPU that only reads
-            module.support_avx512bf16_for_cpu = False
         if isinstance(module, nn.Embedding):
             module.padding_idx = None
             if isinstance(scale := getattr(module, "embed_scale", None), Tensor):
