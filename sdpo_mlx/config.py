@@ -147,8 +147,8 @@ class TrainConfig(Settings):
     clip_norm: float = Field(1.0, gt=0, description="gradient's largest global norm")
     updates_per_batch: PositiveInt = Field(1, description="optimizer steps a rollout batch; 1 is on-policy")
     micro_batch_tokens: PositiveInt = Field(8_192, description="tokens forwarded at once; never changes the gradient")
-    grad_checkpoint: bool = Field(
-        False, description="torch: blocks run again in the backward pass, less memory, slower; mlx always does"
+    grad_checkpoint: bool | None = Field(
+        None, description="blocks run again in the backward pass: less memory, slower; null: as the plan says"
     )
     eval_every: NonNegativeInt = Field(10, description="steps between held-out evaluations; 0: only first and last")
     save_every: PositiveInt = Field(10, description="steps between checkpoints: the most a killed run loses")

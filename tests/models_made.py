@@ -33,6 +33,32 @@ CONFIGS = {
         "query_pre_attn_scalar": 8,
         "rope_local_base_freq": 10_000.0,
     },
+    "qwen3_moe": {
+        **_COMMON,
+        "model_type": "qwen3_moe",
+        "tie_word_embeddings": False,
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "decoder_sparse_step": 1,
+        "mlp_only_layers": [],
+        "moe_intermediate_size": 24,
+        "norm_topk_prob": True,
+    },
+    "qwen3_5": {
+        "model_type": "qwen3_5",
+        "text_config": {
+            **_COMMON,
+            "model_type": "qwen3_5_text",
+            "tie_word_embeddings": True,
+            "num_hidden_layers": 4,
+            "full_attention_interval": 3,
+            "linear_num_value_heads": 4,
+            "linear_num_key_heads": 2,
+            "linear_key_head_dim": 8,
+            "linear_value_head_dim": 8,
+            "linear_conv_kernel_dim": 4,
+        },
+    },
     "smollm2": {**_COMMON, "model_type": "llama", "tie_word_embeddings": True, "num_key_value_heads": 1},
 }
 

@@ -40,7 +40,7 @@ CASES = [
         strict=False,
     )
 ]
-ARCHITECTURES = ("qwen3", "llama", "gemma3", "smollm2", "qwen3-4bit")
+ARCHITECTURES = ("qwen3", "llama", "gemma3", "smollm2", "qwen3-4bit", "qwen3_moe", "qwen3_5")
 
 
 @pytest.fixture(scope="module")
@@ -132,15 +132,22 @@ def test_gradient_ignores_padding_ids(monkeypatch: pytest.MonkeyPatch) -> None:
     policy.train_cfg = policy.train_cfg.model_copy(update={"micro_batch_tokens": 10_000})
     reference, pack, padded = found(policy, samples, objective), learning.pack, []
 
-    def filled(*arguments: Any) -> Any:
-        units = pack(*arguments)
+    def filled(*arguments: Any, **options: Any) -> Any:
+        units = pack(*arguments, **options)
         for unit in units:
-            ends = np.zeros(unit.rows_NT.shape[0], int)
-            rows, columns = np.divmod(unit.take_R, unit.rows_NT.shape[1])
-            np.maximum.at(ends, rows, columns + 1)
-            free = np.arange(unit.rows_NT.shape[1]) >= ends[:, None]
-            padded.append(int(free.sum()))
-            unit.rows_NT[free] = 59
+            rows = [node for node in unit.nodes if node.rows]
+            flat = np.concatenate([node.ids_NT.reshape(-1) for node in rows])
+            owners = np.repeat(range(len(rows)), [node.ids_NT.size for node in rows])
+            starts = np.cumsum([0, *(node.ids_NT.size for node in rows)])
+            for place, node in enumerate(rows):
+                ends = np.zeros(len(node.ids_NT), int)
+                taken = unit.take_R[owners[unit.take_R] == place] - starts[place]
+                read, columns = np.divmod(taken, node.ids_NT.shape[1])
+                np.maximum.at(ends, read, columns + 1)
+                free = np.arange(node.ids_NT.shape[1]) >= ends[:, None]
+                padded.append(int(free.sum()))
+                node.ids_NT[free] = 59
+            assert flat.size == starts[-1]
         return units
 
     monkeypatch.setattr(learning, "pack", filled)
@@ -221,3 +228,55 @@ def test_second_step_still_equals_oracle() -> None:
     check(policy, samples, objective)
     stir(policy, 2)
     check(policy, samples, objective)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "options"),
+    [
+        *((architecture, {}) for architecture in ("qwen3", "gemma3", "qwen3_moe", "qwen3_5", "qwen3-4bit")),
+        ("llama", {"kind": "full"}),
+        ("qwen3_5", {"kind": "dora"}),
+        ("qwen3", {"dropout": 0.3}),
+    ],
+)
+def test_one_graph_and_block_by_block_give_the_same_gradient(architecture: str, options: dict[str, Any]) -> None:
+    samples, objective = make_samples(11, "hybrid"), ObjectiveConfig(kind="hybrid")
+    by_block = found(make_policy(architecture, grad_checkpoint=True, **options), samples, objective)
+    kept = found(make_policy(architecture, grad_checkpoint=False, **options), samples, objective)
+    assert kept.loss == pytest.approx(by_block.loss, rel=1e-6)
+    assert_same_gradient(kept.grads, by_block.grads, 1e-5)
+
+
+@pytest.mark.parametrize("architecture", ["qwen3", "gemma3", "qwen3_moe", "qwen3_5", "qwen3-4bit"])
+@pytest.mark.parametrize("keep", [False, True])
+def test_gradient_ignores_what_is_shared(architecture: str, keep: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sdpo_mlx.backends import packing
+
+    monkeypatch.setattr(packing, "SHORTEST_SHARED", 2)
+    monkeypatch.setattr(packing, "PIECE", 3)
+    policy, objective = (
+        make_policy(architecture, grad_checkpoint=not keep, micro_batch_tokens=10_000),
+        ObjectiveConfig(),
+    )
+    samples = [begun_alike(sample, number) for number, sample in enumerate(make_samples(13))]
+    shared = found(policy, samples, objective)
+    policy.model = replace(policy.model, shares=False)
+    alone = found(policy, samples, objective)
+    assert shared.loss == pytest.approx(alone.loss, rel=1e-5)
+    assert_same_gradient(shared.grads, alone.grads, 1e-5)
+
+
+def begun_alike(sample: Any, number: int) -> Any:
+    """The sample after a prompt of its own that begins as the others do, three deep, for student and teacher."""
+    stem = np.arange(1, 12, dtype=np.int32)
+    own = np.concatenate([stem, stem[: 2 + 3 * (number // 2)], np.array([20 + number % 2, 7], np.int32)])
+    student = np.concatenate([own, sample.ids_T])
+    teacher = np.concatenate([own[:-1], sample.teacher_ids])
+    added = own.size - 1 if sample.teacher_ids.size else 0
+    return replace(
+        sample,
+        student_ids=student,
+        student_span=(own.size, student.size),
+        teacher_ids=teacher if added else sample.teacher_ids,
+        teacher_span=(sample.teacher_span[0] + added, sample.teacher_span[1] + added),
+    )

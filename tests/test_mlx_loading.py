@@ -125,3 +125,15 @@ def test_saved_adapter_says_the_same_in_mlx_lm(architecture: str, options: dict[
     ours = np.array(plain_logits(policy, policy.student, ids, (1, 21)))
     np.testing.assert_allclose(theirs, ours, atol=1e-5, rtol=1e-5)
     assert np.abs(theirs - before).max() > 1e-2
+
+
+def test_dora_on_a_mixture_of_experts_is_refused_in_one_line() -> None:
+    with pytest.raises(ConfigError, match=r"model.adapter.kind.*DoRA"):
+        make_policy("qwen3_moe", kind="dora")
+
+
+def test_model_that_cannot_share_prompts_is_run_unshared(monkeypatch: pytest.MonkeyPatch) -> None:
+    after = trunk.Block._after
+    monkeypatch.setattr(trunk.Block, "_after", lambda self, before, rows: after(self, None, rows))
+    model, _ = loading.load(folder("qwen3"), ModelConfig())
+    assert not model.shares

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sdpo_mlx.backends.packing import Unit, pack
+from sdpo_mlx.backends.packing import Node, Unit, pack
 
 IDS = st.lists(st.integers(1, 9), min_size=1, max_size=8).map(lambda ids: np.array(ids, dtype=np.int32))
 # Few different prompts, so that groups that share one are common.
@@ -20,59 +20,74 @@ def packed(batch: list[tuple[np.ndarray, np.ndarray]], budget: int) -> list[Unit
     return pack([prompt for prompt, _ in batch], [response for _, response in batch], budget)
 
 
-def size(unit: Unit) -> int:
-    return unit.rows_NT.size + (0 if unit.prefix_P is None else unit.prefix_P.size)
+def before(unit: Unit, node: Node) -> np.ndarray:
+    """What a node's rows have behind them."""
+    if node.parent is None:
+        return np.zeros(0, np.int32)
+    parent = unit.nodes[node.parent]
+    return np.concatenate([before(unit, parent), parent.ids_NT[0]])
 
 
 @settings(deadline=None)
-@given(BATCHES, BUDGETS)
-def test_every_sequence_is_covered_once(batch: list[tuple[np.ndarray, np.ndarray]], budget: int) -> None:
-    units = packed(batch, budget)
+@given(BATCHES, BUDGETS, st.booleans())
+def test_every_sequence_is_covered_once_and_read_at_its_response(
+    batch: list[tuple[np.ndarray, np.ndarray]], budget: int, share: bool
+) -> None:
+    units = pack([prompt for prompt, _ in batch], [response for _, response in batch], budget, share=share)
     assert sorted(i for unit in units for i in unit.members) == list(range(len(batch)))
     for unit in units:
-        assert len(unit.members) == len(unit.rows_NT) == len(unit.counts)
-        for row, member in zip(unit.rows_NT, unit.members, strict=True):
+        assert all(node.parent is None or node.parent < place for place, node in enumerate(unit.nodes))
+        rows = [(node, row) for node in unit.nodes if node.rows for row in node.ids_NT]
+        ids, owners = np.concatenate([row for _, row in rows]), np.repeat(range(len(rows)), [r.size for _, r in rows])
+        takes = np.split(unit.take_R, np.cumsum(unit.counts)[:-1])
+        for place, ((node, row), member, take) in enumerate(zip(rows, unit.members, takes, strict=True)):
             prompt, response = batch[member]
-            prefix = np.zeros(0, np.int32) if unit.prefix_P is None else unit.prefix_P
-            whole = np.concatenate([prompt, response[:-1]])
-            read = np.concatenate([prefix, row])
-            assert np.array_equal(read[: whole.size], whole)
-            assert not read[whole.size :].any()
-
-
-@settings(deadline=None)
-@given(BATCHES, BUDGETS)
-def test_positions_read_are_those_that_predict_the_response(
-    batch: list[tuple[np.ndarray, np.ndarray]], budget: int
-) -> None:
-    for unit in packed(batch, budget):
-        flat, start = unit.rows_NT.reshape(-1), 0
-        for n, (member, count) in enumerate(zip(unit.members, unit.counts, strict=True)):
-            prompt, response = batch[member]
-            take = unit.take_R[start : start + count]
-            start += count
-            assert count == response.size
-            assert np.array_equal(flat[take], np.concatenate([prompt[-1:], response[:-1]]))
-            assert set(take // unit.rows_NT.shape[1]) == {n}
-        assert start == unit.take_R.size
+            whole, seen = np.concatenate([prompt, response[:-1]]), np.concatenate([before(unit, node), row])
+            assert np.array_equal(seen[: whole.size], whole)
+            assert not seen[whole.size :].any()
+            assert np.array_equal(ids[take], np.concatenate([prompt[-1:], response[:-1]]))
+            assert set(owners[take]) == {place}
 
 
 @settings(deadline=None)
 @given(BATCHES, BUDGETS)
 def test_budget_is_kept_unless_one_sequence_breaks_it(batch: list[tuple[np.ndarray, np.ndarray]], budget: int) -> None:
     for unit in packed(batch, budget):
-        assert size(unit) <= budget or len(unit.members) == 1
+        assert unit.tokens <= budget or len(unit.members) == 1
 
 
 @settings(deadline=None)
 @given(BATCHES)
-def test_shared_prompts_run_once_where_the_budget_allows(batch: list[tuple[np.ndarray, np.ndarray]]) -> None:
-    units = packed(batch, 10_000)
-    for prompt in {prompt.tobytes(): prompt for prompt, _ in batch}.values():
+def test_equal_prompts_run_once_where_the_budget_allows(batch: list[tuple[np.ndarray, np.ndarray]]) -> None:
+    shared, alone = packed(batch, 10_000), pack([p for p, _ in batch], [r for _, r in batch], 10_000, share=False)
+    ends = {prompt.tobytes(): prompt for prompt, _ in batch}.values()
+    longest = max(response.size for _, response in batch)
+    assert sum(unit.tokens for unit in shared) <= sum(p.size for p in ends) + len(batch) * longest * (1 + longest)
+    for prompt in ends:
         group = {i for i, (own, _) in enumerate(batch) if np.array_equal(own, prompt)}
         if len(group) > 1 and prompt.size > 1:
-            (unit,) = [unit for unit in units if group & set(unit.members)]
-            assert set(unit.members) == group
-            assert unit.prefix_P is not None
-            assert np.array_equal(unit.prefix_P, prompt[:-1])
-    assert sum(unit.prefix_P is None for unit in units) <= 1
+            (unit,) = [unit for unit in shared if group & set(unit.members)]
+            rows = [node for node in unit.nodes if node.rows for _ in node.ids_NT]
+            behind = {before(unit, rows[place]).size for place, i in enumerate(unit.members) if i in group}
+            assert behind == {prompt.size - 1}
+    assert len(alone) == 1
+
+
+def test_contexts_that_begin_alike_run_their_beginning_once() -> None:
+    rng = np.random.default_rng(0)
+    problem, demonstration = rng.integers(1, 99, (2, 40)).astype(np.int32)
+    feedbacks = rng.integers(100, 199, (3, 20)).astype(np.int32)
+    shown = np.concatenate([problem, demonstration])
+    prompts = [shown, shown, shown, *(np.concatenate([problem, each]) for each in feedbacks)]
+    (unit,) = pack(prompts, [np.arange(1, 6, dtype=np.int32)] * 6, 10_000)
+    stretches = [node for node in unit.nodes if not node.rows]
+    assert [node.ids_NT.size for node in stretches] == [40, 39]
+    assert [node.parent for node in stretches] == [None, 0]
+    assert unit.tokens == 40 + 39 + 3 * 5 + 3 * (20 + 4)
+
+
+def test_long_stretches_run_in_pieces() -> None:
+    prompt = np.arange(5_000, dtype=np.int32)
+    (unit,) = pack([prompt, prompt], [prompt[:3]] * 2, 10_000)
+    assert [node.ids_NT.size for node in unit.nodes] == [2_048, 2_048, 903, 6]
+    assert [node.parent for node in unit.nodes] == [None, 0, 1, 2]

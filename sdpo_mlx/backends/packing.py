@@ -1,35 +1,85 @@
-"""Which sequences are forwarded together: shared prompts once, the rest in padded rows under a token budget.
+"""Which sequences are forwarded together: what their prompts share once, the rest in padded rows under a budget.
 
-Pure numpy. However sequences are packed, the hidden states that come back are the same (causal attention,
-right padding), so neither the budget nor the padding changes a gradient.
+Pure numpy. Prompts form a trie: equal prompts (the rollouts of a group, the failures that see one demonstration) and
+equal beginnings (one problem before several feedbacks) are computed once. However sequences are packed, the hidden
+states that come back are the same (causal attention, right padding), so neither budget nor padding nor sharing
+changes a gradient.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
+from typing import NamedTuple
 
 import numpy as np
 
 from sdpo_mlx.types import IntArray
 
-Member = tuple[int, IntArray, IntArray]  # index of the sequence, its prompt, its response
+SHORTEST_SHARED = 16  # tokens; a shorter common beginning of different prompts costs more calls than it saves
+PIECE = 2_048  # tokens of a shared stretch that run at once: bounds the activations of a long context
+
+
+class Member(NamedTuple):
+    """A sequence, by its place in the batch."""
+
+    place: int
+    prompt: IntArray
+    response: IntArray
+
+
+@dataclass(frozen=True)
+class Node:
+    """What runs at once after its parent: a stretch that all below share (1, P), or right-padded rows (N, T).
+
+    `parent` is the place of the node before it in the unit (None: the beginning). Hidden states are read of `rows`.
+    """
+
+    ids_NT: IntArray
+    parent: int | None
+    rows: bool
 
 
 @dataclass(frozen=True)
 class Unit:
-    """One forward pass: a prefix shared by all rows (or none), right-padded rows, and what to read.
+    """One forward pass over a tree of nodes, parents first, and what to read of it.
 
-    `take_R` holds flat positions in the (N, T) rows whose hidden states predict the response tokens,
-    response after response in the order of `members`; `counts` are the lengths of the responses.
+    `take_R` holds flat positions in all the rows, one node after the other, whose hidden states predict the response
+    tokens, response after response in the order of `members`; `counts` are the lengths of the responses.
     """
 
-    prefix_P: IntArray | None
-    rows_NT: IntArray
+    nodes: tuple[Node, ...]
     take_R: IntArray
     members: tuple[int, ...]
     counts: tuple[int, ...]
+
+    @property
+    def tokens(self) -> int:
+        """What is forwarded, padding included."""
+        return sum(node.ids_NT.size for node in self.nodes)
+
+
+@dataclass(frozen=True, eq=False)
+class _Stretch:
+    """Part of a prompt that several sequences share."""
+
+    ids: IntArray
+
+
+class _Branch(NamedTuple):
+    """Sequences that part after the same stretches."""
+
+    path: tuple[_Stretch, ...]
+    members: list[Member]
+
+    @property
+    def depth(self) -> int:
+        return sum(stretch.ids.size for stretch in self.path)
+
+    def length(self, member: Member) -> int:
+        """Tokens of its row: what the stretches leave of the prompt, and the response but for its last token."""
+        return member.prompt.size - self.depth + member.response.size - 1
 
 
 def pack(
@@ -45,28 +95,80 @@ def pack(
     `own` are the places that are to be covered, where another rank covers the rest. Without `share` every row
     holds its whole prompt.
     """
-    groups: dict[bytes, list[Member]] = defaultdict(list)
-    for index in range(len(prompts)) if own is None else own:
-        prompt, response = prompts[index], responses[index]
-        groups[prompt.tobytes()].append((index, prompt, response))
-    units: list[Unit] = []
+    places = range(len(prompts)) if own is None else own
+    members = [Member(i, prompts[i], responses[i]) for i in places]
+    if not share:
+        return _units([_Branch((), members)], budget)
+    # Big-endian bytes sort as the tokens do.
+    members.sort(key=lambda m: (m.prompt.astype(">u4").tobytes(), m.place))
+    alone, branches = _grown(members, ())
+    return _units([*branches, _Branch((), alone)], budget)
+
+
+def _grown(members: list[Member], path: tuple[_Stretch, ...]) -> tuple[list[Member], list[_Branch]]:
+    """Those of the sorted members that go on alone after `path`, and the branches that begin there."""
+    if len(members) < 2:
+        return members, []
+    first, last = members[0].prompt, members[-1].prompt
+    depth, reach = sum(stretch.ids.size for stretch in path), _agreement(first, last)
+    equal = reach + 1 == first.size == last.size and first[-1] == last[-1]
+    if reach - depth < (1 if equal else SHORTEST_SHARED):
+        return _parted(members, path, reach, equal)
+    pieces = (_Stretch(first[at : min(at + PIECE, reach)]) for at in range(depth, reach, PIECE))
+    path = (*path, *pieces)
+    alone, branches = _parted(members, path, reach, equal)
+    return [], [*branches, _Branch(path, alone)]
+
+
+def _parted(
+    members: list[Member], path: tuple[_Stretch, ...], reach: int, equal: bool
+) -> tuple[list[Member], list[_Branch]]:
+    """Where prompts agree up to `reach` and part there: each part by itself."""
+    if equal:
+        return members, []
     alone: list[Member] = []
-    for group in groups.values():
-        if not share or len(group) == 1 or group[0][1].size == 1:
-            alone.extend(group)
-            continue
-        prefix = group[0][1][:-1]
-        parts = _within(group, budget - prefix.size, lambda member: member[2].size)
-        units.extend(_unit(prefix, [(i, p[-1:], r) for i, p, r in part]) for part in parts)
-    parts = _within(alone, budget, lambda member: member[1].size + member[2].size - 1)
-    units.extend(_unit(None, part) for part in parts)
-    return units
+    branches: list[_Branch] = []
+    for _, part in groupby(members, key=lambda m: (int(m.prompt[reach]), m.prompt.size > reach + 1)):
+        rest, found = _grown(list(part), path)
+        alone.extend(rest)
+        branches.extend(found)
+    return alone, branches
+
+
+def _agreement(first: IntArray, last: IntArray) -> int:
+    """Tokens that both begin with; the last of a prompt stays out, since it predicts the response."""
+    size = min(first.size, last.size) - 1
+    different = np.flatnonzero(first[:size] != last[:size])
+    return int(different[0]) if different.size else size
+
+
+def _units(branches: Sequence[_Branch], budget: int) -> list[Unit]:
+    """Neighbours in the trie go together while they fit, so that what they share stays computed once."""
+    units: list[Unit] = []
+    taken: list[_Branch] = []
+    for branch in branches:
+        for part in _within(branch.members, budget - branch.depth, branch.length):
+            more = _Branch(branch.path, part)
+            if taken and (not _related(taken[-1], more) or _size([*taken, more]) > budget):
+                units.append(_unit(taken))
+                taken = []
+            taken.append(more)
+    return [*units, _unit(taken)] if taken else units
+
+
+def _related(one: _Branch, other: _Branch) -> bool:
+    return bool(one.path and other.path and one.path[0] is other.path[0])
+
+
+def _size(parts: Sequence[_Branch]) -> int:
+    stretches = {id(stretch): stretch.ids.size for part in parts for stretch in part.path}
+    return sum(stretches.values()) + sum(len(p.members) * max(map(p.length, p.members)) for p in parts)
 
 
 def _within(members: list[Member], budget: int, length: Callable[[Member], int]) -> Iterator[list[Member]]:
     """Cut into parts of similar length whose padded size fits; a part holds at least one member."""
     part: list[Member] = []
-    for member in sorted(members, key=lambda m: (-length(m), m[0])):
+    for member in sorted(members, key=lambda m: (-length(m), m.place)):
         if part and (len(part) + 1) * length(part[0]) > budget:
             yield part
             part = []
@@ -75,19 +177,29 @@ def _within(members: list[Member], budget: int, length: Callable[[Member], int])
         yield part
 
 
-def _unit(prefix: IntArray | None, part: list[Member]) -> Unit:
-    rows = [np.concatenate([prompt, response[:-1]]) for _, prompt, response in part]
-    width = max(row.size for row in rows)
-    padded = np.zeros((len(rows), width), dtype=np.int32)
-    take = []
-    for n, (row, (_, prompt, response)) in enumerate(zip(rows, part, strict=True)):
-        padded[n, : row.size] = row
-        first = n * width + prompt.size - 1
-        take.append(np.arange(first, first + response.size, dtype=np.int32))
+def _unit(parts: Sequence[_Branch]) -> Unit:
+    nodes: list[Node] = []
+    places: dict[int, int] = {}
+    take, start = [], 0
+    for part in parts:
+        parent: int | None = None
+        for stretch in part.path:
+            if id(stretch) not in places:
+                places[id(stretch)] = len(nodes)
+                nodes.append(Node(stretch.ids[None], parent, rows=False))
+            parent = places[id(stretch)]
+        rows = [np.concatenate([m.prompt[part.depth :], m.response[:-1]]) for m in part.members]
+        padded = np.zeros((len(rows), max(row.size for row in rows)), dtype=np.int32)
+        for n, (row, member) in enumerate(zip(rows, part.members, strict=True)):
+            padded[n, : row.size] = row
+            first = start + n * padded.shape[1] + row.size - member.response.size
+            take.append(np.arange(first, first + member.response.size, dtype=np.int32))
+        start += padded.size
+        nodes.append(Node(padded, parent, rows=True))
+    members = [member for part in parts for member in part.members]
     return Unit(
-        prefix_P=prefix,
-        rows_NT=padded,
-        take_R=np.concatenate(take),
-        members=tuple(index for index, _, _ in part),
-        counts=tuple(response.size for _, _, response in part),
+        tuple(nodes),
+        np.concatenate(take),
+        tuple(member.place for member in members),
+        tuple(member.response.size for member in members),
     )

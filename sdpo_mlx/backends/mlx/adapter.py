@@ -39,7 +39,11 @@ def attach(model: nn.Module, cfg: AdapterConfig, seed: int) -> Weights:
         model.unfreeze()
     else:
         model.freeze()
-        linear_to_lora_layers(model, _blocks(model, cfg), lora_parameters(cfg), use_dora=cfg.kind == "dora")
+        try:
+            linear_to_lora_layers(model, _blocks(model, cfg), lora_parameters(cfg), use_dora=cfg.kind == "dora")
+        except ValueError as error:
+            fix = "use lora, or name other layers in model.adapter.keys"
+            raise ConfigError(str(error).rstrip("."), where="model.adapter.kind", fix=fix) from error
     weights = {name: array.astype(mx.float32) for name, array in tree_flatten(model.trainable_parameters())}
     if not weights:
         raise ConfigError(

@@ -6,44 +6,43 @@ drops it, and goes on to the one below. The gradients are those of the whole gra
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_unflatten
 
 from sdpo_mlx.backends.mlx.adapter import Weights, assign
-from sdpo_mlx.backends.mlx.trunk import Block, Model, Trunk
+from sdpo_mlx.backends.mlx.trunk import Block, Model, Nodes, Trunk
 from sdpo_mlx.backends.packing import Unit
 from sdpo_mlx.seeding import derive
 
-Inputs = list[tuple[mx.array | None, mx.array]]  # prefix (1, P, d) or none, and rows (N, T, d), a block
+Inputs = list[Nodes]  # what enters each block
 
 
-def forward(model: Model, student: Weights, unit: Unit, seed: int) -> tuple[Inputs, mx.array]:
-    """Phase A: the input of each block that phase C visits, and the last block's output at the rows."""
+def forward(model: Model, student: Weights, unit: Unit, seed: int) -> tuple[Inputs, Nodes]:
+    """Phase A: the input of each block that phase C visits, and the last block's output."""
     trunk, inputs = model.trunk, Inputs()
-    prefix = None if unit.prefix_P is None else trunk.embed(mx.array(unit.prefix_P)[None])
-    rows = trunk.embed(mx.array(unit.rows_NT))
-    lowest = _lowest_trained(trunk, student)
+    nodes, lowest = trunk.enter(unit), _lowest_trained(trunk, student)
     for index, block in enumerate(trunk.blocks):
         if index >= lowest:
-            inputs.append((prefix, rows))
-        with _dropout(model.whole, derive(seed, index)):
-            prefix, rows = block(prefix, rows)
-            mx.eval(rows) if prefix is None else mx.eval(prefix, rows)
-    return inputs, rows
+            inputs.append(nodes)
+        with dropout(model.whole, derive(seed, index)):
+            nodes = block(nodes, unit)
+            mx.eval(nodes)
+    return inputs, nodes
 
 
-def backward(model: Model, student: Weights, unit: Unit, seed: int, inputs: Inputs, cotangent: mx.array) -> Weights:
-    """Phase C: gradients by name from the rows' cotangent (N, T, d); `inputs` is emptied on the way."""
+def backward(model: Model, student: Weights, unit: Unit, seed: int, inputs: Inputs, cotangents: Nodes) -> Weights:
+    """Phase C: gradients by name from the last block's cotangents; `inputs` is emptied on the way."""
     trunk, grads = model.trunk, Weights()
-    above: mx.array | None = None if inputs[-1][0] is None else mx.zeros_like(inputs[-1][0])
     for index in reversed(range(_lowest_trained(trunk, student), len(trunk.blocks))):
         entering = inputs.pop()
-        with _dropout(model.whole, derive(seed, index)):
-            found, above, cotangent = _block_vjp(trunk.blocks[index], student, entering, above, cotangent)
+        with dropout(model.whole, derive(seed, index)):
+            found, cotangents = _block_vjp(trunk.blocks[index], student, unit, entering, cotangents)
             grads.update(found)
-            mx.eval(found, cotangent) if above is None else mx.eval(found, above, cotangent)
-    grads.update(_embedding_vjp(model, student, unit, above, cotangent))
+            mx.eval(found, cotangents)
+    grads.update(_embedding_vjp(model, student, unit, cotangents))
     return grads
 
 
@@ -60,49 +59,40 @@ def _lowest_trained(trunk: Trunk, student: Weights) -> int:
     return next(i for i, block in enumerate(trunk.blocks) if any(name.startswith(block.path) for name in student))
 
 
-def _block_vjp(
-    block: Block,
-    student: Weights,
-    inputs: tuple[mx.array | None, mx.array],
-    above: mx.array | None,
-    cotangent: mx.array,
-) -> tuple[Weights, mx.array | None, mx.array]:
-    """Gradients of one block: its weights by name, its prefix, its rows."""
+def _block_vjp(block: Block, student: Weights, unit: Unit, entering: Nodes, cotangents: Nodes) -> tuple[Weights, Nodes]:
+    """Gradients of one block: its weights by name, and its nodes."""
     names = [name for name in student if name.startswith(block.path)]
     own = [student[name] for name in names]
-    prefix, rows = inputs
+
+    def put(weights: Sequence[mx.array]) -> None:
+        block.layer.update(tree_unflatten([(n[len(block.path) :], w) for n, w in zip(names, weights, strict=True)]))
 
     def run(*arrays: mx.array) -> list[mx.array]:
-        weights, entering = arrays[: len(names)], arrays[len(names) :]
-        block.layer.update(tree_unflatten([(n[len(block.path) :], w) for n, w in zip(names, weights, strict=True)]))
-        out_prefix, out_rows = block(None if prefix is None else entering[1], entering[0])
-        return [out_rows] if out_prefix is None else [out_rows, out_prefix]
+        put(arrays[: len(names)])
+        return block(arrays[len(names) :], unit)
 
-    entering = [rows] if prefix is None else [rows, prefix]
-    _, found = mx.vjp(run, [*own, *entering], [cotangent] if above is None else [cotangent, above])
-    block.layer.update(tree_unflatten([(n[len(block.path) :], w) for n, w in zip(names, own, strict=True)]))
-    rest = found[len(names) :]
-    return dict(zip(names, found, strict=False)), (None if prefix is None else rest[1]), rest[0]
+    _, found = mx.vjp(run, [*own, *entering], cotangents)
+    put(own)
+    return dict(zip(names, found, strict=False)), found[len(names) :]
 
 
-def _embedding_vjp(model: Model, student: Weights, unit: Unit, above: mx.array | None, cotangent: mx.array) -> Weights:
+def _embedding_vjp(model: Model, student: Weights, unit: Unit, cotangents: Nodes) -> Weights:
     names = outside_blocks(model.trunk, student)
     if not names:
         return {}
 
     def embed(*weights: mx.array) -> list[mx.array]:
         assign(model.whole, dict(zip(names, weights, strict=True)))
-        rows = model.trunk.embed(mx.array(unit.rows_NT))
-        return [rows] if unit.prefix_P is None else [rows, model.trunk.embed(mx.array(unit.prefix_P)[None])]
+        return model.trunk.enter(unit)
 
     own = [student[name] for name in names]
-    _, found = mx.vjp(embed, own, [cotangent] if above is None else [cotangent, above])
+    _, found = mx.vjp(embed, own, cotangents)
     mx.eval(found)
     assign(model.whole, dict(zip(names, own, strict=True)))
     return dict(zip(names, found, strict=True))
 
 
-class _dropout:  # noqa: N801  reads as a statement
+class dropout:  # noqa: N801  reads as a statement
     """Inside, the adapter's dropout is on, with the same mask forwards and backwards."""
 
     def __init__(self, whole: nn.Module, seed: int) -> None:

@@ -10,15 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
 
 from sdpo_mlx.backends.mlx.adapter import Weights, active, assign
-from sdpo_mlx.backends.mlx.blocks import backward, forward
+from sdpo_mlx.backends.mlx.blocks import backward, dropout, forward
 from sdpo_mlx.backends.mlx.head import Head, Lesson
 from sdpo_mlx.backends.mlx.losses import RowStatistics
-from sdpo_mlx.backends.mlx.trunk import Model
+from sdpo_mlx.backends.mlx.trunk import Model, read
 from sdpo_mlx.backends.packing import Unit, pack
 from sdpo_mlx.seeding import derive
 from sdpo_mlx.types import IntArray
@@ -37,21 +38,23 @@ class Gradient:
     suspects: tuple[int, ...] = ()
 
 
-def gradient(model: Model, student: Weights, lesson: Lesson, budget: int, checkpoint: Callable[[], None]) -> Gradient:
+def gradient(
+    model: Model, student: Weights, lesson: Lesson, budget: int, checkpoint: Callable[[], None], *, keep: bool = False
+) -> Gradient:
     """Loss, gradient and per-token figures over all samples, whatever the token budget of one pass.
 
-    `checkpoint` is called between units and may raise to give up; nothing has been changed by then.
+    With `keep` a unit's activations stay in memory, so that no block runs twice. `checkpoint` is called between units and may raise to give up; nothing has been changed by then.
     """
     head, samples = Head(model, student, lesson), lesson.samples
     statistics: list[RowStatistics | None] = [None] * len(samples)
     total, grads = 0.0, {name: mx.zeros_like(array) for name, array in student.items()}
     suspects: list[int] = []
     prompts, responses = [s.student_ids[: s.student_span[0]] for s in samples], [s.ids_T for s in samples]
-    units = pack(prompts, responses, budget, lesson.own)
+    units = pack(prompts, responses, budget, lesson.own, share=model.shares)
     try:
         for number, unit in enumerate(units):
             checkpoint()
-            loss, part, figures = _of_unit(head, unit, derive(lesson.seed, number))
+            loss, part, figures = (_kept if keep else _by_block)(head, unit, derive(lesson.seed, number))
             total += loss
             grads.update({name: grads[name] + array for name, array in part.items()})
             finite = mx.all(mx.stack([mx.all(mx.isfinite(array)) for array in part.values()]))
@@ -65,16 +68,40 @@ def gradient(model: Model, student: Weights, lesson: Lesson, budget: int, checkp
     return Gradient(total, grads, [figure for figure in statistics if figure is not None], tuple(suspects))
 
 
-def _of_unit(head: Head, unit: Unit, seed: int) -> tuple[float, Weights, list[RowStatistics]]:
+def _by_block(head: Head, unit: Unit, seed: int) -> tuple[float, Weights, list[RowStatistics]]:
     """Phases A, B and C for one unit: loss, gradients by name, figures a member."""
-    inputs, rows = forward(head.model, head.student, unit, seed)
-    flat, take_R = rows.reshape(-1, rows.shape[-1]), mx.array(unit.take_R)
-    loss, cotangent_RD, head_grads, figures = head.run(flat[take_R], unit)
-    cotangent = mx.zeros_like(flat).at[take_R].add(cotangent_RD).reshape(rows.shape)
-    grads = backward(head.model, head.student, unit, seed, inputs, cotangent)
-    for name, array in head_grads.items():
-        grads[name] = grads[name] + array if name in grads else array
-    return loss, grads, figures
+    inputs, nodes = forward(head.model, head.student, unit, seed)
+    loss, cotangent_RD, head_grads, figures = head.run(read(nodes, unit), unit)
+    _, cotangents = mx.vjp(lambda *each: [read(each, unit)], nodes, [cotangent_RD])
+    grads = backward(head.model, head.student, unit, seed, inputs, cotangents)
+    return loss, _with(grads, head_grads), figures
+
+
+def _kept(head: Head, unit: Unit, seed: int) -> tuple[float, Weights, list[RowStatistics]]:
+    """The same in one graph, which the head interrupts: faster by a trunk's forward, larger by all activations."""
+    model, found = head.model, list[Any]()
+
+    def trunk(weights: Weights) -> mx.array:
+        assign(model.whole, weights)
+        nodes = model.trunk.enter(unit)
+        for index, block in enumerate(model.trunk.blocks):
+            with dropout(model.whole, derive(seed, index)):
+                nodes = block(nodes, unit)
+        states_RD = read(nodes, unit)
+        # Through numpy, which no graph follows: it would keep every chunk's logits alive.
+        values = mx.array(np.array(states_RD.astype(mx.float32))).astype(states_RD.dtype)
+        found.extend(head.run(values, unit))
+        return mx.sum(states_RD * mx.stop_gradient(found[1]))
+
+    grads = mx.grad(trunk)(head.student)
+    mx.eval(grads)
+    assign(model.whole, head.student)
+    loss, _, head_grads, figures = found
+    return loss, _with(grads, head_grads), figures
+
+
+def _with(grads: Weights, more: Weights) -> Weights:
+    return {**grads, **{name: grads[name] + array if name in grads else array for name, array in more.items()}}
 
 
 def hidden_states(
@@ -91,13 +118,10 @@ def hidden_states(
     """
     result: list[mx.array] = [mx.zeros(0)] * len(sequences)
     with active(model.whole, weights, student):
-        for unit in pack([prompt for prompt, _ in sequences], [response for _, response in sequences], budget):
+        prompts, responses = [prompt for prompt, _ in sequences], [response for _, response in sequences]
+        for unit in pack(prompts, responses, budget, share=model.shares):
             checkpoint()
-            rows = model.trunk.forward(
-                None if unit.prefix_P is None else mx.array(unit.prefix_P), mx.array(unit.rows_NT)
-            )
-            flat = rows.reshape(-1, rows.shape[-1])[mx.array(unit.take_R)]
-            parts = mx.split(flat, np.cumsum(unit.counts)[:-1].tolist())
+            parts = mx.split(model.trunk.forward(unit), np.cumsum(unit.counts)[:-1].tolist())
             mx.eval(parts)
             for member, part in zip(unit.members, parts, strict=True):
                 result[member] = part

@@ -40,9 +40,9 @@ def load(path: Path, cfg: ModelConfig) -> tuple[Model, dict[str, Any]]:
     text = config.get("text_config", config)
     vocabulary = int(text.get("vocab_size") or whole.args.vocab_size)
     trunk = Trunk(whole)
-    check_parity(whole, trunk, vocabulary)
+    shares = check_parity(whole, trunk, vocabulary)
     check_batching(whole, vocabulary)
-    return Model(whole, trunk, vocabulary), text
+    return Model(whole, trunk, vocabulary, shares), text
 
 
 def check_batching(whole: nn.Module, vocab_size: int) -> float:

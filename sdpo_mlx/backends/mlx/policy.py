@@ -197,11 +197,8 @@ class MLXPolicy:
         seconds = time.perf_counter() - begun
         seed = derive(self.train_cfg.seed, "dropout", self.updates)
         lesson = Lesson(counted, teacher, sets, objective, temperature, seed, own)
-        return (
-            lesson,
-            gradient(self.model, self.student, lesson, self.train_cfg.micro_batch_tokens, checkpoint),
-            seconds,
-        )
+        budget, keep = self.train_cfg.micro_batch_tokens, self.train_cfg.grad_checkpoint is False
+        return lesson, gradient(self.model, self.student, lesson, budget, checkpoint, keep=keep), seconds
 
     def _pooled(self, own: Gradient, samples: Sequence[DistillSample]) -> Gradient:
         """The gradient and the figures of all ranks."""

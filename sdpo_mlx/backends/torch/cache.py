@@ -27,9 +27,9 @@ class Prefix:
         return cache_of([(k.expand(rows, -1, -1, -1), v.expand(rows, -1, -1, -1)) for k, v in self.layers])
 
 
-def prefill(body: nn.Module, ids_1P: Tensor) -> Prefix:
-    """Run a prompt once, in pieces."""
-    cache = DynamicCache()
+def prefill(body: nn.Module, ids_1P: Tensor, before: Prefix | None = None) -> Prefix:
+    """Run a prompt once, in pieces, after what stood before it."""
+    cache = DynamicCache() if before is None else before.cache(1)
     for start in range(0, ids_1P.shape[1], PIECE):
         body(input_ids=ids_1P[:, start : start + PIECE], past_key_values=cache, use_cache=True)
     return Prefix(layers_of(cache))

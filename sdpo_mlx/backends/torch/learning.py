@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from sdpo_mlx.backends.packing import Unit, pack
 from sdpo_mlx.backends.torch.adapter import Weights, active
-from sdpo_mlx.backends.torch.cache import prefill
+from sdpo_mlx.backends.torch.cache import Prefix, prefill
 from sdpo_mlx.backends.torch.head import Head, Lesson
 from sdpo_mlx.backends.torch.loading import Model
 from sdpo_mlx.backends.torch.losses import RowStatistics
@@ -66,7 +66,7 @@ def _of_unit(head: Head, unit: Unit, seed: int) -> tuple[float, list[RowStatisti
     dropout = _Dropout(head.model.whole, seed)
     with dropout:
         rows = _rows(head.model, unit)
-    states_RD = rows.reshape(-1, rows.shape[-1])[_ids(unit.take_R, head.model)]
+    states_RD = rows[_ids(unit.take_R, head.model)]
     loss, cotangent_RD, figures = head.run(states_RD.detach(), unit)
     with dropout:  # blocks that run again draw the same masks again
         states_RD.backward(cotangent_RD)
@@ -91,15 +91,24 @@ def hidden_states(
         for unit in pack([prompt for prompt, _ in sequences], [response for _, response in sequences], budget):
             checkpoint()
             rows = _rows(model, unit)
-            flat = rows.reshape(-1, rows.shape[-1])[_ids(unit.take_R, model)]
+            flat = rows[_ids(unit.take_R, model)]
             for member, part in zip(unit.members, flat.split(list(unit.counts)), strict=True):
                 result[member] = part
     return result
 
 
 def _rows(model: Model, unit: Unit) -> Tensor:
-    prefix = None if unit.prefix_P is None else prefill(model.body, _ids(unit.prefix_P[None], model))
-    return model.hidden(_ids(unit.rows_NT, model), prefix)
+    """The last hidden states of all rows, one after the other."""
+    found: list[Tensor] = []
+    stretches: dict[int, Prefix] = {}
+    for place, node in enumerate(unit.nodes):
+        before = None if node.parent is None else stretches[node.parent]
+        if node.rows:
+            states = model.hidden(_ids(node.ids_NT, model), before)
+            found.append(states.reshape(-1, states.shape[-1]))
+        else:
+            stretches[place] = prefill(model.body, _ids(node.ids_NT, model), before)
+    return torch.cat(found)
 
 
 def _ids(ids: IntArray, model: Model) -> Tensor:

@@ -35,7 +35,7 @@ class TorchPolicy:
 
     def __init__(self, path: Path, model: ModelConfig, teacher: TeacherConfig, train: TrainConfig) -> None:
         loaded, self.config = load(path, model)
-        self.model = replace(loaded, recompute=train.grad_checkpoint)
+        self.model = replace(loaded, recompute=bool(train.grad_checkpoint))
         self.adapter, self.teacher_cfg, self.train_cfg = model.adapter, teacher, train
         self.parameters = adapter.attach(self.model.whole, model.adapter, derive(train.seed, "adapter"))
         self.model.whole.eval()
