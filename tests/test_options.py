@@ -92,7 +92,7 @@ ELSEWHERE = {
     "task.data": "the embedded task takes none: tests/test_code_task.py",
     "task.max_turns": "the embedded task has one turn: tests/test_turns.py",
     "task.on_error": "needs bad rows: tests/test_data.py",
-    "train.grad_checkpoint": "it must change nothing but memory: tests/test_mlx_learning.py, tests/agreement/test_gradients.py",
+    "train.grad_checkpoint": "it must change nothing but memory: test_mlx_learning.py, agreement/test_gradients.py",
     "train.micro_batch_tokens": "it must change nothing but memory: tests/test_mlx_learning.py",
     "sandbox.kind": "the embedded task executes nothing: below",
     "sandbox.seconds": "below",

@@ -43,7 +43,8 @@ def gradient(
 ) -> Gradient:
     """Loss, gradient and per-token figures over all samples, whatever the token budget of one pass.
 
-    With `keep` a unit's activations stay in memory, so that no block runs twice. `checkpoint` is called between units and may raise to give up; nothing has been changed by then.
+    With `keep` a unit's activations stay in memory, so that no block runs twice. `checkpoint` is called between units
+    and may raise to give up; nothing has been changed by then.
     """
     head, samples = Head(model, student, lesson), lesson.samples
     statistics: list[RowStatistics | None] = [None] * len(samples)

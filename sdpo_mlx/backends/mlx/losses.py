@@ -49,6 +49,13 @@ class RowStatistics(NamedTuple):
     ratio_R: mx.array
 
 
+class Distribution(NamedTuple):
+    """Log-probabilities and probabilities of rows, kept together: an exponential costs a CPU thirty products."""
+
+    logs: mx.array
+    probs: mx.array
+
+
 def row_loss(
     student_logits_RV: mx.array,
     teacher_logits_RV: mx.array | None,
@@ -60,29 +67,36 @@ def row_loss(
 
     Logits are raw and must be finite in every row; teacher logits may be None when no row is distilled.
     """
-    logp_RV = log_softmax(student_logits_RV, temperature)
-    log_p_R = at(logp_RV, rows.ids_R)
+    student = distribution(student_logits_RV, temperature)
+    log_p_R = at(student.logs, rows.ids_R)
     ratio_R = importance_ratio(log_p_R, rows.rollout_logps_R)
     total = mx.sum(rows.policy_R * policy_rows(ratio_R, rows.advantage_R, cfg))
     divergence_R = log_q_R = mx.zeros_like(log_p_R)
     if teacher_logits_RV is not None:
-        logq_RV = mx.stop_gradient(log_softmax(teacher_logits_RV, temperature))
-        log_q_R = at(logq_RV, rows.ids_R)
+        teacher = Distribution(*map(mx.stop_gradient, distribution(teacher_logits_RV, temperature)))
+        log_q_R = at(teacher.logs, rows.ids_R)
         if cfg.support in ("sampled", "sequence"):
             divergence_R = mx.stop_gradient(log_p_R - log_q_R)
             term_R = (rows.sequence_R if cfg.support == "sequence" else divergence_R) * log_p_R
         else:
-            term_R = divergence_R = divergence_rows(logp_RV, logq_RV, cfg)
+            term_R = divergence_R = divergence_rows(student, teacher, cfg)
         total = total + mx.sum(rows.distil_R * importance_weight(ratio_R, cfg) * term_R)
-    figures = (divergence_R, entropy(logp_RV), log_p_R, log_q_R, ratio_R)
+    figures = (divergence_R, entropy(student), log_p_R, log_q_R, ratio_R)
     return total, RowStatistics(*(mx.stop_gradient(figure) for figure in figures))
 
 
 def log_softmax(logits_RV: mx.array, temperature: float) -> mx.array:
-    """Float32 log-probabilities; the maximum is taken off first so that large logits keep their digits."""
+    """Float32 log-probabilities of rows."""
+    return distribution(logits_RV, temperature).logs
+
+
+def distribution(logits_RV: mx.array, temperature: float) -> Distribution:
+    """Float32 softmax; the maximum is taken off first so that large logits keep their digits."""
     raw_RV = logits_RV.astype(mx.float32)
     shifted = (raw_RV - mx.stop_gradient(mx.max(raw_RV, axis=-1, keepdims=True))) / temperature
-    return shifted - mx.log(row_sum(mx.exp(shifted)))[:, None]
+    weights_RV = mx.exp(shifted)
+    total_R1 = row_sum(weights_RV)[:, None]
+    return Distribution(shifted - mx.log(total_R1), weights_RV / total_R1)
 
 
 def row_sum(values_RS: mx.array) -> mx.array:
@@ -100,39 +114,40 @@ def token_log_probs(logits_RV: mx.array, ids_R: mx.array, temperature: float) ->
     return at(log_softmax(logits_RV, temperature), ids_R)
 
 
-def divergence_rows(logp_RV: mx.array, logq_RV: mx.array, cfg: ObjectiveConfig) -> mx.array:
+def divergence_rows(student: Distribution, teacher: Distribution, cfg: ObjectiveConfig) -> mx.array:
     """D(p, q) of each row on the configured support."""
     k = cfg.top_k if cfg.support == "top_k" else None
-    if k is None or k >= logp_RV.shape[-1]:
-        return divergence(logp_RV, logq_RV, cfg.alpha)
-    ids_RK = mx.argpartition(-mx.stop_gradient(logp_RV), kth=k - 1, axis=-1)[..., :k]
-    logp_RS, logq_RS = (on_support(x, ids_RK, cfg.tail) for x in (logp_RV, logq_RV))
-    return divergence(logp_RS, logq_RS, cfg.alpha)
+    if k is None or k >= student.logs.shape[-1]:
+        return divergence(student, teacher, cfg.alpha)
+    ids_RK = mx.argpartition(-mx.stop_gradient(student.logs), kth=k - 1, axis=-1)[..., :k]
+    return divergence(on_support(student, ids_RK, cfg.tail), on_support(teacher, ids_RK, cfg.tail), cfg.alpha)
 
 
-def on_support(logp_RV: mx.array, ids_RK: mx.array, tail: bool) -> mx.array:
-    """Log-probabilities at the ids, followed by the tail bucket or renormalised.
+def on_support(rows: Distribution, ids_RK: mx.array, tail: bool) -> Distribution:
+    """The distribution at the ids, followed by the tail bucket or renormalised.
 
     The tail is summed over the other ids: log(1 - mass) is the same number, but in float32 it, and the
     forward KL's gradient through it, lose all digits where the student is nearly sure.
     """
-    logp_RK = mx.take_along_axis(logp_RV, ids_RK, axis=-1)
-    if not tail:
-        return logp_RK - mx.logsumexp(logp_RK, axis=-1, keepdims=True)
-    others_RV = mx.put_along_axis(mx.exp(logp_RV), ids_RK, mx.array(0.0), axis=-1)
-    tail_R1 = mx.log(mx.maximum(row_sum(others_RV), -math.expm1(TAIL_CEILING)))[:, None]
-    return mx.concatenate([logp_RK, tail_R1], axis=-1)
+    logs_RK = mx.take_along_axis(rows.logs, ids_RK, axis=-1)
+    if tail:
+        others_RV = mx.put_along_axis(rows.probs, ids_RK, mx.array(0.0), axis=-1)
+        tail_R1 = mx.log(mx.maximum(row_sum(others_RV), -math.expm1(TAIL_CEILING)))[:, None]
+        logs_RS = mx.concatenate([logs_RK, tail_R1], axis=-1)
+    else:
+        logs_RS = logs_RK - mx.logsumexp(logs_RK, axis=-1, keepdims=True)
+    return Distribution(logs_RS, mx.exp(logs_RS))
 
 
-def divergence(logp_RS: mx.array, logq_RS: mx.array, alpha: float) -> mx.array:
+def divergence(student: Distribution, teacher: Distribution, alpha: float) -> mx.array:
     """D(p, q) of each row; the mixture in log space, where a large log-ratio cannot overflow."""
+    (logp_RS, p_RS), (logq_RS, q_RS) = student, teacher
     if alpha == 0.0:
-        return row_sum(mx.exp(logq_RS) * (logq_RS - logp_RS))
+        return row_sum(q_RS * (logq_RS - logp_RS))
     if alpha == 1.0:
-        return row_sum(mx.exp(logp_RS) * (logp_RS - logq_RS))
+        return row_sum(p_RS * (logp_RS - logq_RS))
     logm = mx.logaddexp(logp_RS + math.log1p(-alpha), logq_RS + math.log(alpha))
-    student = mx.exp(logp_RS) * (logp_RS - logm)
-    return row_sum((1 - alpha) * student + alpha * mx.exp(logq_RS) * (logq_RS - logm))
+    return row_sum((1 - alpha) * p_RS * (logp_RS - logm) + alpha * q_RS * (logq_RS - logm))
 
 
 def policy_rows(ratio_R: mx.array, advantage_R: mx.array, cfg: ObjectiveConfig) -> mx.array:
@@ -154,10 +169,9 @@ def importance_weight(ratio_R: mx.array, cfg: ObjectiveConfig) -> mx.array:
     return mx.stop_gradient(mx.minimum(ratio_R, cfg.importance_clip))
 
 
-def entropy(logp_RV: mx.array) -> mx.array:
+def entropy(rows: Distribution) -> mx.array:
     """Entropy of each row in nats."""
-    held_RV = mx.stop_gradient(logp_RV)
-    return -row_sum(mx.exp(held_RV) * held_RV)
+    return -row_sum(mx.stop_gradient(rows.probs) * mx.stop_gradient(rows.logs))
 
 
 def at(values_RV: mx.array, ids_R: mx.array) -> mx.array:
