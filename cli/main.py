@@ -25,6 +25,7 @@ VERBS: Mapping[str, str] = MappingProxyType(
         "rollout": "Show one problem through the eyes of all involved.",
         "export": "Take an adapter to PEFT and back, or fuse it into its base.",
         "push": "Send a run's adapter and card to a model hub.",
+        "plan": "Memory and time of a step, before it starts.",
         "tasks": "List tasks, show one, check one, grade one answer.",
         "data": "Check rows of your own, line by line.",
         "init": "Write a starter folder: own task, rows, settings.",

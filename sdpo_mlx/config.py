@@ -76,6 +76,9 @@ class RolloutConfig(Settings):
     max_tokens: PositiveInt = Field(512, description="longest answer in tokens (paper: 8192)")
     temperature: float = Field(1.0, gt=0, description="sampling temperature; the loss uses it too")
     top_p: float = Field(1.0, gt=0, le=1.0, description="nucleus sampling; 1: off")
+    concurrency: PositiveInt | None = Field(
+        None, description="answers written at once; never changes one; null: as the plan says"
+    )
 
 
 class TeacherConfig(Settings):
@@ -146,7 +149,12 @@ class TrainConfig(Settings):
     weight_decay: float = Field(0.01, ge=0)
     clip_norm: float = Field(1.0, gt=0, description="gradient's largest global norm")
     updates_per_batch: PositiveInt = Field(1, description="optimizer steps a rollout batch; 1 is on-policy")
-    micro_batch_tokens: PositiveInt = Field(8_192, description="tokens forwarded at once; never changes the gradient")
+    micro_batch_tokens: PositiveInt | None = Field(
+        None, description="tokens forwarded at once; never changes the gradient; null: as the plan says"
+    )
+    memory_gb: float | None = Field(
+        None, gt=0, description="memory that the plan may count on; null: three quarters of this machine's"
+    )
     grad_checkpoint: bool | None = Field(
         None, description="blocks run again in the backward pass: less memory, slower; null: as the plan says"
     )

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sdpo_mlx import intervals
-from sdpo_mlx.backends.base import Policy, SamplingParams
+from sdpo_mlx.backends.base import CONCURRENCY, Policy, SamplingParams
 from sdpo_mlx.chat import Chat
 from sdpo_mlx.config import EvalConfig, RolloutConfig
 from sdpo_mlx.sampling import Sampled, rollout_seeds, sample
@@ -92,6 +92,7 @@ def sampling_params(cfg: EvalConfig, rollout: RolloutConfig, chat: Chat) -> Samp
         temperature=cfg.temperature,
         top_p=cfg.top_p,
         eos_ids=chat.eos_ids,
+        concurrency=rollout.concurrency or CONCURRENCY,
     )
 
 

@@ -42,7 +42,7 @@ ELSEWHERE: Mapping[str, str] = MappingProxyType(
     {
         "mask_prompt": "only answers are ever learned from, leave it out",
         "adapter_path": "the adapter goes where --out says, leave it out",
-        "grad_checkpoint": "the learning step never holds a whole trunk's activations, leave it out",
+        "grad_checkpoint": "it is train.grad_checkpoint, and the plan sets it where it is left out",
         "optimizer": "it is always AdamW, leave it out",
         "test": "use `sdpo eval`, leave it out",
     }

@@ -119,7 +119,7 @@ class StepFacts:
     grade_seconds: float
     learn_seconds: float
     total_seconds: float
-    memory_peak: int
+    memory: Mapping[str, int]
 
 
 def step_metrics(
@@ -145,7 +145,7 @@ def step_metrics(
         "tokens/generated": sum(_tokens(rollout) for group in groups for rollout in group.rollouts),
         "tokens/learned": update.tokens if update is not None and update.applied else 0,
         "generations/total": facts.generations,
-        "memory/peak": facts.memory_peak,
+        **{f"memory/{phase}": facts.memory.get(phase, math.nan) for phase in ("peak", "generate", "teacher", "learn")},
     }
 
 

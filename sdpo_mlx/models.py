@@ -135,6 +135,42 @@ def local_models() -> list[Path]:
     return sorted(folder for folder in found if not folder.name.startswith(".") and (folder / "config.json").is_file())
 
 
+def configuration(name: str) -> Mapping[str, Any]:
+    """A model's config.json, without its weights: of a folder, of the hub's cache or the hub, or shipped for aliases.
+
+    Raises ConfigError.
+    """
+    target = ALIASES.get(name, name)
+    shipped = json.loads((files("sdpo_mlx") / "assets" / "shapes.json").read_text(encoding="utf-8"))
+    if target in shipped:
+        return dict(shipped[target])
+    if name == EMBEDDED or name in FETCHED or _place(name):
+        return _read_json(_folder_of(name) / "config.json", required=True)
+    if not _REPOSITORY.fullmatch(target) or target.count("/") != 1:
+        raise ConfigError(f"unknown model {name!r}", fix=_suggest(name))
+    from huggingface_hub import hf_hub_download
+
+    repository, _, wanted = target.partition("@")
+    try:
+        return _read_json(Path(hf_hub_download(repository, "config.json", revision=wanted or "main")), required=True)
+    except Exception as error:  # as in `_from_hub`
+        raise ConfigError(f"cannot get {target!r}: {_hub_cause(error)}", where=name, fix=_HUB_FIX) from error
+
+
+def resolve_offline(name: str) -> Path:
+    """The folder of a model's tokenizer where it is here; else the embedded model's."""
+    folder = _folder_of(name)
+    return folder if (folder / "tokenizer.json").is_file() else _folder_of(EMBEDDED)
+
+
+def _folder_of(name: str) -> Path:
+    if name == EMBEDDED:
+        return Path(str(files("sdpo_mlx") / "assets" / "tiny"))
+    if name in FETCHED:
+        return fetched_folder(name)
+    return (None if name in ALIASES else _place(name)) or Path(name)
+
+
 def _fetched(name: str) -> ResolvedModel:
     folder = fetched_folder(name)
     if not (folder / "config.json").is_file():

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from sdpo_mlx import checkpoint
-from sdpo_mlx.backends.base import Policy, SamplingParams
+from sdpo_mlx.backends.base import CONCURRENCY, Policy, SamplingParams
 from sdpo_mlx.chat import Chat
 from sdpo_mlx.config import Config
 from sdpo_mlx.distill import Batch
@@ -83,7 +83,8 @@ class Run:
     def sampling(self) -> SamplingParams:
         """How rollouts are sampled."""
         rollout = self.cfg.rollout
-        return SamplingParams(rollout.max_tokens, rollout.temperature, rollout.top_p, self.chat.eos_ids)
+        at_once = self.setup.settled.rollout.concurrency or CONCURRENCY
+        return SamplingParams(rollout.max_tokens, rollout.temperature, rollout.top_p, self.chat.eos_ids, at_once)
 
     def seeds(self, step: int, problems: Sequence[Problem]) -> list[list[int]]:
         """A seed a rollout of this step."""
@@ -167,7 +168,7 @@ class Run:
     def score(self, purpose: str) -> Evaluation:
         """A held-out evaluation of the student as it is, with the seeds of this purpose."""
         cfg = self.cfg
-        sampling = sampling_params(cfg.eval, cfg.rollout, self.chat)
+        sampling = sampling_params(cfg.eval, self.setup.settled.rollout, self.chat)
         exam = Exam(held_out(self.task, cfg.eval), sampling, cfg.eval.samples, cfg.train.seed, purpose)
         return evaluate(self.policy, self.task, self.chat, exam, self.interrupted)
 
@@ -206,5 +207,5 @@ class Run:
             grade_seconds=sampled.grade_seconds,
             learn_seconds=now - clock.sampled,
             total_seconds=now - clock.begun,
-            memory_peak=self.policy.memory()["peak"],
+            memory=self.policy.memory(),
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import platform
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -17,7 +18,10 @@ from sdpo_mlx.backends.world import ALONE, World
 from sdpo_mlx.chat import Chat, load_chat
 from sdpo_mlx.config import Config
 from sdpo_mlx.errors import DataError
+from sdpo_mlx.hardware import number_bytes
 from sdpo_mlx.judge_base import serve_where_needed
+from sdpo_mlx.plan import fitting, limit_of, settled, work_of
+from sdpo_mlx.shape import Shape
 from sdpo_mlx.sources import identity
 from sdpo_mlx.tasks.base import Task
 from sdpo_mlx.tasks.registry import open_task
@@ -29,6 +33,8 @@ FREE_ON_RESUME: dict[str, Any] = {
     "eval": True,
     "log": True,
 }
+LOOKED_AT = 256  # problems whose prompts are measured for the plan
+FEEDBACK_TOKENS = 512
 UNCONFINED = (
     "programs that the model writes run unconfined: they can read this user's files and reach the network "
     "(sandbox.kind: unconfined)"
@@ -46,6 +52,7 @@ class Setup:
     policy: Policy
     sandbox: str
     self_test: Mapping[str, bool]
+    settled: Config  # the settings with what the plan filled in where they leave it open
 
     def identity(self) -> dict[str, Any]:
         """What must be the same when a run is resumed."""
@@ -77,6 +84,16 @@ class Setup:
             "sandbox_self_test": dict(self.self_test),
             "seed": self.cfg.train.seed,
             "command": command,
+            "plan": self.chosen(),
+        }
+
+    def chosen(self) -> dict[str, Any]:
+        """What was left open in the settings, and what became of it."""
+        train, rollout = self.settled.train, self.settled.rollout
+        return {
+            "micro_batch_tokens": train.micro_batch_tokens,
+            "grad_checkpoint": train.grad_checkpoint,
+            "concurrency": rollout.concurrency,
         }
 
 
@@ -93,9 +110,10 @@ def assemble(cfg: Config, world: World = ALONE) -> Setup:
     model = models.resolve(cfg.model.name)
     serve_where_needed(opened.task, model)
     chat = load_chat(model.path, thinking=cfg.model.thinking)
-    world.broadcast(encode(cfg.model_dump(mode="json")))
-    policy = _policy(cfg, model, world)
-    return Setup(cfg, model, chat, opened.task, policy, opened.sandbox, opened.self_test)
+    settled = _settled(cfg, model, chat, opened.task)
+    world.broadcast(encode(settled.model_dump(mode="json")))
+    policy = _policy(settled, model, world)
+    return Setup(cfg, model, chat, opened.task, policy, opened.sandbox, opened.self_test, settled)
 
 
 def serve(world: World, interrupted: Callable[[], bool]) -> None:
@@ -118,6 +136,25 @@ def _policy(cfg: Config, model: models.ResolvedModel | None, world: World) -> Po
 
     own, weights = world.together(opened)
     return joined(own, weights, world) if world.size > 1 else own
+
+
+def _settled(cfg: Config, model: models.ResolvedModel, chat: Chat, task: Task) -> Config:
+    """The settings as the plan completes them; torch finds its sizes while it runs.
+
+    Raises ConfigError where the smallest settings would not fit into memory, before any weight is read.
+    """
+    if cfg.model.backend == "torch":
+        return cfg
+    shape = Shape.of(json.loads((model.path / "config.json").read_text(encoding="utf-8")), str(model.path))
+    work = work_of(cfg, *lengths(chat, task, cfg), number_bytes(cfg.model))
+    return settled(cfg, fitting(shape, cfg, work, limit_of(cfg)))
+
+
+def lengths(chat: Chat, task: Task, cfg: Config) -> tuple[int, int]:
+    """Tokens of the longest prompt (of the first few hundred), and of a teacher's context with answer and feedback."""
+    problems = task.problems("train")[:LOOKED_AT]
+    prompt = max(chat.render(problem.messages, tools=problem.tools).size for problem in problems)
+    return prompt, prompt + cfg.rollout.max_tokens + FEEDBACK_TOKENS
 
 
 def _placed(cfg: Config, world: World) -> Config:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -65,24 +66,29 @@ CONFIGS = {
 
 def write_model(folder: Path, architecture: str = "qwen3", seed: int = 0, quantise: bool = False) -> Path:
     """A folder with config.json and model.safetensors of random float32 weights."""
+    config = dict(CONFIGS[architecture])
+    if quantise:
+        config |= {"hidden_size": 64, "intermediate_size": 64, "head_dim": 16}
+    return write_config(folder, config, seed, quantise)
+
+
+def write_config(folder: Path, config: dict[str, Any], seed: int = 0, quantise: bool = False) -> Path:
+    """The same for a configuration of one's own."""
     import sdpo_mlx.backends.mlx  # noqa: F401  loads the BLAS first
     import mlx.core as mx  # isort: skip
     import mlx.nn as nn  # isort: skip
     from mlx.utils import tree_flatten, tree_map_with_path  # isort: skip
     from mlx_lm.utils import _get_classes, quantize_model  # isort: skip
 
-    config = dict(CONFIGS[architecture])
-    if quantise:
-        config |= {"hidden_size": 64, "intermediate_size": 64, "head_dim": 16}
     model_class, args_class = _get_classes(config)
     mx.random.seed(seed)
     model = model_class(args_class.from_dict(config))
-    if architecture == "gemma3":
+    if config["model_type"] == "gemma3_text":
         model.sanitize({})
     rng = np.random.default_rng(seed)
 
     def draw(path: str, array: mx.array) -> mx.array:
-        centre = 0.0 if architecture == "gemma3" or "norm" not in path else 1.0
+        centre = 0.0 if config["model_type"] == "gemma3_text" or "norm" not in path else 1.0
         scale = 0.1 if "norm" in path else 0.25
         return mx.array(centre + scale * rng.standard_normal(array.shape).astype(np.float32))
 

@@ -61,8 +61,11 @@ NAMES = [
     "tokens/learned",
     "generations/total",
     "memory/peak",
+    "memory/generate",
+    "memory/teacher",
+    "memory/learn",
 ]
-FACTS = StepFacts(1e-4, 64, 2.0, 1.0, 3.0, 7.0, 1024)
+FACTS = StepFacts(1e-4, 64, 2.0, 1.0, 3.0, 7.0, {"peak": 1024, "generate": 1024, "teacher": 512, "learn": 768})
 
 
 def group_of(name: str, *kinds: FeedbackKind, finish: FinishReason = "stop", text: str = "") -> RolloutGroup:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -33,7 +34,7 @@ def params(**options: Any) -> SamplingParams:
 
 def run(policy: Any, sampling: SamplingParams, prompts: Any = PROMPTS, seeds: Any = SEEDS, **options: Any) -> Any:
     """Every rollout by its seed."""
-    found = generation.generate(policy.model.whole, prompts, sampling, seeds, **options)
+    found = generation.generate(policy.model.whole, prompts, replace(sampling, **options), seeds)
     return {seeds[prompt][rollout]: one for prompt, rollout, one in found}
 
 

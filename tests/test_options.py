@@ -92,6 +92,8 @@ ELSEWHERE = {
     "task.data": "the embedded task takes none: tests/test_code_task.py",
     "task.max_turns": "the embedded task has one turn: tests/test_turns.py",
     "task.on_error": "needs bad rows: tests/test_data.py",
+    "rollout.concurrency": "it must change nothing but memory: tests/test_mlx_generation.py",
+    "train.memory_gb": "it must change nothing but memory: tests/test_plan.py",
     "train.grad_checkpoint": "it must change nothing but memory: test_mlx_learning.py, agreement/test_gradients.py",
     "train.micro_batch_tokens": "it must change nothing but memory: tests/test_mlx_learning.py",
     "sandbox.kind": "the embedded task executes nothing: below",

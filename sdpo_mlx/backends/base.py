@@ -15,6 +15,9 @@ import numpy.typing as npt
 from sdpo_mlx.config import ObjectiveConfig, TeacherConfig
 from sdpo_mlx.types import DistillSample, FloatArray, Generation, IntArray, Role
 
+CONCURRENCY = 64  # answers written at once where no plan has said otherwise
+MICRO_BATCH_TOKENS = 8_192  # tokens forwarded at once, alike
+
 Arrays = Mapping[str, npt.NDArray[Any]]
 
 
@@ -36,12 +39,16 @@ class PolicyInfo:
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """How to sample: temperature 0 is greedy; `eos_ids` end an answer and are kept in it."""
+    """How to sample: temperature 0 is greedy; `eos_ids` end an answer and are kept in it.
+
+    At most `concurrency` answers are written at once, but always a whole group; no answer depends on it.
+    """
 
     max_tokens: int
     temperature: float
     top_p: float
     eos_ids: frozenset[int]
+    concurrency: int = CONCURRENCY
 
 
 @dataclass(frozen=True)
@@ -136,4 +143,7 @@ class Policy(Protocol):
         """What `adapter_config.json` beside the student's arrays says, in mlx-lm's layout."""
 
     def memory(self) -> dict[str, int]:
-        """`current`, `peak` and `limit` in bytes (limit 0: unknown); reading it restarts the peak."""
+        """`current`, `peak` and `limit` in bytes (limit 0: unknown); reading it restarts the peak.
+
+        Where the backend can tell, the peaks of `generate`, `teacher` and `learn` besides.
+        """

@@ -101,12 +101,12 @@ def generate(
     prompts: Sequence[IntArray],
     sampling: SamplingParams,
     seeds: Sequence[Sequence[int]],
-    concurrency: int = 64,
     interrupted: Callable[[], bool] = lambda: False,
 ) -> Iterator[tuple[int, int, Generation]]:
     """Yield (prompt, rollout, generation) as they finish; a rollout draws from its own seed alone."""
     if not any(seeds):
         return
+    concurrency = sampling.concurrency
     sampler = RowSampler(sampling)
     generator = BatchGenerator(
         model,

@@ -67,9 +67,9 @@ class Head:
             loss, figure, (cotangent, *extra) = self._chunk(hidden_RD[part], targets, _part(rows, part), names)
             mx.eval(loss, figure, cotangent, extra)
             total += float(loss.item())
-            cotangents.append(cotangent)
+            cotangents.append(cut(cotangent))
             figures.append([np.asarray(array) for array in figure])
-            grads = {name: grads[name] + array for name, array in zip(names, extra, strict=True)}
+            grads = {name: grads[name] + cut(array) for name, array in zip(names, extra, strict=True)}
         joined = [np.concatenate(column) for column in zip(*figures, strict=True)]
         ends = np.cumsum(unit.counts)[:-1]
         split = [RowStatistics(*columns) for columns in zip(*(np.split(c, ends) for c in joined), strict=True)]
@@ -146,6 +146,11 @@ class Head:
             _, figure = row_loss(logits, targets, _part(rows, part), self.lesson.objective, self.lesson.temperature)
             gaps.append(np.asarray(figure.log_p_R - figure.log_q_R))
         return [float(gap.mean()) for gap in np.split(np.concatenate(gaps), np.cumsum(unit.counts)[:-1])]
+
+
+def cut(array: mx.array) -> mx.array:
+    """A copy that no graph follows: inside another gradient, MLX keeps all that led to an array alive with it."""
+    return mx.array(np.array(array.astype(mx.float32))).astype(array.dtype)
 
 
 def chunks(rows: int, size: int) -> Iterator[slice]:

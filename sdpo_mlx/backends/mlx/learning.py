@@ -17,7 +17,7 @@ import numpy as np
 
 from sdpo_mlx.backends.mlx.adapter import Weights, active, assign
 from sdpo_mlx.backends.mlx.blocks import backward, dropout, forward
-from sdpo_mlx.backends.mlx.head import Head, Lesson
+from sdpo_mlx.backends.mlx.head import Head, Lesson, cut
 from sdpo_mlx.backends.mlx.losses import RowStatistics
 from sdpo_mlx.backends.mlx.trunk import Model, read
 from sdpo_mlx.backends.packing import Unit, pack
@@ -89,9 +89,7 @@ def _kept(head: Head, unit: Unit, seed: int) -> tuple[float, Weights, list[RowSt
             with dropout(model.whole, derive(seed, index)):
                 nodes = block(nodes, unit)
         states_RD = read(nodes, unit)
-        # Through numpy, which no graph follows: it would keep every chunk's logits alive.
-        values = mx.array(np.array(states_RD.astype(mx.float32))).astype(states_RD.dtype)
-        found.extend(head.run(values, unit))
+        found.extend(head.run(cut(states_RD), unit))
         return mx.sum(states_RD * mx.stop_gradient(found[1]))
 
     grads = mx.grad(trunk)(head.student)

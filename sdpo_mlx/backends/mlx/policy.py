@@ -14,13 +14,14 @@ import mlx.optimizers as optim
 import numpy as np
 from mlx.utils import tree_flatten
 
-from sdpo_mlx.backends.base import Arrays, PolicyInfo, SamplingParams, Scores, Update, no_update
+from sdpo_mlx.backends.base import MICRO_BATCH_TOKENS, Arrays, PolicyInfo, SamplingParams, Scores, Update, no_update
 from sdpo_mlx.backends.figures import step_figures, unfinished
 from sdpo_mlx.backends.mlx import BLAS, adapter, generation
 from sdpo_mlx.backends.mlx.head import Hidden, Lesson, TeacherSet, chunks
 from sdpo_mlx.backends.mlx.learning import Gradient, gradient, hidden_states
 from sdpo_mlx.backends.mlx.loading import device_name, load
 from sdpo_mlx.backends.mlx.losses import RowStatistics, at, log_softmax
+from sdpo_mlx.backends.mlx.memory import Peaks, mannered
 from sdpo_mlx.backends.shares import pooled, shares
 from sdpo_mlx.backends.world import ALONE, World
 from sdpo_mlx.config import ModelConfig, ObjectiveConfig, TeacherConfig, TrainConfig
@@ -44,7 +45,7 @@ class MLXPolicy:
         # torch's AdamW corrects its bias; without it the first updates are three times too large.
         self.optimizer = optim.AdamW(train.learning_rate, weight_decay=train.weight_decay, bias_correction=True)
         self.optimizer.init(self.student)
-        self.name = model.name
+        self.name, self.peaks = model.name, Peaks()
 
     @property
     def info(self) -> PolicyInfo:
@@ -72,6 +73,7 @@ class MLXPolicy:
         interrupted: Interrupted = lambda: False,
     ) -> Iterator[tuple[int, int, Generation]]:
         """See `Policy.generate`."""
+        self.peaks.begin("generate")
         return generation.generate(self.model.whole, prompts, sampling, seeds, interrupted=interrupted)
 
     def score(
@@ -104,10 +106,11 @@ class MLXPolicy:
         counted = [s for s in samples if s.ids_T.size and not (s.distil_weight <= 0 and s.policy_weight <= 0)]
         if not counted:
             return no_update("no_signal")
-        lesson, own, teacher_seconds = self.world.together(
-            lambda: self._gradient(counted, objective, temperature, checkpoint)
-        )
-        update = self._apply(self._pooled(own, counted), lesson, learning_rate, teacher_seconds)
+        with mannered():
+            lesson, own, teacher_seconds = self.world.together(
+                lambda: self._gradient(counted, objective, temperature, checkpoint)
+            )
+            update = self._apply(self._pooled(own, counted), lesson, learning_rate, teacher_seconds)
         given = {id(sample): array for sample, array in zip(counted, update.divergence_T, strict=True)}
         return replace(update, divergence_T=tuple(given.get(id(s), np.zeros(0, np.float32)) for s in samples))
 
@@ -153,13 +156,12 @@ class MLXPolicy:
 
     def memory(self) -> dict[str, int]:
         """See `Policy.memory`."""
-        figures = {
-            "current": mx.get_active_memory(),
-            "peak": mx.get_peak_memory(),
-            "limit": int(mx.device_info().get("memory_size", 0)),
-        }
-        mx.reset_peak_memory()
-        return figures
+        phases, limit = self.peaks.read(), int(mx.device_info().get("memory_size", 0))
+        return {"current": mx.get_active_memory(), "peak": max(phases.values()), "limit": limit, **phases}
+
+    @property
+    def _budget(self) -> int:
+        return self.train_cfg.micro_batch_tokens or MICRO_BATCH_TOKENS
 
     def _optimizer_arrays(self) -> dict[str, Any]:
         arrays = {"updates": np.array(self.updates, dtype=np.int64)}
@@ -180,7 +182,7 @@ class MLXPolicy:
         pairs: Sequence[tuple[IntArray, IntArray]],
         checkpoint: Callable[[], None] = lambda: None,
     ) -> list[Hidden]:
-        budget = self.train_cfg.micro_batch_tokens
+        budget = self._budget
         columns = [hidden_states(self.model, s.weights, self.student, pairs, budget, checkpoint) for s in sets]
         return list(zip(*columns, strict=True))
 
@@ -192,12 +194,14 @@ class MLXPolicy:
         checkpoint: Callable[[], None],
     ) -> tuple[Lesson, Gradient, float]:
         """This rank's part of the step."""
+        self.peaks.begin("teacher")
         begun, own = time.perf_counter(), shares(counted, self.world.size)[self.world.rank]
         sets, teacher = self._teacher_sets(), self._teacher_hidden(counted, own, checkpoint)
         seconds = time.perf_counter() - begun
+        self.peaks.begin("learn")
         seed = derive(self.train_cfg.seed, "dropout", self.updates)
         lesson = Lesson(counted, teacher, sets, objective, temperature, seed, own)
-        budget, keep = self.train_cfg.micro_batch_tokens, self.train_cfg.grad_checkpoint is False
+        budget, keep = self._budget, self.train_cfg.grad_checkpoint is False
         return lesson, gradient(self.model, self.student, lesson, budget, checkpoint, keep=keep), seconds
 
     def _pooled(self, own: Gradient, samples: Sequence[DistillSample]) -> Gradient:

@@ -39,14 +39,13 @@ def generate(
     prompts: Sequence[IntArray],
     sampling: SamplingParams,
     seeds: Sequence[Sequence[int]],
-    concurrency: int = 64,
     interrupted: Callable[[], bool] = lambda: False,
 ) -> Iterator[tuple[int, int, Generation]]:
     """Yield (prompt, rollout, generation) as they finish; a rollout draws from its own seed alone."""
     waiting = deque((at, ids, seeds[at]) for at, ids in enumerate(prompts) if seeds[at])
     rows, cache, last = list[Row](), DynamicCache(), torch.zeros(0, dtype=torch.long, device=model.device)
     while waiting or rows:
-        while waiting and (not rows or len(rows) + len(waiting[0][2]) <= concurrency):
+        while waiting and (not rows or len(rows) + len(waiting[0][2]) <= sampling.concurrency):
             at, ids, own = waiting.popleft()
             begun, first = _begun(model, ids, len(own))
             cache, last = (joined(cache, begun), torch.cat([last, first])) if rows else (begun, first)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from sdpo_mlx.backends.base import Arrays, PolicyInfo, SamplingParams, Scores, Update, no_update
+from sdpo_mlx.backends.base import MICRO_BATCH_TOKENS, Arrays, PolicyInfo, SamplingParams, Scores, Update, no_update
 from sdpo_mlx.backends.figures import step_figures, unfinished
 from sdpo_mlx.backends.shares import pooled, shares
 from sdpo_mlx.backends.torch import adapter, generation
@@ -42,7 +42,8 @@ class TorchPolicy:
         self.teacher = adapter.copied(self.parameters)
         self.optimizer = torch.optim.AdamW(self.parameters.values(), weight_decay=train.weight_decay)
         self.world: World = ALONE
-        self.updates, self.budget, self.name = 0, train.micro_batch_tokens, model.name
+        self.updates, self.name = 0, model.name
+        self.budget = train.micro_batch_tokens or MICRO_BATCH_TOKENS
 
     @property
     def info(self) -> PolicyInfo:

@@ -1,0 +1,146 @@
+"""Memory of a step, planned beside measured: `python benchmarks/memory.py`.
+
+Small random models of several shapes generate, are taught and learn once; each phase's peak by MLX's counters stands
+beside what `sdpo plan` says for the same work. `--shapes fit` are the twelve that the plan's coefficients come from.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+
+PHASES = ("generate", "teacher", "learn")
+
+
+def qwen(
+    layers: int = 4, width: int = 256, heads: int = 4, keys: int = 2, inner: int = 768, vocabulary: int = 64
+) -> Any:
+    """A Qwen3 of this shape, heads 64 wide."""
+    return {
+        "model_type": "qwen3",
+        "vocab_size": vocabulary,
+        "hidden_size": width,
+        "intermediate_size": inner,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": keys,
+        "head_dim": 64,
+        "rms_norm_eps": 1e-6,
+        "max_position_embeddings": 8_192,
+        "rope_theta": 10_000.0,
+        "tie_word_embeddings": True,
+    }
+
+
+# configuration, then tokens of prompt, answers, tokens of an answer, tokens of the teacher's context
+CHECK = {
+    "many words": (qwen(4, 256, vocabulary=151_936), 128, 4, 16, 300),
+    "deep": (qwen(16, 192, 3, 1, 512, 8_000), 256, 4, 64, 500),
+    "wide": (qwen(2, 768, 12, 4, 2_304, 32_000), 512, 4, 32, 700),
+}
+FIT = {
+    "plain": (qwen(), 256, 4, 64, 300),
+    "8 blocks": (qwen(8), 256, 4, 64, 300),
+    "one answer": (qwen(2), 512, 1, 32, 300),
+    "width 512": (qwen(2, 512), 256, 4, 64, 300),
+    "inner 2048": (qwen(2, inner=2_048), 256, 4, 64, 300),
+    "8 heads": (qwen(2, heads=8), 256, 4, 64, 300),
+    "4 keys": (qwen(2, keys=4), 256, 4, 64, 300),
+    "long answers": (qwen(2, 128, 8, 2, 256), 128, 8, 192, 800),
+    "2 heads": (qwen(2, 512, 2, 1, 512), 64, 4, 128, 64),
+    "long context": (qwen(3, 384, 6, 6, 1_024), 512, 2, 128, 1_024),
+    "narrow": (qwen(2, 64, 2, 1, 2_048), 64, 8, 64, 64),
+    "words": (qwen(vocabulary=8_000), 64, 8, 192, 96),
+}
+
+
+def main() -> None:
+    """Print the table, and write it as JSON where asked."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--shapes", choices=["check", "fit"], default="check")
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    rows = []
+    for name, case in (CHECK if options.shapes == "check" else FIT).items():
+        for keep in (False, True):
+            rows.append({"shape": name, "keep": keep, **compared(*case, keep=keep)})
+            print(line(rows[-1]), flush=True)
+    if options.out:
+        options.out.write_text(json.dumps(rows, indent=1) + "\n")
+
+
+def line(row: dict[str, Any]) -> str:
+    """One row for a person."""
+    how = "one graph" if row["keep"] else "by block"
+    parts = [
+        f"{p} {row['measured'][p] / 2**20:.0f} MB, plan {row['planned'][p] / row['measured'][p]:.2f}" for p in PHASES
+    ]
+    return f"{row['shape']:<12} {how:<9} " + "; ".join(parts)
+
+
+def compared(
+    config: dict[str, Any], prompt: int, group: int, answer: int, context: int, *, keep: bool
+) -> dict[str, Any]:
+    """Peaks of each phase in bytes, measured and planned."""
+    from sdpo_mlx.config import Config
+    from sdpo_mlx.plan import memory, work_of
+    from sdpo_mlx.shape import Shape
+
+    cfg = Config.model_validate(
+        {
+            "model": {"dtype": "float32"},
+            "rollout": {"max_tokens": answer, "group_size": group, "problems_per_step": 1, "concurrency": group},
+            "train": {"micro_batch_tokens": 65_536, "grad_checkpoint": not keep},
+        }
+    )
+    shape = Shape.of(config, "benchmark")
+    planned = memory(shape, cfg, work_of(cfg, prompt, context, 4))
+    with TemporaryDirectory() as folder:
+        measured = step(Path(folder), config, cfg, (prompt, context))
+    return {"measured": measured, "planned": {phase: planned.peak(phase) for phase in PHASES}}
+
+
+def step(folder: Path, config: dict[str, Any], cfg: Any, lengths: tuple[int, int]) -> dict[str, int]:
+    """One group sampled and learned from; the peak of each phase by MLX's counters."""
+    from models_made import write_config
+
+    from sdpo_mlx.backends.base import SamplingParams
+    from sdpo_mlx.backends.mlx.policy import open_policy
+    from sdpo_mlx.types import DistillSample
+
+    write_config(folder, config)
+    policy, rng = open_policy(folder, cfg.model, cfg.teacher, cfg.train), np.random.default_rng(0)
+    policy.load_state(policy.state())  # from here on the teacher has arrays of its own
+    prompt, context = (rng.integers(config["vocab_size"], size=length).astype(np.int32) for length in lengths)
+    policy.memory()
+    sampling = SamplingParams(cfg.rollout.max_tokens, 1.0, 1.0, frozenset(), cfg.rollout.concurrency)
+    found = [each for _, _, each in policy.generate([prompt], sampling, [list(range(cfg.rollout.group_size))])]
+    samples = [
+        DistillSample(
+            problem_id="a",
+            index=index,
+            student_ids=np.concatenate([prompt, each.ids_T]),
+            student_span=(prompt.size, prompt.size + each.ids_T.size),
+            teacher_ids=np.concatenate([context, each.ids_T]),
+            teacher_span=(context.size, context.size + each.ids_T.size),
+            rollout_logps_T=each.logps_T,
+            distil_weight=1.0,
+            policy_weight=0.0,
+            advantage=0.0,
+        )
+        for index, each in enumerate(found)
+    ]
+    policy.learn(samples, cfg.objective, 1e-4)
+    return {phase: policy_peak for phase, policy_peak in policy.memory().items() if phase in PHASES}
+
+
+if __name__ == "__main__":
+    main()
