@@ -1,0 +1,314 @@
+"""Our parts beside mlx-lm's and beside plainer ways, on the same work: `python benchmarks/performance.py --out FILE`.
+
+A random Qwen3 of 8 blocks (width 384, 32,000 words; the loss alone: 151,936) in float32. Both sides of a row run in
+turn in this process, after one round that is not counted; medians and spread of the rounds, peaks by MLX's counters
+above what lay there before. The ratio is ours to theirs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+from tempfile import mkdtemp
+from typing import Any
+
+import numpy as np
+from memory import qwen
+
+from sdpo_mlx.backends.base import SamplingParams
+from sdpo_mlx.backends.mlx import BLAS
+from sdpo_mlx.backends.mlx.policy import MLXPolicy, open_policy
+from sdpo_mlx.config import ModelConfig, ObjectiveConfig, TeacherConfig, TrainConfig
+from sdpo_mlx.types import DistillSample
+
+import mlx.core as mx  # isort: skip
+import mlx.nn as nn  # isort: skip
+from mlx_lm.generate import BatchGenerator, batch_generate  # isort: skip
+from mlx_lm.tuner.trainer import default_loss  # isort: skip
+
+Work = Callable[[], Any]
+MODEL = qwen(8, 384, 6, 2, 1_024, 32_000)
+DEEP = qwen(24, 256, 4, 2, 768, 2_000)
+WORDS = 151_936
+
+
+def main() -> None:
+    """Measure every row, or those named."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--only", nargs="*", default=[])
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    rows = []
+    for name, (aim, measure) in ROWS.items():
+        if not options.only or name in options.only:
+            for label, ours, theirs in measure():
+                rows.append({"row": name, "case": label, "aim": aim, **beside(ours, theirs, options.rounds)})
+                print(line(rows[-1]), flush=True)
+    if options.out:
+        options.out.write_text(json.dumps({"where": where(), "rows": rows}, indent=1) + "\n")
+
+
+def where() -> dict[str, str]:
+    """Machine and versions."""
+    packages = {name: version(name) for name in ("mlx", "mlx-lm", "numpy")}
+    return {"machine": f"{platform.system()} {platform.machine()}", "blas": BLAS, **packages}
+
+
+def line(row: dict[str, Any]) -> str:
+    """One row for a person."""
+    time_, peak = row["time"], row["peak"]
+    held = [f"{peak[side] / 2**20:.0f}" for side in ("ours", "theirs")]
+    return (
+        f"{row['row']} ({row['case']}): {time_['ours']:.3f} s / {time_['theirs']:.3f} s = {time_['ratio']:.2f} "
+        f"({time_['low']:.2f} to {time_['high']:.2f}), peak {' / '.join(held)} MB "
+        f"= {peak['ratio']:.2f}; aim {row['aim']}"
+    )
+
+
+def beside(ours: Work, theirs: Work, rounds: int) -> dict[str, Any]:
+    """Seconds and peaks of both, in turn."""
+    seconds: list[tuple[float, float]] = []
+    peaks = [0.0, 0.0]
+    for turn in range(rounds + 1):
+        pair = []
+        for side, work in enumerate((ours, theirs)):
+            spent, peak = timed(work)
+            pair.append(spent)
+            peaks[side] = max(peaks[side], peak)
+        if turn:
+            seconds.append((pair[0], pair[1]))
+    ratios = sorted(a / b for a, b in seconds)
+    medians = [statistics.median(column) for column in zip(*seconds, strict=True)]
+    return {
+        "time": {
+            "ours": medians[0],
+            "theirs": medians[1],
+            "ratio": statistics.median(ratios),
+            "low": ratios[0],
+            "high": ratios[-1],
+        },
+        "peak": {"ours": peaks[0], "theirs": peaks[1], "ratio": peaks[0] / peaks[1] if peaks[1] else float("nan")},
+    }
+
+
+def timed(work: Work) -> tuple[float, float]:
+    """Seconds, and the peak above what was held before."""
+    gc.collect()
+    mx.clear_cache()
+    mx.reset_peak_memory()
+    held, begun = mx.get_active_memory(), time.perf_counter()
+    work()
+    mx.synchronize()
+    return time.perf_counter() - begun, mx.get_peak_memory() - held
+
+
+def opened(config: dict[str, Any], **train: Any) -> MLXPolicy:
+    """A policy on random weights; block by block unless asked otherwise."""
+    import sys
+
+    sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+    from models_made import write_config
+
+    folder = write_config(Path(mkdtemp(prefix="sdpo-bench-")), config)
+    settings = TrainConfig(**{"grad_checkpoint": True, "micro_batch_tokens": 65_536, **train})
+    policy = open_policy(folder, ModelConfig(dtype="float32"), TeacherConfig(), settings)
+    policy.load_state(policy.state())
+    return policy
+
+
+def samples(vocabulary: int, prompt: int, group: int, answer: int, context: int, *, own: bool = False) -> Any:
+    """A group's samples; with `own` each has a prompt and a context of its own, so that nothing can be shared."""
+    rng = np.random.default_rng(0)
+
+    def draw(size: int) -> Any:
+        return rng.integers(vocabulary, size=size).astype(np.int32)
+
+    shared, found = (draw(prompt), draw(context)), []
+    for index in range(group):
+        student, teacher = (draw(prompt), draw(context)) if own else shared
+        response = draw(answer)
+        found.append(
+            DistillSample(
+                problem_id="a",
+                index=index,
+                student_ids=np.concatenate([student, response]),
+                student_span=(prompt, prompt + answer),
+                teacher_ids=np.concatenate([teacher, response]),
+                teacher_span=(context, context + answer),
+                rollout_logps_T=np.full(answer, -np.log(vocabulary), np.float32),
+                distil_weight=1.0,
+                policy_weight=0.0,
+                advantage=0.0,
+            )
+        )
+    return found
+
+
+def unshared(policy: MLXPolicy, work: Work) -> Work:
+    """The same with every row holding its whole prompt."""
+
+    def run() -> None:
+        model = policy.model
+        policy.model = replace(model, shares=False)
+        work()
+        policy.model = model
+
+    return run
+
+
+def generation() -> Any:
+    """A group's answers against `batch_generate`, which reads the prompt once for each answer."""
+    policy, group = opened(MODEL), 8
+
+    class Plain:
+        """As much of a tokenizer as `batch_generate` asks for."""
+
+        eos_token_ids = frozenset[int]()
+
+        def decode(self, ids: Any) -> str:
+            return str(len(ids))
+
+    for prompt, new in ((64, 32), (512, 32), (512, 128), (2_048, 32)):
+        ids = np.arange(prompt, dtype=np.int32) % MODEL["vocab_size"]
+        sampling = SamplingParams(new, 1.0, 1.0, frozenset())
+        yield (
+            f"prompt {prompt}, {new} new",
+            lambda ids=ids, sampling=sampling: list(policy.generate([ids], sampling, [list(range(group))])),
+            lambda ids=ids, new=new: batch_generate(
+                policy.model.whole, Plain(), [ids.tolist()] * group, max_tokens=new
+            ),
+        )
+
+
+def decoding() -> Any:
+    """Tokens one by one, the prompt left out, against the bare `BatchGenerator` at the same batch."""
+    policy, group, ids = opened(MODEL), 8, np.array([1, 2], np.int32)
+    for new in (64, 256):
+
+        def bare(new: int = new) -> None:
+            generator = BatchGenerator(policy.model.whole, max_tokens=new, stop_tokens=[], prefill_batch_size=group)
+            generator.insert([ids.tolist()] * group)
+            while generator.next_generated():
+                pass
+            generator.close()
+
+        sampling = SamplingParams(new, 1.0, 1.0, frozenset())
+        yield f"{new} new", lambda s=sampling: list(policy.generate([ids], s, [list(range(group))])), bare
+
+
+def loss() -> Any:
+    """Head and loss at 151,936 words and 8 x 128 tokens, against all logits at once."""
+    from sdpo_mlx.backends.mlx.losses import Rows, row_loss
+
+    rows, width = 1_024, 128
+    weights = mx.random.normal((WORDS, width), key=mx.random.key(0)) * 0.05
+    student, teacher = (mx.random.normal((rows, width), key=mx.random.key(i)) for i in (1, 2))
+    zero = mx.zeros(rows)
+    all_rows = Rows(mx.zeros(rows, dtype=mx.int32), zero - 12, zero + 1 / rows, zero, zero, zero + 0.1)
+    mx.eval(weights, student, teacher)
+    for objective in (
+        ObjectiveConfig(support="full"),
+        ObjectiveConfig(),
+        ObjectiveConfig(support="sampled", alpha=1.0),
+    ):
+
+        def part(hidden: mx.array, span: slice, objective: ObjectiveConfig = objective) -> mx.array:
+            own = Rows(**{name: array[span] for name, array in vars(all_rows).items()})
+            return row_loss(hidden @ weights.T, teacher[span] @ weights.T, own, objective, 1.0)[0]
+
+        def direct(part: Any = part) -> None:
+            mx.eval(mx.value_and_grad(lambda h: part(h, slice(0, rows)))(student))
+
+        def chunked(part: Any = part) -> None:
+            size = max(16, 16 * 2**20 // (4 * WORDS))
+            for start in range(0, rows, size):
+                span = slice(start, min(start + size, rows))
+                mx.eval(mx.value_and_grad(lambda h, span=span: part(h, span))(student[span]))
+
+        yield objective.support, chunked, direct
+
+
+def learning_shared() -> Any:
+    """The learning step of a group, against the same with every row holding its prompt."""
+    policy = opened(MODEL)
+    given = samples(MODEL["vocab_size"], 512, 8, 64, 512)
+
+    def learn() -> None:
+        policy.learn(given, ObjectiveConfig(), 1e-5)
+
+    yield "prompt 512, n = 8, answers 64", learn, unshared(policy, learn)
+
+
+def teaching() -> Any:
+    """The teacher's pass where a group shares a demonstration, and where its contexts only begin alike."""
+    policy, vocabulary = opened(MODEL), MODEL["vocab_size"]
+    shared = samples(vocabulary, 512, 8, 64, 1_024)
+    alike = samples(vocabulary, 512, 8, 64, 1_024)
+    for index, sample in enumerate(alike):
+        sample.teacher_ids[768:1_024] = np.random.default_rng(index).integers(vocabulary, size=256)
+    for label, given in (("one demonstration", shared), ("first three quarters alike", alike)):
+
+        def teach(given: Any = given) -> None:
+            policy.score("teacher", [s.teacher_ids for s in given], [s.teacher_span for s in given])
+
+        yield label, teach, unshared(policy, teach)
+
+
+def step_beside_sft() -> Any:
+    """The learning step, teacher included, against mlx-lm's LoRA loss on the same tokens and a teacher's forward."""
+    vocabulary = MODEL["vocab_size"]
+    for keep in (True, False):
+        policy = opened(MODEL, grad_checkpoint=not keep)
+        whole = policy.model.whole
+        for label, own in (("nothing shared", True), ("prompt 512, n = 8", False)):
+            given = samples(vocabulary, 512, 8, 64, 512, own=own)
+            student = mx.array(np.stack([s.student_ids for s in given]))
+            teacher = mx.array(np.stack([s.teacher_ids for s in given]))
+            lengths = mx.array([[512, 576]] * 8)
+
+            def learn(policy: MLXPolicy = policy, given: Any = given) -> None:
+                policy.learn(given, ObjectiveConfig(), 1e-5)
+
+            def sft(whole: Any = whole, student: Any = student, teacher: Any = teacher, lengths: Any = lengths) -> None:
+                (value, _), grads = nn.value_and_grad(whole, default_loss)(whole, student, lengths)
+                mx.eval(value, grads)
+                mx.eval(whole(teacher))
+
+            yield f"{label}, {'one graph' if keep else 'by block'}", learn, sft
+
+
+def backward() -> Any:
+    """24 blocks learned block by block, against one graph."""
+    blocks, graph = opened(DEEP), opened(DEEP, grad_checkpoint=False)
+    given = samples(DEEP["vocab_size"], 2, 4, 512, 2, own=True)
+    objective = ObjectiveConfig(support="sampled", alpha=1.0)
+    for sample in given:
+        assert sample.ids_T.size == 512
+    yield (
+        "24 blocks, 4 x 512",
+        lambda: blocks.learn(given, objective, 1e-5),
+        lambda: graph.learn(given, objective, 1e-5),
+    )
+
+
+ROWS = {
+    "generation / batch_generate": ("time at most 0.4 at prompt 512, 32 new", generation),
+    "generation / bare BatchGenerator": ("time at most 1.05", decoding),
+    "loss / all logits at once": ("peak at most 0.10", loss),
+    "learning step / unshared": ("time at most 0.30", learning_shared),
+    "teacher / unshared": ("time at most 0.25 with one demonstration", teaching),
+    "learning step / SFT + teacher": ("time at most 1.35, with a shared prompt 0.5", step_beside_sft),
+    "block by block / one graph": ("peak at most 0.15, time at most 1.35", backward),
+}
+
+if __name__ == "__main__":
+    main()
