@@ -88,7 +88,7 @@ TAIL = """
   bandwidth is good for its rate. On the H100 it is the other way round, and there an engine that serves many more
   answers at once (vLLM) would shorten the longest phase.
 - Two Macs halve teacher and learning nearly exactly (samples are dealt out by cost, and one sum of the adapter's
-  gradient crosses the cable a step: 66 MB in 16 bits for a rank of 16 on 4B weights, 0.1 s over 10 Gbit/s) and
+  gradient crosses the cable a step: 132 MB for a rank of 16 on 4B weights, 0.1 s over 10 Gbit/s) and
   decoding as far as each still fills its batch. They do not help a model that does not fit: each holds the whole base.
 - What does not fit above is held up by long answers, not by the weights: keys and values while they are written, and
   the teacher's hidden states. `sdpo plan --memory 24GB --model qwen:8b` names the settings that would make it fit.

@@ -187,6 +187,8 @@ def _opened(cfg: Config, plain: bool, world: World) -> Setup:
     with render.status(f"opening {name}{became}", plain):
         setup = assemble(cfg, world)
     render.say(setup.model.line())
+    if planned := setup.plan_line():
+        render.say(planned)
     return setup
 
 

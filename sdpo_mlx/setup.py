@@ -87,6 +87,17 @@ class Setup:
             "plan": self.chosen(),
         }
 
+    def plan_line(self) -> str:
+        """What the plan chose, for whoever starts this; empty where nothing was left open or torch finds its own."""
+        train, rollout = self.settled.train, self.settled.rollout
+        if self.settled == self.cfg:
+            return ""
+        how = "block by block" if train.grad_checkpoint else "one graph"
+        return (
+            f"plan: micro-batches of {train.micro_batch_tokens} tokens, {rollout.concurrency} answers at once, {how} "
+            "(`sdpo plan` shows why)"
+        )
+
     def chosen(self) -> dict[str, Any]:
         """What was left open in the settings, and what became of it."""
         train, rollout = self.settled.train, self.settled.rollout

@@ -32,7 +32,7 @@ def config(**sections: Any) -> Config:
 
 
 @pytest.mark.parametrize("name", list(CHECK))
-@pytest.mark.parametrize("keep", [False, True])
+@pytest.mark.parametrize("keep", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_planned_peaks_are_those_measured(name: str, keep: bool) -> None:
     found = compared(*CHECK[name], keep=keep)
     for phase in PHASES:
