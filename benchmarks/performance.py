@@ -32,6 +32,7 @@ from sdpo_mlx.types import DistillSample
 import mlx.core as mx  # isort: skip
 import mlx.nn as nn  # isort: skip
 from mlx_lm.generate import BatchGenerator, batch_generate  # isort: skip
+from mlx_lm.sample_utils import make_sampler  # isort: skip
 from mlx_lm.tuner.trainer import default_loss  # isort: skip
 
 Work = Callable[[], Any]
@@ -184,7 +185,7 @@ def generation() -> Any:
             f"prompt {prompt}, {new} new",
             lambda ids=ids, sampling=sampling: list(policy.generate([ids], sampling, [list(range(group))])),
             lambda ids=ids, new=new: batch_generate(
-                policy.model.whole, Plain(), [ids.tolist()] * group, max_tokens=new
+                policy.model.whole, Plain(), [ids.tolist()] * group, max_tokens=new, sampler=make_sampler(1.0)
             ),
         )
 
@@ -195,7 +196,13 @@ def decoding() -> Any:
     for new in (64, 256):
 
         def bare(new: int = new) -> None:
-            generator = BatchGenerator(policy.model.whole, max_tokens=new, stop_tokens=[], prefill_batch_size=group)
+            generator = BatchGenerator(
+                policy.model.whole,
+                max_tokens=new,
+                stop_tokens=[],
+                sampler=make_sampler(1.0),
+                prefill_batch_size=group,
+            )
             generator.insert([ids.tolist()] * group)
             while generator.next_generated():
                 pass
