@@ -54,8 +54,8 @@ def main() -> None:
             for label, ours, theirs in measure():
                 rows.append({"row": name, "case": label, "aim": aim, **beside(ours, theirs, options.rounds)})
                 print(line(rows[-1]), flush=True)
-    if options.out:
-        options.out.write_text(json.dumps({"where": where(), "rows": rows}, indent=1) + "\n")
+                if options.out:
+                    options.out.write_text(json.dumps({"where": where(), "rows": rows}, indent=1) + "\n")
 
 
 def where() -> dict[str, str]:

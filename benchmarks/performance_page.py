@@ -1,4 +1,4 @@
-"""`docs/performance.md` from the figures: `python benchmarks/performance_page.py PERFORMANCE.json... > docs/performance.md`.
+"""The page from the figures: `python benchmarks/performance_page.py FILE... > docs/performance.md`.
 
 The files are those that `benchmarks/performance.py --out` wrote; where a row was measured twice the later file counts.
 """
@@ -20,11 +20,8 @@ def main() -> None:
         where = found["where"]
         rows.update({(row["row"], row["case"]): row for row in found["rows"]})
     text = (Path(__file__).parent / "performance_page.md").read_text(encoding="utf-8")
-    print(
-        text.replace("<!-- where -->", ", ".join(f"{k} {v}" for k, v in where.items())).replace(
-            "<!-- table -->", table(rows)
-        )
-    )
+    text = text.replace("<!-- where -->", ", ".join(f"{name} {value}" for name, value in where.items()))
+    print(text.replace("<!-- table -->", table(rows)), end="")
 
 
 def table(rows: dict[tuple[str, str], dict[str, Any]]) -> str:
