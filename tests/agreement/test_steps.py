@@ -73,8 +73,8 @@ def test_torch_rollout_depends_on_its_own_seed_alone(architecture: str, top_p: f
     crowded = {}
     from sdpo_mlx.backends.torch.generation import generate
 
-    params = SamplingParams(12, 0.9, top_p, frozenset({3}))
-    for at, n, found in generate(policy.model, PROMPTS, params, [[1, 2, 3], [4], [5, 6]], concurrency=2):
+    params = SamplingParams(12, 0.9, top_p, frozenset({3}), concurrency=2)
+    for at, n, found in generate(policy.model, PROMPTS, params, [[1, 2, 3], [4], [5, 6]]):
         crowded[at, n] = found
     for key, found in together.items():
         np.testing.assert_array_equal(found.ids_T, crowded[key].ids_T)
