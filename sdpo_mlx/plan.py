@@ -17,8 +17,8 @@ from sdpo_mlx.hardware import total_memory
 from sdpo_mlx.shape import Shape
 
 KV_STEP = 256  # tokens by which mlx-lm's caches grow
-PREFILL = 2_048  # tokens of a prompt that run at once
-CHUNK_BYTES = 16 * 2**20  # logits of one chunk of the head
+PREFILL = 2_048  # tokens of a prompt or a shared stretch that run at once: bounds their activations
+CHUNK_BYTES = 16 * 2**20  # one float32 copy of the logits that the head makes at once
 SAFETY = 1.05  # activations: so that the plan is rather over than under
 USABLE = 0.75  # of a machine's memory: what Metal recommends, and the rest is the system's
 SMALLEST = 256  # tokens of a micro-batch below which nothing is won
@@ -185,15 +185,8 @@ def _up(tokens: int, step: int) -> int:
 def choose(shape: Shape, cfg: Config, work: Work, limit: float) -> Work:
     """The fastest settings that fit: what the configuration leaves open is filled, what it says stays.
 
-    Where nothing fits the smallest come back. Raises ConfigError where a sequence is longer than the model's context.
+    Where nothing fits the smallest come back.
     """
-    longest = max(work.prompt, 0) + work.answer
-    if longest > shape.context:
-        raise ConfigError(
-            f"prompt and answer take {longest} tokens, the model knows {shape.context}",
-            where="rollout.max_tokens",
-            fix=f"use at most {max(1, shape.context - work.prompt)}",
-        )
 
     def fits(each: Work, *phases: str) -> bool:
         return all(memory(shape, cfg, each).peak(phase) <= limit for phase in phases)
@@ -224,8 +217,8 @@ def fitting(shape: Shape, cfg: Config, work: Work, limit: float) -> Work:
     ways = [flag for flag, peak in remedies(shape, cfg, work, limit) if peak < needed]
     raise ConfigError(
         f"a step would hold {needed / 2**30:.1f} GB, {limit / 2**30:.1f} GB may be used",
-        where="memory",
-        fix=f"try {' or '.join(ways)}; `sdpo plan` shows what takes it, train.memory_gb allows more",
+        where="train.memory_gb",
+        fix=f"try {' or '.join(ways)}; `sdpo plan` shows what takes it",
     )
 
 

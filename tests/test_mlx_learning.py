@@ -253,7 +253,7 @@ def test_gradient_ignores_what_is_shared(architecture: str, keep: bool, monkeypa
     from sdpo_mlx.backends import packing
 
     monkeypatch.setattr(packing, "SHORTEST_SHARED", 2)
-    monkeypatch.setattr(packing, "PIECE", 3)
+    monkeypatch.setattr(packing, "PREFILL", 3)
     policy, objective = (
         make_policy(architecture, grad_checkpoint=not keep, micro_batch_tokens=10_000),
         ObjectiveConfig(),

@@ -15,10 +15,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from sdpo_mlx.plan import PREFILL
 from sdpo_mlx.types import IntArray
 
 SHORTEST_SHARED = 16  # tokens; a shorter common beginning of different prompts costs more calls than it saves
-PIECE = 2_048  # tokens of a shared stretch that run at once: bounds the activations of a long context
 
 
 class Member(NamedTuple):
@@ -114,7 +114,7 @@ def _grown(members: list[Member], path: tuple[_Stretch, ...]) -> tuple[list[Memb
     equal = reach + 1 == first.size == last.size and first[-1] == last[-1]
     if reach - depth < (1 if equal else SHORTEST_SHARED):
         return _parted(members, path, reach, equal)
-    pieces = (_Stretch(first[at : min(at + PIECE, reach)]) for at in range(depth, reach, PIECE))
+    pieces = (_Stretch(first[at : min(at + PREFILL, reach)]) for at in range(depth, reach, PREFILL))
     path = (*path, *pieces)
     alone, branches = _parted(members, path, reach, equal)
     return [], [*branches, _Branch(path, alone)]

@@ -20,9 +20,8 @@ from mlx_lm.sample_utils import apply_top_p
 
 from sdpo_mlx.backends.base import SamplingParams
 from sdpo_mlx.backends.mlx.losses import log_softmax
+from sdpo_mlx.plan import PREFILL
 from sdpo_mlx.types import Generation, IntArray
-
-PREFILL = 2_048  # tokens a piece: bounds the activations of a long prompt
 
 
 class RowSampler:

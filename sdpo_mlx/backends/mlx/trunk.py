@@ -20,8 +20,8 @@ from mlx_lm.models.cache import ArraysCache, ConcatenateKVCache, make_prompt_cac
 
 from sdpo_mlx.backends.packing import Unit, pack
 from sdpo_mlx.errors import ConfigError
+from sdpo_mlx.plan import CHUNK_BYTES
 
-CHUNK_BYTES = 16 * 2**20  # one float32 copy of a chunk's logits; some 15 (top-k) to 25 (full) of it live at once
 PARITY_TOLERANCE = 2e-2  # bfloat16 keeps eight bits; float32 models come out near 1e-5
 Nodes = list[mx.array]  # hidden states of a unit's nodes
 
