@@ -9,6 +9,7 @@ from sdpo_cli import options, render
 
 if TYPE_CHECKING:
     from sdpo_mlx.config import Config
+    from sdpo_mlx.plan_time import Machine
 
 GB = 2**30
 
@@ -28,7 +29,7 @@ def command(  # noqa: PLR0913 - typer reads the options off the signature
     sets: options.Sets = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Show memory and time of a step before it starts, and what would make it fit.
+    """Show memory and time of a step before it starts, and what would make it fit; ends with 1 where it does not.
 
     Example: sdpo plan --model tiny --task tiny --memory 16GB
     """
@@ -52,14 +53,18 @@ def command(  # noqa: PLR0913 - typer reads the options off the signature
 
 def planned(cfg: Config, size: str | None, prompt_tokens: int | None) -> dict[str, Any]:
     """The plan as a document: bytes and seconds."""
+    from sdpo_mlx.errors import ConfigError
     from sdpo_mlx.hardware import bytes_of, number_bytes
     from sdpo_mlx.models import configuration
     from sdpo_mlx.plan import choose, limit_of, memory, remedies, work_of
     from sdpo_mlx.plan_time import times
     from sdpo_mlx.shape import Shape
 
+    if cfg.model.backend == "torch":
+        fix = "leave --backend out, or start: torch halves its micro-batches where memory runs out"
+        raise ConfigError("what torch holds is not planned", where="model.backend", fix=fix)
     shape = Shape.of(configuration(cfg.model.name), cfg.model.name)
-    prompt, context = _lengths(cfg, prompt_tokens)
+    prompt, context = _lengths(cfg, prompt_tokens, shape.context)
     limit = limit_of(cfg, bytes_of(size) if size else None)
     work = choose(shape, cfg, work_of(cfg, prompt, context, number_bytes(cfg.model)), limit)
     held, spent = memory(shape, cfg, work), times(shape, work, here())
@@ -81,7 +86,7 @@ def planned(cfg: Config, size: str | None, prompt_tokens: int | None) -> dict[st
     }
 
 
-def here() -> Any:
+def here() -> Machine:
     """This machine's rates, measured in two seconds."""
     from sdpo_mlx.backends.mlx.speed import block_gigaflops, gigabytes
     from sdpo_mlx.plan_time import Machine
@@ -89,17 +94,17 @@ def here() -> Any:
     return Machine(1e9 * block_gigaflops(), 1e9 * gigabytes())
 
 
-def _lengths(cfg: Config, prompt_tokens: int | None) -> tuple[int, int]:
+def _lengths(cfg: Config, prompt_tokens: int | None, context_length: int) -> tuple[int, int]:
     from sdpo_mlx.chat import load_chat
-    from sdpo_mlx.models import resolve_offline
+    from sdpo_mlx.models import tokenizer_folder
     from sdpo_mlx.setup import FEEDBACK_TOKENS, lengths
     from sdpo_mlx.tasks.registry import open_task
 
     if prompt_tokens is not None:
         return prompt_tokens, prompt_tokens + cfg.rollout.max_tokens + FEEDBACK_TOKENS
     # Another tokenizer's count is close enough where the model's own is not here.
-    chat = load_chat(resolve_offline(cfg.model.name), thinking=cfg.model.thinking)
-    return lengths(chat, open_task(cfg).task, cfg)
+    chat = load_chat(tokenizer_folder(cfg.model.name), thinking=cfg.model.thinking)
+    return lengths(chat, open_task(cfg).task, cfg, context_length)
 
 
 def lines(found: dict[str, Any]) -> list[str]:

@@ -157,7 +157,7 @@ def configuration(name: str) -> Mapping[str, Any]:
         raise ConfigError(f"cannot get {target!r}: {_hub_cause(error)}", where=name, fix=_HUB_FIX) from error
 
 
-def resolve_offline(name: str) -> Path:
+def tokenizer_folder(name: str) -> Path:
     """The folder of a model's tokenizer where it is here; else the embedded model's."""
     folder = _folder_of(name)
     return folder if (folder / "tokenizer.json").is_file() else _folder_of(EMBEDDED)

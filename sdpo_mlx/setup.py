@@ -157,14 +157,17 @@ def _settled(cfg: Config, model: models.ResolvedModel, chat: Chat, task: Task) -
     if cfg.model.backend == "torch":
         return cfg
     shape = Shape.of(json.loads((model.path / "config.json").read_text(encoding="utf-8")), str(model.path))
-    work = work_of(cfg, *lengths(chat, task, cfg), number_bytes(cfg.model))
+    work = work_of(cfg, *lengths(chat, task, cfg, shape.context), number_bytes(cfg.model))
     return settled(cfg, fitting(shape, cfg, work, limit_of(cfg)))
 
 
-def lengths(chat: Chat, task: Task, cfg: Config) -> tuple[int, int]:
-    """Tokens of the longest prompt (of the first few hundred), and of a teacher's context with answer and feedback."""
-    problems = task.problems("train")[:LOOKED_AT]
-    prompt = max(chat.render(problem.messages, tools=problem.tools).size for problem in problems)
+def lengths(chat: Chat, task: Task, cfg: Config, context_length: int) -> tuple[int, int]:
+    """Tokens of the longest prompt (of the first few hundred), and of a teacher's context with answer and feedback.
+
+    Prompts that the model cannot take are skipped in training, and here.
+    """
+    sizes = [chat.render(each.messages, tools=each.tools).size for each in task.problems("train")[:LOOKED_AT]]
+    prompt = max((size for size in sizes if size < context_length), default=1)
     return prompt, prompt + cfg.rollout.max_tokens + FEEDBACK_TOKENS
 
 

@@ -40,6 +40,7 @@ class Shape:
     def of(cls, config: Mapping[str, Any], where: str) -> Shape:
         """Raises ConfigError where the configuration lacks what every decoder has."""
         text: Mapping[str, Any] = config.get("text_config", config)
+        quantised: Mapping[str, Any] = config.get("quantization") or {}
         try:
             heads, width = int(text["num_attention_heads"]), int(text["hidden_size"])
             experts = int(text.get("num_experts") or text.get("num_local_experts") or 0)
@@ -53,8 +54,8 @@ class Shape:
                 inner=inner or int(text["intermediate_size"]),
                 vocabulary=int(text["vocab_size"]),
                 tied=_tied(config, text),
-                bits=int(config.get("quantization", {}).get("bits", 0)),
-                group=int(config.get("quantization", {}).get("group_size", 64)),
+                bits=int(quantised.get("bits", 0)),
+                group=int(quantised.get("group_size", 64)),
                 experts=experts,
                 experts_used=int(text.get("num_experts_per_tok") or 0),
                 linear_every=int(text.get("full_attention_interval") or 0) if "linear_num_value_heads" in text else 0,

@@ -154,3 +154,50 @@ def test_run_that_would_not_fit_stops_before_it_loads(tmp_path: Path) -> None:
     assert err.strip().splitlines()[-1].startswith("sdpo: ")
     assert "may be used" in err
     assert not (tmp_path / "run").exists()
+
+
+def test_plan_of_torch_is_refused_in_one_line() -> None:
+    code, _, err = sdpo("plan", "--model", "tiny", "--set", "model.backend=torch")
+    assert code == ConfigError.exit_code
+    assert "not planned" in err
+
+
+def test_metals_limits_are_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    from sdpo_mlx.backends.mlx import memory as limits
+
+    now = {"wired": 1, "cache": 2}
+
+    def setter(name: str) -> Any:
+        def put(value: int) -> int:
+            before, now[name] = now[name], value
+            return before
+
+        return put
+
+    monkeypatch.setattr(limits.mx, "device_info", lambda: {"max_recommended_working_set_size": 800})
+    monkeypatch.setattr(limits.mx, "default_device", lambda: limits.mx.Device(limits.mx.gpu))
+    monkeypatch.setattr(limits.mx, "set_wired_limit", setter("wired"))
+    monkeypatch.setattr(limits.mx, "set_cache_limit", setter("cache"))
+
+    def interrupted() -> None:
+        with limits.mannered():
+            assert now == {"wired": 800, "cache": 100}
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert now == {"wired": 1, "cache": 2}
+
+
+def test_prompt_that_the_model_cannot_take_stops_no_run() -> None:
+    from sdpo_mlx.chat import load_chat
+    from sdpo_mlx.models import tokenizer_folder
+    from sdpo_mlx.setup import lengths
+    from sdpo_mlx.tasks.registry import open_task
+
+    cfg = config()
+    chat, task = load_chat(tokenizer_folder("tiny")), open_task(cfg).task
+    longest, _ = lengths(chat, task, cfg, 10_000)
+    shorter, _ = lengths(chat, task, cfg, longest)
+    assert 1 <= shorter < longest
+    assert lengths(chat, task, cfg, 1)[0] == 1
