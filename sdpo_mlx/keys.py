@@ -32,7 +32,7 @@ FOREIGN: Mapping[str, str] = MappingProxyType(
         "ema_rate": "teacher.update_rate",
         "mask_prompt": "",
         "adapter_path": "",
-        "grad_checkpoint": "",
+        "grad_checkpoint": "train.grad_checkpoint",
         "optimizer": "",
         "test": "",
     }
@@ -42,7 +42,6 @@ ELSEWHERE: Mapping[str, str] = MappingProxyType(
     {
         "mask_prompt": "only answers are ever learned from, leave it out",
         "adapter_path": "the adapter goes where --out says, leave it out",
-        "grad_checkpoint": "it is train.grad_checkpoint, and the plan sets it where it is left out",
         "optimizer": "it is always AdamW, leave it out",
         "test": "use `sdpo eval`, leave it out",
     }

@@ -15,6 +15,7 @@ from sdpo_mlx.objective import log_softmax
 
 mx = pytest.importorskip("mlx.core")
 generation = pytest.importorskip("sdpo_mlx.backends.mlx.generation")
+draw = pytest.importorskip("sdpo_mlx.backends.mlx.drawing").draw
 
 EOS = frozenset({3, 7, 11, 19, 23, 31})
 PROMPTS = [np.arange(n, dtype=np.int32) * 5 % VOCABULARY for n in (12, 1, 7)]
@@ -174,3 +175,23 @@ def test_teacher_is_scored_with_its_own_weights(policies: Any) -> None:
         right = np.take_along_axis(log_softmax(logits), ids[4:9, None].astype(int), 1)[:, 0]
         np.testing.assert_allclose(score.logps_T, right, atol=1e-4)
         assert score.top_ids_TK is None
+
+
+@pytest.mark.parametrize("words", [3, 512, 1_300])
+def test_draw_follows_its_probabilities_and_never_takes_an_impossible_word(words: int) -> None:
+    rng, rows = np.random.default_rng(words), 4_000
+    possible = rng.choice(words, size=min(words, 3), replace=False)
+    weights = np.zeros(words, np.float32)
+    weights[possible] = rng.random(possible.size).astype(np.float32) + 0.1
+    keys = mx.random.split(mx.random.key(words), rows)
+    drawn = np.array(draw(mx.broadcast_to(mx.array(weights), (rows, words)), keys))
+    share = np.bincount(drawn, minlength=words) / rows
+    assert np.abs(share - weights / weights.sum()).max() < 0.04  # five standard deviations
+    assert set(drawn.tolist()) <= set(possible.tolist())
+
+
+def test_draw_of_a_row_depends_on_its_key_alone() -> None:
+    probs = mx.softmax(mx.random.normal((6, 700), key=mx.random.key(0)), axis=-1)
+    keys = mx.random.split(mx.random.key(1), 6)
+    alone = [draw(probs[row : row + 1], keys[row : row + 1]).item() for row in range(6)]
+    assert draw(probs, keys).tolist() == alone

@@ -19,7 +19,8 @@ from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.sample_utils import apply_top_p
 
 from sdpo_mlx.backends.base import SamplingParams
-from sdpo_mlx.backends.mlx.losses import log_softmax
+from sdpo_mlx.backends.mlx.drawing import draw
+from sdpo_mlx.backends.mlx.losses import Distribution, at, distribution
 from sdpo_mlx.plan import PREFILL
 from sdpo_mlx.types import Generation, IntArray
 
@@ -35,7 +36,6 @@ class RowSampler:
         self._keys: dict[int, Any] = {}
         self._places: dict[int, list[tuple[int, int]]] = {}
         self._chosen: list[Any] = []
-        self._draw = mx.vmap(lambda row, key: mx.random.categorical(row, key=key))
 
     def admit(self, uid: int, seed: int) -> None:
         """A row that will start later, in this order, drawing with the keys of `seed`."""
@@ -48,22 +48,23 @@ class RowSampler:
         uids = self._whose(logprobs_BV.shape[0])
         t = self.sampling.temperature
         # Normalised anew: the CPU's long sums cost mlx-lm's log-probs their fourth digit.
-        logps = log_softmax(logprobs_BV, t or 1.0)
-        tokens = self._sample(logps, uids)
-        chosen = mx.take_along_axis(logps, tokens[:, None], axis=-1)[:, 0].astype(mx.float32)
+        words = distribution(logprobs_BV, t or 1.0)
+        tokens = self._sample(words, uids)
+        chosen = at(words.logs, tokens)
         mx.async_eval(chosen)  # or the whole vocabulary would stay alive behind it
         self._chosen.append(chosen)
         for row, uid in enumerate(uids):
             self._places[uid].append((len(self._chosen) - 1, row))
         return tokens
 
-    def _sample(self, logps_BV: mx.array, uids: list[int]) -> mx.array:
+    def _sample(self, words: Distribution, uids: list[int]) -> mx.array:
         if self.sampling.temperature == 0.0:
-            return mx.argmax(logps_BV, axis=-1)
+            return mx.argmax(words.logs, axis=-1)
+        probs_BV = words.probs
         if self.sampling.top_p < 1.0:
-            logps_BV = apply_top_p(logps_BV, self.sampling.top_p)
-        keys = np.stack([self._keys[uid][len(self._places[uid])] for uid in uids])
-        return self._draw(logps_BV, mx.array(keys))
+            probs_BV = mx.where(mx.isinf(apply_top_p(words.logs, self.sampling.top_p)), 0.0, probs_BV)
+        keys_B2 = np.stack([self._keys[uid][len(self._places[uid])] for uid in uids])
+        return draw(probs_BV, mx.array(keys_B2))
 
     def _whose(self, count: int) -> list[int]:
         if self.rows and not self._decoded:
@@ -90,9 +91,9 @@ class RowSampler:
         """The sampling log-probs of a finished row (T,), as numpy float32."""
         del self._keys[uid]
         places = self._places.pop(uid)[:length]
-        for draw, _ in places:
-            self._chosen[draw] = np.asarray(self._chosen[draw])
-        return np.array([self._chosen[draw][row] for draw, row in places], dtype=np.float32)
+        for turn, _ in places:
+            self._chosen[turn] = np.asarray(self._chosen[turn])
+        return np.array([self._chosen[turn][row] for turn, row in places], dtype=np.float32)
 
 
 def generate(

@@ -40,7 +40,7 @@ class TorchPolicy:
         self.parameters = adapter.attach(self.model.whole, model.adapter, derive(train.seed, "adapter"))
         self.model.whole.eval()
         self.teacher = adapter.copied(self.parameters)
-        self.optimizer = torch.optim.AdamW(self.parameters.values(), weight_decay=train.weight_decay)
+        self.optimizer = torch.optim.AdamW(self.parameters.values(), weight_decay=train.weight_decay, fused=True)
         self.world: World = ALONE
         self.updates, self.name = 0, model.name
         self.budget = train.micro_batch_tokens or MICRO_BATCH_TOKENS
@@ -149,7 +149,7 @@ class TorchPolicy:
         self.teacher, self.updates = teacher, int(state["optimizer"]["updates"])
         for name, parameter in self.parameters.items():
             self.optimizer.state[parameter] = {
-                "step": torch.tensor(float(self.updates)),
+                "step": torch.tensor(float(self.updates), device=parameter.device),
                 "exp_avg": moments[f"{name}|m"],
                 "exp_avg_sq": moments[f"{name}|v"],
             }
