@@ -1,44 +1,96 @@
-"""The page from the figures: `python benchmarks/performance_page.py FILE... > docs/performance.md`.
+"""docs/performance.md and its picture, from the figures in docs/figures: `python benchmarks/performance_page.py`.
 
-The files are those that `benchmarks/performance.py --out` wrote; where a row was measured twice the later file counts.
+Each file there was written by the program of its name with `--out`; `rows.json` by `performance.py`.
 """
 
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
+from plots import draw_growth
+
+DOCS = Path(__file__).parents[1] / "docs"
+WORDS = {"ours": "sdpo-mlx, SDPO", "peer": "mlx-lm-lora, GRPO", "peer-checkpointed": "mlx-lm-lora, GRPO, recomputing"}
+
 
 def main() -> None:
-    """Print the page."""
-    rows: dict[tuple[str, str], dict[str, Any]] = {}
-    where: dict[str, str] = {}
-    for name in sys.argv[1:]:
-        found = json.loads(Path(name).read_text(encoding="utf-8"))
-        where = found["where"]
-        rows.update({(row["row"], row["case"]): row for row in found["rows"]})
+    """Write both."""
+    figures = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in (DOCS / "figures").glob("*.json")}
     text = (Path(__file__).parent / "performance_page.md").read_text(encoding="utf-8")
-    text = text.replace("<!-- where -->", ", ".join(f"{name} {value}" for name, value in where.items()))
-    print(text.replace("<!-- table -->", table(rows)), end="")
+    parts = {
+        "where": ", ".join(f"{name} {value}" for name, value in figures["rows"]["where"].items()),
+        "table": table(figures["rows"]["rows"]),
+        "growth": growth(figures["growth"]),
+        "peer": peer(figures["mlx_lm_lora"]),
+        "startup": startup(figures["startup"]),
+        "long": long_run(figures["long_run"]),
+    }
+    for name, part in parts.items():
+        text = text.replace(f"<!-- {name} -->", part)
+    (DOCS / "performance.md").write_text(text, encoding="utf-8")
+    draw_growth(figures["growth"], DOCS / "growth.png")
 
 
-def table(rows: dict[tuple[str, str], dict[str, Any]]) -> str:
+def table(rows: list[dict[str, Any]]) -> str:
     """All rows, ratios last."""
     lines = [
         "| ours / theirs | case | s | s | peak MB | peak MB | time ratio (range) | peak ratio | aim |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
-    for (name, case), row in rows.items():
+    for row in rows:
         time, peak = row["time"], row["peak"]
         spread = f"{time['ratio']:.2f} ({time['low']:.2f} to {time['high']:.2f})"
         held = [f"{peak[side] / 2**20:.0f}" for side in ("ours", "theirs")]
         lines.append(
-            f"| {name} | {case} | {time['ours']:.2f} | {time['theirs']:.2f} | {' | '.join(held)} | {spread} "
-            f"| {peak['ratio']:.2f} | {row['aim']} |"
+            f"| {row['row']} | {row['case']} | {time['ours']:.2f} | {time['theirs']:.2f} | {' | '.join(held)} "
+            f"| {spread} | {peak['ratio']:.2f} | {row['aim']} |"
         )
     return "\n".join(lines)
+
+
+def growth(rows: list[dict[str, Any]]) -> str:
+    """The exponents."""
+    lines = ["| dimension | from | to | time | peak memory |", "|---|---|---|---|---|"]
+    for row in rows:
+        slopes, values = row["exponents"], row["values"]
+        lines.append(
+            f"| {row['dimension']} | {values[0]:,} | {values[-1]:,} | {slopes['seconds']:.2f} | {slopes['peak']:.2f} |"
+        )
+    return "\n".join(lines)
+
+
+def peer(sides: dict[str, Any]) -> str:
+    """Seconds and both peaks of a whole step."""
+    lines = ["| | s a step | peak, MLX | peak, process | time / ours | MLX / ours |", "|---|---|---|---|---|---|"]
+    ours = sides["ours"]
+    for side, row in sides.items():
+        held = [f"{row[name] / 2**30:.2f} GiB" for name in ("mlx", "resident")]
+        ratios = [f"{row[name] / ours[name]:.2f}" for name in ("seconds", "mlx")]
+        lines.append(f"| {WORDS[side]} | {row['seconds']:.1f} | {' | '.join(held)} | {' | '.join(ratios)} |")
+    return "\n".join(lines)
+
+
+def startup(found: dict[str, list[float]]) -> str:
+    """Medians and ranges of what one waits for."""
+    lines = ["| | s (range) |", "|---|---|"]
+    for name, values in found.items():
+        middle = sorted(values)[len(values) // 2]
+        lines.append(f"| {name} | {middle:.2f} ({min(values):.2f} to {max(values):.2f}) |")
+    return "\n".join(lines)
+
+
+def long_run(found: dict[str, Any]) -> str:
+    """One paragraph."""
+    shares = ", ".join(f"{name} {share:.1%}" for name, share in found["shares"].items())
+    return (
+        f"{found['steps']} steps of the embedded model, {found['seconds a step']:.2f} s each: "
+        f"{found['active bytes a step']:.0f} bytes a step more in MLX's counter, "
+        f"{found['resident bytes a step']:.0f} in the process; open files {found['files'][0]} at the first step, "
+        f"{found['files'][1]} at the last.\n"
+        f"Where the time went: {shares}. Outside model computation: {found['outside model computation']:.1%}."
+    )
 
 
 if __name__ == "__main__":

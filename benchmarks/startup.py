@@ -1,0 +1,62 @@
+"""How long one waits: `python benchmarks/startup.py --out FILE`.
+
+Medians of the rounds, each in a new process, in turn: `sdpo --help`, the first token (`sdpo rollout` of one), the first
+step (`sdpo train` up to its first step's event, the held-out score before it included), and what Python and mlx-lm take
+for nothing but their import.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from tempfile import mkdtemp
+
+SDPO = ("-c", "from sdpo_cli.main import main; main()")
+ON_TINY = ("--model", "tiny", "--task", "tiny", "--plain")
+
+
+def main() -> None:
+    """Print seconds of each, and write them as JSON where asked."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    found: dict[str, list[float]] = {}
+    for _ in range(options.rounds):
+        for name, seconds in (
+            ("python, nothing imported", spent("-c", "pass")),
+            ("import mlx_lm", spent("-c", "import mlx_lm")),
+            ("sdpo --help", spent(*SDPO, "--help")),
+            ("first token", spent(*SDPO, "rollout", *ON_TINY, "--n", "1", "--set", "rollout.max_tokens=1")),
+            ("first step", first_step()),
+        ):
+            found.setdefault(name, []).append(seconds)
+    medians = {name: statistics.median(values) for name, values in found.items()}
+    for name, value in medians.items():
+        print(f"{name}: {value:.2f} s ({min(found[name]):.2f} to {max(found[name]):.2f})")
+    if options.out:
+        options.out.write_text(json.dumps(found, indent=1) + "\n")
+
+
+def spent(*arguments: str) -> float:
+    """Seconds of a Python process from its start to its end."""
+    begun = time.perf_counter()
+    subprocess.run([sys.executable, *arguments], check=True, capture_output=True)
+    return time.perf_counter() - begun
+
+
+def first_step() -> float:
+    """Seconds from the start of `sdpo train` to the event of its first step."""
+    out, begun = Path(mkdtemp(prefix="sdpo-start-")) / "run", time.time()
+    spent(*SDPO, "train", *ON_TINY, "--steps", "1", "--set", "eval.problems=16", "--out", str(out))
+    events = [json.loads(line) for line in (out / "events.jsonl").read_text().splitlines()]
+    return next(float(event["time"]) for event in events if event["type"] == "step") - begun
+
+
+if __name__ == "__main__":
+    main()
