@@ -32,6 +32,7 @@ _KINDS = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q4_K", 
 _PLAIN: Mapping[str, Dtype] = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 _PIECE = 1 << 24  # values dequantised at once: 64 MB as float32
 _SMALL = 1_000_000_000  # up to here quantised weights are stored exactly, in float32
+MOST_ENTRIES = 8_000_000  # of one array in the header; merges of the longest vocabularies are under a million
 _AGAIN = "get the file again; its download may have been cut short"
 _OUTER = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
 _INNER = {
@@ -112,7 +113,7 @@ def _unpack(path: Path, folder: Path, dtype: Literal["auto"] | Dtype) -> None:
 
 def read_gguf(path: Path) -> tuple[dict[str, Any], dict[str, Packed]]:
     """Metadata and tensors, the latter mapped from the disk; ConfigError where the file is damaged."""
-    from gguf import GGUFReader
+    from gguf import GGUFReader, GGUFValueType
 
     class Reader(GGUFReader):
         """Ends at the end of the file, where the plain one reads nothing, for as long as a count says."""
@@ -122,6 +123,12 @@ def read_gguf(path: Path) -> tuple[dict[str, Any], dict[str, Packed]]:
             if found.size != int(count):
                 raise EOFError("the file ends too early")
             return found
+
+        def _get_field_parts(self, orig_offs: int, raw_type: int) -> Any:
+            # The plain reader walks an array's entries one by one for as long as its count says: hours, if damaged.
+            if raw_type == GGUFValueType.ARRAY and int(self._get(orig_offs + 4, np.uint64)[0]) > MOST_ENTRIES:
+                raise EOFError("an array in the header is longer than any vocabulary")
+            return super()._get_field_parts(orig_offs, raw_type)
 
     try:
         reader = Reader(path)
