@@ -20,7 +20,7 @@ from mlx_lm.sample_utils import apply_top_p
 
 from sdpo_mlx.backends.base import SamplingParams
 from sdpo_mlx.backends.mlx.drawing import draw
-from sdpo_mlx.backends.mlx.losses import Distribution, at, distribution
+from sdpo_mlx.backends.mlx.losses import at, row_sum
 from sdpo_mlx.plan import PREFILL
 from sdpo_mlx.types import Generation, IntArray
 
@@ -46,25 +46,26 @@ class RowSampler:
     def __call__(self, logprobs_BV: mx.array) -> mx.array:
         """Tokens (B,) for the rows that the generator holds now; keeps their log-probs."""
         uids = self._whose(logprobs_BV.shape[0])
-        t = self.sampling.temperature
         # Normalised anew: the CPU's long sums cost mlx-lm's log-probs their fourth digit.
-        words = distribution(logprobs_BV, t or 1.0)
-        tokens = self._sample(words, uids)
-        chosen = at(words.logs, tokens)
+        logs_BV = logprobs_BV.astype(mx.float32)
+        logs_BV = (logs_BV - mx.max(logs_BV, axis=-1, keepdims=True)) / (self.sampling.temperature or 1.0)
+        weights_BV = mx.exp(logs_BV)
+        tokens = self._sample(logs_BV, weights_BV, uids)
+        chosen = at(logs_BV, tokens) - mx.log(row_sum(weights_BV))
         mx.async_eval(chosen)  # or the whole vocabulary would stay alive behind it
         self._chosen.append(chosen)
         for row, uid in enumerate(uids):
             self._places[uid].append((len(self._chosen) - 1, row))
         return tokens
 
-    def _sample(self, words: Distribution, uids: list[int]) -> mx.array:
+    def _sample(self, logs_BV: mx.array, weights_BV: mx.array, uids: list[int]) -> mx.array:
         if self.sampling.temperature == 0.0:
-            return mx.argmax(words.logs, axis=-1)
-        probs_BV = words.probs
+            return mx.argmax(logs_BV, axis=-1)
         if self.sampling.top_p < 1.0:
-            probs_BV = mx.where(mx.isinf(apply_top_p(words.logs, self.sampling.top_p)), 0.0, probs_BV)
+            logps_BV = logs_BV - mx.log(row_sum(weights_BV))[:, None]
+            weights_BV = mx.where(mx.isinf(apply_top_p(logps_BV, self.sampling.top_p)), 0.0, weights_BV)
         keys_B2 = np.stack([self._keys[uid][len(self._places[uid])] for uid in uids])
-        return draw(probs_BV, mx.array(keys_B2))
+        return draw(weights_BV, mx.array(keys_B2))
 
     def _whose(self, count: int) -> list[int]:
         if self.rows and not self._decoded:
