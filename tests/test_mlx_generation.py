@@ -62,7 +62,7 @@ def test_rollout_depends_on_its_own_seed_alone(architecture: str, options: dict[
 
 
 @pytest.mark.parametrize("architecture", ["qwen3", "llama", "gemma3", "smollm2"])
-@pytest.mark.parametrize("temperature", [1.0, 0.6])
+@pytest.mark.parametrize("temperature", [1.0, 0.6, 0.1])
 def test_log_probs_are_those_of_the_plain_model(architecture: str, temperature: float, policies: Any) -> None:
     policy = policies(architecture)
     found = run(policy, params(temperature=temperature))

@@ -24,6 +24,9 @@ from sdpo_mlx.backends.mlx.losses import at, row_sum
 from sdpo_mlx.plan import PREFILL
 from sdpo_mlx.types import Generation, IntArray
 
+# The likeliest of V words has at least 1 / V, so that only below this could all exponentials of a row vanish.
+COLD = 0.5
+
 
 class RowSampler:
     """A shared sampler that knows which rollout each row belongs to."""
@@ -47,8 +50,7 @@ class RowSampler:
         """Tokens (B,) for the rows that the generator holds now; keeps their log-probs."""
         uids = self._whose(logprobs_BV.shape[0])
         # Normalised anew: the CPU's long sums cost mlx-lm's log-probs their fourth digit.
-        logs_BV = logprobs_BV.astype(mx.float32)
-        logs_BV = (logs_BV - mx.max(logs_BV, axis=-1, keepdims=True)) / (self.sampling.temperature or 1.0)
+        logs_BV = self._tempered(logprobs_BV.astype(mx.float32))
         weights_BV = mx.exp(logs_BV)
         tokens = self._sample(logs_BV, weights_BV, uids)
         chosen = at(logs_BV, tokens) - mx.log(row_sum(weights_BV))
@@ -57,6 +59,12 @@ class RowSampler:
         for row, uid in enumerate(uids):
             self._places[uid].append((len(self._chosen) - 1, row))
         return tokens
+
+    def _tempered(self, logprobs_BV: mx.array) -> mx.array:
+        t = self.sampling.temperature or 1.0
+        if t < COLD:
+            logprobs_BV = logprobs_BV - mx.max(logprobs_BV, axis=-1, keepdims=True)
+        return logprobs_BV if t == 1.0 else logprobs_BV / t
 
     def _sample(self, logs_BV: mx.array, weights_BV: mx.array, uids: list[int]) -> mx.array:
         if self.sampling.temperature == 0.0:
