@@ -2,13 +2,14 @@
 
 `python benchmarks/against_mlx_lm_lora.py --peer PYTHON --model FOLDER` where PYTHON is an interpreter of an environment
 of its own with `mlx-lm-lora`. Each side is a process of its own and takes STEPS steps of one prompt with GROUP answers
-of TOKENS tokens; no answer ends early. Ours is SDPO, whose step has the teacher's pass besides; theirs is GRPO without
-a reference model. The first step is left out. Peaks are MLX's, and the process's by the system.
+of TOKENS tokens; no answer ends early; both load the same BLAS. Ours is SDPO, whose step has the teacher's pass
+besides; theirs is GRPO without a reference model. The first step is left out. Peaks are MLX's, and the process's by the system.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import os
 import resource
@@ -63,10 +64,16 @@ def main() -> None:
 def _measured(options: Any, side: str) -> dict[str, Any]:
     python = sys.executable if side == "ours" else options.peer
     command = [python, __file__, "--peer", options.peer, "--model", str(options.model), "--side", side]
-    done = subprocess.run(command, env=dict(os.environ), capture_output=True, text=True, check=False)
+    environment = {**os.environ, "MKL_CBWR": "AVX2", "MKL_THREADING_LAYER": "GNU", "BENCH_BLAS": _blas()}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"{side} failed:\n{done.stderr[-4000:]}")
     return dict(json.loads(done.stdout.splitlines()[-1]))
+
+
+def _blas() -> str:
+    """The BLAS that our side finds for itself; the peer gets the same file, or MLX's wheel would multiply slowly."""
+    return next(map(str, sorted(Path(sys.prefix, "lib").glob("libmkl_rt.so*"))), "")
 
 
 def mlx_peak() -> int:
@@ -125,6 +132,8 @@ def of_ours(model: Path) -> list[float]:
 
 def of_peer(model: Path, checkpointed: bool) -> list[float]:
     """Seconds of each GRPO step of mlx-lm-lora."""
+    if library := os.environ.get("BENCH_BLAS"):
+        ctypes.CDLL(library, mode=ctypes.RTLD_GLOBAL)  # before the first import of mlx
     import mlx.core as mx
     import mlx.optimizers as optim
     from mlx_lm import load
