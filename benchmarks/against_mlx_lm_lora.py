@@ -3,7 +3,8 @@
 `python benchmarks/against_mlx_lm_lora.py --peer PYTHON --model FOLDER` where PYTHON is an interpreter of an environment
 of its own with `mlx-lm-lora`. Each side is a process of its own and takes STEPS steps of one prompt with GROUP answers
 of TOKENS tokens; no answer ends early; both load the same BLAS. Ours is SDPO, whose step has the teacher's pass
-besides; theirs is GRPO without a reference model. The first step is left out. Peaks are MLX's, and the process's by the system.
+besides; theirs is GRPO without a reference model. The first step is left out. Peaks are MLX's, and the process's by
+the system.
 """
 
 from __future__ import annotations
