@@ -86,8 +86,8 @@ def long_run(found: dict[str, Any]) -> str:
     shares = ", ".join(f"{name} {share:.1%}" for name, share in found["shares"].items())
     return (
         f"{found['steps']} steps of the embedded model, {found['seconds a step']:.2f} s each: "
-        f"{found['active bytes a step']:.0f} bytes a step more in MLX's counter, "
-        f"{found['resident bytes a step']:.0f} in the process; open files {found['files'][0]} at the first step, "
+        f"{found['active bytes a step']:.0f} bytes a step more in MLX's counter,\n"
+        f"{found['resident bytes a step']:,.0f} in the process; open files {found['files'][0]} at the first step, "
         f"{found['files'][1]} at the last.\n"
         f"Where the time went: {shares}. Outside model computation: {found['outside model computation']:.1%}."
     )

@@ -27,6 +27,7 @@ from sdpo_mlx.seeding import derive
 from sdpo_mlx.types import DistillSample, Generation, IntArray, Role
 
 Interrupted = Callable[[], bool]
+TOKENS_ON_CPU = 512  # of one pass; more is hardly faster there
 SMALLEST_BUDGET = 64  # tokens of one pass below which running out of memory is the end
 
 
@@ -43,7 +44,9 @@ class TorchPolicy:
         self.optimizer = torch.optim.AdamW(self.parameters.values(), weight_decay=train.weight_decay, fused=True)
         self.world: World = ALONE
         self.updates, self.name = 0, model.name
-        self.budget = train.micro_batch_tokens or MICRO_BATCH_TOKENS
+        # A card that runs out says so, and the parts are halved; a machine without one starts to swap.
+        whole = TOKENS_ON_CPU if self.model.device.type == "cpu" else MICRO_BATCH_TOKENS
+        self.budget = train.micro_batch_tokens or whole
 
     @property
     def info(self) -> PolicyInfo:
