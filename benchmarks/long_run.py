@@ -1,21 +1,29 @@
 """A long run of the embedded model: `python benchmarks/long_run.py --steps 500`.
 
-Prints the slope of memory a step (MLX's active memory and the process's resident set, least squares over the last four
-fifths), the number of open files at both ends, and the share of the wall clock outside generation and learning.
+Prints the slope of memory a step (least squares over the last four fifths: MLX's active memory, the process's resident
+set as it stands, and the resident set read every `TRIMMED_EVERY` steps after free memory was given back to the system),
+the number of open files at both ends, and the share of the whole wall clock, checkpoints and logs with it, outside
+generation, teacher and learning.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
+import gc
 import json
 import os
 import resource
 import sys
+import time
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
 
 import numpy as np
+
+TRIMMED_EVERY = 20
+PHASES = ("generate", "grade", "teacher", "learn", "other")
 
 
 def main() -> None:
@@ -45,30 +53,57 @@ def watched(steps: int) -> list[dict[str, Any]]:
 
     def observe(event: Any, _: Any) -> None:
         if event["type"] == "step":
-            rows.append({**event, "active": _active(), "resident": _resident(), "files": _files()})
+            rows.append(_row(event))
 
     with RunFolder.open(Path(mkdtemp(prefix="sdpo-long-")) / "run") as folder:
         carry_out(setup, folder, observe, lambda: False, ["benchmark"])
     return rows
 
 
+def _row(event: dict[str, Any]) -> dict[str, Any]:
+    trimmed = event["step"] % TRIMMED_EVERY == 0
+    held = {"active": _active(), "resident": _resident(), "files": _files(), "clock": time.perf_counter()}
+    times = {name: event[f"time/{name}"] for name in PHASES}
+    return {"step": event["step"], **times, **held, "trimmed": _given_back() if trimmed else None}
+
+
 def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """Slopes in bytes a step, files, and where the time went (shares of 1)."""
     late = rows[len(rows) // 5 :]
-    steps = np.array([row["step"] for row in late], float)
-    spent = {
-        name: sum(row[f"time/{name}"] for row in rows) for name in ("generate", "grade", "teacher", "learn", "other")
-    }
+    spent = {name: sum(row[name] for row in rows[1:]) for name in PHASES}
     total = sum(spent.values())
+    wall = rows[-1]["clock"] - rows[0]["clock"]
+    computing = spent["generate"] + spent["teacher"] + spent["learn"]
     return {
         "steps": len(rows),
-        "active bytes a step": float(np.polyfit(steps, [row["active"] for row in late], 1)[0]),
-        "resident bytes a step": float(np.polyfit(steps, [row["resident"] for row in late], 1)[0]),
+        "active bytes a step": _slope(late, "active"),
+        "resident bytes a step": _slope(late, "resident"),
+        "resident bytes a step, free memory given back": _slope([row for row in late if row["trimmed"]], "trimmed"),
+        "given back, every": TRIMMED_EVERY,
+        "resident, free memory given back": [row["trimmed"] for row in rows if row["trimmed"]],
         "files": [rows[0]["files"], rows[-1]["files"]],
-        "seconds a step": total / len(rows),
+        "seconds a step": total / (len(rows) - 1),
         "shares": {name: seconds / total for name, seconds in spent.items()},
-        "outside model computation": (spent["grade"] + spent["other"]) / total,
+        "outside model computation": 1 - computing / wall,
     }
+
+
+def _slope(rows: list[dict[str, Any]], key: str) -> float | None:
+    if len(rows) < 2:
+        return None
+    return float(np.polyfit([row["step"] for row in rows], [row[key] for row in rows], 1)[0])
+
+
+def _given_back() -> int:
+    """The resident set in bytes after Python, MLX and the allocator returned what they merely keep (glibc alone has
+    the last of these)."""
+    import mlx.core as mx
+
+    gc.collect()
+    mx.clear_cache()
+    if sys.platform == "linux":
+        ctypes.CDLL(None).malloc_trim(0)
+    return _resident()
 
 
 def _active() -> int:
