@@ -58,7 +58,8 @@ def scan_rows(source: str) -> Iterator[Row | BadRow]:
 
 
 def identity(source: str) -> dict[str, str]:
-    """What pins a source for a manifest: the file's SHA-256, the hub's commit, or the package's version.
+    """What pins a source for a manifest: the file's SHA-256 (a folder's: of all its files), the hub's commit, or the
+    package's version.
 
     The commit is left out when the hub can't be asked.
     """
@@ -68,8 +69,16 @@ def identity(source: str) -> dict[str, str]:
         name, _, revision = _hub_parts(source)
         commit = _commit(name, revision)
         return {"source": source, **({"revision": commit} if commit else {})}
-    with Path(source).open("rb") as file:
-        return {"source": source, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+    if Path(source).is_dir():
+        files = sorted(path for path in Path(source).rglob("*") if path.is_file())
+        whole = [f"{path.relative_to(source)} {_sha256(path)}" for path in files]
+        return {"source": source, "sha256": hashlib.sha256("\n".join(whole).encode()).hexdigest()}
+    return {"source": source, "sha256": _sha256(Path(source))}
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def humaneval_file() -> Path:

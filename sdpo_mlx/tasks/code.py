@@ -11,6 +11,7 @@ import json
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
+from pathlib import Path
 
 from sdpo_mlx.config import TaskConfig
 from sdpo_mlx.errors import ConfigError
@@ -18,9 +19,10 @@ from sdpo_mlx.sandbox.base import Sandbox
 from sdpo_mlx.tasks.base import Split
 from sdpo_mlx.tasks.code_answer import extract_code
 from sdpo_mlx.tasks.code_feedback import FEEDBACK_MODES, failure_text, no_program_text
+from sdpo_mlx.tasks.code_folder import is_problem, row_of
 from sdpo_mlx.tasks.code_judge import Outcome, Test, Turnstile, run_tests
 from sdpo_mlx.tasks.code_layouts import problem_from_any
-from sdpo_mlx.tasks.rows import feedback_mode, in_split, load_problems
+from sdpo_mlx.tasks.rows import feedback_mode, in_split, load_problems, with_splits
 from sdpo_mlx.types import Feedback, FeedbackKind, Problem
 
 _REMEMBERED = 4_096
@@ -36,7 +38,8 @@ class CodeTask:
     feedback_modes: tuple[str, ...] = FEEDBACK_MODES
 
     def __init__(self, sandbox: Sandbox, cfg: TaskConfig | None = None, level: str = "") -> None:
-        """`cfg.data`: rows as `code_layouts.py` reads, None for the shipped ones; `cfg.feedback`: None for `public`.
+        """`cfg.data`: rows as `code_layouts.py` reads, or the folder of one problem as `code_folder.py` reads it;
+        None for the shipped ones. `cfg.feedback`: None for `public`.
 
         `level` keeps the problems up to that level. Raises ConfigError for an unknown mode or level, DataError
         for bad rows.
@@ -47,7 +50,7 @@ class CodeTask:
         self.feedback = feedback_mode(self.name, cfg.feedback, FEEDBACK_MODES)
         self._sandbox = sandbox
         wanted = LEVELS[: LEVELS.index(level) + 1] if level else None
-        problems = load_problems(cfg, "code/problems.jsonl", problem_from_any)
+        problems = _by_hand(cfg) or load_problems(cfg, "code/problems.jsonl", problem_from_any)
         self._problems = [p for p in problems if wanted is None or p.private["level"] in wanted]
         self._turnstile = Turnstile()
         self._verdicts: OrderedDict[str, Verdict] = OrderedDict()
@@ -114,3 +117,10 @@ def _kind(outcomes: Sequence[Outcome]) -> FeedbackKind:
         if verdict in verdicts:
             return verdict
     return "pass" if verdicts <= {"pass"} else "wrong"
+
+
+def _by_hand(cfg: TaskConfig) -> list[Problem]:
+    """The one problem of a folder, where `task.data` names such a folder."""
+    if cfg.data is None or not is_problem(Path(cfg.data)):
+        return []
+    return with_splits([problem_from_any(row_of(Path(cfg.data)), cfg.data)])
