@@ -56,12 +56,6 @@ def command(  # noqa: PLR0913 - typer reads the options off the signature
 
     Example: sdpo solve --model tiny --task tiny:hard
     """
-    from sdpo_mlx.errors import ConfigError
-    from sdpo_mlx.interrupt import Interrupt
-    from sdpo_mlx.settings import resolve
-    from sdpo_mlx.setup import assemble
-    from sdpo_mlx.solve import Budget
-
     flags = {
         "model.name": model,
         "task.name": task,
@@ -72,33 +66,52 @@ def command(  # noqa: PLR0913 - typer reads the options off the signature
         "train.seed": seed,
         "sandbox.kind": sandbox,
     }
-    if minutes is not None and not minutes > 0:
-        raise ConfigError("a budget of no time", where="--minutes", fix="give a number above 0")
-    _agree(every_problem, problem=problem, keep=keep, out=out, method=method)
-    cfg = resolve(config, sets or [], flags).config
-    budget = Budget(attempts, minutes and 60 * minutes)
-    with Interrupt() as interrupt:
-        try:
-            with render.status(f"opening {cfg.model.name}", plain or as_json):
-                setup = assemble(cfg)
-            render.say(setup.model.line())
-            render.warn(setup.warnings())
-            if every_problem:
-                from sdpo_cli.solve_all import measured
+    _agree(every_problem, problem=problem, keep=keep, out=out, method=method, minutes=minutes)
 
-                place = out or Path("discovery")
-                content, lines = measured(setup, methods_of(method or "all"), seeds, budget, place, interrupt.requested)
-            else:
-                content, lines = _solved(setup, problem, method or "sdpo", budget, keep, interrupt.requested)
-        except KeyboardInterrupt:
-            render.say("sdpo: interrupted.")
-            raise typer.Exit(interrupt.exit_code or 130) from None
+    def searched(setup: Setup, interrupted: Callable[[], bool]) -> tuple[dict[str, Any], list[str]]:
+        from sdpo_mlx.solve import Budget
+
+        budget = Budget(attempts, minutes and 60 * minutes)
+        if every_problem:
+            return _measured(setup, method, seeds, budget, out, interrupted)
+        return _solved(setup, problem, method or "sdpo", budget, keep, interrupted)
+
+    content, lines = _opened(config, sets or [], flags, plain or as_json, searched)
     if as_json:
         render.document(content)
     else:
         render.result(lines)
     if not content.get("found", True):
         raise typer.Exit(NOT_FOUND)
+
+
+def _opened(
+    config: Path | None, sets: list[str], flags: dict[str, Any], plain: bool, searched: Callable[..., Any]
+) -> Any:
+    """What `searched` finds in the assembled setup; a signal ends it with its exit code."""
+    from sdpo_mlx.interrupt import Interrupt
+    from sdpo_mlx.settings import resolve
+    from sdpo_mlx.setup import assemble
+
+    cfg = resolve(config, sets, flags).config
+    with Interrupt() as interrupt:
+        try:
+            with render.status(f"opening {cfg.model.name}", plain):
+                setup = assemble(cfg)
+            render.say(setup.model.line())
+            render.warn(setup.warnings())
+            return searched(setup, interrupt.requested)
+        except KeyboardInterrupt:
+            render.say("sdpo: interrupted.")
+            raise typer.Exit(interrupt.exit_code or 130) from None
+
+
+def _measured(
+    setup: Setup, method: str | None, seeds: int, budget: Budget, out: Path | None, interrupted: Callable[[], bool]
+) -> tuple[dict[str, Any], list[str]]:
+    from sdpo_cli.solve_all import measured
+
+    return measured(setup, methods_of(method or "all"), seeds, budget, out or Path("discovery"), interrupted)
 
 
 def methods_of(name: str) -> tuple[Method, ...]:
@@ -112,6 +125,8 @@ def _agree(every_problem: bool, **given: Any) -> None:
     """Refuse what belongs to the other half of the command."""
     from sdpo_mlx.errors import ConfigError
 
+    if given["minutes"] is not None and not given["minutes"] > 0:
+        raise ConfigError("a budget of no time", where="--minutes", fix="give a number above 0")
     if every_problem:
         wrong = next((name for name in ("problem", "keep") if given[name] is not None), None)
     else:
@@ -221,9 +236,8 @@ def as_lines(content: dict[str, Any]) -> list[str]:
     methods = content["methods"]
     lines = [f"problem {content['problem']}"]
     for method, found in methods.items():
-        end = (
-            f"solved by attempt {found['solved']}" if found["solved"] else f"not solved in {found['attempts']} attempts"
-        )
+        solved = found["solved"]
+        end = f"solved by attempt {solved}" if solved else f"not solved in {found['attempts']} attempts"
         lines.append(f"{method}: {end} ({render.duration(found['seconds'])})")
     best = max((found["best"] for found in methods.values()), key=lambda row: (row["success"], row["reward"]))
     return [*lines, "the answer:" if best["success"] else "the best answer:", *render.untrusted(best["answer"], 6_000)]
