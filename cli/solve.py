@@ -41,7 +41,6 @@ def command(  # noqa: PLR0913 - typer reads the options off the signature
     seeds: Annotated[int, typer.Option("--seeds", metavar="N", min=1, help="--every-problem: searches each.")] = 1,
     out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="--every-problem: results.")] = None,
     group_size: Annotated[int | None, typer.Option("--group-size", metavar="N", help="Attempts a batch.")] = None,
-    learning_rate: Annotated[float | None, typer.Option("--learning-rate", metavar="X")] = None,
     max_tokens: Annotated[int | None, typer.Option("--max-tokens", metavar="N", help="Longest answer.")] = None,
     config: options.ConfigFile = None,
     sets: options.Sets = None,
@@ -50,9 +49,7 @@ def command(  # noqa: PLR0913 - typer reads the options off the signature
     plain: options.Plain = False,
     as_json: options.AsJson = False,
 ) -> None:
-    """Search an answer to one hard problem, learning from what each attempt was told.
-
-    Exit code 1 where the budget ended first.
+    """Search an answer to one hard problem, learning from what each attempt was told; exit code 1 without one.
 
     Example: sdpo solve --model tiny --task tiny:hard
     """
@@ -62,7 +59,6 @@ def command(  # noqa: PLR0913 - typer reads the options off the signature
         "task.data": data,
         "rollout.group_size": group_size,
         "rollout.max_tokens": max_tokens,
-        "train.learning_rate": learning_rate,
         "train.seed": seed,
         "sandbox.kind": sandbox,
     }
