@@ -13,6 +13,7 @@ help:
 	@echo "make test-slow   the same tests at full size"
 	@echo "make install-torch   PyTorch, for --backend torch; then make test holds both backends against each other"
 	@echo "make results     measure every learning figure again, into docs/results.md"
+	@echo "make docs        the documents as a site, in build/site"
 	@echo "make tiny-model  build the embedded model from nothing"
 	@echo "make lint        format, lint, types, import floors"
 	@echo "make clean       remove the environment and everything that can be made again"
@@ -34,6 +35,11 @@ results: .venv/.base bubblewrap
 	@$(BIN)/sdpo models fetch smollm2
 	@OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python benchmarks/code_runs.py
 	@$(BIN)/python benchmarks/results.py --page
+
+# The documents as a site in build/site, links checked.
+docs: .venv/.base
+	@$(PIP) --editable '.[docs]'
+	@$(BIN)/zensical build --strict -f mkdocs.yml
 
 tiny-model: .venv/.base
 	@$(BIN)/python examples/tiny_model/build.py
@@ -95,4 +101,4 @@ bubblewrap:
 	command -v bwrap >/dev/null 2>&1 || \
 	  echo "make: bubblewrap is missing, tests that run programs will skip: sudo apt-get install bubblewrap" >&2
 
-.PHONY: help demo test test-slow results tiny-model lint install install-dev install-torch clean bubblewrap
+.PHONY: help docs demo test test-slow results tiny-model lint install install-dev install-torch clean bubblewrap
