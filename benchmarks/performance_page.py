@@ -87,8 +87,9 @@ def long_run(found: dict[str, Any]) -> str:
     return (
         f"{found['steps']} steps of the embedded model, {found['seconds a step']:.2f} s each: "
         f"{found['active bytes a step']:.0f} bytes a step more in MLX's counter,\n"
-        f"{found['resident bytes a step']:,.0f} in the process; open files {found['files'][0]} at the first step, "
-        f"{found['files'][1]} at the last.\n"
+        f"{found['resident bytes a step']:,.0f} in the process, "
+        f"{found['resident bytes a step, free memory given back']:,.0f} after free memory was given back;\n"
+        f"open files {found['files'][0]} at the first step, {found['files'][1]} at the last.\n"
         f"Where the time went: {shares}. Outside model computation: {found['outside model computation']:.1%}."
     )
 
