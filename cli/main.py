@@ -24,6 +24,7 @@ VERBS: Mapping[str, str] = MappingProxyType(
         "eval": "Score a run, a model, or a model with an adapter.",
         "solve": "Test-time training on one hard problem.",
         "rollout": "Show one problem through the eyes of all involved.",
+        "report": "What a run did, in one HTML file.",
         "export": "Take an adapter to PEFT and back, or fuse it into its base.",
         "push": "Send a run's adapter and card to a model hub.",
         "plan": "Memory and time of a step, before it starts.",

@@ -14,7 +14,7 @@ WIDTH, HEIGHT = 640, 320
 LEFT, RIGHT, TOP, BOTTOM = 58, 14, 34, 46
 # Okabe and Ito's colours that keep a contrast of 3 to 1 on white and on near-black; the dash tells them apart too.
 STYLES = (("#0072b2", ""), ("#d55e00", "7 3"), ("#009e73", "2 3"), ("#b0568c", "9 3 2 3"), ("#8a7a00", "12 4"))
-INK = "#808080"
+INK = "#767676"
 TICKS = 5
 
 

@@ -215,6 +215,9 @@ class LogConfig(Settings):
     """What is kept besides the event stream."""
 
     samples: NonNegativeInt = Field(8, description="rollout groups kept a step in rollouts/; 0: none")
+    candidates: NonNegativeInt = Field(
+        1, description="answers a step kept with the likeliest tokens of student and self-teacher; 0: none"
+    )
 
 
 class Config(Settings):

@@ -9,6 +9,7 @@ from typing import Any
 
 from sdpo_mlx import checkpoint
 from sdpo_mlx.backends.base import CONCURRENCY, Policy, SamplingParams
+from sdpo_mlx.candidates import Candidates, candidates, pieces
 from sdpo_mlx.chat import Chat
 from sdpo_mlx.config import Config
 from sdpo_mlx.distill import Batch
@@ -19,8 +20,8 @@ from sdpo_mlx.sampling import Sampled, rollout_seeds
 from sdpo_mlx.schedule import learning_rate
 from sdpo_mlx.setup import Setup
 from sdpo_mlx.tasks.base import Task
-from sdpo_mlx.types import Problem, RolloutGroup
-from sdpo_mlx.updates import Learned, records
+from sdpo_mlx.types import DistillSample, Problem, Rollout, RolloutGroup
+from sdpo_mlx.updates import Learned, Place, records
 from sdpo_mlx.watch import Watch
 
 Observer = Callable[[Mapping[str, Any], Sequence[RolloutGroup]], None]
@@ -58,6 +59,7 @@ class Run:
     ) -> None:
         self.setup, self.folder, self.observe, self.interrupted = setup, folder, observe, interrupted
         self.log = EventLog(folder.events)
+        self._seen: Mapping[Place, dict[str, Candidates]] = {}
 
     @property
     def cfg(self) -> Config:
@@ -125,6 +127,15 @@ class Run:
         for warning in warnings:
             self.emit({"type": "warning", "step": step, "message": warning})
 
+    def look(self, samples: Sequence[DistillSample]) -> None:
+        """Keep for the record what student and teacher hold likeliest now; changes nothing."""
+        count = self.cfg.log.candidates if self.cfg.log.samples else 0
+        self._seen = candidates(self.policy, self.chat, samples, count)
+
+    def _more(self, place: Place, turn: Rollout) -> dict[str, Any]:
+        seen = self._seen.get(place)
+        return {"pieces": pieces(self.chat, turn.ids_T), **({"candidates": seen} if seen else {})}
+
     def after(self, state: TrainState, sampled: Sampled, batch: Batch, learned: Learned, clock: Clock) -> TrainState:
         """Write what a step did, and the state after it; saves and raises where `Watch` says stop."""
         groups, skips, step = sampled.groups, (*sampled.skips, *batch.skips), state.step + 1
@@ -142,7 +153,8 @@ class Run:
         if told:  # the policy is another than the manifest says
             self.folder.write_manifest({**self.folder.read_manifest(), "policy": self.setup.policy_record()})
         if self.cfg.log.samples:
-            self.folder.write_rollouts(step, records(groups[: self.cfg.log.samples], batch, learned))
+            kept = records(groups[: self.cfg.log.samples], batch, learned, self._more)
+            self.folder.write_rollouts(step, kept)
         state = replace(state, step=step, generations=total, watch=watch.to_dict())
         if verdict.stop is not None:
             self.save(state)

@@ -42,6 +42,7 @@ def train(run: Run, state: TrainState) -> TrainState:
             batch = distillation_batch(
                 sampled.groups, chat, cfg.teacher, cfg.objective, context_length=context_length, seed=seed
             )
+            run.look(batch.samples)  # for the report
             # 4. Distil; 5. move the teacher. Where nothing can be learned, not one byte changes.
             learned = learn(policy, batch.samples, cfg, step, run.interrupted)
             # 6. Events and warnings, held-out score, best adapter, checkpoint.

@@ -82,19 +82,25 @@ def combine(updates: Sequence[Update]) -> Update | None:
     )
 
 
-def records(groups: Sequence[RolloutGroup], batch: Batch, learned: Learned) -> list[dict[str, Any]]:
+def records(
+    groups: Sequence[RolloutGroup], batch: Batch, learned: Learned, more: Callable[[Place, Rollout], dict[str, Any]]
+) -> list[dict[str, Any]]:
     """What `rollouts/step-*.jsonl.gz` keeps of each rollout: prompt, answer, verdict, context, divergence.
 
-    An episode of several turns has its last answer there, and all before it with their replies under `earlier`.
+    `more` gives what else is known of a turn. An episode of several turns has its last answer there, and all before it
+    with their replies under `earlier`.
     """
     rows = []
     for group in groups:
         for index, (rollout, feedback) in enumerate(zip(group.rollouts, group.feedback, strict=True)):
             context = batch.contexts.get((group.problem.id, index))
-            divergences = [learned.divergence.get((group.problem.id, index, t)) for t in range(len(rollout.turns))]
+            turns = [
+                {**_answer(turn, learned.divergence.get(place)), **more(place, turn)}
+                for t, turn in enumerate(rollout.turns)
+                for place in [(group.problem.id, index, t)]
+            ]
             earlier = [
-                {**_answer(exchange.answer, divergence), "reply": exchange.reply}
-                for exchange, divergence in zip(rollout.earlier, divergences, strict=False)
+                {**turn, "reply": exchange.reply} for turn, exchange in zip(turns, rollout.earlier, strict=False)
             ]
             rows.append(
                 {
@@ -102,7 +108,7 @@ def records(groups: Sequence[RolloutGroup], batch: Batch, learned: Learned) -> l
                     "index": index,
                     "prompt": list(group.problem.messages),
                     **({"earlier": earlier} if earlier else {}),
-                    **_answer(rollout, divergences[-1]),
+                    **turns[-1],
                     "reward": feedback.reward,
                     "success": feedback.success,
                     "kind": feedback.kind,

@@ -1,0 +1,37 @@
+"""A picture of a run's report: `python benchmarks/screenshot.py RUN --out docs/report.png` (needs Chromium)."""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+
+from browser_made import browser
+
+
+def main() -> None:
+    """Make the report, open it, and keep what the tab shows."""
+    from sdpo_mlx.report.page import page
+    from sdpo_mlx.report.reading import read_story
+
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--width", type=int, default=1000)
+    parser.add_argument("--height", type=int, default=980)
+    parser.add_argument("--selector", default="section.tokens", help="what stands at the top")
+    options = parser.parse_args()
+    file = options.run / "report.html"
+    file.write_text(page([read_story(options.run)]), encoding="utf-8")
+    with browser() as tab:
+        tab.open(file.resolve(), width=options.width, height=options.height)
+        tab.value(f"document.querySelector({options.selector!r}).scrollIntoView()")
+        shot = tab.call("Page.captureScreenshot", format="png")["data"]
+    options.out.write_bytes(base64.b64decode(shot))
+
+
+if __name__ == "__main__":
+    main()

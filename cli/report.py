@@ -1,0 +1,34 @@
+"""`sdpo report RUN`: one HTML file that opens anywhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from sdpo_cli import options, render
+
+
+def command(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Several are laid over each other.")],
+    *,
+    out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Default: RUN/report.html.")] = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Show what a run did, token by token, in one HTML file.
+
+    Example: sdpo report runs/first
+    """
+    from sdpo_mlx.report.page import page
+    from sdpo_mlx.report.reading import read_story
+    from sdpo_mlx.storage import write_text
+
+    stories = [read_story(run) for run in runs]
+    text, place = page(stories), out or runs[0] / "report.html"
+    write_text(place, text)
+    render.warn([f"{story.name}: {fault}" for story in stories for fault in story.problems])
+    if as_json:
+        shown = [{"run": s.name, "steps": len(s.steps), "rollouts": len(s.rollouts)} for s in stories]
+        render.document({"file": str(place), "bytes": len(text.encode()), "runs": shown})
+    else:
+        render.result([f"wrote {place} ({render.size(len(text.encode()))}); open it in a browser"])
