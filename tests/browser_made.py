@@ -76,10 +76,10 @@ class Browser:
         return found["result"].get("value")
 
     def hover(self, selector: str) -> None:
-        """Put the mouse on the middle of an element."""
+        """Put the mouse on the middle of an element's first line."""
         where = f"document.querySelector({json.dumps(selector)})"
         self.value(f"{where}.scrollIntoView({{block: 'center'}})")
-        x, y = self.value(f"(r => [r.x + r.width / 2, r.y + r.height / 2])({where}.getBoundingClientRect())")
+        x, y = self.value(f"(r => [r.x + r.width / 2, r.y + r.height / 2])({where}.getClientRects()[0])")
         self.call("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
 
     def press(self, key: str) -> None:
