@@ -23,6 +23,8 @@ VERBS: Mapping[str, str] = MappingProxyType(
         "train": "Train a model on a task by self-distillation.",
         "eval": "Score a run, a model, or a model with an adapter.",
         "rollout": "Show one problem through the eyes of all involved.",
+        "chat": "Talk to a run, with and without its adapter.",
+        "serve": "Answer OpenAI's clients with a run's adapter.",
         "export": "Take an adapter to PEFT and back, or fuse it into its base.",
         "push": "Send a run's adapter and card to a model hub.",
         "plan": "Memory and time of a step, before it starts.",
