@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 import subprocess
 import sys
@@ -229,3 +230,59 @@ def quantised_tiny(out: Path) -> Path:
         if file.suffix in (".json", ".jinja") and not (out / file.name).exists():
             shutil.copyfile(file, out / file.name)
     return out
+
+
+# ---- what to type next
+
+
+def test_next_steps_name_what_is_there_and_mlx_lm_takes_them(runs: dict[str, Path], tmp_path: Path) -> None:
+    from mlx_lm.fuse import parse_arguments
+    from mlx_lm.generate import setup_arg_parser
+
+    run, odd = runs["lora"], tmp_path / "with space"
+    made = {
+        "peft": export_peft(run, odd / "peft"),
+        "mlx": export_mlx(odd / "peft", "tiny", odd / "mlx"),
+        "fused": export_fused(run, odd / "fused"),
+    }
+    for each in made.values():
+        words = shlex.split(each.next_steps.get("mlx-lm", "mlx_lm.generate --model x --prompt y"))
+        assert words[0] == "mlx_lm.generate"
+        known = setup_arg_parser().parse_args(words[1:])
+        assert known.model == "x" or Path(known.model).is_dir()
+        assert known.adapter_path is None or (Path(known.adapter_path) / "adapters.safetensors").is_file()
+    fuse = shlex.split(made["mlx"].next_steps["LM Studio, Ollama"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", fuse)
+        assert Path(parse_arguments().adapter_path) == odd / "mlx"
+    served = shlex.split(made["peft"].next_steps["vllm"])
+    options = dict(zip(served[4::2], served[5::2], strict=True))
+    assert served[:2] == ["vllm", "serve"] and served[3] == "--enable-lora"  # noqa: PT018
+    assert Path(served[2]).is_dir()
+    assert options == {"--max-lora-rank": "8", "--lora-modules": f"lora={odd / 'peft'}"}
+    assert "--to fused" in export_peft(runs["dora"], odd / "dora").next_steps["vllm"]
+    program = shlex.split(made["peft"].next_steps["PEFT"])[2]
+    compile(program, "next", "exec")
+    assert repr(str(odd / "peft")) in program
+
+
+def test_our_own_next_steps_are_commands_of_ours(runs: dict[str, Path], tmp_path: Path) -> None:
+    made = [export_peft(runs["lora"], tmp_path / "peft"), export_fused(runs["lora"], tmp_path / "fused")]
+    ours = [line for each in made for line in each.next_steps.values() if line.startswith("sdpo ")]
+    assert len(ours) >= 4
+    for line in ours:
+        code, out, _ = sdpo(*shlex.split(line)[1:], "--help")
+        assert code == 0
+        assert all(word in out for word in shlex.split(line) if word.startswith("--"))
+
+
+def test_quantised_base_is_named_as_what_other_tools_cannot_read(tmp_path: Path) -> None:
+    base = quantised_tiny(tmp_path / "base")
+    cfg = settings(model={"name": str(base), "adapter": KINDS["lora"]}, train={**LEARNS, "steps": 1})
+    trained(tmp_path / "run", cfg)
+    RunFolder(tmp_path / "run").write_config(cfg)
+    code, out, err = sdpo("export", str(tmp_path / "run"), "--to", "peft", "--json")
+    assert code == 0
+    assert "MLX's own layout" in json.loads(out)["warnings"][0]
+    assert "vllm serve" in json.loads(out)["next"]["vllm"]
+    assert "warning:" in err

@@ -251,7 +251,7 @@ def test_a_client_of_the_server_hears_the_adapter_whatever_model_it_names(run: P
         server.kill()
         server.wait()
     side = Conversation(speaker, "adapter")
-    assert answer["choices"][0]["message"]["content"] == "".join(side.ask(QUESTION))
+    assert answer["choices"][0]["message"]["content"].strip() == "".join(side.ask(QUESTION)).strip()
     assert server.returncode == 0, said
     assert "Traceback" not in said
 
