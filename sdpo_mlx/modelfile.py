@@ -102,9 +102,8 @@ def _parts(chat: Chat, messages: Sequence[Message], marks: Sequence[str], prompt
 
 def _shared(one: str, other: str) -> str:
     """What both texts begin with."""
-    return one[
-        : next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
-    ]
+    pairs = enumerate(zip(one, other, strict=False))
+    return one[: next((place for place, (a, b) in pairs if a != b), min(len(one), len(other)))]
 
 
 def _cut(text: str, start: str = "", end: str = "") -> str:

@@ -21,7 +21,7 @@ def for_mlx(base: str, adapter: Path) -> Steps:
     return {
         "sdpo": f"sdpo chat {model} --adapter {place} --compare",
         "mlx-lm": f"mlx_lm.generate --model {model} --adapter-path {place} {QUESTION}",
-        "LM Studio, Ollama": f"mlx_lm.fuse --model {model} --adapter-path {place} --save-path {fused}",
+        "LM Studio": f"mlx_lm.fuse --model {model} --adapter-path {place} --save-path {fused}",
     }
 
 

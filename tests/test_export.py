@@ -251,7 +251,7 @@ def test_next_steps_name_what_is_there_and_mlx_lm_takes_them(runs: dict[str, Pat
         known = setup_arg_parser().parse_args(words[1:])
         assert known.model == "x" or Path(known.model).is_dir()
         assert known.adapter_path is None or (Path(known.adapter_path) / "adapters.safetensors").is_file()
-    fuse = shlex.split(made["mlx"].next_steps["LM Studio, Ollama"])
+    fuse = shlex.split(made["mlx"].next_steps["LM Studio"])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", fuse)
         assert Path(parse_arguments().adapter_path) == odd / "mlx"
