@@ -195,7 +195,7 @@ def test_an_interrupt_stops_the_answer_and_the_talk_goes_on(
 
 
 def test_chat_compares_base_and_adapter_for_a_person_and_a_program(run: Path) -> None:
-    words = ("chat", str(run), "--compare", "--prompt", QUESTION, "--temperature", "0", "--max-tokens", "8")
+    words = ("chat", str(run), "--compare", "--prompt", QUESTION, "--temperature", "0", "--max-tokens", "24")
     code, out, err = sdpo(*words)
     assert code == 0, err
     assert out.startswith("base:\n  ")
