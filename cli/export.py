@@ -45,10 +45,12 @@ def command(
         made = exports.export_peft(target, place)
     render.warn(made.warnings)
     if as_json:
-        render.document({"folder": str(made.folder), **made.figures, "warnings": list(made.warnings)})
+        said = {"next": dict(made.next_steps), "warnings": list(made.warnings)}
+        render.document({"folder": str(made.folder), **made.figures, **said})
         return
     told = [
         f"{name}: {value:.4g}" if isinstance(value, float) else f"{name}: {value}"
         for name, value in made.figures.items()
     ]
-    render.result([f"wrote {made.folder} ({', '.join(told)})", "next:", f"  {made.next_line}"])
+    steps = [f"  {line}" for line in render.table(("", ""), [*made.next_steps.items()])[1:]]
+    render.result([f"wrote {made.folder} ({', '.join(told)})", "next, in", *steps])

@@ -25,6 +25,8 @@ VERBS: Mapping[str, str] = MappingProxyType(
         "solve": "Test-time training on one hard problem.",
         "rollout": "Show one problem through the eyes of all involved.",
         "report": "What a run did, in one HTML file.",
+        "chat": "Talk to a run, with and without its adapter.",
+        "serve": "Answer OpenAI's clients with a run's adapter.",
         "export": "Take an adapter to PEFT and back, or fuse it into its base.",
         "push": "Send a run's adapter and card to a model hub.",
         "plan": "Memory and time of a step, before it starts.",

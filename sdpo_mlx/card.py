@@ -92,8 +92,17 @@ def _results(facts: CardFacts) -> list[str]:
 
 
 def _use(facts: CardFacts) -> list[str]:
-    command = f'mlx_lm.generate --model "{_inline(facts.base)}" --adapter-path . --prompt "..."'
-    return ["## Use", "", "```sh", command, "```", ""]
+    base = f'"{_inline(facts.base)}"'
+    commands = {
+        "sdpo-mlx": f"sdpo chat {base} --adapter . --compare   # or: sdpo serve {base} --adapter .",
+        "mlx-lm": f'mlx_lm.generate --model {base} --adapter-path . --prompt "..."',
+        "LM Studio (MLX)": f"mlx_lm.fuse --model {base} --adapter-path . --save-path ~/.lmstudio/models/sdpo/fused",
+        "Ollama": "sdpo export . --to gguf --out gguf && ollama create sdpo -f gguf/Modelfile && ollama run sdpo",
+        "vllm": "sdpo export . --to peft --out peft   # prints vllm's own command",
+    }
+    shown = [line for tool, command in commands.items() for line in (f"# {tool}", command)]
+    note = "The lines for Ollama and vllm need the whole run folder, the others this adapter alone."
+    return ["## Use", "", "From inside this folder:", "", "```sh", *shown, "```", "", note, ""]
 
 
 def _settings(config: Config) -> list[str]:

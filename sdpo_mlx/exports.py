@@ -11,11 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sdpo_mlx import models
+from sdpo_mlx import models, next_steps
 from sdpo_mlx.chat import load_chat
 from sdpo_mlx.config import Config
 from sdpo_mlx.errors import ConfigError, SdpoError
 from sdpo_mlx.gguf_export import Kind, write_gguf, write_gguf_lora
+from sdpo_mlx.modelfile import modelfile
+from sdpo_mlx.next_steps import Steps
 from sdpo_mlx.peft_layout import CONFIG, WEIGHTS, from_peft, read_peft, to_peft
 from sdpo_mlx.run_folder import RunFolder
 from sdpo_mlx.storage import trouble, write_bytes, write_text
@@ -25,15 +27,19 @@ from sdpo_mlx.types import IntArray
 
 MOST_LOST = 0.05  # share of what the adapter changed that a fused model may lose before it is worth a warning
 PROMPTS = 4
+MLX_BASE = (
+    "the base is quantised in MLX's own layout, which PEFT and vllm do not read: in their commands and in "
+    "adapter_config.json name the model that it was made from"
+)
 PLAIN_QUESTION = "Explain in two sentences how a rainbow comes about, and name its colours in order."
 
 
 @dataclass(frozen=True)
 class Exported:
-    """Where it lies, what to type next, what it measured, and what to beware of."""
+    """Where it lies, what to type next in which tool, what it measured, and what to beware of."""
 
     folder: Path
-    next_line: str
+    next_steps: Steps
     figures: Mapping[str, Any]
     warnings: tuple[str, ...] = ()
 
@@ -48,8 +54,8 @@ def export_peft(run: Path, out: Path) -> Exported:
     with _made(out):
         write_bytes(out / WEIGHTS, save(tensors, metadata={"format": "pt"}))
         write_text(out / CONFIG, json.dumps(settings, indent=2) + "\n")
-        line = f"python -c \"from peft import AutoPeftModelForCausalLM as A; A.from_pretrained('{out}')\""
-    return Exported(out, line, {"tensors": len(tensors)})
+    steps = next_steps.for_peft(run, out, settings["base_model_name_or_path"], settings)
+    return Exported(out, steps, {"tensors": len(tensors)}, (MLX_BASE,) if _quantised(base.path) else ())
 
 
 def export_mlx(adapter: Path, base: str, out: Path) -> Exported:
@@ -61,9 +67,7 @@ def export_mlx(adapter: Path, base: str, out: Path) -> Exported:
     arrays, layout = from_peft(tensors, settings, depth)
     with _made(out):
         RunFolder(out).save_adapter(arrays, layout)
-    return Exported(
-        out, f"mlx_lm.generate --model {model.path} --adapter-path {out} --prompt ...", {"arrays": len(arrays)}
-    )
+    return Exported(out, next_steps.for_mlx(str(model.path), out), {"arrays": len(arrays)})
 
 
 def export_fused(run: Path, out: Path, *, quantised: bool = False) -> Exported:
@@ -77,7 +81,8 @@ def export_fused(run: Path, out: Path, *, quantised: bool = False) -> Exported:
         found = fuse(base.path, run, out, _prompts(cfg, base), quantised=quantised)
     lost = found["lost"] / found["adapter"] if found["adapter"] > 0 else 0.0
     words = (f"fusing lost {lost:.0%} of what the adapter changed; keep the adapter apart",) if lost > MOST_LOST else ()
-    return Exported(out, f"mlx_lm.generate --model {out} --prompt ...", {**found, "lost_share": lost}, words)
+    steps = next_steps.for_fused(run, out, quantised=quantised)
+    return Exported(out, steps, {**found, "lost_share": lost}, words)
 
 
 def export_gguf(run: Path, out: Path, kind: Kind = "F16") -> Exported:
@@ -89,11 +94,9 @@ def export_gguf(run: Path, out: Path, kind: Kind = "F16") -> Exported:
         with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as work:
             fused = export_fused(run, Path(work, "fused"))
             write_gguf(fused.folder, float_weights(fused.folder), file, kind)
-            chat = load_chat(fused.folder)
-            stops = [token for i in sorted(chat.eos_ids) if '"' not in (token := chat.reveal([i]))]
-        lines = [f"FROM ./{file.name}", *(f'PARAMETER stop "{token}"' for token in stops)]
-        write_text(out / "Modelfile", "\n".join(lines) + "\n")
-    return Exported(out, f"llama-cli -m {file}", {**fused.figures, "gguf": kind}, fused.warnings)
+            chat = load_chat(fused.folder, thinking=run_config(run).model.thinking)
+            write_text(out / "Modelfile", modelfile(chat, fused.folder, file.name))
+    return Exported(out, next_steps.for_gguf(run, file), {**fused.figures, "gguf": kind}, fused.warnings)
 
 
 def export_gguf_lora(run: Path, out: Path) -> Exported:
@@ -103,7 +106,14 @@ def export_gguf_lora(run: Path, out: Path) -> Exported:
     with _made(out):
         file = out / f"{run.name}-lora.gguf"
         write_gguf_lora(base.path, arrays, config, file)
-    return Exported(out, f"llama-cli -m BASE.gguf --lora {file}", {"tensors": len(arrays)})
+        # Which GGUF of the base lies where is for whoever has it to say.
+        write_text(out / "Modelfile", f"# put the base's own GGUF, or its name in Ollama, here\nFROM ./BASE.gguf\n"
+                                      f"ADAPTER ./{file.name}\n")  # fmt: skip
+    return Exported(out, next_steps.for_gguf_lora(run, file), {"tensors": len(arrays)})
+
+
+def _quantised(base: Path) -> bool:
+    return "quantization" in json.loads((base / "config.json").read_text(encoding="utf-8"))
 
 
 def _prompts(cfg: Config, base: models.ResolvedModel) -> list[IntArray]:

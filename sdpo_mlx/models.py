@@ -15,11 +15,13 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
+from sdpo_mlx import gguf_cache, lmstudio, ollama
 from sdpo_mlx.errors import ConfigError
+from sdpo_mlx.gguf_header import read_header
 from sdpo_mlx.storage import cache_home
 from sdpo_mlx.weights import weight_files, weights_sha256
 
-Source = Literal["embedded", "folder", "fetched", "hub"]
+Source = Literal["embedded", "folder", "fetched", "hub", "lmstudio", "ollama", "gguf"]
 
 # Hub repositories by alias. They stand for a repository, not for a commit: which commit of `main` was
 # loaded is resolved at run time and kept in the run's manifest; `name@commit` pins it.
@@ -31,7 +33,7 @@ ALIASES: Mapping[str, str] = {
 }
 EMBEDDED = "tiny"
 FETCHED = ("smollm2",)
-ALLOWED = ("*.safetensors", "*.json", "*.txt", "*.jinja", "*.model")
+ALLOWED = ("*.safetensors", "*.json", "*.txt", "*.jinja", "*.model", "README.md")  # the card names the licence
 _REFUSED = (
     ".bin",
     ".pt",
@@ -55,8 +57,8 @@ _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
 class ResolvedModel:
     """A model on this machine: `name` as typed, `target` what it became, `path` its folder.
 
-    `revision` is the hub's commit, empty elsewhere; `weights_sha256` is the hash of the weights file,
-    or of the lines `<hash>  <name>` where there are several.
+    `revision` is the hub's commit, or the SHA-256 of the GGUF that it was made of, empty elsewhere;
+    `weights_sha256` is the hash of the weights file, or of the lines `<hash>  <name>` where there are several.
     """
 
     name: str
@@ -94,19 +96,62 @@ def resolve(name: str) -> ResolvedModel:
 
     Aliases win over folders of the same name (`./qwen` means the folder). Raises ConfigError.
     """
-    if name == EMBEDDED:
-        return _local(name, name, Path(str(files("sdpo_mlx") / "assets" / "tiny")), "embedded")
-    if name in FETCHED:
+    source, target = meaning(name)
+    if source == "fetched":
         return _fetched(name)
+    if source == "hub":
+        return _from_hub(name, target)
+    file = gguf_of(name)
+    if file is None:
+        found = lmstudio.find(name).path if source == "lmstudio" else Path(target)
+        return opened(name, name if source == "embedded" else str(found), found, source)
+    folder, sha256 = gguf_cache.imported(file, ollama.find(name).digest if source == "ollama" else "")
+    return ResolvedModel(name, str(file), folder, source, sha256, weights_sha256(folder))
+
+
+def meaning(name: str) -> tuple[Source, str]:
+    """What kind of thing a name is, and which folder, file or repository it stands for; nothing is opened or fetched.
+
+    Raises ConfigError for a name that means nothing.
+    """
+    if name == EMBEDDED:
+        return "embedded", str(files("sdpo_mlx") / "assets" / "tiny")
+    if name in FETCHED:
+        return "fetched", str(fetched_folder(name))
+    if name.startswith(ollama.PREFIX):
+        return "ollama", name
+    if name.startswith(lmstudio.PREFIX):
+        return "lmstudio", name
     target = ALIASES.get(name, name)
     place = None if name in ALIASES else _place(name)
-    if place and place.is_dir():
-        return _local(name, str(place), place, "folder")
     if place:
-        raise ConfigError("a model is a folder, this is a file", where=name, fix=_file_fix(place))
-    if not _REPOSITORY.fullmatch(target) or target.count("/") != 1 or target.endswith((".gguf", ".safetensors")):
+        if place.is_dir() or place.suffix.lower() == ".gguf":
+            return "folder" if place.is_dir() else "gguf", str(place)
+        fix = "name the folder that holds config.json and safetensors, or a GGUF"
+        raise ConfigError("a model is a folder, this is a file", where=name, fix=fix)
+    if not is_repository(target):
         raise ConfigError(f"unknown model {name!r}", fix=_suggest(name))
-    return _from_hub(name, target)
+    return "hub", target
+
+
+def is_repository(target: str) -> bool:
+    """Whether this is a repository's name on the hub, with a commit or without."""
+    whole = _REPOSITORY.fullmatch(target) and target.partition("@")[0].count("/") == 1
+    return bool(whole) and not target.endswith((".gguf", ".safetensors"))
+
+
+def gguf_of(name: str) -> Path | None:
+    """The GGUF file that a name stands for, None for a model in another form; raises ConfigError where it is gone."""
+    source, target = meaning(name)
+    if source == "ollama":
+        found = ollama.find(name)
+        if found.file is None or found.trouble:
+            raise ConfigError(found.trouble, where=name, fix="`sdpo models list` shows what can be used")
+        return found.file
+    if source == "lmstudio":
+        path = lmstudio.find(name).path
+        return None if path.is_dir() else path
+    return Path(target) if source == "gguf" else None
 
 
 def check_folder(folder: Path) -> None:
@@ -140,14 +185,13 @@ def configuration(name: str) -> Mapping[str, Any]:
 
     Raises ConfigError.
     """
-    target = ALIASES.get(name, name)
-    shipped = json.loads((files("sdpo_mlx") / "assets" / "shapes.json").read_text(encoding="utf-8"))
-    if target in shipped:
-        return dict(shipped[target])
-    if name == EMBEDDED or name in FETCHED or _place(name):
-        return _read_json(_folder_of(name) / "config.json", required=True)
-    if not _REPOSITORY.fullmatch(target) or target.count("/") != 1:
-        raise ConfigError(f"unknown model {name!r}", fix=_suggest(name))
+    if known := shipped_configuration(ALIASES.get(name, name)):
+        return known
+    source, target = meaning(name)
+    if source != "hub":
+        file = gguf_of(name)
+        folder = lmstudio.find(name).path if source == "lmstudio" else Path(target)
+        return _read_json(folder / "config.json", required=True) if file is None else read_header(file).config()
     from huggingface_hub import hf_hub_download
 
     repository, _, wanted = target.partition("@")
@@ -155,6 +199,12 @@ def configuration(name: str) -> Mapping[str, Any]:
         return _read_json(Path(hf_hub_download(repository, "config.json", revision=wanted or "main")), required=True)
     except Exception as error:  # as in `_from_hub`
         raise ConfigError(f"cannot get {target!r}: {_hub_cause(error)}", where=name, fix=_HUB_FIX) from error
+
+
+def shipped_configuration(target: str) -> Mapping[str, Any]:
+    """The part of config.json that we know of an alias's repository by heart; empty for others."""
+    known = json.loads((files("sdpo_mlx") / "assets" / "shapes.json").read_text(encoding="utf-8"))
+    return dict(known.get(target, {}))
 
 
 def tokenizer_folder(name: str) -> Path:
@@ -175,10 +225,11 @@ def _fetched(name: str) -> ResolvedModel:
     folder = fetched_folder(name)
     if not (folder / "config.json").is_file():
         raise ConfigError(f"model {name!r} is not on this machine yet", fix=f"run: sdpo models fetch {name}")
-    return _local(name, str(folder), folder, "fetched")
+    return opened(name, str(folder), folder, "fetched")
 
 
-def _local(name: str, target: str, folder: Path, source: Source, revision: str = "") -> ResolvedModel:
+def opened(name: str, target: str, folder: Path, source: Source, revision: str = "") -> ResolvedModel:
+    """A model whose folder is known, checked and hashed; raises ConfigError."""
     check_folder(folder)
     return ResolvedModel(name, target, folder, source, revision, weights_sha256(folder))
 
@@ -192,7 +243,18 @@ def _from_hub(name: str, target: str) -> ResolvedModel:
         folder = Path(snapshot_download(repository, revision=wanted or "main", allow_patterns=list(ALLOWED)))
     except Exception as error:  # the client lets its transport's own errors through as well
         raise ConfigError(f"cannot get {target!r}: {_hub_cause(error)}", where=name, fix=_HUB_FIX) from error
-    return _local(name, target, folder, "hub", folder.name)
+    return opened(name, target, folder, "hub", folder.name)
+
+
+def hub_commit(target: str) -> str:
+    """The commit at which a repository stands now (or its pinned revision), blank where the hub does not say."""
+    from huggingface_hub import HfApi
+
+    repository, _, wanted = target.partition("@")
+    try:
+        return str(HfApi().model_info(repository, revision=wanted or "main", timeout=5).sha or "")
+    except Exception:  # as in `_from_hub`
+        return ""
 
 
 _HUB_FIX = "check the name and the network, or name a folder; `sdpo models list` shows what is here"
@@ -224,12 +286,6 @@ def _suggest(name: str) -> str:
     close = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.5)
     hint = f"did you mean {close[0]!r}? " if close else ""
     return f"{hint}known: {', '.join(known)}; or give a folder or a repository as owner/name"
-
-
-def _file_fix(file: Path) -> str:
-    if file.suffix.lower() == ".gguf":
-        return f"unpack it first: sdpo models import {file}"
-    return "name the folder that holds config.json and safetensors"
 
 
 def _safe_fix(file: Path) -> str:

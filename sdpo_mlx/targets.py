@@ -47,13 +47,18 @@ def target_config(
 
 def open_target(target: str, cfg: Config, adapter: Path | None = None) -> Setup:
     """All parts, with the run's best adapter or the given one in the student."""
-    home = Path(target) if is_run(Path(target)) else adapter
+    home = adapter_home(target, adapter)
     # Read first: a missing adapter is told before a large model loads.
     arrays = RunFolder(home).load_adapter()[0] if home is not None else None
     setup = assemble(cfg)
     if arrays is not None:
         setup.policy.load_student(arrays)
     return setup
+
+
+def adapter_home(target: str, adapter: Path | None = None) -> Path | None:
+    """The folder of the adapter that a TARGET names, None for a model alone."""
+    return Path(target) if is_run(Path(target)) else adapter
 
 
 def adapter_settings(folder: Path) -> dict[str, Any]:

@@ -23,6 +23,13 @@ _ESCAPES = re.compile(
     r"|(?:\x1b[\]PX^_]|[\x90\x98\x9d-\x9f])[^\x07\x1b\x90\x98\x9c-\x9f]*(?:\x07|\x1b\\|\x9c)"
     r"|\x1b[ -/]*[0-~]"
 )
+# What may turn into one of these, or into a line end, once more text follows.
+_BEGUN = re.compile(
+    r"(?:(?:\x1b\[|\x9b)[0-?]*[ -/]*"
+    r"|(?:\x1b[\]PX^_]|[\x90\x98\x9d-\x9f])[^\x07\x1b\x90\x98\x9c-\x9f]*\x1b?"
+    r"|\x1b[ -/]*|\r)\Z"
+)
+_HELD = 4_096  # characters of an unclosed sequence after which it is text
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _BIDI = re.compile("[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 
@@ -42,6 +49,26 @@ def clean(text: str, limit: int | None = FEEDBACK_LIMIT) -> str:
 def display(text: str, limit: int = 2_000) -> str:
     """Text made safe for a terminal: as `clean`, and no character that could move or hide anything."""
     return clean(text, limit)
+
+
+class Screen:
+    """`display` for a text that comes in pieces: what may be half a sequence waits for the next piece."""
+
+    def __init__(self) -> None:
+        self._held = ""
+
+    def feed(self, piece: str) -> str:
+        """What may be shown now."""
+        text = self._held + piece
+        begun = _BEGUN.search(text)
+        cut = begun.start() if begun and len(text) - begun.start() <= _HELD else len(text)
+        self._held = text[cut:]
+        return clean(text[:cut], None)
+
+    def rest(self) -> str:
+        """What was held back, when nothing follows any more."""
+        text, self._held = self._held, ""
+        return clean(text, None)
 
 
 def well_formed(text: str) -> str:

@@ -85,7 +85,7 @@ MISTAKES = [
     (["data", "check", "absent.jsonl"], 3, "absent.jsonl"),
     (["data", "check", "bad.jsonl", "--task", "tiny"], 2, "reads no rows"),
     (["init", "taken/here"], 5, "taken"),
-    (["models", "show", "model.gguf"], 2, "models import"),
+    (["models", "show", "notes.txt"], 2, "a model is a folder"),
 ]
 
 
@@ -93,7 +93,7 @@ MISTAKES = [
 def test_a_mistake_is_one_line_and_its_code(words: list[str], code: int, told: str) -> None:
     Path("bad.jsonl").write_text('{"id": 1\n', encoding="utf-8")
     Path("taken").write_text("a file where a folder is wanted", encoding="utf-8")
-    Path("model.gguf").write_bytes(b"GGUF")
+    Path("notes.txt").write_bytes(b"GGUF")
     found, out, err = sdpo(*words)
     line = err.splitlines()[-1]
     assert found == code

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
-import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
-from urllib.error import URLError
-from urllib.request import Request, urlopen
 
 import numpy as np
 import pytest
@@ -190,7 +187,7 @@ def test_mlx_lms_own_commands_take_the_run_folder_as_it_is(runs: dict[str, Path]
     np.testing.assert_array_equal(logits_by_mlx_lm(None, tmp_path / "fused"), logits_by_mlx_lm(None, tmp_path / "ours"))
 
 
-def test_mlx_lms_chat_and_server_speak_with_the_adapter(runs: dict[str, Path]) -> None:
+def test_mlx_lms_chat_speaks_with_the_adapter(runs: dict[str, Path]) -> None:
     common = ("--model", str(resolve("tiny").path), "--adapter-path", str(runs["lora"]))
     question = "Write f(x): square, behead"
     wanted = mlx_lm("generate", *common, "--prompt", question, "--max-tokens", "8", "--temp", "0").split("==========")[
@@ -198,30 +195,6 @@ def test_mlx_lms_chat_and_server_speak_with_the_adapter(runs: dict[str, Path]) -
     ]
     chatted = mlx_lm("chat", *common, "--max-tokens", "8", "--temp", "0", said=f"{question}\nq\n")
     assert wanted.strip() in chatted
-    with socket.create_server(("127.0.0.1", 0)) as held:
-        port = held.getsockname()[1]
-    server = subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, "server", *common, "--port", str(port)], stderr=subprocess.DEVNULL
-    )
-    try:
-        asked = {"messages": [{"role": "user", "content": question}], "max_tokens": 8, "temperature": 0.0}
-        answer = posted(f"http://127.0.0.1:{port}/v1/chat/completions", asked)
-    finally:
-        server.kill()
-        server.wait()
-    assert answer["choices"][0]["message"]["content"].strip() == wanted.strip()
-
-
-def posted(url: str, body: dict[str, Any]) -> Any:
-    """The answer of a server that may still be starting."""
-    request = Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
-    for _ in range(240):
-        try:
-            with urlopen(request, timeout=60) as response:
-                return json.load(response)
-        except URLError:
-            time.sleep(0.25)
-    raise AssertionError("the server never answered")
 
 
 @pytest.mark.parametrize("again", [False, True])
@@ -257,3 +230,59 @@ def quantised_tiny(out: Path) -> Path:
         if file.suffix in (".json", ".jinja") and not (out / file.name).exists():
             shutil.copyfile(file, out / file.name)
     return out
+
+
+# ---- what to type next
+
+
+def test_next_steps_name_what_is_there_and_mlx_lm_takes_them(runs: dict[str, Path], tmp_path: Path) -> None:
+    from mlx_lm.fuse import parse_arguments
+    from mlx_lm.generate import setup_arg_parser
+
+    run, odd = runs["lora"], tmp_path / "with space"
+    made = {
+        "peft": export_peft(run, odd / "peft"),
+        "mlx": export_mlx(odd / "peft", "tiny", odd / "mlx"),
+        "fused": export_fused(run, odd / "fused"),
+    }
+    for each in made.values():
+        words = shlex.split(each.next_steps.get("mlx-lm", "mlx_lm.generate --model x --prompt y"))
+        assert words[0] == "mlx_lm.generate"
+        known = setup_arg_parser().parse_args(words[1:])
+        assert known.model == "x" or Path(known.model).is_dir()
+        assert known.adapter_path is None or (Path(known.adapter_path) / "adapters.safetensors").is_file()
+    fuse = shlex.split(made["mlx"].next_steps["LM Studio"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", fuse)
+        assert Path(parse_arguments().adapter_path) == odd / "mlx"
+    served = shlex.split(made["peft"].next_steps["vllm"])
+    options = dict(zip(served[4::2], served[5::2], strict=True))
+    assert served[:2] == ["vllm", "serve"] and served[3] == "--enable-lora"  # noqa: PT018
+    assert Path(served[2]).is_dir()
+    assert options == {"--max-lora-rank": "8", "--lora-modules": f"lora={odd / 'peft'}"}
+    assert "--to fused" in export_peft(runs["dora"], odd / "dora").next_steps["vllm"]
+    program = shlex.split(made["peft"].next_steps["PEFT"])[2]
+    compile(program, "next", "exec")
+    assert repr(str(odd / "peft")) in program
+
+
+def test_our_own_next_steps_are_commands_of_ours(runs: dict[str, Path], tmp_path: Path) -> None:
+    made = [export_peft(runs["lora"], tmp_path / "peft"), export_fused(runs["lora"], tmp_path / "fused")]
+    ours = [line for each in made for line in each.next_steps.values() if line.startswith("sdpo ")]
+    assert len(ours) >= 4
+    for line in ours:
+        code, out, _ = sdpo(*shlex.split(line)[1:], "--help")
+        assert code == 0
+        assert all(word in out for word in shlex.split(line) if word.startswith("--"))
+
+
+def test_quantised_base_is_named_as_what_other_tools_cannot_read(tmp_path: Path) -> None:
+    base = quantised_tiny(tmp_path / "base")
+    cfg = settings(model={"name": str(base), "adapter": KINDS["lora"]}, train={**LEARNS, "steps": 1})
+    trained(tmp_path / "run", cfg)
+    RunFolder(tmp_path / "run").write_config(cfg)
+    code, out, err = sdpo("export", str(tmp_path / "run"), "--to", "peft", "--json")
+    assert code == 0
+    assert "MLX's own layout" in json.loads(out)["warnings"][0]
+    assert "vllm serve" in json.loads(out)["next"]["vllm"]
+    assert "warning:" in err

@@ -133,10 +133,13 @@ def test_strange_name_is_one_line(name: str) -> None:
         resolve(name)
 
 
-def test_gguf_file_is_answered_with_the_import_command(tmp_path: Path) -> None:
+def test_gguf_that_is_none_and_file_that_is_no_model_are_one_line(tmp_path: Path) -> None:
     (tmp_path / "m.gguf").touch()
-    with pytest.raises(ConfigError, match="sdpo models import"):
+    with pytest.raises(ConfigError, match="damaged or not a GGUF"):
         resolve(str(tmp_path / "m.gguf"))
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(ConfigError, match="a model is a folder"):
+        resolve(str(tmp_path / "notes.txt"))
 
 
 def test_model_that_must_be_fetched_says_how() -> None:

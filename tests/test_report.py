@@ -205,6 +205,6 @@ def test_hostile_text_does_nothing_in_a_browser(tab: Browser, hostile: Path, tmp
     tab.hover('[data-token="0"]')
     assert tab.value("document.title").startswith("sdpo report")
     assert tab.value("document.images.length") == 0
-    assert "<img src=x" in tab.value("document.querySelector('.tip').textContent")
+    assert "<img␣src=x" in tab.value("document.querySelector('.tip').textContent")
     assert tab.value("document.documentElement.scrollWidth <= window.innerWidth")
     assert tab.said == []

@@ -150,5 +150,6 @@ def test_the_card_names_base_result_and_use_and_survives_hostile_names() -> None
     assert front["base_model"] == base
     assert "| this adapter | 94.0 % | 91.0 to 96.0 % | 64 x 4 |" in text
     assert "1920 sampled answers" in text
-    assert "mlx_lm.generate" in text
+    for command in ("mlx_lm.generate", "sdpo chat", "sdpo serve", "mlx_lm.fuse", "ollama create", "vllm"):
+        assert command in text
     assert "$HOME" not in text.split("\n---\n", 1)[1]

@@ -108,6 +108,9 @@ class Policy(Protocol):
         Raises KeyboardInterrupt when `interrupted()` turns true between two tokens.
         """
 
+    def stream(self, prompt: IntArray, sampling: SamplingParams, seed: int) -> Iterator[int]:
+        """The tokens of one answer as they come, the same as `generate` gives; the stop token is the last of them."""
+
     def score(
         self, role: Role, sequences: Sequence[IntArray], spans: Sequence[tuple[int, int]], top_k: int = 0
     ) -> list[Scores]:

@@ -38,6 +38,19 @@ def _torch(path: Path, model: ModelConfig, teacher: TeacherConfig, train: TrainC
     return policy.open_policy(path, model, teacher, train)
 
 
+def serve(base: Path, adapter: Path | None, host: str, port: int) -> None:
+    """mlx-lm's server on one base, with its adapter; returns when it is interrupted.
+
+    Raises ConfigError without mlx, or where the port is taken.
+    """
+    try:
+        from sdpo_mlx.backends.mlx import serving
+    except ImportError as error:
+        fix = "on PyTorch: `sdpo export RUN --to peft`, then `vllm serve BASE --enable-lora`, as the export says"
+        raise ConfigError(f"serving needs mlx, which cannot be imported: {error}", fix=fix) from error
+    serving.serve(base, adapter, host, port)
+
+
 def open_world(environ: Mapping[str, str] = os.environ) -> World:
     """The ranks among which `torchrun` or `mlx.launch` started this process; ALONE without either."""
     if "MASTER_ADDR" in environ and int(environ.get("WORLD_SIZE", "1")) > 1:

@@ -70,6 +70,10 @@ class DistributedPolicy:
             others = self._collected(self.world.together(part))
         yield from others
 
+    def stream(self, prompt: IntArray, sampling: SamplingParams, seed: int) -> Iterator[int]:
+        """See `Policy.stream`; rank 0 alone."""
+        return self.own.stream(prompt, sampling, seed)
+
     def score(
         self, role: Role, sequences: Sequence[IntArray], spans: Sequence[tuple[int, int]], top_k: int = 0
     ) -> list[Scores]:

@@ -98,6 +98,14 @@ def test_torch_draws_follow_the_distribution() -> None:
     assert np.abs(counts - p).sum() / 2 < 0.06  # total variation of 4,000 draws
 
 
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_streamed_tokens_are_those_of_a_torch_rollout(temperature: float) -> None:
+    policy = make_torch("qwen3", like=make_policy("qwen3"))
+    whole = drawn(policy, [LONG], [[5]], temperature=temperature)[0, 0]
+    streamed = policy.stream(LONG, SamplingParams(12, temperature, 1.0, frozenset({3})), 5)
+    assert list(streamed) == whole.ids_T.tolist()
+
+
 def test_interrupted_generation_stops_between_two_tokens() -> None:
     policy = make_torch("qwen3", like=make_policy("qwen3"))
     asked: list[int] = []

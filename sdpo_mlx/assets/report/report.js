@@ -14,7 +14,8 @@ const shade = (d) => {
   const level = Math.min(6, Math.max(1, Math.round(Math.log2(Math.abs(d) / 0.05)) + 1));
   return (d < 0 ? "n" : "p") + level;
 };
-const visible = (text) => (text === "" ? "(part of a character)" : text.replace(/\n/g, "⏎").replace(/ /g, "␣"));
+const visible = (text) =>
+  text === "" ? "(part of a character)" : text.slice(0, 80).replace(/\n/g, "⏎").replace(/ /g, "␣");
 
 function paint(row, frame, focusable) {
   frame.replaceChildren();

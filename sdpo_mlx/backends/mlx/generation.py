@@ -117,15 +117,7 @@ def generate(
         return
     concurrency = sampling.concurrency
     sampler = RowSampler(sampling)
-    generator = BatchGenerator(
-        model,
-        max_tokens=sampling.max_tokens,
-        stop_tokens=[[token] for token in sorted(sampling.eos_ids)],
-        sampler=sampler,
-        completion_batch_size=concurrency,
-        prefill_batch_size=max(len(group) for group in seeds),
-        prefill_step_size=PREFILL,
-    )
+    generator = _generator(model, sampler, max(len(group) for group in seeds))
     try:
         for finished in _decode(generator, sampler, deque(enumerate(prompts)), seeds, concurrency):
             if interrupted():
@@ -134,6 +126,35 @@ def generate(
                 yield finished
     finally:
         generator.close()
+
+
+def stream(model: nn.Module, prompt: IntArray, sampling: SamplingParams, seed: int) -> Iterator[int]:
+    """The tokens of one rollout, each as soon as it is drawn."""
+    sampler = RowSampler(sampling)
+    generator = _generator(model, sampler, 1)
+    try:
+        sampler.admit(_insert_group(generator, prompt, 1)[0], seed)
+        going = True
+        while going:
+            responses = generator.next_generated()
+            sampler.returned(responses)
+            for response in responses:
+                going = response.finish_reason is None
+                yield int(response.token)
+    finally:
+        generator.close()
+
+
+def _generator(model: nn.Module, sampler: RowSampler, group: int) -> BatchGenerator:
+    return BatchGenerator(
+        model,
+        max_tokens=sampler.sampling.max_tokens,
+        stop_tokens=[[token] for token in sorted(sampler.sampling.eos_ids)],
+        sampler=sampler,
+        completion_batch_size=sampler.sampling.concurrency,
+        prefill_batch_size=group,
+        prefill_step_size=PREFILL,
+    )
 
 
 def _decode(

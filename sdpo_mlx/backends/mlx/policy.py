@@ -76,6 +76,10 @@ class MLXPolicy:
         self.peaks.begin("generate")
         return generation.generate(self.model.whole, prompts, sampling, seeds, interrupted=interrupted)
 
+    def stream(self, prompt: IntArray, sampling: SamplingParams, seed: int) -> Iterator[int]:
+        """See `Policy.stream`."""
+        return generation.stream(self.model.whole, prompt, sampling, seed)
+
     def score(
         self, role: Role, sequences: Sequence[IntArray], spans: Sequence[tuple[int, int]], top_k: int = 0
     ) -> list[Scores]:

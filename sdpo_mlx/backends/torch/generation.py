@@ -65,6 +65,15 @@ def generate(
             cache.batch_select_indices(chosen)
 
 
+def stream(model: Model, prompt: IntArray, sampling: SamplingParams, seed: int) -> Iterator[int]:
+    """The tokens of one rollout, each as soon as it is drawn."""
+    cache, last = _begun(model, prompt, 1)
+    row = Row((0, 0), _uniforms(seed, sampling), prompt.size)
+    while not row.tokens or _end(row, sampling) is None:
+        last = _decoded(model, [row], cache, last, sampling)
+        yield row.tokens[-1]
+
+
 @torch.no_grad()
 def _begun(model: Model, ids: IntArray, n: int) -> tuple[DynamicCache, Tensor]:
     """Run the prompt but for its last token once; n rows start from there, with that token."""

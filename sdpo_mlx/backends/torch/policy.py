@@ -80,6 +80,10 @@ class TorchPolicy:
         """See `Policy.generate`."""
         return generation.generate(self.model, prompts, sampling, seeds, interrupted=interrupted)
 
+    def stream(self, prompt: IntArray, sampling: SamplingParams, seed: int) -> Iterator[int]:
+        """See `Policy.stream`."""
+        return generation.stream(self.model, prompt, sampling, seed)
+
     @torch.no_grad()
     def score(
         self, role: Role, sequences: Sequence[IntArray], spans: Sequence[tuple[int, int]], top_k: int = 0

@@ -1,0 +1,76 @@
+"""What to type next with an exported model, tool by tool: mlx-lm, LM Studio, Ollama, vllm, llama.cpp, ourselves."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+Steps = Mapping[str, str]  # tool: what to type
+
+QUESTION = '--prompt "..."'
+LM_STUDIO = "~/.lmstudio/models/sdpo"
+VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # the limits that vllm can be told
+
+
+def for_mlx(base: str, adapter: Path) -> Steps:
+    """An adapter in mlx-lm's layout."""
+    model, place = shlex.quote(base), shlex.quote(str(adapter))
+    fused = shlex.quote(f"{adapter}-fused")
+    return {
+        "sdpo": f"sdpo chat {model} --adapter {place} --compare",
+        "mlx-lm": f"mlx_lm.generate --model {model} --adapter-path {place} {QUESTION}",
+        "LM Studio": f"mlx_lm.fuse --model {model} --adapter-path {place} --save-path {fused}",
+    }
+
+
+def for_peft(run: Path, folder: Path, base: str, settings: Mapping[str, Any]) -> Steps:
+    """An adapter in PEFT's layout, its `adapter_config.json` given."""
+    place = shlex.quote(str(folder))
+    load = f"from peft import AutoPeftModelForCausalLM as A; A.from_pretrained({str(folder)!r})"
+    named = shlex.quote(f"{run.name}={folder}")
+    rank = next((each for each in VLLM_RANKS if each >= int(settings["r"])), None)
+    fused = f"sdpo export {shlex.quote(str(run))} --to fused"
+    served = f"vllm serve {shlex.quote(base)} --enable-lora --max-lora-rank {rank} --lora-modules {named}"
+    return {
+        "PEFT": f"python -c {shlex.quote(load)}",
+        "vllm": fused if settings.get("use_dora") or rank is None else served,
+        "LM Studio, Ollama": f"sdpo export {shlex.quote(str(run))} --to gguf",
+        "back here": f"sdpo export {place} --to mlx --model {shlex.quote(base)}",
+    }
+
+
+def for_fused(run: Path, folder: Path, *, quantised: bool) -> Steps:
+    """A whole model as a folder."""
+    place, home = shlex.quote(str(folder)), f"{LM_STUDIO}/{shlex.quote(folder.name)}"
+    gguf = f"sdpo export {shlex.quote(str(run))} --to gguf"
+    return {
+        "sdpo": f"sdpo serve {place}",
+        "mlx-lm": f"mlx_lm.generate --model {place} {QUESTION}",
+        "LM Studio": f"mkdir -p {LM_STUDIO} && cp -R {place} {home}",
+        "Ollama": gguf,
+        "vllm": f"sdpo export {shlex.quote(str(run))} --to fused" if quantised else f"vllm serve {place}",
+    }
+
+
+def for_gguf(run: Path, file: Path) -> Steps:
+    """A GGUF with its Modelfile beside it."""
+    name, place = shlex.quote(run.name.lower()), shlex.quote(str(file))
+    made = f"ollama create {name} -f {shlex.quote(str(file.with_name('Modelfile')))}"
+    return {
+        "llama.cpp": f"llama-cli -m {place}",
+        "LM Studio": f"lms import {place}",
+        "Ollama": f"{made} && ollama run {name}",
+        "mlx-lm": f"sdpo export {shlex.quote(str(run))} --to fused",
+    }
+
+
+def for_gguf_lora(run: Path, file: Path) -> Steps:
+    """A LoRA for a GGUF of the same base, with its Modelfile beside it."""
+    name, place = shlex.quote(run.name.lower()), shlex.quote(str(file))
+    made = f"ollama create {name} -f {shlex.quote(str(file.with_name('Modelfile')))}"
+    return {
+        "llama.cpp": f"llama-cli -m BASE.gguf --lora {place}",
+        "Ollama": f"{made} && ollama run {name}",
+    }
