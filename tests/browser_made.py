@@ -95,7 +95,7 @@ def browser() -> Iterator[Browser]:
     assert path is not None
     (command_read, command_write), (answer_read, answer_write) = os.pipe(), os.pipe()
     flags = ["--headless", "--no-sandbox", "--disable-gpu", "--remote-debugging-pipe", "--no-first-run"]
-    with TemporaryDirectory() as home:
+    with TemporaryDirectory(ignore_cleanup_errors=True) as home:
         words = [sys.executable, "-c", PLUMB, str(command_read), str(answer_write), path, *flags]
         process = subprocess.Popen(
             [*words, f"--user-data-dir={home}", "about:blank"],
