@@ -9,6 +9,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import tempfile
+import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +21,14 @@ from typing import Any
 from learning import measure
 from results import machine
 
-from sdpo_mlx.setup import Setup
+from sdpo_mlx.coaching import DEFAULTS, Coaching, fingerprint
+from sdpo_mlx.evaluate import Exam, evaluate, sampling_params
+from sdpo_mlx.lessons import Lesson, Remark
+from sdpo_mlx.run_folder import RunFolder
+from sdpo_mlx.sampling import Sampler
+from sdpo_mlx.settings import resolve
+from sdpo_mlx.setup import Setup, assemble
+from sdpo_mlx.types import Problem
 
 STORE = Path(__file__).resolve().parent.parent / "docs" / "figures" / "sdft.json"
 SEEDS = (0, 1, 2)
@@ -52,6 +62,21 @@ ARMS: tuple[Arm, ...] = (
 )
 
 
+# One line a remark: the words in which the embedded model learned to read feedback, the first fault alone.
+COACH = ("model.name=tiny", "task.name=tiny", "task.feedback=first_error", "log.samples=0")
+LESSONS, EVERY = 120, 40
+Person = Callable[[Remark, Remark], Remark]  # the true remark, the last true one about another answer -> what is said
+PERSONS: tuple[tuple[str, Person], ...] = (
+    ("a person who names the first wrong line", lambda true, _last: true),
+    (
+        "control: the person's line about another answer",
+        lambda true, last: true if true.good else Remark(last.text),
+    ),
+    ("control: only that it is wrong", lambda true, _last: true if true.good else Remark("This is wrong.")),
+    ("control: no word", lambda _true, _last: Remark()),
+)
+
+
 def main() -> None:
     """Run what is missing, keep it, print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -61,7 +86,7 @@ def main() -> None:
     store: dict[str, Any] = json.loads(STORE.read_text()) if STORE.exists() else {"machine": machine(), "runs": []}
     if options.again:
         store["runs"] = [run for run in store["runs"] if options.only not in (None, run["part"])]
-    for part, work in (("sdft", sdft),):
+    for part, work in (("sdft", sdft), ("coach", coach)):
         if options.only in (None, part):
             work(store)
     print(table(store["runs"]))
@@ -80,11 +105,62 @@ def sdft(store: dict[str, Any]) -> None:
                 )
 
 
+def coach(store: dict[str, Any]) -> None:
+    """Each person at work on the embedded task, one answer and one line at a time."""
+    for label, person in PERSONS:
+        for seed in SEEDS:
+            key = {"part": "coach", "task": "tiny", "label": label, "seed": seed}
+            if not held(store, key):
+                keep(store, {**key, **coached(person, seed)})
+
+
+def coached(person: Person, seed: int) -> dict[str, Any]:
+    """A session of `LESSONS` lessons by `sdpo coach`'s own parts, and the held-out score along the way."""
+    settings = [*DEFAULTS, f"train.seed={seed}", *COACH]
+    setup, begun = assemble(resolve(None, settings, {}).config), time.perf_counter()
+    sampler, heard = Sampler(setup.task.problems("train"), 1, seed), Counter[str]()
+    curve = [[0, 0, score(setup)]]
+    with tempfile.TemporaryDirectory() as folder, RunFolder.open(Path(folder, "coach")) as place:
+        coaching = Coaching(setup, place)
+        start, last = coaching.start, Remark()
+        for step in range(LESSONS):
+            problem = sampler.batch(step)[0]
+            rollouts = coaching.ask(problem)
+            true = remark_of(setup, problem, rollouts[0].text)
+            said, last = person(true, last), true if true.text else last
+            heard["good" if said.good else "remark" if said.text else "nothing"] += 1
+            coaching.teach(Lesson(problem, rollouts, (said,)))
+            if (step + 1) % EVERY == 0:
+                curve.append([step + 1, step + 1, score(setup)])
+        coaching.close()
+        changed = fingerprint(setup.policy.state()["student"]) != start
+    kept = {"before": curve[0][2], "after": curve[-1][2], "curve": curve, "changed": changed, "heard": dict(heard)}
+    return {**kept, "settings": settings, "seconds": round(time.perf_counter() - begun, 1)}
+
+
+def remark_of(setup: Setup, problem: Problem, answer: str) -> Remark:
+    """What a person who knows the library would say in one line: the first wrong line, and what it should be."""
+    verdict = setup.task.grade(problem, answer)
+    return Remark(good=True) if verdict.success else Remark(verdict.text)
+
+
+def score(setup: Setup) -> float:
+    """Share of right answers to the held-out problems, always on the same seeds."""
+    sampling = sampling_params(setup.cfg.eval, setup.cfg.rollout, setup.chat)
+    exam = Exam(setup.task.problems("held_out"), sampling, setup.cfg.eval.samples, setup.cfg.train.seed)
+    return evaluate(setup.policy, setup.task, setup.chat, exam).score
+
+
+def held(store: Mapping[str, Any], key: Mapping[str, Any]) -> bool:
+    """Whether a run was measured already."""
+    return any(all(run[name] == value for name, value in key.items()) for run in store["runs"])
+
+
 def once(
     store: dict[str, Any], key: Mapping[str, Any], settings: tuple[str, ...], change: Callable[[Setup], None]
 ) -> None:
     """One training run, kept at once."""
-    if any(all(run[name] == value for name, value in key.items()) for run in store["runs"]):
+    if held(store, key):
         return
     found = measure(key["label"], settings, key["seed"], change=change)
     curve = [[step, generations, score] for step, generations, score, _, _ in found.curve]

@@ -25,6 +25,7 @@ VERBS: Mapping[str, str] = MappingProxyType(
     {
         "train": "Train a model on a task by self-distillation.",
         "eval": "Score a run, a model, or a model with an adapter.",
+        "coach": "Learn from your own remarks, answer by answer.",
         "rollout": "Show one problem through the eyes of all involved.",
         "export": "Take an adapter to PEFT and back, or fuse it into its base.",
         "push": "Send a run's adapter and card to a model hub.",
