@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import count, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -24,6 +25,17 @@ if TYPE_CHECKING:
 SHOWN = 6_000  # characters of one text on a terminal
 HELP = "Say in one line what was wrong; empty: nothing to say, /good: it is right, /quit or Ctrl-D: end."
 QUIT, GOOD = "/quit", "/good"
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What to ask and what to show; `asks` is `task`, `prompts` or `typed`."""
+
+    asks: str
+    prompts: tuple[str, ...] = ()
+    problems: int | None = None
+    again: bool = False
+    replay: Path | None = None
 
 
 @dataclass
@@ -71,10 +83,6 @@ def command(  # noqa: PLR0913 - typer reads the options off the signature
 
     Example: sdpo coach runs/tiny-tiny-seed0 --problems 5
     """
-    from sdpo_mlx.coaching import Coaching
-    from sdpo_mlx.run_folder import RunFolder
-    from sdpo_mlx.targets import open_target
-
     flags = {
         "task.name": task,
         "task.data": data,
@@ -84,29 +92,38 @@ def command(  # noqa: PLR0913 - typer reads the options off the signature
         "train.seed": seed,
         "sandbox.kind": sandbox,
     }
-    cfg, tally, interrupted = settings(target, sets or [], flags, replay), Tally(), False
-    place = out or default_out(target)
-    asks = asked_by(target, bool(task or data), prompt)
+    cfg, place = settings(target, sets or [], flags, replay), out or default_out(target)
+    wish = Wish(asked_by(target, bool(task or data), prompt), tuple(prompt or ()), problems, again, replay)
+    content, interrupted = coached(target, cfg, place, wish, plain=plain)
+    show(content, as_json=as_json, interrupted=interrupted)
+    if interrupted:
+        raise typer.Exit(130)
+
+
+def coached(target: str, cfg: Config, place: Path, wish: Wish, *, plain: bool) -> tuple[dict[str, Any], bool]:
+    """Open all parts and hold the session: what came of it, and whether it was interrupted."""
+    from sdpo_mlx.coaching import Coaching
+    from sdpo_mlx.run_folder import RunFolder
+    from sdpo_mlx.targets import open_target
+
+    tally, interrupted = Tally(), False
     with RunFolder.open(place) as folder:
         with render.status(f"opening {cfg.model.name}", plain):
             setup = open_target(target, cfg)
         render.say(setup.model.line())
         render.warn(setup.warnings())
         coaching = Coaching(setup, folder, itself=place.resolve() == Path(target).resolve())
-        folder.write_manifest({**setup.manifest(["sdpo", *sys.argv[1:]]), "asks": asks})
+        folder.write_manifest({**setup.manifest(["sdpo", *sys.argv[1:]]), "asks": wish.asks})
         try:
-            if replay is not None:
-                _replay(coaching, replay, tally)
+            if wish.replay is not None:
+                _replay(coaching, wish.replay, tally)
             else:
-                asked = _limited(_problems(setup, asks, prompt or [], coaching.step), problems)
-                session(coaching, asked, tally, again=again)
+                session(coaching, asked(setup, wish, coaching.step), tally, again=wish.again)
         except KeyboardInterrupt:
             interrupted = True
         finally:
             coaching.close()
-    _show(as_document(target, place, coaching, tally), as_json=as_json, interrupted=interrupted)
-    if interrupted:
-        raise typer.Exit(130)
+    return as_document(target, place, coaching, tally), interrupted
 
 
 def settings(target: str, sets: list[str], flags: dict[str, Any], replay: Path | None = None) -> Config:
@@ -145,29 +162,29 @@ def asked_by(target: str, task: bool, prompts: list[str] | None) -> str:
     return "task" if task or is_run(Path(target)) else "typed"
 
 
-def _problems(setup: Setup, asks: str, prompts: list[str], done: int) -> Iterator[Problem]:
+def asked(setup: Setup, wish: Wish, done: int) -> Iterator[Problem]:
     """Questions in order; those of a task without end, and none twice in an epoch."""
+    return islice(_of_task(setup, done) if wish.asks == "task" else _of_texts(wish.prompts), wish.problems)
+
+
+def _of_task(setup: Setup, done: int) -> Iterator[Problem]:
     from sdpo_mlx.errors import ConfigError
     from sdpo_mlx.sampling import Sampler
+
+    if hasattr(setup.task, "reply"):
+        fix = "choose a task of one turn, or give --prompt"
+        raise ConfigError(f"the task {setup.task.name} has several turns", where="--task", fix=fix)
+    sampler = Sampler(setup.task.problems("train"), 1, setup.cfg.train.seed)
+    return (sampler.batch(number)[0] for number in count(done))
+
+
+def _of_texts(prompts: Sequence[str]) -> Iterator[Problem]:
+    """The given prompts, or what the person types until an empty line."""
     from sdpo_mlx.storage import digest
     from sdpo_mlx.types import Problem
 
-    if asks == "task":
-        if hasattr(setup.task, "reply"):
-            fix = "choose a task of one turn, or give --prompt"
-            raise ConfigError(f"the task {setup.task.name} has several turns", where="--task", fix=fix)
-        sampler = Sampler(setup.task.problems("train"), 1, setup.cfg.train.seed)
-        while True:
-            yield sampler.batch(done)[0]
-            done += 1
     for text in prompts or iter(lambda: heard("ask the model: ") or QUIT, QUIT):
         yield Problem(f"prompt-{digest(text.encode(errors='replace'))[:12]}", ({"role": "user", "content": text},))
-
-
-def _limited(problems: Iterator[Problem], most: int | None) -> Iterator[Problem]:
-    from itertools import islice
-
-    return islice(problems, most)
 
 
 def session(coaching: Coaching, problems: Iterator[Problem], tally: Tally, *, again: bool) -> None:
@@ -295,7 +312,7 @@ def as_document(target: str, place: Path, coaching: Coaching, tally: Tally) -> d
     }
 
 
-def _show(content: dict[str, Any], *, as_json: bool, interrupted: bool) -> None:
+def show(content: dict[str, Any], *, as_json: bool, interrupted: bool) -> None:
     if interrupted:
         render.say("sdpo: interrupted, every lesson is saved; run the same command to go on.")
     if as_json:
