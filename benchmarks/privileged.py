@@ -64,15 +64,14 @@ ARMS: tuple[Arm, ...] = (
 
 # One line a remark: the words in which the embedded model learned to read feedback, the first fault alone.
 COACH = ("model.name=tiny", "task.name=tiny", "task.feedback=first_error", "log.samples=0")
-LESSONS, EVERY = 120, 40
+LESSONS, EVERY = 120, 30
 Person = Callable[[Remark, Remark], Remark]  # the true remark, the last true one about another answer -> what is said
 PERSONS: tuple[tuple[str, Person], ...] = (
-    ("a person who names the first wrong line", lambda true, _last: true),
-    (
-        "control: the person's line about another answer",
-        lambda true, last: true if true.good else Remark(last.text),
-    ),
-    ("control: only that it is wrong", lambda true, _last: true if true.good else Remark("This is wrong.")),
+    ("a person who names the first wrong line and marks what is right", lambda true, _last: true),
+    ("only the lines, no marks", lambda true, _last: Remark(true.text)),
+    ("only the marks, no lines", lambda true, _last: Remark(good=true.good)),
+    ("control: lines about another answer, no marks", lambda true, last: Remark(last.text if true.text else "")),
+    ("control: only `This is wrong.`, no marks", lambda true, _last: Remark("This is wrong." if true.text else "")),
     ("control: no word", lambda _true, _last: Remark()),
 )
 

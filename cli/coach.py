@@ -286,9 +286,8 @@ def _outcome(lesson: Lesson, learned: Learned) -> str:
         return f"learned: divergence {render.number(update.divergence)}, gradient {render.number(update.grad_norm)}"
     if update is not None:
         return f"nothing learned: {update.reason}"
-    only_good = any(remark.good for remark in lesson.remarks)
-    why = "a good answer teaches its siblings (--answers 2)" if only_good else "nothing was said"
-    return f"nothing learned: {why}"
+    said = any(remark.said for remark in lesson.remarks)
+    return f"nothing learned: {'the settings leave nothing to learn from this' if said else 'nothing was said'}"
 
 
 def _lines(text: str) -> None:

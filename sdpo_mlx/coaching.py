@@ -1,9 +1,10 @@
 """Learning from a person: the model answers, the person says what was wrong, and the step is made at once.
 
-SDPO with a person as the environment: the remark is the feedback in the self-teacher's context, an answer marked as
-good is a demonstration for its siblings. There is no grader, no reward and no held-out score. A lesson is written to
-`coaching.jsonl` before it is learned from, and a checkpoint after: what a kill leaves unlearned is learned when the
-folder is opened again, so the weights are always a function of the start and of the file.
+SDPO with a person as the environment: the remark is the feedback in the self-teacher's context; an answer marked as
+good is a demonstration, for itself too, since nobody else will show that it was right. There is no grader, no reward
+and no held-out score. A lesson is written to `coaching.jsonl` before it is learned from, and a checkpoint after: what
+a kill leaves unlearned is learned when the folder is opened again, so the weights are always a function of the start
+and of the file.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ DEFAULTS = (
     "objective.kind=sdpo",
     "objective.route=none",
     "objective.question_weight=uniform",
+    "teacher.own_success=true",
     "teacher.feedback=true",
     "teacher.feedback_only_without_demonstration=false",
     "train.schedule=constant",

@@ -118,14 +118,24 @@ def test_a_lesson_that_a_kill_left_unlearned_is_learned_when_the_folder_is_opene
     assert last_state(tmp_path / "killed") == last_state(tmp_path / "straight")
 
 
-def test_nothing_said_and_a_lone_good_answer_change_no_byte() -> None:
-    coaching = opened("quiet")
+def test_nothing_said_changes_no_byte_and_a_good_answer_teaches_itself() -> None:
+    coaching = opened("quiet", teacher={"own_success": True})
     before = weights("quiet")
-    taught(coaching, Remark(), Remark(good=True))
-    closed(coaching)
+    taught(coaching, Remark())
     assert weights("quiet") == before
+    taught(coaching, Remark(good=True))
+    closed(coaching)
+    assert weights("quiet") != before
     assert coaching.step == 2
     assert [row["answers"][0]["success"] for row in rows("quiet")] == [False, True]
+
+
+def test_coaching_lets_words_and_marks_count_whatever_the_model_has_learned_from() -> None:
+    trained_with = ["objective.kind=grpo", "teacher.feedback=false", "train.schedule=linear"]
+    cfg = coach.settings("tiny", [], {"task.name": "tiny"})
+    assert (cfg.objective.kind, cfg.teacher.own_success, cfg.rollout.group_size) == ("sdpo", True, 1)
+    told = coach.settings("tiny", trained_with, {"task.name": "tiny"})
+    assert (told.objective.kind, told.teacher.feedback, told.train.schedule) == ("grpo", False, "linear")
 
 
 def test_a_good_answer_teaches_its_sibling_and_silence_beside_it_nothing() -> None:
@@ -225,11 +235,11 @@ def test_a_scripted_session_saves_lessons_and_adapter_and_replays_to_equal_bytes
     code, out, err = typed(monkeypatch, said, *WORDS, "--learning-rate", "1e-3", "--json", "--out", "a")
     assert code == 0
     told = json.loads(out)
-    assert [told[name] for name in ("lessons", "remarks", "good", "steps", "total")] == [4, 2, 1, 2, 4]
+    assert [told[name] for name in ("lessons", "remarks", "good", "steps", "total")] == [4, 2, 1, 3, 4]
     assert "/god is not known" in err
     assert [row["answers"][0]["feedback"] for row in rows("a")] == ["line 1: no", "", "", "line 1: ok\nline 2: no"]
     code, out, _ = sdpo("coach", "tiny", "--replay", "a/coaching.jsonl", "--out", "b", "--plain", "--json")
-    assert (code, json.loads(out)["steps"]) == (0, 2)
+    assert (code, json.loads(out)["steps"]) == (0, 3)
     assert weights("b") == weights("a")
     code, out, err = typed(monkeypatch, "it is wrong\n", "coach", "a", "--plain", "--again", "--problems", "1")
     assert code == 0
