@@ -21,12 +21,11 @@ from typing import Any
 from learning import measure
 from results import machine
 
-from sdpo_mlx.coaching import DEFAULTS, Coaching, fingerprint
+from sdpo_mlx.coaching import Coaching, coaching_config, fingerprint
 from sdpo_mlx.evaluate import Exam, evaluate, sampling_params
 from sdpo_mlx.lessons import Lesson, Remark
 from sdpo_mlx.run_folder import RunFolder
 from sdpo_mlx.sampling import Sampler
-from sdpo_mlx.settings import resolve
 from sdpo_mlx.setup import Setup, assemble
 from sdpo_mlx.types import Problem
 
@@ -63,16 +62,17 @@ ARMS: tuple[Arm, ...] = (
 
 
 # One line a remark: the words in which the embedded model learned to read feedback, the first fault alone.
-COACH = ("model.name=tiny", "task.name=tiny", "task.feedback=first_error", "log.samples=0")
+COACH = ("task.name=tiny", "task.feedback=first_error", "log.samples=0")
 LESSONS, EVERY = 120, 30
 Person = Callable[[Remark, Remark], Remark]  # the true remark, the last true one about another answer -> what is said
-PERSONS: tuple[tuple[str, Person], ...] = (
-    ("a person who names the first wrong line and marks what is right", lambda true, _last: true),
-    ("only the lines, no marks", lambda true, _last: Remark(true.text)),
-    ("only the marks, no lines", lambda true, _last: Remark(good=true.good)),
-    ("control: lines about another answer, no marks", lambda true, last: Remark(last.text if true.text else "")),
-    ("control: only `This is wrong.`, no marks", lambda true, _last: Remark("This is wrong." if true.text else "")),
-    ("control: no word", lambda _true, _last: Remark()),
+PERSONS: tuple[tuple[str, Person, tuple[str, ...]], ...] = (
+    ("a person who names the first wrong line and marks what is right", lambda true, _last: true, ()),
+    ("only the lines, no marks", lambda true, _last: Remark(true.text), ()),
+    ("only the marks, no lines", lambda true, _last: Remark(good=true.good), ()),
+    ("control: lines about another answer, no marks", lambda true, last: Remark(last.text if true.text else ""), ()),
+    ("control: only `This is wrong.`, no marks", lambda true, _last: Remark("This is wrong." if true.text else ""), ()),
+    ("control: no word", lambda _true, _last: Remark(), ()),
+    ("lines and marks at the whole training rate", lambda true, _last: true, ("train.learning_rate=5e-3",)),
 )
 
 
@@ -106,17 +106,17 @@ def sdft(store: dict[str, Any]) -> None:
 
 def coach(store: dict[str, Any]) -> None:
     """Each person at work on the embedded task, one answer and one line at a time."""
-    for label, person in PERSONS:
+    for label, person, extra in PERSONS:
         for seed in SEEDS:
             key = {"part": "coach", "task": "tiny", "label": label, "seed": seed}
             if not held(store, key):
-                keep(store, {**key, **coached(person, seed)})
+                keep(store, {**key, **coached(person, seed, extra)})
 
 
-def coached(person: Person, seed: int) -> dict[str, Any]:
+def coached(person: Person, seed: int, extra: tuple[str, ...]) -> dict[str, Any]:
     """A session of `LESSONS` lessons by `sdpo coach`'s own parts, and the held-out score along the way."""
-    settings = [*DEFAULTS, f"train.seed={seed}", *COACH]
-    setup, begun = assemble(resolve(None, settings, {}).config), time.perf_counter()
+    settings = [f"train.seed={seed}", *COACH, *extra]
+    setup, begun = assemble(coaching_config("tiny", settings, {})), time.perf_counter()
     sampler, heard = Sampler(setup.task.problems("train"), 1, seed), Counter[str]()
     curve = [[0, 0, score(setup)]]
     with tempfile.TemporaryDirectory() as folder, RunFolder.open(Path(folder, "coach")) as place:

@@ -68,7 +68,9 @@ def command(  # noqa: PLR0913 - typer reads the options off the signature
     again: Annotated[bool, typer.Option("--again", help="Show after each step what the same seed gives now.")] = False,
     replay: Annotated[Path | None, typer.Option("--replay", metavar="FILE", help="Learn from saved lessons.")] = None,
     out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Folder; runs/<name>-coach.")] = None,
-    learning_rate: Annotated[float | None, typer.Option("--learning-rate", metavar="X", help="AdamW's rate.")] = None,
+    learning_rate: Annotated[
+        float | None, typer.Option("--learning-rate", metavar="X", help="AdamW's rate; 0.4 of training's.")
+    ] = None,
     max_tokens: Annotated[int | None, typer.Option("--max-tokens", metavar="N", help="Longest answer.")] = None,
     seed: options.Seed = None,
     sets: options.Sets = None,
@@ -128,14 +130,13 @@ def coached(target: str, cfg: Config, place: Path, wish: Wish, *, plain: bool) -
 
 def settings(target: str, sets: list[str], flags: dict[str, Any], replay: Path | None = None) -> Config:
     """A coached folder's own settings, or of that whose lessons are replayed; else the target's for coaching."""
-    from sdpo_mlx.coaching import DEFAULTS, is_coached
-    from sdpo_mlx.targets import is_run, run_config, target_config
+    from sdpo_mlx.coaching import coaching_config, is_coached
+    from sdpo_mlx.targets import is_run, run_config
 
     if replay is not None and is_coached(replay.parent):
         model = run_config(Path(target)).model.name if is_run(Path(target)) else target
         return run_config(replay.parent, sets, {**flags, "model.name": model})
-    first = [] if is_coached(Path(target)) else list(DEFAULTS)
-    return target_config(target, None, [*first, *sets], flags)
+    return coaching_config(target, sets, flags)
 
 
 def default_out(target: str) -> Path:

@@ -16,6 +16,7 @@ from typing import Any
 
 from sdpo_mlx import checkpoint
 from sdpo_mlx.backends.base import CONCURRENCY, SamplingParams
+from sdpo_mlx.config import Config
 from sdpo_mlx.distill import Batch, distillation_batch
 from sdpo_mlx.errors import ConfigError, DataError
 from sdpo_mlx.lessons import Lesson, lesson_from
@@ -26,7 +27,7 @@ from sdpo_mlx.schedule import learning_rate
 from sdpo_mlx.seeding import derive
 from sdpo_mlx.setup import Setup
 from sdpo_mlx.storage import digest
-from sdpo_mlx.targets import is_run
+from sdpo_mlx.targets import is_run, target_config
 from sdpo_mlx.types import Problem, Rollout
 from sdpo_mlx.updates import Learned, learn, records
 
@@ -44,12 +45,21 @@ DEFAULTS = (
     "train.warmup_steps=0",
     "rollout.group_size=1",
 )
+RATE = 0.4  # of the training rate: a step on one answer is noisier than one on a batch (docs/figures/sdft.json)
 _ELSEWHERE = {"task", "sandbox", "judge"}  # sections that no step depends on once the answers are there
 
 
 def is_coached(path: Path) -> bool:
     """Whether a folder holds lessons of ours."""
     return is_run(path) and (path / FILE).is_file()
+
+
+def coaching_config(target: str, sets: Sequence[str], flags: Mapping[str, Any]) -> Config:
+    """The settings of a coached folder, or a target's with what coaching sets for it; what was given wins."""
+    if is_coached(Path(target)):
+        return target_config(target, None, sets, flags)
+    rate = target_config(target, None, sets, flags).train.learning_rate
+    return target_config(target, None, [*DEFAULTS, f"train.learning_rate={RATE * rate:g}", *sets], flags)
 
 
 class Coaching:

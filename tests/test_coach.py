@@ -134,6 +134,8 @@ def test_coaching_lets_words_and_marks_count_whatever_the_model_has_learned_from
     trained_with = ["objective.kind=grpo", "teacher.feedback=false", "train.schedule=linear"]
     cfg = coach.settings("tiny", [], {"task.name": "tiny"})
     assert (cfg.objective.kind, cfg.teacher.own_success, cfg.rollout.group_size) == ("sdpo", True, 1)
+    assert cfg.train.learning_rate == pytest.approx(0.4 * 5e-3)
+    assert coach.settings("tiny", ["train.learning_rate=0.1"], {}).train.learning_rate == 0.1
     told = coach.settings("tiny", trained_with, {"task.name": "tiny"})
     assert (told.objective.kind, told.teacher.feedback, told.train.schedule) == ("grpo", False, "linear")
 
