@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -109,6 +110,8 @@ def coached(target: str, cfg: Config, place: Path, wish: Wish, *, plain: bool) -
     from sdpo_mlx.targets import open_target
 
     tally, interrupted = Tally(), False
+    if hasattr(sys.stdin, "reconfigure"):
+        sys.stdin.reconfigure(errors="replace")
     with RunFolder.open(place) as folder:
         with render.status(f"opening {cfg.model.name}", plain):
             setup = open_target(target, cfg)
@@ -298,6 +301,11 @@ def _lines(text: str) -> None:
 
 def as_document(target: str, place: Path, coaching: Coaching, tally: Tally) -> dict[str, Any]:
     """What came of it, for a program."""
+    from sdpo_mlx.coaching import is_coached
+
+    run, start = shlex.quote(str(place)), shlex.quote(target)
+    # Only from where the session began are they the same steps.
+    again = [] if is_coached(Path(target)) else [f"sdpo coach {start} --replay {run}/coaching.jsonl --out DIR"]
     return {
         "target": target,
         "run": str(place),
@@ -309,6 +317,7 @@ def as_document(target: str, place: Path, coaching: Coaching, tally: Tally) -> d
         "total": coaching.step,
         "adapter": str(place / "adapters.safetensors"),
         "data": str(place / "coaching.jsonl"),
+        "next": [f"sdpo coach {run}", f"sdpo eval {run}", *again],
     }
 
 
@@ -318,16 +327,15 @@ def show(content: dict[str, Any], *, as_json: bool, interrupted: bool) -> None:
     if as_json:
         render.document(content)
         return
-    counts = f"{content['remarks']} remarks, {content['good']} marked good, {content['steps']} steps made"
+    counts = ", ".join(f"{name} {content[name]}" for name in ("lessons", "remarks", "good", "steps"))
     render.result(
         [
             "",
-            f"{content['lessons']} lessons: {counts}; {content['total']} in all",
+            f"this time {counts}; lessons in all {content['total']}",
             f"lessons   {content['data']}",
             f"adapter   {content['adapter']}",
             "",
             "next:",
-            f"  sdpo coach {content['run']}",
-            f"  sdpo coach {content['target']} --replay {content['data']} --out DIR",
+            *(f"  {each}" for each in content["next"]),
         ]
     )

@@ -28,7 +28,7 @@ from sdpo_mlx.setup import assemble
 from sdpo_mlx.text import display
 from sdpo_mlx.types import Problem, Rollout
 
-COACH = {"objective": {"support": "full"}, "rollout": {"group_size": 1, "max_tokens": 24}}
+COACH = {"log": {"samples": 0}, "objective": {"support": "full"}, "rollout": {"group_size": 1, "max_tokens": 24}}
 TOLD = Remark("line 2: AttributeError: x = rotate.roll(x): module 'rotate' has no attribute 'roll'.")
 WORDS = ("coach", "tiny", "--task", "tiny", "--plain", "--max-tokens", "24")
 
@@ -75,18 +75,18 @@ def weights(folder: str | Path) -> bytes:
 
 def test_a_session_goes_on_where_it_was_and_can_be_made_again_from_its_file(tmp_path: Path) -> None:
     whole = opened("whole")
-    taught(whole, TOLD, Remark(), TOLD, TOLD)
+    taught(whole, TOLD, Remark(), TOLD)
     closed(whole)
     half = opened("half")
     taught(half, TOLD, Remark())
     closed(half)
     rest = opened("half")
     assert rest.step == 2
-    taught(rest, TOLD, TOLD)
+    taught(rest, TOLD)
     closed(rest)
     again = opened("again")
     lessons = read_lessons(Path("whole/coaching.jsonl"), again.setup.chat, again.setup.policy.info.vocab_size)
-    assert len(list(again.replay(lessons))) == 4
+    assert len(list(again.replay(lessons))) == 3
     assert list(again.replay(lessons)) == []  # all made already
     with pytest.raises(DataError, match="other lessons"):
         list(again.replay(lessons[1:]))
@@ -101,10 +101,9 @@ def test_a_lesson_that_a_kill_left_unlearned_is_learned_when_the_folder_is_opene
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     straight = opened("straight")
-    taught(straight, TOLD, TOLD)
+    taught(straight, TOLD)
     closed(straight)
     killed = opened("killed")
-    taught(killed, TOLD)
     with monkeypatch.context() as patched:
         patched.setattr(module, "learn", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
@@ -113,7 +112,7 @@ def test_a_lesson_that_a_kill_left_unlearned_is_learned_when_the_folder_is_opene
     with (tmp_path / "killed" / "coaching.jsonl").open("a") as file:
         file.write('{"type": "lesson", "st')  # torn
     mended = opened("killed")
-    assert (mended.step, mended.caught_up) == (2, 1)
+    assert (mended.step, mended.caught_up) == (1, 1)
     closed(mended)
     assert last_state(tmp_path / "killed") == last_state(tmp_path / "straight")
 
@@ -239,6 +238,7 @@ def test_a_scripted_session_saves_lessons_and_adapter_and_replays_to_equal_bytes
     told = json.loads(out)
     assert [told[name] for name in ("lessons", "remarks", "good", "steps", "total")] == [4, 2, 1, 3, 4]
     assert "/god is not known" in err
+    assert told["next"][-1] == "sdpo coach tiny --replay a/coaching.jsonl --out DIR"
     assert [row["answers"][0]["feedback"] for row in rows("a")] == ["line 1: no", "", "", "line 1: ok\nline 2: no"]
     code, out, _ = sdpo("coach", "tiny", "--replay", "a/coaching.jsonl", "--out", "b", "--plain", "--json")
     assert (code, json.loads(out)["steps"]) == (0, 3)
@@ -247,7 +247,8 @@ def test_a_scripted_session_saves_lessons_and_adapter_and_replays_to_equal_bytes
     assert code == 0
     assert "lesson 5" in err
     assert "the same seed gives now:" in err
-    assert "sdpo coach a --replay a/coaching.jsonl" in out
+    assert "lessons in all 5" in out
+    assert "--replay" not in out  # from here they would be other steps
     assert weights("a") != weights("b")
 
 
