@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -18,7 +18,7 @@ from sdpo_mlx.distill import Batch, distillation_batch
 from sdpo_mlx.run import Run
 from sdpo_mlx.run_folder import RunFolder
 from sdpo_mlx.settings import resolve
-from sdpo_mlx.setup import assemble
+from sdpo_mlx.setup import Setup, assemble
 from sdpo_mlx.teacher import teacher_messages
 from sdpo_mlx.types import RolloutGroup
 
@@ -40,10 +40,21 @@ class Measured:
         return asdict(self)
 
 
-def measure(label: str, settings: Sequence[str], seed: int, *, swapped: bool = False) -> Measured:
-    """Train once in a folder that is thrown away; `swapped` gives the teacher other problems' contexts."""
+def measure(
+    label: str,
+    settings: Sequence[str],
+    seed: int,
+    *,
+    swapped: bool = False,
+    change: Callable[[Setup], None] = lambda _: None,
+) -> Measured:
+    """Train once in a folder that is thrown away; `swapped` gives the teacher other problems' contexts.
+
+    `change` meddles with the parts before anything is sampled.
+    """
     cfg = resolve(None, [*settings, f"train.seed={seed}"], {}).config
     setup, begun = assemble(cfg), time.perf_counter()
+    change(setup)
     before = {name: array.copy() for name, array in setup.policy.state()["student"].items()}
     curve, total = [], 0
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import os
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
@@ -15,6 +17,7 @@ from sdpo_mlx import __version__
 from sdpo_mlx.errors import EXIT_BUG, EXIT_INTERRUPTED, EXIT_OK, SdpoError
 
 EXIT_USAGE = 2
+_SETTING = re.compile(r"--([a-zA-Z_][\w-]*(?:\.[\w-]+)+)(?:=(.*))?", re.DOTALL)
 EXIT_BROKEN_PIPE = 141
 
 # Kept here so that `sdpo --help` imports none of the files.
@@ -23,6 +26,7 @@ VERBS: Mapping[str, str] = MappingProxyType(
         "train": "Train a model on a task by self-distillation.",
         "eval": "Score a run, a model, or a model with an adapter.",
         "solve": "Test-time training on one hard problem.",
+        "coach": "Learn from your own remarks, answer by answer.",
         "rollout": "Show one problem through the eyes of all involved.",
         "report": "What a run did, in one HTML file.",
         "chat": "Talk to a run, with and without its adapter.",
@@ -53,7 +57,8 @@ def run(words: list[str]) -> int:
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"] or ["--help"]
     try:
-        code = application(words)(words, prog_name="sdpo", standalone_mode=False)
+        app = application(words)
+        code = app(with_settings(words), prog_name="sdpo", standalone_mode=False)
         sys.stdout.flush()
         return code if isinstance(code, int) else EXIT_OK
     except SdpoError as error:
@@ -88,6 +93,38 @@ def application(words: Sequence[str]) -> typer.Typer:
         else:
             app.command(verb)(module.command)
     return app
+
+
+def with_settings(words: Sequence[str]) -> list[str]:
+    """`--section.key VALUE` and `--section.key=VALUE` as `--set section.key=VALUE`, for verbs that take --set."""
+    if not _takes_settings(words):
+        return list(words)
+    made, rest = [], list(words)
+    while rest:
+        word = rest.pop(0)
+        named = _SETTING.fullmatch(word)
+        if word == "--":
+            return [*made, word, *rest]
+        if named is None:
+            made.append(word)
+            continue
+        value = named[2]
+        if value is None and rest and not rest[0].startswith("--"):
+            value = rest.pop(0)
+        key = named[1].replace("-", "_")
+        made += ["--set", key if value is None else f"{key}={value}"]
+    return made
+
+
+def _takes_settings(words: Sequence[str]) -> bool:
+    """Whether the verb (or one of its own verbs) has the option --set; only that verb's file is loaded."""
+    asked = next((word for word in words if not word.startswith("-")), "")
+    if asked not in VERBS:
+        return False
+    module = import_module(f"sdpo_cli.{asked}")
+    group = getattr(module, "app", None)
+    commands = [each.callback for each in group.registered_commands] if group else [module.command]
+    return any("sets" in inspect.signature(each).parameters for each in commands)
 
 
 def _absent() -> None:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from sdpo_mlx.distill import Batch
     from sdpo_mlx.sampling import Sampled
     from sdpo_mlx.setup import Setup
-    from sdpo_mlx.types import Problem
+    from sdpo_mlx.types import Demonstration, Problem
 
 SHOWN = 6_000  # characters of one text on a terminal; --json has all of it
 
@@ -111,7 +111,7 @@ def as_document(setup: Setup, problem: Problem, found: Sampled, batch: Batch) ->
             teacher = context and {
                 "messages": list(context.messages),
                 "rendered": chat.reveal(chat.render(context.messages, tools=problem.tools)),
-                "demonstration": context.demonstration.source if context.demonstration else None,
+                "demonstration": _source(context.demonstration),
                 "feedback": context.feedback,
             }
             rows.append(
@@ -134,6 +134,14 @@ def as_document(setup: Setup, problem: Problem, found: Sampled, batch: Batch) ->
     }
     head = {"model": setup.model.record(), "task": setup.cfg.task.name, "problem": problem.id, "student": student}
     return {**head, "skip": reasons.get(-1), "rollouts": rows}
+
+
+def _source(demonstration: Demonstration | None) -> int | str | None:
+    from sdpo_mlx.types import FROM_DATASET
+
+    if demonstration is None:
+        return None
+    return "dataset" if demonstration.source == FROM_DATASET else demonstration.source
 
 
 def as_lines(content: dict[str, Any]) -> list[str]:
@@ -159,12 +167,13 @@ def _teacher(row: dict[str, Any], index: int, shown: dict[str, int]) -> list[str
     if teacher["rendered"] in shown:
         return [f"the self-teacher sees the same as for answer {shown[teacher['rendered']]}"]
     shown[teacher["rendered"]] = index
-    source = "" if teacher["demonstration"] is None else f" (answer {teacher['demonstration']} as the solution)"
+    shown_as = {None: "", "dataset": " (the row's own reference as the solution)"}
+    source = shown_as.get(teacher["demonstration"], f" (answer {teacher['demonstration']} as the solution)")
     return [f"the self-teacher sees{source}:", *_text(teacher["rendered"])]
 
 
 WHY = {
-    "no_signal": "no successful sibling and no feedback (no_signal)",
+    "no_signal": "no demonstration and no feedback (no_signal)",
     "too_long": "its prompt does not fit (too_long)",
     "no_tokens": "the answer is empty (no_tokens)",
     "grader_error": "the grader itself failed (grader_error)",

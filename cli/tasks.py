@@ -50,12 +50,15 @@ def show(
     opened = _open(task, data, sandbox)
     chosen = find_problem(opened, problem)
     counts = {split: len(opened.problems(split)) for split in ("train", "held_out")}
+    references = sum(problem.reference is not None for problem in opened.problems("train"))
     if as_json:
         content = {"name": task, "description": opened.description, "feedback": opened.feedback_modes, **counts}
         tools = {"tools": list(chosen.tools)} if chosen.tools else {}
+        content["references"] = references
         render.document({**content, "problem": {"id": chosen.id, "messages": list(chosen.messages), **tools}})
         return
-    lines = [f"{task}: {opened.description}", f"problems: {counts['train']} train, {counts['held_out']} held-out"]
+    sizes = f"{counts['train']} train ({references} with a reference answer), {counts['held_out']} held-out"
+    lines = [f"{task}: {opened.description}", f"problems: {sizes}"]
     lines += [f"feedback: {', '.join(opened.feedback_modes)} (the first is the default)", f"problem {chosen.id}:"]
     for message in chosen.messages:
         lines += [f"  {message['role']}:", *render.untrusted(message["content"], indent="    ")]

@@ -86,7 +86,9 @@ class TeacherConfig(Settings):
 
     kind: Literal["ema", "trust_region", "frozen", "live"] = Field("ema", description="the teacher's weights")
     update_rate: Share = Field(0.05, description="EMA rate, or the trust region's mixing share")
-    demonstration: Literal["first", "random", "off"] = Field("first", description="which successful sibling is shown")
+    demonstration: Literal["first", "random", "off", "dataset"] = Field(
+        "first", description="which successful sibling is shown; dataset: the row's own reference answer (2601.19897)"
+    )
     own_success: bool = Field(False, description="may a success be its own demonstration")
     success_threshold: float = Field(1.0, description="reward from which an answer may serve as demonstration")
     feedback: bool = Field(True, description="show the environment's text")

@@ -108,8 +108,8 @@ class Setup:
         }
 
 
-def assemble(cfg: Config, world: World = ALONE) -> Setup:
-    """Open all parts; the sandbox fails before the model loads.
+def assemble(cfg: Config, world: World = ALONE, *, learns: bool = True) -> Setup:
+    """Open all parts; the sandbox fails before the model loads, and so does what would have nothing to learn from.
 
     On several ranks this is rank 0's: the others hear the settings from it and open the model alone (`serve`).
     Raises ConfigError, DataError or SandboxError, each with one line.
@@ -118,6 +118,8 @@ def assemble(cfg: Config, world: World = ALONE) -> Setup:
     opened = open_task(cfg)
     if not opened.task.problems("train"):
         raise DataError("the task has no training problems", where=cfg.task.data or cfg.task.name)
+    if learns:
+        _check_references(cfg, opened.task)
     model = models.resolve(cfg.model.name)
     serve_where_needed(opened.task, model)
     chat = load_chat(model.path, thinking=cfg.model.thinking)
@@ -125,6 +127,15 @@ def assemble(cfg: Config, world: World = ALONE) -> Setup:
     world.broadcast(encode(settled.model_dump(mode="json")))
     policy = _policy(settled, model, world)
     return Setup(cfg, model, chat, opened.task, policy, opened.sandbox, opened.self_test, settled)
+
+
+def _check_references(cfg: Config, task: Task) -> None:
+    """Raises DataError where demonstrations shall come from the rows and none has one."""
+    if cfg.teacher.demonstration != "dataset" or any(problem.reference for problem in task.problems("train")):
+        return
+    where = f"teacher.demonstration: dataset, {cfg.task.data or f'task {cfg.task.name}'}"
+    fix = "give the rows a field reference, or set teacher.demonstration=first"
+    raise DataError("no training row has a reference answer", where=where, fix=fix)
 
 
 def serve(world: World, interrupted: Callable[[], bool]) -> None:

@@ -50,7 +50,7 @@ def open_target(target: str, cfg: Config, adapter: Path | None = None) -> Setup:
     home = adapter_home(target, adapter)
     # Read first: a missing adapter is told before a large model loads.
     arrays = RunFolder(home).load_adapter()[0] if home is not None else None
-    setup = assemble(cfg)
+    setup = assemble(cfg, learns=False)
     if arrays is not None:
         setup.policy.load_student(arrays)
     return setup

@@ -4,6 +4,12 @@ The demonstration is a successful *sibling*, the feedback is what the environmen
 rollout (SDPO.md, section 3; arXiv 2601.20802). A success has no feedback, and its own answer never is its
 own demonstration, so a lone success learns nothing. In an episode of several turns each answer has a context
 of its own: the same first part, then what was said until then.
+
+With `demonstration: dataset` the demonstration is the row's own reference answer, for every rollout, the successful
+ones too: SDFT (arXiv 2601.19897), learning from offline demonstrations while the student answers by itself. Its parts
+under our names: `teacher.kind: ema`, `objective.support: full`, `objective.alpha: 1.0` for the reverse KL of its
+equations (0.0 for the forward KL, which its published code is said to use), no feedback. A row without a
+reference falls back to feedback where that is on, and else teaches nothing. The student never sees a reference.
 """
 
 from __future__ import annotations
@@ -13,7 +19,16 @@ from collections.abc import Sequence
 from sdpo_mlx.config import TeacherConfig
 from sdpo_mlx.seeding import rng
 from sdpo_mlx.text import FEEDBACK_LIMIT, clean, fill_template, strip_thinking
-from sdpo_mlx.types import Demonstration, Exchange, Message, Rollout, RolloutGroup, TeacherContext
+from sdpo_mlx.types import (
+    FROM_DATASET,
+    Demonstration,
+    Exchange,
+    Message,
+    Problem,
+    Rollout,
+    RolloutGroup,
+    TeacherContext,
+)
 
 SOLUTION_HEADING = "Correct solution:"
 ATTEMPT_HEADING = "Your unsuccessful earlier attempt:"
@@ -22,18 +37,25 @@ CLOSING_LINE = "Correctly solve the original question."
 
 
 def demonstration_for(group: RolloutGroup, index: int, cfg: TeacherConfig, seed: int) -> Demonstration | None:
-    """The successful sibling shown for rollout `index`, thinking removed; None where there is none.
+    """The right answer shown for rollout `index`, thinking removed; None where there is none.
 
     `seed` stands for the run and the step; `random` draws from it, the problem and the index.
     """
     if cfg.demonstration == "off":
         return None
+    if cfg.demonstration == "dataset":
+        return _given(group.problem)
     usable = [d for i in range(len(group.rollouts)) if (i != index or cfg.own_success) and (d := _shown(group, i, cfg))]
     if not usable:
         return None
     if cfg.demonstration == "first":
         return usable[0]
     return usable[int(rng("demonstration", seed, group.problem.id, index).integers(len(usable)))]
+
+
+def _given(problem: Problem) -> Demonstration | None:
+    text = clean(strip_thinking(problem.reference or "")).strip()
+    return Demonstration(text, FROM_DATASET) if text else None
 
 
 def _shown(group: RolloutGroup, i: int, cfg: TeacherConfig) -> Demonstration | None:

@@ -36,6 +36,7 @@ class Problem:
     private: Mapping[str, Any] = field(default_factory=dict, repr=False)
     family: str = ""
     tools: tuple[Mapping[str, Any], ...] = ()  # JSON schemas for the chat template's own `tools`; data like all content
+    reference: str | None = field(default=None, repr=False)  # a right answer; the self-teacher alone may be shown it
 
 
 @dataclass(frozen=True)
@@ -114,9 +115,12 @@ class RolloutGroup:
         return sum(f.success for f in graded) / len(graded) if graded else 0.0
 
 
+FROM_DATASET = -1  # the source of a demonstration that is no rollout
+
+
 @dataclass(frozen=True)
 class Demonstration:
-    """A successful sibling rollout, its thinking removed; `source` is its index in the group."""
+    """A right answer, its thinking removed: rollout `source` of the group, or the row's own (`FROM_DATASET`)."""
 
     text: str
     source: int

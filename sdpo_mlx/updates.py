@@ -83,7 +83,10 @@ def combine(updates: Sequence[Update]) -> Update | None:
 
 
 def records(
-    groups: Sequence[RolloutGroup], batch: Batch, learned: Learned, more: Callable[[Place, Rollout], dict[str, Any]]
+    groups: Sequence[RolloutGroup],
+    batch: Batch,
+    learned: Learned,
+    more: Callable[[Place, Rollout], Mapping[str, Any]] = lambda *_: {},
 ) -> list[dict[str, Any]]:
     """What `rollouts/step-*.jsonl.gz` keeps of each rollout: prompt, answer, verdict, context, divergence.
 

@@ -277,7 +277,7 @@ def test_rollout_shows_why_a_teacher_sees_nothing() -> None:
     code, out, _ = sdpo(*words)
     assert code == 0
     assert "Write f(x):" in out
-    assert "nothing to go by: no successful sibling and no feedback (no_signal)" in out
+    assert "nothing to go by: no demonstration and no feedback (no_signal)" in out
 
 
 def test_training_twice_goes_on_and_eval_finds_the_run() -> None:

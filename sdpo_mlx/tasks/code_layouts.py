@@ -10,13 +10,14 @@ left out, the longest first.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sdpo_mlx.errors import DataError
 from sdpo_mlx.tasks.code_layout_asserts import humaneval, mbpp
 from sdpo_mlx.tasks.code_layout_contests import apps, authors_json, authors_table, livecodebench
 from sdpo_mlx.tasks.code_rows import problem_from_row
+from sdpo_mlx.tasks.references import code_reference
 from sdpo_mlx.types import Problem
 
 
@@ -47,7 +48,7 @@ def problem_from_any(row: dict[str, Any], where: str) -> Problem:
     """
     for layout in LAYOUTS:
         if not _missing(row, layout):
-            return layout.read(row, where)
+            return replace(layout.read(row, where), reference=code_reference(row))
     nearest = max(LAYOUTS, key=lambda layout: _share(row, layout))
     if nearest.name == "ours" and _share(row, nearest) > 0:
         return problem_from_row(row, where)

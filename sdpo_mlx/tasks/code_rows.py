@@ -14,6 +14,7 @@ One JSON object a line:
 - optional: `preamble` (Python that runs before the answer in the same module, such as imports), `split`
   ("train", "held_out"), `family`, `level`, `tolerance` (number, for floats), `unordered`
   (true: the order of the outermost list does not count). Both also a test at a time.
+- optional: `reference`, a right answer (`references.py`); a program without a fence gets one.
 - optional in a test: `equality`, for tests that were assertions: how `code_values.EQUALITIES` compare,
   where `python` means `==`. Without it type and value must agree.
 - values that JSON lacks: see `code_harness.py` (`{"$tuple": [1, 2]}`, `{"$set": [...]}`, `{"$int": "0xff"}`, ...).
@@ -30,12 +31,14 @@ from typing import Any
 from sdpo_mlx.errors import DataError
 from sdpo_mlx.tasks.code_harness import decode
 from sdpo_mlx.tasks.code_values import EQUALITIES
+from sdpo_mlx.tasks.references import checked
 from sdpo_mlx.types import Message, Problem
 
 RESULTS_CAP = 60_000  # bytes that the results of all tests of one run may take
 _FIELDS = {"functional": ("args", "expected"), "stdin": ("input", "output"), "code": ("code",)}
 _TYPES: dict[str, type] = {"args": list, "input": str, "output": str, "code": str}
 _ROW_KEYS = {"id", "statement", "entry", "tests", "split", "family", "level", "unordered", "tolerance", "preamble"}
+_ROW_KEYS |= {"reference"}
 _FUNCTION_FORMAT = (
     "\n\nAnswer with one block that starts with ```python and ends with ```; it defines the function `{entry}`."
 )
@@ -61,7 +64,7 @@ def problem_from_row(row: dict[str, Any], where: str) -> Problem:
     entry = row.get("entry")
     if entry is not None and not (isinstance(entry, str) and entry.isidentifier() and not keyword.iskeyword(entry)):
         raise DataError("entry is no function name", where=where, fix="write a plain name such as `solve`")
-    tests = _tests(row, where)
+    reference, tests = checked(row, where), _tests(row, where)
     if entry is None and any(test["kind"] == "functional" for test in tests):
         raise DataError("entry is missing", where=where, fix="functional tests need the function's name")
     private = {
@@ -72,7 +75,8 @@ def problem_from_row(row: dict[str, Any], where: str) -> Problem:
         "level": row.get("level"),
     }
     message: Message = {"role": "user", "content": statement.rstrip() + _format_line(entry, tests)}
-    return Problem(id=identity, messages=(message,), private=private, family=str(row.get("family", "")))
+    family = str(row.get("family", ""))
+    return Problem(id=identity, messages=(message,), private=private, family=family, reference=reference)
 
 
 def _preamble(code: Any, where: str) -> str:

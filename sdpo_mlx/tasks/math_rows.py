@@ -8,6 +8,7 @@
     DeepMath   {"question", "final_answer", "difficulty": 1 to 10, "topic", "r1_solution_1", ...}
     verl       {"prompt": [messages], "reward_model": {"ground_truth"}, "data_source", "extra_info": {"index", "split"}}
 
+`reference` or a worked solution is what a self-teacher may be shown (`references.py`).
 Fields beyond these are left alone. Where a row has no name, its line gives one.
 """
 
@@ -17,6 +18,7 @@ from typing import Any
 
 from sdpo_mlx.errors import DataError
 from sdpo_mlx.tasks.math_answer import last_boxed, tidied
+from sdpo_mlx.tasks.references import math_reference
 from sdpo_mlx.types import Message, Problem
 
 LEVELS = ("easy", "medium", "hard")
@@ -44,7 +46,8 @@ def problem_from_row(row: dict[str, Any], where: str) -> Problem:
     family = next(
         (str(row[name]) for name in ("family", "type", "subject", "topic", "data_source") if row.get(name)), ""
     )
-    return Problem(id=_name(row, extra, where), messages=question, private=private, family=family)
+    reference = math_reference(row, answer, _GSM8K_MARK)
+    return Problem(_name(row, extra, where), question, private, family, reference=reference)
 
 
 def _question(row: dict[str, Any], where: str) -> tuple[Message, ...]:

@@ -4,8 +4,9 @@ The file holds two functions, `problems` and `grade`, or one class with two such
 that carry a `prompt`, `grade` alone is enough.
 
 - `problems()` or `problems(split)` gives rows: dictionaries with `prompt` (text) or `messages`, optionally `id`,
-  `tools` (for the chat template), `split` (`train`, `held_out`), `family`, and whatever `grade` wants to know, which
-  the model never sees; or `Problem` objects. Where no row names a split, one in five is held out.
+  `tools` (for the chat template), `split` (`train`, `held_out`), `family`, `reference` (a right answer, which only
+  a self-teacher may be shown), and whatever `grade` wants to know, which the model never sees; or `Problem` objects.
+  Where no row names a split, one in five is held out.
 - `grade(problem, answer)` or `grade(problem, answer, truncated)` gives a number, true or false, a pair
   `(reward, feedback)`, a dictionary with `reward` and optionally `feedback`, `success`, `kind`, or a `Feedback`.
   Success is a reward of 1 or more unless said otherwise. It gets what `problems` gave, and runs on several threads.

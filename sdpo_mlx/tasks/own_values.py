@@ -8,6 +8,7 @@ from typing import Any, cast, get_args
 
 from sdpo_mlx.errors import DataError
 from sdpo_mlx.tasks.base import Split
+from sdpo_mlx.tasks.references import given
 from sdpo_mlx.tasks.tools_rows import tool_from
 from sdpo_mlx.types import Feedback, FeedbackKind, Message, Problem
 
@@ -34,7 +35,8 @@ def problem_of(row: Any, where: str, split: Split | None = None, number: int = 0
     private = {key: value for key, value in row.items() if key not in _SHOWN}
     identity = str(row.get("id", "") or (f"{split}-{number}" if split else number or where))
     family, tools = str(row.get("family", "")), _tools(row, where)
-    return Problem(identity, _messages(row, where), {**private, "split": named}, family, tools)
+    private["split"] = named
+    return Problem(identity, _messages(row, where), private, family, tools, reference=given(row, "reference"))
 
 
 def _messages(row: Mapping[str, Any], where: str) -> tuple[Message, ...]:

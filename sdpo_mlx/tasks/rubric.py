@@ -3,7 +3,7 @@
     {"id": "haiku", "prompt": "Write ...", "checks": [{"kind": "lines", "value": 3, "feedback": "..."}, ...]}
 
 - `prompt` (text) or `messages` (a chat whose last turn is the user's); `checks` as `rubric_checks.py` says.
-- optional: `id`, `split` ("train", "held_out"), `family`.
+- optional: `id`, `split` ("train", "held_out"), `family`, `reference` (`references.py`).
 
 The reward is the weighted share of checks that an answer passes, thinking removed; success only when it passes
 all. An empty answer passes nothing: many checks would hold of it by saying nothing.
@@ -19,6 +19,7 @@ from typing import Any
 from sdpo_mlx.config import TaskConfig
 from sdpo_mlx.errors import DataError
 from sdpo_mlx.tasks.base import Split
+from sdpo_mlx.tasks.references import checked
 from sdpo_mlx.tasks.rows import feedback_mode, in_split, load_problems
 from sdpo_mlx.tasks.rubric_checks import Check, check_from_row
 from sdpo_mlx.text import strip_thinking
@@ -27,7 +28,7 @@ from sdpo_mlx.types import Feedback, Message, Problem
 FEEDBACK_MODES = ("checks", "failed", "none")
 LONGEST_ANSWER = 100_000  # characters; far more than any model is allowed to write
 MOST_CHECKS = 50
-_FIELDS = frozenset(("id", "prompt", "messages", "checks", "split", "family"))
+_FIELDS = frozenset(("id", "prompt", "messages", "checks", "split", "family", "reference"))
 _ROLES = ("system", "user", "assistant")
 
 
@@ -94,7 +95,7 @@ def problem_from_row(row: dict[str, Any], where: str) -> Problem:
         said = json.dumps([messages, row["checks"]], sort_keys=True, default=str)
         identity = f"rubric/{hashlib.sha256(said.encode('utf-8', 'replace')).hexdigest()[:12]}"
     private = {"checks": checks, "split": split}
-    return Problem(str(identity), messages, private, str(row.get("family", "")))
+    return Problem(str(identity), messages, private, str(row.get("family", "")), reference=checked(row, where))
 
 
 def _messages(row: dict[str, Any], where: str) -> tuple[Message, ...]:

@@ -4,7 +4,8 @@ Ours, one JSON object a line (the right option apart, so that no letter can be w
 
     {"id": "speed-of-light", "question": "How fast ...?", "right": "3.00e8 m/s", "wrong": ["...", "...", "..."]}
 
-- optional: `domain`, `family`, `level`, `split` ("train", "held_out"), `why` and `check` (for people; never shown).
+- optional: `domain`, `family`, `level`, `split` ("train", "held_out"), `check` (for people; never shown), `why`
+  (shown to no student; the reference answer of `references.py` begins with it).
 - public layouts, known by their fields: GPQA (`Correct Answer`), SciKnowEval and ARC (`answerKey`; rows of
   SciKnowEval that are no multiple choice are left out), MMLU-Pro (`options`, `answer_index`), MMLU (`choices`,
   `answer`), SciQ (`distractor1`).
@@ -23,10 +24,13 @@ from typing import Any
 
 from sdpo_mlx.errors import DataError
 from sdpo_mlx.seeding import derive, rng
+from sdpo_mlx.tasks.references import choice_reference, given
 from sdpo_mlx.types import Message, Problem
 
 LETTERS = "ABCDEFGHIJ"
-_OWN = frozenset(("id", "question", "right", "wrong", "domain", "family", "level", "split", "why", "check"))
+_OWN = frozenset(
+    ("id", "question", "right", "wrong", "domain", "family", "level", "split", "why", "check", "reference")
+)
 _SPEAKS_OF_OTHERS = re.compile(
     r"\b[A-J]\s*(?:,|and|or|&)\s*[A-J]\b|\b(?i:options?|answers?|choices?)\s+[A-J1-9]\b"
     r"|(?i:\b(?:all|none|both|neither|any|some)\s+of\s+(?:the\s+above|these|them)\b|\bthe\s+above\b)"
@@ -45,6 +49,7 @@ class Question:
     family: str = ""
     level: str = ""
     split: str = ""
+    why: str = ""
     lettered: bool = False  # the row itself gives an order, to which its options may refer
 
 
@@ -56,7 +61,8 @@ def question_from_row(row: dict[str, Any], where: str) -> Question | None:
     for field, read in _LAYOUTS.items():
         if field in row:
             question = read(row, where)
-            return question and replace(_checked(question, where), split=_split(row))
+            why = given(row, "reference", "why", "support", "Explanation") or ""
+            return question and replace(_checked(question, where), split=_split(row), why=why)
     fix = (
         'write {"id": ..., "question": ..., "right": ..., "wrong": [...]}, or rows of GPQA, MMLU-Pro, SciKnowEval, ARC'
     )
@@ -77,7 +83,8 @@ def problem_from_question(question: Question) -> Problem:
         "split": question.split,
     }
     message: Message = {"role": "user", "content": _prompt(question, options)}
-    return Problem(question.id, (message,), private, question.family or question.domain)
+    reference = choice_reference(question.why, right)
+    return Problem(question.id, (message,), private, question.family or question.domain, reference=reference)
 
 
 def shuffled(question: Question) -> list[int]:

@@ -15,7 +15,7 @@ import numpy as np
 from sdpo_mlx.errors import ConfigError
 from sdpo_mlx.seeding import rng
 from sdpo_mlx.tasks.base import Split
-from sdpo_mlx.tasks.tiny_library import FEEDBACK_MODES, LIBRARY, OPERATIONS, apply, cut_off, judge, prior
+from sdpo_mlx.tasks.tiny_library import FEEDBACK_MODES, LIBRARY, OPERATIONS, apply, cut_off, judge, prior, solution
 from sdpo_mlx.types import Feedback, Problem
 
 Operations = tuple[str, ...]
@@ -131,4 +131,5 @@ def _problem(operations: Operations, inputs: Inputs) -> Problem:
         messages=({"role": "user", "content": question(operations)},),
         private={"operations": operations, "inputs": inputs},
         family=f"{len(operations)} operations",
+        reference=solution(operations),
     )

@@ -82,9 +82,14 @@ class ToolsTask:
 
     def _load(self, cfg: TaskConfig) -> list[Problem]:
         if cfg.data is None:
-            return load_problems(cfg, "tools/problems.jsonl", lambda row, where: self._parsed(row, where)[0])
+            problems = load_problems(cfg, "tools/problems.jsonl", lambda row, where: self._parsed(row, where)[0])
+            return self._referenced(problems)
         found = collect_rows(cfg.data, self._parsed, cfg.on_error).items
-        return with_splits(_told_apart([problem for problems in found for problem in problems]))
+        return self._referenced(with_splits(_told_apart([problem for problems in found for problem in problems])))
+
+    def _referenced(self, problems: Sequence[Problem]) -> list[Problem]:
+        """The expected calls as the answer that a self-teacher may be shown."""
+        return [replace(problem, reference=self.solution(problem)) for problem in problems]
 
     def _parsed(self, row: dict[str, Any], where: str) -> list[Problem]:
         return problems_from_row(row, where, self.form)

@@ -1,0 +1,341 @@
+"""`sdpo coach TARGET`: the model answers, you say what was wrong, the step is made."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import count, islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from sdpo_cli import options, render
+
+if TYPE_CHECKING:
+    from sdpo_mlx.coaching import Coaching
+    from sdpo_mlx.config import Config
+    from sdpo_mlx.lessons import Lesson, Remark
+    from sdpo_mlx.setup import Setup
+    from sdpo_mlx.types import Problem, Rollout
+    from sdpo_mlx.updates import Learned
+
+SHOWN = 6_000  # characters of one text on a terminal
+HELP = "Say in one line what was wrong; empty: nothing to say, /good: it is right, /quit or Ctrl-D: end."
+QUIT, GOOD = "/quit", "/good"
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What to ask and what to show; `asks` is `task`, `prompts` or `typed`."""
+
+    asks: str
+    prompts: tuple[str, ...] = ()
+    problems: int | None = None
+    again: bool = False
+    replay: Path | None = None
+
+
+@dataclass
+class Tally:
+    """What a session did."""
+
+    lessons: int = 0
+    remarks: int = 0
+    good: int = 0
+    steps: int = 0
+
+    def add(self, lesson: Lesson, learned: Learned) -> None:
+        """Count one lesson."""
+        self.lessons += 1
+        self.remarks += sum(bool(remark.text) for remark in lesson.remarks)
+        self.good += sum(remark.good for remark in lesson.remarks)
+        self.steps += bool(learned.update and learned.update.applied)
+
+
+def command(  # noqa: PLR0913 - typer reads the options off the signature
+    target: Annotated[str, typer.Argument(metavar="TARGET", help="A run folder, or a model.")],
+    *,
+    task: options.TaskName = None,
+    data: options.Data = None,
+    prompt: Annotated[
+        list[str] | None, typer.Option("--prompt", metavar="TEXT", help="Ask this instead; repeatable.")
+    ] = None,
+    problems: Annotated[int | None, typer.Option("--problems", metavar="N", min=1, help="Stop after so many.")] = None,
+    answers: Annotated[int | None, typer.Option("--answers", metavar="N", min=1, help="Answers a problem; 1.")] = None,
+    again: Annotated[bool, typer.Option("--again", help="Show after each step what the same seed gives now.")] = False,
+    replay: Annotated[Path | None, typer.Option("--replay", metavar="FILE", help="Learn from saved lessons.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Folder; runs/<name>-coach.")] = None,
+    learning_rate: Annotated[
+        float | None, typer.Option("--learning-rate", metavar="X", help="AdamW's rate; 0.4 of training's.")
+    ] = None,
+    max_tokens: Annotated[int | None, typer.Option("--max-tokens", metavar="N", help="Longest answer.")] = None,
+    seed: options.Seed = None,
+    sets: options.Sets = None,
+    sandbox: options.SandboxKind = None,
+    plain: options.Plain = False,
+    as_json: options.AsJson = False,
+) -> None:
+    """Teach by hand: read an answer, type one line of what was wrong, and the step is made.
+
+    Remarks come from the terminal, or line by line from a pipe. A line that is a JSON string ("...") may hold
+    several lines. Lessons are kept in coaching.jsonl; --replay makes the same steps again from that file.
+
+    Example: sdpo coach runs/tiny-tiny-seed0 --problems 5
+    """
+    flags = {
+        "task.name": task,
+        "task.data": data,
+        "rollout.group_size": answers,
+        "rollout.max_tokens": max_tokens,
+        "train.learning_rate": learning_rate,
+        "train.seed": seed,
+        "sandbox.kind": sandbox,
+    }
+    cfg, place = settings(target, sets or [], flags, replay), out or default_out(target)
+    wish = Wish(asked_by(target, bool(task or data), prompt), tuple(prompt or ()), problems, again, replay)
+    content, interrupted = coached(target, cfg, place, wish, plain=plain)
+    show(content, as_json=as_json, interrupted=interrupted)
+    if interrupted:
+        raise typer.Exit(130)
+
+
+def coached(target: str, cfg: Config, place: Path, wish: Wish, *, plain: bool) -> tuple[dict[str, Any], bool]:
+    """Open all parts and hold the session: what came of it, and whether it was interrupted."""
+    from sdpo_mlx.coaching import Coaching
+    from sdpo_mlx.run_folder import RunFolder
+    from sdpo_mlx.targets import open_target
+
+    tally, interrupted = Tally(), False
+    if hasattr(sys.stdin, "reconfigure"):
+        sys.stdin.reconfigure(errors="replace")
+    with RunFolder.open(place) as folder:
+        with render.status(f"opening {cfg.model.name}", plain):
+            setup = open_target(target, cfg)
+        render.say(setup.model.line())
+        render.warn(setup.warnings())
+        coaching = Coaching(setup, folder, itself=place.resolve() == Path(target).resolve())
+        folder.write_manifest({**setup.manifest(["sdpo", *sys.argv[1:]]), "asks": wish.asks})
+        try:
+            if wish.replay is not None:
+                _replay(coaching, wish.replay, tally)
+            else:
+                session(coaching, asked(setup, wish, coaching.step), tally, again=wish.again)
+        except KeyboardInterrupt:
+            interrupted = True
+        finally:
+            coaching.close()
+    return as_document(target, place, coaching, tally), interrupted
+
+
+def settings(target: str, sets: list[str], flags: dict[str, Any], replay: Path | None = None) -> Config:
+    """A coached folder's own settings, or of that whose lessons are replayed; else the target's for coaching."""
+    from sdpo_mlx.coaching import coaching_config, is_coached
+    from sdpo_mlx.targets import is_run, run_config
+
+    if replay is not None and is_coached(replay.parent):
+        model = run_config(Path(target)).model.name if is_run(Path(target)) else target
+        return run_config(replay.parent, sets, {**flags, "model.name": model})
+    return coaching_config(target, sets, flags)
+
+
+def default_out(target: str) -> Path:
+    """A coached folder itself, else `runs/<name>-coach`."""
+    from sdpo_mlx.coaching import is_coached
+
+    path = Path(target)
+    if is_coached(path):
+        return path
+    name = path.resolve().name if path.exists() else target
+    return Path("runs") / f"{re.sub(r'[^A-Za-z0-9._-]+', '-', name).strip('-.')[:100] or 'model'}-coach"
+
+
+def asked_by(target: str, task: bool, prompts: list[str] | None) -> str:
+    """Where questions come from: `prompts`, a `task` (a run has one), or `typed` by the person."""
+    from sdpo_mlx.coaching import is_coached
+    from sdpo_mlx.run_folder import RunFolder
+    from sdpo_mlx.targets import is_run
+
+    if prompts:
+        return "prompts"
+    if not task and is_coached(Path(target)):
+        return "task" if RunFolder(target).read_manifest().get("asks") == "task" else "typed"
+    return "task" if task or is_run(Path(target)) else "typed"
+
+
+def asked(setup: Setup, wish: Wish, done: int) -> Iterator[Problem]:
+    """Questions in order; those of a task without end, and none twice in an epoch."""
+    return islice(_of_task(setup, done) if wish.asks == "task" else _of_texts(wish.prompts), wish.problems)
+
+
+def _of_task(setup: Setup, done: int) -> Iterator[Problem]:
+    from sdpo_mlx.errors import ConfigError
+    from sdpo_mlx.sampling import Sampler
+
+    if hasattr(setup.task, "reply"):
+        fix = "choose a task of one turn, or give --prompt"
+        raise ConfigError(f"the task {setup.task.name} has several turns", where="--task", fix=fix)
+    sampler = Sampler(setup.task.problems("train"), 1, setup.cfg.train.seed)
+    return (sampler.batch(number)[0] for number in count(done))
+
+
+def _of_texts(prompts: Sequence[str]) -> Iterator[Problem]:
+    """The given prompts, or what the person types until an empty line."""
+    from sdpo_mlx.storage import digest
+    from sdpo_mlx.types import Problem
+
+    for text in prompts or iter(lambda: heard("ask the model: ") or QUIT, QUIT):
+        yield Problem(f"prompt-{digest(text.encode(errors='replace'))[:12]}", ({"role": "user", "content": text},))
+
+
+def session(coaching: Coaching, problems: Iterator[Problem], tally: Tally, *, again: bool) -> None:
+    """Ask, listen, learn, until the problems or the person's patience end."""
+    from sdpo_mlx.lessons import Lesson
+
+    if coaching.caught_up:
+        render.say(f"learned what was left from last time: {coaching.caught_up} lessons")
+    render.say(HELP)
+    for problem in problems:
+        render.say(f"\nlesson {coaching.step + 1}, {problem.id}:")
+        _lines(problem.messages[-1]["content"])
+        rollouts = coaching.ask(problem)
+        if not rollouts:
+            render.say("not asked: the prompt leaves no room for an answer")
+            continue
+        remarks, over = listen(rollouts)
+        if over and not any(remark.said for remark in remarks):
+            return
+        lesson = Lesson(problem, rollouts, remarks)
+        learned = coaching.teach(lesson)
+        tally.add(lesson, learned)
+        render.say(_outcome(lesson, learned))
+        if over:
+            return
+        if again:
+            for rollout in coaching.ask(problem, [rollout.seed for rollout in rollouts]):
+                render.say("the same seed gives now:")
+                _lines(rollout.text)
+
+
+def listen(rollouts: tuple[Rollout, ...]) -> tuple[tuple[Remark, ...], bool]:
+    """A remark for each answer, and whether the person wants to end; what came after that is empty."""
+    from sdpo_mlx.lessons import Remark
+
+    remarks = [Remark()] * len(rollouts)
+    for number, rollout in enumerate(rollouts):
+        which = f" {number + 1} of {len(rollouts)}" if len(rollouts) > 1 else ""
+        render.say(f"answer{which}{' (cut off)' if rollout.finish == 'length' else ''}:")
+        _lines(rollout.text)
+        line = heard("what was wrong? ")
+        if line is None or line == QUIT:
+            return tuple(remarks), True
+        remarks[number] = Remark(good=True) if line == GOOD else Remark(line)
+    return tuple(remarks), False
+
+
+def heard(question: str) -> str | None:
+    """One line of the person's, cleaned; None at the end. A JSON string may hold several lines."""
+    from sdpo_mlx.text import clean
+
+    while True:
+        line = _read(question)
+        if line is None:
+            return None
+        line = line.strip()
+        if re.fullmatch(r"/[a-z]+", line) and line not in (QUIT, GOOD):
+            render.say(f"{line} is not known. {HELP}")
+            continue
+        return clean(_unquoted(line)).strip()
+
+
+def _read(question: str) -> str | None:
+    if sys.stdin.isatty() and sys.stdout.isatty():
+        import readline  # noqa: F401 - lets input() edit the line
+
+        try:
+            return input(question)
+        except EOFError:
+            return None
+    sys.stderr.write(question)
+    sys.stderr.flush()
+    line = sys.stdin.readline()
+    sys.stderr.write("\n")
+    return line or None
+
+
+def _unquoted(line: str) -> str:
+    if line.startswith('"'):
+        try:
+            value = json.loads(line)
+        except ValueError:
+            return line
+        return value if isinstance(value, str) else line
+    return line
+
+
+def _replay(coaching: Coaching, file: Path, tally: Tally) -> None:
+    from sdpo_mlx.lessons import read_lessons
+
+    lessons = read_lessons(file, coaching.setup.chat, coaching.setup.policy.info.vocab_size)
+    for lesson, learned in coaching.replay(lessons):
+        tally.add(lesson, learned)
+
+
+def _outcome(lesson: Lesson, learned: Learned) -> str:
+    update = learned.update
+    if update is not None and update.applied:
+        return f"learned: divergence {render.number(update.divergence)}, gradient {render.number(update.grad_norm)}"
+    if update is not None:
+        return f"nothing learned: {update.reason}"
+    said = any(remark.said for remark in lesson.remarks)
+    return f"nothing learned: {'the settings leave nothing to learn from this' if said else 'nothing was said'}"
+
+
+def _lines(text: str) -> None:
+    for line in render.untrusted(text.rstrip(), SHOWN):
+        render.say(line)
+
+
+def as_document(target: str, place: Path, coaching: Coaching, tally: Tally) -> dict[str, Any]:
+    """What came of it, for a program."""
+    from sdpo_mlx.coaching import is_coached
+
+    run, start = shlex.quote(str(place)), shlex.quote(target)
+    # Only from where the session began are they the same steps.
+    again = [] if is_coached(Path(target)) else [f"sdpo coach {start} --replay {run}/coaching.jsonl --out DIR"]
+    return {
+        "target": target,
+        "run": str(place),
+        "model": coaching.setup.model.record(),
+        "lessons": tally.lessons,
+        "remarks": tally.remarks,
+        "good": tally.good,
+        "steps": tally.steps,
+        "total": coaching.step,
+        "adapter": str(place / "adapters.safetensors"),
+        "data": str(place / "coaching.jsonl"),
+        "next": [f"sdpo coach {run}", f"sdpo eval {run}", *again],
+    }
+
+
+def show(content: dict[str, Any], *, as_json: bool, interrupted: bool) -> None:
+    if interrupted:
+        render.say("sdpo: interrupted, every lesson is saved; run the same command to go on.")
+    if as_json:
+        render.document(content)
+        return
+    counts = ", ".join(f"{name} {content[name]}" for name in ("lessons", "remarks", "good", "steps"))
+    render.result(
+        [
+            "",
+            f"this time {counts}; lessons in all {content['total']}",
+            f"lessons   {content['data']}",
+            f"adapter   {content['adapter']}",
+            "",
+            "next:",
+            *(f"  {each}" for each in content["next"]),
+        ]
+    )

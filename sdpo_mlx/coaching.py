@@ -1,0 +1,209 @@
+"""Learning from a person: the model answers, the person says what was wrong, and the step is made at once.
+
+SDPO with a person as the environment: the remark is the feedback in the self-teacher's context; an answer marked as
+good is a demonstration, for itself too, since nobody else will show that it was right. There is no grader, no reward
+and no held-out score. A lesson is written to `coaching.jsonl` before it is learned from, and a checkpoint after: what
+a kill leaves unlearned is learned when the folder is opened again, so the weights are always a function of the start
+and of the file.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from sdpo_mlx import checkpoint
+from sdpo_mlx.backends.base import CONCURRENCY, SamplingParams
+from sdpo_mlx.config import Config
+from sdpo_mlx.distill import Batch, distillation_batch
+from sdpo_mlx.errors import ConfigError, DataError
+from sdpo_mlx.lessons import Lesson, lesson_from
+from sdpo_mlx.metrics import EventLog, StepFacts, read_events, step_metrics
+from sdpo_mlx.run_folder import RunFolder
+from sdpo_mlx.sampling import rollout_seeds
+from sdpo_mlx.schedule import learning_rate
+from sdpo_mlx.seeding import derive
+from sdpo_mlx.setup import Setup
+from sdpo_mlx.storage import digest
+from sdpo_mlx.targets import is_run, target_config
+from sdpo_mlx.types import Problem, Rollout
+from sdpo_mlx.updates import Learned, learn, records
+
+FILE = "coaching.jsonl"
+OVERRIDE = "coach the same model or run with the same settings, or choose another --out"
+# What coaching sets for a model or a run, unless told otherwise: remarks must count, whatever the run learned from.
+DEFAULTS = (
+    "objective.kind=sdpo",
+    "objective.route=none",
+    "objective.question_weight=uniform",
+    "teacher.own_success=true",
+    "teacher.feedback=true",
+    "teacher.feedback_only_without_demonstration=false",
+    "train.schedule=constant",
+    "train.warmup_steps=0",
+    "rollout.group_size=1",
+)
+RATE = 0.4  # of the training rate: a step on one answer is noisier than one on a batch (docs/figures/sdft.json)
+_ELSEWHERE = {"task", "sandbox", "judge"}  # sections that no step depends on once the answers are there
+
+
+def is_coached(path: Path) -> bool:
+    """Whether a folder holds lessons of ours."""
+    return is_run(path) and (path / FILE).is_file()
+
+
+def coaching_config(target: str, sets: Sequence[str], flags: Mapping[str, Any]) -> Config:
+    """The settings of a coached folder, or a target's with what coaching sets for it; what was given wins."""
+    if is_coached(Path(target)):
+        return target_config(target, None, sets, flags)
+    rate = target_config(target, None, sets, flags).train.learning_rate
+    return target_config(target, None, [*DEFAULTS, f"train.learning_rate={RATE * rate:g}", *sets], flags)
+
+
+class Coaching:
+    """A model being coached, and the folder that remembers it; `step` counts lessons."""
+
+    def __init__(self, setup: Setup, folder: RunFolder, *, itself: bool = False) -> None:
+        """Open a folder: a new one begins with the student as it stands, another goes on where it was.
+
+        `itself` says that the student came from this folder. Raises ConfigError where the folder is something else,
+        or was begun with other settings or another adapter.
+        """
+        if folder.events.exists() and not (folder.path / FILE).exists():
+            what, fix = "a training run lies here", "choose another --out"
+            raise ConfigError(what, where=str(folder.path), fix=fix)
+        self.setup, self.folder, self.step, self.generations = setup, folder, 0, 0
+        self.lessons, self.log = EventLog(folder.path / FILE), EventLog(folder.events)
+        start = fingerprint(setup.policy.state()["student"])
+        wanted = self._identity() if itself else {**self._identity(), "start": start}
+        loaded = checkpoint.load(folder.checkpoints, expect=wanted, override=OVERRIDE)
+        self.start = loaded.meta["start"] if loaded else start
+        if loaded is None:
+            self._begin()
+        else:
+            setup.policy.load_state(loaded.state)
+            self.step, self.generations = loaded.step, int(loaded.meta["generations"])
+            self.log.rewind(self.step)
+        self.caught_up = self._catch_up()
+
+    def close(self) -> None:
+        """Close the folder's files."""
+        self.lessons.close()
+        self.log.close()
+
+    def ask(self, problem: Problem, seeds: Sequence[int] | None = None) -> tuple[Rollout, ...]:
+        """Answers to a problem, `rollout.group_size` of them or one a seed; none where the prompt does not fit."""
+        cfg, chat, policy = self.setup.cfg, self.setup.chat, self.setup.policy
+        rollout = cfg.rollout
+        if seeds is None:
+            seeds = rollout_seeds("coach", cfg.train.seed, self.step, [problem], rollout.group_size)[0]
+        prompt = chat.render(problem.messages, tools=problem.tools)
+        if prompt.size > policy.info.context_length - rollout.max_tokens:
+            return ()
+        at_once = self.setup.settled.rollout.concurrency or CONCURRENCY
+        sampling = SamplingParams(rollout.max_tokens, rollout.temperature, rollout.top_p, chat.eos_ids, at_once)
+        made = {index: found for _, index, found in policy.generate([prompt], sampling, [seeds])}
+        return tuple(
+            Rollout(prompt, g.ids_T, g.logps_T, g.finish, seed, chat.decode(g.ids_T))
+            for seed, g in zip(seeds, (made[index] for index in range(len(seeds))), strict=True)
+        )
+
+    def teach(self, lesson: Lesson) -> Learned:
+        """Write a lesson down, learn from it, save; nothing moves where nothing was said."""
+        row = lesson.row(self.setup.chat.tokenizer_hash)
+        self.lessons.emit({"type": "lesson", "step": self.step + 1, **row})
+        self.lessons.sync()
+        return self._learn(lesson)
+
+    def replay(self, lessons: Sequence[Lesson]) -> Iterator[tuple[Lesson, Learned]]:
+        """Make the same steps again; a folder that has made the first of them already goes on with the rest.
+
+        Raises DataError where the folder has made others.
+        """
+        tokenizer = self.setup.chat.tokenizer_hash
+        made = [_bare(row) for row in self._rows()]
+        if made != [each.row(tokenizer) for each in lessons[: len(made)]]:
+            fix = "choose another --out"
+            raise DataError("other lessons were learned here already", where=str(self.folder.path), fix=fix)
+        for lesson in lessons[len(made) :]:
+            yield lesson, self.teach(lesson)
+
+    def _begin(self) -> None:
+        policy = self.setup.policy
+        # The adapter that is coached is its own first teacher: the base's would pull it back.
+        state = policy.state()
+        policy.load_state({**state, "teacher": state["student"]})
+        self.log.rewind(-1)
+        self.log.emit({"type": "run_started", "step": 0, "config": self.setup.cfg.model_dump(mode="json")})
+        self.folder.write_config(self.setup.cfg)
+        self._save()
+
+    def _catch_up(self) -> int:
+        """Learn what was written down and not learned any more; how many lessons that were."""
+        chat, vocab = self.setup.chat, self.setup.policy.info.vocab_size
+        where = str(self.folder.path / FILE)
+        late = [lesson_from(row, f"{where}:{n}", chat, vocab) for n, row in enumerate(self._rows(), 1) if n > self.step]
+        for lesson in late:
+            self._learn(lesson)
+        return len(late)
+
+    def _rows(self) -> list[dict[str, Any]]:
+        return [row for row in read_events(self.folder.path / FILE) if row.get("type") == "lesson"]
+
+    def _learn(self, lesson: Lesson) -> Learned:
+        cfg, policy, begun = self.setup.cfg, self.setup.policy, time.perf_counter()
+        groups = [lesson.group] if lesson.group else []
+        batch = distillation_batch(
+            groups,
+            self.setup.chat,
+            cfg.teacher,
+            cfg.objective,
+            context_length=policy.info.context_length,
+            seed=derive(cfg.train.seed, self.step),
+        )
+        learned = learn(policy, batch.samples, cfg, self.step, lambda: False)
+        self.step, self.generations = self.step + 1, self.generations + len(lesson.rollouts)
+        self._tell(lesson, batch, learned, time.perf_counter() - begun)
+        self._save()
+        return learned
+
+    def _tell(self, lesson: Lesson, batch: Batch, learned: Learned, seconds: float) -> None:
+        groups = [lesson.group] if lesson.group else []
+        facts = StepFacts(
+            learning_rate=learning_rate(self.step - 1, self.setup.cfg.train),
+            generations=self.generations,
+            generate_seconds=0.0,
+            grade_seconds=0.0,
+            learn_seconds=seconds,
+            total_seconds=seconds,
+            memory=self.setup.policy.memory(),
+        )
+        metrics = step_metrics(groups, batch.samples, batch.contexts.values(), batch.skips, learned.update, facts)
+        self.log.emit({"type": "step", "step": self.step, **metrics})
+        if self.setup.cfg.log.samples:
+            self.folder.write_rollouts(self.step, records(groups, batch, learned))
+
+    def _save(self) -> None:
+        """The student as adapter, and all that going on needs."""
+        policy = self.setup.policy
+        state = policy.state()
+        self.log.sync()
+        meta = {**self._identity(), "start": self.start, "generations": self.generations}
+        checkpoint.save(self.folder.checkpoints, self.step, state, meta)
+        self.folder.save_adapter(state["student"], policy.adapter_config())
+
+    def _identity(self) -> dict[str, Any]:
+        identity = self.setup.identity()
+        config = {name: part for name, part in identity["config"].items() if name not in _ELSEWHERE}
+        return {**identity, "config": config}
+
+
+def fingerprint(arrays: Mapping[str, Any]) -> str:
+    """SHA-256 of an adapter's arrays under their names."""
+    return digest(b"".join(name.encode() + arrays[name].tobytes() for name in sorted(arrays)))
+
+
+def _bare(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in row.items() if name not in ("type", "time", "step")}
