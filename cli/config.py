@@ -38,6 +38,17 @@ def show(
         render.result(as_lines(resolved))
 
 
+@app.command()
+def schema() -> None:
+    """Print the configuration's JSON Schema, which editors read to complete and check a file.
+
+    Example: sdpo config schema
+    """
+    from sdpo_mlx.config import json_schema
+
+    render.document(json_schema())
+
+
 def as_lines(resolved: Resolved) -> list[str]:
     """YAML with each value's origin as a comment beside it; it can be saved and used as a file."""
     lines: list[tuple[str, str]] = []

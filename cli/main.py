@@ -28,6 +28,8 @@ VERBS: Mapping[str, str] = MappingProxyType(
         "solve": "Test-time training on one hard problem.",
         "coach": "Learn from your own remarks, answer by answer.",
         "rollout": "Show one problem through the eyes of all involved.",
+        "runs": "A table of runs.",
+        "watch": "The live view of a run, from another terminal.",
         "report": "What a run did, in one HTML file.",
         "chat": "Talk to a run, with and without its adapter.",
         "serve": "Answer OpenAI's clients with a run's adapter.",

@@ -6,7 +6,7 @@ laptop where it hasn't. Models are strict and frozen: unknown keys and wrong typ
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -235,3 +235,9 @@ class Config(Settings):
     sandbox: SandboxConfig = SandboxConfig()
     judge: JudgeConfig = JudgeConfig()
     log: LogConfig = LogConfig()
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON Schema of a settings file; every key may be left out."""
+    head = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "sdpo-mlx settings"}
+    return {**head, **{k: v for k, v in Config.model_json_schema().items() if k != "title"}}

@@ -1,0 +1,89 @@
+"""`sdpo watch RUN`: the live view of a run that another process makes, or of a finished one."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from sdpo_cli import options
+
+if TYPE_CHECKING:
+    from sdpo_cli.progress import Sample
+
+PAUSE = 0.5  # seconds between two looks at the file
+
+
+def command(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")],
+    *,
+    once: Annotated[bool, typer.Option("--once", help="Show how it stands and leave.")] = False,
+    plain: options.Plain = False,
+) -> None:
+    """Watch a run from another terminal until it ends; Ctrl-C leaves it running.
+
+    Example: sdpo watch runs/first --once
+    """
+    from sdpo_cli.live import watching
+    from sdpo_cli.progress import Progress
+
+    from sdpo_mlx.interrupt import Interrupt
+    from sdpo_mlx.run_state import Follower, is_running, runs_in
+
+    runs_in(run)  # one line where there is no run
+    follower, progress = Follower(run / "events.jsonl"), Progress(_header(run))
+    with Interrupt() as interrupt, watching(progress, plain) as observe:
+        while not interrupt.requested():
+            alive = is_running(run)
+            for event in follower.new():
+                observe(event, ())
+                if event["type"] == "step":
+                    progress.sample = _sample(run, event["step"]) or progress.sample
+            if once or not alive:
+                return
+            time.sleep(PAUSE)
+    raise typer.Exit(interrupt.exit_code)
+
+
+def _header(run: Path) -> Any:
+    """What the run's own settings say; where it runs stands in its manifest."""
+    from sdpo_cli.progress import Header
+
+    from sdpo_mlx.errors import SdpoError
+    from sdpo_mlx.run_folder import RunFolder
+    from sdpo_mlx.targets import run_config
+
+    cfg = run_config(run)
+    try:
+        policy = RunFolder(run).read_manifest().get("policy", {})
+    except SdpoError:
+        policy = {}
+    return Header(
+        model=cfg.model.name,
+        task=cfg.task.name,
+        objective=cfg.objective.kind,
+        teacher=cfg.teacher.kind,
+        device=" ".join(str(policy.get(name, "?")) for name in ("backend", "device", "dtype")),
+        out=str(run),
+        steps=cfg.train.steps,
+        rollouts=cfg.rollout.problems_per_step * cfg.rollout.group_size,
+    )
+
+
+def _sample(run: Path, step: int) -> Sample | None:
+    """A failure with feedback of this step, as the live view of the run itself shows."""
+    from sdpo_cli.progress import Sample
+
+    from sdpo_mlx.errors import StorageError
+    from sdpo_mlx.run_folder import RunFolder
+
+    try:
+        rows = RunFolder(run).read_rollouts(step)
+    except StorageError:  # being written
+        return None
+    row = next((row for row in rows if not row.get("success") and row.get("feedback")), rows[0] if rows else None)
+    if row is None:
+        return None
+    problem = row["prompt"][-1]["content"] if row.get("prompt") else str(row.get("problem"))
+    return Sample(str(problem), str(row.get("answer")), str(row.get("kind")), str(row.get("feedback")))
