@@ -22,6 +22,7 @@ VERBS: Mapping[str, str] = MappingProxyType(
     {
         "train": "Train a model on a task by self-distillation.",
         "eval": "Score a run, a model, or a model with an adapter.",
+        "compare": "Pair two evaluations: the difference, and whether to believe it.",
         "rollout": "Show one problem through the eyes of all involved.",
         "export": "Take an adapter to PEFT and back, or fuse it into its base.",
         "push": "Send a run's adapter and card to a model hub.",
