@@ -61,11 +61,19 @@ class Comparison:
     """
 
     pairs: tuple[Pair, ...]
-    scores: tuple[Score, Score]
     difference: float
     interval: intervals.Interval
     left_out: tuple[int, int, int]
+    seed: int
     notes: tuple[str, ...] = ()
+
+    @property
+    def scores(self) -> tuple[Score, Score]:
+        """Each side's, with its interval clustered by problem."""
+        return self._scored([[pair.first] for pair in self.pairs]), self._scored([[pair.second] for pair in self.pairs])
+
+    def _scored(self, rows: intervals.Rows) -> Score:
+        return Score(intervals.average(rows), *intervals.clustered(rows, seed=self.seed))
 
     @property
     def won(self) -> tuple[Pair, ...]:
@@ -143,8 +151,7 @@ def compare(first: Document, second: Document) -> Comparison:
         for name, a, b in zip(shared, *rows, strict=True)
     )
     left_out = len(ours) - len(both), len(theirs) - len(both), len(both) - len(shared)
-    scores = _scored(rows[0], seed), _scored(rows[1], seed)
-    return Comparison(pairs, scores, difference, interval, left_out, _unlike(first, second))
+    return Comparison(pairs, difference, interval, left_out, seed, _unlike(first, second))
 
 
 def read_evaluation(path: Path) -> dict[str, Any]:
@@ -162,10 +169,6 @@ def read_evaluation(path: Path) -> dict[str, Any]:
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise DataError("this is no saved evaluation", where=str(path), fix=fix) from error
     return dict(found)
-
-
-def _scored(rows: list[list[float]], seed: int) -> Score:
-    return Score(intervals.average(rows), *intervals.clustered(rows, seed=seed))
 
 
 def _checked(problem: Mapping[str, Any]) -> str:

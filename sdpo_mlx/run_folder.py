@@ -51,6 +51,11 @@ class RunFolder:
         return self.path / "events.jsonl"
 
     @property
+    def forgetting(self) -> Path:
+        """What the untouched base said to ordinary prompts (`forgetting.py`)."""
+        return self.path / "forgetting.json"
+
+    @property
     def checkpoints(self) -> Path:
         """The root that `checkpoint.save` and `checkpoint.load` take."""
         return self.path / "checkpoints"
