@@ -42,6 +42,9 @@ SHORT = settings(
 )
 
 
+FEW = {"prompts": ["Why is the sky blue?", "Who wrote Hamlet?"], "text": "The ferry leaves twice a day."}
+
+
 @cache
 def opened(backend: str = "mlx") -> tuple[Setup, Reference]:
     setup = assemble(settings(model={"backend": backend}))
@@ -158,7 +161,8 @@ def test_reference_returns_as_saved_and_only_for_its_own_base(tmp_path: Path) ->
 def carried_out(folder: Path, cfg: Config, watcher: Watcher | None = None) -> tuple[Setup, Any]:
     watcher = watcher or Watcher()
     setup = assemble(cfg)
-    with RunFolder.open(folder) as opened_folder:
+    with RunFolder.open(folder) as opened_folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sdpo_mlx.forgetting._ordinary", lambda: FEW)
         return setup, course.carry_out(setup, opened_folder, watcher, watcher.interrupted)
 
 
