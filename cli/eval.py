@@ -1,8 +1,12 @@
-"""`sdpo eval TARGET`: avg@n and pass@k on held-out problems, with intervals and problem by problem."""
+"""`sdpo eval TARGET`: avg@n and pass@k on held-out problems, with intervals, by family and problem by problem."""
 
 from __future__ import annotations
 
+import json
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,8 +14,13 @@ import typer
 from sdpo_cli import options, render
 
 if TYPE_CHECKING:
-    from sdpo_mlx.evaluate import Evaluation
+    from sdpo_mlx.config import Config
+    from sdpo_mlx.evaluate import Evaluation, Exam
     from sdpo_mlx.setup import Setup
+
+GREEDY = {"eval.temperature": 0.0, "eval.samples": 1}
+NoCache = Annotated[bool, typer.Option("--no-cache", help="Sample anew; neither use kept answers nor keep them.")]
+Greedy = Annotated[bool, typer.Option("--greedy", help="The likeliest token each time: one answer a problem.")]
 
 
 def command(  # noqa: PLR0913 - typer reads the options off the signature
@@ -22,6 +31,11 @@ def command(  # noqa: PLR0913 - typer reads the options off the signature
     data: options.Data = None,
     problems: Annotated[int | None, typer.Option("--problems", metavar="N", help="Only the first N.")] = None,
     samples: Annotated[int | None, typer.Option("--samples", metavar="N", help="Answers a problem.")] = None,
+    greedy: Greedy = False,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE", help="Save it, and its answers beside it (.answers.jsonl).")
+    ] = None,
+    no_cache: NoCache = False,
     seed: options.Seed = None,
     sets: options.Sets = None,
     sandbox: options.SandboxKind = None,
@@ -32,74 +46,189 @@ def command(  # noqa: PLR0913 - typer reads the options off the signature
 
     Example: sdpo eval runs/tiny-tiny-seed0 --samples 8
     """
-    from sdpo_mlx.interrupt import Interrupt
-    from sdpo_mlx.targets import open_target, target_config
+    from sdpo_mlx.targets import target_config
 
-    flags = {
-        "task.name": task,
-        "task.data": data,
-        "eval.problems": problems,
-        "eval.samples": samples,
-        "train.seed": seed,
-        "sandbox.kind": sandbox,
-    }
-    cfg, begun = target_config(target, adapter, sets or [], flags), time.monotonic()
+    flags = asked(task, data, problems, samples, greedy) | {"train.seed": seed, "sandbox.kind": sandbox}
+    cfg = target_config(target, adapter, sets or [], flags)
+    if out is not None:
+        check_place(out)
+    with answering(not no_cache) as interrupted:
+        scored = score(Sitter(target, adapter, cfg, no_cache, plain), interrupted)
+    if out is not None:
+        save(out, scored)
+    if as_json:
+        render.document(scored.content)
+    else:
+        render.result(as_lines(scored.content))
+
+
+def asked(
+    task: str | None, data: str | None, problems: int | None, samples: int | None, greedy: bool
+) -> dict[str, Any]:
+    """What is asked, as dotted settings. Raises ConfigError for several greedy answers: they would be one."""
+    from sdpo_mlx.errors import ConfigError
+
+    if greedy and samples not in (None, 1):
+        raise ConfigError("greedy answers are all alike", where="--samples", fix="leave --samples or --greedy out")
+    flags = {"task.name": task, "task.data": data, "eval.problems": problems, "eval.samples": samples}
+    return flags | (GREEDY if greedy else {})
+
+
+@dataclass(frozen=True)
+class Sitter:
+    """Who sits an exam: a target with its settings; `bare` leaves a run's adapter out."""
+
+    target: str
+    adapter: Path | None
+    cfg: Config
+    no_cache: bool
+    plain: bool
+    bare: bool = False
+
+    @property
+    def name(self) -> str:
+        """For a person."""
+        beside = f" with {self.adapter}" if self.adapter is not None else ""
+        return f"the base of {self.target}" if self.bare else f"{self.target}{beside}"
+
+    @property
+    def home(self) -> Path | None:
+        """The folder of the adapter, if there is one."""
+        from sdpo_mlx.exams import adapter_folder
+
+        return None if self.bare else adapter_folder(self.target, self.adapter)
+
+
+@dataclass(frozen=True)
+class Scored:
+    """An evaluation with its answers, and the document about it."""
+
+    found: Evaluation
+    content: dict[str, Any]
+
+
+@contextmanager
+def answering(kept: bool) -> Iterator[Callable[[], bool]]:
+    """A signal ends it in good order; `kept` says that what was answered stays."""
+    from sdpo_mlx.interrupt import Interrupt
+
     with Interrupt() as interrupt:
         try:
-            with render.status(f"opening {cfg.model.name}", plain):
-                setup = open_target(target, cfg, adapter)
-            render.say(setup.model.line())
-            render.warn(setup.warnings())
-            with render.status(f"sampling {cfg.eval.samples} answers a problem", plain):
-                found = _evaluated(setup, interrupt.requested)
+            yield interrupt.requested
         except KeyboardInterrupt:
-            render.say("sdpo: interrupted.")
+            render.say("sdpo: interrupted" + ("; the same command goes on from what was answered." if kept else "."))
             raise typer.Exit(interrupt.exit_code or 130) from None
-    content = as_document(target, setup, found, time.monotonic() - begun)
-    if as_json:
-        render.document(content)
-    else:
-        render.result(as_lines(content))
 
 
-def _evaluated(setup: Setup, interrupted: Any) -> Evaluation:
-    from sdpo_mlx.errors import DataError
-    from sdpo_mlx.evaluate import Exam, evaluate, held_out, sampling_params
+def score(sitter: Sitter, interrupted: Callable[[], bool]) -> Scored:
+    """Open the target and score it: what was answered before comes from where it was kept."""
+    from sdpo_mlx.evaluate import evaluate
+    from sdpo_mlx.exams import answer_store, answers_depend_on, exam_of
 
-    cfg = setup.cfg
-    problems = held_out(setup.task, cfg.eval)
-    if not problems:
-        fix = "give some rows of the data the split held_out"
-        raise DataError("the task has no held-out problems", where=cfg.task.data or cfg.task.name, fix=fix)
-    sampling = sampling_params(cfg.eval, cfg.rollout, setup.chat)
-    # "final": the seeds of the run's own before and after
-    exam = Exam(problems, sampling, cfg.eval.samples, cfg.train.seed, "final")
-    return evaluate(setup.policy, setup.task, setup.chat, exam, interrupted)
+    begun = time.monotonic()
+    with render.status(f"opening {sitter.cfg.model.name}", sitter.plain):
+        setup = _opened(sitter)
+    render.say(setup.model.line())
+    render.warn(setup.warnings())
+    exam = exam_of(setup)
+    depends_on = answers_depend_on(setup, exam, sitter.home)
+    store = None if sitter.no_cache else answer_store(depends_on, sitter.home)
+    pace = _Pace(time.monotonic())
+    with render.status(f"sampling {exam.samples} answers a problem", sitter.plain) as tell:
+        found = evaluate(
+            setup.policy,
+            setup.task,
+            setup.chat,
+            exam,
+            interrupted,
+            store,
+            lambda done, total, fresh: tell(pace.word(done, total, fresh)),
+        )
+    content = as_document(sitter.name, setup, exam, found, time.monotonic() - begun)
+    if store is None:
+        return Scored(found, {**content, "kept": None})
+    there = exam.samples * len(exam.problems) - pace.fresh
+    if there:
+        render.say(f"{there} answers were there already ({store.path}).")
+    return Scored(found, {**content, "kept": {"path": str(store.path), "answers": there}})
 
 
-def as_document(target: str, setup: Setup, found: Evaluation, seconds: float) -> dict[str, Any]:
-    """Everything that was measured; scores are shares of 1."""
-    ks = [k for k in (1, 2, 4, 8, 16, 32, 64) if k < found.samples] + [found.samples]
+def _opened(sitter: Sitter) -> Setup:
+    from sdpo_mlx.setup import assemble
+    from sdpo_mlx.targets import open_target
+
+    return assemble(sitter.cfg) if sitter.bare else open_target(sitter.target, sitter.cfg, sitter.adapter)
+
+
+@dataclass
+class _Pace:
+    """How far sampling has come; only what is sampled now tells how long the rest takes."""
+
+    begun: float
+    fresh: int = 0
+
+    def word(self, done: int, total: int, fresh: int) -> str:
+        self.fresh += fresh
+        left = (time.monotonic() - self.begun) / self.fresh * (total - done)
+        return f"{done} of {total} answers, left {render.duration(left)}"
+
+
+def as_document(name: str, setup: Setup, exam: Exam, found: Evaluation, seconds: float) -> dict[str, Any]:
+    """Everything that was measured; scores are shares of 1. `sdpo compare` reads it."""
+    from sdpo_mlx.exams import settings_record
+
+    sampling = exam.sampling
     return {
-        "target": target,
+        "target": name,
         "model": setup.model.record(),
         "task": setup.cfg.task.name,
-        **found.event(),
-        **{f"pass@{k}": found.pass_at(k) for k in ks},
+        **_figures(found),
         "samples": found.samples,
         "seed": found.seed,
+        "sampling": {name: getattr(sampling, name) for name in ("temperature", "top_p", "max_tokens")},
+        "settings": settings_record(setup.cfg),
         "seconds": round(seconds, 3),
+        "families": [{"family": name, **_figures(part)} for name, part in found.families().items()],
         "problems": [
-            {"id": p.id, "family": p.family, "rewards": list(p.rewards), "successes": list(p.successes)}
+            {
+                "id": p.id,
+                "family": p.family,
+                "sha256": p.sha256,
+                "rewards": list(p.rewards),
+                "successes": list(p.successes),
+            }
             for p in found.problems
         ],
     }
 
 
+def _figures(found: Evaluation) -> dict[str, Any]:
+    ks = [k for k in (1, 2, 4, 8, 16, 32, 64) if k < found.samples] + [found.samples]
+    return {**found.event(), **{f"pass@{k}": found.pass_at(k) for k in ks}}
+
+
+def check_place(out: Path) -> None:
+    """Refuse a file that could not be saved before anything is sampled for it; raises StorageError."""
+    from sdpo_mlx.errors import StorageError
+
+    if out.is_dir() or not out.parent.is_dir():
+        raise StorageError("cannot write here", where=str(out), fix="name a file in a folder that exists")
+
+
+def save(out: Path, scored: Scored) -> None:
+    """The document, and beside it every answer as a line of JSON. Raises StorageError."""
+    from sdpo_mlx.storage import json_line, plain, write_bytes, write_text
+
+    answers = out.with_suffix(".answers.jsonl")
+    lines = (answer.record(problem.id) for problem in scored.found.problems for answer in problem.answers)
+    write_bytes(answers, b"".join(map(json_line, lines)))
+    document = plain({**scored.content, "answers": str(answers)})
+    write_text(out, json.dumps(document, indent=2, allow_nan=False) + "\n")
+
+
 def as_lines(content: dict[str, Any]) -> list[str]:
     """The same for a person."""
     ks = sorted(int(name.removeprefix("pass@")) for name in content if name.startswith("pass@"))
-    score = f"{render.percent(content['score'])}{render.span(content['low'], content['high'])}"
     rows = [
         (p["id"], f"{sum(p['successes'])}/{len(p['successes'])}", f"{_mean(p['rewards']):.2f}", p["family"])
         for p in content["problems"]
@@ -107,10 +236,24 @@ def as_lines(content: dict[str, Any]) -> list[str]:
     return [
         *render.table(("problem", "solved", "reward", "family"), rows),
         "",
+        *_family_lines(content),
         f"{content['target']} on {content['task']}: {content['n']} problems, {content['samples']} answers each",
-        f"avg@{content['samples']}  {score}, 95 % interval",
+        f"avg@{content['samples']}  {_score(content)}, 95 % interval",
         *(f"pass@{k}  {render.percent(content[f'pass@{k}'])}" for k in ks),
     ]
+
+
+def _family_lines(content: dict[str, Any]) -> list[str]:
+    """A table, where there is more than one family."""
+    families = content["families"]
+    if len(families) < 2:
+        return []
+    rows = [(str(each["n"]), _score(each), render.percent(each["pass@1"]), each["family"] or "-") for each in families]
+    return [*render.table(("problems", f"avg@{content['samples']}", "pass@1", "family"), rows), ""]
+
+
+def _score(figures: dict[str, Any]) -> str:
+    return f"{render.percent(figures['score'])}{render.span(figures['low'], figures['high'])}"
 
 
 def _mean(values: list[float]) -> float:

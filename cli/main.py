@@ -27,6 +27,7 @@ VERBS: Mapping[str, str] = MappingProxyType(
         "eval": "Score a run, a model, or a model with an adapter.",
         "solve": "Test-time training on one hard problem.",
         "coach": "Learn from your own remarks, answer by answer.",
+        "compare": "Pair two evaluations: the difference, and whether to believe it.",
         "rollout": "Show one problem through the eyes of all involved.",
         "runs": "A table of runs.",
         "watch": "The live view of a run, from another terminal.",

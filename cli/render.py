@@ -9,12 +9,14 @@ import json
 import math
 import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from sdpo_mlx.text import Screen, display
 
+QUIET_SECONDS = 10.0  # between two lines of progress
 SPARKS = "▁▂▃▄▅▆▇█"
 
 
@@ -124,14 +126,29 @@ def is_live(plain: bool) -> bool:
 
 
 @contextmanager
-def status(doing: str, plain: bool) -> Iterator[None]:
-    """A spinner while something takes its time; one line where nothing can be drawn."""
+def status(doing: str, plain: bool) -> Iterator[Callable[[str], None]]:
+    """A spinner while something takes its time; a line now and then where nothing can be drawn.
+
+    Gives what tells how far it has come.
+    """
     if not is_live(plain):
         say(doing)
-        yield
+        yield _now_and_then()
         return
     from rich.console import Console
     from rich.text import Text
 
-    with Console(stderr=True).status(Text(display(doing))):
-        yield
+    with Console(stderr=True).status(Text(display(doing))) as shown:
+        yield lambda word: shown.update(Text(display(f"{doing}: {word}")))
+
+
+def _now_and_then() -> Callable[[str], None]:
+    """Says a word unless another was said just before."""
+    said = [time.monotonic()]
+
+    def tell(word: str) -> None:
+        if time.monotonic() - said[0] >= QUIET_SECONDS:
+            say(word)
+            said[0] = time.monotonic()
+
+    return tell

@@ -246,8 +246,21 @@ def summary(setup: Setup, out: Path, outcome: Outcome, seconds: float) -> list[s
     if not math.isnan(gain):
         paired = f" ({100 * low:+.1f} to {100 * high:+.1f})" if not math.isnan(low) else ""
         lines.append(f"gain      {100 * gain:+.1f} points{paired}; 95 % intervals, paired by problem")
+    lines += _forgotten(outcome)
     lines += [f"best      step {state.best_step}", f"adapter   {out}/adapters.safetensors", "", "next:"]
     return [*lines, *(f"  {each}" for each in next_commands(setup, out))]
+
+
+def _forgotten(outcome: Outcome) -> list[str]:
+    """What ordinary language lost by the training, where the base was asked before."""
+    found = outcome.forgetting
+    if found.before is None:
+        return []
+    before, after = render.number(found.before.perplexity), render.number(found.after.perplexity)
+    return [
+        f"forgot    {found.divergence:.4f} nats a token from the base on ordinary prompts (+- {found.error:.4f}); "
+        f"perplexity of a text {before} -> {after}"
+    ]
 
 
 def _score(final: Final | None) -> str:
@@ -272,6 +285,7 @@ def as_document(setup: Setup, out: Path, outcome: Outcome, seconds: float) -> di
         "before": before,
         "after": after,
         "difference": {"mean": outcome.difference, "low": outcome.interval.low, "high": outcome.interval.high},
+        "forgetting": asdict(outcome.forgetting),
         "adapter": str(out / "adapters.safetensors"),
         "next": next_commands(setup, out),
     }

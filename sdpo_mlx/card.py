@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from sdpo_mlx.config import Config
+from sdpo_mlx.forgetting import Forgetting
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class CardFacts:
     after: Result | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
     sandbox: str = "none"
+    forgetting: Forgetting | None = None
 
 
 def model_card(facts: CardFacts, config: Config) -> str:
@@ -86,9 +88,21 @@ def _results(facts: CardFacts) -> list[str]:
     ]
     head = ["## Result on held-out problems", ""]
     if not rows:
-        return [*head, "Not evaluated.", ""]
+        return [*head, "Not evaluated.", "", *_forgetting(facts.forgetting)]
     table = ["| | score | 95 % interval | problems x samples |", "|---|---|---|---|", *rows]
-    return [*head, *table, ""]
+    return [*head, *table, "", *_forgetting(facts.forgetting)]
+
+
+def _forgetting(found: Forgetting | None) -> list[str]:
+    """What else the training changed, where it was measured."""
+    if found is None or found.before is None:
+        return []
+    return [
+        f"On ordinary prompts this adapter diverges from its base by {found.divergence:.4f} nats a token "
+        f"(standard error {found.error:.4f}); on an ordinary English text the perplexity went from "
+        f"{found.before.perplexity:.2f} to {found.after.perplexity:.2f}.",
+        "",
+    ]
 
 
 def _use(facts: CardFacts) -> list[str]:

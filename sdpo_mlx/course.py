@@ -7,7 +7,7 @@ They are `eval` events with `"final": true`, so that a resumed run finds them in
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 from sdpo_mlx import intervals
 from sdpo_mlx.card import CardFacts, Result, model_card
 from sdpo_mlx.evaluate import Evaluation
+from sdpo_mlx.forgetting import Forgetting, Reference, forgetting, load_reference, reference, save_reference
 from sdpo_mlx.metrics import read_events
 from sdpo_mlx.models import ResolvedModel
 from sdpo_mlx.run import Observer, Run, TrainState
@@ -52,6 +53,7 @@ class Outcome:
     after: Final | None
     difference: float
     interval: intervals.Interval
+    forgetting: Forgetting
 
 
 def carry_out(
@@ -71,10 +73,11 @@ def carry_out(
         # Not before: a refused change of settings must leave the old run's files alone.
         folder.write_manifest(setup.manifest(command or []))
         folder.write_config(setup.cfg)
-        before = _before(run, state)
+        before, base = _before(run, state), _base(run, state)
         state = train(run, state)
         after = _after(run, state)
-        outcome = Outcome(state, before, after, *_difference(before, after, setup.cfg.train.seed))
+        forgot = _forgot(run, state, base)
+        outcome = Outcome(state, before, after, *_difference(before, after, setup.cfg.train.seed), forgot)
         run.emit({"type": "run_finished", "step": state.step, "best_step": state.best_step, **_gain(outcome)})
         folder.write_card(model_card(card_facts(setup, folder, outcome), setup.cfg))
         return outcome
@@ -94,6 +97,7 @@ def card_facts(setup: Setup, folder: RunFolder, outcome: Outcome) -> CardFacts:
         after=outcome.after.result if outcome.after else None,
         versions=versions(),
         sandbox=setup.sandbox,
+        forgetting=outcome.forgetting,
     )
 
 
@@ -139,6 +143,42 @@ def _after(run: Run, state: TrainState) -> Final | None:
     if found is not None:
         return found
     return _emitted(run, run.score("final"), step=state.step, adapter="best", adapter_step=state.best_step)
+
+
+def _base(run: Run, state: TrainState) -> Reference | None:
+    """What the untouched student says to ordinary prompts: kept in the folder, or sampled at the very start.
+
+    A run that was begun before there was such a thing has none.
+    """
+    identity = {name: run.setup.identity()[name] for name in ("base", "tokenizer")}
+    identity["thinking"] = run.cfg.model.thinking
+    kept = load_reference(run.folder.forgetting, identity)
+    if kept is None and state.step == 0:
+        kept = reference(run.policy, run.chat, run.interrupted)
+        save_reference(run.folder.forgetting, kept, identity)
+    if kept is not None and not any(_measured(run, adapter="none", adapter_step=0)):
+        _measure(run, Forgetting(0.0, 0.0, kept.text, kept.text), step=0, adapter="none", adapter_step=0)
+    return kept
+
+
+def _forgot(run: Run, state: TrainState, base: Reference | None) -> Forgetting:
+    """What the best adapter, which the student holds now, has forgotten: from the stream, or measured."""
+    for event in _measured(run, adapter="best", adapter_step=state.best_step):
+        return Forgetting.of(event)
+    found = forgetting(run.policy, run.chat, base)
+    return _measure(run, found, step=state.step, adapter="best", adapter_step=state.best_step)
+
+
+def _measured(run: Run, **wanted: Any) -> Iterator[dict[str, Any]]:
+    for event in read_events(run.folder.events):
+        if event.get("type") == "forgetting" and all(event.get(name) == value for name, value in wanted.items()):
+            yield event
+
+
+def _measure(run: Run, found: Forgetting, *, step: int, adapter: str, adapter_step: int) -> Forgetting:
+    which = {"adapter": adapter, "adapter_step": adapter_step}
+    run.emit({"type": "forgetting", "step": step, **which, **found.event()})
+    return found
 
 
 def _recorded(run: Run, *, adapter: str, adapter_step: int) -> Final | None:
@@ -188,4 +228,5 @@ def _gain(outcome: Outcome) -> dict[str, Any]:
         "difference": outcome.difference,
         "difference/low": outcome.interval.low,
         "difference/high": outcome.interval.high,
+        **outcome.forgetting.event(),
     }

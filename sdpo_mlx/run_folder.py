@@ -18,7 +18,7 @@ import numpy.typing as npt
 from sdpo_mlx.config import Config
 from sdpo_mlx.errors import StorageError
 from sdpo_mlx.settings import dump_yaml
-from sdpo_mlx.storage import guarded, json_line, plain, sync_folder, trouble, write_all, write_bytes, write_text
+from sdpo_mlx.storage import digest, guarded, json_line, plain, sync_folder, trouble, write_all, write_bytes, write_text
 
 ROLLOUTS = re.compile(r"step-(\d+)\.jsonl\.gz")
 
@@ -49,6 +49,11 @@ class RunFolder:
     def events(self) -> Path:
         """The event stream."""
         return self.path / "events.jsonl"
+
+    @property
+    def forgetting(self) -> Path:
+        """What the untouched base said to ordinary prompts (`forgetting.py`)."""
+        return self.path / "forgetting.json"
 
     @property
     def checkpoints(self) -> Path:
@@ -159,6 +164,12 @@ class RunFolder:
             if later > step:
                 path = self.rollouts_of(later)
                 guarded(path, path.unlink, missing_ok=True)
+
+
+def adapter_sha256(folder: Path) -> str:
+    """A hash (hex) of an adapter as it lies there, weights and configuration. Raises StorageError."""
+    parts = [folder / name for name in ("adapter_config.json", "adapters.safetensors")]
+    return digest("".join(digest(guarded(path, path.read_bytes)) for path in parts).encode())
 
 
 def _json(record: Mapping[str, Any]) -> str:

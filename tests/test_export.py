@@ -104,7 +104,18 @@ def test_fused_model_says_the_same_and_what_it_lost(runs: dict[str, Path], kind:
 
 def test_fused_model_can_be_evaluated_like_any_other(runs: dict[str, Path], tmp_path: Path) -> None:
     export_fused(runs["lora"], tmp_path / "fused")
-    words = ("eval", str(tmp_path / "fused"), "--task", "tiny", "--problems", "2", "--samples", "1", "--json")
+    words = (
+        "eval",
+        str(tmp_path / "fused"),
+        "--task",
+        "tiny",
+        "--problems",
+        "2",
+        "--samples",
+        "1",
+        "--json",
+        "--no-cache",
+    )
     code, out, _ = sdpo(*words)
     assert code == 0
     assert 0 <= json.loads(out)["score"] <= 1
