@@ -13,7 +13,7 @@ from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from sdpo_cli import live, main, progress, render, rollout
 from sdpo_cli.progress import Header, Progress, Sample
@@ -180,6 +180,7 @@ def harmless(text: str) -> bool:
     return not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", text)
 
 
+@settings(deadline=None)
 @given(HOSTILE)
 def test_foreign_text_is_inert_in_plain_lines(text: str) -> None:
     err, out = io.StringIO(), io.StringIO()
@@ -195,6 +196,7 @@ def test_foreign_text_is_inert_in_plain_lines(text: str) -> None:
     assert (err.getvalue() + out.getvalue()).encode("utf-8")
 
 
+@settings(deadline=None)
 @given(HOSTILE)
 def test_foreign_text_is_no_markup_in_the_live_view(text: str) -> None:
     from rich.console import Console
