@@ -70,7 +70,8 @@ def as_document(setup: Setup, records: Sequence[Record], budget: Budget) -> dict
 
     ks = sorted({*(2**i for i in range(budget.attempts.bit_length())), budget.attempts})
     return {
-        "model": setup.model.record(),
+        "model": setup.cfg.model.name,
+        "weights": setup.model.weights_sha256,
         "task": setup.cfg.task.name,
         "feedback": setup.cfg.task.feedback,
         "problems": len({record.problem for record in records}),
