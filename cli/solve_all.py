@@ -28,7 +28,6 @@ def measured(
 ) -> tuple[dict[str, Any], list[str]]:
     """Make what searches the folder lacks, write curves and picture there; the document and its lines."""
     from sdpo_mlx.chart import line_chart
-
     from sdpo_mlx.discovery import Plan, measure
     from sdpo_mlx.errors import StorageError
     from sdpo_mlx.storage import plain, trouble
