@@ -5,7 +5,9 @@ Layers of every kind keep all their keys here; the masks, not the cache, say how
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
+from functools import cache as remembered
 
 import torch
 from torch import Tensor, nn
@@ -31,8 +33,18 @@ def prefill(body: nn.Module, ids_1P: Tensor, before: Prefix | None = None) -> Pr
     """Run a prompt once, in pieces, after what stood before it."""
     cache = DynamicCache() if before is None else before.cache(1)
     for start in range(0, ids_1P.shape[1], PIECE):
-        body(input_ids=ids_1P[:, start : start + PIECE], past_key_values=cache, use_cache=True)
+        body(input_ids=ids_1P[:, start : start + PIECE], use_cache=True, **given(body, cache))
     return Prefix(layers_of(cache))
+
+
+def given(body: nn.Module, cache: DynamicCache) -> dict[str, DynamicCache]:
+    """A cache under the name that this model takes it by: transformers 5.24 renamed `past_key_values` to `cache`."""
+    return {_cache_name(type(body)): cache}
+
+
+@remembered
+def _cache_name(kind: type[nn.Module]) -> str:
+    return "cache" if "cache" in inspect.signature(kind.forward).parameters else "past_key_values"
 
 
 def cache_of(layers: Layers) -> DynamicCache:

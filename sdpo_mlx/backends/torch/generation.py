@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
 from sdpo_mlx.backends.base import SamplingParams
-from sdpo_mlx.backends.torch.cache import Prefix, joined, prefill
+from sdpo_mlx.backends.torch.cache import Prefix, given, joined, prefill
 from sdpo_mlx.backends.torch.loading import Model
 from sdpo_mlx.backends.torch.losses import log_softmax
 from sdpo_mlx.types import FinishReason, Generation, IntArray
@@ -92,8 +92,8 @@ def _decoded(model: Model, rows: list[Row], cache: DynamicCache, last: Tensor, s
         input_ids=last[:, None],
         attention_mask=mask.long(),
         position_ids=(lengths - 1)[:, None],
-        past_key_values=cache,
         use_cache=True,
+        **given(model.body, cache),
     ).last_hidden_state
     logp_BV = log_softmax(model.logits(hidden[:, -1]), sampling.temperature or 1.0)
     tokens = _drawn(logp_BV, rows, sampling)

@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 from transformers.utils import logging
 
-from sdpo_mlx.backends.torch.cache import Prefix, prefill
+from sdpo_mlx.backends.torch.cache import Prefix, given, prefill
 from sdpo_mlx.config import ModelConfig
 from sdpo_mlx.errors import ConfigError
 
@@ -58,7 +58,7 @@ class Model:
         if prefix is None:
             return self.body(input_ids=rows_NT, use_cache=False).last_hidden_state
         cache = prefix.cache(rows_NT.shape[0])
-        return self.body(input_ids=rows_NT, past_key_values=cache, use_cache=True).last_hidden_state
+        return self.body(input_ids=rows_NT, use_cache=True, **given(self.body, cache)).last_hidden_state
 
     def logits(self, hidden_RD: Tensor) -> Tensor:
         """Logits (R, V) of hidden states."""

@@ -1,0 +1,67 @@
+"""SmolLM2 on programming problems that it does not solve by trying: discovery@k of all three methods.
+
+Every fourth problem of `code:easy` is tried SCREENED times by the untouched model with seed 0; those that it never
+solved are the hard ones. They are searched anew with other seeds, so that being chosen for bad luck does not count.
+Searches that are in the folder already are not made again. Writes docs/figures/discovery_code.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+from importlib import resources
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+FIGURE = ROOT / "docs" / "figures" / "discovery_code.json"
+SCREENED, EVERY = 16, 4
+ON_TORCH = ["--set", "model.backend=torch", "--set", "model.device=cpu"]
+
+
+def main() -> None:
+    """Choose, search, keep the curves."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--problems", type=int, default=8, help="of the hard ones, the first so many")
+    parser.add_argument("--attempts", type=int, default=64)
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--out", type=Path, default=ROOT / "runs" / "hard-code")
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    tried = _written(options.out / "tried.jsonl", _rows()[::EVERY])
+    _solve(tried, options.out / "screen", ["--method", "best-of-k", "--attempts", str(SCREENED), "--seed", "0"])
+    solved = {row["problem"] for row in _searches(options.out / "screen") if row["solved"]}
+    hard = [row for row in map(json.loads, tried.read_text().splitlines()) if row["id"] not in solved]
+    chosen = _written(options.out / "hard.jsonl", hard[: options.problems])
+    budget = ["--attempts", str(options.attempts), "--seeds", str(options.seeds), "--seed", "1"]
+    _solve(chosen, options.out / "search", ["--method", "all", *budget])
+    content = json.loads((options.out / "search" / "discovery.json").read_text())
+    chosen_from = {"tried": len(_rows()[::EVERY]), "never solved": len(hard), "attempts of the choice": SCREENED}
+    content |= {"task": "code:easy", "chosen from": chosen_from, "searched": _searches(options.out / "search")}
+    FIGURE.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    shutil.copy(options.out / "search" / "discovery.svg", ROOT / "docs" / "discovery_code.svg")
+
+
+def _rows() -> list[dict[str, object]]:
+    text = resources.files("sdpo_mlx").joinpath("assets", "code", "problems.jsonl").read_text(encoding="utf-8")
+    return [row for row in map(json.loads, text.splitlines()) if row["level"] in ("one_liner", "easy")]
+
+
+def _written(file: Path, rows: list[dict[str, object]]) -> Path:
+    file.write_text("".join(json.dumps({**row, "split": "train"}) + "\n" for row in rows), encoding="utf-8")
+    return file
+
+
+def _solve(data: Path, out: Path, words: list[str]) -> None:
+    command = [sys.executable, "-m", "sdpo_cli.main", "solve", "--model", "smollm2", "--task", "code", "--every-problem"]
+    subprocess.run([*command, "--data", str(data), "--out", str(out), *ON_TORCH, *words], check=True)
+
+
+def _searches(folder: Path) -> list[dict[str, object]]:
+    return [json.loads(line) for line in (folder / "searches.jsonl").read_text().splitlines()]
+
+
+if __name__ == "__main__":
+    main()
