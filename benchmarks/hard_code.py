@@ -55,8 +55,9 @@ def _written(file: Path, rows: list[dict[str, object]]) -> Path:
 
 
 def _solve(data: Path, out: Path, words: list[str]) -> None:
-    command = [sys.executable, "-m", "sdpo_cli.main", "solve", "--model", "smollm2", "--task", "code", "--every-problem"]
-    subprocess.run([*command, "--data", str(data), "--out", str(out), *ON_TORCH, *words], check=True)
+    solve = [sys.executable, "-m", "sdpo_cli.main", "solve", "--every-problem"]
+    what = ["--model", "smollm2", "--task", "code", "--data", str(data), "--out", str(out)]
+    subprocess.run([*solve, *what, *ON_TORCH, *words], check=True)
 
 
 def _searches(folder: Path) -> list[dict[str, object]]:

@@ -220,6 +220,9 @@ class LogConfig(Settings):
     candidates: NonNegativeInt = Field(
         1, description="answers a step kept with the likeliest tokens of student and self-teacher; 0: none"
     )
+    teacher_answers: NonNegativeInt = Field(
+        8, description="problems that the self-teacher answers too, as often as train.eval_every; 0: none"
+    )
 
 
 class Config(Settings):

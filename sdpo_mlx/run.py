@@ -18,8 +18,10 @@ from sdpo_mlx.metrics import EventLog, StepFacts, step_metrics
 from sdpo_mlx.run_folder import RunFolder
 from sdpo_mlx.sampling import Sampled, rollout_seeds
 from sdpo_mlx.schedule import learning_rate
+from sdpo_mlx.seeding import derive
 from sdpo_mlx.setup import Setup
 from sdpo_mlx.tasks.base import Task
+from sdpo_mlx.teacher_success import choose, teacher_success
 from sdpo_mlx.types import DistillSample, Problem, Rollout, RolloutGroup
 from sdpo_mlx.updates import Learned, Place, records
 from sdpo_mlx.watch import Watch
@@ -45,10 +47,10 @@ class TrainState:
 
 @dataclass(frozen=True)
 class Clock:
-    """When a step began, and when its samples were ready (seconds, `time.perf_counter`)."""
+    """When a step began, and when its learning did (seconds, `time.perf_counter`)."""
 
     begun: float
-    sampled: float
+    learning: float
 
 
 class Run:
@@ -60,6 +62,7 @@ class Run:
         self.setup, self.folder, self.observe, self.interrupted = setup, folder, observe, interrupted
         self.log = EventLog(folder.events)
         self._seen: Mapping[Place, dict[str, Candidates]] = {}
+        self._compared: Mapping[str, float] = {}
 
     @property
     def cfg(self) -> Config:
@@ -127,10 +130,29 @@ class Run:
         for warning in warnings:
             self.emit({"type": "warning", "step": step, "message": warning})
 
-    def look(self, samples: Sequence[DistillSample]) -> None:
-        """Keep for the record what student and teacher hold likeliest now; changes nothing."""
+    def look(self, step: int, groups: Sequence[RolloutGroup], samples: Sequence[DistillSample]) -> None:
+        """Keep for the record what student and teacher hold likeliest now, and how often each is right.
+
+        Changes nothing. Raises KeyboardInterrupt.
+        """
         count = self.cfg.log.candidates if self.cfg.log.samples else 0
         self._seen = candidates(self.policy, self.chat, samples, count)
+        self._compared = self._teacher_success(step, groups, samples)
+
+    def _teacher_success(
+        self, step: int, groups: Sequence[RolloutGroup], samples: Sequence[DistillSample]
+    ) -> Mapping[str, float]:
+        """At the first step and at each evaluation; a trust region has no weights to write with."""
+        every, count = self.cfg.train.eval_every, self.cfg.log.teacher_answers
+        due = step == 0 or bool(every and step % every == 0)
+        if not (due and count) or self.cfg.teacher.kind == "trust_region":
+            return {}
+        room = self.policy.info.context_length - self.sampling.max_tokens
+        chosen = choose(groups, samples, self.task, room, count)
+        if not chosen:
+            return {}
+        seed = derive("teacher", self.cfg.train.seed, step)
+        return teacher_success(self.policy, self.task, self.chat, chosen, self.sampling, seed, self.interrupted)
 
     def _more(self, place: Place, turn: Rollout) -> dict[str, Any]:
         seen = self._seen.get(place)
@@ -147,9 +169,9 @@ class Run:
         counted: Callable[[], Mapping[str, float]] = getattr(self.task, "counters", dict)
         bad = learned.update.non_finite if learned.update else ()
         extra = {"non_finite": list(bad)} if bad else {}
-        self.emit({"type": "step", "step": step, **metrics, **counted(), **extra}, groups)
+        self.emit({"type": "step", "step": step, **metrics, **self._compared, **counted(), **extra}, groups)
         told = learned.update.warnings if learned.update else ()
-        self._warn(step, (*verdict.warnings, *told))
+        self._warn(step, (*verdict.warnings, *watch.compare(self._compared), *told))
         if told:  # the policy is another than the manifest says
             self.folder.write_manifest({**self.folder.read_manifest(), "policy": self.setup.policy_record()})
         if self.cfg.log.samples:
@@ -217,7 +239,7 @@ class Run:
             generations=generations,
             generate_seconds=sampled.generate_seconds,
             grade_seconds=sampled.grade_seconds,
-            learn_seconds=now - clock.sampled,
+            learn_seconds=now - clock.learning,
             total_seconds=now - clock.begun,
             memory=self.policy.memory(),
         )

@@ -36,14 +36,14 @@ def train(run: Run, state: TrainState) -> TrainState:
             # 1. Problems, a pure function of (seed, step); 2. answers, graded while others are still generated.
             problems = sampler.batch(step)
             sampled = sample(policy, task, chat, problems, run.sampling, run.seeds(step, problems), run.interrupted)
-            clock = Clock(begun, time.perf_counter())
             # 3. What the self-teacher sees for each answer; every answer becomes a sample or a Skip with its reason.
             seed = derive(cfg.train.seed, step)
             batch = distillation_batch(
                 sampled.groups, chat, cfg.teacher, cfg.objective, context_length=context_length, seed=seed
             )
-            run.look(batch.samples)  # for the report
+            run.look(step, sampled.groups, batch.samples)  # for the report
             # 4. Distil; 5. move the teacher. Where nothing can be learned, not one byte changes.
+            clock = Clock(begun, time.perf_counter())
             learned = learn(policy, batch.samples, cfg, step, run.interrupted)
             # 6. Events and warnings, held-out score, best adapter, checkpoint.
             state = run.after(state, sampled, batch, learned, clock)

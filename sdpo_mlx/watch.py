@@ -15,6 +15,7 @@ NON_FINITE_STEPS = 5
 GRADER_ERRORS_IN_A_ROW = 20
 GRADER_WINDOW, GRADER_ENOUGH, GRADER_SHARE = 256, 100, 0.10
 PROMPTS_ENOUGH, TOO_LONG_SHARE = 40, 0.05
+TEACHER_ENOUGH, TEACHER_NEEDED = 24, 0.5  # the teacher's answers, and the student's success from which it needs none
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,10 @@ class Watch:
     grader_window: list[int] = field(default_factory=list)  # 1: the grader failed; the latest is last
     prompts: int = 0
     prompts_too_long: int = 0
+    teacher_answers: int = 0
+    teacher_right: float = 0.0
+    student_right: float = 0.0
+    warned_teacher: bool = False
 
     def observe(
         self,
@@ -58,6 +63,25 @@ class Watch:
         if stop is not None:
             self._forget()
         return Verdict(warnings, stop)
+
+    def compare(self, found: Mapping[str, float]) -> tuple[str, ...]:
+        """Take in how often self-teacher and student were right; a warning, once a run, where it is no better."""
+        answers = int(found.get("teacher/answers", 0))
+        if not answers:
+            return ()
+        self.teacher_answers += answers
+        self.teacher_right += found["teacher/success"] * answers
+        self.student_right += found["teacher/student"] * answers
+        better = self.teacher_right > self.student_right or self.student_right >= TEACHER_NEEDED * self.teacher_answers
+        if self.warned_teacher or better or self.teacher_answers < TEACHER_ENOUGH:
+            return ()
+        self.warned_teacher = True
+        told, alone = self.teacher_right / self.teacher_answers, self.student_right / self.teacher_answers
+        return (
+            f"the self-teacher is right no more often than the student ({100 * told:.0f} % of {self.teacher_answers} "
+            f"answers, {100 * alone:.0f} % without its context): what it reads does not help it; look at it with "
+            "`sdpo rollout`, let task.feedback say more, try objective.kind: hybrid, or a larger model",
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """The counters as JSON holds them."""

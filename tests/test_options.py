@@ -83,6 +83,7 @@ TURNS: dict[str, tuple[Any, Mapping[str, Any]]] = {
     "eval.max_tokens": (5, MOST),
     "log.samples": (0, MOST),
     "log.candidates": (0, MOST),
+    "log.teacher_answers": (0, MOST),
 }
 ELSEWHERE = {
     "model.name": "another base: tests/test_models.py",

@@ -25,6 +25,9 @@ def charts(stories: Sequence[Story], axis: str) -> list[str]:
         _chart("Length of an answer", "tokens", _each(stories, axis, "length/mean"), x_label),
         _chart("Entropy of the student", "nats", _each(stories, axis, "entropy"), x_label),
         _chart("Answers with a context", "share", _context(stories, axis), x_label, (0.0, 1.0)),
+        _chart(
+            "Student and self-teacher on the same problems", "share right", _roles(stories, axis), x_label, (0.0, 1.0)
+        ),
         _chart("Time of a step", "seconds", _phases(stories, axis, "time", _PHASES, 1.0), x_label),
         _chart("Peak memory", "MB", _phases(stories, axis, "memory", ("peak",), 2.0**20), x_label),
     ]
@@ -85,6 +88,16 @@ def _context(stories: Sequence[Story], axis: str) -> list[Series]:
             ("teacher/with_feedback", "feedback"),
         ):
             found.append(Series(_named(story, stories, what), xs, _column(story.steps, name)))
+    return found
+
+
+def _roles(stories: Sequence[Story], axis: str) -> list[Series]:
+    """Where the teacher answered too: its share of successes, and the student's without the context."""
+    found = []
+    for story in stories:
+        rows = [row for row in story.steps if _known(row.get("teacher/answers"))]
+        for name, what in (("teacher/success", "self-teacher"), ("teacher/student", "student")):
+            found.append(Series(_named(story, stories, what), _column(rows, axis), _column(rows, name)))
     return found
 
 

@@ -6,8 +6,10 @@ Layers of every kind keep all their keys here; the masks, not the cache, say how
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache as remembered
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -39,12 +41,12 @@ def prefill(body: nn.Module, ids_1P: Tensor, before: Prefix | None = None) -> Pr
 
 def given(body: nn.Module, cache: DynamicCache) -> dict[str, DynamicCache]:
     """A cache under the name that this model takes it by: transformers 5.24 renamed `past_key_values` to `cache`."""
-    return {_cache_name(type(body)): cache}
+    return {_cache_name(type(body).forward): cache}
 
 
 @remembered
-def _cache_name(kind: type[nn.Module]) -> str:
-    return "cache" if "cache" in inspect.signature(kind.forward).parameters else "past_key_values"
+def _cache_name(forward: Callable[..., Any]) -> str:
+    return "cache" if "cache" in inspect.signature(forward).parameters else "past_key_values"
 
 
 def cache_of(layers: Layers) -> DynamicCache:
