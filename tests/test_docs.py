@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from sdpo_cli.main import run
+from tables import filled
 
 from sdpo_mlx.config import Config
 from sdpo_mlx.objective import divergence
@@ -86,3 +87,9 @@ def test_every_setting_that_is_named_exists(page: Path) -> None:
     named = re.findall(rf"`(?:--set )?((?:{sections})\.[a-z_.]+)(?:[=:][^`]*)?[` ]", page.read_text(encoding="utf-8"))
     known = keys(Config)
     assert [name for name in named if name not in known and not name.endswith((".py", ".json", ".png", ".jsonl"))] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_tables_hold_the_figures_that_were_measured(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    assert filled(text) == text, "run: python benchmarks/tables.py"
