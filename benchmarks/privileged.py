@@ -1,8 +1,10 @@
 """A teacher that knows more than a grader says, on the embedded model: `python benchmarks/privileged.py`.
 
-Two parts, each with its controls and three seeds: the rows' own references as demonstrations (SDFT), and a person's
-remarks (`sdpo coach`, the person simulated). Figures go to docs/figures/sdft.json; runs that it already holds are not
-repeated, `--only sdft` and `--only coach` take a part, `--again` starts it over.
+Each part with its controls: the rows' own references as demonstrations (SDFT), a person's remarks (`sdpo coach`, the
+person simulated), and the same about whole episodes: of the embedded game (`coach-game`), and of the embedded task
+with a second try (`coach-tries`); three seeds, the episodes one.
+Figures go to docs/figures/sdft.json; runs that it already holds are not repeated, `--only PART` takes a part,
+`--again` starts it over.
 """
 
 from __future__ import annotations
@@ -12,8 +14,8 @@ import json
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -22,12 +24,15 @@ from learning import measure
 from results import machine
 
 from sdpo_mlx.coaching import Coaching, coaching_config, fingerprint
+from sdpo_mlx.config import TeacherConfig
 from sdpo_mlx.evaluate import Exam, evaluate, sampling_params
 from sdpo_mlx.lessons import Lesson, Remark
 from sdpo_mlx.run_folder import RunFolder
 from sdpo_mlx.sampling import Sampler
 from sdpo_mlx.setup import Setup, assemble
-from sdpo_mlx.types import Problem
+from sdpo_mlx.tasks.tiny_library import LIBRARY, judge
+from sdpo_mlx.teacher import teacher_messages
+from sdpo_mlx.types import Problem, Rollout
 
 STORE = Path(__file__).resolve().parent.parent / "docs" / "figures" / "sdft.json"
 SEEDS = (0, 1, 2)
@@ -62,8 +67,7 @@ ARMS: tuple[Arm, ...] = (
 
 
 # One line a remark: the words in which the embedded model learned to read feedback, the first fault alone.
-COACH = ("task.name=tiny", "task.feedback=first_error", "log.samples=0")
-LESSONS, EVERY = 120, 30
+COACH = ("log.samples=0",)
 Person = Callable[[Remark, Remark], Remark]  # the true remark, the last true one about another answer -> what is said
 PERSONS: tuple[tuple[str, Person, tuple[str, ...]], ...] = (
     ("a person who names the first wrong line and marks what is right", lambda true, _last: true, ()),
@@ -76,18 +80,53 @@ PERSONS: tuple[tuple[str, Person, tuple[str, ...]], ...] = (
 )
 
 
+def two_tries(setup: Setup) -> None:
+    """The embedded task as an episode: the environment says only that it is wrong, and the model tries once more."""
+    task: Any = setup.task
+
+    def reply(problem: Problem, answers: Sequence[str]) -> str | None:
+        if task.grade(problem, answers[-1]).success:
+            return None
+        return teacher_messages(problem.messages, None, "This is wrong.", None, TeacherConfig())[-1]["content"]
+
+    task.turns, task.reply = 2, reply
+
+
+@dataclass(frozen=True)
+class Lessons:
+    """What a simulated person teaches, and who is tried; `every` counts lessons between two scores."""
+
+    task: str
+    settings: tuple[str, ...]
+    count: int
+    every: int
+    persons: tuple[tuple[str, Person, tuple[str, ...]], ...]
+    seeds: tuple[int, ...] = SEEDS
+    change: Callable[[Setup], None] = lambda _: None
+
+
+# In the game the environment's replies stay whole, while the person names one line of the last answer.
+COURSES: Mapping[str, Lessons] = {
+    "coach": Lessons("tiny", ("task.feedback=first_error", *COACH), 120, 30, PERSONS),
+    "coach-game": Lessons("game:library", COACH, 60, 30, PERSONS[:6], (0,)),
+    "coach-tries": Lessons("tiny", COACH, 60, 30, PERSONS[:6], (0,), two_tries),
+}
+
+
 def main() -> None:
     """Run what is missing, keep it, print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", choices=("sdft", "coach"))
+    parser.add_argument("--only", choices=("sdft", *COURSES))
     parser.add_argument("--again", action="store_true")
     options = parser.parse_args()
     store: dict[str, Any] = json.loads(STORE.read_text()) if STORE.exists() else {"machine": machine(), "runs": []}
     if options.again:
         store["runs"] = [run for run in store["runs"] if options.only not in (None, run["part"])]
-    for part, work in (("sdft", sdft), ("coach", coach)):
+    if options.only in (None, "sdft"):
+        sdft(store)
+    for part in COURSES:
         if options.only in (None, part):
-            work(store)
+            coach(store, part)
     print(table(store["runs"]))
 
 
@@ -104,32 +143,34 @@ def sdft(store: dict[str, Any]) -> None:
                 )
 
 
-def coach(store: dict[str, Any]) -> None:
-    """Each person at work on the embedded task, one answer and one line at a time."""
-    for label, person, extra in PERSONS:
-        for seed in SEEDS:
-            key = {"part": "coach", "task": "tiny", "label": label, "seed": seed}
+def coach(store: dict[str, Any], part: str) -> None:
+    """Each person at work on the embedded task or the game, one answer or episode and one line at a time."""
+    course = COURSES[part]
+    for seed in course.seeds:
+        for label, person, extra in course.persons:
+            key = {"part": part, "task": course.task, "label": label, "seed": seed}
             if not held(store, key):
-                keep(store, {**key, **coached(person, seed, extra)})
+                keep(store, {**key, **coached(course, person, seed, extra)})
 
 
-def coached(person: Person, seed: int, extra: tuple[str, ...]) -> dict[str, Any]:
-    """A session of `LESSONS` lessons by `sdpo coach`'s own parts, and the held-out score along the way."""
-    settings = [f"train.seed={seed}", *COACH, *extra]
+def coached(course: Lessons, person: Person, seed: int, extra: tuple[str, ...]) -> dict[str, Any]:
+    """A session by `sdpo coach`'s own parts, and the held-out score along the way."""
+    settings = [f"train.seed={seed}", f"task.name={course.task}", *course.settings, *extra]
     setup, begun = assemble(coaching_config("tiny", settings, {})), time.perf_counter()
+    course.change(setup)
     sampler, heard = Sampler(setup.task.problems("train"), 1, seed), Counter[str]()
     curve = [[0, 0, score(setup)]]
     with tempfile.TemporaryDirectory() as folder, RunFolder.open(Path(folder, "coach")) as place:
         coaching = Coaching(setup, place)
         start, last = coaching.start, Remark()
-        for step in range(LESSONS):
+        for step in range(course.count):
             problem = sampler.batch(step)[0]
-            rollouts = coaching.ask(problem)
-            true = remark_of(setup, problem, rollouts[0].text)
+            rollouts = answers(coaching, problem)
+            true = remark_of(problem, rollouts[0].text)
             said, last = person(true, last), true if true.text else last
             heard["good" if said.good else "remark" if said.text else "nothing"] += 1
             coaching.teach(Lesson(problem, rollouts, (said,)))
-            if (step + 1) % EVERY == 0:
+            if (step + 1) % course.every == 0:
                 curve.append([step + 1, step + 1, score(setup)])
         coaching.close()
         changed = fingerprint(setup.policy.state()["student"]) != start
@@ -137,9 +178,21 @@ def coached(person: Person, seed: int, extra: tuple[str, ...]) -> dict[str, Any]
     return {**kept, "settings": settings, "seconds": round(time.perf_counter() - begun, 1)}
 
 
-def remark_of(setup: Setup, problem: Problem, answer: str) -> Remark:
+def answers(coaching: Coaching, problem: Problem) -> tuple[Rollout, ...]:
+    """One answer, or one episode where the environment replies."""
+    if not hasattr(coaching.setup.task, "reply"):
+        return coaching.ask(problem)
+    group = coaching.play(problem)
+    if group is None:
+        raise ValueError(f"{problem.id} does not fit")
+    return group.rollouts
+
+
+def remark_of(problem: Problem, answer: str) -> Remark:
     """What a person who knows the library would say in one line: the first wrong line, and what it should be."""
-    verdict = setup.task.grade(problem, answer)
+    hidden = problem.private
+    library = hidden.get("library", LIBRARY)
+    verdict = judge(hidden["operations"], hidden["inputs"], answer, library=library, mode="first_error")
     return Remark(good=True) if verdict.success else Remark(verdict.text)
 
 

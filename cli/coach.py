@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shlex
 import sys
@@ -14,18 +13,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from sdpo_cli import options, render
+from sdpo_cli.coach_session import QUIT, Tally, heard, session
 
 if TYPE_CHECKING:
     from sdpo_mlx.coaching import Coaching
     from sdpo_mlx.config import Config
-    from sdpo_mlx.lessons import Lesson, Remark
     from sdpo_mlx.setup import Setup
-    from sdpo_mlx.types import Problem, Rollout
-    from sdpo_mlx.updates import Learned
-
-SHOWN = 6_000  # characters of one text on a terminal
-HELP = "Say in one line what was wrong; empty: nothing to say, /good: it is right, /quit or Ctrl-D: end."
-QUIT, GOOD = "/quit", "/good"
+    from sdpo_mlx.types import Problem
 
 
 @dataclass(frozen=True)
@@ -37,23 +31,6 @@ class Wish:
     problems: int | None = None
     again: bool = False
     replay: Path | None = None
-
-
-@dataclass
-class Tally:
-    """What a session did."""
-
-    lessons: int = 0
-    remarks: int = 0
-    good: int = 0
-    steps: int = 0
-
-    def add(self, lesson: Lesson, learned: Learned) -> None:
-        """Count one lesson."""
-        self.lessons += 1
-        self.remarks += sum(bool(remark.text) for remark in lesson.remarks)
-        self.good += sum(remark.good for remark in lesson.remarks)
-        self.steps += bool(learned.update and learned.update.applied)
 
 
 def command(  # noqa: PLR0913 - typer reads the options off the signature
@@ -107,7 +84,7 @@ def coached(target: str, cfg: Config, place: Path, wish: Wish, *, plain: bool) -
     """Open all parts and hold the session: what came of it, and whether it was interrupted."""
     from sdpo_mlx.coaching import Coaching
     from sdpo_mlx.run_folder import RunFolder
-    from sdpo_mlx.targets import open_target
+    from sdpo_mlx.targets import is_run, open_target
 
     tally, interrupted = Tally(), False
     if hasattr(sys.stdin, "reconfigure"):
@@ -117,13 +94,16 @@ def coached(target: str, cfg: Config, place: Path, wish: Wish, *, plain: bool) -
             setup = open_target(target, cfg)
         render.say(setup.model.line())
         render.warn(setup.warnings())
-        coaching = Coaching(setup, folder, itself=place.resolve() == Path(target).resolve())
+        itself = place.resolve() == Path(target).resolve()
+        origin = Path(target).resolve().name if is_run(Path(target)) else ""
+        coaching = Coaching(setup, folder, itself=itself, origin=origin)
         folder.write_manifest({**setup.manifest(["sdpo", *sys.argv[1:]]), "asks": wish.asks})
         try:
             if wish.replay is not None:
                 _replay(coaching, wish.replay, tally)
             else:
-                session(coaching, asked(setup, wish, coaching.step), tally, again=wish.again)
+                plays = wish.asks == "task" and hasattr(setup.task, "reply")
+                session(coaching, asked(setup, wish, coaching.step), tally, plays=plays, again=wish.again)
         except KeyboardInterrupt:
             interrupted = True
         finally:
@@ -172,12 +152,8 @@ def asked(setup: Setup, wish: Wish, done: int) -> Iterator[Problem]:
 
 
 def _of_task(setup: Setup, done: int) -> Iterator[Problem]:
-    from sdpo_mlx.errors import ConfigError
     from sdpo_mlx.sampling import Sampler
 
-    if hasattr(setup.task, "reply"):
-        fix = "choose a task of one turn, or give --prompt"
-        raise ConfigError(f"the task {setup.task.name} has several turns", where="--task", fix=fix)
     sampler = Sampler(setup.task.problems("train"), 1, setup.cfg.train.seed)
     return (sampler.batch(number)[0] for number in count(done))
 
@@ -191,112 +167,12 @@ def _of_texts(prompts: Sequence[str]) -> Iterator[Problem]:
         yield Problem(f"prompt-{digest(text.encode(errors='replace'))[:12]}", ({"role": "user", "content": text},))
 
 
-def session(coaching: Coaching, problems: Iterator[Problem], tally: Tally, *, again: bool) -> None:
-    """Ask, listen, learn, until the problems or the person's patience end."""
-    from sdpo_mlx.lessons import Lesson
-
-    if coaching.caught_up:
-        render.say(f"learned what was left from last time: {coaching.caught_up} lessons")
-    render.say(HELP)
-    for problem in problems:
-        render.say(f"\nlesson {coaching.step + 1}, {problem.id}:")
-        _lines(problem.messages[-1]["content"])
-        rollouts = coaching.ask(problem)
-        if not rollouts:
-            render.say("not asked: the prompt leaves no room for an answer")
-            continue
-        remarks, over = listen(rollouts)
-        if over and not any(remark.said for remark in remarks):
-            return
-        lesson = Lesson(problem, rollouts, remarks)
-        learned = coaching.teach(lesson)
-        tally.add(lesson, learned)
-        render.say(_outcome(lesson, learned))
-        if over:
-            return
-        if again:
-            for rollout in coaching.ask(problem, [rollout.seed for rollout in rollouts]):
-                render.say("the same seed gives now:")
-                _lines(rollout.text)
-
-
-def listen(rollouts: tuple[Rollout, ...]) -> tuple[tuple[Remark, ...], bool]:
-    """A remark for each answer, and whether the person wants to end; what came after that is empty."""
-    from sdpo_mlx.lessons import Remark
-
-    remarks = [Remark()] * len(rollouts)
-    for number, rollout in enumerate(rollouts):
-        which = f" {number + 1} of {len(rollouts)}" if len(rollouts) > 1 else ""
-        render.say(f"answer{which}{' (cut off)' if rollout.finish == 'length' else ''}:")
-        _lines(rollout.text)
-        line = heard("what was wrong? ")
-        if line is None or line == QUIT:
-            return tuple(remarks), True
-        remarks[number] = Remark(good=True) if line == GOOD else Remark(line)
-    return tuple(remarks), False
-
-
-def heard(question: str) -> str | None:
-    """One line of the person's, cleaned; None at the end. A JSON string may hold several lines."""
-    from sdpo_mlx.text import clean
-
-    while True:
-        line = _read(question)
-        if line is None:
-            return None
-        line = line.strip()
-        if re.fullmatch(r"/[a-z]+", line) and line not in (QUIT, GOOD):
-            render.say(f"{line} is not known. {HELP}")
-            continue
-        return clean(_unquoted(line)).strip()
-
-
-def _read(question: str) -> str | None:
-    if sys.stdin.isatty() and sys.stdout.isatty():
-        import readline  # noqa: F401 - lets input() edit the line
-
-        try:
-            return input(question)
-        except EOFError:
-            return None
-    sys.stderr.write(question)
-    sys.stderr.flush()
-    line = sys.stdin.readline()
-    sys.stderr.write("\n")
-    return line or None
-
-
-def _unquoted(line: str) -> str:
-    if line.startswith('"'):
-        try:
-            value = json.loads(line)
-        except ValueError:
-            return line
-        return value if isinstance(value, str) else line
-    return line
-
-
 def _replay(coaching: Coaching, file: Path, tally: Tally) -> None:
     from sdpo_mlx.lessons import read_lessons
 
     lessons = read_lessons(file, coaching.setup.chat, coaching.setup.policy.info.vocab_size)
     for lesson, learned in coaching.replay(lessons):
         tally.add(lesson, learned)
-
-
-def _outcome(lesson: Lesson, learned: Learned) -> str:
-    update = learned.update
-    if update is not None and update.applied:
-        return f"learned: divergence {render.number(update.divergence)}, gradient {render.number(update.grad_norm)}"
-    if update is not None:
-        return f"nothing learned: {update.reason}"
-    said = any(remark.said for remark in lesson.remarks)
-    return f"nothing learned: {'the settings leave nothing to learn from this' if said else 'nothing was said'}"
-
-
-def _lines(text: str) -> None:
-    for line in render.untrusted(text.rstrip(), SHOWN):
-        render.say(line)
 
 
 def as_document(target: str, place: Path, coaching: Coaching, tally: Tally) -> dict[str, Any]:

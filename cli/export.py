@@ -30,7 +30,9 @@ def command(
     from sdpo_mlx import exports
     from sdpo_mlx.errors import ConfigError
 
-    place = out or target.with_name(f"{target.name}-{to}")
+    # `.` has no name of its own
+    named = target if target.name not in ("", "..") else target.resolve()
+    place = out or named.with_name(f"{named.name}-{to}")
     if to == "mlx":
         if model is None:
             raise ConfigError("the base of the adapter is not named", where="--model", fix="add --model NAME")

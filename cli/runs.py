@@ -60,7 +60,8 @@ def as_row(run: RunState, now: float) -> tuple[str, ...]:
     span = "" if low is None or high is None else f" ({100 * low:+.1f} to {100 * high:+.1f})"
     gain = "-" if mean is None else f"{100 * mean:+.1f}{span}"
     scores = "-" if run.before is None else f"{render.percent(run.before)} to {render.percent(run.after)}"
-    return run.path.name, run.state, run.model, run.task, f"{run.step}/{run.steps}", scores, gain, _ago(now - run.time)
+    done = f"{run.step}" if run.state == "coached" else f"{run.step}/{run.steps}"
+    return run.path.name, run.state, run.model, run.task, done, scores, gain, _ago(now - run.time)
 
 
 def _ago(seconds: float) -> str:

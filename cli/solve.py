@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -140,8 +142,12 @@ def _solved(
     """Search with each method in turn, every one from the untouched model."""
     from sdpo_cli.tasks import find_problem
 
+    from sdpo_mlx.kept import check_place
+    from sdpo_mlx.kept import keep as keep_search
     from sdpo_mlx.solve import solve
 
+    if keep is not None:
+        check_place(keep)
     problem, untouched = find_problem(setup.task, name), setup.policy.state()
     searches: dict[str, Search] = {}
     kept: dict[str, list[dict[str, Any]]] = {}
@@ -153,16 +159,10 @@ def _solved(
     content = as_document(setup, problem, searches, kept)
     lines = as_lines(content)
     if keep is not None:
-        lines.append(_keep(setup, keep))
+        keep_search(setup, keep, problem, searches["sdpo"], ["sdpo", *sys.argv[1:]])
+        content["kept"] = str(keep)
+        lines.append(f"kept the adapter in {keep}: sdpo eval {shlex.quote(str(keep))}")
     return content, lines
-
-
-def _keep(setup: Setup, folder: Path) -> str:
-    from sdpo_mlx.run_folder import RunFolder
-
-    folder.mkdir(parents=True, exist_ok=True)
-    RunFolder(folder).save_adapter(setup.policy.state()["student"], setup.policy.adapter_config())
-    return f"kept the adapter in {folder}: sdpo eval {setup.cfg.model.name} --adapter {folder}"
 
 
 class _View:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -31,12 +32,14 @@ def command(
     from sdpo_mlx.interrupt import Interrupt
     from sdpo_mlx.run_state import Follower, is_running, runs_in
 
-    runs_in(run)  # one line where there is no run
-    follower, progress = Follower(run / "events.jsonl"), Progress(_header(run))
+    steps = runs_in(run)[0].steps  # one line where there is no run
+    follower, progress = Follower(run / "events.jsonl"), Progress(_header(run, steps))
     with Interrupt() as interrupt, watching(progress, plain) as observe:
         while not interrupt.requested():
             alive = is_running(run)
             for event in follower.new():
+                # a coached folder has as many steps as lessons so far
+                progress.header = replace(progress.header, steps=max(progress.header.steps, event["step"]))
                 observe(event, ())
                 if event["type"] == "step":
                     progress.sample = _sample(run, event["step"]) or progress.sample
@@ -46,7 +49,7 @@ def command(
     raise typer.Exit(interrupt.exit_code)
 
 
-def _header(run: Path) -> Any:
+def _header(run: Path, steps: int) -> Any:
     """What the run's own settings say; where it runs stands in its manifest."""
     from sdpo_cli.progress import Header
 
@@ -66,7 +69,7 @@ def _header(run: Path) -> Any:
         teacher=cfg.teacher.kind,
         device=" ".join(str(policy.get(name, "?")) for name in ("backend", "device", "dtype")),
         out=str(run),
-        steps=cfg.train.steps,
+        steps=steps,
         rollouts=cfg.rollout.problems_per_step * cfg.rollout.group_size,
     )
 

@@ -2,36 +2,41 @@
 
 SDPO with a person as the environment: the remark is the feedback in the self-teacher's context; an answer marked as
 good is a demonstration, for itself too, since nobody else will show that it was right. There is no grader, no reward
-and no held-out score. A lesson is written to `coaching.jsonl` before it is learned from, and a checkpoint after: what
-a kill leaves unlearned is learned when the folder is opened again, so the weights are always a function of the start
-and of the file.
+and no held-out score. In a task of several turns the environment replies as in training, a remark is about the whole
+episode and every turn learns from it; what the environment thinks of the end is shown and not learned from.
+
+A lesson is written to `coaching.jsonl` before it is learned from, and a checkpoint after: what a kill leaves unlearned
+is learned when the folder is opened again, so the weights are always a function of the start and of the file.
 """
 
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from sdpo_mlx import checkpoint
 from sdpo_mlx.backends.base import CONCURRENCY, SamplingParams
+from sdpo_mlx.card import Base, CardFacts, coached, lessons_again, model_card
 from sdpo_mlx.config import Config
 from sdpo_mlx.distill import Batch, distillation_batch
 from sdpo_mlx.errors import ConfigError, DataError
 from sdpo_mlx.lessons import Lesson, lesson_from
 from sdpo_mlx.metrics import EventLog, StepFacts, read_events, step_metrics
 from sdpo_mlx.run_folder import RunFolder
-from sdpo_mlx.sampling import rollout_seeds
+from sdpo_mlx.run_state import LESSONS
+from sdpo_mlx.sampling import rollout_seeds, sample
 from sdpo_mlx.schedule import learning_rate
 from sdpo_mlx.seeding import derive
-from sdpo_mlx.setup import Setup
+from sdpo_mlx.setup import Setup, versions
 from sdpo_mlx.storage import digest
 from sdpo_mlx.targets import is_run, target_config
-from sdpo_mlx.types import Problem, Rollout
+from sdpo_mlx.types import Problem, Rollout, RolloutGroup
 from sdpo_mlx.updates import Learned, learn, records
 
-FILE = "coaching.jsonl"
+FILE = LESSONS
 OVERRIDE = "coach the same model or run with the same settings, or choose another --out"
 # What coaching sets for a model or a run, unless told otherwise: remarks must count, whatever the run learned from.
 DEFAULTS = (
@@ -46,6 +51,9 @@ DEFAULTS = (
     "rollout.group_size=1",
 )
 RATE = 0.4  # of the training rate: a step on one answer is noisier than one on a batch (docs/figures/sdft.json)
+UNSCORED = (
+    "None: a person judged, no grader. In the whole folder `sdpo eval .` measures one on the task it was coached on."
+)
 _ELSEWHERE = {"task", "sandbox", "judge"}  # sections that no step depends on once the answers are there
 
 
@@ -65,11 +73,11 @@ def coaching_config(target: str, sets: Sequence[str], flags: Mapping[str, Any]) 
 class Coaching:
     """A model being coached, and the folder that remembers it; `step` counts lessons."""
 
-    def __init__(self, setup: Setup, folder: RunFolder, *, itself: bool = False) -> None:
+    def __init__(self, setup: Setup, folder: RunFolder, *, itself: bool = False, origin: str = "") -> None:
         """Open a folder: a new one begins with the student as it stands, another goes on where it was.
 
-        `itself` says that the student came from this folder. Raises ConfigError where the folder is something else,
-        or was begun with other settings or another adapter.
+        `itself` says that the student came from this folder, `origin` names the run that it came from.
+        Raises ConfigError where the folder is something else, or was begun with other settings or another adapter.
         """
         if folder.events.exists() and not (folder.path / FILE).exists():
             what, fix = "a training run lies here", "choose another --out"
@@ -80,11 +88,15 @@ class Coaching:
         wanted = self._identity() if itself else {**self._identity(), "start": start}
         loaded = checkpoint.load(folder.checkpoints, expect=wanted, override=OVERRIDE)
         self.start = loaded.meta["start"] if loaded else start
+        self.origin = loaded.meta.get("origin", "") if loaded else origin
+        self.said = Counter[str]()
         if loaded is None:
             self._begin()
         else:
             setup.policy.load_state(loaded.state)
             self.step, self.generations = loaded.step, int(loaded.meta["generations"])
+            for row in self._rows()[: self.step]:
+                self.said.update(_said(row))
             self.log.rewind(self.step)
         self.caught_up = self._catch_up()
 
@@ -95,20 +107,34 @@ class Coaching:
 
     def ask(self, problem: Problem, seeds: Sequence[int] | None = None) -> tuple[Rollout, ...]:
         """Answers to a problem, `rollout.group_size` of them or one a seed; none where the prompt does not fit."""
-        cfg, chat, policy = self.setup.cfg, self.setup.chat, self.setup.policy
-        rollout = cfg.rollout
-        if seeds is None:
-            seeds = rollout_seeds("coach", cfg.train.seed, self.step, [problem], rollout.group_size)[0]
+        chat, policy, sampling = self.setup.chat, self.setup.policy, self._sampling()
+        seeds = self._seeds(problem) if seeds is None else seeds
         prompt = chat.render(problem.messages, tools=problem.tools)
-        if prompt.size > policy.info.context_length - rollout.max_tokens:
+        if prompt.size > policy.info.context_length - sampling.max_tokens:
             return ()
-        at_once = self.setup.settled.rollout.concurrency or CONCURRENCY
-        sampling = SamplingParams(rollout.max_tokens, rollout.temperature, rollout.top_p, chat.eos_ids, at_once)
         made = {index: found for _, index, found in policy.generate([prompt], sampling, [seeds])}
         return tuple(
             Rollout(prompt, g.ids_T, g.logps_T, g.finish, seed, chat.decode(g.ids_T))
             for seed, g in zip(seeds, (made[index] for index in range(len(seeds))), strict=True)
         )
+
+    def play(self, problem: Problem, seeds: Sequence[int] | None = None) -> RolloutGroup | None:
+        """Episodes against the task's environment, as many as `ask` gives answers, with its own verdicts.
+
+        None where the prompt does not fit.
+        """
+        setup, seeds = self.setup, self._seeds(problem) if seeds is None else seeds
+        found = sample(setup.policy, setup.task, setup.chat, [problem], self._sampling(), [seeds])
+        return found.groups[0] if found.groups else None
+
+    def _seeds(self, problem: Problem) -> Sequence[int]:
+        cfg = self.setup.cfg
+        return rollout_seeds("coach", cfg.train.seed, self.step, [problem], cfg.rollout.group_size)[0]
+
+    def _sampling(self) -> SamplingParams:
+        rollout = self.setup.cfg.rollout
+        at_once = self.setup.settled.rollout.concurrency or CONCURRENCY
+        return SamplingParams(rollout.max_tokens, rollout.temperature, rollout.top_p, self.setup.chat.eos_ids, at_once)
 
     def teach(self, lesson: Lesson) -> Learned:
         """Write a lesson down, learn from it, save; nothing moves where nothing was said."""
@@ -165,6 +191,7 @@ class Coaching:
         )
         learned = learn(policy, batch.samples, cfg, self.step, lambda: False)
         self.step, self.generations = self.step + 1, self.generations + len(lesson.rollouts)
+        self.said.update(_said(lesson.row("")))
         self._tell(lesson, batch, learned, time.perf_counter() - begun)
         self._save()
         return learned
@@ -190,14 +217,35 @@ class Coaching:
         policy = self.setup.policy
         state = policy.state()
         self.log.sync()
-        meta = {**self._identity(), "start": self.start, "generations": self.generations}
-        checkpoint.save(self.folder.checkpoints, self.step, state, meta)
+        kept = {"start": self.start, "origin": self.origin, "generations": self.generations}
+        checkpoint.save(self.folder.checkpoints, self.step, state, {**self._identity(), **kept})
         self.folder.save_adapter(state["student"], policy.adapter_config())
+        self.folder.write_card(self._card())
+
+    def _card(self) -> str:
+        setup, said = self.setup, self.said
+        base = Base.of(setup.model)
+        facts = CardFacts(
+            name=self.folder.path.resolve().name,
+            base=base,
+            story=coached(self.origin, self.step, said["remarks"], said["good"]),
+            unscored=UNSCORED,
+            versions=versions(),
+            again=lessons_again(base, self.origin, FILE),
+        )
+        return model_card(facts, setup.cfg)
 
     def _identity(self) -> dict[str, Any]:
         identity = self.setup.identity()
         config = {name: part for name, part in identity["config"].items() if name not in _ELSEWHERE}
         return {**identity, "config": config}
+
+
+def _said(row: Mapping[str, Any]) -> dict[str, int]:
+    """How many remarks and marks a lesson holds; a row that a hand has spoiled counts as far as it can be read."""
+    answers = [answer for answer in row.get("answers") or () if isinstance(answer, Mapping)]
+    remarks, good = ([bool(answer.get(name)) for answer in answers] for name in ("feedback", "success"))
+    return {"remarks": sum(remarks), "good": sum(good)}
 
 
 def fingerprint(arrays: Mapping[str, Any]) -> str:

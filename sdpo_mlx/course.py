@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from sdpo_mlx import intervals
-from sdpo_mlx.card import CardFacts, Result, model_card
+from sdpo_mlx.card import Base, CardFacts, Result, model_card, trained
 from sdpo_mlx.evaluate import Evaluation
 from sdpo_mlx.forgetting import Forgetting, Reference, forgetting, load_reference, reference, save_reference
 from sdpo_mlx.metrics import read_events
@@ -87,16 +87,14 @@ def carry_out(
 
 def card_facts(setup: Setup, folder: RunFolder, outcome: Outcome) -> CardFacts:
     """What the model card tells of this run."""
+    state = outcome.state
     return CardFacts(
         name=folder.path.resolve().name,
-        base=base_name(setup.model),
-        revision=setup.model.revision,
-        steps=outcome.state.step,
-        generations=outcome.state.generations,
+        base=Base.of(setup.model),
+        story=trained(setup.cfg, state.step, state.generations, setup.sandbox),
         before=outcome.before.result if outcome.before else None,
         after=outcome.after.result if outcome.after else None,
         versions=versions(),
-        sandbox=setup.sandbox,
         forgetting=outcome.forgetting,
     )
 

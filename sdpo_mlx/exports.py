@@ -90,7 +90,7 @@ def export_gguf(run: Path, out: Path, kind: Kind = "F16") -> Exported:
     from sdpo_mlx.backends.mlx.fusing import float_weights
 
     with _made(out):
-        file = out / f"{run.name}-{kind}.gguf"
+        file = out / f"{run.resolve().name}-{kind}.gguf"
         with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as work:
             fused = export_fused(run, Path(work, "fused"))
             write_gguf(fused.folder, float_weights(fused.folder), file, kind)
@@ -104,7 +104,7 @@ def export_gguf_lora(run: Path, out: Path) -> Exported:
     arrays, config = RunFolder(run).load_adapter()
     base = models.resolve(run_config(run).model.name)
     with _made(out):
-        file = out / f"{run.name}-lora.gguf"
+        file = out / f"{run.resolve().name}-lora.gguf"
         write_gguf_lora(base.path, arrays, config, file)
         # Which GGUF of the base lies where is for whoever has it to say.
         write_text(out / "Modelfile", f"# put the base's own GGUF, or its name in Ollama, here\nFROM ./BASE.gguf\n"

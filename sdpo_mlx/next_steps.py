@@ -29,7 +29,7 @@ def for_peft(run: Path, folder: Path, base: str, settings: Mapping[str, Any]) ->
     """An adapter in PEFT's layout, its `adapter_config.json` given."""
     place = shlex.quote(str(folder))
     load = f"from peft import AutoPeftModelForCausalLM as A; A.from_pretrained({str(folder)!r})"
-    named = shlex.quote(f"{run.name}={folder}")
+    named = shlex.quote(f"{run.resolve().name}={folder}")
     rank = next((each for each in VLLM_RANKS if each >= int(settings["r"])), None)
     fused = f"sdpo export {shlex.quote(str(run))} --to fused"
     served = f"vllm serve {shlex.quote(base)} --enable-lora --max-lora-rank {rank} --lora-modules {named}"
@@ -43,7 +43,7 @@ def for_peft(run: Path, folder: Path, base: str, settings: Mapping[str, Any]) ->
 
 def for_fused(run: Path, folder: Path, *, quantised: bool) -> Steps:
     """A whole model as a folder."""
-    place, home = shlex.quote(str(folder)), f"{LM_STUDIO}/{shlex.quote(folder.name)}"
+    place, home = shlex.quote(str(folder)), f"{LM_STUDIO}/{shlex.quote(folder.resolve().name)}"
     gguf = f"sdpo export {shlex.quote(str(run))} --to gguf"
     return {
         "sdpo": f"sdpo serve {place}",
@@ -56,7 +56,7 @@ def for_fused(run: Path, folder: Path, *, quantised: bool) -> Steps:
 
 def for_gguf(run: Path, file: Path) -> Steps:
     """A GGUF with its Modelfile beside it."""
-    name, place = shlex.quote(run.name.lower()), shlex.quote(str(file))
+    name, place = shlex.quote(run.resolve().name.lower()), shlex.quote(str(file))
     made = f"ollama create {name} -f {shlex.quote(str(file.with_name('Modelfile')))}"
     return {
         "llama.cpp": f"llama-cli -m {place}",
@@ -68,7 +68,7 @@ def for_gguf(run: Path, file: Path) -> Steps:
 
 def for_gguf_lora(run: Path, file: Path) -> Steps:
     """A LoRA for a GGUF of the same base, with its Modelfile beside it."""
-    name, place = shlex.quote(run.name.lower()), shlex.quote(str(file))
+    name, place = shlex.quote(run.resolve().name.lower()), shlex.quote(str(file))
     made = f"ollama create {name} -f {shlex.quote(str(file.with_name('Modelfile')))}"
     return {
         "llama.cpp": f"llama-cli -m BASE.gguf --lora {place}",

@@ -47,7 +47,7 @@ def push(run: Path, sending: Parcel, *, public: bool = False) -> str:
             repo_id=sending.repository,
             folder_path=run,
             allow_patterns=list(sending.files),
-            commit_message=f"Add the adapter of {run.name}",
+            commit_message=f"Add the adapter of {run.resolve().name}",
         )
     except (HfHubHTTPError, LocalTokenNotFoundError, OSError, ValueError) as error:
         said = " ".join(str(error).split())[:200]

@@ -13,12 +13,16 @@ from typing import Any, Literal
 from sdpo_mlx.errors import ConfigError
 from sdpo_mlx.metrics import read_events
 
-State = Literal["running", "finished", "stopped", "damaged"]
+State = Literal["running", "finished", "stopped", "coached", "damaged"]
+LESSONS = "coaching.jsonl"  # what a coached folder has and no other
 
 
 @dataclass(frozen=True)
 class RunState:
-    """One run at a glance; scores are shares of 1, `time` is that of the last event in epoch seconds."""
+    """One run at a glance; scores are shares of 1, `time` is that of the last event in epoch seconds.
+
+    In a coached folder steps are lessons, and there are as many as there are.
+    """
 
     path: Path
     state: State
@@ -54,13 +58,16 @@ def state_of(path: Path) -> RunState:
         return RunState(path, "damaged")
     finals = {event.get("adapter"): event.get("score") for event in events if event.get("final")}
     end: Mapping[str, Any] = next((event for event in reversed(events) if event.get("type") == "run_finished"), {})
+    coached = (path / LESSONS).is_file()
+    over: State = "coached" if coached else "finished" if end else "stopped"
+    done = int(steps[-1]["step"]) if steps else 0
     return RunState(
         path=path,
-        state="running" if is_running(path) else "finished" if end else "stopped",
+        state="running" if is_running(path) else over,
         model=str(_at(config, "model", "name")),
         task=str(_at(config, "task", "name")),
-        step=int(steps[-1]["step"]) if steps else 0,
-        steps=int(_at(config, "train", "steps") or 0),
+        step=done,
+        steps=done if coached else int(_at(config, "train", "steps") or 0),
         generations=int(steps[-1].get("generations/total") or 0) if steps else 0,
         before=finals.get("none"),
         after=finals.get("best"),

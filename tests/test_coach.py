@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from runs_made import events, last_state, trained
 from runs_made import settings as run_settings
-from sdpo_cli import coach
+from sdpo_cli import coach, coach_session
 from test_cli import sdpo
 
 from sdpo_mlx import coaching as module
@@ -283,7 +283,7 @@ def test_an_interrupt_ends_with_130_and_every_lesson_saved(monkeypatch: pytest.M
 
 
 def test_a_hostile_answer_is_inert_on_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
-    coach._lines("\x1b[31mred\x1b[0m \x07[bold]x[/bold]\n\u202egnal\nwhat was wrong? ")
+    coach_session._lines("\x1b[31mred\x1b[0m \x07[bold]x[/bold]\n\u202egnal\nwhat was wrong? ")
     said = capsys.readouterr().err
     assert "\x1b" not in said
     assert said == "".join(f"  {line}\n" for line in display("red [bold]x[/bold]\ngnal\nwhat was wrong?").split("\n"))

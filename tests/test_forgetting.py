@@ -18,7 +18,7 @@ from sdpo_cli.train import summary
 
 from sdpo_mlx import course
 from sdpo_mlx.backends.base import Scores
-from sdpo_mlx.card import CardFacts, model_card
+from sdpo_mlx.card import Base, CardFacts, model_card
 from sdpo_mlx.config import Config
 from sdpo_mlx.forgetting import (
     Forgetting,
@@ -223,7 +223,7 @@ def test_a_run_begun_without_a_reference_goes_on_without_one(tmp_path: Path) -> 
 
 
 def test_the_card_tells_what_was_forgotten() -> None:
-    facts = CardFacts("demo", "base", "", 1, 2)
+    facts = CardFacts("demo", Base("base"), "trained.")
     found = Forgetting(0.01234, 0.001, TextScore(9.5, 1.0), TextScore(9.75, 1.1))
     text = model_card(replace(facts, forgetting=found), Config())
     assert "0.0123 nats a token" in text

@@ -1,0 +1,151 @@
+"""What the kept candidates of the report cost: `python benchmarks/candidates.py --out docs/figures/candidates.json`.
+
+Two settings of one training run side by side in one process, a step each in turn: `log.candidates` 1 (what runs keep
+by default: the likeliest tokens of student and self-teacher for one answer a step) against 0, and against
+`log.samples` 0 (no rollouts at all). The embedded model on its task, and a random Qwen3 of 4 blocks with 32,000 and
+with 151,936 words. Medians of the steps after the first, ratios of neighbours, bytes of a step's rollout file. Seconds
+are the processor's, so that other work on the machine counts less; `share` is the part of a step's own seconds that
+went into the candidates, which no other work blurs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import statistics
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from memory import qwen
+from results import machine
+
+from sdpo_mlx import models
+from sdpo_mlx.distill import distillation_batch
+from sdpo_mlx.run import Clock, Run
+from sdpo_mlx.run_folder import RunFolder
+from sdpo_mlx.sampling import Sampler, sample
+from sdpo_mlx.seeding import derive
+from sdpo_mlx.settings import resolve
+from sdpo_mlx.setup import assemble
+from sdpo_mlx.updates import learn
+
+COMMON = ("task.name=tiny", "train.eval_every=0", "train.patience=0", "train.save_every=1000")
+RANDOM = ("task.feedback=full", "rollout.max_tokens=48", "rollout.group_size=8", "rollout.problems_per_step=1")
+SIDES: Mapping[str, tuple[str, ...]] = {
+    "candidates 1": ("log.candidates=1",),
+    "candidates 0": ("log.candidates=0",),
+    "samples 0": ("log.samples=0",),
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model with its settings; `shape` is that of a random one."""
+
+    settings: tuple[str, ...]
+    shape: Mapping[str, Any] | None = None
+
+
+CASES: Mapping[str, Case] = {
+    "embedded, 8 problems x 8 answers": Case(("model.name=tiny",)),
+    "random Qwen3, 32,000 words, 8 answers of 48": Case(RANDOM, qwen(4, 256, 4, 2, 768, 32_000)),
+    "random Qwen3, 151,936 words, 8 answers of 48": Case(RANDOM, qwen(4, 256, 4, 2, 768, 151_936)),
+}
+
+
+def main() -> None:
+    """Measure every case, print it, and write it as JSON where asked."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--steps", type=int, default=9)
+    parser.add_argument("--only", nargs="*", default=[], help="cases that hold one of these words")
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    rows = []
+    for name, case in CASES.items():
+        if options.only and not any(word in name for word in options.only):
+            continue
+        rows.append({"case": name, **measured(case, options.steps)})
+        print(json.dumps(rows[-1]), flush=True)
+        if options.out:
+            options.out.write_text(json.dumps({"machine": machine(), "rows": rows}, indent=1) + "\n")
+
+
+def measured(case: Case, steps: int) -> dict[str, Any]:
+    """Processor seconds and bytes of a step of every side, the first beside the others, and the look's own share."""
+    with TemporaryDirectory(prefix="sdpo-candidates-") as place:
+        settings = (*COMMON, f"train.steps={steps}", *case.settings)
+        if case.shape is not None:
+            settings = (*settings, f"model.name={random_model(Path(place, 'model'), case.shape)}")
+        sides = {name: stepping(settings, extra, Path(place, name)) for name, extra in SIDES.items()}
+        seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in sides}
+        for turn in range(steps):
+            # turned round every time, so that none always comes after the same
+            for name in list(sides)[:: 1 if turn % 2 else -1]:
+                seconds[name].append(next(sides[name]))
+        held = {name: size_of(Path(place, name), steps) for name in sides}
+    kept = {name: [whole for whole, _ in values[1:]] for name, values in seconds.items()}
+    first, *others = kept
+    return {
+        "share": sum(look for _, look in seconds[first][1:]) / sum(kept[first]),
+        "seconds": {name: statistics.median(values) for name, values in kept.items()},
+        "ratios": {name: spread(kept[first], kept[name]) for name in others},
+        "bytes a step": held,
+    }
+
+
+def spread(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, float]:
+    """Median and range of the ratios of steps that lay beside each other in time."""
+    ratios = sorted(a / b for a, b in zip(ours, theirs, strict=True))
+    return {"ratio": statistics.median(ratios), "low": ratios[0], "high": ratios[-1]}
+
+
+def stepping(settings: Sequence[str], extra: Sequence[str], folder: Path) -> Iterator[tuple[float, float]]:
+    """One step of `trainer.train` a `next`, without scores and checkpoints; its seconds, and the candidates' of them."""
+    cfg = resolve(None, [*settings, *extra], {}).config
+    setup = assemble(cfg)
+    sampler = Sampler(setup.task.problems("train"), cfg.rollout.problems_per_step, cfg.train.seed)
+    length = setup.policy.info.context_length
+    with RunFolder.open(folder) as place:
+        run = Run(setup, place, lambda *_: None)
+        state = run.resume()
+        while True:
+            step, begun, spent = state.step, time.perf_counter(), time.process_time()
+            problems = sampler.batch(step)
+            sampled = sample(setup.policy, setup.task, setup.chat, problems, run.sampling, run.seeds(step, problems))
+            clock, seed = Clock(begun, time.perf_counter()), derive(cfg.train.seed, step)
+            batch = distillation_batch(
+                sampled.groups, setup.chat, cfg.teacher, cfg.objective, context_length=length, seed=seed
+            )
+            looking = time.process_time()
+            run.look(batch.samples)
+            looked = time.process_time() - looking
+            learned = learn(setup.policy, batch.samples, cfg, step, lambda: False)
+            state = run.after(state, sampled, batch, learned, clock)
+            yield time.process_time() - spent, looked
+
+
+def size_of(run: Path, steps: int) -> float:
+    """Bytes of the rollout files, a step."""
+    return sum(file.stat().st_size for file in (run / "rollouts").glob("step-*.jsonl.gz")) / steps
+
+
+def random_model(folder: Path, shape: Mapping[str, Any]) -> Path:
+    """A model of random weights behind the embedded model's tokenizer, which has text for the first 640 words."""
+    sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+    from models_made import write_config
+
+    write_config(folder, dict(shape))
+    tiny = models.resolve("tiny").path
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(tiny / name, folder / name)
+    return folder
+
+
+if __name__ == "__main__":
+    main()
