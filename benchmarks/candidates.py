@@ -106,7 +106,7 @@ def spread(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, float]:
 
 
 def stepping(settings: Sequence[str], extra: Sequence[str], folder: Path) -> Iterator[tuple[float, float]]:
-    """One step of `trainer.train` a `next`, without scores and checkpoints; its seconds, and the candidates' of them."""
+    """One step of `trainer.train` a `next`, without scores and checkpoints: its seconds, and the look's of them."""
     cfg = resolve(None, [*settings, *extra], {}).config
     setup = assemble(cfg)
     sampler = Sampler(setup.task.problems("train"), cfg.rollout.problems_per_step, cfg.train.seed)
@@ -123,7 +123,7 @@ def stepping(settings: Sequence[str], extra: Sequence[str], folder: Path) -> Ite
                 sampled.groups, setup.chat, cfg.teacher, cfg.objective, context_length=length, seed=seed
             )
             looking = time.process_time()
-            run.look(batch.samples)
+            run.look(step, batch.samples)
             looked = time.process_time() - looking
             learned = learn(setup.policy, batch.samples, cfg, step, lambda: False)
             state = run.after(state, sampled, batch, learned, clock)

@@ -13,7 +13,13 @@ from sdpo_mlx.types import DistillSample, IntArray
 from sdpo_mlx.updates import Place
 
 TOP = 3
+WORTH = 64  # sampled answers a look: two passes over one answer stay under 3 % of what a step costs
 Candidates = list[list[list[Any]]]  # a token each: [text, probability], likeliest first
+
+
+def due(step: int, count: int, rollouts: int) -> bool:
+    """Whether a step of so many rollouts looks at `count` of them: the first does, small steps not every time."""
+    return count > 0 and step % -(-count * WORTH // rollouts) == 0
 
 
 def candidates(

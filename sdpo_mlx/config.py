@@ -218,7 +218,7 @@ class LogConfig(Settings):
 
     samples: NonNegativeInt = Field(8, description="rollout groups kept a step in rollouts/; 0: none")
     candidates: NonNegativeInt = Field(
-        1, description="answers a step kept with the likeliest tokens of student and self-teacher; 0: none"
+        1, description="answers kept with the likeliest tokens of student and self-teacher, for 64 sampled; 0: none"
     )
     teacher_answers: NonNegativeInt = Field(
         8, description="problems that the self-teacher answers too, as often as train.eval_every; 0: none"

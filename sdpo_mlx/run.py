@@ -9,7 +9,7 @@ from typing import Any
 
 from sdpo_mlx import checkpoint
 from sdpo_mlx.backends.base import CONCURRENCY, Policy, SamplingParams
-from sdpo_mlx.candidates import Candidates, candidates, pieces
+from sdpo_mlx.candidates import Candidates, candidates, due, pieces
 from sdpo_mlx.chat import Chat
 from sdpo_mlx.config import Config
 from sdpo_mlx.distill import Batch
@@ -135,8 +135,9 @@ class Run:
 
         Changes nothing. Raises KeyboardInterrupt.
         """
-        count = self.cfg.log.candidates if self.cfg.log.samples else 0
-        self._seen = candidates(self.policy, self.chat, samples, count)
+        rollout, count = self.cfg.rollout, self.cfg.log.candidates if self.cfg.log.samples else 0
+        looks = due(step, count, rollout.problems_per_step * rollout.group_size)
+        self._seen = candidates(self.policy, self.chat, samples, count) if looks else {}
         self._compared = self._teacher_success(step, groups, samples)
 
     def _teacher_success(
@@ -144,8 +145,8 @@ class Run:
     ) -> Mapping[str, float]:
         """At the first step and at each evaluation; a trust region has no weights to write with."""
         every, count = self.cfg.train.eval_every, self.cfg.log.teacher_answers
-        due = step == 0 or bool(every and step % every == 0)
-        if not (due and count) or self.cfg.teacher.kind == "trust_region":
+        evaluated = step == 0 or bool(every and step % every == 0)
+        if not (evaluated and count) or self.cfg.teacher.kind == "trust_region":
             return {}
         room = self.policy.info.context_length - self.sampling.max_tokens
         chosen = choose(groups, samples, self.task, room, count)

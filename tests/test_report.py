@@ -12,10 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 from browser_made import Browser, browser, chromium
+from hypothesis import given
+from hypothesis import strategies as st
 from runs_made import settings, trained
 from sdpo_cli.main import run
 
-from sdpo_mlx.candidates import candidates, pieces
+from sdpo_mlx.candidates import WORTH, candidates, due, pieces
 from sdpo_mlx.chat import load_chat
 from sdpo_mlx.errors import ConfigError
 from sdpo_mlx.models import resolve
@@ -29,7 +31,7 @@ ROOM = {"problems_per_step": 2, "group_size": 4, "max_tokens": 24}
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of three steps with candidates for each."""
+    """A run of three steps with candidates for the first."""
     folder = tmp_path_factory.mktemp("runs") / "first"
     cfg = settings(rollout=ROOM, train={"steps": 3, "eval_every": 3}, log={"samples": 2, "candidates": 2})
     trained(folder, cfg)
@@ -104,6 +106,25 @@ def test_looking_changes_nothing_in_training(made: Path, tmp_path: Path) -> None
     cfg = settings(rollout=ROOM, train={"steps": 3, "eval_every": 3}, log={"samples": 2, "candidates": 0})
     trained(tmp_path / "blind", cfg)
     assert (tmp_path / "blind" / "adapters.safetensors").read_bytes() == (made / "adapters.safetensors").read_bytes()
+
+
+@given(count=st.integers(1, 9), rollouts=st.integers(1, 500))
+def test_looks_are_rare_where_steps_are_small_and_the_first_step_has_one(count: int, rollouts: int) -> None:
+    looked = sum(due(step, count, rollouts) for step in range(640)) * count
+    assert due(0, count, rollouts)
+    assert looked <= 640 * rollouts / WORTH + count
+    assert not due(0, 0, rollouts)
+
+
+def test_the_report_shows_the_steps_that_have_candidates(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "run")
+    run.rollouts.mkdir(parents=True)
+    run.events.write_text("")
+    for step in range(1, 60):
+        seen = {"candidates": {"student": [], "teacher": []}} if step % 8 == 1 else {}
+        run.write_rollouts(step, [{"problem": f"p{step}", "index": 1, "answer": "", **seen}])
+    found = read_story(run.path).rollouts
+    assert sum("candidates" in row for row in found) == 8
 
 
 def test_pieces_make_up_the_text_whatever_the_tokens() -> None:

@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 import yaml
 
-from sdpo_mlx.card import CardFacts, Result, model_card
+from sdpo_mlx.card import Base, CardFacts, Result, model_card, trained
 from sdpo_mlx.config import Config
 from sdpo_mlx.errors import StorageError
+from sdpo_mlx.models import ResolvedModel, resolve
 from sdpo_mlx.run_folder import RunFolder
 
 ADAPTER = {"layers.0.q_proj.lora_a": np.arange(6, dtype=np.float32).reshape(2, 3).T}
@@ -142,14 +143,50 @@ def test_config_and_manifest_return_as_written(tmp_path: Path) -> None:
     assert folder.read_manifest() == {"versions": {"mlx": "0.32.4"}, "seed": 7}
 
 
+def front_of(card: str) -> dict[str, object]:
+    return yaml.safe_load(card.split("\n---\n", maxsplit=1)[0].removeprefix("---\n"))  # type: ignore[no-any-return]
+
+
 def test_the_card_names_base_result_and_use_and_survives_hostile_names() -> None:
-    base = 'evil"\n---\n`rm -rf $HOME`'
+    name = 'evil"\n---\n`rm -rf $HOME`'
     result = Result(score=0.94, low=0.91, high=0.96, problems=64, samples=4)
-    text = model_card(CardFacts("demo", base, "abc123", 30, 1920, after=result), Config())
-    front = yaml.safe_load(text.split("\n---\n")[0].removeprefix("---\n"))
-    assert front["base_model"] == base
+    base = Base(name, "hub", "abc123", terms={"license": "apache-2.0"})
+    config = Config.model_validate({"task": {"name": "/home/me/my_task.py", "data": "/home/me/rows.jsonl"}})
+    text = model_card(CardFacts("demo", base, trained(config, 30, 1920), after=result), config)
+    front = front_of(text)
+    assert (front["base_model"], front["base_model_relation"], front["license"]) == (name, "adapter", "apache-2.0")
     assert "| this adapter | 94.0 % | 91.0 to 96.0 % | 64 x 4 |" in text
     assert "1920 sampled answers" in text
     for command in ("mlx_lm.generate", "sdpo chat", "sdpo serve", "mlx_lm.fuse", "ollama create", "vllm"):
         assert command in text
     assert "$HOME" not in text.split("\n---\n", 1)[1]
+    assert "`my_task.py` with the problems of `rows.jsonl`" in text
+    assert "/home" not in text
+
+
+def test_the_card_of_a_base_that_is_no_repository_leaks_no_folder(tmp_path: Path) -> None:
+    place = tmp_path / "secret" / "my model"
+    place.mkdir(parents=True)
+    (place / "README.md").write_text("---\nlicense: other\nlicense_name: mine\nlicense_link: LICENSE\n---\n")
+    folder = ResolvedModel(str(place), str(place), place, "folder", "", "ab" * 32)
+    text = model_card(CardFacts("demo", Base.of(folder), "trained."), Config())
+    assert "secret" not in text
+    assert {"license": "other", "license_name": "mine"}.items() <= front_of(text).items()
+    assert not {"base_model", "base_model_relation", "license_link"} & front_of(text).keys()
+    assert 'BASE="my model"' in text
+    assert 'mlx_lm.generate --model "$BASE"' in text
+
+
+def test_the_use_lines_find_a_base_that_is_known_by_name() -> None:
+    base = Base.of(resolve("tiny"))
+    line = base.before_use()[1]
+    assert str(resolve("tiny").path) not in line
+    program = line.removeprefix('BASE="$(python -c "').removesuffix('")"')
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert Path(found.stdout.strip()) == resolve("tiny").path
+
+
+@pytest.mark.parametrize("said", ["[mit, gpl]", "see below", '"x: y"'])
+def test_a_licence_that_a_hub_would_refuse_is_left_out(said: str) -> None:
+    text = model_card(CardFacts("demo", Base("me/x", terms={"license": said}), "trained."), Config())
+    assert "license" not in front_of(text)

@@ -14,6 +14,7 @@ from sdpo_cli.main import run
 from sdpo_mlx.config import Config
 from sdpo_mlx.discovery import Plan, Record, attempts_for, curve, measure, read
 from sdpo_mlx.errors import DataError, StorageError
+from sdpo_mlx.run_state import state_of
 from sdpo_mlx.settings import resolve
 from sdpo_mlx.setup import Setup, assemble
 from sdpo_mlx.solve import WRONG, Budget, Tried, searcher_of, solve
@@ -217,7 +218,18 @@ def test_the_command_solves_shows_and_keeps(
     assert len(found["tried"]) == found["attempts"]
     assert "the environment:" in told.err
     assert f"{found['attempts']} of 64 attempts" in told.err
-    assert (tmp_path / "kept" / "adapters.safetensors").is_file()
+    kept = tmp_path / "kept"
+    assert f"attempt {found['solved']} of {found['attempts']} solved it" in (kept / "README.md").read_text()
+    state = state_of(kept)
+    assert (state.state, state.task, state.generations) == ("finished", "tiny:hard", found["attempts"])
+    assert run(["eval", str(kept), "--problems", "1", "--samples", "1", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["target"] == str(kept)
+    assert run([*words, "--attempts", "1", "--keep", str(kept)]) == 1  # kept again
+    assert state_of(kept).generations == 1
+    assert "none of 1 attempts" in (kept / "README.md").read_text()
+    (kept / "checkpoints").mkdir()  # as a training run has
+    assert run([*words, "--attempts", "1", "--keep", str(kept)]) == 2
+    assert "a run lies here" in capsys.readouterr().err
     assert run([*words, "--attempts", "1", "--method", "best-of-k"]) == 1
     assert "not solved in 1 attempts" in capsys.readouterr().out
 

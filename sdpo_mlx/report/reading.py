@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -107,6 +107,8 @@ def _chosen(rows: Sequence[Row], steps: Sequence[int]) -> list[Row]:
     """Some steps whole, those with candidates first; and the first answer to some problems at every step."""
     gap = (len(steps) - 1) / (STEPS_SHOWN - 1)
     spread = {steps[round(i * gap)] for i in range(STEPS_SHOWN)} if steps else set[int]()
+    told = {row["step"] for row in rows if "candidates" in row}
+    spread = {_nearest(step, told, gap / 2) for step in spread}
     by_problem: dict[str, list[Row]] = {}
     for row in rows:
         if row.get("index") == 0:
@@ -118,6 +120,12 @@ def _chosen(rows: Sequence[Row], steps: Sequence[int]) -> list[Row]:
         wanted += here[:ROLLOUTS_A_STEP]
     unique = {(row["step"], str(row.get("problem")), row.get("index")): row for row in wanted}
     return [unique[key] for key in sorted(unique, key=str)]
+
+
+def _nearest(step: int, told: Iterable[int], most: float) -> int:
+    """The step of those with candidates that is next to this one, or itself where none is near."""
+    near = min(told, key=lambda each: (abs(each - step), each), default=step)
+    return near if abs(near - step) <= most else step
 
 
 def _spread(rows: Sequence[Row], most: int) -> list[Row]:
