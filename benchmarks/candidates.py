@@ -1,11 +1,11 @@
 """What the kept candidates of the report cost: `python benchmarks/candidates.py --out docs/figures/candidates.json`.
 
-Two settings of one training run side by side in one process, a step each in turn: `log.candidates` 1 (what runs keep
-by default: the likeliest tokens of student and self-teacher for one answer a step) against 0, and against
-`log.samples` 0 (no rollouts at all). The embedded model on its task, and a random Qwen3 of 4 blocks with 32,000 and
-with 151,936 words. Medians of the steps after the first, ratios of neighbours, bytes of a step's rollout file. Seconds
-are the processor's, so that other work on the machine counts less; `share` is the part of a step's own seconds that
-went into the candidates, which no other work blurs.
+One training run with `log.candidates` 1 (the default: the likeliest tokens of student and self-teacher for one of 64
+sampled answers), with 0, and with `log.samples` 0 (no rollouts kept at all), side by side in one process, a step each
+in turn. The embedded model on its task, and a random Qwen3 of 2 blocks with 151,936 words. Seconds are the processor's,
+so that other work on the machine counts less; medians of the steps after the first, ratios of neighbours, bytes of a
+step's rollout file. Few steps of a small group look, so `share` says it from one look in every step, timed by itself:
+its seconds over those of as many steps as there are between two looks.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from memory import qwen
 from results import machine
 
 from sdpo_mlx import models
+from sdpo_mlx.candidates import WORTH, candidates, due
 from sdpo_mlx.distill import distillation_batch
 from sdpo_mlx.run import Clock, Run
 from sdpo_mlx.run_folder import RunFolder
@@ -36,7 +37,7 @@ from sdpo_mlx.setup import assemble
 from sdpo_mlx.updates import learn
 
 COMMON = ("task.name=tiny", "train.eval_every=0", "train.patience=0", "train.save_every=1000")
-RANDOM = ("task.feedback=full", "rollout.max_tokens=48", "rollout.group_size=8", "rollout.problems_per_step=1")
+RANDOM = ("task.feedback=full", "rollout.max_tokens=24", "rollout.group_size=8", "rollout.problems_per_step=1")
 SIDES: Mapping[str, tuple[str, ...]] = {
     "candidates 1": ("log.candidates=1",),
     "candidates 0": ("log.candidates=0",),
@@ -54,8 +55,7 @@ class Case:
 
 CASES: Mapping[str, Case] = {
     "embedded, 8 problems x 8 answers": Case(("model.name=tiny",)),
-    "random Qwen3, 32,000 words, 8 answers of 48": Case(RANDOM, qwen(4, 256, 4, 2, 768, 32_000)),
-    "random Qwen3, 151,936 words, 8 answers of 48": Case(RANDOM, qwen(4, 256, 4, 2, 768, 151_936)),
+    "random Qwen3, 151,936 words, 8 answers of 24": Case(RANDOM, qwen(2, 128, 2, 1, 384, 151_936)),
 }
 
 
@@ -91,8 +91,14 @@ def measured(case: Case, steps: int) -> dict[str, Any]:
         held = {name: size_of(Path(place, name), steps) for name in sides}
     kept = {name: [whole for whole, _ in values[1:]] for name, values in seconds.items()}
     first, *others = kept
+    look = statistics.median(looked for _, looked in seconds[first][1:])
+    rollout = resolve(None, settings, {}).config.rollout
+    rollouts = rollout.problems_per_step * rollout.group_size
+    every = next(step for step in range(1, WORTH + 1) if due(step, 1, rollouts))
     return {
-        "share": sum(look for _, look in seconds[first][1:]) / sum(kept[first]),
+        "look": look,
+        "every": every,
+        "share": look / (every * statistics.median(kept["candidates 0"])),
         "seconds": {name: statistics.median(values) for name, values in kept.items()},
         "ratios": {name: spread(kept[first], kept[name]) for name in others},
         "bytes a step": held,
@@ -106,7 +112,7 @@ def spread(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, float]:
 
 
 def stepping(settings: Sequence[str], extra: Sequence[str], folder: Path) -> Iterator[tuple[float, float]]:
-    """One step of `trainer.train` a `next`, without scores and checkpoints: its seconds, and the look's of them."""
+    """One step of `trainer.train` a `next`, without scores and checkpoints: its seconds, and those of a look."""
     cfg = resolve(None, [*settings, *extra], {}).config
     setup = assemble(cfg)
     sampler = Sampler(setup.task.problems("train"), cfg.rollout.problems_per_step, cfg.train.seed)
@@ -122,12 +128,12 @@ def stepping(settings: Sequence[str], extra: Sequence[str], folder: Path) -> Ite
             batch = distillation_batch(
                 sampled.groups, setup.chat, cfg.teacher, cfg.objective, context_length=length, seed=seed
             )
-            looking = time.process_time()
             run.look(step, batch.samples)
-            looked = time.process_time() - looking
             learned = learn(setup.policy, batch.samples, cfg, step, lambda: False)
             state = run.after(state, sampled, batch, learned, clock)
-            yield time.process_time() - spent, looked
+            spent, looking = time.process_time() - spent, time.process_time()
+            candidates(setup.policy, setup.chat, batch.samples, cfg.log.candidates)
+            yield spent, time.process_time() - looking
 
 
 def size_of(run: Path, steps: int) -> float:

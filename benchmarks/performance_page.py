@@ -26,6 +26,7 @@ def main() -> None:
         "peer": peer(figures["mlx_lm_lora"]),
         "startup": startup(figures["startup"]),
         "long": long_run(figures["long_run"]),
+        "candidates": looks(figures["candidates"]["rows"]),
     }
     for name, part in parts.items():
         text = text.replace(f"<!-- {name} -->", part)
@@ -92,6 +93,23 @@ def long_run(found: dict[str, Any]) -> str:
         f"open files {found['files'][0]} at the first step, {found['files'][1]} at the last.\n"
         f"Where the time went: {shares}. Outside model computation: {found['outside model computation']:.1%}."
     )
+
+
+def looks(rows: list[dict[str, Any]]) -> str:
+    """Share of a step, ratios and bytes."""
+    lines = [
+        "| case | a look, s | every | share of a step | step / without (range) | step / no rollouts kept | bytes a step |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        pairs = [row["ratios"][name] for name in ("candidates 0", "samples 0")]
+        told = [f"{pair['ratio']:.2f} ({pair['low']:.2f} to {pair['high']:.2f})" for pair in pairs]
+        size = row["bytes a step"]
+        lines.append(
+            f"| {row['case']} | {row['look']:.3f} | {row['every']} | {row['share']:.1%} | {' | '.join(told)} "
+            f"| {size['candidates 1']:,.0f} (without {size['candidates 0']:,.0f}) |"
+        )
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -73,7 +73,9 @@ def command(  # noqa: PLR0913 - typer reads the options off the signature
         "sandbox.kind": sandbox,
     }
     cfg, place = settings(target, sets or [], flags, replay), out or default_out(target)
-    wish = Wish(asked_by(target, bool(task or data), prompt), tuple(prompt or ()), problems, again, replay)
+    # What is replayed goes on asking as it did.
+    source = target if replay is None else str(replay.parent)
+    wish = Wish(asked_by(source, bool(task or data), prompt), tuple(prompt or ()), problems, again, replay)
     content, interrupted = coached(target, cfg, place, wish, plain=plain)
     show(content, as_json=as_json, interrupted=interrupted)
     if interrupted:

@@ -412,9 +412,9 @@ def test_a_coached_folder_stands_among_runs_with_its_lessons() -> None:
     closed(coaching)
     found = state_of(Path("runs/coached"))
     assert (found.state, found.step, found.steps) == ("coached", 2, 2)
-    code, out, _ = sdpo("watch", "runs/coached", "--once", "--plain")
+    code, _, err = sdpo("watch", "runs/coached", "--once", "--plain")
     assert code == 0
-    assert "step 2/2" in out
+    assert "step 2/2" in err
     code, out, _ = sdpo("runs")
     assert "coached" in out
     assert "/15" not in out

@@ -108,7 +108,7 @@ def _chosen(rows: Sequence[Row], steps: Sequence[int]) -> list[Row]:
     gap = (len(steps) - 1) / (STEPS_SHOWN - 1)
     spread = {steps[round(i * gap)] for i in range(STEPS_SHOWN)} if steps else set[int]()
     told = {row["step"] for row in rows if "candidates" in row}
-    spread = {_nearest(step, told, gap / 2) for step in spread}
+    spread = {_nearest(step, told, (gap + 1) / 2) for step in spread}
     by_problem: dict[str, list[Row]] = {}
     for row in rows:
         if row.get("index") == 0:
