@@ -98,7 +98,7 @@ def long_run(found: dict[str, Any]) -> str:
 def looks(rows: list[dict[str, Any]]) -> str:
     """Share of a step, ratios and bytes."""
     lines = [
-        "| case | a look, s | every | share of a step | step / without (range) | step / no rollouts kept | bytes a step |",
+        "| case | a look, s | every | share | step / without (range) | step / no rollouts kept | bytes a step |",
         "|---|---|---|---|---|---|---|",
     ]
     for row in rows:

@@ -16,7 +16,7 @@ from runs_made import settings, trained
 from test_cli import sdpo
 
 from sdpo_mlx.errors import ConfigError, StorageError
-from sdpo_mlx.exports import export_fused, export_mlx, export_peft
+from sdpo_mlx.exports import export_fused, export_gguf_lora, export_mlx, export_peft
 from sdpo_mlx.models import resolve
 from sdpo_mlx.peft_layout import CONFIG, WEIGHTS, from_peft, read_peft, to_peft
 from sdpo_mlx.run_folder import RunFolder
@@ -297,3 +297,18 @@ def test_quantised_base_is_named_as_what_other_tools_cannot_read(tmp_path: Path)
     assert "MLX's own layout" in json.loads(out)["warnings"][0]
     assert "vllm serve" in json.loads(out)["next"]["vllm"]
     assert "warning:" in err
+
+
+def test_a_run_that_is_named_by_a_dot_keeps_its_name(
+    runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "mine"
+    shutil.copytree(runs["lora"], run)
+    monkeypatch.chdir(run)
+    code, out, _ = sdpo("export", ".", "--to", "peft", "--json")
+    assert code == 0
+    assert (tmp_path / "mine-peft" / "adapter_config.json").is_file()
+    assert "--lora-modules mine=" in json.loads(out)["next"]["vllm"]
+    made = export_gguf_lora(Path(), tmp_path / "gguf")
+    assert (tmp_path / "gguf" / "mine-lora.gguf").is_file()
+    assert "ollama create mine " in made.next_steps["Ollama"]

@@ -151,7 +151,7 @@ def test_the_card_names_base_result_and_use_and_survives_hostile_names() -> None
     name = 'evil"\n---\n`rm -rf $HOME`'
     result = Result(score=0.94, low=0.91, high=0.96, problems=64, samples=4)
     base = Base(name, "hub", "abc123", terms={"license": "apache-2.0"})
-    config = Config.model_validate({"task": {"name": "/home/me/my_task.py", "data": "/home/me/rows.jsonl"}})
+    config = Config.model_validate({"task": {"name": "/srv/mine/my_task.py", "data": "/srv/mine/rows.jsonl"}})
     text = model_card(CardFacts("demo", base, trained(config, 30, 1920), after=result), config)
     front = front_of(text)
     assert (front["base_model"], front["base_model_relation"], front["license"]) == (name, "adapter", "apache-2.0")
@@ -161,7 +161,7 @@ def test_the_card_names_base_result_and_use_and_survives_hostile_names() -> None
         assert command in text
     assert "$HOME" not in text.split("\n---\n", 1)[1]
     assert "`my_task.py` with the problems of `rows.jsonl`" in text
-    assert "/home" not in text
+    assert "/srv" not in text
 
 
 def test_the_card_of_a_base_that_is_no_repository_leaks_no_folder(tmp_path: Path) -> None:
