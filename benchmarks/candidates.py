@@ -37,7 +37,7 @@ from sdpo_mlx.setup import assemble
 from sdpo_mlx.updates import learn
 
 COMMON = ("task.name=tiny", "train.eval_every=0", "train.patience=0", "train.save_every=1000")
-RANDOM = ("task.feedback=full", "rollout.max_tokens=24", "rollout.group_size=8", "rollout.problems_per_step=1")
+RANDOM = ("task.feedback=full", "rollout.max_tokens=12", "rollout.group_size=8", "rollout.problems_per_step=1")
 SIDES: Mapping[str, tuple[str, ...]] = {
     "candidates 1": ("log.candidates=1",),
     "candidates 0": ("log.candidates=0",),
@@ -55,7 +55,7 @@ class Case:
 
 CASES: Mapping[str, Case] = {
     "embedded, 8 problems x 8 answers": Case(("model.name=tiny",)),
-    "random Qwen3, 151,936 words, 8 answers of 24": Case(RANDOM, qwen(2, 128, 2, 1, 384, 151_936)),
+    "random Qwen3, 151,936 words, 8 answers of 12": Case(RANDOM, qwen(2, 128, 2, 1, 384, 151_936)),
 }
 
 
