@@ -69,20 +69,24 @@ def _share(point: Mapping[str, float]) -> str:
     return f"{100 * point['discovery']:.1f} % ({' to '.join(map(str, ends))})"
 
 
-def privileged(part: str, first: str) -> Callable[[], str]:
-    """Held-out success before and after, mean and range over the seeds."""
+def privileged(first: str, *parts: str) -> Callable[[], str]:
+    """Held-out success before and after, mean and range over the seeds; half way where there is one seed."""
 
     def made() -> str:
-        runs = [run for run in figures("sdft")["runs"] if run["part"] == part]
-        several = len({run["task"] for run in runs}) > 1
+        runs = [run for run in figures("sdft")["runs"] if run["part"] in parts]
+        several, single = len({run["task"] for run in runs}) > 1, len({run["seed"] for run in runs}) == 1
         rows = []
         for task, label in dict.fromkeys((run["task"], run["label"]) for run in runs):
             chosen = [run for run in runs if (run["task"], run["label"]) == (task, label)]
             before, after = ([run[name] for run in chosen] for name in ("before", "after"))
             same = "" if any(run["changed"] for run in chosen) else ", no byte changed"
-            spread = f"{mean(after):.2f} ({min(after):.2f} to {max(after):.2f}){same}"
+            curve = chosen[0]["curve"]
+            range_ = f"{curve[len(curve) // 2][2]:.2f}" if single else f"{min(after):.2f} to {max(after):.2f}"
+            spread = f"{mean(after):.2f} ({range_}){same}"
             rows.append([*([f"`{task}`"] if several else []), label, f"{mean(before):.2f}", spread])
-        return table([*(["task"] if several else []), first, "before", "after (range)"], rows)
+        return table(
+            [*(["task"] if several else []), first, "before", "after (half way)" if single else "after (range)"], rows
+        )
 
     return made
 
@@ -90,8 +94,9 @@ def privileged(part: str, first: str) -> Callable[[], str]:
 TABLES: Mapping[str, Callable[[], str]] = {
     "discovery": discovery,
     "discovery-code": discovery_code,
-    "references": privileged("sdft", "teacher reads"),
-    "remarks": privileged("coach", "the person"),
+    "references": privileged("teacher reads", "sdft"),
+    "remarks": privileged("the person", "coach"),
+    "episodes": privileged("the person", "coach-game", "coach-tries"),
 }
 
 
