@@ -157,6 +157,9 @@ def train(cfg: Config, out: Path, shown: Shown, world: World) -> int:
     from sdpo_mlx.interrupt import Interrupt
     from sdpo_mlx.run_folder import RunFolder
 
+    from sdpo_mlx.trackers.choice import check
+
+    check(cfg.log.sinks)
     existed, begun = out.exists(), time.monotonic()
     with RunFolder.open(out) as folder, Interrupt(leave=_leave) as interrupt:
         try:

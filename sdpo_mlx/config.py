@@ -214,8 +214,11 @@ class JudgeConfig(Settings):
 
 
 class LogConfig(Settings):
-    """What is kept besides the event stream."""
+    """What is kept besides the event stream, and who else hears it."""
 
+    sinks: list[Literal["tensorboard", "wandb", "trackio", "mlflow"]] = Field(
+        [], description="trackers that hear every event as well; a failing one never stops a run"
+    )
     samples: NonNegativeInt = Field(8, description="rollout groups kept a step in rollouts/; 0: none")
     candidates: NonNegativeInt = Field(
         1, description="answers kept with the likeliest tokens of student and self-teacher, for 64 sampled; 0: none"

@@ -82,7 +82,7 @@ def carry_out(
         folder.write_card(model_card(card_facts(setup, folder, outcome), setup.cfg))
         return outcome
     finally:
-        run.log.close()
+        run.close()
 
 
 def card_facts(setup: Setup, folder: RunFolder, outcome: Outcome) -> CardFacts:

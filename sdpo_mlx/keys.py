@@ -84,6 +84,11 @@ def choices(key: str) -> tuple[str, ...]:
     return tuple(word for word in words if isinstance(word, str))
 
 
+def members(key: str) -> tuple[str, ...]:
+    """The words that a list may hold; empty where it may hold any text."""
+    return tuple(word for option in options(key) for word in option.get("items", {}).get("enum", ()))
+
+
 def takes(key: str, kind: str) -> bool:
     """Whether values of this JSON type (`string`, `number`, `integer`, `null`, ...) are allowed."""
     return any(option.get("type") == kind for option in options(key))
@@ -97,6 +102,8 @@ def wants(key: str) -> str:
 def _in_words(option: dict[str, Any]) -> str:
     if "enum" in option:
         return "one of " + ", ".join(map(str, option["enum"]))
+    if words := option.get("items", {}).get("enum"):
+        return "a list of " + ", ".join(words)
     if "const" in option:
         return str(option["const"])
     kinds = {

@@ -239,7 +239,9 @@ def _from_text(key: str, raw: str) -> Any:
     if raw in keys.choices(key) or (keys.takes(key, "string") and not keys.takes(key, "array")):
         return raw
     try:
-        return _number(key, raw) if NUMBER.fullmatch(raw) else yaml.safe_load(raw)
+        value = _number(key, raw) if NUMBER.fullmatch(raw) else yaml.safe_load(raw)
+        # A list of words needs no brackets.
+        return re.split(r"[\s,]+", value) if isinstance(value, str) and keys.takes(key, "array") else value
     except (yaml.YAMLError, ValueError, OverflowError, RecursionError):
         return raw
 

@@ -16,7 +16,7 @@ from sdpo_mlx.errors import SdpoError
 
 SLOW_GFLOPS = 20.0  # the reference BLAS reaches 4, any other 100 and more
 LITTLE_DISK = 2 << 30  # bytes; a fetched small model with its import takes about one GB
-EXTRAS = ("mkl", "torch", "datasets", "tensorboard", "wandb")
+EXTRAS = ("mkl", "torch", "datasets", "tensorboard", "wandb", "trackio", "mlflow")
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from sdpo_mlx.seeding import derive
 from sdpo_mlx.setup import Setup
 from sdpo_mlx.tasks.base import Task
 from sdpo_mlx.teacher_success import choose, teacher_success
+from sdpo_mlx.trackers.company import Trackers
 from sdpo_mlx.types import DistillSample, Problem, Rollout, RolloutGroup
 from sdpo_mlx.updates import Learned, Place, records
 from sdpo_mlx.watch import Watch
@@ -60,7 +61,7 @@ class Run:
         self, setup: Setup, folder: RunFolder, observe: Observer, interrupted: Callable[[], bool] = lambda: False
     ) -> None:
         self.setup, self.folder, self.observe, self.interrupted = setup, folder, observe, interrupted
-        self.log = EventLog(folder.events)
+        self.log, self.trackers = EventLog(folder.events), Trackers(setup.cfg, folder)
         self._seen: Mapping[Place, dict[str, Candidates]] = {}
         self._compared: Mapping[str, float] = {}
 
@@ -230,8 +231,17 @@ class Run:
         self.folder.save_adapter(self.policy.state()["student"], self.policy.adapter_config())
 
     def emit(self, event: Mapping[str, Any], groups: Sequence[RolloutGroup] = ()) -> None:
-        """Append to the event stream and show it."""
-        self.observe(self.log.emit(event), groups)
+        """Append to the event stream, show it, and tell the trackers; of one that fails there is a warning."""
+        written = self.log.emit(event)
+        self.observe(written, groups)
+        self._warn(written["step"], self.trackers.tell(written))
+
+    def close(self, step: int = 0) -> None:
+        """Close trackers and event stream; a second call does nothing."""
+        try:
+            self._warn(step, self.trackers.close())
+        finally:
+            self.log.close()
 
     def _facts(self, step: int, sampled: Sampled, generations: int, clock: Clock) -> StepFacts:
         now = time.perf_counter()

@@ -56,6 +56,11 @@ class RunFolder:
         return self.path / "forgetting.json"
 
     @property
+    def trackers(self) -> Path:
+        """What the trackers were told (`trackers/told.py`)."""
+        return self.path / "trackers.json"
+
+    @property
     def checkpoints(self) -> Path:
         """The root that `checkpoint.save` and `checkpoint.load` take."""
         return self.path / "checkpoints"

@@ -138,13 +138,15 @@ def _where(section: str, merged: Layer, ranks: Mapping[str, int]) -> str:
 
 def _wrong(key: str, entry: Entry) -> str:
     value = entry.value
+    members = keys.members(key)
+    value = next((each for each in value if each not in members), value) if members and isinstance(value, list) else value
     text = value.strip() if isinstance(value, str) else ""
     number = layers.NUMBER.fullmatch(text)
     if number and keys.takes(key, "number"):
         return f"{layers.shown(value)} is text in YAML, write {_as_yaml(text, *number.groups()[2:])}"
     if text.isdecimal() and keys.takes(key, "integer"):
         return f"{layers.shown(value)} is text in YAML, write {text} without quotes"
-    near = get_close_matches(text, keys.choices(key), 1, 0.6) if text else []
+    near = get_close_matches(text, keys.choices(key) or members, 1, 0.6) if text else []
     asked = f", did you mean {near[0]}?" if near else ""
     return f"{layers.shown(value)} is not allowed, wants {keys.wants(key)}{asked}"
 

@@ -79,7 +79,7 @@ def trained(
         except KeyboardInterrupt:
             return None
         finally:
-            run.log.close()
+            run.close()
 
 
 def start(folder: Path, cfg: Config, hook: Mapping[str, Any] | None = None) -> subprocess.Popen[str]:
