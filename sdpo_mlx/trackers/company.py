@@ -15,7 +15,7 @@ from sdpo_mlx.text import display
 from sdpo_mlx.trackers import choice
 from sdpo_mlx.trackers.base import MEASURED, Place, Tracker
 from sdpo_mlx.trackers.told import Told
-from sdpo_mlx.trackers.worker import Worker
+from sdpo_mlx.trackers.worker import Failed, Worker
 
 OPEN, LOG, CLOSE = 90.0, 30.0, 60.0  # seconds a tracker may take
 
@@ -81,12 +81,10 @@ class Trackers:
     def _tried(self, name: str, work: Callable[[], Any]) -> list[str]:
         try:
             work()
-        except KeyboardInterrupt:
-            raise
-        except BaseException as error:  # a SystemExit of theirs as well
+        except (Failed, StorageError) as error:
             self._open.pop(name, None)
-            reason = display(f"{type(error).__name__}: {error}", 300)
-            return [f"{name} is switched off, the run goes on without it: {' '.join(reason.split())}"]
+            reason = " ".join(display(str(error), 300).split())
+            return [f"{name} is switched off, the run goes on without it: {reason}"]
         return []
 
     def _save(self, closed: str | None = None) -> None:

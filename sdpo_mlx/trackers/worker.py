@@ -10,6 +10,10 @@ from contextlib import redirect_stdout
 from typing import Any
 
 
+class Failed(Exception):
+    """A tracker raised something, or gave no answer in time; the text says what."""
+
+
 class Worker:
     """Calls functions one after the other in one daemon thread; whoever asks waits for the answer."""
 
@@ -19,7 +23,7 @@ class Worker:
         threading.Thread(target=self._work, name=f"tracker {name}", daemon=True).start()
 
     def call(self, work: Callable[[], Any], seconds: float) -> Any:
-        """What `work` returns or raises; raises TimeoutError after `seconds`, and the thread is then given up.
+        """What `work` returns; raises Failed with what it raised, or after `seconds`: the thread is then given up.
 
         What it prints on stdout meanwhile is dropped: a result for a program may be due there.
         """
@@ -28,9 +32,9 @@ class Worker:
             try:
                 answer, error = self._answers.get(timeout=seconds)
             except queue.Empty:
-                raise TimeoutError(f"no answer within {seconds:g} seconds") from None
+                raise Failed(f"no answer within {seconds:g} seconds") from None
         if error is not None:
-            raise error
+            raise Failed(f"{type(error).__name__}: {error}") from error
         return answer
 
     def leave(self) -> None:
@@ -41,5 +45,5 @@ class Worker:
         while (work := self._asked.get()) is not None:
             try:
                 self._answers.put((work(), None))
-            except BaseException as error:  # a tracker that exits must not end the run either
+            except BaseException as error:  # one that exits must not end the run either
                 self._answers.put((None, error))
