@@ -156,7 +156,6 @@ def train(cfg: Config, out: Path, shown: Shown, world: World) -> int:
     """Open all parts, train, show; the exit code."""
     from sdpo_mlx.interrupt import Interrupt
     from sdpo_mlx.run_folder import RunFolder
-
     from sdpo_mlx.trackers.choice import check
 
     check(cfg.log.sinks)

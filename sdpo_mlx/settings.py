@@ -139,7 +139,9 @@ def _where(section: str, merged: Layer, ranks: Mapping[str, int]) -> str:
 def _wrong(key: str, entry: Entry) -> str:
     value = entry.value
     members = keys.members(key)
-    value = next((each for each in value if each not in members), value) if members and isinstance(value, list) else value
+    value = (
+        next((each for each in value if each not in members), value) if members and isinstance(value, list) else value
+    )
     text = value.strip() if isinstance(value, str) else ""
     number = layers.NUMBER.fullmatch(text)
     if number and keys.takes(key, "number"):

@@ -15,12 +15,12 @@ _NO_MEASURE = frozenset({"time", "step", "adapter_step"})
 
 @dataclass(frozen=True)
 class Place:
-    """Where a tracker's run belongs; `id` stays the same when the run is resumed, `fresh` says that it begins now."""
+    """Where a tracker's run belongs; `id` and `told`, the highest step it was told (-1: none), outlive a stop."""
 
     folder: Path
     id: str
     config: Mapping[str, Any]
-    fresh: bool
+    told: int = -1
 
     @property
     def name(self) -> str:

@@ -15,7 +15,7 @@ from sdpo_mlx.text import display
 from sdpo_mlx.trackers import choice
 from sdpo_mlx.trackers.base import MEASURED, Place, Tracker
 from sdpo_mlx.trackers.told import Told
-from sdpo_mlx.trackers.worker import Failed, Worker
+from sdpo_mlx.trackers.worker import TrackerError, Worker
 
 OPEN, LOG, CLOSE = 90.0, 30.0, 60.0  # seconds a tracker may take
 
@@ -59,11 +59,12 @@ class Trackers:
     def _start(self, event: Mapping[str, Any]) -> list[str]:
         names, self._waiting = self._waiting, []
         fresh = event["type"] == "run_started"
-        self._told = told = Told(self._folder.trackers, fresh=fresh)
-        place = Place(self._folder.path.resolve(), told.id, self._cfg.model_dump(mode="json"), fresh)
-        return [line for name in names for line in self._tried(name, partial(self._begin, name, place))]
+        self._told = Told(self._folder.trackers, fresh=fresh)
+        return [line for name in names for line in self._tried(name, partial(self._begin, name, self._told))]
 
-    def _begin(self, name: str, place: Place) -> None:
+    def _begin(self, name: str, told: Told) -> None:
+        config = self._cfg.model_dump(mode="json")
+        place = Place(self._folder.path.resolve(), told.id, config, told.highest(name))
         worker = Worker(name)
         self._open[name] = worker, worker.call(partial(choice.open_tracker, name, place), OPEN)
         for past in read_events(self._folder.events):
@@ -81,7 +82,7 @@ class Trackers:
     def _tried(self, name: str, work: Callable[[], Any]) -> list[str]:
         try:
             work()
-        except (Failed, StorageError) as error:
+        except (TrackerError, StorageError) as error:
             self._open.pop(name, None)
             reason = " ".join(display(str(error), 300).split())
             return [f"{name} is switched off, the run goes on without it: {reason}"]

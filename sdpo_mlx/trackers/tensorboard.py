@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import yaml
-from tensorboard.compat.proto.event_pb2 import Event
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.plugins.text.metadata import create_summary_metadata
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
@@ -16,12 +16,10 @@ from sdpo_mlx.trackers.base import Place, numbers
 
 
 def open_run(place: Place) -> TensorBoard:
-    """Go on in the run's folder; a run that begins anew takes the files of an earlier try away."""
-    folder = place.folder / "tensorboard"
-    if place.fresh:
-        for old in folder.glob("events.out.tfevents.*"):
-            old.unlink()
-    return TensorBoard(EventFileWriter(str(folder)), place)
+    """Go on in the run's folder with a file of its own; readers then forget what earlier ones say of later steps."""
+    writer = EventFileWriter(str(place.folder / "tensorboard"))
+    writer.add_event(Event(step=place.told + 1, session_log=SessionLog(status=SessionLog.START)))
+    return TensorBoard(writer, place)
 
 
 class TensorBoard:
@@ -29,7 +27,8 @@ class TensorBoard:
 
     def __init__(self, writer: Any, place: Place) -> None:
         self._writer = writer
-        self._say("config", f"```yaml\n{yaml.safe_dump(dict(place.config), sort_keys=False)}```", 0, None)
+        if place.told < 0:
+            self._say("config", f"```yaml\n{yaml.safe_dump(dict(place.config), sort_keys=False)}```", 0, None)
 
     def log(self, event: Mapping[str, Any]) -> None:
         """One record of all numbers, or a text."""

@@ -16,7 +16,7 @@ from typing import Any
 from sdpo_mlx.storage import write_text
 
 # Seconds that a tracker may hold a value, well above what its sender waits: wandb writes every 15, trackio twice a one.
-HELD: Mapping[str, float] = {"wandb": 30.0, "trackio": 5.0}
+HELD: Mapping[str, float] = {"wandb": 30.0, "trackio": 2.0}
 
 
 class Told:
@@ -34,6 +34,10 @@ class Told:
     def knows(self, name: str, event: Mapping[str, Any]) -> bool:
         """Whether a tracker was told this event, or a later one of its kind."""
         return int(event["step"]) <= self._now.get(name, {}).get(_kind(event), -1)
+
+    def highest(self, name: str) -> int:
+        """The highest step that a tracker was told, -1 where it knows nothing."""
+        return max(self._now.get(name, {}).values(), default=-1)
 
     def add(self, name: str, event: Mapping[str, Any]) -> None:
         """A tracker was told this event."""

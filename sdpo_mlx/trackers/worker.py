@@ -10,7 +10,7 @@ from contextlib import redirect_stdout
 from typing import Any
 
 
-class Failed(Exception):
+class TrackerError(Exception):
     """A tracker raised something, or gave no answer in time; the text says what."""
 
 
@@ -23,7 +23,7 @@ class Worker:
         threading.Thread(target=self._work, name=f"tracker {name}", daemon=True).start()
 
     def call(self, work: Callable[[], Any], seconds: float) -> Any:
-        """What `work` returns; raises Failed with what it raised, or after `seconds`: the thread is then given up.
+        """What `work` returns; raises TrackerError with what it raised, or after `seconds`: the thread is then given up.
 
         What it prints on stdout meanwhile is dropped: a result for a program may be due there.
         """
@@ -32,9 +32,9 @@ class Worker:
             try:
                 answer, error = self._answers.get(timeout=seconds)
             except queue.Empty:
-                raise Failed(f"no answer within {seconds:g} seconds") from None
+                raise TrackerError(f"no answer within {seconds:g} seconds") from None
         if error is not None:
-            raise Failed(f"{type(error).__name__}: {error}") from error
+            raise TrackerError(f"{type(error).__name__}: {error}") from error
         return answer
 
     def leave(self) -> None:
