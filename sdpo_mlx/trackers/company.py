@@ -39,7 +39,7 @@ class Trackers:
         failures: list[str] = []
         if self._waiting:
             failures += self._start(event)
-        self._finished = event["type"] == "run_finished"
+        self._finished |= event["type"] == "run_finished"
         for name in list(self._open):
             failures += self._tried(name, partial(self._pass_on, name, event))
         self._save()

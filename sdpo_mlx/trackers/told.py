@@ -33,7 +33,8 @@ class Told:
 
     def knows(self, name: str, event: Mapping[str, Any]) -> bool:
         """Whether a tracker was told this event, or a later one of its kind."""
-        return int(event["step"]) <= self._now.get(name, {}).get(_kind(event), -1)
+        highest = self._now.get(name, {}).get(_kind(event), -1)
+        return highest >= int(event["step"])
 
     def highest(self, name: str) -> int:
         """The highest step that a tracker was told, -1 where it knows nothing."""

@@ -23,7 +23,7 @@ class Worker:
         threading.Thread(target=self._work, name=f"tracker {name}", daemon=True).start()
 
     def call(self, work: Callable[[], Any], seconds: float) -> Any:
-        """What `work` returns; raises TrackerError with what it raised, or after `seconds`: the thread is then given up.
+        """What `work` returns; raises TrackerError with what it raised, or after `seconds`, the thread then given up.
 
         What it prints on stdout meanwhile is dropped: a result for a program may be due there.
         """
