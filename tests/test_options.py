@@ -98,6 +98,7 @@ ELSEWHERE = {
     "train.memory_gb": "it must change nothing but memory: tests/test_plan.py",
     "train.grad_checkpoint": "it must change nothing but memory: test_mlx_learning.py, agreement/test_gradients.py",
     "train.micro_batch_tokens": "it must change nothing but memory: tests/test_mlx_learning.py",
+    "log.sinks": "they must change nothing: tests/test_trackers.py",
     "sandbox.kind": "the embedded task executes nothing: below",
     "sandbox.seconds": "below",
     "sandbox.memory_mb": "below",

@@ -28,13 +28,13 @@ class Told:
         kept = {} if fresh else _read(path)
         self.id: str = kept.get("id") or uuid.uuid4().hex[:8]
         self._kept: dict[str, dict[str, int]] = kept.get("told", {})
-        self._now = {name: dict(steps) for name, steps in self._kept.items()}
+        self._now: dict[str, dict[str, int]] = {name: dict(steps) for name, steps in self._kept.items()}
         self._held: list[tuple[float, str, str, int]] = []
 
     def knows(self, name: str, event: Mapping[str, Any]) -> bool:
         """Whether a tracker was told this event, or a later one of its kind."""
         highest = self._now.get(name, {}).get(_kind(event), -1)
-        return highest >= int(event["step"])
+        return int(event["step"]) <= highest
 
     def highest(self, name: str) -> int:
         """The highest step that a tracker was told, -1 where it knows nothing."""
