@@ -2,127 +2,161 @@
 
 from __future__ import annotations
 
-import os
 import platform
-import shutil
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Iterator
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
-from sdpo_mlx import __version__
-from sdpo_mlx.errors import SdpoError
+from sdpo_mlx import __version__, chip, disk, extras, mac
+from sdpo_mlx.finding import Finding, looked, unchecked
+from sdpo_mlx.hardware import total_memory
 
-SLOW_GFLOPS = 20.0  # the reference BLAS reaches 4, any other 100 and more
-LITTLE_DISK = 2 << 30  # bytes; a fetched small model with its import takes about one GB
-EXTRAS = ("mkl", "torch", "datasets", "tensorboard", "wandb", "trackio", "mlflow")
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing looked at; without a `required` one the main job cannot run."""
-
-    name: str
-    ok: bool
-    found: str
-    fix: str = ""
-    required: bool = False
+SLOW_GFLOPS = 10.0  # the reference BLAS reaches 4; any other 100 and more, where nothing else runs
+MAC = "darwin"
+NO_MAC = "only a Mac has it"
+CARDS = (Path("/dev/nvidiactl"), Path("/dev/dxg"))  # where a driver of NVIDIA's is at work; the second one on WSL
 
 
 def examine() -> list[Finding]:
     """Everything, in the order a person would ask."""
-    looks = (_python, _backend, _speed, _sandbox, _disk, _cache, _models, _torch, _extras)
-    return [_safely(look) for look in looks]
+    looks = (
+        ("python", _python, True),
+        ("packages", extras.needed, True),
+        ("chip", chip.look, False),
+        ("memory", chip.memory, False),
+        ("backend", _backend, True),
+        ("blas", _blas, False),
+        ("metal", _metal, False),
+        ("wired_limit", _wired, False),
+        ("display", _display, False),
+        ("power", _power, False),
+        ("sandbox", _sandbox, False),
+        ("disk", disk.runs, True),
+        ("cache", disk.caches, False),
+        ("models", _models, False),
+        ("torch", _torch, False),
+        ("extras", extras.extras, False),
+    )
+    return [finding for name, look, required in looks for finding in looked(name, look, required)]
 
 
-def _safely(look: Callable[[], Finding]) -> Finding:
-    name = look.__name__.removeprefix("_")
+def _python() -> Iterator[Finding]:
+    facts = {"sdpo_mlx": __version__, "python": platform.python_version(), "system": platform.platform()}
+    found = f"sdpo-mlx {__version__}, Python {facts['python']}, {facts['system']}"
+    yield Finding("python", sys.version_info >= (3, 11), found, "install Python 3.11 or newer", True, facts=facts)
+
+
+def _backend() -> Iterator[Finding]:
     try:
-        return look()
-    except SdpoError as error:
-        return Finding(name, False, error.what, error.fix)
-    except Exception as error:  # a broken machine is what this is for
-        return Finding(name, False, f"{type(error).__name__}: {error}"[:300], "install sdpo-mlx again", name in NEEDED)
+        from sdpo_mlx.backends.mlx.speed import device_facts, device_line
+    except (ImportError, OSError) as error:
+        fix = "install sdpo-mlx again, with a Python for arm64 on macOS (Apple silicon) or on Linux"
+        yield Finding("backend", False, f"mlx cannot be imported: {error}"[:300], fix, required=True)
+        return
+    facts = {"mlx": extras.installed("mlx"), "device": str(device_facts().get("device_name") or "")}
+    yield Finding("backend", True, device_line(), required=True, facts=facts)
 
 
-NEEDED = frozenset({"python", "backend"})
-
-
-def _python() -> Finding:
-    found = f"sdpo-mlx {__version__}, Python {platform.python_version()}, {platform.platform()}"
-    return Finding("python", sys.version_info >= (3, 11), found, "install Python 3.11 or newer", required=True)
-
-
-def _backend() -> Finding:
-    try:
-        from sdpo_mlx.backends.mlx.speed import device_line
-
-        return Finding("backend", True, device_line(), required=True)
-    except ImportError as error:
-        fix = "install sdpo-mlx again on macOS (Apple silicon) or Linux"
-        return Finding("backend", False, f"mlx cannot be imported: {error}", fix, required=True)
-
-
-def _speed() -> Finding:
+def _blas() -> Iterator[Finding]:
+    from sdpo_mlx.backends.mlx import BLAS
+    from sdpo_mlx.backends.mlx.blas import blas_threads
     from sdpo_mlx.backends.mlx.speed import gigaflops
 
-    speed = gigaflops()
-    intel = platform.machine() in ("x86_64", "AMD64")
-    fix = "pip install 'sdpo-mlx[fast-cpu]'" if intel else "apt install libopenblas0-pthread"
-    return Finding("speed", speed >= SLOW_GFLOPS, f"{speed:.0f} GFLOP/s in float32, {os.cpu_count()} cores", fix)
+    speed, threads = gigaflops(), blas_threads(BLAS)
+    facts = {"blas": BLAS, "gflops": round(speed, 1), "threads": threads}
+    with_threads = f" on {threads} thread{'s' if threads > 1 else ''}" if threads else ""
+    found = f"{'Accelerate' if BLAS == 'system' else BLAS}: {speed:.0f} GFLOP/s in float32{with_threads}"
+    yield Finding("blas", speed >= SLOW_GFLOPS, found, blas_fix(BLAS, platform.machine()), facts=facts)
 
 
-def _sandbox() -> Finding:
+def blas_fix(blas: str, machine: str) -> str:
+    """How to multiply faster, by the library in use and the kind of processor."""
+    if blas != "reference":
+        return "other programs are using the processor, or OMP_NUM_THREADS is low: look, and run `sdpo doctor` again"
+    return "pip install 'sdpo-mlx[fast-cpu]'" if machine in ("x86_64", "AMD64") else "apt install libopenblas0-pthread"
+
+
+def _metal() -> Iterator[Finding]:
+    if sys.platform != MAC:
+        yield Finding(
+            "metal", True, "no: that is Apple's, this machine computes on its processor", facts={"metal": False}
+        )
+        return
+    from sdpo_mlx.backends.mlx.speed import device_facts, gigaflops, has_metal
+
+    found = mac.metal(has_metal(), device_facts())
+    if found.ok:
+        speed = gigaflops(gpu=True)
+        facts = {**found.facts, "gflops": round(speed, 1)}
+        found = Finding("metal", True, f"{found.found}, {speed:,.0f} GFLOP/s in float32", facts=facts)
+    yield found
+
+
+def _wired() -> Iterator[Finding]:
+    if sys.platform != MAC:
+        yield unchecked("wired_limit", NO_MAC)
+        return
+    from sdpo_mlx.backends.mlx.speed import device_facts
+
+    recommended = device_facts().get("max_recommended_working_set_size")
+    setting = mac.said("sysctl", "-n", "iogpu.wired_limit_mb")
+    yield mac.wired(setting, total_memory(), recommended if isinstance(recommended, int) else 0)
+
+
+def _display() -> Iterator[Finding]:
+    yield mac.display(mac.said("pmset", "-g")) if sys.platform == MAC else unchecked("display", NO_MAC)
+
+
+def _power() -> Iterator[Finding]:
+    if sys.platform == MAC:
+        yield mac.battery(mac.said("pmset", "-g", "batt"), mac.said("pmset", "-g"))
+    else:
+        yield unchecked("power", "asked of Macs alone")
+
+
+def _sandbox() -> Iterator[Finding]:
     from sdpo_mlx.config import SandboxConfig
+    from sdpo_mlx.errors import SandboxError
     from sdpo_mlx.sandbox.choice import open_sandbox
 
-    sandbox = open_sandbox(SandboxConfig())
-    holds = sandbox.self_test()
+    try:
+        sandbox = open_sandbox(SandboxConfig())
+    except SandboxError as error:
+        found = f"{error.what}; only tasks that run programs (code) need one"
+        yield Finding("sandbox", False, found, error.fix, facts={"kind": None, "holds": [], "fails": []})
+        return
+    checks = sandbox.self_test()
+    holds, fails = ([name for name, ok in checks.items() if ok is wanted] for wanted in (True, False))
     note = " (not yet run on a Mac by us: please tell us)" if sandbox.kind == "seatbelt" else ""
-    found = f"{sandbox.kind}{note}: {', '.join(k for k, ok in holds.items() if ok)}"
-    return Finding("sandbox", all(holds.values()), found)
+    found = f"{sandbox.kind}{note}: {', '.join(holds)}" + (f"; fails: {', '.join(fails)}" if fails else "")
+    fix = "set sandbox.kind to container, with podman or docker"
+    yield Finding("sandbox", not fails, found, fix, facts={"kind": sandbox.kind, "holds": holds, "fails": fails})
 
 
-def _disk() -> Finding:
-    free = shutil.disk_usage(Path.cwd()).free
-    return Finding("disk", free > LITTLE_DISK, f"{free / 2**30:.1f} GB free here", "free some space")
-
-
-def _cache() -> Finding:
-    from sdpo_mlx.storage import cache_home
-
-    home = cache_home()
-    nearest = next(folder for folder in (home, *home.parents) if folder.exists())
-    fix = "choose another folder with the environment variable SDPO_HOME"
-    return Finding("cache", os.access(nearest, os.W_OK), str(home), fix)
-
-
-def _models() -> Finding:
+def _models() -> Iterator[Finding]:
     from sdpo_mlx.models import local_models, resolve
 
-    here = ["tiny", *(folder.name for folder in local_models())]
     resolve("tiny")
-    return Finding("models", True, f"here: {', '.join(here)}")
+    here = ["tiny", *(folder.name for folder in local_models())]
+    found = f"in our cache: {', '.join(here)}; `sdpo models list` looks everywhere"
+    yield Finding("models", True, found, facts={"here": here})
 
 
-def _torch() -> Finding:
-    if find_spec("torch") is None or find_spec("peft") is None:
-        return Finding("torch", True, "not installed; needed for --backend torch alone: pip install 'sdpo-mlx[torch]'")
-    from sdpo_mlx.backends.torch.speed import device_line
+def _torch() -> Iterator[Finding]:
+    made, card = extras.installed("torch"), any(each.exists() for each in CARDS)
+    make = partial(Finding, "torch", facts={"version": made or None, "nvidia_driver": card})
+    install = "pip install 'sdpo-mlx[torch]'"
+    if not made or find_spec("peft") is None:
+        why = "an NVIDIA driver is here; to use the card" if card else "needed for --backend torch alone"
+        yield make(True, f"not installed; {why}: {install}")
+    elif card or sys.platform == MAC:
+        try:
+            from sdpo_mlx.backends.torch.speed import device_line
 
-    return Finding("torch", True, device_line())
-
-
-def _extras() -> Finding:
-    here = [name for name in EXTRAS if find_spec(name) is not None or _distribution(name)]
-    return Finding("extras", True, ", ".join(here) or "none installed, none needed")
-
-
-def _distribution(name: str) -> bool:
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return bool(version(name))
-    except PackageNotFoundError:
-        return False
+            yield make(True, device_line())
+        except Exception as error:  # whatever a library that does not fit its driver raises
+            yield make(False, f"torch {made} does not load: {type(error).__name__}: {error}"[:300], install)
+    else:
+        yield make(True, f"torch {made}, not loaded: no NVIDIA driver here, so it would run on the processor")

@@ -270,7 +270,7 @@ def test_doctor_looks_at_everything_and_survives_what_is_missing(monkeypatch: py
     code, out, _ = sdpo("doctor", "--json")
     found = json.loads(out)
     assert code == 0
-    assert {each["name"] for each in found["findings"]} >= {"python", "backend", "speed", "sandbox", "disk", "cache"}
+    assert {each["name"] for each in found["findings"]} >= {"python", "backend", "blas", "sandbox", "disk", "cache"}
     assert all(each["fix"] for each in found["findings"] if not each["ok"])
 
 

@@ -36,6 +36,16 @@ def load_blas() -> str:
     return "reference"
 
 
+def blas_threads(library: str) -> int | None:
+    """On how many threads a loaded BLAS multiplies, by its own word; None where it has none."""
+    asked = {"libmkl": "MKL_Get_Max_Threads", "libopenblas": "openblas_get_num_threads"}
+    name = next((name for start, name in asked.items() if library.startswith(start)), "")
+    try:
+        return int(getattr(ctypes.CDLL(None), name)()) if name else None
+    except (OSError, AttributeError):
+        return None
+
+
 def _candidates() -> Iterator[str]:
     yield from map(str, sorted(Path(sys.prefix, "lib").glob("libmkl_rt.so*")))
     yield from SYSTEM_LIBRARIES

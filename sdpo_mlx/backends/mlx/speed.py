@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.metadata import version
 
 import mlx.core as mx
@@ -17,6 +17,16 @@ def device_line() -> str:
     """The device that training would use, and the BLAS behind it."""
     device = str(mx.default_device().type).rpartition(".")[2]
     return f"mlx {version('mlx')} on {device}, BLAS {BLAS}"
+
+
+def has_metal() -> bool:
+    """Whether MLX finds a GPU of Apple's."""
+    return bool(mx.metal.is_available())
+
+
+def device_facts() -> Mapping[str, str | int]:
+    """What MLX tells of its device: name and architecture; on Metal also sizes of memory in bytes."""
+    return mx.device_info()
 
 
 def block_gigaflops(seconds: float = 0.7) -> float:
@@ -55,8 +65,12 @@ def _rate(work: Callable[[], mx.array], seconds: float) -> float:
     return rounds / spent
 
 
-def gigaflops(seconds: float = 0.3) -> float:
-    """Measured GFLOP/s of a float32 matrix product of 1,024 square."""
+def gigaflops(seconds: float = 0.3, gpu: bool = False) -> float:
+    """Measured GFLOP/s of a float32 matrix product of 1,024 square, the best of three stretches of `seconds` in all.
+
+    On the processor, through the BLAS; or on the GPU.
+    """
+    where = mx.gpu if gpu else mx.cpu
     a = mx.random.normal((SIDE, SIDE), key=mx.random.key(0))
     mx.eval(a)
-    return 2 * SIDE**3 * _rate(lambda: a @ a, seconds) / 1e9
+    return 2 * SIDE**3 * max(_rate(lambda: mx.matmul(a, a, stream=where), seconds / 3) for _ in range(3)) / 1e9
