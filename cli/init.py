@@ -1,43 +1,132 @@
-"""`sdpo init`: a starter folder with settings, rows and a task of one's own that works."""
+"""`sdpo init`: a starter folder with settings and rows that work, after three questions or none."""
 
 from __future__ import annotations
 
-from importlib import resources
+import sys
+from contextlib import suppress
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from sdpo_cli import render
 
-# As named there, and as they lie in the package: what is a program of the user's is no module of ours.
-FILES = {"my_task.py": "my_task.py.txt", "problems.jsonl": "problems.jsonl", "config.yaml": "config.yaml"}
+if TYPE_CHECKING:
+    from sdpo_mlx.starter import Answers
 
 
 def command(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Made where it is missing.")] = Path("my-task"),
+    *,
+    model: Annotated[str | None, typer.Option("--model", metavar="NAME", help="Answers the first question.")] = None,
+    task: Annotated[
+        str | None,
+        typer.Option("--task", metavar="KIND", help="The second: own, code, math, science, rubric or judge."),
+    ] = None,
+    feedback: Annotated[
+        bool | None, typer.Option("--feedback/--no-feedback", help="The third: can it be said what was wrong?")
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Ask nothing, take what would be proposed.")] = False,
 ) -> None:
-    """Write a starter folder: your own task, its rows, and the settings of a run.
+    """Write a starter folder: rows, the settings of a run, and a grader of your own. Asks what to write in a terminal.
 
-    Example: sdpo init my-task
+    Example: sdpo init my-task --yes
     """
-    from sdpo_mlx.errors import ConfigError, StorageError
+    from sdpo_mlx import starter
 
-    there = [name for name in FILES if (folder / name).exists()]
+    if model is not None:
+        model = starter.checked_model(model)
+    if task is not None:
+        starter.checked_task(task)
+    _refuse_to_write_over(folder)
+    asked = not yes and all(stream is not None and stream.isatty() for stream in (sys.stdin, sys.stderr))
+    answers = _asked(model, task, feedback) if asked else _proposed(model, task, feedback)
+    files = starter.files(answers)
+    steps = starter.next_steps(answers)
+    write(folder, files)
+    enter = [] if folder == Path() else [f"  cd {folder}"]
+    render.result([f"wrote {', '.join(files)} to {folder}", "next:", *enter, *(f"  {step}" for step in steps)])
+
+
+def _proposed(model: str | None, task: str | None, feedback: bool | None) -> Answers:
+    """What is answered already, and for the rest what would be proposed."""
+    from sdpo_mlx import starter
+
+    return starter.Answers(model or starter.suggestions()[0].name, task or "own", feedback is not False)
+
+
+def _asked(model: str | None, task: str | None, feedback: bool | None) -> Answers:
+    """The questions that no flag has answered, on stderr; Enter takes what stands in brackets."""
+    from sdpo_mlx import starter
+
+    model = model or _model()
+    if task is None:
+        render.say("What is your task?")
+        task = _one_of([(name, about) for name, about in starter.TASKS.items()], "task")
+    if feedback is None:
+        render.say("Can it be said of a failed answer what was wrong with it, or only that it is wrong?")
+        feedback = (
+            _one_of([("what", "what was wrong, too"), ("wrong", "right or wrong, no more")], "feedback") == "what"
+        )
+    return starter.Answers(model, task, feedback)
+
+
+def _model() -> str:
+    """A name of the list, or any that means a model; asked again until it does."""
+    from sdpo_mlx import starter
+    from sdpo_mlx.errors import ConfigError
+
+    listed = starter.suggestions()
+    render.say("Which model?")
+    while True:
+        said = _one_of([(each.name, each.about) for each in listed], "model", others=True)
+        try:
+            return starter.checked_model(said)
+        except ConfigError as error:
+            render.say(error.line())
+
+
+def _one_of(choices: list[tuple[str, str]], asked: str, others: bool = False) -> str:
+    """One of several by its number or its name, the first by Enter; with `others` any other word too."""
+    for line in render.table(("", "", ""), [(f"{n}.", *each) for n, each in enumerate(choices, 1)])[1:]:
+        render.say(f"  {line}")
+    names = [name for name, _ in choices]
+    while True:
+        said = str(typer.prompt(asked, default=names[0], err=True)).strip()
+        if said.isascii() and said.isdecimal() and 1 <= int(said) <= len(names):
+            return names[int(said) - 1]
+        if said in names or (others and said):
+            return said
+        render.say(f"write a number from 1 to {len(names)}, or a name of the list")
+
+
+def _refuse_to_write_over(folder: Path) -> None:
+    from sdpo_mlx import starter
+    from sdpo_mlx.errors import ConfigError
+
+    names = (starter.GRADER, starter.ROWS, starter.SETTINGS, starter.SCHEMA)
+    there = [name for name in names if (folder / name).exists()]
     if there:
         raise ConfigError(f"{folder / there[0]} is there already", where="FOLDER", fix="name another folder")
+
+
+def write(folder: Path, files: dict[str, bytes]) -> None:
+    """All files or, where one cannot be written or somebody interrupts, none. Raises StorageError."""
+    from sdpo_mlx.errors import StorageError
+    from sdpo_mlx.storage import write_bytes
+
+    made = [each for each in (folder, *folder.parents) if not each.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for name, kept in FILES.items():
-            text = resources.files("sdpo_mlx").joinpath("assets", "starter", kept).read_bytes()
-            (folder / name).write_bytes(text)
-    except OSError as error:
-        raise StorageError(
-            f"cannot write {folder}: {error.strerror}", fix="choose a folder you may write to"
-        ) from error
-    enter = [] if folder == Path() else [f"  cd {folder}"]
-    next_steps = [
-        "  sdpo tasks check ./my_task.py --data problems.jsonl",
-        "  sdpo train -c config.yaml",
-        "  sdpo train -c config.yaml --model qwen",
-    ]
-    render.result([f"wrote {', '.join(FILES)} to {folder}", "next:", *enter, *next_steps])
+        for name, content in files.items():
+            write_bytes(folder / name, content)
+    except BaseException as error:
+        for name in files:
+            with suppress(OSError):
+                (folder / name).unlink(missing_ok=True)
+        for each in made:
+            with suppress(OSError):
+                each.rmdir()
+        if isinstance(error, OSError) and not isinstance(error, StorageError):
+            fix = "choose a folder you may write to"
+            raise StorageError(f"cannot write {folder}: {error.strerror}", fix=fix) from error
+        raise

@@ -78,11 +78,12 @@ def check_task(task: Task) -> Report:
 
 
 def fake_answers(problem: Problem) -> list[str]:
-    """Answers nobody would accept, and the private values, some of which a good grader may accept."""
+    """Answers nobody would accept; private values and the row's reference, some of which a good grader may accept."""
     asked = problem.messages[-1]["content"]
     said = ["", "I do not know.", "42", "yes", "```python\nprint(1)\n```", "\\boxed{7}", "<answer>A</answer>", "{}"]
     private = sorted(set(_leaves(problem.private)), key=len)[:12]
-    return [*said, "\x00\ud800 \u202e[bold]{x} %s", asked[:2_000], "word " * 4_000, *private]
+    reference = [problem.reference] if problem.reference else []
+    return [*said, "\x00\ud800 \u202e[bold]{x} %s", asked[:2_000], "word " * 4_000, *private, *reference]
 
 
 def _known_answers(task: Task, problem: Problem) -> tuple[list[str], list[str]]:
