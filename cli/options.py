@@ -11,7 +11,10 @@ Model = Annotated[str | None, typer.Option("--model", metavar="NAME", help="Alia
 TaskName = Annotated[str | None, typer.Option("--task", metavar="NAME", help="`sdpo tasks list` shows them.")]
 Data = Annotated[str | None, typer.Option("--data", metavar="FILE", help="Problems of your own (JSONL).")]
 ConfigFile = Annotated[
-    Path | None, typer.Option("-c", "--config", metavar="FILE", help="Settings in YAML, or a shipped preset's name.")
+    Path | None,
+    typer.Option(
+        "-c", "--config", metavar="FILE", help="Settings in YAML, a run's folder, or a shipped preset's name."
+    ),
 ]
 Sets = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting; repeatable.")]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]

@@ -79,7 +79,9 @@ def preset(name: str) -> Layer:
 
 
 def config_file(path: Path) -> Layer:
-    """The layer of a file, or of the shipped preset of that name where no such file exists."""
+    """The layer of a file, of a run's folder, or of the shipped preset of that name where no such file exists."""
+    if (path / "config.yaml").is_file():
+        path = path / "config.yaml"
     if not path.is_file():
         name = path.as_posix()
         known = preset_names()
