@@ -33,9 +33,11 @@ def list_models(as_json: JsonFlag = False) -> None:
         (row["name"], _size(row), row["quantisation"] or "-", _trains(row), row["licence"] or "-", _about(row))
         for row in rows
     ]
-    lines = render.table(("name", "size", "weights", "trains here", "licence", ""), cells)
+    lines = render.table(("name", "size", "weights", "trains here", "licence", "where"), cells)
     document = {"models": rows, "cache": str(cache_home())}
-    _print(document, [*lines, f"cache: {document['cache']}"], as_json)
+    lines += ["", f"cache: {document['cache']}"]
+    lines += ["trains here: what a step of the default settings holds; `sdpo plan --model NAME` says more"]
+    _print(document, lines, as_json)
 
 
 @app.command("show")
@@ -58,13 +60,10 @@ def show(
         document["revision"] = models.hub_commit(found.target)
     keys = ("model_type", "hidden_size", "num_hidden_layers", "vocab_size", "max_position_embeddings", "torch_dtype")
     document |= {key: config[key] for key in keys if key in config}
+    repository = found.target.partition("@")[0]
     if found.source == "hub" and document["revision"]:
-        document["pinned"] = f"{found.target.partition('@')[0]}@{document['revision']}"
-    told = {**document, "size": _size(document), "trains": _trains(document)}
-    hidden = ("here", "trains_bytes", "fetch")
-    lines = [f"{key}: {value}" for key, value in told.items() if value not in ("", None) and key not in hidden]
-    lines += [f"weights: not here; get them with: {found.fetch}"] if found.fetch else []
-    _print(document, lines, as_json)
+        document["pinned"] = f"{repository}@{document['revision']}"
+    _print(document, _shown(document, repository), as_json)
 
 
 @app.command("import")
@@ -111,8 +110,24 @@ def fetch_model(
     _print(model.record(), lines, as_json)
 
 
+def _shown(document: dict[str, Any], repository: str) -> list[str]:
+    """One model for a person: what is known of it, then what to type."""
+    told = {**document, "size": _size(document), "trains": _trains(document)}
+    hidden = ("here", "trains_bytes", "size_estimate", "fetch", "max_position_embeddings")
+    lines = [f"{key}: {value}" for key, value in told.items() if value not in ("", "-", None) and key not in hidden]
+    if document["source"] == "hub" and not document["revision"]:
+        lines.append(f"pinned: {repository}, its commit unknown (the hub did not answer); a run keeps the one it loads")
+    if document["fetch"]:
+        lines.append(f"weights: not here; get them with: {document['fetch']}")
+    elif not document["trouble"]:
+        lines.append(f"next: sdpo plan --model {document['name']}")
+    return lines
+
+
 def _row(found: Item, training: Training) -> dict[str, Any]:
-    """One model for a program; a size of 0 is unknown."""
+    """One model for a program; a size of 0 is unknown, and then `size_estimate` is what its shape comes to."""
+    from sdpo_mlx.stock import expected_size
+
     return {
         "name": found.name,
         "target": found.target,
@@ -121,6 +136,7 @@ def _row(found: Item, training: Training) -> dict[str, Any]:
         "path": str(found.path) if found.path else "",
         "revision": found.revision,
         "size": found.size,
+        "size_estimate": None if found.size else expected_size(found),
         "quantisation": found.quantisation,
         "context": found.text_config.get("max_position_embeddings"),
         "licence": found.licence,
@@ -132,12 +148,14 @@ def _row(found: Item, training: Training) -> dict[str, Any]:
 
 
 def _size(row: dict[str, Any]) -> str:
-    return render.size(row["size"]) if row["size"] else "-"
+    if row["size"]:
+        return render.size(row["size"])
+    return f"~{render.size(row['size_estimate'])}" if row["size_estimate"] else "-"
 
 
 def _trains(row: dict[str, Any]) -> str:
     if row["trains_bytes"] is None:
-        return str(row["trains"])
+        return "no" if row["trouble"] else f"{row['trains']}{' until it is here' if row['fetch'] else ''}"
     held = render.size(row["trains_bytes"])
     return f"yes, about {held}" if row["trains"] == "yes" else f"no, needs {held}"
 

@@ -26,6 +26,8 @@ PROMPT = 512  # tokens of a task's prompt, where there is no task to measure
 FEEDBACK = 512  # tokens of a grader's words
 MOST_BLOCKS, MOST_WIDTH = 1_000, 10_000_000  # beyond these a configuration is no model's
 MOST_BESIDE = 1_000  # entries of the working folder that are looked at
+# Of those whose files don't say it: ours as the project, the other by its package.
+LICENCES: Mapping[str, str] = {models.EMBEDDED: "mit", "smollm2": "apache-2.0"}
 _REMAPPED = ("mistral", "iquestcoder", "xverse")  # types that mlx-lm reads as llama
 
 
@@ -88,7 +90,9 @@ def item(name: str) -> Item:
     if source == "hub":
         return _hub(name, target)
     if source == "fetched" and not (Path(target) / "config.json").is_file():
-        return Item(name, source, target, fetch=f"sdpo models fetch {name}")
+        config = models.shipped_configuration(name)
+        terms, fetch, kind = LICENCES.get(name, ""), f"sdpo models fetch {name}", _quantisation(config)
+        return Item(name, source, target, config=config, quantisation=kind, licence=terms, fetch=fetch)
     return _folder(name, source, target, Path(target))
 
 
@@ -111,6 +115,15 @@ def training(found: Item, machine: int | None = None) -> Training:
     except (ConfigError, ArithmeticError, AttributeError, TypeError):  # of a foreign configuration
         return Training("unknown")
     return Training("yes" if peak <= limit else "no", peak)
+
+
+def expected_size(found: Item) -> float | None:
+    """Bytes of the weights of a model that is not here, by its configuration; None where that is not known."""
+    try:
+        shape = Shape.of(found.config, found.name)
+    except (ConfigError, ArithmeticError, AttributeError, TypeError):  # as in `training`
+        return None
+    return shape.weight_bytes(4 if found.quantisation == "float32" else 2) if _sane(shape) else None
 
 
 def _sane(shape: Shape) -> bool:
@@ -174,7 +187,8 @@ def _folder(name: str, source: models.Source, target: str, path: Path, revision:
         config, trouble = {}, error.what
     fetch = f"sdpo models fetch {name}" if source == "hub" and not files else ""
     size = sum(file.stat().st_size for file in files if file.exists())
-    told = {"licence": licence.of_folder(path), "revision": revision, "trouble": trouble, "fetch": fetch}
+    terms = LICENCES.get(name) or licence.of_folder(path)
+    told = {"licence": terms, "revision": revision, "trouble": trouble, "fetch": fetch}
     return Item(name, source, target, path, size, config, _quantisation(config), **told)
 
 

@@ -260,4 +260,5 @@ def test_config_show_prints_yaml_with_origins_that_can_be_used_again(tmp_path: P
     expected = resolve(None, arguments[-1:], {"model.name": "qwen", "task.name": "code"})
     assert resolve(_file(tmp_path, text)).config == expected.config
     document = json.loads(CliRunner().invoke(app, [*arguments, "--json"]).stdout)
+    assert document.pop("changed")
     assert document == {"config": expected.config.model_dump(mode="json"), "origins": expected.origins}

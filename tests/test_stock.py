@@ -320,7 +320,7 @@ def test_list_tells_a_person_what_a_program_is_told(home: Path) -> None:
     on_hub(home, "owner/model")
     rows = {row["name"]: row for row in json.loads(sdpo("models", "list", "--json")[1])["models"]}
     lines = sdpo("models", "list")[1].splitlines()
-    assert {line.split()[0].rstrip(":") for line in lines} == {"name", *rows, "cache"}
+    assert {line.split()[0].rstrip(":") for line in lines if line} == {"name", *rows, "cache", "trains"}
     row, line = rows["owner/model"], next(line for line in lines if line.startswith("owner/model"))
     assert (row["here"], row["trains"] in line) == (True, True)
     assert "apache-2.0" in line
