@@ -39,7 +39,11 @@ def command(
         starter.checked_task(task)
     _refuse_to_write_over(folder)
     asked = not yes and all(stream is not None and stream.isatty() for stream in (sys.stdin, sys.stderr))
-    answers = _asked(model, task, feedback) if asked else _proposed(model, task, feedback)
+    try:
+        answers = _asked(model, task, feedback) if asked else _proposed(model, task, feedback)
+    except typer.Abort:
+        render.say("")  # what the terminal echoed of Ctrl-C has a line of its own
+        raise
     files = starter.files(answers)
     steps = starter.next_steps(answers)
     write(folder, files)
@@ -63,10 +67,7 @@ def _asked(model: str | None, task: str | None, feedback: bool | None) -> Answer
         render.say("What is your task?")
         task = _one_of([(name, about) for name, about in starter.TASKS.items()], "task")
     if feedback is None:
-        render.say("Can it be said of a failed answer what was wrong with it, or only that it is wrong?")
-        feedback = (
-            _one_of([("what", "what was wrong, too"), ("wrong", "right or wrong, no more")], "feedback") == "what"
-        )
+        feedback = typer.confirm("Can it be said of a failed answer what was wrong with it?", default=True, err=True)
     return starter.Answers(model, task, feedback)
 
 
@@ -76,7 +77,7 @@ def _model() -> str:
     from sdpo_mlx.errors import ConfigError
 
     listed = starter.suggestions()
-    render.say("Which model?")
+    render.say("Which model? A number, or any name, folder or hub repository.")
     while True:
         said = _one_of([(each.name, each.about) for each in listed], "model", others=True)
         try:

@@ -80,9 +80,7 @@ def blas_fix(blas: str, machine: str) -> str:
 
 def _metal() -> Iterator[Finding]:
     if sys.platform != MAC:
-        yield Finding(
-            "metal", True, "no: that is Apple's, this machine computes on its processor", facts={"metal": False}
-        )
+        yield Finding("metal", True, "no: that is Apple's; `backend` says what computes here", facts={"metal": False})
         return
     from sdpo_mlx.backends.mlx.speed import device_facts, gigaflops, has_metal
 

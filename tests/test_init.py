@@ -257,7 +257,12 @@ def scripted(monkeypatch: pytest.MonkeyPatch, *lines: str) -> list[str]:
         asked.append(text)
         return next(typed) or default
 
+    def confirm(text: str, default: bool, **_: Any) -> bool:
+        asked.append("feedback")
+        return {"": default, "y": True, "n": False}[next(typed)]
+
     monkeypatch.setattr(typer, "prompt", prompt)
+    monkeypatch.setattr(typer, "confirm", confirm)
     return asked
 
 
@@ -265,9 +270,9 @@ def scripted(monkeypatch: pytest.MonkeyPatch, *lines: str) -> list[str]:
     ("typed", "answers"),
     [
         (("", "", ""), ("tiny", "own", True)),
-        (("1", "2", "2"), ("tiny", "code", False)),
-        (("nonsense", "qwen:8b", "judge", "what"), ("qwen:8b", "judge", True)),
-        (("owner/model", "9", "rubric", "maybe", "wrong"), ("owner/model", "rubric", False)),
+        (("1", "2", "n"), ("tiny", "code", False)),
+        (("nonsense", "qwen:8b", "judge", "y"), ("qwen:8b", "judge", True)),
+        (("owner/model", "9", "rubric", "n"), ("owner/model", "rubric", False)),
     ],
 )
 def test_questions_take_numbers_names_and_enter(
@@ -306,7 +311,7 @@ def at_a_terminal(folder: Path, typed: bytes, *words: str) -> tuple[int, str]:
 
 
 def test_a_terminal_is_asked_and_its_answers_are_written(nowhere: Path) -> None:
-    code, shown = at_a_terminal(nowhere / "mine", b"\n5\n2\n")
+    code, shown = at_a_terminal(nowhere / "mine", b"\n5\nn\n")
     assert code == 0, shown
     assert "What is your task?" in shown
     config = resolve(nowhere / "mine" / "config.yaml").config
