@@ -105,7 +105,7 @@ def base_name(model: ResolvedModel) -> str:
 
 
 def next_commands(setup: Setup, out: Path) -> list[str]:
-    """Three things to do with a finished run."""
+    """What to do with a finished run: see why it learned, talk to it, use it elsewhere."""
     problems = setup.task.problems("held_out") or setup.task.problems("train")
     prompt = problems[0].messages[-1]["content"].strip()
     fits = len(prompt) <= LONGEST_PROMPT and prompt.isprintable()
@@ -114,11 +114,12 @@ def next_commands(setup: Setup, out: Path) -> list[str]:
         shlex.quote(base_name(setup.model)),
         shlex.quote(prompt if fits else "..."),
     )
-    real = "sdpo train --model qwen --task code"
+    first_steps = setup.cfg.model.name == "tiny" and setup.cfg.task.name.startswith("tiny")
     return [
-        f"sdpo eval {run}",
+        f"sdpo report {run}",
+        f"sdpo chat {run} --compare",
         f"mlx_lm.generate --model {base} --adapter-path {run} --prompt {asked}",
-        real if setup.cfg.model.name == "tiny" else f"sdpo rollout --run {run}",
+        *(["sdpo train --model qwen --task code"] if first_steps else []),
     ]
 
 
