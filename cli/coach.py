@@ -92,8 +92,8 @@ def coached(target: str, cfg: Config, place: Path, wish: Wish, *, plain: bool) -
     if hasattr(sys.stdin, "reconfigure"):
         sys.stdin.reconfigure(errors="replace")
     with RunFolder.open(place) as folder:
-        with render.status(f"opening {cfg.model.name}", plain):
-            setup = open_target(target, cfg)
+        with render.status(f"opening {cfg.model.name}", plain) as doing:
+            setup = open_target(target, cfg, doing=doing)
         render.say(setup.model.line())
         render.warn(setup.warnings())
         itself = place.resolve() == Path(target).resolve()

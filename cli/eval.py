@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from sdpo_mlx.config import Config
     from sdpo_mlx.evaluate import Evaluation, Exam
     from sdpo_mlx.setup import Setup
+    from sdpo_mlx.work import Doing
 
 GREEDY = {"eval.temperature": 0.0, "eval.samples": 1}
 NoCache = Annotated[bool, typer.Option("--no-cache", help="Sample anew; neither use kept answers nor keep them.")]
@@ -126,51 +127,38 @@ def score(sitter: Sitter, interrupted: Callable[[], bool]) -> Scored:
     from sdpo_mlx.exams import answer_store, answers_depend_on, exam_of
 
     begun = time.monotonic()
-    with render.status(f"opening {sitter.cfg.model.name}", sitter.plain):
-        setup = _opened(sitter)
+    with render.status(f"opening {sitter.cfg.model.name}", sitter.plain) as doing:
+        setup = _opened(sitter, doing)
     render.say(setup.model.line())
     render.warn(setup.warnings())
     exam = exam_of(setup)
     depends_on = answers_depend_on(setup, exam, sitter.home)
     store = None if sitter.no_cache else answer_store(depends_on, sitter.home)
-    pace = _Pace(time.monotonic())
-    with render.status(f"sampling {exam.samples} answers a problem", sitter.plain) as tell:
-        found = evaluate(
-            setup.policy,
-            setup.task,
-            setup.chat,
-            exam,
-            interrupted,
-            store,
-            lambda done, total, fresh: tell(pace.word(done, total, fresh)),
-        )
+    begun_with: list[int] = []
+    with render.status(f"sampling {exam.samples} answers a problem", sitter.plain) as doing:
+        told = doing("answers")
+
+        def tell(done: int, total: int) -> None:
+            begun_with.append(done)
+            told(done, total)
+
+        found = evaluate(setup.policy, setup.task, setup.chat, exam, interrupted, store, tell)
     content = as_document(sitter.name, setup, exam, found, time.monotonic() - begun)
     if store is None:
         return Scored(found, {**content, "kept": None})
-    there = exam.samples * len(exam.problems) - pace.fresh
+    there = begun_with[0]
     if there:
         render.say(f"{there} answers were there already ({store.path}).")
     return Scored(found, {**content, "kept": {"path": str(store.path), "answers": there}})
 
 
-def _opened(sitter: Sitter) -> Setup:
+def _opened(sitter: Sitter, doing: Doing) -> Setup:
     from sdpo_mlx.setup import assemble
     from sdpo_mlx.targets import open_target
 
-    return assemble(sitter.cfg) if sitter.bare else open_target(sitter.target, sitter.cfg, sitter.adapter)
-
-
-@dataclass
-class _Pace:
-    """How far sampling has come; only what is sampled now tells how long the rest takes."""
-
-    begun: float
-    fresh: int = 0
-
-    def word(self, done: int, total: int, fresh: int) -> str:
-        self.fresh += fresh
-        left = (time.monotonic() - self.begun) / self.fresh * (total - done)
-        return f"{done} of {total} answers, left {render.duration(left)}"
+    if sitter.bare:
+        return assemble(sitter.cfg, doing=doing)
+    return open_target(sitter.target, sitter.cfg, sitter.adapter, doing)
 
 
 def as_document(name: str, setup: Setup, exam: Exam, found: Evaluation, seconds: float) -> dict[str, Any]:

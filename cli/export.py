@@ -33,18 +33,20 @@ def command(
     # `.` has no name of its own
     named = target if target.name not in ("", "..") else target.resolve()
     place = out or named.with_name(f"{named.name}-{to}")
-    if to == "mlx":
-        if model is None:
-            raise ConfigError("the base of the adapter is not named", where="--model", fix="add --model NAME")
-        made = exports.export_mlx(target, model, place)
-    elif to == "fused":
-        made = exports.export_fused(target, place, quantised=quantised)
-    elif to == "gguf":
-        made = exports.export_gguf(target, place, kind)
-    elif to == "gguf-lora":
-        made = exports.export_gguf_lora(target, place)
-    else:
-        made = exports.export_peft(target, place)
+    if to == "mlx" and model is None:
+        raise ConfigError("the base of the adapter is not named", where="--model", fix="add --model NAME")
+    with render.status("", as_json) as doing:
+        doing(f"exporting {target}")
+        if to == "mlx":
+            made = exports.export_mlx(target, str(model), place)
+        elif to == "fused":
+            made = exports.export_fused(target, place, quantised=quantised, doing=doing)
+        elif to == "gguf":
+            made = exports.export_gguf(target, place, kind, doing)
+        elif to == "gguf-lora":
+            made = exports.export_gguf_lora(target, place)
+        else:
+            made = exports.export_peft(target, place)
     render.warn(made.warnings)
     if as_json:
         said = {"next": dict(made.next_steps), "warnings": list(made.warnings)}

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from sdpo_cli.progress import Progress
-from sdpo_cli.render import duration, is_live, number, percent, rate, say, span
+from sdpo_cli.render import duration, is_live, now_and_then, number, percent, rate, say, span
 
 from sdpo_mlx.run import Observer
 from sdpo_mlx.types import RolloutGroup
@@ -23,6 +23,7 @@ def watching(progress: Progress, plain: bool) -> Iterator[Observer]:
             yield observe
         return
     say(progress.header.line())
+    progress.work.heard = now_and_then()
 
     def observe_plainly(event: Mapping[str, Any], groups: Sequence[RolloutGroup]) -> None:
         progress.observe(event, groups)

@@ -1,104 +1,187 @@
-"""The live view of a run on a terminal, drawn on stderr by rich; foreign text goes in as `Text`, never markup."""
+"""The live view of a run on a terminal, drawn on stderr by rich; foreign text goes in as `Text`, never markup.
+
+A line never wraps and the picture is never higher than the terminal: what there is no room for is left out, the sample
+first, then the figures that matter least.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import PurePath
 from typing import Any
 
-from rich.console import Console, Group, RenderableType
-from rich.live import Live
+from rich.console import Console, ConsoleOptions, Group, RenderResult
 from rich.panel import Panel
-from rich.progress_bar import ProgressBar
-from rich.table import Table
 from rich.text import Text
 from sdpo_cli.live import context_words
 from sdpo_cli.progress import Progress
 from sdpo_cli.render import duration, number, percent, rate, size, span, sparkline
+from sdpo_cli.sample_view import MOST_LINES, sample_lines, steady
+from sdpo_cli.waiting import drawing
 
 from sdpo_mlx.run import Observer
-from sdpo_mlx.text import display
 from sdpo_mlx.types import RolloutGroup
 
-SAMPLE_LINES, SAMPLE_CHARACTERS = 6, 400
+FRAME = 2  # lines above and below
+FRAMED = 6  # a terminal lower than that shows no frame
+LABELLED = 36  # columns from which on the figures stand in a column of their own
+BAR = 30
+# What stays when there is no room for all, the most needed first.
+NEEDED = ("step", "now", "success", "held-out", "loss", "warning", "context", "tokens/s", "memory")
+
+Row = tuple[str, Text]
 
 
 @contextmanager
 def live_view(progress: Progress) -> Iterator[Observer]:
-    """Draw until the block ends; the last picture stays."""
+    """Draw until the block ends; the last picture stays, without what was being done."""
 
     def observe(event: Mapping[str, Any], groups: Sequence[RolloutGroup]) -> None:
         progress.observe(event, groups)
 
-    with Live(get_renderable=lambda: picture(progress), console=Console(stderr=True), refresh_per_second=4):
-        yield observe
+    with drawing(Picture(progress)):
+        try:
+            yield observe
+        finally:
+            progress.work.doing("")
 
 
-def picture(progress: Progress) -> RenderableType:
-    """Everything about the run at this moment."""
+class Picture:
+    """Everything about the run at this moment that the terminal has room for."""
+
+    def __init__(self, progress: Progress) -> None:
+        self.progress = progress
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        width, height = options.max_width, options.size.height - 1  # the last line is the cursor's
+        if height < FRAMED or width < 12:
+            yield from self._bare(width, height)
+            return
+        inner = width - 4
+        lines = self._lines(console, inner, height - FRAME)
+        yield Panel(
+            Group(*lines),
+            title=_fitting(_titles(self.progress), width - 8),
+            subtitle=_fitting(_places(self.progress), width - 8),
+            title_align="left",
+            width=width,
+        )
+
+    def _bare(self, width: int, height: int) -> Iterator[Text]:
+        rows = [_fitting(_titles(self.progress), width)]
+        rows += [_line(row, width, 0) for row in self._kept(width, max(1, height - 1))]
+        yield from rows[: max(1, height)] if height > 1 else rows[1:2]
+
+    def _lines(self, console: Console, width: int, height: int) -> list[Text]:
+        label = max(map(len, NEEDED)) if width >= LABELLED else 0
+        kept = self._kept(width - (label + 2 if label else 0), height)
+        figures = [_line(row, width, label) for row in kept if row[0] != "warning"]
+        warnings = [_line(row, width, label) for row in kept if row[0] == "warning"]
+        room = height - len(figures) - len(warnings)
+        sample = self.progress.sample
+        shown = sample_lines(console, sample, width, min(MOST_LINES, room - 1)) if sample is not None else []
+        return [*figures, *([Text(""), *shown] if shown else []), *warnings]
+
+    def _kept(self, width: int, height: int) -> list[Row]:
+        rows = [row for row in _rows(self.progress, width) if row[1].plain]
+        wanted = sorted(range(len(rows)), key=lambda at: (NEEDED.index(rows[at][0]), -at))
+        return [rows[at] for at in sorted(wanted[: max(1, height)])]
+
+
+def _titles(progress: Progress) -> list[str]:
     header = progress.header
-    rows = Table.grid(padding=(0, 2), expand=True)
-    rows.add_column(style="dim", no_wrap=True)
-    rows.add_column(ratio=1)
-    for name, shown in [("step", _steps(progress)), *_figures(progress)]:
-        rows.add_row(name, shown)
-    parts: list[RenderableType] = [rows, *_sample(progress)]
-    parts += [Text(f"warning: {display(warning)}", style="yellow") for warning in progress.warnings]
-    title = f"sdpo  {header.model} on {header.task}  {header.objective}, teacher {header.teacher}  {header.device}"
-    return Panel(Group(*parts), title=Text(display(title)), subtitle=Text(display(header.out)), title_align="left")
-
-
-def _steps(progress: Progress) -> RenderableType:
-    left = progress.seconds_left()
-    bar = Table.grid(padding=(0, 1))
-    count = Text(f"{progress.step}/{progress.header.steps}")
-    remaining = Text("" if left is None else f"{duration(left)} left")
-    bar.add_row(count, ProgressBar(total=max(1, progress.header.steps), completed=progress.step, width=30), remaining)
-    return bar
-
-
-def _figures(progress: Progress) -> list[tuple[str, RenderableType]]:
-    latest = progress.latest
-    generation, learning = progress.speed("generated", "generate"), progress.speed("learned", "teacher", "learn")
-    loss = f"{number(latest.get('loss'))}   divergence {number(latest.get('divergence/mean'))}"
-    success = Text(f"{percent(latest.get('success/rate'))}  ")
-    success.append(sparkline(progress.success), style="green")
+    short = PurePath(header.model).name or header.model
     return [
-        ("success", success),
-        ("held-out", Text(_scores(progress))),
-        ("loss", Text(loss)),
-        ("context", Text(display(context_words(progress)))),
-        ("tokens/s", Text(f"generation {rate(generation)}   learning {rate(learning)}")),
-        ("memory", Text(f"peak {size(latest.get('memory/peak') or 0)}")),
+        f"sdpo  {header.model} on {header.task}  {header.objective}, teacher {header.teacher}  {header.device}",
+        f"sdpo  {header.model} on {header.task}  {header.objective}, teacher {header.teacher}",
+        f"sdpo  {header.model} on {header.task}",
+        f"sdpo  {short} on {header.task}",
+        f"sdpo  {short}",
     ]
 
 
-def _scores(progress: Progress) -> str:
-    found = []
-    if progress.before is not None:
-        found.append(f"before {percent(progress.before.get('score'))}")
-    if progress.evals:
-        last = progress.evals[-1]
-        found.append(f"step {last['step']}: {percent(last.get('score'))}{span(last.get('low'), last.get('high'))}")
-    if progress.best is not None:
-        found.append(f"best {percent(progress.best.get('score'))} at step {progress.best['step']}")
-    return "   ".join(found) or "-"
+def _places(progress: Progress) -> list[str]:
+    out = progress.header.out
+    return [out, f"…/{PurePath(out).name}"]
 
 
-def _sample(progress: Progress) -> list[RenderableType]:
-    """One answer with its verdict, cut to a few lines."""
-    if progress.sample is None:
-        return []
-    told = [("problem", progress.sample.problem), ("answer", progress.sample.answer)]
-    told.append((progress.sample.kind, progress.sample.feedback))
-    rows = Table.grid(padding=(0, 2))
-    rows.add_column(style="dim", no_wrap=True)
-    rows.add_column()
-    for name, text in told:
-        rows.add_row(Text(display(name)), Text(_short(text)))
-    return [Text(""), rows]
+def _rows(progress: Progress, width: int) -> list[Row]:
+    latest = progress.latest
+    generation, learning = progress.speed("generated", "generate"), progress.speed("learned", "teacher", "learn")
+    loss, moved = number(latest.get("loss")), number(latest.get("divergence/mean"))
+    held = f"peak {size(latest['memory/peak'])}" if latest.get("memory/peak") else "-"
+    of: Callable[..., Text] = lambda *texts: _fitting(texts, width)
+    return [
+        ("step", _steps(progress, width)),
+        ("now", _now(progress, width)),
+        ("success", _success(progress, width)),
+        ("held-out", of(*_scores(progress))),
+        ("loss", of(f"{loss}   divergence {moved}", loss)),
+        ("context", of(context_words(progress), percent(progress.with_context()))),
+        ("tokens/s", of(f"generation {rate(generation)}   learning {rate(learning)}", f"{rate(generation)}")),
+        ("memory", of(held)),
+        *(("warning", of(warning)) for warning in progress.warnings),
+    ]
 
 
-def _short(text: str) -> str:
-    lines = display(text.strip(), SAMPLE_CHARACTERS).split("\n")
-    return "\n".join([*lines[:SAMPLE_LINES], *(["…"] if len(lines) > SAMPLE_LINES else [])])
+def _steps(progress: Progress, width: int) -> Text:
+    """`3/15 ━━━━━━╺━━━━ 0:42 left`, without the bar where it would be too short to read."""
+    done, steps, left = progress.step, max(1, progress.header.steps), progress.seconds_left()
+    count, rest = f"{done}/{progress.header.steps}", f"{duration(left)} left" if left else ""
+    room = min(BAR, width - len(count) - len(rest) - 2)
+    if room < 5:
+        return _fitting([f"{count}  {rest}", f"{count} {rest.removesuffix(' left')}", count], width)
+    full = min(room, room * done // steps)
+    return Text.assemble(f"{count} ", ("━" * full, "green"), ("─" * (room - full), "dim"), f" {rest}")
+
+
+def _now(progress: Progress, width: int) -> Text:
+    pace = progress.work.pace
+    if pace is None:
+        return Text("")
+    if progress.stopping():
+        return _fitting(["stopping: saves after this piece of work; again leaves at once", "stopping"], width)
+    return _fitting([f"{pace.what}  {pace.words()}", f"{pace.what} {pace.count()}", pace.what], width)
+
+
+def _success(progress: Progress, width: int) -> Text:
+    share = percent(progress.latest.get("success/rate"))
+    bars = sparkline(progress.success, max(0, min(40, width - len(share) - 2))) if width > len(share) + 2 else ""
+    return Text.assemble(f"{share}  ", (bars, "green"))
+
+
+def _scores(progress: Progress) -> list[str]:
+    before, best = progress.before, progress.best
+    first = f"before {percent(before.get('score'))}" if before is not None else ""
+    if best is None:
+        return [first or "-"]
+    last = progress.evals[-1]
+    now = f"step {last['step']}: {percent(last.get('score'))}"
+    top = f"best {percent(best.get('score'))}"
+    interval = span(last.get("low"), last.get("high"))
+    told = [
+        (first, now + interval, f"{top} at step {best['step']}"),
+        (first, now, f"{top} at step {best['step']}"),
+        (first, f"{top} at step {best['step']}"),
+        (first, top),
+        (top,),
+    ]
+    return ["   ".join(part for part in parts if part) for parts in told]
+
+
+def _line(row: Row, width: int, label: int) -> Text:
+    """A figure with its name before it, in a column of `label` where there is one."""
+    name, shown = row
+    words = (f"{name:<{label}}  " if label else f"{name} ", "yellow" if name == "warning" else "dim")
+    line = Text.assemble(words, shown, no_wrap=True, overflow="ellipsis")
+    line.truncate(width, overflow="ellipsis")
+    return line
+
+
+def _fitting(texts: Sequence[str], width: int) -> Text:
+    """The first of the texts that fits; else the last one cut."""
+    steadied = [Text(" ".join(steady(text).split("\n")), no_wrap=True, overflow="ellipsis") for text in texts]
+    found = next((text for text in steadied if text.cell_len <= width), steadied[-1])
+    found.truncate(max(1, width), overflow="ellipsis")
+    return found

@@ -83,8 +83,12 @@ def import_model(
 
     if dtype not in ("auto", "float32", "float16", "bfloat16"):
         raise ConfigError(f"unknown dtype {dtype!r}", fix="use one of: auto, float32, float16, bfloat16")
-    folder = import_gguf(file, out or cache_home() / "models" / file.stem, dtype=dtype)  # type: ignore[arg-type]
-    _print(resolve(str(folder)).record(), [str(folder), f"next: sdpo train --model {folder}"], as_json)
+    with render.status("", as_json) as doing:
+        place = out or cache_home() / "models" / file.stem
+        folder = import_gguf(file, place, dtype=dtype, doing=doing)  # type: ignore[arg-type]
+        doing(f"checking {folder.name}")
+        model = resolve(str(folder))
+    _print(model.record(), [str(folder), f"next: sdpo train --model {folder}"], as_json)
 
 
 @app.command("fetch")
@@ -102,10 +106,13 @@ def fetch_model(
 
     if name in PARCELS:
         render.say(f"fetching {PARCELS[name].about}")
-        fetch(name, again=again)
     elif meaning(name)[0] == "hub":
         render.say(f"fetching {meaning(name)[1]} from the hub; what is here already is not fetched again")
-    model = resolve(name)
+    with render.status("", as_json) as doing:
+        if name in PARCELS:
+            fetch(name, again=again, doing=doing)
+        doing(f"checking {name}")
+        model = resolve(name, doing)
     lines = [model.line(), str(model.path), f"next: sdpo train --model {name} --task code"]
     _print(model.record(), lines, as_json)
 

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from sdpo_cli.pace import Work
+
 from sdpo_mlx.setup import Setup
 from sdpo_mlx.types import RolloutGroup
 
@@ -72,6 +74,8 @@ class Progress:
     warnings: list[str] = field(default_factory=list)
     sample: Sample | None = None
     before: Mapping[str, Any] | None = None
+    stopping: Callable[[], bool] = lambda: False
+    work: Work = field(default_factory=Work)
     rollouts: int = 0
     _marks: list[tuple[int, float]] = field(default_factory=list)
 
@@ -90,6 +94,8 @@ class Progress:
             self.warnings = [*self.warnings, str(event.get("message", ""))][-WARNINGS_KEPT:]
         if kind in ("step", "run_started", "resumed"):
             self._marks.append((self.step, self.clock()))
+        elif kind == "run_finished":
+            self.work.doing("")
 
     @property
     def best(self) -> Mapping[str, Any] | None:

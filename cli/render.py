@@ -1,4 +1,4 @@
-"""Everything that a person reads: results on stdout, messages on stderr; with `live_view.py` the room of rich.
+"""Everything that a person reads: results on stdout, messages on stderr; `waiting.py` and `live_view.py` draw.
 
 Text of models, datasets and graders passes `untrusted` on its way out, and never is markup.
 """
@@ -12,11 +12,17 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sdpo_mlx.text import Screen, display
 
+if TYPE_CHECKING:
+    from sdpo_cli.pace import Pace
+
+    from sdpo_mlx.work import Doing
+
 QUIET_SECONDS = 10.0  # between two lines of progress
+NOT_DRAWN_ON = ("", "dumb", "unknown")  # values of TERM
 SPARKS = "▁▂▃▄▅▆▇█"
 
 
@@ -121,34 +127,51 @@ def sparkline(shares: Sequence[float], width: int = 40) -> str:
 
 def is_live(plain: bool) -> bool:
     """Whether stderr is a terminal that may be drawn on."""
-    wanted = not plain and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
-    return wanted and sys.stderr.isatty() and (sys.stderr.encoding or "").lower().startswith("utf")
+    wanted = not plain and "NO_COLOR" not in os.environ and os.environ.get("TERM", "") not in NOT_DRAWN_ON
+    return wanted and sys.stderr.isatty()
+
+
+def speaks_unicode() -> bool:
+    """Whether the locale says that the terminal shows more than ASCII.
+
+    Where nobody says anything (`C`, over ssh for one) Python itself sets LC_CTYPE; that tells nothing of a terminal.
+    """
+    general = os.environ.get("LANG", "")
+    own = os.environ.get("LC_CTYPE", "")
+    made_up = own == "C.UTF-8" and general in ("", "C", "POSIX")
+    named = os.environ.get("LC_ALL") or ("" if made_up else own) or general
+    return "utf" in named.lower() and (sys.stderr.encoding or "").lower().startswith("utf")
 
 
 @contextmanager
-def status(doing: str, plain: bool) -> Iterator[Callable[[str], None]]:
-    """A spinner while something takes its time; a line now and then where nothing can be drawn.
+def status(what: str, plain: bool) -> Iterator[Doing]:
+    """Show that something takes its time, how far it has come and how long the rest takes.
 
-    Gives what tells how far it has come.
+    A blank `what` is not said by itself. Gives what begins the next piece of work by its name, which in turn gives what tells how far it has come. On a
+    terminal one line that goes at the end; elsewhere a line now and then.
     """
+    from sdpo_cli.pace import Work
+
     if not is_live(plain):
-        say(doing)
-        yield _now_and_then()
+        if what:
+            say(what)
+        yield Work(now_and_then()).doing
         return
-    from rich.console import Console
-    from rich.text import Text
+    from sdpo_cli.waiting import Waiting, drawing
 
-    with Console(stderr=True).status(Text(display(doing))) as shown:
-        yield lambda word: shown.update(Text(display(f"{doing}: {word}")))
+    work = Work()
+    work.doing(what)
+    with drawing(Waiting(work), transient=True):
+        yield work.doing
 
 
-def _now_and_then() -> Callable[[str], None]:
-    """Says a word unless another was said just before."""
+def now_and_then() -> Callable[[Pace], None]:
+    """Says how far a piece of work has come, unless something was said just before."""
     said = [time.monotonic()]
 
-    def tell(word: str) -> None:
+    def heard(pace: Pace) -> None:
         if time.monotonic() - said[0] >= QUIET_SECONDS:
-            say(word)
+            say(f"{pace.what}: {pace.words()}")
             said[0] = time.monotonic()
 
-    return tell
+    return heard

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from sdpo_mlx.setup import Setup
     from sdpo_mlx.solve import Budget, Method, Search
     from sdpo_mlx.types import Problem
+    from sdpo_mlx.work import Doing
 
 NOT_FOUND = 1  # exit code where nothing succeeded, as for whatever was asked for and not reached
 DEFAULT_ATTEMPTS = 64
@@ -67,12 +68,11 @@ def command(  # noqa: PLR0913 - typer reads the options off the signature
     _agree(every_problem, problem=problem, keep=keep, out=out, method=method, minutes=minutes)
 
     def searched(setup: Setup, interrupted: Callable[[], bool]) -> tuple[dict[str, Any], list[str]]:
-        from sdpo_mlx.solve import Budget
-
-        budget = Budget(attempts, minutes and 60 * minutes)
+        budget = _budget(attempts, minutes)
         if every_problem:
             return _measured(setup, method, seeds, budget, out, interrupted)
-        return _solved(setup, problem, method or "sdpo", budget, keep, interrupted)
+        with render.status("", plain or as_json) as doing:
+            return _solved(setup, problem, method or "sdpo", budget, keep, interrupted, doing)
 
     content, lines = _opened(config, sets or [], flags, plain or as_json, searched)
     if as_json:
@@ -81,6 +81,12 @@ def command(  # noqa: PLR0913 - typer reads the options off the signature
         render.result(lines)
     if not content.get("found", True):
         raise typer.Exit(NOT_FOUND)
+
+
+def _budget(attempts: int, minutes: float | None) -> Budget:
+    from sdpo_mlx.solve import Budget
+
+    return Budget(attempts, minutes and 60 * minutes)
 
 
 def _opened(
@@ -94,8 +100,8 @@ def _opened(
     cfg = resolve(config, sets, flags).config
     with Interrupt() as interrupt:
         try:
-            with render.status(f"opening {cfg.model.name}", plain):
-                setup = assemble(cfg)
+            with render.status(f"opening {cfg.model.name}", plain) as doing:
+                setup = assemble(cfg, doing=doing)
             render.say(setup.model.line())
             render.warn(setup.warnings())
             return searched(setup, interrupt.requested)
@@ -137,7 +143,13 @@ def _agree(every_problem: bool, **given: Any) -> None:
 
 
 def _solved(
-    setup: Setup, name: str | None, method: str, budget: Budget, keep: Path | None, interrupted: Callable[[], bool]
+    setup: Setup,
+    name: str | None,
+    method: str,
+    budget: Budget,
+    keep: Path | None,
+    interrupted: Callable[[], bool],
+    doing: Doing,
 ) -> tuple[dict[str, Any], list[str]]:
     """Search with each method in turn, every one from the untouched model."""
     from sdpo_cli.tasks import find_problem
@@ -154,7 +166,8 @@ def _solved(
     for each in methods_of(method):
         setup.policy.load_state(untouched)
         view = _View(each, budget.attempts)
-        searches[each] = solve(setup, problem, each, budget, view.show, interrupted)
+        told = doing(f"{each}, attempts")
+        searches[each] = solve(setup, problem, each, budget, view.show, interrupted, told)
         kept[each] = view.rows
     content = as_document(setup, problem, searches, kept)
     lines = as_lines(content)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sdpo_cli import render
+from sdpo_cli.pace import Pace
 
 if TYPE_CHECKING:
     from sdpo_mlx.discovery import Record
@@ -39,7 +40,8 @@ def measured(
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise StorageError(f"cannot make the folder: {error.strerror}", where=str(folder)) from error
-    records = measure(setup, plan, folder / SEARCHES, _Progress(len(problems) * len(methods) * seeds).show, interrupted)
+    progress = _Progress(len(problems) * len(methods) * seeds)
+    records = measure(setup, plan, folder / SEARCHES, progress.show, interrupted)
     content = as_document(setup, records, budget)
     try:
         (folder / RESULT).write_text(json.dumps(plain(content), indent=1) + "\n", encoding="utf-8")
@@ -52,15 +54,18 @@ def measured(
 
 
 class _Progress:
-    """One line a search."""
+    """One line a search: how many are done, and how long the rest takes."""
 
     def __init__(self, searches: int) -> None:
         self.searches, self.done = searches, 0
+        self.pace = Pace("searches")
+        self.pace.tell(0, searches)
 
     def show(self, record: Record) -> None:
         self.done += 1
         end = f"solved by attempt {record.solved}" if record.solved else f"not in {record.attempts} attempts"
-        render.say(f"{self.done}/{self.searches}  {record.method}  {record.problem}  seed {record.seed}: {end}")
+        self.pace.tell(self.done, self.searches)
+        render.say(f"{self.pace.words()}  {record.method}  {record.problem}  seed {record.seed}: {end}")
 
 
 def as_document(setup: Setup, records: Sequence[Record], budget: Budget) -> dict[str, Any]:

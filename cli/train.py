@@ -186,8 +186,8 @@ def _opened(cfg: Config, plain: bool, world: World) -> Setup:
 
     name = cfg.model.name
     became = f" -> {ALIASES[name]}" if name in ALIASES else ""
-    with render.status(f"opening {name}{became}", plain):
-        setup = assemble(cfg, world)
+    with render.status(f"opening {name}{became}", plain) as doing:
+        setup = assemble(cfg, world, doing=doing)
     render.say(setup.model.line())
     if planned := setup.plan_line():
         render.say(planned)
@@ -200,8 +200,9 @@ def _trained(setup: Setup, folder: Any, interrupted: Any, plain: bool) -> Outcom
 
     from sdpo_mlx.course import carry_out
 
-    with watching(Progress(Header.of(setup, folder.path)), plain) as observe:
-        return carry_out(setup, folder, observe, interrupted, ["sdpo", *sys.argv[1:]])
+    progress = Progress(Header.of(setup, folder.path), stopping=interrupted)
+    with watching(progress, plain) as observe:
+        return carry_out(setup, folder, observe, interrupted, ["sdpo", *sys.argv[1:]], progress.work.doing)
 
 
 def _interrupted(folder: Any, code: int) -> int:

@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from sdpo_cli import options
+from sdpo_cli import options, render
 
 if TYPE_CHECKING:
     from sdpo_cli.progress import Sample
 
 PAUSE = 0.5  # seconds between two looks at the file
+LAST = {"step": "the last step", "eval": "the last score", "run_started": "its start", "resumed": "it went on"}
+HOW_ON = {"stopped": "; the command that began it goes on", "finished": "; `sdpo report` shows all of it"}
 
 
 def command(
@@ -30,7 +32,7 @@ def command(
     from sdpo_cli.progress import Progress
 
     from sdpo_mlx.interrupt import Interrupt
-    from sdpo_mlx.run_state import Follower, is_running, runs_in
+    from sdpo_mlx.run_state import Follower, is_running, runs_in, state_of
 
     steps = runs_in(run)[0].steps  # one line where there is no run
     follower, progress = Follower(run / "events.jsonl"), Progress(_header(run, steps))
@@ -41,12 +43,16 @@ def command(
                 # a coached folder has as many steps as lessons so far
                 progress.header = replace(progress.header, steps=max(progress.header.steps, event["step"]))
                 observe(event, ())
+                progress.work.doing(f"since {LAST.get(event['type'], event['type'])}")
                 if event["type"] == "step":
                     progress.sample = _sample(run, event["step"]) or progress.sample
             if once or not alive:
-                return
+                break
             time.sleep(PAUSE)
-    raise typer.Exit(interrupt.exit_code)
+    if interrupt.requested():
+        raise typer.Exit(interrupt.exit_code)
+    found = state_of(run)
+    render.say(f"{found.state} at step {found.step} of {found.steps}{HOW_ON.get(found.state, '')}")
 
 
 def _header(run: Path, steps: int) -> Any:

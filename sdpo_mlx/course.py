@@ -23,7 +23,9 @@ from sdpo_mlx.run_folder import RunFolder
 from sdpo_mlx.seeding import derive
 from sdpo_mlx.setup import Setup, versions
 from sdpo_mlx.trainer import train
+from sdpo_mlx.work import Doing, unwatched
 
+ORDINARY = "ordinary prompts, to measure forgetting"
 LONGEST_PROMPT = 200  # characters of a problem that still make a readable example command
 
 
@@ -62,12 +64,13 @@ def carry_out(
     observe: Observer,
     interrupted: Callable[[], bool] = lambda: False,
     command: list[str] | None = None,
+    doing: Doing = unwatched,
 ) -> Outcome:
     """Train in `folder` until the end, from wherever it stands, and leave a complete run folder.
 
     Raises KeyboardInterrupt with the state saved, and what `Run.resume` and `trainer.train` raise.
     """
-    run = Run(setup, folder, observe, interrupted)
+    run = Run(setup, folder, observe, interrupted, doing)
     try:
         state = run.resume()
         # Not before: a refused change of settings must leave the old run's files alone.
@@ -153,7 +156,7 @@ def _base(run: Run, state: TrainState) -> Reference | None:
     identity["thinking"] = run.cfg.model.thinking
     kept = load_reference(run.folder.forgetting, identity)
     if kept is None and state.step == 0:
-        kept = reference(run.policy, run.chat, run.interrupted)
+        kept = reference(run.policy, run.chat, run.interrupted, run.doing(ORDINARY))
         save_reference(run.folder.forgetting, kept, identity)
     if kept is not None and not any(_measured(run, adapter="none", adapter_step=0)):
         _measure(run, Forgetting(0.0, 0.0, kept.text, kept.text), step=0, adapter="none", adapter_step=0)
@@ -164,6 +167,7 @@ def _forgot(run: Run, state: TrainState, base: Reference | None) -> Forgetting:
     """What the best adapter, which the student holds now, has forgotten: from the stream, or measured."""
     for event in _measured(run, adapter="best", adapter_step=state.best_step):
         return Forgetting.of(event)
+    run.doing(ORDINARY)
     found = forgetting(run.policy, run.chat, base)
     return _measure(run, found, step=state.step, adapter="best", adapter_step=state.best_step)
 

@@ -11,13 +11,13 @@ from sdpo_mlx.answers import Answer, AnswerStore, problem_key, problem_sha256
 from sdpo_mlx.backends.base import CONCURRENCY, Policy, SamplingParams
 from sdpo_mlx.chat import Chat
 from sdpo_mlx.config import EvalConfig, RolloutConfig
-from sdpo_mlx.sampling import rollout_seeds, sample
+from sdpo_mlx.sampling import Counted, rollout_seeds, sample
 from sdpo_mlx.seeding import derive
-from sdpo_mlx.tasks.base import Task
+from sdpo_mlx.tasks.base import Task, turns_of
 from sdpo_mlx.types import Problem
+from sdpo_mlx.work import Tell, untold
 
 FILLED = 2  # times what is written at once: how much is sampled between two writes of a store
-Told = Callable[[int, int, int], None]  # answers there are, answers of the exam, answers sampled just now
 Place = tuple[int, int]  # which problem of the exam, which answer of it
 
 
@@ -119,22 +119,23 @@ def evaluate(
     exam: Exam,
     interrupted: Callable[[], bool] = lambda: False,
     store: AnswerStore | None = None,
-    told: Told | None = None,
+    tell: Tell = untold,
 ) -> Evaluation:
     """Sample and grade every problem of the exam; equal weights and seeds give equal answers.
 
     A prompt that does not fit and an answer that could not be graded count as failures. What `store` holds is not
-    sampled again; with it or with `told`, problems are taken some at a time, each part kept before the next.
+    sampled again; with it, problems are taken some at a time, each part kept before the next. Tells how many answers
+    there are: first what the store held, then each as it comes, then each part that was kept.
     """
     sitting = _Sitting(policy, task, chat, exam, store)
     missing, total = sitting.missing(), len(exam.problems) * exam.samples
-    part_size = total if store is None and told is None else max(1, FILLED * exam.sampling.concurrency)
+    part_size = total if store is None else max(1, FILLED * exam.sampling.concurrency)
     done = total - len(missing)
+    tell(done, total)
     for part in _parts(missing, part_size):
-        sitting.sample(part, interrupted)
+        sitting.sample(part, interrupted, lambda n, done=done: tell(done + n, total))  # type: ignore[misc]
         done += len(part)
-        if told is not None:
-            told(done, total, len(part))
+        tell(done, total)
     return Evaluation("held_out", exam.samples, sitting.scores(), exam.seed)
 
 
@@ -156,14 +157,21 @@ class _Sitting:
             self.answers |= {place: answer for place, answer in found.items() if answer is not None}
         return [place for place in places if place not in self.answers]
 
-    def sample(self, part: Sequence[Place], interrupted: Callable[[], bool]) -> None:
+    def sample(self, part: Sequence[Place], interrupted: Callable[[], bool], heard: Callable[[int], None]) -> None:
         """Answer some places, and keep what came of them."""
+        single = turns_of(self.task) == 1
+
+        def tell(done: int, open_: int) -> None:
+            # Of several turns only those that are not asked any more are done.
+            heard(len(part) - open_ + (done if single else 0))
+
         asked: dict[int, list[int]] = {}
         for at, n in part:
             asked.setdefault(at, []).append(n)
         problems = [self.exam.problems[at] for at in asked]
         rows = [[self.seeds[at][n] for n in row] for at, row in asked.items()]
-        sampled = sample(self.policy, self.task, self.chat, problems, self.exam.sampling, rows, interrupted)
+        writer = Counted(self.policy, lambda: tell)
+        sampled = sample(writer, self.task, self.chat, problems, self.exam.sampling, rows, interrupted)
         groups = {group.problem.id: group for group in sampled.groups}
         fresh: dict[Place, Answer] = {}
         for at, row in asked.items():

@@ -24,6 +24,7 @@ from sdpo_mlx.storage import trouble, write_bytes, write_text
 from sdpo_mlx.targets import run_config
 from sdpo_mlx.tasks.registry import open_task
 from sdpo_mlx.types import IntArray
+from sdpo_mlx.work import Doing, counted, unwatched
 
 MOST_LOST = 0.05  # share of what the adapter changed that a fused model may lose before it is worth a warning
 PROMPTS = 4
@@ -70,30 +71,28 @@ def export_mlx(adapter: Path, base: str, out: Path) -> Exported:
     return Exported(out, next_steps.for_mlx(str(model.path), out), {"arrays": len(arrays)})
 
 
-def export_fused(run: Path, out: Path, *, quantised: bool = False) -> Exported:
+def export_fused(run: Path, out: Path, *, quantised: bool = False, doing: Doing = unwatched) -> Exported:
     """The base with the run's adapter added in; says how much of the adapter was kept."""
     from sdpo_mlx.backends.mlx.fusing import fuse
 
     cfg = run_config(run)
     RunFolder(run).load_adapter()
-    base = models.resolve(cfg.model.name)
+    base = models.resolve(cfg.model.name, doing)
     with _made(out):
-        found = fuse(base.path, run, out, _prompts(cfg, base), quantised=quantised)
+        found = fuse(base.path, run, out, _prompts(cfg, base), quantised=quantised, doing=doing)
     lost = found["lost"] / found["adapter"] if found["adapter"] > 0 else 0.0
     words = (f"fusing lost {lost:.0%} of what the adapter changed; keep the adapter apart",) if lost > MOST_LOST else ()
     steps = next_steps.for_fused(run, out, quantised=quantised)
     return Exported(out, steps, {**found, "lost_share": lost}, words)
 
 
-def export_gguf(run: Path, out: Path, kind: Kind = "F16") -> Exported:
+def export_gguf(run: Path, out: Path, kind: Kind = "F16", doing: Doing = unwatched) -> Exported:
     """The fused model as one GGUF file with a Modelfile beside it; measured before the rounding to `kind`."""
-    from sdpo_mlx.backends.mlx.fusing import float_weights
-
     with _made(out):
         file = out / f"{run.resolve().name}-{kind}.gguf"
         with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as work:
-            fused = export_fused(run, Path(work, "fused"))
-            write_gguf(fused.folder, float_weights(fused.folder), file, kind)
+            fused = export_fused(run, Path(work, "fused"), doing=doing)
+            write_gguf(fused.folder, _weights(fused.folder, doing), file, kind)
             chat = load_chat(fused.folder, thinking=run_config(run).model.thinking)
             write_text(out / "Modelfile", modelfile(chat, fused.folder, file.name))
     return Exported(out, next_steps.for_gguf(run, file), {**fused.figures, "gguf": kind}, fused.warnings)
@@ -110,6 +109,14 @@ def export_gguf_lora(run: Path, out: Path) -> Exported:
         write_text(out / "Modelfile", f"# put the base's own GGUF, or its name in Ollama, here\nFROM ./BASE.gguf\n"
                                       f"ADAPTER ./{file.name}\n")  # fmt: skip
     return Exported(out, next_steps.for_gguf_lora(run, file), {"tensors": len(arrays)})
+
+
+def _weights(folder: Path, doing: Doing) -> Iterator[tuple[str, Any]]:
+    """The weights one after the other; when the last one is taken, the file itself is written."""
+    from sdpo_mlx.backends.mlx.fusing import count_weights, float_weights
+
+    yield from counted(float_weights(folder), doing("converting tensors"), count_weights(folder))
+    doing("writing the file")
 
 
 def _quantised(base: Path) -> bool:

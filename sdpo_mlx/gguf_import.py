@@ -25,6 +25,7 @@ from sdpo_mlx.gguf_config import architecture, model_config, token_ids
 from sdpo_mlx.gguf_tokenizer import write_tokenizer
 from sdpo_mlx.storage import trouble
 from sdpo_mlx.weights import Dtype, Stored, write_weights
+from sdpo_mlx.work import Doing, unwatched
 
 Values = npt.NDArray[np.float32]
 
@@ -65,7 +66,7 @@ class Packed:
     data: npt.NDArray[Any]
 
 
-def import_gguf(path: Path, out: Path, *, dtype: Literal["auto"] | Dtype = "auto") -> Path:
+def import_gguf(path: Path, out: Path, *, dtype: Literal["auto"] | Dtype = "auto", doing: Doing = unwatched) -> Path:
     """Unpack a GGUF into the new folder `out` and return it.
 
     `auto` keeps F32, F16 and BF16 as they are; quantised weights become float32, which is exact, up to a
@@ -80,7 +81,7 @@ def import_gguf(path: Path, out: Path, *, dtype: Literal["auto"] | Dtype = "auto
     except OSError as error:
         raise trouble(error, out.parent) from error
     try:
-        _unpack(path, work, dtype)
+        _unpack(path, work, dtype, doing)
         work.chmod(0o755)
         work.replace(out)
     except OSError as error:
@@ -90,7 +91,8 @@ def import_gguf(path: Path, out: Path, *, dtype: Literal["auto"] | Dtype = "auto
     return out
 
 
-def _unpack(path: Path, folder: Path, dtype: Literal["auto"] | Dtype) -> None:
+def _unpack(path: Path, folder: Path, dtype: Literal["auto"] | Dtype, doing: Doing) -> None:
+    doing(f"reading {path.name}")
     metadata, tensors = read_gguf(path)
     arch = _at(path, architecture, metadata)
     freqs = tensors.pop("rope_freqs.weight", None)
@@ -100,10 +102,11 @@ def _unpack(path: Path, folder: Path, dtype: Literal["auto"] | Dtype) -> None:
     _at(path, _check_names, [tensor.name for tensor in stored], config)
     chosen = _choose(tensors, arch) if dtype == "auto" else dtype
     _at(path, write_tokenizer, metadata, folder)
-    _at(path, write_weights, folder, stored, chosen)
+    _at(path, partial(write_weights, tell=doing(f"unpacking {path.name}, in MB")), folder, stored, chosen)
     ids = token_ids(metadata)
     _write_json(folder / "config.json", config | ids | {"torch_dtype": chosen})
     _write_json(folder / "generation_config.json", ids)
+    doing(f"checking {path.name}")
     kinds = sorted({tensor.kind for tensor in tensors.values()})
     with path.open("rb") as file:
         source = hashlib.file_digest(file, "sha256").hexdigest()

@@ -20,6 +20,7 @@ from sdpo_mlx.errors import ConfigError
 from sdpo_mlx.gguf_header import read_header
 from sdpo_mlx.storage import cache_home
 from sdpo_mlx.weights import weight_files, weights_sha256
+from sdpo_mlx.work import Doing, unwatched
 
 Source = Literal["embedded", "folder", "fetched", "hub", "lmstudio", "ollama", "gguf"]
 
@@ -91,7 +92,7 @@ def fetched_folder(alias: str) -> Path:
     return cache_home() / "models" / alias
 
 
-def resolve(name: str) -> ResolvedModel:
+def resolve(name: str, doing: Doing = unwatched) -> ResolvedModel:
     """Find a model, downloading from the hub where the name says so, and check that its files are safe.
 
     Aliases win over folders of the same name (`./qwen` means the folder). Raises ConfigError.
@@ -100,12 +101,12 @@ def resolve(name: str) -> ResolvedModel:
     if source == "fetched":
         return _fetched(name)
     if source == "hub":
-        return _from_hub(name, target)
+        return _from_hub(name, target, doing)
     file = gguf_of(name)
     if file is None:
         found = lmstudio.find(name).path if source == "lmstudio" else Path(target)
         return opened(name, name if source == "embedded" else str(found), found, source)
-    folder, sha256 = gguf_cache.imported(file, ollama.find(name).digest if source == "ollama" else "")
+    folder, sha256 = gguf_cache.imported(file, ollama.find(name).digest if source == "ollama" else "", doing)
     return ResolvedModel(name, str(file), folder, source, sha256, weights_sha256(folder))
 
 
@@ -234,13 +235,18 @@ def opened(name: str, target: str, folder: Path, source: Source, revision: str =
     return ResolvedModel(name, target, folder, source, revision, weights_sha256(folder))
 
 
-def _from_hub(name: str, target: str) -> ResolvedModel:
+def _from_hub(name: str, target: str, doing: Doing) -> ResolvedModel:
     """Download (or find in the hub's own cache) a repository's safe files; the commit is the folder's name."""
     from huggingface_hub import snapshot_download
 
+    from sdpo_mlx.hub_bar import telling
+
     repository, _, wanted = target.partition("@")
     try:
-        folder = Path(snapshot_download(repository, revision=wanted or "main", allow_patterns=list(ALLOWED)))
+        bar = telling(doing(f"getting {target}, in MB"))
+        folder = Path(
+            snapshot_download(repository, revision=wanted or "main", allow_patterns=list(ALLOWED), tqdm_class=bar)
+        )
     except Exception as error:  # the client lets its transport's own errors through as well
         raise ConfigError(f"cannot get {target!r}: {_hub_cause(error)}", where=name, fix=_HUB_FIX) from error
     return opened(name, target, folder, "hub", folder.name)

@@ -16,7 +16,7 @@ from sdpo_mlx.distill import Batch
 from sdpo_mlx.evaluate import Evaluation, Exam, evaluate, held_out, sampling_params
 from sdpo_mlx.metrics import EventLog, StepFacts, step_metrics
 from sdpo_mlx.run_folder import RunFolder
-from sdpo_mlx.sampling import Sampled, rollout_seeds
+from sdpo_mlx.sampling import Counted, Sampled, rollout_seeds
 from sdpo_mlx.schedule import learning_rate
 from sdpo_mlx.seeding import derive
 from sdpo_mlx.setup import Setup
@@ -26,6 +26,7 @@ from sdpo_mlx.trackers.company import Trackers
 from sdpo_mlx.types import DistillSample, Problem, Rollout, RolloutGroup
 from sdpo_mlx.updates import Learned, Place, records
 from sdpo_mlx.watch import Watch
+from sdpo_mlx.work import Doing, unwatched
 
 Observer = Callable[[Mapping[str, Any], Sequence[RolloutGroup]], None]
 
@@ -58,9 +59,15 @@ class Run:
     """The parts of a run and its folder; holds nothing that a checkpoint would have to."""
 
     def __init__(
-        self, setup: Setup, folder: RunFolder, observe: Observer, interrupted: Callable[[], bool] = lambda: False
+        self,
+        setup: Setup,
+        folder: RunFolder,
+        observe: Observer,
+        interrupted: Callable[[], bool] = lambda: False,
+        doing: Doing = unwatched,
     ) -> None:
         self.setup, self.folder, self.observe, self.interrupted = setup, folder, observe, interrupted
+        self.doing = doing
         self.log, self.trackers = EventLog(folder.events), Trackers(setup.cfg, folder)
         self._seen: Mapping[Place, dict[str, Candidates]] = {}
         self._compared: Mapping[str, float] = {}
@@ -84,6 +91,11 @@ class Run:
     def chat(self) -> Chat:
         """The tokenizer and its template."""
         return self.setup.chat
+
+    @property
+    def writer(self) -> Counted:
+        """The model as it answers a step's problems: each answer is told as it comes, then that they are graded."""
+        return Counted(self.policy, lambda: self.doing("sampling"), lambda: self.doing("grading"))
 
     @property
     def sampling(self) -> SamplingParams:
@@ -206,7 +218,8 @@ class Run:
         cfg = self.cfg
         sampling = sampling_params(cfg.eval, self.setup.settled.rollout, self.chat)
         exam = Exam(held_out(self.task, cfg.eval), sampling, cfg.eval.samples, cfg.train.seed, purpose)
-        return evaluate(self.policy, self.task, self.chat, exam, self.interrupted)
+        told = self.doing("evaluating")
+        return evaluate(self.policy, self.task, self.chat, exam, self.interrupted, tell=told)
 
     def out_of_patience(self, state: TrainState) -> bool:
         """Whether the last evaluations brought no new best."""
@@ -220,6 +233,7 @@ class Run:
 
     def save(self, state: TrainState) -> None:
         """Write the state after its last whole step; the last two and the best are kept."""
+        self.doing("saving")
         self.log.sync()
         best = {state.best_step} if state.best_step > 0 else set()
         place = [self.policy.info.backend, self.policy.info.device]

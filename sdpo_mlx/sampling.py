@@ -10,17 +10,19 @@ import math
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
+from typing import Protocol
 
-from sdpo_mlx.backends.base import Policy, SamplingParams
+from sdpo_mlx.backends.base import Policy, PolicyInfo, SamplingParams
 from sdpo_mlx.chat import Chat
 from sdpo_mlx.seeding import derive, rng
 from sdpo_mlx.tasks.base import Task, turns_of
 from sdpo_mlx.teacher import history
 from sdpo_mlx.text import FEEDBACK_LIMIT, clean
 from sdpo_mlx.types import Exchange, Feedback, Generation, IntArray, Problem, Rollout, RolloutGroup, Skip
+from sdpo_mlx.work import Tell
 
 GRADER_SECONDS = 120.0  # a grader that takes longer hangs; tasks have shorter limits of their own
 GRADER_THREADS = 8
@@ -60,8 +62,52 @@ class Sampler:
         return [self.problems[int(i)] for i in order[place * size : (place + 1) * size]]
 
 
+class Writer(Protocol):
+    """The part of a policy that sampling asks."""
+
+    @property
+    def info(self) -> PolicyInfo: ...
+
+    def generate(
+        self,
+        prompts: Sequence[IntArray],
+        sampling: SamplingParams,
+        seeds: Sequence[Sequence[int]],
+        interrupted: Callable[[], bool] = lambda: False,
+    ) -> Iterator[tuple[int, int, Generation]]: ...
+
+
+@dataclass(frozen=True)
+class Counted:
+    """A policy that tells of every answer as it comes; `begun` is called before each turn, `ended` after it."""
+
+    policy: Policy
+    begun: Callable[[], Tell]
+    ended: Callable[[], object] = lambda: None
+
+    @property
+    def info(self) -> PolicyInfo:
+        """The policy's own."""
+        return self.policy.info
+
+    def generate(
+        self,
+        prompts: Sequence[IntArray],
+        sampling: SamplingParams,
+        seeds: Sequence[Sequence[int]],
+        interrupted: Callable[[], bool] = lambda: False,
+    ) -> Iterator[tuple[int, int, Generation]]:
+        """The policy's own, counted."""
+        tell, total = self.begun(), sum(map(len, seeds))
+        tell(0, total)
+        for done, found in enumerate(self.policy.generate(prompts, sampling, seeds, interrupted), 1):
+            tell(done, total)
+            yield found
+        self.ended()
+
+
 def sample(
-    policy: Policy,
+    policy: Writer,
     task: Task,
     chat: Chat,
     problems: Sequence[Problem],
@@ -116,7 +162,7 @@ class _Episode:
 class _Stage:
     """Asks the model and the environment in turn."""
 
-    policy: Policy
+    policy: Writer
     chat: Chat
     graders: Graders
     sampling: SamplingParams

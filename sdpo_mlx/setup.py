@@ -25,6 +25,7 @@ from sdpo_mlx.shape import Shape
 from sdpo_mlx.sources import identity
 from sdpo_mlx.tasks.base import Task
 from sdpo_mlx.tasks.registry import open_task
+from sdpo_mlx.work import Doing, unwatched
 
 # A run may be continued for longer, elsewhere, looked at more often and kept in more detail; the rest would change it.
 FREE_ON_RESUME: dict[str, Any] = {
@@ -108,23 +109,26 @@ class Setup:
         }
 
 
-def assemble(cfg: Config, world: World = ALONE, *, learns: bool = True) -> Setup:
+def assemble(cfg: Config, world: World = ALONE, *, learns: bool = True, doing: Doing = unwatched) -> Setup:
     """Open all parts; the sandbox fails before the model loads, and so does what would have nothing to learn from.
 
     On several ranks this is rank 0's: the others hear the settings from it and open the model alone (`serve`).
     Raises ConfigError, DataError or SandboxError, each with one line.
     """
     cfg = _placed(cfg, world)
+    doing(f"opening the task {cfg.task.name}")
     opened = open_task(cfg)
     if not opened.task.problems("train"):
         raise DataError("the task has no training problems", where=cfg.task.data or cfg.task.name)
     if learns:
         _check_references(cfg, opened.task)
-    model = models.resolve(cfg.model.name)
+    doing(f"looking for {cfg.model.name}")
+    model = models.resolve(cfg.model.name, doing)
     serve_where_needed(opened.task, model)
     chat = load_chat(model.path, thinking=cfg.model.thinking)
     settled = _settled(cfg, model, chat, opened.task)
     world.broadcast(encode(settled.model_dump(mode="json")))
+    doing(f"loading {cfg.model.name}")
     policy = _policy(settled, model, world)
     return Setup(cfg, model, chat, opened.task, policy, opened.sandbox, opened.self_test, settled)
 

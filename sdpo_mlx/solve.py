@@ -16,12 +16,13 @@ from typing import Literal, Protocol
 from sdpo_mlx.backends.base import CONCURRENCY, SamplingParams, Update
 from sdpo_mlx.distill import distillation_batch
 from sdpo_mlx.errors import ConfigError, DataError
-from sdpo_mlx.sampling import rollout_seeds, sample
+from sdpo_mlx.sampling import Counted, rollout_seeds, sample
 from sdpo_mlx.seeding import derive
 from sdpo_mlx.setup import Setup
 from sdpo_mlx.teacher import CLOSING_LINE, history
 from sdpo_mlx.types import Exchange, Feedback, Message, Problem, Rollout, RolloutGroup
 from sdpo_mlx.updates import learn
+from sdpo_mlx.work import Tell, untold
 
 Method = Literal["sdpo", "best-of-k", "multi-turn"]
 METHODS: tuple[Method, ...] = ("sdpo", "best-of-k", "multi-turn")
@@ -66,8 +67,8 @@ class Search:
 class Searcher(Protocol):
     """A way to choose the next attempts."""
 
-    def ask(self, step: int, size: int) -> RolloutGroup:
-        """At most `size` further answers."""
+    def ask(self, step: int, size: int, tell: Tell = untold) -> RolloutGroup:
+        """At most `size` further answers, told as they come."""
 
     @property
     def update(self) -> Update | None:
@@ -81,16 +82,18 @@ def solve(
     budget: Budget,
     observe: Callable[[Tried], None] = lambda _: None,
     interrupted: Callable[[], bool] = lambda: False,
+    tell: Tell = untold,
 ) -> Search:
     """Try until the first success or the end of the budget; the policy stays as it is by then.
 
     With a success the student holds the weights that wrote it. Everything follows from `train.seed`, the problem and
-    the method. Raises KeyboardInterrupt when `interrupted()` turns true, DataError where the prompt leaves no room.
+    the method. Tells attempts of the budget. Raises KeyboardInterrupt when `interrupted()` turns true, DataError where the
+    prompt leaves no room.
     """
     searcher, begun, best, count, step = searcher_of(setup, problem, method, interrupted), time.monotonic(), None, 0, 0
     while count < budget.attempts and (count == 0 or not _over(budget, begun)):
         size = min(setup.cfg.rollout.group_size, budget.attempts - count)
-        group = searcher.ask(step, size)
+        group = searcher.ask(step, size, _after(count, budget.attempts, tell))
         answers = zip(group.rollouts, group.feedback, strict=True)
         attempts = tuple(Attempt(count + n, *answer) for n, answer in enumerate(answers, 1))
         observe(Tried(attempts, searcher.update))
@@ -101,6 +104,11 @@ def solve(
     if best is None:
         raise ValueError("a budget has at least one attempt")
     return Search(best.number if best.feedback.success else None, best, count, time.monotonic() - begun)
+
+
+def _after(count: int, total: int, tell: Tell) -> Tell:
+    """Tells attempts of the whole budget from inside a batch."""
+    return lambda done, _: tell(count + done, total)
 
 
 def searcher_of(setup: Setup, problem: Problem, method: Method, interrupted: Callable[[], bool]) -> Searcher:
@@ -133,14 +141,15 @@ class _Resampling:
     interrupted: Callable[[], bool]
     update: Update | None = None
 
-    def ask(self, step: int, size: int) -> RolloutGroup:
+    def ask(self, step: int, size: int, tell: Tell = untold) -> RolloutGroup:
         """Answers to the bare problem."""
-        return self.answers(self.problem, step, size)
+        return self.answers(self.problem, step, size, tell)
 
-    def answers(self, problem: Problem, step: int, size: int) -> RolloutGroup:
+    def answers(self, problem: Problem, step: int, size: int, tell: Tell) -> RolloutGroup:
         setup = self.setup
         seeds = rollout_seeds("solve", setup.cfg.train.seed, step, [problem], size)
-        found = sample(setup.policy, setup.task, setup.chat, [problem], self.sampling, seeds, self.interrupted)
+        writer = Counted(setup.policy, lambda: tell)
+        found = sample(writer, setup.task, setup.chat, [problem], self.sampling, seeds, self.interrupted)
         if not found.groups:
             fix = "lower rollout.max_tokens, or choose a model with a longer context"
             raise DataError("the problem leaves no room for an answer", where=problem.id, fix=fix)
@@ -159,11 +168,11 @@ class _SelfDistillation(_Resampling):
 
     last: RolloutGroup | None = None
 
-    def ask(self, step: int, size: int) -> RolloutGroup:
+    def ask(self, step: int, size: int, tell: Tell = untold) -> RolloutGroup:
         """Answers of the student that has learned from all before."""
         if self.last is not None:
             self.update = self._learned(self.last, step - 1)
-        self.last = self.answers(self.problem, step, size)
+        self.last = self.answers(self.problem, step, size, tell)
         return self.last
 
     def _learned(self, group: RolloutGroup, step: int) -> Update | None:
@@ -188,9 +197,9 @@ class _Conversation(_Resampling):
 
     said: list[tuple[Message, ...]] = field(default_factory=list)
 
-    def ask(self, step: int, size: int) -> RolloutGroup:  # noqa: ARG002 - one at a time, whatever there is room for
+    def ask(self, step: int, size: int, tell: Tell = untold) -> RolloutGroup:  # noqa: ARG002 - one at a time
         """One answer to the conversation so far."""
-        group = self.answers(self._extended(), step, 1)
+        group = self.answers(self._extended(), step, 1, tell)
         rollout, feedback = group.rollouts[0], group.feedback[0]
         reply = f"{feedback.text.strip() or WRONG}\n\n{CLOSING_LINE}"
         self.said.append(history((*rollout.earlier, Exchange(replace(rollout, earlier=()), reply))))

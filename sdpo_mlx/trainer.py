@@ -35,8 +35,9 @@ def train(run: Run, state: TrainState) -> TrainState:
             step, begun = state.step, time.perf_counter()
             # 1. Problems, a pure function of (seed, step); 2. answers, graded while others are still generated.
             problems = sampler.batch(step)
-            sampled = sample(policy, task, chat, problems, run.sampling, run.seeds(step, problems), run.interrupted)
+            sampled = sample(run.writer, task, chat, problems, run.sampling, run.seeds(step, problems), run.interrupted)
             # 3. What the self-teacher sees for each answer; every answer becomes a sample or a Skip with its reason.
+            run.doing("learning")
             seed = derive(cfg.train.seed, step)
             batch = distillation_batch(
                 sampled.groups, chat, cfg.teacher, cfg.objective, context_length=context_length, seed=seed

@@ -12,10 +12,13 @@ from typing import Any, BinaryIO, Literal
 import numpy as np
 import numpy.typing as npt
 
+from sdpo_mlx.work import Tell, untold
+
 Dtype = Literal["float32", "float16", "bfloat16"]
 _CODES: Mapping[str, tuple[str, int]] = {"float32": ("F32", 4), "float16": ("F16", 2), "bfloat16": ("BF16", 2)}
 _EXPONENT: Mapping[str, int] = {"float16": 0x7C00, "bfloat16": 0x7F80}
 _SHARD_BYTES = 2 << 30
+MEGABYTE = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -32,19 +35,26 @@ class Stored:
         return int(np.prod(self.shape))
 
 
-def write_weights(folder: Path, tensors: Sequence[Stored], dtype: Dtype, shard_bytes: int = _SHARD_BYTES) -> None:
+def write_weights(
+    folder: Path,
+    tensors: Sequence[Stored],
+    dtype: Dtype,
+    shard_bytes: int = _SHARD_BYTES,
+    tell: Tell = untold,
+) -> None:
     """`model.safetensors`, or shards with an index where the whole is larger than `shard_bytes`.
 
-    Values are rounded to nearest even in `dtype`; raises OverflowError where one does not fit.
+    Values are rounded to nearest even in `dtype`; raises OverflowError where one does not fit. Tells megabytes.
     """
+    told = _Told(tell, sum(tensor.size for tensor in tensors) * _CODES[dtype][1])
     shards = _split(tensors, _CODES[dtype][1], shard_bytes)
     if len(shards) == 1:
-        _write_file(folder / "model.safetensors", shards[0], dtype)
+        _write_file(folder / "model.safetensors", shards[0], dtype, told)
         return
     weight_map: dict[str, str] = {}
     for number, shard in enumerate(shards, start=1):
         name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        _write_file(folder / name, shard, dtype)
+        _write_file(folder / name, shard, dtype, told)
         weight_map |= {tensor.name: name for tensor in shard}
     total = sum(tensor.size for tensor in tensors) * _CODES[dtype][1]
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
@@ -81,7 +91,19 @@ def _split(tensors: Sequence[Stored], width: int, limit: int) -> list[list[Store
     return shards
 
 
-def _write_file(path: Path, tensors: Sequence[Stored], dtype: Dtype) -> None:
+class _Told:
+    """Adds up what was written."""
+
+    def __init__(self, tell: Tell, total: int) -> None:
+        self.tell, self.total, self.done = tell, total, 0
+        self.add(0)
+
+    def add(self, count: int) -> None:
+        self.done += count
+        self.tell(self.done // MEGABYTE, self.total // MEGABYTE)
+
+
+def _write_file(path: Path, tensors: Sequence[Stored], dtype: Dtype, told: _Told) -> None:
     code, width = _CODES[dtype]
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # what transformers asks for, torch or not
     offset = 0
@@ -94,7 +116,13 @@ def _write_file(path: Path, tensors: Sequence[Stored], dtype: Dtype) -> None:
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for tensor in tensors:
-            _write_tensor(file, tensor, tensor.pieces(), dtype)
+            _write_tensor(file, tensor, _each(tensor.pieces(), width, told), dtype)
+
+
+def _each(pieces: Iterable[npt.NDArray[np.float32]], width: int, told: _Told) -> Iterator[npt.NDArray[np.float32]]:
+    for piece in pieces:
+        yield piece
+        told.add(piece.size * width)
 
 
 def _write_tensor(file: BinaryIO, tensor: Stored, pieces: Iterable[npt.NDArray[np.float32]], dtype: Dtype) -> None:

@@ -200,22 +200,22 @@ def test_foreign_text_is_inert_in_plain_lines(text: str) -> None:
 @given(HOSTILE)
 def test_foreign_text_is_no_markup_in_the_live_view(text: str) -> None:
     from rich.console import Console
-    from sdpo_cli.live_view import picture
+    from sdpo_cli.live_view import Picture
 
     watched = Progress(HEADER, warnings=[text])
     watched.observe({"type": "step", "step": 1, "success/rate": 0.5}, groups_of(text))
     drawn = io.StringIO()
-    Console(file=drawn, width=100, color_system=None).print(picture(watched))
+    Console(file=drawn, width=100, color_system=None).print(Picture(watched))
     assert harmless(drawn.getvalue())
 
 
 def test_markup_is_shown_as_it_was_written() -> None:
     from rich.console import Console
-    from sdpo_cli.live_view import picture
+    from sdpo_cli.live_view import Picture
 
     drawn = io.StringIO()
     sample = Sample("Write f(x)", "[bold]x[/bold] [/nothing]", "wrong", "[red]no")
-    Console(file=drawn, width=100).print(picture(Progress(HEADER, sample=sample)))
+    Console(file=drawn, width=100).print(Picture(Progress(HEADER, sample=sample)))
     assert "[bold]x[/bold] [/nothing]" in drawn.getvalue()
 
 

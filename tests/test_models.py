@@ -151,7 +151,7 @@ def test_model_that_must_be_fetched_says_how() -> None:
 def test_hub_name_keeps_the_commit(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = {}
 
-    def download(repository: str, *, revision: str, allow_patterns: list[str]) -> str:
+    def download(repository: str, *, revision: str, allow_patterns: list[str], **_: object) -> str:
         asked.update(repository=repository, revision=revision, patterns=tuple(allow_patterns))
         made = tmp_path / "snapshots" / COMMIT
         made.mkdir(parents=True)

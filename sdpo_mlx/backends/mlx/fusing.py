@@ -16,15 +16,19 @@ from mlx_lm.utils import dequantize_model, load_model, save_config, save_model
 
 from sdpo_mlx.errors import ConfigError
 from sdpo_mlx.types import IntArray
+from sdpo_mlx.work import Doing, counted, unwatched
 
 
-def fuse(base: Path, adapter: Path, out: Path, prompts: Sequence[IntArray], *, quantised: bool) -> dict[str, Any]:
+def fuse(
+    base: Path, adapter: Path, out: Path, prompts: Sequence[IntArray], *, quantised: bool, doing: Doing = unwatched
+) -> dict[str, Any]:
     """Write the fused model to `out`; says how far its next-token distributions lie from those with the adapter.
 
     `quantised` keeps a quantised base so, which rounds the adapter away in part; otherwise it is dequantised. The
     figures are nats, means over all positions of the prompts: `adapter` is KL(with the adapter || base alone),
     `lost` is KL(with the adapter || fused). `kind` is `plain`, `dequantised` or `re-quantised`.
     """
+    doing("loading the base")
     try:
         model, config = load_model(base)
         before = _log_probs(model, prompts)
@@ -35,14 +39,18 @@ def fuse(base: Path, adapter: Path, out: Path, prompts: Sequence[IntArray], *, q
     model.eval()
     wanted = _log_probs(model, prompts)
     was = "quantization" in config
-    fused = [(name, module.fuse(dequantize=was and not quantised)) for name, module in model.named_modules()
-             if hasattr(module, "fuse")]  # fmt: skip
+    adapted = [(name, module) for name, module in model.named_modules() if hasattr(module, "fuse")]
+    fused = []
+    for name, module in counted(adapted, doing("adding the adapter, layers")):
+        fused.append((name, module.fuse(dequantize=was and not quantised)))
     model.update_modules(tree_unflatten(fused))
     if was and not quantised:
         model = dequantize_model(model)
         for key in ("quantization", "quantization_config"):
             config.pop(key, None)
+    doing("measuring what it kept")
     got = _log_probs(model, prompts)
+    doing("writing the fused model")
     out.mkdir(parents=True, exist_ok=True)
     save_model(out, model)
     save_config(config, out / "config.json")
@@ -65,6 +73,12 @@ def _divergence(wanted: list[Any], got: list[Any]) -> float:
     """Mean KL(wanted || got) over all positions, in nats."""
     rows = [(np.exp(p) * (p - q)).sum(-1) for p, q in zip(wanted, got, strict=True)]
     return max(0.0, float(np.concatenate(rows).mean()))
+
+
+def count_weights(folder: Path) -> int:
+    """How many weights `float_weights` gives; nothing is read but the files' heads."""
+    loaded: list[Any] = [mx.load(str(file)) for file in folder.glob("*.safetensors")]
+    return sum(map(len, loaded))
 
 
 def float_weights(folder: Path) -> Iterator[tuple[str, Any]]:
