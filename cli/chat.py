@@ -19,7 +19,7 @@ HINT = "Ctrl-C stops an answer; /new begins anew; /quit or Ctrl-D leaves"
 
 
 def command(  # noqa: PLR0913 - typer reads the options off the signature
-    target: Annotated[str, typer.Argument(metavar="TARGET", help="A run folder, or a model.")],
+    target: options.Target,
     *,
     adapter: Annotated[Path | None, typer.Option("--adapter", metavar="DIR", help="An adapter for the model.")] = None,
     compare: Annotated[bool, typer.Option("--compare", help="Each answer twice: base, then adapter.")] = False,

@@ -34,7 +34,7 @@ class Wish:
 
 
 def command(  # noqa: PLR0913 - typer reads the options off the signature
-    target: Annotated[str, typer.Argument(metavar="TARGET", help="A run folder, or a model.")],
+    target: options.Target,
     *,
     task: options.TaskName = None,
     data: options.Data = None,

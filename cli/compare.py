@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from sdpo_cli import options, render
+from sdpo_cli import completion, options, render
 from sdpo_cli.eval import Greedy, NoCache, Sitter, answering, asked, score
 
 if TYPE_CHECKING:
@@ -21,9 +21,17 @@ Side = Sitter | dict[str, Any]  # somebody to be asked, or what was saved
 
 
 def command(  # noqa: PLR0913 - typer reads the options off the signature
-    first: Annotated[str, typer.Argument(metavar="A", help="A run folder, a model, or a saved evaluation.")],
+    first: Annotated[
+        str,
+        typer.Argument(
+            metavar="A", help="A run folder, a model, or a saved evaluation.", autocompletion=completion.targets
+        ),
+    ],
     second: Annotated[
-        str | None, typer.Argument(metavar="[B]", help="The same; without: the base of A, then A.")
+        str | None,
+        typer.Argument(
+            metavar="[B]", help="The same; without: the base of A, then A.", autocompletion=completion.targets
+        ),
     ] = None,
     *,
     adapter_a: Annotated[Path | None, typer.Option("--adapter-a", metavar="DIR", help="An adapter for A.")] = None,

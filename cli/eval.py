@@ -25,7 +25,7 @@ Greedy = Annotated[bool, typer.Option("--greedy", help="The likeliest token each
 
 
 def command(  # noqa: PLR0913 - typer reads the options off the signature
-    target: Annotated[str, typer.Argument(metavar="TARGET", help="A run folder, or a model.")],
+    target: options.Target,
     *,
     adapter: Annotated[Path | None, typer.Option("--adapter", metavar="DIR", help="An adapter for the model.")] = None,
     task: options.TaskName = None,

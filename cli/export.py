@@ -6,11 +6,16 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
-from sdpo_cli import options, render
+from sdpo_cli import completion, options, render
 
 
 def command(
-    target: Annotated[Path, typer.Argument(metavar="TARGET", help="A run folder; a PEFT folder for --to mlx.")],
+    target: Annotated[
+        Path,
+        typer.Argument(
+            metavar="TARGET", help="A run folder; a PEFT folder for --to mlx.", autocompletion=completion.runs
+        ),
+    ],
     *,
     to: Annotated[
         Literal["peft", "mlx", "fused", "gguf", "gguf-lora"], typer.Option("--to", help="What to make of it.")

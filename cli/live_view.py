@@ -6,7 +6,7 @@ first, then the figures that matter least.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import PurePath
 from typing import Any
@@ -111,7 +111,10 @@ def _rows(progress: Progress, width: int) -> list[Row]:
     generation, learning = progress.speed("generated", "generate"), progress.speed("learned", "teacher", "learn")
     loss, moved = number(latest.get("loss")), number(latest.get("divergence/mean"))
     held = f"peak {size(latest['memory/peak'])}" if latest.get("memory/peak") else "-"
-    of: Callable[..., Text] = lambda *texts: _fitting(texts, width)
+
+    def of(*texts: str) -> Text:
+        return _fitting(texts, width)
+
     return [
         ("step", _steps(progress, width)),
         ("now", _now(progress, width)),

@@ -17,6 +17,7 @@ from sdpo_mlx import __version__
 from sdpo_mlx.errors import EXIT_BUG, EXIT_INTERRUPTED, EXIT_OK, SdpoError
 
 EXIT_USAGE = 2
+COMPLETING = "_SDPO_COMPLETE"  # as in completion.py, which only a shell needs
 _SETTING = re.compile(r"--([a-zA-Z_][\w-]*(?:\.[\w-]+)+)(?:=(.*))?", re.DOTALL)
 EXIT_BROKEN_PIPE = 141
 
@@ -52,7 +53,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
+    if COMPLETING in os.environ:
+        sys.exit(_completed())
     sys.exit(run(list(sys.argv[1:] if arguments is None else arguments)))
+
+
+def _completed() -> int:
+    """Answer a shell that asks what can follow; the exit code."""
+    from sdpo_cli import completion
+
+    return completion.answer(application(completion.words_so_far(os.environ)), os.environ)
 
 
 def run(words: list[str]) -> int:
@@ -82,10 +92,14 @@ def run(words: list[str]) -> int:
 def application(words: Sequence[str]) -> typer.Typer:
     """All verbs by name and line, and in full only the one that was asked for."""
     # Plain help: readable in 80 columns, and quicker than with rich.
-    app = typer.Typer(
-        rich_markup_mode=None, add_completion=False, pretty_exceptions_enable=False, callback=_root, name="sdpo"
-    )
     asked = next((word for word in words if not word.startswith("-")), "")
+    app = typer.Typer(
+        rich_markup_mode=None,
+        add_completion=not asked or COMPLETING in os.environ,
+        pretty_exceptions_enable=False,
+        callback=_root,
+        name="sdpo",
+    )
     for verb, line in VERBS.items():
         if verb != asked:
             app.command(verb, help=line)(_absent)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from sdpo_cli import render
+from sdpo_cli import completion, render
 
 from sdpo_mlx.errors import ConfigError
 
@@ -42,7 +42,12 @@ def list_models(as_json: JsonFlag = False) -> None:
 
 @app.command("show")
 def show(
-    name: Annotated[str, typer.Argument(help="Alias, folder, GGUF, owner/name[@commit], or a name of the list.")],
+    name: Annotated[
+        str,
+        typer.Argument(
+            help="Alias, folder, GGUF, owner/name[@commit], or a name of the list.", autocompletion=completion.models
+        ),
+    ],
     as_json: JsonFlag = False,
 ) -> None:
     """Say what a name stands for, where it lies, and at which commit.
@@ -93,7 +98,10 @@ def import_model(
 
 @app.command("fetch")
 def fetch_model(
-    name: Annotated[str, typer.Argument(help="smollm2, an alias, or owner/name[@commit] on the hub.")],
+    name: Annotated[
+        str,
+        typer.Argument(help="smollm2, an alias, or owner/name[@commit] on the hub.", autocompletion=completion.models),
+    ],
     again: Annotated[bool, typer.Option("--again", help="smollm2: replace what is there.")] = False,
     as_json: JsonFlag = False,
 ) -> None:

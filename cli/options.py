@@ -6,14 +6,25 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from sdpo_cli import completion
 
-Model = Annotated[str | None, typer.Option("--model", metavar="NAME", help="Alias, folder, or hub repository.")]
-TaskName = Annotated[str | None, typer.Option("--task", metavar="NAME", help="`sdpo tasks list` shows them.")]
+Model = Annotated[
+    str | None,
+    typer.Option("--model", metavar="NAME", help="Alias, folder, or hub repository.", autocompletion=completion.models),
+]
+TaskName = Annotated[
+    str | None,
+    typer.Option("--task", metavar="NAME", help="`sdpo tasks list` shows them.", autocompletion=completion.tasks),
+]
 Data = Annotated[str | None, typer.Option("--data", metavar="FILE", help="Problems of your own (JSONL).")]
 ConfigFile = Annotated[
     Path | None,
     typer.Option(
-        "-c", "--config", metavar="FILE", help="Settings in YAML, a run's folder, or a shipped preset's name."
+        "-c",
+        "--config",
+        metavar="FILE",
+        help="Settings in YAML, a run's folder, or a shipped preset's name.",
+        autocompletion=completion.presets,
     ),
 ]
 Sets = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting; repeatable.")]
@@ -23,6 +34,13 @@ Seed = Annotated[int | None, typer.Option("--seed", metavar="N", help="Everythin
 SandboxKind = Annotated[
     str | None,
     typer.Option(
-        "--sandbox", metavar="KIND", help="auto, bubblewrap, seatbelt, container; unconfined gives up containment."
+        "--sandbox",
+        metavar="KIND",
+        help="auto, bubblewrap, seatbelt, container; unconfined gives up containment.",
+        autocompletion=completion.kinds("sandbox.kind"),
     ),
 ]
+Target = Annotated[
+    str, typer.Argument(metavar="TARGET", help="A run folder, or a model.", autocompletion=completion.targets)
+]
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.", autocompletion=completion.runs)]

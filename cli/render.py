@@ -147,8 +147,8 @@ def speaks_unicode() -> bool:
 def status(what: str, plain: bool) -> Iterator[Doing]:
     """Show that something takes its time, how far it has come and how long the rest takes.
 
-    A blank `what` is not said by itself. Gives what begins the next piece of work by its name, which in turn gives what tells how far it has come. On a
-    terminal one line that goes at the end; elsewhere a line now and then.
+    Gives what begins the next piece of work by its name, which in turn gives what tells how far it has come. On a
+    terminal one line that goes at the end; elsewhere a line now and then, the first at once unless `what` is blank.
     """
     from sdpo_cli.pace import Work
 

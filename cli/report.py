@@ -6,11 +6,14 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from sdpo_cli import options, render
+from sdpo_cli import completion, options, render
 
 
 def command(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Several are laid over each other.")],
+    runs: Annotated[
+        list[Path],
+        typer.Argument(metavar="RUN...", help="Several are laid over each other.", autocompletion=completion.runs),
+    ],
     *,
     out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Default: RUN/report.html.")] = None,
     as_json: options.AsJson = False,

@@ -12,7 +12,7 @@ from sdpo_cli import options, render
 
 
 def command(
-    target: Annotated[str, typer.Argument(metavar="TARGET", help="A run folder, or a model.")],
+    target: options.Target,
     *,
     adapter: Annotated[Path | None, typer.Option("--adapter", metavar="DIR", help="An adapter for the model.")] = None,
     host: Annotated[str, typer.Option("--host", metavar="NAME", help="Who may ask; 0.0.0.0: all.")] = "127.0.0.1",

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from sdpo_cli import options, render
+from sdpo_cli import completion, options, render
 
 if TYPE_CHECKING:
     from sdpo_mlx.tasks.base import Task
@@ -17,7 +17,12 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="List tasks, show one, check one, grade one answer.", no_args_is_help=True)
 
-Name = Annotated[str, typer.Argument(metavar="TASK", help="A name of `sdpo tasks list`, or a file of yours.")]
+Name = Annotated[
+    str,
+    typer.Argument(
+        metavar="TASK", help="A name of `sdpo tasks list`, or a file of yours.", autocompletion=completion.tasks
+    ),
+]
 ProblemId = Annotated[str | None, typer.Option("--problem", metavar="ID", help="Default: the first held-out one.")]
 
 

@@ -19,7 +19,7 @@ HOW_ON = {"stopped": "; the command that began it goes on", "finished": "; `sdpo
 
 
 def command(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")],
+    run: options.RunFolder,
     *,
     once: Annotated[bool, typer.Option("--once", help="Show how it stands and leave.")] = False,
     plain: options.Plain = False,

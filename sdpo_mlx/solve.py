@@ -87,8 +87,8 @@ def solve(
     """Try until the first success or the end of the budget; the policy stays as it is by then.
 
     With a success the student holds the weights that wrote it. Everything follows from `train.seed`, the problem and
-    the method. Tells attempts of the budget. Raises KeyboardInterrupt when `interrupted()` turns true, DataError where the
-    prompt leaves no room.
+    the method. Tells attempts of the budget. Raises KeyboardInterrupt when `interrupted()` turns true, DataError where
+    the prompt leaves no room.
     """
     searcher, begun, best, count, step = searcher_of(setup, problem, method, interrupted), time.monotonic(), None, 0, 0
     while count < budget.attempts and (count == 0 or not _over(budget, begun)):

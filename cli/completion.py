@@ -1,0 +1,173 @@
+"""What a shell may offer after TAB: models, tasks, runs, presets, kinds; and how its question reaches the one verb.
+
+Whoever asks waits for the answer key by key: nothing here imports what the verbs need, and no error is told.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import shlex
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from glob import escape
+from importlib.resources import files
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+COMPLETING = "_SDPO_COMPLETE"  # of the shells' scripts: `complete_bash`, `source_zsh`, ...
+
+MOST = 200  # runs that are offered
+# Written out, since the settings themselves take half a second to import; a test holds them together.
+KINDS: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "objective.kind": ("sdpo", "grpo", "hybrid"),
+        "teacher.kind": ("ema", "trust_region", "frozen", "live"),
+        "model.backend": ("auto", "mlx", "torch"),
+        "sandbox.kind": ("auto", "bubblewrap", "seatbelt", "container", "unconfined"),
+    }
+)
+
+Offer = Callable[[str], list[str]]
+
+
+def offered(find: Callable[[str], Iterable[str]]) -> Offer:
+    """What typer asks for the values of an option: those that begin as was typed, no two alike, never an error."""
+
+    def offer(incomplete: str) -> list[str]:
+        found: dict[str, None] = {}
+        with contextlib.suppress(Exception):
+            for value in find(incomplete):
+                if value.startswith(incomplete) and value.isprintable():
+                    found[value] = None
+        return list(found)
+
+    return offer
+
+
+def kinds(key: str) -> Offer:
+    """The choices of one setting."""
+    return offered(lambda _: KINDS[key])
+
+
+def _models(incomplete: str) -> Iterator[str]:
+    from sdpo_mlx import hub_cache, lmstudio, models, ollama
+
+    yield from (models.EMBEDDED, *models.FETCHED, *models.ALIASES)
+    fetched = {models.fetched_folder(name) for name in models.FETCHED}
+    yield from (str(folder) for folder in models.local_models() if folder not in fetched)
+    yield from (found.repository for found in hub_cache.snapshots())
+    for kept in (lmstudio.kept, ollama.pulled):
+        with contextlib.suppress(Exception):
+            yield from (each.name for each in kept())
+    yield from _places(incomplete, _is_model, ".gguf")
+
+
+def _is_model(folder: Path) -> bool:
+    return (folder / "config.json").is_file()
+
+
+def _tasks(incomplete: str) -> Iterator[str]:
+    from sdpo_mlx.tasks.names import DESCRIPTIONS
+
+    yield from DESCRIPTIONS
+    yield from _places(incomplete, lambda _: False, ".py")
+
+
+def _runs(incomplete: str) -> Iterator[str]:
+    """Run folders, the latest first: in `runs`, at what was typed, and one folder below it."""
+    typed = escape(incomplete)
+    patterns = ("runs/*/events.jsonl", f"{typed}*/events.jsonl", f"{typed}*/*/events.jsonl")
+    root = Path("/") if incomplete.startswith("/") else Path()
+    found = {path for each in patterns for path in root.glob(each.lstrip("/")) if path.is_file()}
+    for path in sorted(found, key=lambda path: -path.stat().st_mtime)[:MOST]:
+        yield f"{'./' if incomplete.startswith('./') else ''}{path.parent}"
+
+
+def _targets(incomplete: str) -> Iterator[str]:
+    yield from _runs(incomplete)
+    yield from _models(incomplete)
+
+
+def _presets(incomplete: str) -> Iterator[str]:
+    root = files("sdpo_configs")
+    for folder, prefix in ((root, ""), (root / "paper", "paper/")):
+        yield from sorted(prefix + e.name.removesuffix(".yaml") for e in folder.iterdir() if e.name.endswith(".yaml"))
+    yield from _places(incomplete, lambda _: False, ".yaml")
+
+
+def _places(incomplete: str, fits: Callable[[Path], bool], ending: str) -> Iterator[str]:
+    """Folders that fit and files of this ending; other folders, to go on from, once a path was begun."""
+    folder, _, begun = incomplete.rpartition("/")
+    prefix = f"{folder}/" if "/" in incomplete else ""
+    for path in sorted(Path(prefix or ".").expanduser().glob(f"{escape(begun)}*")):
+        if (path / "events.jsonl").exists():  # a run, which is no model
+            continue
+        if path.is_dir() and (fits(path) or prefix):
+            yield f"{prefix}{path.name}{'' if fits(path) else '/'}"
+        elif path.suffix.lower() == ending and path.is_file():
+            yield prefix + path.name
+
+
+models, tasks, runs, targets, presets = map(offered, (_models, _tasks, _runs, _targets, _presets))
+
+
+def words_so_far(environment: Mapping[str, str]) -> list[str]:
+    """What has been typed, without `sdpo` itself, as the shells' scripts hand it over."""
+    line = environment.get("COMP_WORDS", environment.get("_TYPER_COMPLETE_ARGS", ""))
+    try:
+        return shlex.split(line)[1:]
+    except ValueError:  # an open quote
+        return line.split()[1:]
+
+
+def answer(app: Callable[..., Any], environment: Mapping[str, str]) -> int:
+    """Print what can follow; the exit code, which fish asks for. Nothing goes wrong aloud."""
+    instruction = environment.get(COMPLETING, "")
+    if not instruction.startswith("complete"):  # the script itself
+        return _code(app)
+    typed = ""
+    if instruction == "complete_bash":
+        with contextlib.suppress(ValueError, KeyError):
+            words, at = joined(environment["COMP_WORDS"].split("\n"), int(environment["COMP_CWORD"]))
+            typed = words[at] if at < len(words) else ""
+            os.environ.update(COMP_WORDS="\n".join(words), COMP_CWORD=str(at))
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(io.StringIO()):
+        code = _code(app)
+    # bash replaces what stands after the last colon.
+    known = len(typed.rpartition(":")[0]) + 1 if ":" in typed else 0
+    for line in out.getvalue().splitlines():
+        print(line[known:])  # noqa: T201 - to the shell
+    return code
+
+
+def joined(words: list[str], at: int) -> tuple[list[str], int]:
+    """bash breaks words at `:` and `=`: `qwen:tiny` is one word again, `--model=x` two; `at` is the current word."""
+    made: list[str] = []
+    place, glued = at, False
+    for n, word in enumerate(words):
+        if word == "=" and made and made[-1].startswith("--"):
+            # bash's own word after it is a word of its own; while it is still missing, the value is blank
+            place -= int(n < at)
+            if n == at:
+                made.append("")
+            continue
+        if (word == ":" or glued) and made:
+            made[-1] += word
+            place -= int(n <= at)
+        else:
+            made.append(word)
+        glued = word == ":"
+    return made, place
+
+
+def _code(app: Callable[..., Any]) -> int:
+    try:
+        code = app([], prog_name="sdpo", standalone_mode=False)
+    except SystemExit as left:
+        code = left.code
+    except Exception:
+        return 1
+    return code if isinstance(code, int) else 0
