@@ -40,6 +40,30 @@ SandboxKind = Annotated[
         autocompletion=completion.kinds("sandbox.kind"),
     ),
 ]
+Objective = Annotated[
+    str | None,
+    typer.Option(
+        "--objective",
+        metavar="KIND",
+        help="sdpo, grpo, hybrid.",
+        autocompletion=completion.kinds("objective.kind"),
+    ),
+]
+Teacher = Annotated[
+    str | None,
+    typer.Option(
+        "--teacher",
+        metavar="KIND",
+        help="ema, trust_region, frozen, live.",
+        autocompletion=completion.kinds("teacher.kind"),
+    ),
+]
+Backend = Annotated[
+    str | None,
+    typer.Option(
+        "--backend", metavar="NAME", help="auto, mlx, torch.", autocompletion=completion.kinds("model.backend")
+    ),
+]
 Target = Annotated[
     str, typer.Argument(metavar="TARGET", help="A run folder, or a model.", autocompletion=completion.targets)
 ]

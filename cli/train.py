@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
-from sdpo_cli import completion, options, render
+from sdpo_cli import options, render
 
 if TYPE_CHECKING:
     from sdpo_mlx.backends.world import World
@@ -45,27 +45,9 @@ def command(  # noqa: PLR0913 - typer reads the options off the signature
     max_tokens: Annotated[int | None, typer.Option("--max-tokens", metavar="N", help="Longest answer.")] = None,
     num_layers: Annotated[int | None, typer.Option("--num-layers", hidden=True)] = None,
     grad_checkpoint: Annotated[bool | None, typer.Option("--grad-checkpoint", hidden=True)] = None,
-    objective: Annotated[
-        str | None,
-        typer.Option(
-            "--objective", metavar="KIND", help="sdpo, grpo, hybrid.", autocompletion=completion.kinds("objective.kind")
-        ),
-    ] = None,
-    teacher: Annotated[
-        str | None,
-        typer.Option(
-            "--teacher",
-            metavar="KIND",
-            help="ema, trust_region, frozen, live.",
-            autocompletion=completion.kinds("teacher.kind"),
-        ),
-    ] = None,
-    backend: Annotated[
-        str | None,
-        typer.Option(
-            "--backend", metavar="NAME", help="auto, mlx, torch.", autocompletion=completion.kinds("model.backend")
-        ),
-    ] = None,
+    objective: options.Objective = None,
+    teacher: options.Teacher = None,
+    backend: options.Backend = None,
     seed: options.Seed = None,
     sandbox: options.SandboxKind = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out, by its own settings.")] = False,

@@ -125,6 +125,7 @@ def assemble(cfg: Config, world: World = ALONE, *, learns: bool = True, doing: D
     doing(f"looking for {cfg.model.name}")
     model = models.resolve(cfg.model.name, doing)
     serve_where_needed(opened.task, model)
+    doing(f"reading the tokenizer of {cfg.model.name}")
     chat = load_chat(model.path, thinking=cfg.model.thinking)
     settled = _settled(cfg, model, chat, opened.task)
     world.broadcast(encode(settled.model_dump(mode="json")))
