@@ -13,6 +13,7 @@ help:
 	@echo "make test-slow   the same tests at full size"
 	@echo "make install-torch   PyTorch, for --backend torch; then make test holds both backends against each other"
 	@echo "make results     measure every learning figure again, into docs/results.md"
+	@echo "make screens     record what the commands look like, into docs/terminal.md"
 	@echo "make docs        the documents as a site, in build/site"
 	@echo "make tiny-model  build the embedded model from nothing"
 	@echo "make lint        format, lint, types, import floors"
@@ -35,6 +36,10 @@ results: .venv/.base bubblewrap
 	@$(BIN)/sdpo models fetch smollm2
 	@OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python benchmarks/code_runs.py
 	@$(BIN)/python benchmarks/results.py --page
+
+# Runs the commands in pseudo-terminals, about two minutes.
+screens: .venv/.dev
+	@OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python benchmarks/screens.py
 
 # The documents as a site in build/site, links checked.
 docs: .venv/.base
@@ -101,4 +106,4 @@ bubblewrap:
 	command -v bwrap >/dev/null 2>&1 || \
 	  echo "make: bubblewrap is missing, tests that run programs will skip: sudo apt-get install bubblewrap" >&2
 
-.PHONY: help docs demo test test-slow results tiny-model lint install install-dev install-torch clean bubblewrap
+.PHONY: help docs screens demo test test-slow results tiny-model lint install install-dev install-torch clean bubblewrap

@@ -25,6 +25,7 @@ from sdpo_mlx.types import RolloutGroup
 
 FRAME = 2  # lines above and below
 FRAMED = 6  # a terminal lower than that shows no frame
+NARROWEST = 16  # columns with a frame around them
 LABELLED = 36  # columns from which on the figures stand in a column of their own
 BAR = 30
 # What stays when there is no room for all, the most needed first.
@@ -55,7 +56,7 @@ class Picture:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         width, height = options.max_width, options.size.height - 1  # the last line is the cursor's
-        if height < FRAMED or width < 12:
+        if height < FRAMED or width < NARROWEST:
             yield from self._bare(width, height)
             return
         inner = width - 4

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from sdpo_mlx.work import Tell
 
 SOONEST = 1.0  # seconds of work before there is a pace to go by
+ENOUGH = 0.1  # share of the work alike: of answers written together the first says little of the others
 
 
 class Pace:
@@ -35,7 +36,7 @@ class Pace:
         if self._first is None or not self.total:
             return None
         (already, since), now = self._first, self.clock()
-        if self.done <= already or now - since < SOONEST:
+        if self.done - already < max(1, ENOUGH * (self.total - already)) or now - since < SOONEST:
             return None
         return (now - since) / (self.done - already) * max(0, self.total - self.done)
 

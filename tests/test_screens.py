@@ -1,0 +1,57 @@
+"""The recorded screens: the page shows what the files hold, and the recorder sees what a command draws."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from pathlib import Path
+
+import pytest
+import screens
+
+FILES = {file.stem: file.read_text(encoding="utf-8") for file in screens.FOLDER.glob("*.txt")}
+
+
+def test_the_page_shows_every_recorded_screen_as_it_is() -> None:
+    page = screens.PAGE.read_text(encoding="utf-8")
+    assert set(re.findall(r"<!-- screen ([\w-]+) -->", page)) <= set(FILES)
+    assert screens.put_into(page, FILES) == page
+    wanted = {screen.name for screen in screens.SCREENS}
+    wanted |= {f"{screen.name}-running" for screen in screens.SCREENS if screen.middle}
+    assert set(FILES) == wanted
+
+
+@pytest.mark.parametrize("name", sorted(FILES))
+def test_a_recording_fits_its_screen_and_names_no_place(name: str) -> None:
+    screen = next(each for each in screens.SCREENS if name in (each.name, f"{each.name}-running"))
+    lines = FILES[name].splitlines()
+    assert len(lines) <= screen.lines
+    assert max(map(len, lines)) <= screen.columns
+    assert screens.neutral(FILES[name]) == FILES[name]
+    assert not re.search(r"(?<![\w./:])/(?:tmp|home|root|work|usr|opt|Users)\b", FILES[name])
+
+
+def test_what_belongs_to_one_machine_is_made_neutral_and_the_frame_stays() -> None:
+    line = "│ now   12/64  0:42 left, /tmp/x/y.z  │"
+    made = screens.neutral(f"{line}\n1:02:03 of 17.7 GB, Linux-6.1-glibc  \n")
+    first, second, *rest = made.split("\n")
+    assert first == "│ now   12/64  -:-- left, /.../y.z    │"
+    assert second == "-:-- of N GB, Linux"
+    assert rest == [""]
+
+
+def test_the_recorder_sees_a_small_terminal_on_the_way_and_at_the_end(tmp_path: Path) -> None:
+    pytest.importorskip("pyte", reason="pyte, a terminal to look at, is not installed")
+    program = tmp_path / "shows.py"
+    program.write_text(
+        "import os, sys, time\n"
+        "print(*os.get_terminal_size(), sys.stdout.isatty(), flush=True)\n"
+        "print('\\x1b[1A\\x1b[2Kmiddle', end='', flush=True); time.sleep(0.1); print('\\rend   ')\n"
+    )
+    screen = screens.Screen("small", f"{sys.executable} {program}", 200, 5, middle="middle")
+    found = screens.recorded(screen, tmp_path, os.environ)
+    assert found["small-running"].splitlines()[1:] == ["middle"]
+    assert found["small"].splitlines()[1:] == ["end"]
+    sized = screens.Screen("sized", f"{sys.executable} -c 'import os; print(*os.get_terminal_size())'", 150, 3)
+    assert screens.recorded(sized, tmp_path, os.environ)["sized"].splitlines()[1] == "150 3"
