@@ -92,8 +92,10 @@ class Progress:
             self.evals.append(event)
         elif kind == "warning":
             self.warnings = [*self.warnings, str(event.get("message", ""))][-WARNINGS_KEPT:]
+        if kind in ("run_started", "resumed"):  # what it took before it was stopped says nothing of now
+            self._marks.clear()
         if kind in ("step", "run_started", "resumed"):
-            self._marks.append((self.step, self.clock()))
+            self._marks.append((self.step, event.get("time") or self.clock()))
         elif kind == "run_finished":
             self.work.doing("")
 
@@ -103,7 +105,7 @@ class Progress:
         return max(self.evals, key=lambda event: event.get("score") or -math.inf, default=None)
 
     def seconds_left(self) -> float | None:
-        """From the pace of this process; None before its first step."""
+        """From the pace since the run began or went on; None before its first step."""
         (first, begun), (last, ended) = (self._marks or [(0, 0.0)])[0], (self._marks or [(0, 0.0)])[-1]
         if last == first:
             return None

@@ -14,7 +14,15 @@ if TYPE_CHECKING:
     from sdpo_cli.progress import Sample
 
 PAUSE = 0.5  # seconds between two looks at the file
-LAST = {"step": "the last step", "eval": "the last score", "run_started": "its start", "resumed": "it went on"}
+LAST = {
+    "step": "the last step",
+    "eval": "the last score",
+    "run_started": "its start",
+    "resumed": "it went on",
+    "forgetting": "forgetting was measured",
+    "checkpoint": "it was saved",
+    "warning": "a warning",
+}
 HOW_ON = {"stopped": "; the command that began it goes on", "finished": "; `sdpo report` shows all of it"}
 
 

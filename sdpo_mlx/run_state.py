@@ -13,6 +13,7 @@ from typing import Any, Literal
 from sdpo_mlx.errors import ConfigError
 from sdpo_mlx.metrics import read_events
 
+FIGURES = ("time", "score", "low", "high", "adapter_step", "loss", "entropy", "lr")
 State = Literal["running", "finished", "stopped", "coached", "damaged"]
 LESSONS = "coaching.jsonl"  # what a coached folder has and no other
 
@@ -49,7 +50,7 @@ def runs_in(folder: Path) -> list[RunState]:
 def state_of(path: Path) -> RunState:
     """Read it off the events; a folder whose events tell nothing is `damaged`."""
     try:
-        events = list(read_events(path / "events.jsonl"))
+        events = [_sound(event) for event in read_events(path / "events.jsonl")]
     except OSError:
         events = []
     config = _first(events, "run_started").get("config") or {}
@@ -115,7 +116,15 @@ class Follower:
             except ValueError:
                 continue
             if isinstance(event, dict) and isinstance(event.get("step"), int) and "type" in event:
-                yield event
+                yield _sound(event)
+
+
+def _sound(event: dict[str, Any]) -> dict[str, Any]:
+    """The event with None for each figure that is none: a damaged line must not stop whoever watches."""
+    return {
+        name: None if ("/" in name or name in FIGURES) and not isinstance(value, int | float) else value
+        for name, value in event.items()
+    }
 
 
 def _first(events: list[dict[str, Any]], kind: str) -> Mapping[str, Any]:

@@ -17,6 +17,14 @@ def test_time_left_follows_the_pace_of_this_process() -> None:
     assert watched.seconds_left() == pytest.approx(40.0)
 
 
+def test_time_left_of_a_run_that_was_stopped_leaves_out_the_night() -> None:
+    watched = Progress(HEADER)
+    told = (("run_started", 0, 0.0), ("step", 1, 50.0), ("resumed", 1, 9000.0), ("step", 2, 9004.0))
+    for kind, step, time in told:
+        watched.observe({"type": kind, "step": step, "time": time})
+    assert watched.seconds_left() == pytest.approx(32.0)
+
+
 def test_final_scores_stay_out_of_the_curve() -> None:
     watched = Progress(HEADER)
     watched.observe({"type": "eval", "step": 0, "score": 0.1, "final": True, "adapter": "none"})

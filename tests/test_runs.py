@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -71,6 +72,21 @@ def test_following_gives_each_event_once_however_the_file_grows(made: Path, tmp_
     assert seen == whole
     file.write_bytes(content[: content.find(b"\n") + 1])  # cut by a resumed run
     assert list(follower.new()) == whole[:1]
+
+
+def test_watching_survives_figures_that_are_none(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    damaged = tmp_path / "damaged"
+    shutil.copytree(made, damaged)
+    with (damaged / "events.jsonl").open("a") as events:
+        events.write('\0garbage\n[1]\n{"type": 1, "step": "x"}\n')
+        events.write('{"type": "step", "step": 3, "loss": "x", "success/rate": [], "time": {}}\n')
+        events.write('{"type": "eval", "step": 3, "score": "high", "low": null}\n')
+    assert run(["watch", str(damaged), "--plain"]) == 0
+    said = capsys.readouterr().err
+    assert "step 3/2  success -  loss -" in said
+    assert "stopped at step" in said
 
 
 def test_watching_a_finished_run_shows_its_steps_and_ends(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
