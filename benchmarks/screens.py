@@ -28,7 +28,8 @@ LONGEST = 300.0  # seconds that a command may take
 MACHINES_OWN: Sequence[tuple[str, str]] = (
     (r"\b(?:\d+:)?\d+:\d\d\b", "-:--"),
     (r"(?<![\w./:])(?:/[\w.@+-]+)+/([\w.@+-]+)", r"/.../\1"),
-    (r"\b[\d.,]+ (GB|GFLOP/s|cores)", r"N \1"),
+    (r"\b[\d.,]+ (GFLOP/s|cores|GB free)", r"N \1"),
+    (r"\bof [\d.,]+ GB", "of N GB"),
     (r"Linux-\S+", "Linux"),
     (r"(generation|learning) [\d,]+", r"\1 N"),
 )
@@ -53,8 +54,8 @@ SCREENS = (
     Screen("runs", "sdpo runs", 100, 4),
     Screen("eval", "sdpo eval runs/first --problems 8 --samples 4 --plain", lines=26),
     Screen("compare", "sdpo compare runs/first --problems 16 --samples 2 --plain", lines=32),
-    Screen("solve", "sdpo solve --model tiny --task tiny:hard --attempts 12 --group-size 4 --plain", lines=40),
-    Screen("plan", "sdpo plan --model tiny --task tiny", 100, 16),
+    Screen("solve", "sdpo solve --model tiny --task tiny:mid --attempts 24 --group-size 4 --plain", 100, 56),
+    Screen("plan", "sdpo plan --model tiny --task tiny", 110, 16),
     Screen("models", "sdpo models list", 100, 12),
     Screen("tasks", "sdpo tasks list", 100, 20),
     Screen("doctor", "sdpo doctor", 140, 16),
