@@ -165,6 +165,7 @@ class Run:
         chosen = choose(groups, samples, self.task, room, count)
         if not chosen:
             return {}
+        self.doing("asking the self-teacher")
         seed = derive("teacher", self.cfg.train.seed, step)
         return teacher_success(self.policy, self.task, self.chat, chosen, self.sampling, seed, self.interrupted)
 

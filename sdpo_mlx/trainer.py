@@ -37,13 +37,13 @@ def train(run: Run, state: TrainState) -> TrainState:
             problems = sampler.batch(step)
             sampled = sample(run.writer, task, chat, problems, run.sampling, run.seeds(step, problems), run.interrupted)
             # 3. What the self-teacher sees for each answer; every answer becomes a sample or a Skip with its reason.
-            run.doing("learning")
             seed = derive(cfg.train.seed, step)
             batch = distillation_batch(
                 sampled.groups, chat, cfg.teacher, cfg.objective, context_length=context_length, seed=seed
             )
             run.look(step, sampled.groups, batch.samples)  # for the report
             # 4. Distil; 5. move the teacher. Where nothing can be learned, not one byte changes.
+            run.doing("learning")
             clock = Clock(begun, time.perf_counter())
             learned = learn(policy, batch.samples, cfg, step, run.interrupted)
             # 6. Events and warnings, held-out score, best adapter, checkpoint.
