@@ -36,6 +36,7 @@ def sample_lines(console: Console, sample: Sample, width: int, room: int) -> lis
 def steady(text: str) -> str:
     """Made inert, and without the characters of which terminals disagree how wide they are."""
     shown = unicodedata.normalize("NFC", display(text.strip(), CHARACTERS)).expandtabs(4)
+    shown = shown.replace("\u2028", "\n").replace("\u2029", "\n")  # some terminals end a line there
     return "".join(c for c in shown if c == "\n" or not _unsteady(c))
 
 

@@ -77,6 +77,7 @@ def test_no_text_leaves_its_place_on_any_terminal(text: str, width: int, height:
 @settings(deadline=None, max_examples=40)
 @given(TEXTS, st.integers(24, 120))
 @example(TRICKS[5], 40)
+@example("0\u2028", 24)
 def test_a_terminal_that_counts_for_itself_sees_the_frame_unbroken(text: str, width: int) -> None:
     pyte = pytest.importorskip("pyte", reason="pyte, a terminal to look at, is not installed")
     screen = pyte.Screen(width, 30)

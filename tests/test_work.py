@@ -55,7 +55,15 @@ def test_a_run_says_what_it_does_and_a_search_counts_its_attempts(
     with RunFolder.open(tmp_path / "run") as folder:
         course.carry_out(setup, folder, lambda *_: None, doing=doing)
     said = list(dict.fromkeys(names(told)))
-    assert said == ["evaluating", course.ORDINARY, "sampling", "grading", "learning", "saving"]
+    assert said == [
+        "evaluating",
+        course.ORDINARY,
+        "sampling",
+        "grading",
+        "asking the self-teacher",
+        "learning",
+        "saving",
+    ]
     size = setup.cfg.rollout.problems_per_step * setup.cfg.rollout.group_size
     assert [how for what, *how in told if what == "sampling" and how[0] >= 0] == [[n, size] for n in range(size + 1)]
     counts = [done for what, done, total in told if what == "evaluating" and total == 4]
