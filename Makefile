@@ -4,7 +4,8 @@
 
 PYTHON =
 BIN = .venv/bin
-PIP = $(BIN)/python -m pip --quiet --quiet --disable-pip-version-check install
+# Not compiled: Python does that for what is imported, which is little of what large packages bring.
+PIP = $(BIN)/python -m pip --quiet --quiet --disable-pip-version-check install --no-compile
 DEMO = runs/demo
 
 help:
