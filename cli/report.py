@@ -23,10 +23,10 @@ def command(
     Example: sdpo report runs/first
     """
     from sdpo_mlx.report.page import page
-    from sdpo_mlx.report.reading import read_story
+    from sdpo_mlx.report.reading import read_stories
     from sdpo_mlx.storage import write_text
 
-    stories = [read_story(run) for run in runs]
+    stories = read_stories(runs)
     text, place = page(stories), out or runs[0] / "report.html"
     write_text(place, text)
     render.warn([f"{story.name}: {fault}" for story in stories for fault in story.problems])

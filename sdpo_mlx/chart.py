@@ -10,8 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-WIDTH, HEIGHT = 640, 320
+WIDTH, HEIGHT = 520, 300  # without the legend; narrow, so that a telephone's screen leaves the text readable
 LEFT, RIGHT, TOP, BOTTOM = 58, 14, 34, 46
+ROW = 18  # of the legend, which stands below
+LETTER = 6.6  # about the width of a character
+MARKED = 12  # points up to which each has its mark
 # Okabe and Ito's colours that keep a contrast of 3 to 1 on white and on near-black; the dash tells them apart too.
 STYLES = (("#0072b2", ""), ("#d55e00", "7 3"), ("#009e73", "2 3"), ("#b0568c", "9 3 2 3"), ("#8a7a00", "12 4"))
 INK = "#767676"
@@ -20,13 +23,23 @@ TICKS = 5
 
 @dataclass(frozen=True)
 class Series:
-    """One line, and where `lows` and `highs` are given the band around it; all of one length."""
+    """One line, and where `lows` and `highs` are given the band around it; all of one length.
+
+    `colour` and `dash` count through `STYLES`; without them each line takes the next style.
+    """
 
     name: str
     xs: Sequence[float]
     ys: Sequence[float]
     lows: Sequence[float] = ()
     highs: Sequence[float] = ()
+    colour: int | None = None
+    dash: int | None = None
+
+    def style(self, at: int) -> tuple[str, str]:
+        """Colour and dash of the line that stands at this place."""
+        colour, dash = (at if own is None else own for own in (self.colour, self.dash))
+        return STYLES[colour % len(STYLES)][0], STYLES[dash % len(STYLES)][1]
 
 
 @dataclass(frozen=True)
@@ -57,19 +70,33 @@ def line_chart(
     points = [_finite(each, log_x) for each in series]
     xs = [x for rows in points for x, *_ in rows]
     ys = [y for rows in points for _, *values in rows for y in values]
-    words = ", ".join(each.name for each in series)
+    words = "; ".join(_told(each.name, rows) for each, rows in zip(series, points, strict=True))
+    legend, height = _legend(series)
     head = (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" role="img" '
         f'font-family="system-ui, sans-serif" font-size="12" fill="{INK}">'
-        f"<title>{_text(title)}</title><desc>{_text(f'{y_label} against {x_label}: {words}')}</desc>"
+        f"<title>{_text(title)}</title><desc>{_text(f'{y_label} against {x_label}. {words}')}</desc>"
         f'<text x="{LEFT}" y="20" font-size="14" font-weight="600">{_text(title)}</text>'
     )
     if not xs:
         return f'{head}<text x="{WIDTH // 2}" y="{HEIGHT // 2}" text-anchor="middle">no figures</text></svg>'
     across = _Scale(*_ends(xs, wide=not log_x), LEFT, WIDTH - RIGHT, log_x)
     down = _Scale(*(y_range or _ends(ys)), HEIGHT - BOTTOM, TOP)
-    drawn = [_line(rows, *STYLES[n % len(STYLES)], across, down) for n, rows in enumerate(points)]
-    return head + _axes(across, down, x_label, y_label) + "".join(drawn) + _legend(series) + "</svg>"
+    drawn = [_line(rows, series[n].style(n), across, down) for n, rows in enumerate(points)]
+    return head + _axes(across, down, x_label, y_label) + "".join(drawn) + legend + "</svg>"
+
+
+def _told(name: str, rows: Sequence[tuple[float, ...]]) -> str:
+    """A line in words, for who cannot see it."""
+    if not rows:
+        return f"{name}: no figures"
+    first, last = rows[0], rows[-1]
+    words = f"{name}: {first[1]:.3g} at {_number(first[0])}"
+    if len(rows) == 1:
+        return words
+    ys = [row[1] for row in rows]
+    ends = f"{last[1]:.3g} at {_number(last[0])}"
+    return f"{words}, {ends}; lowest {min(ys):.3g}, highest {max(ys):.3g}, {len(rows)} points"
 
 
 def ticks(low: float, high: float, count: int = TICKS) -> list[float]:
@@ -127,9 +154,10 @@ def _powers(scale: _Scale) -> list[float]:
     return [2.0**n for n in range(first, last + 1, step)] or [scale.low]
 
 
-def _line(rows: Sequence[tuple[float, ...]], colour: str, dash: str, across: _Scale, down: _Scale) -> str:
+def _line(rows: Sequence[tuple[float, ...]], style: tuple[str, str], across: _Scale, down: _Scale) -> str:
     if not rows:
         return ""
+    colour, dash = style
     place = [(across.at(row[0]), [min(max(down.at(y), TOP), HEIGHT - BOTTOM) for y in row[1:]]) for row in rows]
     band = ""
     if len(rows[0]) > 2:
@@ -137,25 +165,33 @@ def _line(rows: Sequence[tuple[float, ...]], colour: str, dash: str, across: _Sc
         band = f'<polygon points="{_points(edge)}" fill="{colour}" fill-opacity="0.15"/>'
     dashed = f' stroke-dasharray="{dash}"' if dash else ""
     path = f'<polyline points="{_points([(x, ys[0]) for x, ys in place])}" fill="none" stroke="{colour}"'
-    alone = len(rows) == 1
-    dot = f'<circle cx="{_px(place[0][0])}" cy="{_px(place[0][1][0])}" r="3" fill="{colour}"/>' if alone else ""
-    return f'{band}{path} stroke-width="2"{dashed}/>{dot}'
+    marked = place if len(place) <= MARKED else []
+    dots = "".join(f'<circle cx="{_px(x)}" cy="{_px(ys[0])}" r="3" fill="{colour}"/>' for x, ys in marked)
+    return f'{band}{path} stroke-width="2"{dashed}/>{dots}'
 
 
-def _legend(series: Sequence[Series]) -> str:
-    """Below the axis, a sample of each line before its name; one line alone needs none."""
+def _legend(series: Sequence[Series]) -> tuple[str, int]:
+    """Below everything, in as many rows as it takes, and the height of the whole; one line alone needs none."""
     if len(series) < 2:
-        return ""
-    parts, x = [], float(LEFT)
+        return "", HEIGHT
+    parts, x, y = [], float(LEFT), HEIGHT + 4
     for n, each in enumerate(series):
-        colour, dash = STYLES[n % len(STYLES)]
-        name = each.name if len(each.name) <= 24 else f"{each.name[:23]}…"
+        colour, dash = each.style(n)
+        name = _short(each.name)
+        wide = 27 + LETTER * len(name) + 16
+        if x > LEFT and x + wide > WIDTH:
+            x, y = float(LEFT), y + ROW
         dashed = f' stroke-dasharray="{dash}"' if dash else ""
-        y = HEIGHT - 16
         line = f'<line x1="{_px(x)}" y1="{y}" x2="{_px(x + 22)}" y2="{y}" stroke="{colour}" stroke-width="2"{dashed}/>'
         parts.append(f'{line}<text x="{_px(x + 27)}" y="{y + 4}">{_text(name)}</text>')
-        x += 27 + 6.6 * len(name) + 16
-    return "".join(parts)
+        x += wide
+    return "".join(parts), y + 14
+
+
+def _short(name: str) -> str:
+    """What a row has room for; the middle goes, as runs mostly differ at an end."""
+    most = int((WIDTH - LEFT - 43) / LETTER)
+    return name if len(name) <= most else f"{name[: most // 2]}…{name[-(most - most // 2 - 1) :]}"
 
 
 def _points(places: Sequence[tuple[float, float]]) -> str:

@@ -3,46 +3,39 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from sdpo_mlx.chart import Series, line_chart
 from sdpo_mlx.intervals import wilson
 from sdpo_mlx.report.reading import Row, Story
 
-Values = Callable[[Row], float | None]
 AXES = {"step": "steps", "generations/total": "sampled answers"}
+_PHASES = ("generate", "grade", "teacher", "learn", "other")
 
 
 def charts(stories: Sequence[Story], axis: str) -> list[str]:
     """One SVG a question; `axis` is the event's name on the x-axis, a key of `AXES`."""
-    x_label = AXES[axis]
+    lines, share = _Lines(stories, axis), (0.0, 1.0)
     drawn = [
-        _chart("Success, training and held out", "share", _success(stories, axis), x_label, (0.0, 1.0)),
-        _chart(
-            "Divergence of student and self-teacher", "mean a token", _each(stories, axis, "divergence/mean"), x_label
-        ),
-        _chart("Length of an answer", "tokens", _each(stories, axis, "length/mean"), x_label),
-        _chart("Entropy of the student", "nats", _each(stories, axis, "entropy"), x_label),
-        _chart("Answers with a context", "share", _context(stories, axis), x_label, (0.0, 1.0)),
-        _chart(
-            "Student and self-teacher on the same problems", "share right", _roles(stories, axis), x_label, (0.0, 1.0)
-        ),
-        _chart("Time of a step", "seconds", _phases(stories, axis, "time", _PHASES, 1.0), x_label),
-        _chart("Peak memory", "MB", _phases(stories, axis, "memory", ("peak",), 2.0**20), x_label),
+        _chart("Success, training and held out", "share right", lines.success(), axis, share),
+        _chart("Divergence of student and self-teacher", "mean a token", lines.divergence(), axis),
+        _chart("Student and self-teacher on the same problems", "share right", lines.roles(), axis, share),
+        _chart("Answers with a context", "share", lines.context(), axis, share),
+        _chart("Length of an answer", "tokens", lines.each("length/mean"), axis),
+        _chart("Entropy of the student", "nats", lines.each("entropy"), axis),
+        _chart("Time of a step", "seconds", lines.phases(), axis),
+        _chart("Peak memory", "MB", lines.memory(), axis),
     ]
     return [svg for svg in drawn if svg]
 
 
-_CONTEXTS = {"teacher/with_demonstration": "a demonstration", "teacher/with_feedback": "feedback"}
-_PHASES = ("generate", "grade", "teacher", "learn", "other")
-
-
-def _chart(title: str, y_label: str, series: list[Series], x_label: str, y_range: Any = None) -> str:
+def _chart(title: str, y_label: str, series: list[Series], axis: str, y_range: Any = None) -> str:
     shown = [each for each in series if any(_known(y) is not None for y in each.ys)]
     top = max((y for each in shown for y in each.ys if _known(y) is not None), default=0.0)
     span = y_range or (0.0, top * 1.05 or 1.0)  # from 0, so that no small change looks large
-    return line_chart(shown, title=title, x_label=x_label, y_label=y_label, y_range=span) if shown else ""
+    return line_chart(shown, title=title, x_label=AXES[axis], y_label=y_label, y_range=span) if shown else ""
 
 
 def _known(value: Any) -> float | None:
@@ -54,71 +47,84 @@ def _column(rows: Sequence[Row], name: str) -> list[float]:
     return [math.nan if (value := _known(row.get(name))) is None else value for row in rows]
 
 
-def _named(story: Story, stories: Sequence[Story], what: str = "") -> str:
-    """What tells a line apart: the run, the figure, or both."""
-    parts = [story.name if len(stories) > 1 else "", what]
-    return " ".join(part for part in parts if part) or story.name
+@dataclass(frozen=True)
+class _Lines:
+    """The lines of each chart: with several runs the colour tells the run, the dash what of it."""
+
+    stories: Sequence[Story]
+    axis: str
+
+    def each(self, name: str) -> list[Series]:
+        """A figure of every step, a line a run."""
+        return [self._line(n, "", 0, story.steps, name) for n, story in enumerate(self.stories)]
+
+    def divergence(self) -> list[Series]:
+        """Of the runs that have a self-teacher: the others' is 0 and says nothing."""
+        every = zip(self.stories, self.each("divergence/mean"), strict=True)
+        return [line for story, line in every if story.taught]
+
+    def context(self) -> list[Series]:
+        """What the self-teacher could see more than the student."""
+        names = {"teacher/with_demonstration": "a sibling's success", "teacher/with_feedback": "feedback"}
+        return self._both(names, lambda story: story.steps if story.taught else [])
+
+    def roles(self) -> list[Series]:
+        """Where the teacher answered too: its share of successes, and the student's without the context."""
+        names = {"teacher/success": "self-teacher", "teacher/student": "student"}
+        return self._both(names, lambda story: [row for row in story.steps if _known(row.get("teacher/answers"))])
+
+    def phases(self) -> list[Series]:
+        """A line a phase for one run; their sum for several."""
+        if len(self.stories) == 1:
+            return self._both({f"time/{name}": name for name in _PHASES}, lambda story: story.steps)
+        return [
+            self._series(n, "", 0, _column(s.steps, self.axis), [_whole(row) for row in s.steps])
+            for n, s in enumerate(self.stories)
+        ]
+
+    def memory(self) -> list[Series]:
+        """In units of 2^20 bytes."""
+        lines = self.each("memory/peak")
+        return [Series(s.name, s.xs, [y / 2**20 for y in s.ys], colour=s.colour, dash=s.dash) for s in lines]
+
+    def success(self) -> list[Series]:
+        """In training and on held-out problems."""
+        return [line for n in range(len(self.stories)) for line in (self._training(n), self._held_out(n))]
+
+    def _both(self, names: Mapping[str, str], rows_of: Any) -> list[Series]:
+        return [
+            self._line(n, what, at, rows_of(story), name)
+            for n, story in enumerate(self.stories)
+            for at, (name, what) in enumerate(names.items())
+        ]
+
+    def _line(self, run: int, what: str, at: int, rows: Sequence[Row], name: str) -> Series:
+        return self._series(run, what, at, _column(rows, self.axis), _column(rows, name))
+
+    def _series(self, run: int, what: str, at: int, *columns: Sequence[float]) -> Series:
+        several, name = len(self.stories) > 1, self.stories[run].name
+        words = " ".join(part for part in (name if several else "", what) if part) or name
+        return Series(words, *columns, colour=run if several else at, dash=at)
+
+    def _training(self, run: int) -> Series:
+        """The share of successes with Wilson's interval over the step's answers."""
+        story = self.stories[run]
+        rates, ends, before = _column(story.steps, "success/rate"), [], 0.0
+        for rate, total in zip(rates, _column(story.steps, "generations/total"), strict=True):
+            n, before = total - before, total
+            fits = math.isfinite(rate) and math.isfinite(n) and n >= 1
+            ends.append(wilson(min(rate * n, n), round(n)) if fits else (math.nan, math.nan))
+        lows, highs = [low for low, _ in ends], [high for _, high in ends]
+        return self._series(run, "training", 0, _column(story.steps, self.axis), rates, lows, highs)
+
+    def _held_out(self, run: int) -> Series:
+        story = self.stories[run]
+        rows = [row for row in story.evals if not row.get("final")]
+        generated = {row.get("step"): row.get("generations/total") for row in story.steps}
+        placed = [{**row, "generations/total": generated.get(row.get("step"), 0)} for row in rows]
+        columns = (_column(placed, name) for name in (self.axis, "score", "low", "high"))
+        return self._series(run, "held out", 1, *columns)
 
 
-def _each(stories: Sequence[Story], axis: str, name: str) -> list[Series]:
-    return [Series(_named(s, stories), _column(s.steps, axis), _column(s.steps, name)) for s in stories]
-
-
-def _phases(stories: Sequence[Story], axis: str, group: str, names: Sequence[str], unit: float) -> list[Series]:
-    """A line a phase for one run; their sum for several."""
-    if len(stories) == 1:
-        story = stories[0]
-        columns = {name: [y / unit for y in _column(story.steps, f"{group}/{name}")] for name in names}
-        return [Series(name, _column(story.steps, axis), ys) for name, ys in columns.items()]
-    return [
-        Series(s.name, _column(s.steps, axis), [_sum(row, group, names) / unit for row in s.steps]) for s in stories
-    ]
-
-
-def _sum(row: Row, group: str, names: Sequence[str]) -> float:
-    return math.fsum(_known(row.get(f"{group}/{name}")) or 0.0 for name in names)
-
-
-def _context(stories: Sequence[Story], axis: str) -> list[Series]:
-    found = []
-    for story in stories:
-        xs = _column(story.steps, axis)
-        for name, what in (
-            ("teacher/with_demonstration", "a sibling's success"),
-            ("teacher/with_feedback", "feedback"),
-        ):
-            found.append(Series(_named(story, stories, what), xs, _column(story.steps, name)))
-    return found
-
-
-def _roles(stories: Sequence[Story], axis: str) -> list[Series]:
-    """Where the teacher answered too: its share of successes, and the student's without the context."""
-    found = []
-    for story in stories:
-        rows = [row for row in story.steps if _known(row.get("teacher/answers"))]
-        for name, what in (("teacher/success", "self-teacher"), ("teacher/student", "student")):
-            found.append(Series(_named(story, stories, what), _column(rows, axis), _column(rows, name)))
-    return found
-
-
-def _success(stories: Sequence[Story], axis: str) -> list[Series]:
-    return [each for story in stories for each in (_training(story, stories, axis), _held_out(story, stories, axis))]
-
-
-def _training(story: Story, stories: Sequence[Story], axis: str) -> Series:
-    """The share of successes with Wilson's interval over the step's answers."""
-    rates, ends, before = _column(story.steps, "success/rate"), [], 0.0
-    for rate, total in zip(rates, _column(story.steps, "generations/total"), strict=True):
-        n, before = total - before, total
-        fits = math.isfinite(rate) and math.isfinite(n) and n >= 1
-        ends.append(wilson(min(rate * n, n), round(n)) if fits else (math.nan, math.nan))
-    lows, highs = [low for low, _ in ends], [high for _, high in ends]
-    return Series(_named(story, stories, "training"), _column(story.steps, axis), rates, lows, highs)
-
-
-def _held_out(story: Story, stories: Sequence[Story], axis: str) -> Series:
-    rows = [row for row in story.evals if not row.get("final")]
-    generated = {row.get("step"): row.get("generations/total") for row in story.steps}
-    placed: list[Mapping[str, Any]] = [{**row, "generations/total": generated.get(row.get("step"), 0)} for row in rows]
-    columns = (_column(placed, name) for name in (axis, "score", "low", "high"))
-    return Series(_named(story, stories, "held out"), *columns)
+def _whole(row: Row) -> float:
+    return math.fsum(_known(row.get(f"time/{name}")) or 0.0 for name in _PHASES)

@@ -8,20 +8,20 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import json
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from html import escape
 from importlib import resources
 from typing import Any
 
+from sdpo_mlx.report import tokens
 from sdpo_mlx.report.curves import AXES, charts
-from sdpo_mlx.report.reading import Row, Story
+from sdpo_mlx.report.reading import Story
 from sdpo_mlx.report.tables import Table, tables
-from sdpo_mlx.storage import plain
 from sdpo_mlx.text import display
 
-PARTED = 1.0  # |log q - log p| from which student and teacher are said to part
-LONGEST = 20_000  # characters of one text
+LARGEST = 4_800_000  # bytes of the whole; answers are left out where they do not fit
+CELL = 500  # characters
 
 
 def page(stories: Sequence[Story]) -> str:
@@ -29,9 +29,12 @@ def page(stories: Sequence[Story]) -> str:
     style, script = _asset("report.css"), _asset("report.js")
     policy = f"default-src 'none'; style-src '{_hash(style)}'; script-src '{_hash(script)}'; base-uri 'none'"
     title = "sdpo report: " + ", ".join(story.name for story in stories)
-    body = [_head(title, stories), _curves(stories)]
-    for number, story in enumerate(stories):
-        body += [_rollouts(story, number), *(_table(table) for table in tables(story))]
+    head, curves = _head(title, stories), _curves(stories)
+    told = [_tables(story, number) for number, story in enumerate(stories)]
+    left = LARGEST - sum(len(part.encode()) for part in (style, script, head, curves, *told))
+    maps = [tokens.section(story, n, left // len(stories)) for n, story in enumerate(stories)]
+    # One run is understood by its tokens, several by how they differ.
+    body = [head, maps[0], curves, told[0]] if len(stories) == 1 else [head, curves, *_each_beside(maps, told)]
     return "\n".join(
         [
             "<!doctype html>",
@@ -45,6 +48,10 @@ def page(stories: Sequence[Story]) -> str:
     )
 
 
+def _each_beside(maps: Sequence[str], told: Sequence[str]) -> list[str]:
+    return [part for pair in zip(maps, told, strict=True) for part in pair]
+
+
 def _asset(name: str) -> str:
     return resources.files("sdpo_mlx").joinpath("assets", "report", name).read_text(encoding="utf-8")
 
@@ -53,26 +60,70 @@ def _hash(content: str) -> str:
     return "sha256-" + base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
 
 
-def _text(text: Any, limit: int = LONGEST) -> str:
+def _text(text: Any, limit: int = CELL) -> str:
     return escape(display(str(text), limit))
 
 
 def _head(title: str, stories: Sequence[Story]) -> str:
-    lines = []
-    for story in stories:
-        ends = {row.get("adapter"): row for row in story.evals if row.get("final")}
-        gain = ""
-        if "none" in ends and "best" in ends:
-            before, after = (ends[name].get("score") for name in ("none", "best"))
-            gain = f": held out {_percent(before)} before, {_percent(after)} with the best adapter"
-        model, task = (story.config.get(section, {}).get("name", "?") for section in ("model", "task"))
-        what = f"{_text(model)} on {_text(task)}, {len(story.steps)} steps"
-        lines.append(f"<li><b>{_text(story.name)}</b> ({what}){gain}</li>")
-    return f"<h1>{_text(title)}</h1><ul>{''.join(lines)}</ul>"
+    runs = "".join(f"<li>{_summary(story)}</li>" for story in stories)
+    several = len(stories) > 1
+    links = [("curves", "Curves")] if several else [("tokens-0", "Tokens"), ("curves", "Curves"), ("tables-0", "Tables")]
+    links += [(f"tokens-{n}", story.name) for n, story in enumerate(stories) if several]
+    nav = "".join(f'<a href="#{place}">{_text(name)}</a>' for place, name in links)
+    return f'<h1>{_text(title)}</h1><ul class="runs">{runs}</ul><nav aria-label="parts of this page">{nav}</nav>'
+
+
+def _summary(story: Story) -> str:
+    """What became of a run, in a few lines."""
+    what = f"{_text(story.named('model'))} on {_text(story.named('task'))}, {len(story.steps)} steps"
+    lines = [f"<b>{_text(story.name)}</b>: {what}", _gain(story), _forgot(story)]
+    if story.manifest.get("sandbox") == "unconfined":
+        lines.append("<strong>Programs of the model ran unconfined and could have forged their grading.</strong>")
+    if not any(row.get("type") == "run_finished" for row in story.notes):
+        lines.append("Not finished: what stands here is what there was so far.")
+    return "<br>".join(line for line in lines if line)
+
+
+def _gain(story: Story) -> str:
+    ends = {row.get("adapter"): row for row in story.evals if row.get("final")}
+    if "none" not in ends or "best" not in ends:
+        return ""
+    before, after = (_scored(ends[name]) for name in ("none", "best"))
+    done = _finished(story)
+    mean, low, high = (done.get(name) for name in ("difference", "difference/low", "difference/high"))
+    gain = f"; gain {100 * mean:+.1f} points" if _number(mean) else ""
+    span = f" ({100 * low:+.1f} to {100 * high:+.1f}, paired by problem)" if _number(low) and _number(high) else ""
+    return f"Held out (95 % intervals): {before} before, {after} with the best adapter{gain}{span if gain else ''}"
+
+
+def _scored(row: Mapping[str, Any]) -> str:
+    low, high = row.get("low"), row.get("high")
+    span = f" ({100 * low:.1f} to {100 * high:.1f})" if _number(low) and _number(high) else ""
+    return f"{_percent(row.get('score'))}{span}"
+
+
+def _forgot(story: Story) -> str:
+    done = _finished(story)
+    names = ("divergence", "perplexity_before", "perplexity_after")
+    moved, before, after = (done.get(f"forgetting/{name}") for name in names)
+    if not (_number(moved) and _number(before) and _number(after)):
+        return ""
+    return (
+        f"Forgetting: on ordinary prompts {moved:.3g} nats a token away from the base (0: as before); perplexity of an "
+        f"ordinary text {before:,.4g} before, {after:,.4g} after (higher: it knows the language less)"
+    )
+
+
+def _finished(story: Story) -> Mapping[str, Any]:
+    return next((row for row in reversed(story.notes) if row.get("type") == "run_finished"), {})
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def _percent(share: Any) -> str:
-    return f"{100 * share:.1f} %" if isinstance(share, int | float) else "-"
+    return f"{100 * share:.1f} %" if _number(share) else "-"
 
 
 def _curves(stories: Sequence[Story]) -> str:
@@ -87,87 +138,21 @@ def _curves(stories: Sequence[Story]) -> str:
         for n, axis in enumerate(AXES)
     )
     return (
-        f'<section><h2>Curves</h2><fieldset class="axis"><legend>against</legend>{choices}</fieldset>{groups}</section>'
+        f'<section id="curves"><h2>Curves</h2><fieldset class="axis"><legend>against</legend>{choices}</fieldset>{groups}</section>'
     )
+
+
+def _tables(story: Story, number: int) -> str:
+    made = "".join(map(_table, tables(story)))
+    return f'<section id="tables-{number}"><h2>Tables of {_text(story.name)}</h2>{made}</section>'
 
 
 def _table(table: Table) -> str:
     caption, heads, rows = table
     head = "".join(f'<th scope="col">{_text(name)}</th>' for name in heads)
-    body = "".join("<tr>" + "".join(f"<td>{_text(cell, 500)}</td>" for cell in row) + "</tr>" for row in rows)
+    body = "".join("<tr>" + "".join(f"<td>{_text(cell)}</td>" for cell in row) + "</tr>" for row in rows)
     shown = " open" if len(rows) <= 12 else ""
     return (
         f'<details{shown}><summary>{_text(caption)} ({len(rows)})</summary><div class="wide"><table><caption>'
         f"{_text(caption)}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div></details>"
     )
-
-
-def _rollouts(story: Story, number: int) -> str:
-    """The heat map's frame; `report.js` fills it from the JSON block."""
-    shown = [_shown(row) for row in story.rollouts]
-    if not shown:
-        return f"<section><h2>Tokens of {_text(story.name)}</h2><p>No rollouts were kept.</p></section>"
-    # `<` is written as an escape, so that no text can end the block.
-    block = json.dumps(plain(shown), ensure_ascii=True, separators=(",", ":")).replace("<", "\\u003c")
-    name = f"tokens-{number}"
-    return (
-        f'<section class="tokens" id="{name}"><h2>Tokens of {_text(story.name)}</h2>'
-        '<p>Each token by log q − log p: <span class="t n6">red</span>, the self-teacher disagreed; '
-        '<span class="t p6">green</span>, it agreed more than the student. Hover, or move with the arrow keys, '
-        "for both candidates. Numbers mark where the two part first.</p>"
-        f'<div class="choose"><label>problem <select class="problem"></select></label>'
-        f'<label>answer <select class="answer"></select></label></div>'
-        f'<div class="pair"><div><h3>The answer</h3><p class="verdict"></p>'
-        f'<div class="map" role="group" aria-label="tokens of the answer"></div>'
-        f'<ol class="parts" aria-label="where student and teacher part first"></ol>'
-        f'<div class="tip" role="status" aria-live="polite"></div></div>'
-        f'<div><h3>What the environment said</h3><pre class="feedback" tabindex="0"></pre>'
-        f'<h3>What the self-teacher saw</h3><pre class="teacher" tabindex="0"></pre></div></div>'
-        f'<h3>The same problem over time</h3><div class="time"></div>'
-        f'<script type="application/json">{block}</script></section>'
-    )
-
-
-def _shown(row: Row) -> dict[str, Any]:
-    """A rollout as the page's script takes it; control and direction characters are gone from every text."""
-    divergence = row.get("divergence")
-    pieces = row.get("pieces") or [str(row.get("answer", ""))]
-    if not isinstance(divergence, list) or len(divergence) != len(pieces):
-        divergence = None
-    return {
-        "step": row["step"],
-        "problem": display(str(row.get("problem", "")), 200),
-        "index": row.get("index", 0),
-        "pieces": [_piece(piece) for piece in pieces],
-        "d": divergence,
-        "parts": _parts(divergence or []),
-        "top": _candidates(row.get("candidates"), len(pieces)),
-        "reward": row.get("reward"),
-        "success": bool(row.get("success")),
-        "kind": display(str(row.get("kind", "")), 40),
-        "feedback": display(str(row.get("feedback", "")), LONGEST),
-        "teacher": [_message(each) for each in row.get("teacher") or [] if isinstance(each, dict)],
-    }
-
-
-def _message(message: Row) -> str:
-    return f"[{display(str(message.get('role', '')), 20)}]\n{display(str(message.get('content', '')), LONGEST)}"
-
-
-def _piece(piece: Any) -> str:
-    return display(str(piece), 2_000)
-
-
-def _parts(divergence: Sequence[Any]) -> list[int]:
-    """The first three places where student and teacher part."""
-    return [i for i, d in enumerate(divergence) if isinstance(d, int | float) and abs(d) >= PARTED][:3]
-
-
-def _candidates(found: Any, tokens: int) -> Any:
-    """A token each: the student's and the teacher's likeliest, as [text, probability]."""
-    if not isinstance(found, dict):
-        return None
-    student, teacher = found.get("student"), found.get("teacher")
-    if not (isinstance(student, list) and isinstance(teacher, list) and len(student) == len(teacher) == tokens):
-        return None
-    return [[[[_piece(text), p] for text, p in side] for side in sides] for sides in zip(student, teacher, strict=True)]

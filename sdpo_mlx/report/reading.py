@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ from sdpo_mlx.run_folder import RunFolder
 STEPS_SHOWN = 12  # whose rollouts are in the report
 ROLLOUTS_A_STEP = 6
 FOLLOWED = 6  # problems whose answers are followed over time
-LARGEST = 3_000_000  # characters of rollouts; the whole stays under 5 MB
+OVER_TIME = 8  # answers to one of them
 
 Row = Mapping[str, Any]
 
@@ -36,8 +35,36 @@ class Story:
     counts: Sequence[Row]
     problems: Sequence[str]
 
+    @property
+    def taught(self) -> bool:
+        """Whether a self-teacher took part; GRPO alone has none."""
+        return self._setting("objective", "kind") != "grpo"
 
-def read_story(folder: Path) -> Story:
+    def _setting(self, section: str, key: str) -> Any:
+        found = self.config.get(section)
+        return found.get(key) if isinstance(found, Mapping) else None
+
+    def named(self, section: str) -> str:
+        """The name of the model or of the task."""
+        return str(self._setting(section, "name") or "?")
+
+
+def read_stories(folders: Sequence[Path]) -> list[Story]:
+    """Several runs, under names that tell them apart."""
+    return [read_story(folder, name) for folder, name in zip(folders, _apart(folders), strict=True)]
+
+
+def _apart(folders: Sequence[Path]) -> list[str]:
+    """As much of the end of each path as it takes; a folder that comes twice gets a number."""
+    parts = [folder.resolve().parts for folder in folders]
+    for depth in range(1, max(map(len, parts), default=0) + 1):
+        names = ["/".join(each[-depth:]) for each in parts]
+        if len(set(names)) == len(names):
+            return names
+    return [f"{each[-1]} ({n + 1})" for n, each in enumerate(parts)]
+
+
+def read_story(folder: Path, name: str = "") -> Story:
     """Everything of a run that can be read; raises ConfigError where there is no run."""
     run = RunFolder(folder)
     if not run.events.is_file():
@@ -48,7 +75,7 @@ def read_story(folder: Path) -> Story:
     notes = [e for e in events if e.get("type") in ("warning", "resumed", "run_finished")]
     rollouts, counts = _rollouts(run, faults)
     return Story(
-        name=folder.resolve().name,
+        name=name or folder.resolve().name,
         steps=_last_of_each(kinds["step"]),
         evals=kinds["eval"],
         notes=notes,
@@ -95,7 +122,20 @@ def _rollouts(run: RunFolder, faults: list[str]) -> tuple[list[Row], list[Row]]:
             faults.append(f"the rollouts of step {step} cannot be read")
     everything = [{**row, "step": step} for step, rows in whole.items() for row in rows]
     counts: list[Row] = [_count(row) for row in everything]
-    return _within(_chosen(everything, list(whole))), counts
+    return _chosen([turn for row in everything for turn in _turns(row)], list(whole)), counts
+
+
+def _turns(row: Row) -> list[Row]:
+    """A row a turn: an episode's earlier turns have their own tokens, and a reply where the last one has its verdict."""
+    earlier = [turn for turn in row.get("earlier") or [] if isinstance(turn, Mapping)]
+    teacher, count = row.get("teacher"), len(earlier) + 1
+    whole = {name: value for name, value in row.items() if name != "candidates"}
+    rows = [{**whole, **turn, "feedback": turn.get("reply", "")} for turn in earlier]
+    # Each turn adds its answer and its reply to what the teacher reads.
+    seen = [teacher[: len(teacher) - 2 * (count - n)] if isinstance(teacher, list) else [] for n in range(1, count)]
+    before = [{**each, "teacher": read, "turn": n} for n, (each, read) in enumerate(zip(rows, seen, strict=True), 1)]
+    last = {**row, "turn": count}
+    return [{**each, "turns": count} for each in (*before, last)]
 
 
 def _count(row: Row) -> Row:
@@ -109,17 +149,37 @@ def _chosen(rows: Sequence[Row], steps: Sequence[int]) -> list[Row]:
     spread = {steps[round(i * gap)] for i in range(STEPS_SHOWN)} if steps else set[int]()
     told = {row["step"] for row in rows if "candidates" in row}
     spread = {_nearest(step, told, (gap + 1) / 2) for step in spread}
-    by_problem: dict[str, list[Row]] = {}
-    for row in rows:
-        if row.get("index") == 0:
-            by_problem.setdefault(str(row.get("problem")), []).append(row)
-    often = sorted(by_problem.values(), key=lambda each: (-len(each), str(each[0].get("problem"))))[:FOLLOWED]
-    wanted = [row for each in often if len(each) > 1 for row in _spread(each, 8)]
+    wanted = _followed(rows)
     for step in sorted(spread):
         here = sorted((row for row in rows if row["step"] == step), key=lambda row: "candidates" not in row)
         wanted += here[:ROLLOUTS_A_STEP]
-    unique = {(row["step"], str(row.get("problem")), row.get("index")): row for row in wanted}
-    return [unique[key] for key in sorted(unique, key=str)]
+    unique = {_key(row): row for row in wanted}
+    return [unique[key] for key in sorted(unique)]
+
+
+def _key(row: Row) -> tuple[int, str, int, int]:
+    index, turn = row.get("index"), row.get("turn")
+    return (
+        row["step"],
+        str(row.get("problem")),
+        index if isinstance(index, int) else 0,
+        turn if isinstance(turn, int) else 1,
+    )
+
+
+def _followed(rows: Sequence[Row]) -> list[Row]:
+    """Some problems' first answers from step to step, and what is known of their tokens; those that have both first."""
+    firsts: dict[str, list[Row]] = {}
+    told: dict[str, list[Row]] = {}
+    for row in rows:
+        name = str(row.get("problem"))
+        if row.get("index") == 0 and row.get("turn") == row.get("turns"):
+            firsts.setdefault(name, []).append(row)
+        if "candidates" in row:
+            told.setdefault(name, []).append(row)
+    again = [name for name, each in firsts.items() if len(each) > 1]
+    often = sorted(again, key=lambda name: (name not in told, -len(firsts[name]), name))[:FOLLOWED]
+    return [row for name in often for row in (*_spread(firsts[name], OVER_TIME), *told.get(name, [])[:2])]
 
 
 def _nearest(step: int, told: Iterable[int], most: float) -> int:
@@ -132,11 +192,3 @@ def _spread(rows: Sequence[Row], most: int) -> list[Row]:
     if len(rows) <= most:
         return list(rows)
     return [rows[round(i * (len(rows) - 1) / (most - 1))] for i in range(most)]
-
-
-def _within(rows: Sequence[Row]) -> list[Row]:
-    """As many as fit, dropping every second one until they do."""
-    rows = list(rows)
-    while len(rows) > 1 and sum(len(json.dumps(row)) for row in rows) > LARGEST:
-        rows = rows[::2]
-    return sorted(rows, key=lambda row: (row["step"], str(row.get("problem")), row.get("index", 0)))

@@ -8,13 +8,14 @@ from typing import Any
 
 from sdpo_mlx.report.reading import Row, Story
 
-MOST_PROBLEMS = 200
+MOST_ROWS = 200  # of one table
 Table = tuple[str, tuple[str, ...], list[tuple[str, ...]]]  # caption, heads, rows
 
 
 def tables(story: Story) -> list[Table]:
     """All tables that have a row."""
-    found = [scores(story), problems(story), kinds(story), skips(story), notes(story), settings(story)]
+    made = (notes, scores, problems, kinds, skips, steps, settings)
+    found = [table(story) for table in made]
     return [table for table in found if table[2]]
 
 
@@ -30,22 +31,26 @@ def scores(story: Story) -> Table:
 
 
 def problems(story: Story) -> Table:
-    """Hardest first: successes in the first and in the second half of a problem's answers that were kept."""
-    by_problem: dict[str, list[Row]] = {}
+    """Hardest first: successes among the answers that were kept, and how the first time compares with the last."""
+    by_problem: dict[str, dict[int, list[bool]]] = {}
     for row in story.counts:
-        by_problem.setdefault(row["problem"], []).append(row)
-
-    def share(rows: Sequence[Row]) -> float:
-        return sum(row["success"] for row in rows) / len(rows) if rows else 0.0
-
-    hardest = sorted(by_problem.items(), key=lambda each: (share(each[1]), each[0]))
+        by_problem.setdefault(row["problem"], {}).setdefault(row["step"], []).append(row["success"])
+    answers = {name: [success for each in times.values() for success in each] for name, times in by_problem.items()}
+    hardest = sorted(by_problem, key=lambda name: (sum(answers[name]) / len(answers[name]), name))[:MOST_ROWS]
     rows: list[tuple[str, ...]] = []
-    for name, answers in hardest[:MOST_PROBLEMS]:
-        half = (len(answers) + 1) // 2
-        early, late = answers[:half], answers[half:]
-        progress = (_percent(share(early)), _percent(share(late)) if late else "-")
-        rows.append((name, str(len(answers)), _percent(share(answers)), *progress))
-    return "Problems, hardest first", ("problem", "answers kept", "success", "first half", "second half"), rows
+    for name in hardest:
+        times, every = by_problem[name], answers[name]
+        first, last = (f"{sum(times[step])}/{len(times[step])} (step {step})" for step in (min(times), max(times)))
+        once = len(times) == 1
+        rows.append(
+            (name, str(len(every)), _percent(sum(every) / len(every)), first, "-" if once else last, str(len(times)))
+        )
+    heads = ("problem", "answers kept", "success", "first time", "last time", "times")
+    return _cut("Problems, hardest first", len(by_problem)), heads, rows
+
+
+def _cut(caption: str, count: int) -> str:
+    return caption if count <= MOST_ROWS else f"{caption}, {MOST_ROWS} of {count:,}"
 
 
 def kinds(story: Story) -> Table:
@@ -57,7 +62,9 @@ def kinds(story: Story) -> Table:
     rows = [
         (kind, *(_percent(c[kind] / total) if (total := sum(c.values())) else "-" for c in counted)) for kind in names
     ]
-    return "Kinds of feedback", ("kind", "first third", "middle", "last third"), rows
+    ends = [(min(third), max(third)) if third else None for third in thirds]
+    heads = (f"steps {span[0]} to {span[1]}" if span else "-" for span in ends)
+    return "Kinds of feedback over time", ("kind", *heads), rows
 
 
 def skips(story: Story) -> Table:
@@ -80,7 +87,25 @@ def notes(story: Story) -> Table:
             rows.append((str(row.get("step")), "resumed after this step"))
         else:
             rows.append((str(row.get("step")), f"finished; best step {row.get('best_step')}"))
-    return "What to know", ("step", "what"), rows
+    return _cut("What to know", len(rows)), ("step", "what"), rows[:MOST_ROWS]
+
+
+def steps(story: Story) -> Table:
+    """The curves' figures as text."""
+    names = {
+        "success": ("success/rate", _percent),
+        "divergence": ("divergence/mean", _figure),
+        "length": ("length/mean", _figure),
+        "entropy": ("entropy", _figure),
+        "self-teacher": ("teacher/success", _percent),
+        "answers": ("generations/total", _whole),
+    }
+    every = -(-len(story.steps) // MOST_ROWS) or 1
+    rows = [
+        (str(row.get("step")), *(said(row.get(name)) for name, said in names.values())) for row in story.steps[::every]
+    ]
+    caption = "Figures of the steps" if every == 1 else f"Figures of every {every}th step"
+    return caption, ("step", *names), rows
 
 
 def settings(story: Story) -> Table:
@@ -94,6 +119,14 @@ def _leaves(tree: Mapping[str, Any], before: str = "") -> list[tuple[str, Any]]:
     for name, value in tree.items():
         found += _leaves(value, f"{before}{name}.") if isinstance(value, Mapping) else [(f"{before}{name}", value)]
     return found
+
+
+def _figure(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, int | float) else "-"
+
+
+def _whole(value: Any) -> str:
+    return f"{value:,}" if isinstance(value, int) else "-"
 
 
 def _percent(share: Any) -> str:
