@@ -21,8 +21,8 @@ def main() -> None:
     parser.add_argument("run", type=Path)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--width", type=int, default=1000)
-    parser.add_argument("--height", type=int, default=660)
-    parser.add_argument("--selector", default="section.tokens", help="what stands at the top")
+    parser.add_argument("--height", type=int, default=760)
+    parser.add_argument("--selector", default="h1", help="what stands at the top")
     options = parser.parse_args()
     file = options.run / "report.html"
     file.write_text(page([read_story(options.run)]), encoding="utf-8")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from sdpo_cli import completion, options, render
-from sdpo_cli.eval import Greedy, NoCache, Sitter, answering, asked, score
+from sdpo_cli.eval import Greedy, NoCache, Sitter, answering, asked, count, score
 
 if TYPE_CHECKING:
     from sdpo_mlx.comparison import Comparison, Pair
@@ -168,7 +168,7 @@ def as_lines(names: list[str], found: Comparison) -> list[str]:
         *_problem_lines("won", found.won),
         *_problem_lines("lost", found.lost),
         *sides,
-        f"B - A  {100 * found.difference:+.1f} points{ends}, paired over {len(found.pairs)} problems",
+        f"B - A  {100 * found.difference:+.1f} points{ends}, paired over {count(len(found.pairs), 'problem')}",
         f"B won {len(found.won)}, lost {len(found.lost)}, even {even}",
         *_left_out(found.left_out),
         *(f"note: {each}" for each in found.notes),

@@ -143,7 +143,7 @@ def score(sitter: Sitter, interrupted: Callable[[], bool]) -> Scored:
             told(done, total)
 
         found = evaluate(setup.policy, setup.task, setup.chat, exam, interrupted, store, tell)
-    content = as_document(sitter.name, setup, exam, found, time.monotonic() - begun)
+    content = as_document(sitter, setup, exam, found, time.monotonic() - begun)
     if store is None:
         return Scored(found, {**content, "kept": None})
     there = begun_with[0]
@@ -161,14 +161,17 @@ def _opened(sitter: Sitter, doing: Doing) -> Setup:
     return open_target(sitter.target, sitter.cfg, sitter.adapter, doing)
 
 
-def as_document(name: str, setup: Setup, exam: Exam, found: Evaluation, seconds: float) -> dict[str, Any]:
+def as_document(sitter: Sitter, setup: Setup, exam: Exam, found: Evaluation, seconds: float) -> dict[str, Any]:
     """Everything that was measured; scores are shares of 1. `sdpo compare` reads it."""
     from sdpo_mlx.exams import settings_record
+    from sdpo_mlx.run_folder import adapter_sha256
 
+    home = sitter.home
     sampling = exam.sampling
     return {
-        "target": name,
+        "target": sitter.name,
         "model": setup.model.record(),
+        "adapter": adapter_sha256(home) if home is not None else None,
         "task": setup.cfg.task.name,
         **_figures(found),
         "samples": found.samples,
@@ -221,14 +224,30 @@ def as_lines(content: dict[str, Any]) -> list[str]:
         (p["id"], f"{sum(p['successes'])}/{len(p['successes'])}", f"{_mean(p['rewards']):.2f}", p["family"])
         for p in content["problems"]
     ]
+    size = f"{count(content['n'], 'problem')}, {count(content['samples'], 'answer')} each"
     return [
         *render.table(("problem", "solved", "reward", "family"), rows),
         "",
         *_family_lines(content),
-        f"{content['target']} on {content['task']}: {content['n']} problems, {content['samples']} answers each",
+        f"{content['target']} on {content['task']}: {size}",
+        _asked_line(content),
         f"avg@{content['samples']}  {_score(content)}, 95 % interval",
         *(f"pass@{k}  {render.percent(content[f'pass@{k}'])}" for k in ks),
     ]
+
+
+def count(number: int, what: str) -> str:
+    """`1 answer`, `4 answers`."""
+    return f"{number:,} {what}" + ("" if number == 1 else "s")
+
+
+def _asked_line(content: dict[str, Any]) -> str:
+    """Whose answers these are and how they were drawn: what it takes to get them again."""
+    weights, adapter = str(content["model"].get("weights_sha256", "?"))[:12], content["adapter"]
+    how = content["sampling"]
+    drawn = "greedy" if how["temperature"] == 0 else f"temperature {how['temperature']:g}, top-p {how['top_p']:g}"
+    whose = f"weights {weights}" + (f", adapter {adapter[:12]}" if adapter else ", no adapter")
+    return f"{whose}; seed {content['seed']}; {drawn}, at most {how['max_tokens']} tokens"
 
 
 def _family_lines(content: dict[str, Any]) -> list[str]:

@@ -19,6 +19,7 @@ from typing import Any
 
 from sdpo_mlx import checkpoint
 from sdpo_mlx.backends.base import CONCURRENCY, SamplingParams
+from sdpo_mlx.candidates import pieces
 from sdpo_mlx.card import Base, CardFacts, coached, lessons_again, model_card
 from sdpo_mlx.config import Config
 from sdpo_mlx.distill import Batch, distillation_batch
@@ -210,7 +211,8 @@ class Coaching:
         metrics = step_metrics(groups, batch.samples, batch.contexts.values(), batch.skips, learned.update, facts)
         self.log.emit({"type": "step", "step": self.step, **metrics})
         if self.setup.cfg.log.samples:
-            self.folder.write_rollouts(self.step, records(groups, batch, learned))
+            kept = records(groups, batch, learned, lambda _, turn: {"pieces": pieces(self.setup.chat, turn.ids_T)})
+            self.folder.write_rollouts(self.step, kept)
 
     def _save(self) -> None:
         """The student as adapter, and all that going on needs."""

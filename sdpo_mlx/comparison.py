@@ -20,7 +20,7 @@ from sdpo_mlx.errors import DataError
 from sdpo_mlx.seeding import derive
 from sdpo_mlx.storage import guarded
 
-Z = 1.96
+Z, POWER = 1.96, 0.84  # normal quantiles: of a 95 % interval, and of being right four times in five
 FEWEST_DIFFERENT = 6
 NOTHING = 1e-12  # a difference of scores below this is rounding
 MOST_BYTES = 1_000_000_000
@@ -66,6 +66,7 @@ class Comparison:
     left_out: tuple[int, int, int]
     seed: int
     notes: tuple[str, ...] = ()
+    asked_otherwise: bool = False  # temperature, top_p or length of answers differ
 
     @property
     def scores(self) -> tuple[Score, Score]:
@@ -92,10 +93,11 @@ class Comparison:
 
     @property
     def needed(self) -> int | None:
-        """About how many problems more would show a difference of this size; None where that can't be said.
+        """About how many problems more would show a difference of this size, four times in five; None if unknown.
 
-        (1.96 s / d)^2 problems in all, s being the deviation of the paired differences, d their mean, and as many
-        as bring `FEWEST_DIFFERENT` that differ; 0 where the difference is believed already.
+        ((1.96 + 0.84) s / d)^2 problems in all, s being the deviation of the paired differences, d their mean (at
+        (1.96 s / d)^2 it would be a toss-up), and as many as bring `FEWEST_DIFFERENT` that differ; 0 where the
+        difference is believed already.
         """
         if self.believed:
             return 0
@@ -103,7 +105,7 @@ class Comparison:
         if n < 2 or abs(self.difference) < NOTHING:
             return None
         spread = stdev(pair.change for pair in self.pairs)
-        enough = max((Z * spread / self.difference) ** 2, FEWEST_DIFFERENT * n / self._different)
+        enough = max(((Z + POWER) * spread / self.difference) ** 2, FEWEST_DIFFERENT * n / self._different)
         return max(1, math.ceil(enough) - n)
 
     @property
@@ -112,6 +114,15 @@ class Comparison:
 
     def sentence(self) -> str:
         """Whether the difference can be believed, for a person."""
+        return self._verdict() + self._doubt()
+
+    def _doubt(self) -> str:
+        """What stands between the figures and the two models."""
+        if not self.asked_otherwise:
+            return ""
+        return " But the two were sampled in different ways, and that alone may make a difference."
+
+    def _verdict(self) -> str:
         n, (low, high) = len(self.pairs), self.interval
         if n < 2:
             return "Nothing can be said of one problem alone: an interval needs two at the least."
@@ -122,14 +133,16 @@ class Comparison:
             )
         if self.needed is None:
             evenly = "gains and losses even out" if self._different else "no problem was won or lost"
-            return f"There is no difference to believe in: {evenly} over these {n} problems."
+            missed = f", and would not be one time in twenty if {1 - 0.05 ** (1 / n):.0%} of all such problems differed"
+            seen = "" if self._different else missed
+            return f"There is no difference to believe in: {evenly} over these {n} problems{seen}."
         why = "its 95 % interval includes 0"
         if low > 0 or high < 0:
             few = f"all {n}" if self._different == n else f"{self._different} of {n}"
             why = f"{few} problems were won or lost, and chance may do that with so few"
         return (
             f"The difference cannot be believed: {why}. If it is as large as it looks, about {self.needed:,} "
-            f"problems more ({n + self.needed:,} in all) would show it."
+            f"problems more ({n + self.needed:,} in all) would show it four times in five."
         )
 
 
@@ -151,7 +164,9 @@ def compare(first: Document, second: Document) -> Comparison:
         for name, a, b in zip(shared, *rows, strict=True)
     )
     left_out = len(ours) - len(both), len(theirs) - len(both), len(both) - len(shared)
-    return Comparison(pairs, difference, interval, left_out, seed, _unlike(first, second))
+    notes = _unlike(first, second)
+    otherwise = any(note.startswith("sampling") for note in notes)
+    return Comparison(pairs, difference, interval, left_out, seed, notes, otherwise)
 
 
 def read_evaluation(path: Path) -> dict[str, Any]:

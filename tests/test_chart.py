@@ -8,7 +8,7 @@ import xml.etree.ElementTree as ET
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sdpo_mlx.chart import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Series, line_chart, ticks
+from sdpo_mlx.chart import BOTTOM, HEIGHT, LEFT, LETTER, RIGHT, STYLES, TOP, WIDTH, Series, line_chart, ticks
 
 SVG = "{http://www.w3.org/2000/svg}"
 numbers = st.floats(allow_nan=True, allow_infinity=True) | st.floats(-1e6, 1e6)
@@ -61,3 +61,35 @@ def test_ticks_are_few_round_and_inside(low: float, width: float) -> None:
     assert len(found) <= 12
     slack = 1e-6 * width + 1e-9 * abs(low)
     assert all(low - slack <= tick <= low + width + slack for tick in found)
+
+
+@given(st.lists(st.text("ab-", min_size=1, max_size=120), min_size=2, max_size=8))
+def test_a_legend_stays_inside_the_picture_whatever_the_names(names: list[str]) -> None:
+    root = parsed([Series(name, [0, 1], [0, 1]) for name in names])
+    height = float(root.attrib["viewBox"].split()[3])
+    texts = list(root.iter(f"{SVG}text"))[-len(names) :]
+    places = [(float(text.attrib["x"]), float(text.attrib["y"]), len(text.text or "")) for text in texts]
+    assert all(x + LETTER * length <= WIDTH and HEIGHT - BOTTOM < y < height for x, y, length in places)
+    assert len(set(places)) == len(places)
+    assert all(y > HEIGHT for _, y, _ in places)  # below the axis's own words
+
+
+def test_names_that_differ_at_their_end_still_do_when_cut() -> None:
+    texts = [text.text for text in parsed([Series("run-" * 40 + end, [1], [1]) for end in "12"]).iter(f"{SVG}text")]
+    assert len({text for text in texts if text and "…" in text}) == 2
+
+
+def test_few_points_have_marks_and_many_have_none() -> None:
+    few, many = (parsed([Series("a", range(count), range(count))]) for count in (3, 40))
+    assert (len(list(few.iter(f"{SVG}circle"))), len(list(many.iter(f"{SVG}circle")))) == (3, 0)
+
+
+def test_a_picture_is_told_in_words() -> None:
+    said = next(parsed([Series("a", [1, 2, 3], [0.5, 0.25, 1.0])]).iter(f"{SVG}desc")).text
+    assert said == "y against x. a: 0.5 at 1, 1 at 3; lowest 0.25, highest 1, 3 points"
+
+
+def test_colour_and_dash_can_be_given_apart() -> None:
+    root = parsed([Series("a", [1, 2], [1, 2], colour=1, dash=0), Series("b", [1, 2], [1, 2], colour=1, dash=1)])
+    lines = [(line.attrib["stroke"], line.attrib.get("stroke-dasharray")) for line in root.iter(f"{SVG}polyline")]
+    assert lines == [(STYLES[1][0], None), (STYLES[1][0], STYLES[1][1])]

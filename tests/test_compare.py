@@ -69,6 +69,16 @@ def test_questions_asked_otherwise_are_noted() -> None:
     assert found.notes == ("samples differs: 4 and 8",)
 
 
+def test_answers_drawn_otherwise_leave_a_doubt_that_is_said() -> None:
+    rows = {str(i): [0.0] for i in range(12)}
+    first = saved(rows, sampling={"temperature": 0.0})
+    second = saved({name: [1.0] for name in rows}, sampling={"temperature": 1.0})
+    assert (
+        compare(first, second).sentence().endswith("sampled in different ways, and that alone may make a difference.")
+    )
+    assert "different ways" not in compare(first, {**second, "sampling": first["sampling"]}).sentence()
+
+
 def test_a_clear_gain_is_believed_and_a_clear_loss_too() -> None:
     gain, loss = made([0.3, 0.4, 0.5] * 8), made([-0.3, -0.4, -0.5] * 8)
     assert gain.believed
@@ -81,7 +91,7 @@ def test_chance_is_not_believed_and_says_what_it_takes() -> None:
     found = made([0.5, -0.5, 0.5, -0.5, 0.5, 0.0, 0.0, 0.0])
     assert not found.believed
     spread, d = stdev([p.change for p in found.pairs]), found.difference
-    assert found.needed == math.ceil((1.96 * spread / d) ** 2) - 8
+    assert found.needed == math.ceil((2.8 * spread / d) ** 2) - 8
     assert f"about {found.needed:,} problems more" in found.sentence()
 
 
@@ -98,10 +108,18 @@ def test_so_many_problems_more_would_show_it(first: list[float], data: Any) -> N
         assert "no difference" in found.sentence()
     elif found.needed:
         total = len(first) + found.needed
-        assert 1.96 * stdev(changes) / math.sqrt(total) <= abs(found.difference) * (1 + 1e-6)
+        assert 2.8 * stdev(changes) / math.sqrt(total) <= abs(found.difference) * (1 + 1e-6)
         assert "cannot be believed" in found.sentence()
     else:
         assert found.interval.low > 0 or found.interval.high < 0
+
+
+def test_so_many_problems_show_a_difference_four_times_in_five() -> None:
+    """Drawn anew at the size that `needed` names for the true difference, most comparisons believe it, not half."""
+    draw, mean, spread = np.random.default_rng(1), 0.15, 0.5
+    total = math.ceil((2.8 * spread / mean) ** 2)
+    believed = sum(made(list(draw.normal(mean, spread, total))).believed for _ in range(60))
+    assert 40 <= believed <= 56  # 48 expected; at (1.96 s / d)^2 problems it would be 30
 
 
 def test_fewer_than_six_problems_that_differ_are_never_believed() -> None:
@@ -126,6 +144,7 @@ def test_too_little_to_tell_is_said_honestly() -> None:
     assert "two at the least" in one.sentence()
     assert none.needed is None
     assert "no problem was won or lost over these 3" in none.sentence()
+    assert "if 63% of all such problems differed" in none.sentence()  # 1 - 0.05 ** (1 / 3)
     assert "even out" in made([0.5, -0.5]).sentence()
     assert math.isnan(one.interval.low)
     assert all("nan" not in line for line in as_lines(["A", "B"], one))

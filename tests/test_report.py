@@ -7,7 +7,6 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -16,13 +15,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from runs_made import settings, trained
 from sdpo_cli.main import run
+from test_report_tokens import answered, shown, story
 
 from sdpo_mlx.candidates import WORTH, candidates, due, pieces
 from sdpo_mlx.chat import load_chat
 from sdpo_mlx.errors import ConfigError
 from sdpo_mlx.models import resolve
 from sdpo_mlx.report.page import page
-from sdpo_mlx.report.reading import read_story
+from sdpo_mlx.report.reading import read_stories, read_story
 from sdpo_mlx.run_folder import RunFolder
 
 HOSTILE = "</script><img src=x onerror=\"document.title='owned'\">\x1b[31m\u202egpj<b>&lt;{{x}}" + "y" * 300
@@ -62,13 +62,6 @@ def hostile(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             role[0][0][0] = HOSTILE
     run_folder.write_rollouts(1, rows)
     return folder
-
-
-def shown(text: str) -> list[dict[str, Any]]:
-    block = re.search(r'<script type="application/json">(.*?)</script>', text, re.DOTALL)
-    assert block is not None
-    rows: list[dict[str, Any]] = json.loads(block[1])
-    return rows
 
 
 def test_every_token_stands_with_its_divergence_and_both_candidates(made: Path) -> None:
@@ -150,7 +143,8 @@ def test_nothing_may_be_fetched_and_only_its_own_script_runs(made: Path) -> None
     assert "default-src 'none'" in text
     assert "unsafe" not in text
     assert not re.findall(r"<(?:link|iframe|object|embed|base|form|img)\b", text)
-    assert not re.findall(r"\s(?:on\w+|style|src|href)=(?!\"#)", re.sub(r"<script.*?</script>", "", text, flags=re.DOTALL))
+    still = re.sub(r"<script.*?</script>", "", text, flags=re.DOTALL)
+    assert not re.findall(r"\s(?:on\w+|style|src|href)=(?!\"#)", still)
 
 
 def test_hostile_text_opens_no_tag_and_loses_its_control_characters(hostile: Path) -> None:
@@ -178,6 +172,15 @@ def test_the_command_writes_one_small_file(made: Path, tmp_path: Path, capsys: p
     told = json.loads(capsys.readouterr().out)
     assert told["bytes"] == (tmp_path / "r.html").stat().st_size < 1_000_000
     assert run(["report", str(tmp_path / "nothing")]) == 2
+
+
+def test_runs_of_one_name_are_told_apart(made: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other" / made.name
+    other.mkdir(parents=True)
+    (other / "events.jsonl").write_text("")
+    names = [each.name for each in read_stories([made, other])]
+    assert names == [f"{made.parent.name}/first", "other/first"]
+    assert [each.name for each in read_stories([made, made])] == ["first (1)", "first (2)"]
 
 
 @pytest.fixture(scope="module")
@@ -216,8 +219,43 @@ def test_a_browser_shows_the_numbers_on_hovering_and_on_keys(tab: Browser, made:
     tab.press("ArrowRight")
     assert tab.value("document.activeElement.dataset.token") == "2"
     assert f"{abs(row['divergence'][2]):.2f}" in tab.value("document.querySelector('.tip').textContent")
+    tab.press("End")
+    assert tab.value("document.activeElement.dataset.token") == str(len(row["pieces"]) - 1)
+    tab.press("Home")
+    assert tab.value("document.activeElement.dataset.token") == "0"
     tab.value("document.querySelectorAll('input[name=axis]')[1].click()")
     assert tab.value("document.querySelector('.charts:not([hidden])').textContent").count("sampled answers") > 0
+    assert tab.said == []
+
+
+def test_arrows_go_from_line_to_line(tab: Browser, made: Path, tmp_path: Path) -> None:
+    lines = story([{**answered(1, 1, "a"), "pieces": ["ab", "cd\n", "ef", "gh"], "divergence": [0, 0, -2, 0.1]}])
+    (tmp_path / "report.html").write_text(page([lines]), encoding="utf-8")
+    tab.session, tab.said = "", []
+    tab.open(tmp_path / "report.html", width=1000, height=900)
+    tab.value("document.querySelector('[data-token=\"1\"]').focus()")
+    seen = []
+    for key in ("ArrowDown", "ArrowUp", "ArrowUp"):
+        tab.press(key)
+        seen.append(tab.value("document.activeElement.dataset.token"))
+    assert seen == ["3", "1", "1"]
+    # the sign of a figure is told without its colour
+    underlined = "getComputedStyle(document.querySelector('[data-token=\"{}\"]')).textDecorationLine"
+    assert [tab.value(underlined.format(n)) for n in (2, 3)] == ["underline", "none"]
+    assert tab.said == []
+
+
+def test_a_telephone_shows_everything_without_scrolling_aside(tab: Browser, made: Path, tmp_path: Path) -> None:
+    text = page(read_stories([made, made]))
+    (tmp_path / "report.html").write_text(text, encoding="utf-8")
+    tab.session, tab.said = "", []
+    tab.open(tmp_path / "report.html", width=390, height=800)
+    assert tab.value("document.documentElement.scrollWidth <= window.innerWidth")
+    drawn = "[...document.querySelectorAll('.charts:not([hidden]) svg')]"
+    smallest = f"Math.min(...{drawn}.map(svg => svg.clientWidth / svg.viewBox.baseVal.width))"
+    assert 12 * tab.value(smallest) >= 7
+    unlabelled = "[...document.querySelectorAll('select, input')].filter(each => !each.labels.length).length"
+    assert tab.value(unlabelled) == 0
     assert tab.said == []
 
 

@@ -101,10 +101,18 @@ class _Lines:
     def _line(self, run: int, what: str, at: int, rows: Sequence[Row], name: str) -> Series:
         return self._series(run, what, at, _column(rows, self.axis), _column(rows, name))
 
-    def _series(self, run: int, what: str, at: int, *columns: Sequence[float]) -> Series:
+    def _series(
+        self,
+        run: int,
+        what: str,
+        at: int,
+        xs: Sequence[float],
+        ys: Sequence[float],
+        band: tuple[Sequence[float], Sequence[float]] = ((), ()),
+    ) -> Series:
         several, name = len(self.stories) > 1, self.stories[run].name
         words = " ".join(part for part in (name if several else "", what) if part) or name
-        return Series(words, *columns, colour=run if several else at, dash=at)
+        return Series(words, xs, ys, *band, colour=run if several else at, dash=at)
 
     def _training(self, run: int) -> Series:
         """The share of successes with Wilson's interval over the step's answers."""
@@ -115,15 +123,15 @@ class _Lines:
             fits = math.isfinite(rate) and math.isfinite(n) and n >= 1
             ends.append(wilson(min(rate * n, n), round(n)) if fits else (math.nan, math.nan))
         lows, highs = [low for low, _ in ends], [high for _, high in ends]
-        return self._series(run, "training", 0, _column(story.steps, self.axis), rates, lows, highs)
+        return self._series(run, "training", 0, _column(story.steps, self.axis), rates, (lows, highs))
 
     def _held_out(self, run: int) -> Series:
         story = self.stories[run]
         rows = [row for row in story.evals if not row.get("final")]
         generated = {row.get("step"): row.get("generations/total") for row in story.steps}
         placed = [{**row, "generations/total": generated.get(row.get("step"), 0)} for row in rows]
-        columns = (_column(placed, name) for name in (self.axis, "score", "low", "high"))
-        return self._series(run, "held out", 1, *columns)
+        xs, ys, low, high = (_column(placed, name) for name in (self.axis, "score", "low", "high"))
+        return self._series(run, "held out", 1, xs, ys, (low, high))
 
 
 def _whole(row: Row) -> float:

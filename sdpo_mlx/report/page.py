@@ -12,7 +12,7 @@ import math
 from collections.abc import Mapping, Sequence
 from html import escape
 from importlib import resources
-from typing import Any
+from typing import Any, TypeGuard
 
 from sdpo_mlx.report import tokens
 from sdpo_mlx.report.curves import AXES, charts
@@ -67,7 +67,9 @@ def _text(text: Any, limit: int = CELL) -> str:
 def _head(title: str, stories: Sequence[Story]) -> str:
     runs = "".join(f"<li>{_summary(story)}</li>" for story in stories)
     several = len(stories) > 1
-    links = [("curves", "Curves")] if several else [("tokens-0", "Tokens"), ("curves", "Curves"), ("tables-0", "Tables")]
+    links = (
+        [("curves", "Curves")] if several else [("tokens-0", "Tokens"), ("curves", "Curves"), ("tables-0", "Tables")]
+    )
     links += [(f"tokens-{n}", story.name) for n, story in enumerate(stories) if several]
     nav = "".join(f'<a href="#{place}">{_text(name)}</a>' for place, name in links)
     return f'<h1>{_text(title)}</h1><ul class="runs">{runs}</ul><nav aria-label="parts of this page">{nav}</nav>'
@@ -75,11 +77,12 @@ def _head(title: str, stories: Sequence[Story]) -> str:
 
 def _summary(story: Story) -> str:
     """What became of a run, in a few lines."""
-    what = f"{_text(story.named('model'))} on {_text(story.named('task'))}, {len(story.steps)} steps"
+    count = len(story.steps)
+    what = f"{_text(story.named('model'))} on {_text(story.named('task'))}, {count} step{'s' if count != 1 else ''}"
     lines = [f"<b>{_text(story.name)}</b>: {what}", _gain(story), _forgot(story)]
     if story.manifest.get("sandbox") == "unconfined":
         lines.append("<strong>Programs of the model ran unconfined and could have forged their grading.</strong>")
-    if not any(row.get("type") == "run_finished" for row in story.notes):
+    if story.open_end and not _finished(story):
         lines.append("Not finished: what stands here is what there was so far.")
     return "<br>".join(line for line in lines if line)
 
@@ -118,7 +121,7 @@ def _finished(story: Story) -> Mapping[str, Any]:
     return next((row for row in reversed(story.notes) if row.get("type") == "run_finished"), {})
 
 
-def _number(value: Any) -> bool:
+def _number(value: Any) -> TypeGuard[float]:
     return isinstance(value, int | float) and math.isfinite(value)
 
 
@@ -127,19 +130,21 @@ def _percent(share: Any) -> str:
 
 
 def _curves(stories: Sequence[Story]) -> str:
+    drawn = {axis: charts(stories, axis) for axis in AXES}
+    if not any(drawn.values()):
+        return '<section id="curves"><h2>Curves</h2><p>No step left figures to draw.</p></section>'
     choices = "".join(
         f'<label><input type="radio" name="axis" value="{n}"{" checked" if n == 0 else ""}> {name}</label>'
         for n, name in enumerate(AXES.values())
     )
     groups = "".join(
         f'<div class="charts" data-axis="{n}"{"" if n == 0 else " hidden"}>'
-        + "".join(f"<figure>{svg}</figure>" for svg in charts(stories, axis))
+        + "".join(f"<figure>{svg}</figure>" for svg in drawn[axis])
         + "</div>"
         for n, axis in enumerate(AXES)
     )
-    return (
-        f'<section id="curves"><h2>Curves</h2><fieldset class="axis"><legend>against</legend>{choices}</fieldset>{groups}</section>'
-    )
+    axis = f'<fieldset class="axis"><legend>against</legend>{choices}</fieldset>'
+    return f'<section id="curves"><h2>Curves</h2>{axis}{groups}</section>'
 
 
 def _tables(story: Story, number: int) -> str:

@@ -17,6 +17,7 @@ STEPS_SHOWN = 12  # whose rollouts are in the report
 ROLLOUTS_A_STEP = 6
 FOLLOWED = 6  # problems whose answers are followed over time
 OVER_TIME = 8  # answers to one of them
+LESSONS = "coaching.jsonl"  # what a coached folder has and no other
 
 Row = Mapping[str, Any]
 
@@ -34,11 +35,12 @@ class Story:
     rollouts: Sequence[Row]
     counts: Sequence[Row]
     problems: Sequence[str]
+    open_end: bool = True  # it has an end that it may not have come to; coaching has none
 
     @property
     def taught(self) -> bool:
         """Whether a self-teacher took part; GRPO alone has none."""
-        return self._setting("objective", "kind") != "grpo"
+        return bool(self._setting("objective", "kind") != "grpo")
 
     def _setting(self, section: str, key: str) -> Any:
         found = self.config.get(section)
@@ -84,6 +86,7 @@ def read_story(folder: Path, name: str = "") -> Story:
         rollouts=rollouts,
         counts=counts,
         problems=faults,
+        open_end=not (folder / LESSONS).exists(),
     )
 
 
@@ -126,7 +129,7 @@ def _rollouts(run: RunFolder, faults: list[str]) -> tuple[list[Row], list[Row]]:
 
 
 def _turns(row: Row) -> list[Row]:
-    """A row a turn: an episode's earlier turns have their own tokens, and a reply where the last one has its verdict."""
+    """A row a turn: an episode's earlier turns have tokens of their own, and a reply where the last has its verdict."""
     earlier = [turn for turn in row.get("earlier") or [] if isinstance(turn, Mapping)]
     teacher, count = row.get("teacher"), len(earlier) + 1
     whole = {name: value for name, value in row.items() if name != "candidates"}

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-from sdpo_mlx.report.reading import Row, Story
+from sdpo_mlx.report.reading import Story
 
 MOST_ROWS = 200  # of one table
 Table = tuple[str, tuple[str, ...], list[tuple[str, ...]]]  # caption, heads, rows
@@ -86,7 +86,8 @@ def notes(story: Story) -> Table:
         elif row.get("type") == "resumed":
             rows.append((str(row.get("step")), "resumed after this step"))
         else:
-            rows.append((str(row.get("step")), f"finished; best step {row.get('best_step')}"))
+            best = row.get("best_step")
+            rows.append((str(row.get("step")), "finished" if best is None else f"finished; best step {best}"))
     return _cut("What to know", len(rows)), ("step", "what"), rows[:MOST_ROWS]
 
 

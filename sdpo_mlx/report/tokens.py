@@ -23,7 +23,7 @@ def section(story: Story, number: int, room: int) -> str:
     head = f'<section class="tokens" id="tokens-{number}"><h2>Tokens of {escape(display(story.name))}</h2>'
     rows = _fitting(story.rollouts, room)
     if not rows:
-        why = "None has room here." if story.rollouts else "No rollouts were kept (log.samples)."
+        why = "None has room here." if story.rollouts else "No answers were kept."
         return f"{head}<p>{why}</p></section>"
     return (
         f"{head}{_words(story)}"
