@@ -257,10 +257,11 @@ def _forgotten(outcome: Outcome) -> list[str]:
     found = outcome.forgetting
     if found.before is None:
         return []
-    before, after = render.number(found.before.perplexity), render.number(found.after.perplexity)
+    before, after = found.before.perplexity, found.after.perplexity
     return [
-        f"forgot    {found.divergence:.4f} nats a token from the base on ordinary prompts (+- {found.error:.4f}); "
-        f"perplexity of a text {before} -> {after}"
+        f"forgot    {found.divergence:.4f} nats a token (+- {found.error:.4f}) from the base on ordinary prompts; "
+        "0: nothing",
+        f"          perplexity of an ordinary text {before:,.1f} -> {after:,.1f}; higher: it knows the language less",
     ]
 
 
