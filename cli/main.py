@@ -69,6 +69,7 @@ def run(words: list[str]) -> int:
     """The exit code of one command line; every error becomes one line on stderr."""
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"] or ["--help"]
+    words = [*words[1:], "--help"] if words[0] == "help" else words
     try:
         app = application(words)
         code = app(with_settings(words), prog_name="sdpo", standalone_mode=False)
@@ -97,6 +98,7 @@ def application(words: Sequence[str]) -> typer.Typer:
         rich_markup_mode=None,
         add_completion=not asked or COMPLETING in os.environ,
         pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["--help", "-h"]},
         callback=_root,
         name="sdpo",
     )
@@ -173,9 +175,23 @@ def _misused(error: Any, debug: bool) -> int:
         typer.echo(error.format_message(), err=True)
         return EXIT_USAGE
     where = context.command_path if context is not None else "sdpo"
-    message = " ".join(str(error.format_message()).split()).rstrip(".")
+    message = _told(error, context) or " ".join(str(error.format_message()).split()).rstrip(".")
     stop = "" if message.endswith("?") else "."
     return _ended(f"{message}{stop} See `{where} --help`.", int(getattr(error, "exit_code", EXIT_USAGE)), debug)
+
+
+def _told(error: Any, context: Any) -> str:
+    """What to write instead of a word of another tool; empty where it is none."""
+    from sdpo_cli import foreign
+
+    option = getattr(error, "option_name", None)
+    if option and type(error).__name__ == "NoSuchOption" and context is not None:
+        flags = [flag for param in context.command.params for flag in param.opts]
+        told = foreign.instead(option, flags) if "--set" in flags else ""
+        return f"No such option: {option}. {told}" if told else ""
+    verb = re.match(r"No such command '([\w-]+)'", str(error.message))
+    told = foreign.VERBS.get(verb[1], "") if verb else ""
+    return f"No such command: {verb[1]}. Write `{told}`" if verb and told else ""
 
 
 def _ended(line: str, code: int, debug: bool) -> int:

@@ -12,38 +12,69 @@ from typing import Any
 
 from sdpo_mlx.config import Config
 
-# Names that people bring along from mlx-lm and from other trainers; the value is ours.
+# Names that people bring along from mlx-lm, TRL, PEFT and Unsloth; the value is ours.
 FOREIGN: Mapping[str, str] = MappingProxyType(
     {
         "iters": "train.steps",
+        "max_steps": "train.steps",
         "batch_size": "rollout.problems_per_step",
+        "per_device_train_batch_size": "rollout.problems_per_step",
         "num_layers": "model.adapter.layers",
         "lora_layers": "model.adapter.layers",
         "fine_tune_type": "model.adapter.kind",
         "lora_parameters": "model.adapter",
+        "lora_rank": "model.adapter.rank",
+        "lora_r": "model.adapter.rank",
+        "lora_dropout": "model.adapter.dropout",
+        "target_modules": "model.adapter.keys",
         "lr": "train.learning_rate",
         "lr_schedule": "train.schedule",
+        "lr_scheduler_type": "train.schedule",
+        "max_grad_norm": "train.clip_norm",
         "steps_per_eval": "train.eval_every",
+        "eval_steps": "train.eval_every",
+        "save_steps": "train.save_every",
         "val_batches": "eval.problems",
         "max_seq_length": "rollout.max_tokens",
+        "max_new_tokens": "rollout.max_tokens",
         "max_completion_length": "rollout.max_tokens",
         "num_generations": "rollout.group_size",
+        "num_iterations": "train.updates_per_batch",
+        "temp": "rollout.temperature",
+        "bf16": "model.dtype",
         "ema": "teacher.update_rate",
         "ema_rate": "teacher.update_rate",
-        "mask_prompt": "",
-        "adapter_path": "",
         "grad_checkpoint": "train.grad_checkpoint",
-        "optimizer": "",
-        "test": "",
+        "gradient_checkpointing": "train.grad_checkpoint",
+        "wandb": "log.sinks",
+        "report_to": "log.sinks",
     }
 )
+_NO_EPOCHS = "a run counts steps, not epochs: set train.steps"
+_EVERY_STEP = "every step is shown and written to events.jsonl, leave it out"
 # What to do about the foreign names that stand for nothing in the tree.
 ELSEWHERE: Mapping[str, str] = MappingProxyType(
     {
         "mask_prompt": "only answers are ever learned from, leave it out",
         "adapter_path": "the adapter goes where --out says, leave it out",
+        "output_dir": "the run goes where --out says",
+        "resume_adapter_file": "a run goes on from its own folder: --out RUN --resume; to begin from another adapter, "
+        "fuse it (`sdpo export RUN --to fused`) and name that folder as --model",
         "optimizer": "it is always AdamW, leave it out",
+        "train": "`sdpo train` always trains, leave it out",
         "test": "use `sdpo eval`, leave it out",
+        "beta": "there is no KL penalty to the start: the teacher holds the student, set teacher.kind and "
+        "teacher.update_rate",
+        "epochs": _NO_EPOCHS,
+        "num_epochs": _NO_EPOCHS,
+        "num_train_epochs": _NO_EPOCHS,
+        "lora_alpha": "set model.adapter.scale, which is alpha / rank",
+        "load_in_4bit": "name a 4-bit model, or on torch set model.bits=4",
+        "gradient_accumulation_steps": "micro-batches are chosen to fit the memory, leave it out",
+        "steps_per_report": _EVERY_STEP,
+        "logging_steps": _EVERY_STEP,
+        "dataset": "name your rows with --data",
+        "reward_funcs": "write grade(problem, answer) in a file and name it: --task ./my_task.py",
     }
 )
 
@@ -123,6 +154,14 @@ def _in_words(option: dict[str, Any]) -> str:
     bounds = [f"{words} {option[limit]:g}" for limit, words in limits.items() if limit in option]
     kind = "text that isn't empty" if option.get("minLength") else kinds.get(option.get("type", ""), "another value")
     return " ".join([kind, " and ".join(bounds)]).rstrip()
+
+
+def brought_along(name: str) -> str:
+    """What to do about a name of mlx-lm, TRL, PEFT or Unsloth; empty where none of them has it."""
+    if name in ELSEWHERE:
+        return ELSEWHERE[name]
+    leaves = {key.rpartition(".")[2]: key for key in reversed(tuple(LEAVES))}
+    return FOREIGN.get(name) or leaves.get(name, "")
 
 
 def suggestion(section: str, name: str) -> str:

@@ -245,7 +245,8 @@ def answered(task: Task, problem: Problem, rollout: Rollout, *, over: bool = Fal
 
 
 def _failed(error: BaseException) -> Feedback:
-    return Feedback(0.0, False, clean(f"{type(error).__name__}: {error}", 500), "grader_error")
+    where = f" ({', '.join(notes)})" if (notes := getattr(error, "__notes__", ())) else ""
+    return Feedback(0.0, False, f"{clean(f'{type(error).__name__}: {error}', 500)}{clean(where, 500)}", "grader_error")
 
 
 class Graders:

@@ -38,6 +38,7 @@ class Watch:
     non_finite_total: int = 0
     grader_in_a_row: int = 0
     grader_window: list[int] = field(default_factory=list)  # 1: the grader failed; the latest is last
+    grader_said: str = ""  # the latest failure's first line
     prompts: int = 0
     prompts_too_long: int = 0
     teacher_answers: int = 0
@@ -125,7 +126,9 @@ class Watch:
         )
 
     def _see_grades(self, groups: Sequence[RolloutGroup]) -> None:
-        for failed in (each.kind == "grader_error" for group in groups for each in group.feedback):
+        for each in (each for group in groups for each in group.feedback):
+            failed = each.kind == "grader_error"
+            self.grader_said = each.text.partition("\n")[0] if failed else self.grader_said
             self.grader_in_a_row = self.grader_in_a_row + 1 if failed else 0
             self.grader_window.append(int(failed))
             if self.grader_in_a_row >= GRADER_ERRORS_IN_A_ROW:
@@ -152,9 +155,9 @@ class Watch:
             )
         failures, seen = sum(self.grader_window), len(self.grader_window)
         if self.grader_in_a_row >= GRADER_ERRORS_IN_A_ROW:
-            return _grader_stop(f"the grader failed {self.grader_in_a_row} times in a row")
+            return _grader_stop(f"the grader failed {self.grader_in_a_row} times in a row", self.grader_said)
         if seen >= GRADER_ENOUGH and failures > GRADER_SHARE * seen:
-            return _grader_stop(f"the grader failed on {failures} of the last {seen} answers")
+            return _grader_stop(f"the grader failed on {failures} of the last {seen} answers", self.grader_said)
         if self.prompts >= PROMPTS_ENOUGH and self.prompts_too_long > TOO_LONG_SHARE * self.prompts:
             return DataError(
                 f"{self.prompts_too_long} of {self.prompts} prompts were too long",
@@ -164,5 +167,6 @@ class Watch:
         return None
 
 
-def _grader_stop(what: str) -> DataError:
-    return DataError(what, fix="run `sdpo tasks check` on the task, or `sdpo rollout` to see its error")
+def _grader_stop(what: str, said: str) -> DataError:
+    fix = "mend it, try it with `sdpo tasks check`, and run the same command to go on"
+    return DataError(f"{what}, the last time with {said}", fix=fix)

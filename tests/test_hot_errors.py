@@ -29,10 +29,11 @@ def trained(folder: Path, grade: str, steps: int = 3) -> int:
 def test_a_grader_that_always_fails_ends_the_run_with_a_sentence(
     how: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    grade, _ = FAILURES[how]
+    grade, said = FAILURES[how]
     assert trained(tmp_path, grade) == 3
     last = capsys.readouterr().err.strip().splitlines()[-1]
     assert "the grader failed 20 times in a row" in last
+    assert said in last
     assert "sdpo tasks check" in last
     kept = sorted((tmp_path / "run").glob("rollouts/*"))
     assert kept
@@ -47,6 +48,14 @@ def test_tasks_check_tells_what_the_grader_raised(how: str, tmp_path: Path, caps
     file.write_text(f"{ROWS}def grade(problem, answer):\n{grade}", encoding="utf-8")
     assert cli.run(["tasks", "check", str(file)]) == 3
     assert said in capsys.readouterr().out
+
+
+def test_a_failing_grader_is_named_with_its_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    grade = "    return helper(answer)\ndef helper(answer):\n    return {}['units']\n"
+    file = tmp_path / "mine.py"
+    file.write_text(f"{ROWS}def grade(problem, answer):\n{grade}", encoding="utf-8")
+    assert cli.run(["tasks", "check", str(file)]) == 3
+    assert f"KeyError: 'units' ({file}:6)" in capsys.readouterr().out
 
 
 def test_one_failure_among_many_does_not_end_the_run(tmp_path: Path) -> None:

@@ -72,6 +72,7 @@ class OwnTask:
         self.description = (inspect.getdoc(source) or f"the task in {file.name}").partition("\n")[0]
         self.feedback_modes: tuple[str, ...] = tuple(getattr(source, "feedback_modes", ("its own",)))
         self.fingerprint = hashlib.sha256(file.read_bytes()).hexdigest()
+        self._file = file
         self._grade = source.grade
         self._extra = _parameters(source.grade) & {"truncated"}
         pairs = _rows(cfg, file, source, given)
@@ -86,7 +87,8 @@ class OwnTask:
     def grade(self, problem: Problem, text: str, *, truncated: bool = False) -> Feedback:
         """What the file's `grade` says, as a Feedback; raises whatever it raises, TypeError for what is no verdict."""
         extra = dict.fromkeys(self._extra, truncated)
-        return feedback_of(self._grade(self._row(problem), text, **extra))
+        verdict: Feedback = self._noted(lambda: feedback_of(self._grade(self._row(problem), text, **extra)))
+        return verdict
 
     def _optional(self, source: Any) -> None:
         """What a task may have besides: a solution to check with, several turns; absent here where absent there."""
@@ -94,12 +96,22 @@ class OwnTask:
             self.solution = lambda problem: source.solution(self._row(problem))
         if callable(getattr(source, "reply", None)):
             self.turns = int(source.turns)
-            self.reply = lambda problem, answers: source.reply(self._row(problem), answers)
+            self.reply = lambda problem, answers: self._noted(lambda: source.reply(self._row(problem), answers))
         if callable(getattr(source, "grade_turns", None)):
             extra = _parameters(source.grade_turns) & {"truncated"}
-            self.grade_turns = lambda problem, answers, truncated=False: feedback_of(
-                source.grade_turns(self._row(problem), answers, **dict.fromkeys(extra, truncated))
+            self.grade_turns = lambda problem, answers, truncated=False: self._noted(
+                lambda: feedback_of(source.grade_turns(self._row(problem), answers, **dict.fromkeys(extra, truncated)))
             )
+
+    def _noted(self, action: Callable[[], Any]) -> Any:
+        """The action's result; what it raises bears a note on the line of the file that was at work."""
+        try:
+            return action()
+        except Exception as error:
+            note = _line_in(self._file, error)
+            if note not in getattr(error, "__notes__", ()):  # one exception may be raised again and again
+                error.add_note(note)
+            raise
 
     def _row(self, problem: Problem) -> Any:
         """What the file gave for a problem."""
