@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from sdpo_mlx.talk import Conversation, Speaker
 
 MAX_TOKENS = 512
-HINT = "Ctrl-C stops an answer; /new begins anew; /quit or Ctrl-D leaves"
+HINT = 'Ctrl-C stops an answer; """ begins and ends several lines; /new begins anew; /quit or Ctrl-D leaves'
+FENCE = '"""'
 
 
 def command(  # noqa: PLR0913 - typer reads the options off the signature
@@ -79,7 +80,7 @@ def _talk(sides: Sequence[Conversation], typed: Callable[[], str]) -> None:
     render.say(HINT)
     while True:
         try:
-            question = typed().strip()
+            question = _question(typed)
         except EOFError:
             return
         except KeyboardInterrupt:
@@ -97,6 +98,18 @@ def _talk(sides: Sequence[Conversation], typed: Callable[[], str]) -> None:
                 _answered(sides, question, leave=False)
             except DataError as error:
                 render.say(error.line())
+
+
+def _question(typed: Callable[[], str]) -> str:
+    """What was typed: one line, or all lines between two of FENCE."""
+    line = typed().strip()
+    if not line.startswith(FENCE):
+        return line
+    lines = [line.removeprefix(FENCE)]
+    while not lines[-1].rstrip().endswith(FENCE):
+        lines.append(typed())
+    lines[-1] = lines[-1].rstrip().removesuffix(FENCE)
+    return "\n".join(lines).strip("\n")
 
 
 def _typed() -> str:

@@ -39,6 +39,9 @@ def command(
     named = target if target.name not in ("", "..") else target.resolve()
     place = out or named.with_name(f"{named.name}-{to}")
     if to == "mlx" and model is None:
+        if (target / "config.yaml").is_file():  # a run
+            fix = f"use it as it is: mlx_lm.generate --model BASE --adapter-path {target}"
+            raise ConfigError(f"{target} is in mlx-lm's layout already", where="--to mlx", fix=fix)
         raise ConfigError("the base of the adapter is not named", where="--model", fix="add --model NAME")
     with render.status("", as_json) as doing:
         doing(f"exporting {target}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from pathlib import Path
 from types import MappingProxyType
 
 VERBS: Mapping[str, str] = MappingProxyType(
@@ -24,6 +25,23 @@ VERBS: Mapping[str, str] = MappingProxyType(
         "list": "sdpo models list",
     }
 )
+
+
+def bare(word: str, flags: Collection[str]) -> str:
+    """The sentence for a word that no option stands before: which option takes such a thing."""
+    path = Path(word)
+    if word.endswith((".yaml", ".yml")):
+        kinds = ["-c"]
+    elif path.suffix == ".py":
+        kinds = ["--task"]
+    elif (path / "config.json").is_file():
+        kinds = ["--model"]
+    elif path.exists():
+        kinds = ["--data"]
+    else:
+        kinds = ["--model", "--task"]
+    found = [f"{kind} {word}" for kind in kinds if kind in flags]
+    return f"{word!r} stands alone. Write {' or '.join(found)}" if found else ""
 
 
 def instead(option: str, flags: Collection[str]) -> str:

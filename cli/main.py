@@ -185,8 +185,10 @@ def _told(error: Any, context: Any) -> str:
     from sdpo_cli import foreign
 
     option = getattr(error, "option_name", None)
-    if option and type(error).__name__ == "NoSuchOption" and context is not None:
-        flags = [flag for param in context.command.params for flag in param.opts]
+    flags = [flag for param in context.command.params for flag in param.opts] if context is not None else []
+    if alone := re.match(r"Got unexpected extra arguments?\(?s?\)? \((\S+)\)", str(error.message)):
+        return foreign.bare(alone[1], flags)
+    if option and type(error).__name__ == "NoSuchOption":
         told = foreign.instead(option, flags) if "--set" in flags else ""
         return f"No such option: {option}. {told}" if told else ""
     verb = re.match(r"No such command '([\w-]+)'", str(error.message))

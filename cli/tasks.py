@@ -170,5 +170,6 @@ def _read(answer: str) -> str:
     try:
         content = sys.stdin.buffer.read() if answer == "-" else Path(answer).read_bytes()
     except OSError as error:
-        raise DataError(f"cannot read the answer: {error.strerror}", where=answer, fix="name a text file") from error
+        fix = "name a text file, or pipe the answer in: printf 'TEXT' | sdpo tasks grade ... --answer -"
+        raise DataError(f"cannot read the answer: {error.strerror}", where=answer, fix=fix) from error
     return content.decode("utf-8", errors="replace")

@@ -248,8 +248,14 @@ def summary(setup: Setup, out: Path, outcome: Outcome, seconds: float) -> list[s
         paired = f" ({100 * low:+.1f} to {100 * high:+.1f})" if not math.isnan(low) else ""
         lines.append(f"gain      {100 * gain:+.1f} points{paired}; 95 % intervals, paired by problem")
     lines += _forgotten(outcome)
-    lines += [f"best      step {state.best_step}", f"adapter   {out}/adapters.safetensors", "", "next:"]
+    lines += [f"best      {_best(state)}", f"adapter   {out}/adapters.safetensors", "", "next:"]
     return [*lines, *(f"  {each}" for each in next_commands(setup, out))]
+
+
+def _best(state: Any) -> str:
+    if state.step and not state.best_step:
+        return "step 0, the model as it came: no step did better on held-out problems, so the adapter changes nothing"
+    return f"step {state.best_step}"
 
 
 def _forgotten(outcome: Outcome) -> list[str]:

@@ -28,6 +28,8 @@ FORMAT = 1
 MANIFEST, STATE, SUFFIX = "manifest.json", "state.json", ".safetensors"
 SAVING, REPLACED, REMOVING = ".saving-", ".replaced-", ".removing-"
 NAME = re.compile(r"step-(\d{6,})")
+NAMED = ("config.model.name ", "config.task.name ")
+_HASH = re.compile("[0-9a-f]{64}")
 OVERRIDE = "restore the run's own settings, start in another --out, or pass --resume to go on with the new ones"
 
 
@@ -213,6 +215,7 @@ def _verified(folder: Path) -> dict[str, bytes]:
 
 def _refuse_changes(expect: Mapping[str, Any], meta: Mapping[str, Any], folder: Path, override: str) -> None:
     changed = list(_changes(json.loads(json.dumps(expect)), meta, ""))
+    changed.sort(key=lambda each: not each.startswith(NAMED))  # what a person wrote, before the hashes that follow
     if changed:
         shown = "; ".join(changed[:5]) + (f"; and {len(changed) - 5} more" if len(changed) > 5 else "")
         raise ConfigError(f"this run was started with other settings: {shown}", where=str(folder), fix=override)
@@ -225,4 +228,8 @@ def _changes(expect: Mapping[str, Any], found: Mapping[str, Any], prefix: str) -
         if isinstance(wanted, dict) and isinstance(had, dict):
             yield from _changes(wanted, had, f"{prefix}{key}.")
         elif wanted != had:
-            yield f"{prefix}{key} was {json.dumps(had)}, is {json.dumps(wanted)}"
+            yield f"{prefix}{key} was {_shown(had)}, is {_shown(wanted)}"
+
+
+def _shown(value: Any) -> str:
+    return json.dumps(value[:12] if isinstance(value, str) and _HASH.fullmatch(value) else value)

@@ -102,7 +102,8 @@ def missing_extra(package: str, extra: str, where: str) -> ConfigError:
 
 def _file_rows(path: Path) -> Iterator[Row | BadRow]:
     if path.is_dir():
-        fix = f"name a file in it, or read all of it as hub:{path}"
+        rows = path / "train.jsonl"  # as mlx-lm has it
+        fix = f"name a file in it{f', as {rows}' if rows.is_file() else ''}, or read all of it as hub:{path}"
         raise DataError(f"{path}: is a folder", fix=fix)
     ending = path.name.removesuffix(".gz").rpartition(".")[2].lower()
     if ending == "json" and _is_array(path):

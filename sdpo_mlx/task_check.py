@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from sdpo_mlx.sampling import grade
 from sdpo_mlx.tasks.base import Split, Task
+from sdpo_mlx.tasks.rows import HELD_OUT_EVERY
 from sdpo_mlx.text import FEEDBACK_LIMIT
 from sdpo_mlx.types import Feedback, Problem
 
@@ -149,7 +150,8 @@ def _of_problems(task: Task, splits: Mapping[Split, Sequence[Problem]]) -> Itera
     if not train:
         yield Oddity("fault", "no_problems", "there are no training problems", "give rows whose split is train")
     if not held_out:
-        fix = "leave `split` out of all rows (one in five is held out then), or mark some held_out"
+        fix = f"give {HELD_OUT_EVERY} rows or more without `split` (one in {HELD_OUT_EVERY} is held out then)"
+        fix = f"{fix}, or mark some held_out"
         yield Oddity("hint", "nothing_held_out", "no problem is held out, so nothing shows what was learned", fix)
     ids = [problem.id for problem in (*train, *held_out)]
     double = sorted({name for name in ids if ids.count(name) > 1}) if len(ids) < 20_000 else []

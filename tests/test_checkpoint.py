@@ -172,6 +172,15 @@ def test_a_changed_base_is_refused_and_named(tmp_path: Path) -> None:
     assert "--resume" in str(caught.value)
 
 
+def test_another_model_is_named_before_its_hashes_and_these_are_short(tmp_path: Path) -> None:
+    meta = {"base": "a" * 64, "config": {"train": {"seed": 0}, "model": {"name": "tiny"}}}
+    checkpoint.save(tmp_path, 1, state_of(1), meta)
+    expect = {"base": "b" * 64, "config": {"train": {"seed": 1}, "model": {"name": "qwen"}}}
+    with pytest.raises(ConfigError) as caught:
+        checkpoint.load(tmp_path, expect=expect)
+    assert f'settings: config.model.name was "tiny", is "qwen"; base was "{"a" * 12}", is' in str(caught.value)
+
+
 def test_a_changed_setting_is_refused_unless_told(tmp_path: Path) -> None:
     save(tmp_path, 10)
     changed = {"config": {"train": {"learning_rate": 1e-3, "seed": 0}}}

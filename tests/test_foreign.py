@@ -19,6 +19,10 @@ OPTIONS = [
     (["train", "--resume-adapter-file", "a.safetensors"], "--out RUN --resume"),
     (["train", "--lora-parameters", "x"], "below model.adapter"),
     (["lora", "--train"], "Write `sdpo train`."),
+    (["train", "smollm2"], "Write --model smollm2 or --task smollm2."),
+    (["train", "my_task.py"], "Write --task my_task.py."),
+    (["solve", "tests"], "Write --data tests."),
+    (["plan", "absent.yaml"], "Write -c absent.yaml."),
 ]
 
 

@@ -140,6 +140,8 @@ def test_folder_is_refused_with_a_hint(tmp_path: Path) -> None:
     message = _refused(tmp_path)
     assert "is a folder" in message
     assert f"hub:{tmp_path}" in message
+    (tmp_path / "train.jsonl").touch()
+    assert f"as {tmp_path}/train.jsonl" in _refused(tmp_path)
 
 
 def test_missing_file_is_one_line(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
 import signal
 import socket
@@ -194,6 +195,20 @@ def test_an_interrupt_stops_the_answer_and_the_talk_goes_on(
 # ---- commands
 
 
+def test_a_question_of_several_lines_is_one_question() -> None:
+    said = iter(["plain ", '"""first', "", '  last"""  ', '"""one"""', '"""open'])
+
+    def typed() -> str:
+        try:
+            return next(said)
+        except StopIteration:
+            raise EOFError from None
+
+    assert [chatting._question(typed) for _ in range(3)] == ["plain", "first\n\n  last", "one"]
+    with pytest.raises(EOFError):
+        chatting._question(typed)
+
+
 def test_chat_compares_base_and_adapter_for_a_person_and_a_program(run: Path) -> None:
     words = ("chat", str(run), "--compare", "--prompt", QUESTION, "--temperature", "0", "--max-tokens", "24")
     code, out, err = sdpo(*words)
@@ -237,14 +252,19 @@ def test_serving_without_mlx_names_what_serves_there(monkeypatch: pytest.MonkeyP
     assert "vllm serve" in err.splitlines()[-1]
 
 
-def test_a_client_of_the_server_hears_the_adapter_whatever_model_it_names(run: Path, speaker: Speaker) -> None:
+def test_a_client_of_the_server_hears_the_adapter_whatever_model_it_names(
+    run: Path, speaker: Speaker, tmp_path: Path
+) -> None:
     with socket.create_server(("127.0.0.1", 0)) as held:
         port = held.getsockname()[1]
     command = [sys.executable, "-m", "sdpo_cli.main", "serve", str(run), "--port", str(port)]
-    server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    cache = {"HF_HUB_CACHE": str(tmp_path / "no" / "cache")}
+    server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, **cache})
     try:
         asked = {"messages": [{"role": "user", "content": QUESTION}], "max_tokens": 24, "temperature": 0.0}
         answer = posted(f"http://127.0.0.1:{port}/v1/chat/completions", {**asked, "model": "somebody/else"})
+        with urlopen(f"http://127.0.0.1:{port}/v1/models", timeout=60) as response:
+            assert [each["object"] for each in json.load(response)["data"]] == ["model"]
         server.send_signal(signal.SIGINT)
         _, said = server.communicate(timeout=60)
     finally:

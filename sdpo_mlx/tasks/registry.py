@@ -56,7 +56,7 @@ def no_data(task: TaskConfig) -> None:
     """For tasks with problems of their own. Raises ConfigError when `task.data` is given."""
     if task.data is not None:
         family = task.name.partition(":")[0]
-        fix = "leave --data out, or choose a task that reads rows"
+        fix = "name a task that reads rows, as --task code or --task ./my_task.py, or leave --data out"
         raise ConfigError(f"the task {family} has its own problems", where="task.data", fix=fix)
 
 

@@ -10,7 +10,7 @@ import socket
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from mlx_lm import server
 
 from sdpo_mlx.backends.mlx.loading import device_name
 from sdpo_mlx.errors import ConfigError
+from sdpo_mlx.hub_cache import root
 
 
 class OneModel(server.ModelProvider):  # type: ignore[misc]  # mlx-lm has no types
@@ -36,6 +37,8 @@ class OneModel(server.ModelProvider):  # type: ignore[misc]  # mlx-lm has no typ
 def serve(base: Path, adapter: Path | None, host: str, port: int) -> None:
     """Serve until interrupted; raises ConfigError where the address cannot be had."""
     _free(host, port)
+    with suppress(OSError):  # asked for /v1/models it looks through the hub's cache, and fails where there is none
+        root().mkdir(parents=True, exist_ok=True)
     words = ["sdpo serve", "--model", str(base), "--host", host, "--port", str(port), "--log-level", "WARNING"]
     words += ["--adapter-path", str(adapter)] if adapter is not None else []
     # Its `main` is what mlx-lm documents: flags in, and a provider of this name.
