@@ -24,10 +24,15 @@ def command(  # noqa: PLR0913 - typer reads the options off the signature
     *,
     adapter: Annotated[Path | None, typer.Option("--adapter", metavar="DIR", help="An adapter for the model.")] = None,
     compare: Annotated[bool, typer.Option("--compare", help="Each answer twice: base, then adapter.")] = False,
-    prompt: Annotated[str | None, typer.Option("--prompt", metavar="TEXT", help="One question, then leave.")] = None,
-    max_tokens: Annotated[int, typer.Option("--max-tokens", metavar="N", min=1, help="Of an answer.")] = MAX_TOKENS,
+    prompt: Annotated[
+        str | None, typer.Option("--prompt", metavar="TEXT", help="Ask this one question, then leave.")
+    ] = None,
+    max_tokens: Annotated[
+        int, typer.Option("--max-tokens", metavar="N", min=1, help="Longest answer, in tokens.")
+    ] = MAX_TOKENS,
     temperature: Annotated[
-        float | None, typer.Option("--temperature", metavar="T", min=0, help="0: greedy; eval.temperature.")
+        float | None,
+        typer.Option("--temperature", metavar="T", min=0, help="0: the likeliest token; default: eval.temperature."),
     ] = None,
     seed: options.Seed = None,
     sets: options.Sets = None,

@@ -39,17 +39,27 @@ def command(  # noqa: PLR0913 - typer reads the options off the signature
     task: options.TaskName = None,
     data: options.Data = None,
     prompt: Annotated[
-        list[str] | None, typer.Option("--prompt", metavar="TEXT", help="Ask this instead; repeatable.")
+        list[str] | None,
+        typer.Option("--prompt", metavar="TEXT", help="Ask this instead of a task's problems; repeatable."),
     ] = None,
-    problems: Annotated[int | None, typer.Option("--problems", metavar="N", min=1, help="Stop after so many.")] = None,
-    answers: Annotated[int | None, typer.Option("--answers", metavar="N", min=1, help="Answers a problem; 1.")] = None,
+    problems: Annotated[
+        int | None, typer.Option("--problems", metavar="N", min=1, help="Stop after N problems.")
+    ] = None,
+    answers: Annotated[
+        int | None, typer.Option("--answers", metavar="N", min=1, help="Answers for each problem; default: 1.")
+    ] = None,
     again: Annotated[bool, typer.Option("--again", help="Show after each step what the same seed gives now.")] = False,
-    replay: Annotated[Path | None, typer.Option("--replay", metavar="FILE", help="Learn from saved lessons.")] = None,
-    out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Folder; runs/<name>-coach.")] = None,
-    learning_rate: Annotated[
-        float | None, typer.Option("--learning-rate", metavar="X", help="AdamW's rate; 0.4 of training's.")
+    replay: Annotated[
+        Path | None, typer.Option("--replay", metavar="FILE", help="Learn again from a coaching.jsonl.")
     ] = None,
-    max_tokens: Annotated[int | None, typer.Option("--max-tokens", metavar="N", help="Longest answer.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="Run folder; default: runs/<name>-coach.")
+    ] = None,
+    learning_rate: Annotated[
+        float | None,
+        typer.Option("--learning-rate", metavar="X", help="AdamW's learning rate; default: 0.4 of training's."),
+    ] = None,
+    max_tokens: options.MaxTokens = None,
     seed: options.Seed = None,
     sets: options.Sets = None,
     sandbox: options.SandboxKind = None,

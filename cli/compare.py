@@ -30,7 +30,7 @@ def command(  # noqa: PLR0913 - typer reads the options off the signature
     second: Annotated[
         str | None,
         typer.Argument(
-            metavar="[B]", help="The same; without: the base of A, then A.", autocompletion=completion.targets
+            metavar="B", help="The same; without it, A is compared with its base.", autocompletion=completion.targets
         ),
     ] = None,
     *,
@@ -38,8 +38,8 @@ def command(  # noqa: PLR0913 - typer reads the options off the signature
     adapter_b: Annotated[Path | None, typer.Option("--adapter-b", metavar="DIR", help="An adapter for B.")] = None,
     task: options.TaskName = None,
     data: options.Data = None,
-    problems: Annotated[int | None, typer.Option("--problems", metavar="N", help="Only the first N.")] = None,
-    samples: Annotated[int | None, typer.Option("--samples", metavar="N", help="Answers a problem.")] = None,
+    problems: options.Problems = None,
+    samples: options.Samples = None,
     greedy: Greedy = False,
     no_cache: NoCache = False,
     seed: options.Seed = None,

@@ -23,17 +23,21 @@ def _config() -> None:
 
 @app.command()
 def show(  # noqa: PLR0913 - typer reads the options off the signature
-    run: Annotated[Path | None, typer.Argument(metavar="[RUN]", help="A run folder: what it was made with.")] = None,
+    run: Annotated[
+        Path | None, typer.Argument(metavar="RUN", help="A run folder: the settings it was made with.")
+    ] = None,
     *,
     model: options.Model = None,
     task: options.TaskName = None,
     data: options.Data = None,
     config: options.ConfigFile = None,
     sets: options.Sets = None,
-    changed: Annotated[bool, typer.Option("--changed", help="Only what is not as the default.")] = False,
+    changed: Annotated[bool, typer.Option("--changed", help="Only what differs from the defaults.")] = False,
     as_json: options.AsJson = False,
 ) -> None:
-    """Show every setting with its value and its origin (flag, --set, file and line, preset, default).
+    """Show every setting, its value and its origin.
+
+    An origin is a flag, --set, a file with its line, a preset, or the default.
 
     Example: sdpo config show --model qwen --task code --set train.steps=20
     """
@@ -54,10 +58,12 @@ def show(  # noqa: PLR0913 - typer reads the options off the signature
 
 @app.command()
 def schema() -> None:
-    """Print the configuration's JSON Schema, which editors read to complete and check a file.
+    """Print the configuration's JSON Schema, for editors.
 
-    Write it beside the settings, `sdpo config schema > schema.json`, and begin them with the line
-    `# yaml-language-server: $schema=schema.json`. Example: sdpo config schema
+    They read it to complete and check a file. Write it beside the settings, `sdpo config schema > schema.json`, and
+    begin them with the line `# yaml-language-server: $schema=schema.json`.
+
+    Example: sdpo config schema
     """
     from sdpo_mlx.config import json_schema
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 GREEDY = {"eval.temperature": 0.0, "eval.samples": 1}
 NoCache = Annotated[bool, typer.Option("--no-cache", help="Sample anew; neither use kept answers nor keep them.")]
-Greedy = Annotated[bool, typer.Option("--greedy", help="The likeliest token each time: one answer a problem.")]
+Greedy = Annotated[bool, typer.Option("--greedy", help="The likeliest token each time; one answer for each problem.")]
 
 
 def command(  # noqa: PLR0913 - typer reads the options off the signature
@@ -30,11 +30,12 @@ def command(  # noqa: PLR0913 - typer reads the options off the signature
     adapter: Annotated[Path | None, typer.Option("--adapter", metavar="DIR", help="An adapter for the model.")] = None,
     task: options.TaskName = None,
     data: options.Data = None,
-    problems: Annotated[int | None, typer.Option("--problems", metavar="N", help="Only the first N.")] = None,
-    samples: Annotated[int | None, typer.Option("--samples", metavar="N", help="Answers a problem.")] = None,
+    problems: options.Problems = None,
+    samples: options.Samples = None,
     greedy: Greedy = False,
     out: Annotated[
-        Path | None, typer.Option("--out", metavar="FILE", help="Save it, and its answers beside it (.answers.jsonl).")
+        Path | None,
+        typer.Option("--out", metavar="FILE", help="Save the evaluation, and its answers beside it (.answers.jsonl)."),
     ] = None,
     no_cache: NoCache = False,
     seed: options.Seed = None,
@@ -202,7 +203,7 @@ def check_place(out: Path) -> None:
     """Refuse a file that could not be saved before anything is sampled for it; raises StorageError."""
     from sdpo_mlx.errors import StorageError
 
-    if out.is_dir() or not out.parent.is_dir():
+    if not out.name or not out.parent.is_dir() or (out.exists() and not out.is_file()):
         raise StorageError("cannot write here", where=str(out), fix="name a file in a folder that exists")
 
 

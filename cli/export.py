@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from types import MappingProxyType
+from typing import Annotated, Any, Literal
 
 import typer
 from sdpo_cli import completion, options, render
+
+BELONGS: Mapping[str, str] = MappingProxyType({"model": "mlx", "quantised": "fused", "kind": "gguf"})
 
 
 def command(
@@ -20,29 +24,29 @@ def command(
     to: Annotated[
         Literal["peft", "mlx", "fused", "gguf", "gguf-lora"], typer.Option("--to", help="What to make of it.")
     ],
-    out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Default: TARGET-KIND beside it.")] = None,
-    model: Annotated[str | None, typer.Option("--model", metavar="NAME", help="--to mlx: the adapter's base.")] = None,
-    quantised: Annotated[bool, typer.Option("--quantised", help="--to fused: quantise again.")] = False,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="New folder; default: TARGET-KIND beside the target.")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", metavar="NAME", help="With --to mlx: the adapter's base.")
+    ] = None,
+    quantised: Annotated[bool, typer.Option("--quantised", help="With --to fused: quantise again.")] = False,
     kind: Annotated[
-        Literal["F16", "BF16", "Q8_0"], typer.Option("--kind", help="--to gguf: how it is stored.")
-    ] = "F16",
+        Literal["F16", "BF16", "Q8_0"] | None,
+        typer.Option("--kind", help="With --to gguf: how weights are stored; default: F16."),
+    ] = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Take an adapter where it is needed.
+    """Take a run's adapter to other tools, or PEFT's here; says what to type there.
 
     Example: sdpo export runs/first --to peft
     """
     from sdpo_mlx import exports
-    from sdpo_mlx.errors import ConfigError
 
     # `.` has no name of its own
     named = target if target.name not in ("", "..") else target.resolve()
+    _agree(target, to, model=model, quantised=quantised, kind=kind)
     place = out or named.with_name(f"{named.name}-{to}")
-    if to == "mlx" and model is None:
-        if (target / "config.yaml").is_file():  # a run
-            fix = f"use it as it is: mlx_lm.generate --model BASE --adapter-path {target}"
-            raise ConfigError(f"{target} is in mlx-lm's layout already", where="--to mlx", fix=fix)
-        raise ConfigError("the base of the adapter is not named", where="--model", fix="add --model NAME")
     with render.status("", as_json) as doing:
         doing(f"exporting {target}")
         if to == "mlx":
@@ -50,7 +54,7 @@ def command(
         elif to == "fused":
             made = exports.export_fused(target, place, quantised=quantised, doing=doing)
         elif to == "gguf":
-            made = exports.export_gguf(target, place, kind, doing)
+            made = exports.export_gguf(target, place, kind or "F16", doing)
         elif to == "gguf-lora":
             made = exports.export_gguf_lora(target, place)
         else:
@@ -66,3 +70,19 @@ def command(
     ]
     steps = [f"  {line}" for line in render.table(("", ""), [*made.next_steps.items()])[1:]]
     render.result([f"wrote {made.folder} ({', '.join(told)})", "next, in", *steps])
+
+
+def _agree(target: Path, to: str, **given: Any) -> None:
+    """Refuse what another --to is asked with, and --to mlx without its base."""
+    from sdpo_mlx.errors import ConfigError
+
+    for name, kind in BELONGS.items():
+        if given[name] and to != kind:
+            raise ConfigError(
+                f"--{name} means nothing with --to {to}", where="sdpo export", fix=f"it is for --to {kind}"
+            )
+    if to == "mlx" and given["model"] is None:
+        if (target / "config.yaml").is_file():  # a run
+            fix = f"use it as it is: mlx_lm.generate --model BASE --adapter-path {target}"
+            raise ConfigError(f"{target} is in mlx-lm's layout already", where="--to mlx", fix=fix)
+        raise ConfigError("the base of the adapter is not named", where="--model", fix="add --model NAME")

@@ -17,10 +17,14 @@ if TYPE_CHECKING:
 def command(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Made where it is missing.")] = Path("my-task"),
     *,
-    model: Annotated[str | None, typer.Option("--model", metavar="NAME", help="Answers the first question.")] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", metavar="NAME", help="The first question: which model?")
+    ] = None,
     task: Annotated[
         str | None,
-        typer.Option("--task", metavar="KIND", help="The second: own, code, math, science, rubric or judge."),
+        typer.Option(
+            "--task", metavar="KIND", help="The second: which task? own, code, math, science, rubric or judge."
+        ),
     ] = None,
     feedback: Annotated[
         bool | None, typer.Option("--feedback/--no-feedback", help="The third: can it be said what was wrong?")

@@ -7,6 +7,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from importlib import import_module
 from types import MappingProxyType
 from typing import Annotated, Any
@@ -50,12 +51,23 @@ VERBS: Mapping[str, str] = MappingProxyType(
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command line and exit with its code (PROMISES.md)."""
-    for stream in (sys.stdout, sys.stderr):
+    _opened_streams()
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
     if COMPLETING in os.environ:
         sys.exit(_completed())
     sys.exit(run(list(sys.argv[1:] if arguments is None else arguments)))
+
+
+def _opened_streams() -> None:
+    """Whoever started us may have closed some: a file opened later must not take the place of one, nor it be None."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            if os.open(os.devnull, os.O_RDWR) == number and getattr(sys, name) is None:
+                setattr(sys, name, os.fdopen(number, "w" if number else "r", encoding="utf-8"))
 
 
 def _completed() -> int:
@@ -80,14 +92,33 @@ def run(words: list[str]) -> int:
     except (KeyboardInterrupt, typer.Abort):
         return _ended("interrupted", EXIT_INTERRUPTED, debug)
     except BrokenPipeError:
-        # Whoever read the output has gone; what is still buffered must not be tried again at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _forget_output()
         return EXIT_BROKEN_PIPE
     except Exception as error:  # the boundary to the user: a traceback is for --debug
-        if hasattr(error, "format_message"):
-            return _misused(error, debug)
-        hint = "" if debug else " (--debug shows where)"
-        return _ended(f"a bug of ours: {type(error).__name__}: {error}{hint}", EXIT_BUG, debug)
+        return _failed(error, debug)
+
+
+def _failed(error: Exception, debug: bool) -> int:
+    """The exit code and the line of what nobody further in could name better."""
+    if hasattr(error, "format_message"):
+        return _misused(error, debug)
+    if isinstance(error, OSError):  # the system refused: a full output, a name too long
+        from sdpo_mlx.storage import trouble
+
+        _forget_output()
+        refused = trouble(error, error.filename or "the output", "read" if error.filename else "write")
+        return _ended(refused.line(), refused.exit_code, debug)
+    if isinstance(error, OverflowError):
+        said = f"a number is larger than anything can count with here: {error}. Write a smaller one."
+        return _ended(said, EXIT_USAGE, debug)
+    hint = "" if debug else " (--debug shows where)"
+    return _ended(f"a bug of ours: {type(error).__name__}: {error}{hint}", EXIT_BUG, debug)
+
+
+def _forget_output() -> None:
+    """Nobody takes what is still buffered: it must not be tried again at exit."""
+    with suppress(OSError, ValueError):  # none at all, or a test's
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def application(words: Sequence[str]) -> typer.Typer:

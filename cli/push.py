@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Annotated
 
 import typer
 from sdpo_cli import options, render
+
+from sdpo_mlx.text import display
+
+
+def _agreed(question: str) -> bool:
+    """Whether the person says yes; asked on stderr, since stdout is for results. The end of input is a no."""
+    sys.stderr.write(f"{display(question)} [y/N]: ")
+    sys.stderr.flush()
+    said = sys.stdin.readline()
+    if not said.endswith("\n"):
+        sys.stderr.write("\n")
+    return said.strip().lower() in ("y", "yes")
 
 
 def command(
     run: options.RunFolder,
     repository: Annotated[str, typer.Argument(metavar="REPO", help="OWNER/NAME on the hub.")],
     *,
-    public: Annotated[bool, typer.Option("--public", help="For everybody to see; private otherwise.")] = False,
+    public: Annotated[bool, typer.Option("--public", help="Visible to everybody; private otherwise.")] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
     as_json: options.AsJson = False,
 ) -> None:
@@ -24,7 +37,7 @@ def command(
 
     sending = publish.parcel(run, repository)
     seen = "public" if public else "private"
-    if not yes and not typer.confirm(f"send {publish.described(sending)}, {seen}?", err=True):
+    if not yes and not _agreed(f"send {publish.described(sending)}, {seen}?"):
         render.say("nothing was sent")
         raise typer.Exit(1)
     address = publish.push(run, sending, public=public)

@@ -12,7 +12,9 @@ from sdpo_cli import completion, options, render
 def command(
     runs: Annotated[
         list[Path],
-        typer.Argument(metavar="RUN...", help="Several are laid over each other.", autocompletion=completion.runs),
+        typer.Argument(
+            metavar="RUN", help="A run folder; several are laid over each other.", autocompletion=completion.runs
+        ),
     ],
     *,
     out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Default: RUN/report.html.")] = None,

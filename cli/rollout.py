@@ -24,7 +24,9 @@ def command(  # noqa: PLR0913 - typer reads the options off the signature
     task: options.TaskName = None,
     data: options.Data = None,
     problem: Annotated[str | None, typer.Option("--problem", metavar="ID", help="Default: the first one.")] = None,
-    n: Annotated[int | None, typer.Option("--n", metavar="N", min=1, help="Answers; rollout.group_size.")] = None,
+    n: Annotated[
+        int | None, typer.Option("--n", metavar="N", min=1, help="Answers; default: rollout.group_size.")
+    ] = None,
     config: options.ConfigFile = None,
     sets: options.Sets = None,
     seed: options.Seed = None,

@@ -16,7 +16,7 @@ DAY = 86_400
 
 
 def command(
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where runs lie.")] = Path("runs"),
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where runs lie, or one run.")] = Path("runs"),
     *,
     as_json: options.AsJson = False,
 ) -> None:

@@ -15,8 +15,10 @@ def command(
     target: options.Target,
     *,
     adapter: Annotated[Path | None, typer.Option("--adapter", metavar="DIR", help="An adapter for the model.")] = None,
-    host: Annotated[str, typer.Option("--host", metavar="NAME", help="Who may ask; 0.0.0.0: all.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option("--port", metavar="N", min=1, max=65535, help="Where it listens.")] = 8080,
+    host: Annotated[
+        str, typer.Option("--host", metavar="NAME", help="Address to listen on; 0.0.0.0: for other machines too.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", metavar="N", min=1, max=65535, help="Port to listen on.")] = 8080,
     sets: options.Sets = None,
 ) -> None:
     """Answer programs that speak to OpenAI's chat interface, with the adapter, until Ctrl-C.

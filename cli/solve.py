@@ -33,18 +33,28 @@ def command(  # noqa: PLR0913 - typer reads the options off the signature
     problem: Annotated[str | None, typer.Option("--problem", metavar="ID", help="Default: the first one.")] = None,
     method: Annotated[
         Literal["sdpo", "best-of-k", "multi-turn", "all"] | None,
-        typer.Option("--method", help="Default: sdpo; with --every-problem all."),
+        typer.Option("--method", help="Default: sdpo; all with --every-problem."),
     ] = None,
-    attempts: Annotated[int, typer.Option("--attempts", metavar="N", min=1, help="The budget.")] = DEFAULT_ATTEMPTS,
-    minutes: Annotated[float | None, typer.Option("--minutes", metavar="M", help="A limit of time besides.")] = None,
-    keep: Annotated[Path | None, typer.Option("--keep", metavar="DIR", help="Save the adapter there.")] = None,
+    attempts: Annotated[
+        int, typer.Option("--attempts", metavar="N", min=1, help="Answers to try at most.")
+    ] = DEFAULT_ATTEMPTS,
+    minutes: Annotated[
+        float | None, typer.Option("--minutes", metavar="M", help="Stop after M minutes as well.")
+    ] = None,
+    keep: Annotated[
+        Path | None, typer.Option("--keep", metavar="DIR", help="Save the adapter there; thrown away otherwise.")
+    ] = None,
     every_problem: Annotated[
         bool, typer.Option("--every-problem", help="Measure discovery@k over all problems of the task.")
     ] = False,
-    seeds: Annotated[int, typer.Option("--seeds", metavar="N", min=1, help="--every-problem: searches each.")] = 1,
-    out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="--every-problem: results.")] = None,
-    group_size: Annotated[int | None, typer.Option("--group-size", metavar="N", help="Attempts a batch.")] = None,
-    max_tokens: Annotated[int | None, typer.Option("--max-tokens", metavar="N", help="Longest answer.")] = None,
+    seeds: Annotated[
+        int, typer.Option("--seeds", metavar="N", min=1, help="With --every-problem: searches for each problem.")
+    ] = 1,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="With --every-problem: the folder of results.")
+    ] = None,
+    group_size: Annotated[int | None, typer.Option("--group-size", metavar="N", help="Attempts in a batch.")] = None,
+    max_tokens: options.MaxTokens = None,
     config: options.ConfigFile = None,
     sets: options.Sets = None,
     seed: options.Seed = None,
@@ -52,7 +62,9 @@ def command(  # noqa: PLR0913 - typer reads the options off the signature
     plain: options.Plain = False,
     as_json: options.AsJson = False,
 ) -> None:
-    """Search an answer to one hard problem, learning from what each attempt was told; exit code 1 without one.
+    """Search for an answer to one hard problem, learning from what is said of each attempt.
+
+    Exit code 1 where none succeeds.
 
     Example: sdpo solve --model tiny --task tiny:hard
     """
@@ -65,7 +77,7 @@ def command(  # noqa: PLR0913 - typer reads the options off the signature
         "train.seed": seed,
         "sandbox.kind": sandbox,
     }
-    _agree(every_problem, problem=problem, keep=keep, out=out, method=method, minutes=minutes)
+    _agree(every_problem, problem=problem, keep=keep, out=out, method=method, minutes=minutes, seeds=seeds)
 
     def searched(setup: Setup, interrupted: Callable[[], bool]) -> tuple[dict[str, Any], list[str]]:
         budget = _budget(attempts, minutes)
@@ -134,7 +146,7 @@ def _agree(every_problem: bool, **given: Any) -> None:
     if every_problem:
         wrong = next((name for name in ("problem", "keep") if given[name] is not None), None)
     else:
-        wrong = "out" if given["out"] is not None else None
+        wrong = "out" if given["out"] is not None else "seeds" if given["seeds"] != 1 else None
     if wrong:
         fix = "leave one of the two out" if every_problem else "add --every-problem, or leave it out"
         raise ConfigError(f"--{wrong} means nothing here", where="sdpo solve", fix=fix)

@@ -83,7 +83,9 @@ def grade_answer(
     sets: options.Sets = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Grade one answer: reward, success, kind, feedback. Of several turns, it is the first one.
+    """Grade one answer: reward, success, kind, feedback.
+
+    In a task of several turns it counts as the first one.
 
     Example: sdpo tasks grade code --problem fizzbuzz --answer answer.md
     """
@@ -108,7 +110,9 @@ def check(
     sets: options.Sets = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Try a task's grader on fake answers and say what is odd; exit code 3 where something is at fault.
+    """Try a grader on fake answers, say what is odd.
+
+    Exit code 3 where something is at fault.
 
     Example: sdpo tasks check ./my_task.py
     """

@@ -35,14 +35,16 @@ def command(  # noqa: PLR0913 - typer reads the options off the signature
     sets: options.Sets = None,
     out: Annotated[
         Path | None,
-        typer.Option("--out", "--adapter-path", metavar="DIR", help="Run folder; runs/<model>-<task>-seed<n>."),
+        typer.Option(
+            "--out", "--adapter-path", metavar="DIR", help="Run folder; default: runs/<model>-<task>-seed<n>."
+        ),
     ] = None,
     steps: Annotated[
         int | None, typer.Option("--steps", "--iters", metavar="N", help="Steps of the whole run.")
     ] = None,
-    learning_rate: Annotated[float | None, typer.Option("--learning-rate", metavar="X", help="AdamW's rate.")] = None,
-    group_size: Annotated[int | None, typer.Option("--group-size", metavar="N", help="Answers a problem.")] = None,
-    max_tokens: Annotated[int | None, typer.Option("--max-tokens", metavar="N", help="Longest answer.")] = None,
+    learning_rate: options.LearningRate = None,
+    group_size: options.GroupSize = None,
+    max_tokens: options.MaxTokens = None,
     num_layers: Annotated[int | None, typer.Option("--num-layers", hidden=True)] = None,
     grad_checkpoint: Annotated[bool | None, typer.Option("--grad-checkpoint", hidden=True)] = None,
     objective: options.Objective = None,

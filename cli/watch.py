@@ -73,9 +73,10 @@ def _header(run: Path, steps: int) -> Any:
 
     cfg = run_config(run)
     try:
-        policy = RunFolder(run).read_manifest().get("policy", {})
+        told = RunFolder(run).read_manifest().get("policy")
     except SdpoError:
-        policy = {}
+        told = None
+    policy = told if isinstance(told, dict) else {}
     return Header(
         model=cfg.model.name,
         task=cfg.task.name,
@@ -102,5 +103,8 @@ def _sample(run: Path, step: int) -> Sample | None:
     row = next((row for row in rows if not row.get("success") and row.get("feedback")), rows[0] if rows else None)
     if row is None:
         return None
-    problem = row["prompt"][-1]["content"] if row.get("prompt") else str(row.get("problem"))
+    try:
+        problem = row["prompt"][-1]["content"]
+    except (KeyError, IndexError, TypeError):
+        problem = row.get("problem")
     return Sample(str(problem), str(row.get("answer")), str(row.get("kind")), str(row.get("feedback")))

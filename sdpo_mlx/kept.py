@@ -17,7 +17,9 @@ UNSCORED = "None: it was made for one problem. In the whole folder `sdpo eval .`
 
 
 def check_place(folder: Path) -> None:
-    """Raises ConfigError where another run would be overwritten, before anything is searched."""
+    """Raises ConfigError where another run would be overwritten or no folder can be, before anything is searched."""
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError("a file stands here", where=str(folder), fix="choose another --keep")
     if (folder / "checkpoints").exists():
         raise ConfigError("a run lies here", where=str(folder), fix="choose another --keep")
 

@@ -182,4 +182,4 @@ def suggestion(section: str, name: str) -> str:
         return f"did you mean {near[0]}?"
     if near := get_close_matches(name, [*elsewhere, *FOREIGN], 1, 0.8):
         return suggestion(section, near[0])
-    return f"known here: {', '.join(own)}"
+    return f"not known; known here: {', '.join(own)}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,9 @@ SENT = (
 )  # no rollouts, no settings with paths of this machine
 
 
+_REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
+
+
 @dataclass(frozen=True)
 class Parcel:
     """What would be sent, and where to."""
@@ -27,8 +31,7 @@ class Parcel:
 
 def parcel(run: Path, repository: str) -> Parcel:
     """What a push would send; raises StorageError without an adapter, ConfigError for a name that is none."""
-    owner, slash, name = repository.partition("/")
-    if not (owner and slash and name) or "/" in name or repository != repository.strip():
+    if not _REPOSITORY.fullmatch(repository):
         raise ConfigError(f"{repository!r} is no repository", where="REPO", fix="write OWNER/NAME")
     RunFolder(run).load_adapter()
     files = tuple(name for name in SENT if (run / name).is_file())
@@ -38,7 +41,6 @@ def parcel(run: Path, repository: str) -> Parcel:
 def push(run: Path, sending: Parcel, *, public: bool = False) -> str:
     """Send it and return the address; raises StorageError where the hub refuses or cannot be reached."""
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 
     hub = HfApi(library_name="sdpo-mlx")
     try:
@@ -49,7 +51,7 @@ def push(run: Path, sending: Parcel, *, public: bool = False) -> str:
             allow_patterns=list(sending.files),
             commit_message=f"Add the adapter of {run.resolve().name}",
         )
-    except (HfHubHTTPError, LocalTokenNotFoundError, OSError, ValueError) as error:
+    except Exception as error:  # the client's own, and those of its HTTP library, which it changes
         said = " ".join(str(error).split())[:200]
         fix = "log in with `hf auth login`, and check the name and the network"
         raise StorageError(f"the hub did not take it: {said}", where=sending.repository, fix=fix) from error

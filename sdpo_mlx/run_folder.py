@@ -7,6 +7,7 @@ import gzip
 import json
 import os
 import re
+import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -107,13 +108,25 @@ class RunFolder:
         from safetensors import SafetensorError
         from safetensors.numpy import load
 
+        if not self.path.is_dir():
+            fix = "name the --out folder of an earlier sdpo train"
+            raise StorageError("there is no run here, and no adapter", where=str(self.path), fix=fix)
         try:
             config = json.loads((self.path / "adapter_config.json").read_text(encoding="utf-8"))
-            return load((self.path / "adapters.safetensors").read_bytes()), config
+            arrays = load((self.path / "adapters.safetensors").read_bytes())
         except FileNotFoundError as error:
             raise StorageError("this run has no adapter yet", where=str(self.path), fix="train it first") from error
         except (OSError, ValueError, SafetensorError) as error:
-            raise StorageError(f"the adapter cannot be read: {error}", where=str(self.path)) from error
+            raise self._damaged(str(getattr(error, "strerror", None) or error)) from error
+        if not (isinstance(config, dict) and isinstance(config.get("lora_parameters", {}), dict)):
+            raise self._damaged("adapter_config.json is not what mlx-lm writes")
+        if not all(np.isfinite(array).all() for array in arrays.values()):
+            raise self._damaged("it holds numbers that are not finite")
+        return arrays, config
+
+    def _damaged(self, how: str) -> StorageError:
+        fix = "put a whole copy there, or train into another --out"
+        return StorageError(f"the adapter cannot be read: {how}", where=str(self.path), fix=fix)
 
     def write_manifest(self, manifest: Mapping[str, Any]) -> None:
         """`manifest.json`: versions, base model, tokenizer hash, sandbox kind, seeds, command line."""
@@ -152,10 +165,10 @@ class RunFolder:
         path = self.rollouts_of(step)
         try:
             lines = gzip.decompress(path.read_bytes()).splitlines()
-            return [json.loads(line) for line in lines]
+            return [row for row in map(json.loads, lines) if isinstance(row, dict)]
         except FileNotFoundError:
             return []
-        except (OSError, ValueError, EOFError) as error:
+        except (OSError, ValueError, EOFError, zlib.error) as error:
             raise StorageError(f"cannot be read: {error}", where=str(path)) from error
 
     def rollout_steps(self) -> list[int]:

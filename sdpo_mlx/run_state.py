@@ -13,8 +13,9 @@ from typing import Any, Literal
 from sdpo_mlx.errors import ConfigError
 from sdpo_mlx.metrics import read_events
 
-FIGURES = ("time", "score", "low", "high", "adapter_step", "loss", "entropy", "lr")
+FIGURES = ("time", "step", "score", "low", "high", "adapter_step", "loss", "entropy", "lr")
 State = Literal["running", "finished", "stopped", "coached", "damaged"]
+MOST = 1e18  # no figure of a run is larger: a damaged line, or one that somebody made up
 LESSONS = "coaching.jsonl"  # what a coached folder has and no other
 
 
@@ -61,15 +62,15 @@ def state_of(path: Path) -> RunState:
     end: Mapping[str, Any] = next((event for event in reversed(events) if event.get("type") == "run_finished"), {})
     coached = (path / LESSONS).is_file()
     over: State = "coached" if coached else "finished" if end else "stopped"
-    done = int(steps[-1]["step"]) if steps else 0
+    done = _count(steps[-1].get("step")) if steps else 0
     return RunState(
         path=path,
         state="running" if is_running(path) else over,
         model=str(_at(config, "model", "name")),
         task=str(_at(config, "task", "name")),
         step=done,
-        steps=done if coached else int(_at(config, "train", "steps") or 0),
-        generations=int(steps[-1].get("generations/total") or 0) if steps else 0,
+        steps=done if coached else _count(_at(config, "train", "steps")),
+        generations=_count(steps[-1].get("generations/total")) if steps else 0,
         before=finals.get("none"),
         after=finals.get("best"),
         difference=(end.get("difference"), end.get("difference/low"), end.get("difference/high")),
@@ -115,16 +116,24 @@ class Follower:
                 event = json.loads(line)
             except ValueError:
                 continue
-            if isinstance(event, dict) and isinstance(event.get("step"), int) and "type" in event:
+            if isinstance(event, dict) and _is_figure(event.get("step")) and "type" in event:
                 yield _sound(event)
 
 
 def _sound(event: dict[str, Any]) -> dict[str, Any]:
     """The event with None for each figure that is none: a damaged line must not stop whoever watches."""
     return {
-        name: None if ("/" in name or name in FIGURES) and not isinstance(value, int | float) else value
+        name: None if ("/" in name or name in FIGURES) and not _is_figure(value) else value
         for name, value in event.items()
     }
+
+
+def _is_figure(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < MOST
+
+
+def _count(value: object) -> int:
+    return int(value) if isinstance(value, int | float) and _is_figure(value) else 0
 
 
 def _first(events: list[dict[str, Any]], kind: str) -> Mapping[str, Any]:

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
@@ -20,6 +21,17 @@ from sdpo_mlx.errors import StorageError
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+
+_CHECK = "check the folder's permissions and its disk"
+_MENDED: Mapping[int, str] = MappingProxyType(
+    {
+        errno.ENAMETOOLONG: "give a shorter path",
+        errno.EISDIR: "a file is wanted here, name one",
+        errno.ENOTDIR: "a file stands where a folder is wanted, name another place",
+        errno.ELOOP: "a link leads back to itself, name another place",
+    }
+)
 
 
 def cache_home() -> Path:
@@ -31,13 +43,13 @@ def cache_home() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sdpo"
 
 
-def trouble(error: OSError, path: Path) -> StorageError:
-    """The user's line for a failed write, the cause named; `path` says where."""
+def trouble(error: OSError, path: Path | str, doing: str = "write") -> StorageError:
+    """The user's line for what the system refused, the cause named; `path` says where."""
     if isinstance(error, StorageError):
         return error
     full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-    fix = "free some space and run the same command again" if full else "check the folder's permissions and its disk"
-    return StorageError(f"cannot write: {error.strerror or error}", where=str(path), fix=fix)
+    fix = "free some space and run the same command again" if full else _MENDED.get(error.errno or 0, _CHECK)
+    return StorageError(f"cannot {doing}: {error.strerror or error}", where=str(path), fix=fix)
 
 
 def sync(descriptor: int) -> None:
@@ -83,6 +95,11 @@ def write_bytes(path: Path, content: bytes) -> None:
 
     Raises StorageError; the old file then stands as it was.
     """
+    if not path.name:
+        raise StorageError("no file is named", where=str(path), fix="give it a name")
+    if guarded(path, _is_device, path):
+        guarded(path, path.write_bytes, content)
+        return
     temporary = path.with_name(f".{path.name}.part")
     try:
         put(temporary, content)
@@ -91,6 +108,11 @@ def write_bytes(path: Path, content: bytes) -> None:
     except OSError as error:
         _forget(temporary)
         raise trouble(error, path) from error
+
+
+def _is_device(path: Path) -> bool:
+    """Whether it is a device or a pipe: renaming a file over it, as root, would take it from everybody."""
+    return path.exists() and not (path.is_file() or path.is_dir())
 
 
 def write_text(path: Path, text: str) -> None:
@@ -128,7 +150,8 @@ def guarded(path: Path, action: Callable[P, R], *args: P.args, **kwargs: P.kwarg
     try:
         return action(*args, **kwargs)
     except OSError as error:
-        raise trouble(error, path) from error
+        reading = getattr(action, "__name__", "").startswith("read")
+        raise trouble(error, path, "read" if reading else "write") from error
 
 
 def _forget(path: Path) -> None:

@@ -157,6 +157,13 @@ def _of_problems(task: Task, splits: Mapping[Split, Sequence[Problem]]) -> Itera
     double = sorted({name for name in ids if ids.count(name) > 1}) if len(ids) < 20_000 else []
     if double and not (set(double) == {p.id for p in train} == {p.id for p in held_out}):
         yield Oddity("fault", "double_ids", f"the id {double[0]} stands for several problems", "give each its own id")
+    trained = {str(problem.messages) for problem in train}
+    shared = sum(str(problem.messages) in trained for problem in held_out)
+    if shared and not double:
+        what = f"{shared} of {len(held_out)} held-out problems are trained on too, word for word"
+        yield Oddity(
+            "hint", "shared_prompts", what, "keep them in one split: a score on them shows memory, not learning"
+        )
     if any([p.messages for p in task.problems(split)] != [p.messages for p in splits[split]] for split in SPLITS):
         fix = "draw them with a fixed seed: resuming needs the same problems in the same order"
         yield Oddity("fault", "unsteady_problems", "problems() gives other problems the second time", fix)

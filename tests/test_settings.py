@@ -135,7 +135,7 @@ def test_mutated_key_of_a_set_option_is_rejected(key: str) -> None:
         ("- 1\n", ":1: the file must hold sections"),
         ("[" * 5000, "is not readable as YAML: nested too deep."),
         ("train: {steps: \x07}", "is not readable as YAML: control characters."),
-        ('"\\e[31m": 1', ":1: '\\x1b[31m': known here: model"),
+        ('"\\e[31m": 1', ":1: '\\x1b[31m': not known; known here: model"),
     ],
 )
 def test_fault_in_a_file_is_told_with_place_and_mending(text: str, message: str, tmp_path: Path) -> None:

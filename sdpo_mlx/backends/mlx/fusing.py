@@ -14,7 +14,7 @@ from mlx.utils import tree_unflatten
 from mlx_lm.tuner.utils import load_adapters
 from mlx_lm.utils import dequantize_model, load_model, save_config, save_model
 
-from sdpo_mlx.errors import ConfigError
+from sdpo_mlx.errors import ConfigError, StorageError
 from sdpo_mlx.types import IntArray
 from sdpo_mlx.work import Doing, counted, unwatched
 
@@ -52,7 +52,11 @@ def fuse(
     got = _log_probs(model, prompts)
     doing("writing the fused model")
     out.mkdir(parents=True, exist_ok=True)
-    save_model(out, model)
+    try:
+        save_model(out, model)
+    except RuntimeError as error:  # MLX's own word for a disk that refuses
+        fix = "free some space and run the same command again"
+        raise StorageError(f"cannot write: {error}", where=str(out), fix=fix) from error
     save_config(config, out / "config.json")
     for file in base.iterdir():
         if file.suffix in (".json", ".jinja", ".txt", ".model") and not (out / file.name).exists():

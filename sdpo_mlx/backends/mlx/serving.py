@@ -6,6 +6,7 @@ every name means the model that was started. On a CPU it computes in float32, as
 
 from __future__ import annotations
 
+import _thread
 import socket
 import sys
 import warnings
@@ -25,26 +26,39 @@ from sdpo_mlx.hub_cache import root
 class OneModel(server.ModelProvider):  # type: ignore[misc]  # mlx-lm has no types
     """A provider that knows one model, whatever a request asks for."""
 
+    fault: Exception | None = None  # why it could not be loaded
+
     def load(self, *_asked: Any) -> Any:
         """The model and its tokenizer; what a client asked for (model, adapter, draft model) is ignored."""
         if self.model_key is None:
-            super().load("default_model", None, "default_model")
+            try:
+                super().load("default_model", None, "default_model")
+            except Exception as error:  # in a thread of the server's, which would go on with nothing to serve
+                OneModel.fault = error
+                _thread.interrupt_main()
+                raise SystemExit from error
             if device_name() == "cpu":
                 self.model.set_dtype(mx.float32)
         return self.model, self.tokenizer
 
 
 def serve(base: Path, adapter: Path | None, host: str, port: int) -> None:
-    """Serve until interrupted; raises ConfigError where the address cannot be had."""
+    """Serve until interrupted; raises ConfigError where the address cannot be had, or the model not loaded."""
     _free(host, port)
     with suppress(OSError):  # asked for /v1/models it looks through the hub's cache, and fails where there is none
         root().mkdir(parents=True, exist_ok=True)
+    OneModel.fault = None
     words = ["sdpo serve", "--model", str(base), "--host", host, "--port", str(port), "--log-level", "WARNING"]
     words += ["--adapter-path", str(adapter)] if adapter is not None else []
     # Its `main` is what mlx-lm documents: flags in, and a provider of this name.
     with warnings.catch_warnings(), _replaced(sys, "argv", words), _replaced(server, "ModelProvider", OneModel):
         warnings.simplefilter("ignore")  # that it checks little; `sdpo serve` says so
-        server.main()
+        with suppress(KeyboardInterrupt):
+            server.main()
+    if OneModel.fault is not None:
+        said = " ".join(str(OneModel.fault).split())[:300]
+        fix = "get or import the model again, and try `sdpo chat` with it"
+        raise ConfigError(f"the model cannot be loaded: {said}", where=str(base), fix=fix) from OneModel.fault
 
 
 def _free(host: str, port: int) -> None:
