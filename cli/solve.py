@@ -22,37 +22,40 @@ NOT_FOUND = 1  # exit code where nothing succeeded, as for whatever was asked fo
 DEFAULT_ATTEMPTS = 64
 
 
+Named = Annotated[
+    Literal["sdpo", "best-of-k", "multi-turn", "all"] | None,
+    typer.Option("--method", help="Default: sdpo; all with --every-problem."),
+]
+Keep = Annotated[
+    Path | None, typer.Option("--keep", metavar="DIR", help="Save the adapter there; thrown away otherwise.")
+]
+Seeds = Annotated[
+    int, typer.Option("--seeds", metavar="N", min=1, help="With --every-problem: searches for each problem.")
+]
+Out = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="With --every-problem: the folder of results.")]
+Data = Annotated[
+    str | None,
+    typer.Option("--data", metavar="FILE|DIR", help="Rows of your own, or a folder with one problem (task code)."),
+]
+Minutes = Annotated[float | None, typer.Option("--minutes", metavar="M", help="Stop after M minutes as well.")]
+Attempts = Annotated[int, typer.Option("--attempts", metavar="N", min=1, help="Answers to try at most.")]
+
+
 def command(  # noqa: PLR0913 - typer reads the options off the signature
     *,
     model: options.Model = None,
     task: options.TaskName = None,
-    data: Annotated[
-        str | None,
-        typer.Option("--data", metavar="FILE|DIR", help="Rows of your own, or a folder with one problem (task code)."),
-    ] = None,
+    data: Data = None,
     problem: Annotated[str | None, typer.Option("--problem", metavar="ID", help="Default: the first one.")] = None,
-    method: Annotated[
-        Literal["sdpo", "best-of-k", "multi-turn", "all"] | None,
-        typer.Option("--method", help="Default: sdpo; all with --every-problem."),
-    ] = None,
-    attempts: Annotated[
-        int, typer.Option("--attempts", metavar="N", min=1, help="Answers to try at most.")
-    ] = DEFAULT_ATTEMPTS,
-    minutes: Annotated[
-        float | None, typer.Option("--minutes", metavar="M", help="Stop after M minutes as well.")
-    ] = None,
-    keep: Annotated[
-        Path | None, typer.Option("--keep", metavar="DIR", help="Save the adapter there; thrown away otherwise.")
-    ] = None,
+    method: Named = None,
+    attempts: Attempts = DEFAULT_ATTEMPTS,
+    minutes: Minutes = None,
+    keep: Keep = None,
     every_problem: Annotated[
         bool, typer.Option("--every-problem", help="Measure discovery@k over all problems of the task.")
     ] = False,
-    seeds: Annotated[
-        int, typer.Option("--seeds", metavar="N", min=1, help="With --every-problem: searches for each problem.")
-    ] = 1,
-    out: Annotated[
-        Path | None, typer.Option("--out", metavar="DIR", help="With --every-problem: the folder of results.")
-    ] = None,
+    seeds: Seeds = 1,
+    out: Out = None,
     group_size: Annotated[int | None, typer.Option("--group-size", metavar="N", help="Attempts in a batch.")] = None,
     max_tokens: options.MaxTokens = None,
     config: options.ConfigFile = None,

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from sdpo_mlx.sampling import grade
-from sdpo_mlx.tasks.base import Split, Task
+from sdpo_mlx.tasks.base import Split, Task, turns_of
 from sdpo_mlx.tasks.rows import HELD_OUT_EVERY
 from sdpo_mlx.text import FEEDBACK_LIMIT
 from sdpo_mlx.types import Feedback, Problem
@@ -159,7 +159,7 @@ def _of_problems(task: Task, splits: Mapping[Split, Sequence[Problem]]) -> Itera
         yield Oddity("fault", "double_ids", f"the id {double[0]} stands for several problems", "give each its own id")
     trained = {str(problem.messages) for problem in train}
     shared = sum(str(problem.messages) in trained for problem in held_out)
-    if shared and not double:
+    if shared and not double and turns_of(task) == 1:  # a game's opening says nothing of what is hidden
         what = f"{shared} of {len(held_out)} held-out problems are trained on too, word for word"
         yield Oddity(
             "hint", "shared_prompts", what, "keep them in one split: a score on them shows memory, not learning"

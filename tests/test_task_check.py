@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -19,7 +19,7 @@ Verdict = Callable[[Problem, str], Feedback]
 
 
 def rows(count: int = 5, prefix: str = "p") -> list[Problem]:
-    asked = [f"What is {n} + {n}, in words?" for n in range(count)]
+    asked = [f"What is {n} + {n}, in words ({prefix})?" for n in range(count)]
     return [
         Problem(f"{prefix}{n}", ({"role": "user", "content": text},), {"answer": f"the sum {2 * n}"})
         for n, text in enumerate(asked)
@@ -152,3 +152,7 @@ def test_a_solution_must_be_graded_a_success() -> None:
 
 def test_a_value_quoted_from_the_answer_itself_is_no_leak() -> None:
     assert "leaks" not in names(check_task(Made(lambda _, text: wrong(f"you said {text[:99]}"))))
+
+
+def test_a_problem_in_both_splits_is_a_hint() -> None:
+    assert names(check_task(Made(held_out=[replace(rows(1)[0], id="h0")]))) == {"shared_prompts"}
