@@ -18,7 +18,8 @@ def telling(tell: Tell) -> type[Any]:
 
         def update(self, n: float | None = 1) -> bool | None:
             moved: bool | None = super().update(n)
-            if self.unit == "B" and self.total:
+            # A bar that the hub's own settings switch off has neither unit nor count.
+            if not self.disable and self.unit == "B" and self.total:
                 tell(int(self.n) // MEGABYTE, int(self.total) // MEGABYTE)
             return moved
 

@@ -188,6 +188,32 @@ def assert_same_gradient(ours: Any, theirs: Any, relative: float = 1e-4) -> None
             assert (mine * right).sum() / (np.linalg.norm(mine) * scale) >= 0.9999, name
 
 
+def rounding(policy: Any, samples: list[DistillSample], objective: ObjectiveConfig, grads: Any) -> float:
+    """How far the gradient moves, relative and at the worst array, where each weight moves by its last bit.
+
+    No two orders of summation can be asked to agree better than that; the policy is spoilt by it.
+    """
+    import mlx.core as mx
+    from mlx.utils import tree_map
+
+    rng = np.random.default_rng(0)
+
+    def moved(array: Any) -> Any:
+        if array.dtype != mx.float32:
+            return array
+        return array * (1 + mx.array((2.0**-23 * rng.choice([-1, 1], size=array.shape)).astype(np.float32)))
+
+    policy.model.whole.update(tree_map(moved, policy.model.whole.parameters()))
+    policy.student = {name: moved(array) for name, array in policy.student.items()}
+    whole = np.sqrt(sum(float((np.asarray(g, np.float64) ** 2).sum()) for g in grads.values()))
+    found_ = found(policy, samples, objective).grads
+    gaps = {
+        name: np.linalg.norm(np.asarray(found_[name], np.float64) - np.asarray(g, np.float64))
+        for name, g in grads.items()
+    }
+    return float(max(gap / max(np.linalg.norm(grads[name]), 1e-3 * whole) for name, gap in gaps.items()))
+
+
 def bytes_of(policy: Any) -> dict[str, bytes]:
     """Student, teacher and optimizer, and what stands in the model, byte for byte."""
     from mlx.utils import tree_flatten

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from policies_made import assert_same_gradient, expected, found, make_policy, make_samples, stir, term_size
+from policies_made import assert_same_gradient, expected, found, make_policy, make_samples, rounding, stir, term_size
 
 from sdpo_mlx.config import ObjectiveConfig
 
@@ -263,7 +263,8 @@ def test_gradient_ignores_what_is_shared(architecture: str, keep: bool, monkeypa
     policy.model = replace(policy.model, shares=False)
     alone = found(policy, samples, objective)
     assert shared.loss == pytest.approx(alone.loss, rel=1e-5)
-    assert_same_gradient(shared.grads, alone.grads, 1e-5)
+    # A recurrence makes much of a rounding; one BLAS rounds a row alike whatever stands beside it, another does not.
+    assert_same_gradient(shared.grads, alone.grads, max(1e-5, rounding(policy, samples, objective, alone.grads)))
 
 
 def begun_alike(sample: Any, number: int) -> Any:

@@ -100,7 +100,18 @@ def test_a_download_is_told_by_what_lies_there(tmp_path: Path, monkeypatch: pyte
     assert told[0] == (0, 2)
 
 
+def test_a_hub_s_bar_that_is_switched_off_says_nothing() -> None:
+    told: list[tuple[int, int]] = []
+    bar = telling(lambda *how: told.append(how))(total=4 * MEGABYTE, unit="B", disable=True)
+    bar.update(MEGABYTE)
+    bar.close()
+    assert told == []
+
+
 def test_the_hub_s_bars_tell_bytes_and_draw_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    from huggingface_hub.utils import enable_progress_bars
+
+    enable_progress_bars()  # transformers, where another test has loaded it, may have switched them off
     told: list[tuple[int, int]] = []
     bar = telling(lambda *how: told.append(how))
     files = bar(total=3, desc="Fetching 3 files", unit="it")
