@@ -190,7 +190,7 @@ def test_a_run_tells_what_was_forgotten_and_trains_to_the_same_bytes(whole: Any,
     assert (after["adapter"], after["adapter_step"]) == ("best", outcome.state.best_step)
     assert {name: finished[name] for name in outcome.forgetting.event()} == outcome.forgetting.event()
     assert outcome.forgetting == Forgetting.of(finished)
-    assert any("nats a token from the base" in line for line in summary(setup, folder, outcome, 1.0))
+    assert any("from the base on ordinary prompts" in line for line in summary(setup, folder, outcome, 1.0))
     assert "diverges from its base" in (folder / "README.md").read_text()
 
 
