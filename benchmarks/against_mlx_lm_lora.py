@@ -96,7 +96,7 @@ def of_ours(model: Path) -> list[float]:
     import numpy as np
 
     from sdpo_mlx.backends.base import SamplingParams
-    from sdpo_mlx.backends.choice import open_policy
+    from sdpo_mlx.backends.registry import open_policy
     from sdpo_mlx.config import AdapterConfig, ModelConfig, ObjectiveConfig, TeacherConfig, TrainConfig
     from sdpo_mlx.types import DistillSample
 

@@ -87,10 +87,10 @@ def _prompts() -> list[list[dict[str, str]]]:
 def of_ours(options: Any) -> list[float]:
     """Seconds of each step, on one of our backends."""
     from sdpo_mlx.backends.base import SamplingParams
-    from sdpo_mlx.backends.choice import open_policy
-    from sdpo_mlx.chat import load_chat
+    from sdpo_mlx.backends.registry import open_policy
     from sdpo_mlx.config import AdapterConfig, ModelConfig, ObjectiveConfig, TeacherConfig, TrainConfig
-    from sdpo_mlx.distill import distillation_batch
+    from sdpo_mlx.models.chat_template import load_chat
+    from sdpo_mlx.rl.distillation import distillation_batch
     from sdpo_mlx.types import Feedback, Problem, Rollout, RolloutGroup
 
     model = ModelConfig(

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 TESTS = Path(__file__).parent.parent / "tests"
-sys.path[:0] = [str(TESTS), str(TESTS / "agreement")]
+sys.path[:0] = [str(TESTS / "support"), str(TESTS / "numerics")]
 
 from pairs_made import make_pair, torch_gradient  # noqa: E402
 from policies_made import expected, found, make_samples, term_size  # noqa: E402

@@ -25,16 +25,16 @@ from typing import Any
 from memory import qwen
 from results import machine
 
-from sdpo_mlx import models
-from sdpo_mlx.candidates import WORTH, candidates, due
-from sdpo_mlx.distill import distillation_batch
-from sdpo_mlx.run import Clock, Run
-from sdpo_mlx.run_folder import RunFolder
-from sdpo_mlx.sampling import Sampler, sample
-from sdpo_mlx.seeding import derive
-from sdpo_mlx.settings import resolve
-from sdpo_mlx.setup import assemble
-from sdpo_mlx.updates import learn
+from sdpo_mlx.config.resolve import resolve
+from sdpo_mlx.core.seeding import derive
+from sdpo_mlx.models import resolve as models
+from sdpo_mlx.rl.components import assemble
+from sdpo_mlx.rl.diagnostics import WORTH, candidates, due
+from sdpo_mlx.rl.distillation import distillation_batch
+from sdpo_mlx.rl.optimization import learn
+from sdpo_mlx.rl.rollouts import Sampler, sample
+from sdpo_mlx.runs.folder import RunFolder
+from sdpo_mlx.training.session import Clock, Run
 
 COMMON = ("task.name=tiny", "train.eval_every=0", "train.patience=0", "train.save_every=1000")
 RANDOM = ("task.feedback=full", "rollout.max_tokens=12", "rollout.group_size=8", "rollout.problems_per_step=1")
@@ -143,7 +143,7 @@ def size_of(run: Path, steps: int) -> float:
 
 def random_model(folder: Path, shape: Mapping[str, Any]) -> Path:
     """A model of random weights behind the embedded model's tokenizer, which has text for the first 640 words."""
-    sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+    sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
     from models_made import write_config
 
     write_config(folder, dict(shape))

@@ -17,13 +17,13 @@ from typing import Any
 
 from results import DOCS, STORE, machine
 
-from sdpo_mlx import checkpoint
-from sdpo_mlx.evaluate import held_out, sampling_params
-from sdpo_mlx.intervals import clustered, paired
-from sdpo_mlx.metrics import read_events
-from sdpo_mlx.sampling import rollout_seeds, sample
-from sdpo_mlx.settings import resolve
-from sdpo_mlx.setup import Setup, assemble
+from sdpo_mlx.config.resolve import resolve
+from sdpo_mlx.core.statistics import clustered, paired
+from sdpo_mlx.evaluation.evaluate import held_out, sampling_params
+from sdpo_mlx.rl.components import Setup, assemble
+from sdpo_mlx.rl.rollouts import rollout_seeds, sample
+from sdpo_mlx.runs import checkpoint
+from sdpo_mlx.runs.events import read_events
 from sdpo_mlx.teacher import teacher_messages
 from sdpo_mlx.types import Problem, RolloutGroup
 

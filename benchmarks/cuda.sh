@@ -6,7 +6,7 @@ cd "$(dirname "$0")/.."
 device=${1:-cuda} model=${2:-smollm2}
 make install-dev install-torch
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-4}
-SDPO_TEST_DEVICE=$device .venv/bin/python -m pytest tests/agreement
+SDPO_TEST_DEVICE=$device .venv/bin/python -m pytest tests/numerics
 out=$(mktemp -d)
 .venv/bin/sdpo train --model tiny --task tiny --backend torch --set "model.device=$device" --plain \
   --out "$out/tiny" --require-gain 30

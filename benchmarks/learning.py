@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 
 from sdpo_mlx import trainer
-from sdpo_mlx.chat import Chat
-from sdpo_mlx.distill import Batch, distillation_batch
-from sdpo_mlx.run import Run
-from sdpo_mlx.run_folder import RunFolder
-from sdpo_mlx.settings import resolve
-from sdpo_mlx.setup import Setup, assemble
+from sdpo_mlx.config.resolve import resolve
+from sdpo_mlx.models.chat_template import Chat
+from sdpo_mlx.rl.components import Setup, assemble
+from sdpo_mlx.rl.distillation import Batch, distillation_batch
+from sdpo_mlx.runs.folder import RunFolder
 from sdpo_mlx.teacher import teacher_messages
+from sdpo_mlx.training.session import Run
 from sdpo_mlx.types import RolloutGroup
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
 
 PHASES = ("generate", "teacher", "learn")
 
@@ -90,9 +90,9 @@ def compared(
     config: dict[str, Any], prompt: int, group: int, answer: int, context: int, *, keep: bool
 ) -> dict[str, Any]:
     """Peaks of each phase in bytes, measured and planned."""
+    from sdpo_mlx.backends.memory_plan import memory, work_of
     from sdpo_mlx.config import Config
-    from sdpo_mlx.plan import memory, work_of
-    from sdpo_mlx.shape import Shape
+    from sdpo_mlx.models.dimensions import Shape
 
     cfg = Config.model_validate(
         {

@@ -116,7 +116,7 @@ def opened(config: dict[str, Any], **train: Any) -> MLXPolicy:
     """A policy on random weights; block by block unless asked otherwise."""
     import sys
 
-    sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+    sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
     from models_made import write_config
 
     folder = write_config(Path(mkdtemp(prefix="sdpo-bench-")), config)

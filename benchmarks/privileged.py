@@ -23,15 +23,15 @@ from typing import Any
 from learning import measure
 from results import machine
 
-from sdpo_mlx.coaching import Coaching, coaching_config, fingerprint
 from sdpo_mlx.config import TeacherConfig
-from sdpo_mlx.evaluate import Exam, evaluate, sampling_params
-from sdpo_mlx.lessons import Lesson, Remark
-from sdpo_mlx.run_folder import RunFolder
-from sdpo_mlx.sampling import Sampler
-from sdpo_mlx.setup import Setup, assemble
-from sdpo_mlx.tasks.tiny_library import LIBRARY, judge
+from sdpo_mlx.evaluation.evaluate import Exam, evaluate, sampling_params
+from sdpo_mlx.rl.components import Setup, assemble
+from sdpo_mlx.rl.rollouts import Sampler
+from sdpo_mlx.runs.folder import RunFolder
+from sdpo_mlx.tasks.tiny.library import LIBRARY, judge
 from sdpo_mlx.teacher import teacher_messages
+from sdpo_mlx.training.coaching import Coaching, coaching_config, fingerprint
+from sdpo_mlx.training.lessons import Lesson, Remark
 from sdpo_mlx.types import Problem, Rollout
 
 STORE = Path(__file__).resolve().parent.parent / "docs" / "figures" / "sdft.json"

@@ -18,10 +18,11 @@ from typing import Any
 import numpy as np
 
 import sdpo_mlx.backends.mlx  # the BLAS before mlx
-from sdpo_mlx import checkpoint, exports
-from sdpo_mlx.models import resolve
-from sdpo_mlx.run_folder import RunFolder
-from sdpo_mlx.targets import run_config
+from sdpo_mlx.models.resolve import resolve
+from sdpo_mlx.runs import checkpoint
+from sdpo_mlx.runs.export import formats
+from sdpo_mlx.runs.folder import RunFolder
+from sdpo_mlx.runs.targets import run_config
 
 IDS = np.random.default_rng(3).integers(4, 600, size=(4, 50))
 
@@ -37,15 +38,15 @@ def main(run: Path) -> None:
         print("| road | read by | largest difference of a logit | equal first choice | nats from the trained model |")
         print("|---|---|---|---|---|")
         print(_row("none: the untouched base", "mlx-lm", _by_mlx(base, None), wanted))
-        exports.export_peft(run, home / "peft")
+        formats.export_peft(run, home / "peft")
         print(_row("to peft", "PeftModel", _by_peft(base, home / "peft"), wanted))
-        exports.export_mlx(home / "peft", str(base), home / "back")
+        formats.export_mlx(home / "peft", str(base), home / "back")
         print(_row("to peft and back to mlx", "mlx-lm", _by_mlx(base, home / "back"), wanted))
-        exports.export_fused(run, home / "fused")
+        formats.export_fused(run, home / "fused")
         print(_row("fused", "mlx-lm", _by_mlx(home / "fused", None), wanted))
         print(_row("fused", "transformers", _by_torch(home / "fused"), wanted))
         for kind in ("F16", "BF16", "Q8_0"):
-            exports.export_gguf(run, home / kind, kind)  # type: ignore[arg-type]
+            formats.export_gguf(run, home / kind, kind)  # type: ignore[arg-type]
             file = next((home / kind).rglob("*.gguf"))
             print(_row(f"gguf {kind}", "transformers", _by_torch(file.parent, gguf_file=file.name), wanted))
             if find_spec("llama_cpp"):

@@ -20,7 +20,7 @@ from sdpo_mlx.sandbox.base import RunResult, Sandbox
 from sdpo_mlx.sandbox.bubblewrap import BubblewrapSandbox
 from sdpo_mlx.sandbox.interpreter import find_interpreter
 from sdpo_mlx.sandbox.launch import ENVIRONMENT, INTERPRETER_FLAGS, Limits, bootstrap, payload
-from sdpo_mlx.tasks.code_judge import Turnstile, run_tests
+from sdpo_mlx.tasks.code.runner import Turnstile, run_tests
 
 TARGET_MS = 30.0
 

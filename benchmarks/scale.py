@@ -9,10 +9,10 @@ import json
 from dataclasses import replace
 from importlib.resources import files
 
+from sdpo_mlx.backends.memory_plan import USABLE, choose, memory, work_of
+from sdpo_mlx.backends.step_time import Machine, Times, times
 from sdpo_mlx.config import Config
-from sdpo_mlx.plan import USABLE, choose, memory, work_of
-from sdpo_mlx.plan_time import Machine, Times, times
-from sdpo_mlx.shape import Shape
+from sdpo_mlx.models.dimensions import Shape
 
 GB = 2**30
 COMPUTE, READING = 0.4, 0.7  # share of the published rate that a step is taken to reach

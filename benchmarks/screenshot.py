@@ -7,15 +7,15 @@ import base64
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "support"))
 
 from browser_made import browser
 
 
 def main() -> None:
     """Make the report, open it, and keep what the tab shows."""
-    from sdpo_mlx.report.page import page
-    from sdpo_mlx.report.reading import read_story
+    from sdpo_mlx.runs.report.collect import read_story
+    from sdpo_mlx.runs.report.html import page
 
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run", type=Path)

@@ -52,12 +52,12 @@ def kinds(key: str) -> Offer:
 
 
 def _models(incomplete: str) -> Iterator[str]:
-    from sdpo_mlx import hub_cache, lmstudio, models, ollama
+    from sdpo_mlx.models import hub, lmstudio, ollama, resolve
 
-    yield from (models.EMBEDDED, *models.FETCHED, *models.ALIASES)
-    fetched = {models.fetched_folder(name) for name in models.FETCHED}
-    yield from (str(folder) for folder in models.local_models() if folder not in fetched)
-    yield from (found.repository for found in hub_cache.snapshots())
+    yield from (resolve.EMBEDDED, *resolve.FETCHED, *resolve.ALIASES)
+    fetched = {resolve.fetched_folder(name) for name in resolve.FETCHED}
+    yield from (str(folder) for folder in resolve.local_models() if folder not in fetched)
+    yield from (found.repository for found in hub.snapshots())
     for kept in (lmstudio.kept, ollama.pulled):
         with contextlib.suppress(Exception):
             yield from (each.name for each in kept())

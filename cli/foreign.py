@@ -46,7 +46,7 @@ def bare(word: str, flags: Collection[str]) -> str:
 
 def instead(option: str, flags: Collection[str]) -> str:
     """The sentence for an unknown option of a verb with these flags and `--set`; empty where nobody knows it."""
-    from sdpo_mlx.keys import LEAVES, SECTIONS, brought_along
+    from sdpo_mlx.config.keys import LEAVES, SECTIONS, brought_along
 
     found = brought_along(option.lstrip("-").replace("-", "_"))
     if found in SECTIONS:

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from sdpo_mlx import __version__
-from sdpo_mlx.errors import EXIT_BUG, EXIT_INTERRUPTED, EXIT_OK, SdpoError
+from sdpo_mlx.core.errors import EXIT_BUG, EXIT_INTERRUPTED, EXIT_OK, SdpoError
 
 EXIT_USAGE = 2
 COMPLETING = "_SDPO_COMPLETE"  # as in completion.py, which only a shell needs
@@ -103,7 +103,7 @@ def _failed(error: Exception, debug: bool) -> int:
     if hasattr(error, "format_message"):
         return _misused(error, debug)
     if isinstance(error, OSError):  # the system refused: a full output, a name too long
-        from sdpo_mlx.storage import trouble
+        from sdpo_mlx.core.storage import trouble
 
         _forget_output()
         refused = trouble(error, error.filename or "the output", "read" if error.filename else "write")
@@ -137,7 +137,7 @@ def application(words: Sequence[str]) -> typer.Typer:
         if verb != asked:
             app.command(verb, help=line)(_absent)
             continue
-        module = import_module(f"sdpo_cli.{verb}")
+        module = import_module(f"sdpo_cli.commands.{verb}")
         if hasattr(module, "app"):
             app.add_typer(module.app, name=verb, help=line)
         else:
@@ -171,7 +171,7 @@ def _takes_settings(words: Sequence[str]) -> bool:
     asked = next((word for word in words if not word.startswith("-")), "")
     if asked not in VERBS:
         return False
-    module = import_module(f"sdpo_cli.{asked}")
+    module = import_module(f"sdpo_cli.commands.{asked}")
     group = getattr(module, "app", None)
     commands = [each.callback for each in group.registered_commands] if group else [module.command]
     return any("sets" in inspect.signature(each).parameters for each in commands)
@@ -228,7 +228,7 @@ def _told(error: Any, context: Any) -> str:
 
 
 def _ended(line: str, code: int, debug: bool) -> int:
-    from sdpo_mlx.text import display
+    from sdpo_mlx.core.text import display
 
     if debug:
         import traceback

@@ -20,16 +20,16 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from sdpo_mlx import models
 from sdpo_mlx.backends.base import Policy, SamplingParams
-from sdpo_mlx.backends.choice import open_policy
-from sdpo_mlx.chat import Chat, load_chat
+from sdpo_mlx.backends.registry import open_policy
 from sdpo_mlx.config import AdapterConfig, ModelConfig, ObjectiveConfig, TeacherConfig, TrainConfig
-from sdpo_mlx.evaluate import Exam, evaluate
-from sdpo_mlx.sampling import Sampler, rollout_seeds, sample
-from sdpo_mlx.seeding import derive
+from sdpo_mlx.core.seeding import derive
+from sdpo_mlx.evaluation.evaluate import Exam, evaluate
+from sdpo_mlx.models import resolve
+from sdpo_mlx.models.chat_template import Chat, load_chat
+from sdpo_mlx.rl.rollouts import Sampler, rollout_seeds, sample
 from sdpo_mlx.tasks.base import Task
-from sdpo_mlx.tasks.tiny import TinyTask
+from sdpo_mlx.tasks.tiny.task import TinyTask
 from sdpo_mlx.teacher import teacher_context
 from sdpo_mlx.types import DistillSample, RolloutGroup
 
@@ -44,7 +44,7 @@ def main() -> None:
     """Train, and say the success rate on problems that were never trained on, before and after."""
     options = _options()
     task = TinyTask()
-    model = models.resolve(MODEL.name)
+    model = resolve.resolve(MODEL.name)
     chat = load_chat(model.path)
     policy = open_policy(model.path, MODEL, TEACHER, TRAIN)
     sampling = SamplingParams(max_tokens=48, temperature=1.0, top_p=1.0, eos_ids=chat.eos_ids)

@@ -13,17 +13,17 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from sdpo_mlx import models
 from sdpo_mlx.backends.base import SamplingParams
-from sdpo_mlx.backends.choice import open_policy
-from sdpo_mlx.chat import load_chat
+from sdpo_mlx.backends.registry import open_policy
 from sdpo_mlx.config import AdapterConfig, Config, ModelConfig, ObjectiveConfig, TrainConfig
-from sdpo_mlx.distill import distillation_batch
-from sdpo_mlx.sampling import Sampler, rollout_seeds, sample
-from sdpo_mlx.seeding import derive
+from sdpo_mlx.core.seeding import derive
+from sdpo_mlx.models import resolve
+from sdpo_mlx.models.chat_template import load_chat
+from sdpo_mlx.rl.distillation import distillation_batch
+from sdpo_mlx.rl.optimization import learn
+from sdpo_mlx.rl.rollouts import Sampler, rollout_seeds, sample
 from sdpo_mlx.tasks.base import Split
 from sdpo_mlx.types import Feedback, Problem
-from sdpo_mlx.updates import learn
 
 HOUSE_STYLE = {
     "sort": "order",
@@ -90,7 +90,7 @@ def main() -> None:
         train=TrainConfig(steps=options.steps, learning_rate=5e-3, weight_decay=0.0),
     )
     task = HouseStyle()
-    model = models.resolve(cfg.model.name)
+    model = resolve.resolve(cfg.model.name)
     chat = load_chat(model.path)
     policy = open_policy(model.path, cfg.model, cfg.teacher, cfg.train)
     sampling = SamplingParams(max_tokens=32, temperature=1.0, top_p=1.0, eos_ids=chat.eos_ids)

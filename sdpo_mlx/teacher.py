@@ -17,8 +17,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from sdpo_mlx.config import TeacherConfig
-from sdpo_mlx.seeding import rng
-from sdpo_mlx.text import FEEDBACK_LIMIT, clean, fill_template, strip_thinking
+from sdpo_mlx.core.seeding import rng
+from sdpo_mlx.core.text import FEEDBACK_LIMIT, clean, fill_template, strip_thinking
 from sdpo_mlx.types import (
     FROM_DATASET,
     Demonstration,

@@ -13,12 +13,12 @@ from __future__ import annotations
 
 import time
 
-from sdpo_mlx.distill import distillation_batch
-from sdpo_mlx.errors import RankLostError
-from sdpo_mlx.run import Clock, Run, TrainState
-from sdpo_mlx.sampling import Sampler, sample
-from sdpo_mlx.seeding import derive
-from sdpo_mlx.updates import learn
+from sdpo_mlx.core.errors import RankLostError
+from sdpo_mlx.core.seeding import derive
+from sdpo_mlx.rl.distillation import distillation_batch
+from sdpo_mlx.rl.optimization import learn
+from sdpo_mlx.rl.rollouts import Sampler, sample
+from sdpo_mlx.training.session import Clock, Run, TrainState
 
 
 def train(run: Run, state: TrainState) -> TrainState:

@@ -18,7 +18,7 @@ import algebra_templates
 import numbers_templates
 from template import Template, written
 
-from sdpo_mlx.seeding import rng
+from sdpo_mlx.core.seeding import rng
 
 PROBLEMS = 5  # of each template
 TEMPLATES = (*numbers_templates.TEMPLATES, *algebra_templates.TEMPLATES)

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from sdpo_mlx.config import TeacherConfig
-from sdpo_mlx.seeding import rng
-from sdpo_mlx.tasks.tiny import draw_inputs, question
-from sdpo_mlx.tasks.tiny_library import OPERATIONS, PRIOR, judge, solution
+from sdpo_mlx.core.seeding import rng
+from sdpo_mlx.tasks.tiny.library import OPERATIONS, PRIOR, judge, solution
+from sdpo_mlx.tasks.tiny.task import draw_inputs, question
 from sdpo_mlx.teacher import teacher_messages
 from sdpo_mlx.types import Feedback
 

@@ -15,9 +15,9 @@ from episodes import teacher_text
 from mlx_lm import load
 from mlx_lm.generate import BatchGenerator
 
-from sdpo_mlx.seeding import derive
-from sdpo_mlx.tasks.tiny import TinyTask
-from sdpo_mlx.tasks.tiny_library import solution
+from sdpo_mlx.core.seeding import derive
+from sdpo_mlx.tasks.tiny.library import solution
+from sdpo_mlx.tasks.tiny.task import TinyTask
 from sdpo_mlx.types import Problem
 
 SAMPLES = 256

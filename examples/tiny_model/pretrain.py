@@ -21,7 +21,7 @@ from mlx_lm.models.qwen3 import Model, ModelArgs
 from tokenizer import END, START, VOCABULARY
 from tokenizers import Tokenizer
 
-from sdpo_mlx.seeding import derive, rng
+from sdpo_mlx.core.seeding import derive, rng
 
 CONTEXT = 1024
 CONFIG = {

@@ -13,7 +13,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from sdpo_mlx.errors import SandboxError
+from sdpo_mlx.core.errors import SandboxError
 from sdpo_mlx.sandbox import seccomp, usage
 from sdpo_mlx.sandbox.base import RunResult
 from sdpo_mlx.sandbox.interpreter import HOME, find_interpreter, library_mounts

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from sdpo_mlx.config import SandboxConfig
-from sdpo_mlx.errors import SandboxError
+from sdpo_mlx.core.errors import SandboxError
 from sdpo_mlx.sandbox.base import Sandbox
 from sdpo_mlx.sandbox.bubblewrap import BubblewrapSandbox
 from sdpo_mlx.sandbox.container import ContainerSandbox, ImageMissingError, find_engine

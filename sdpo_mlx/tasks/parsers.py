@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from sdpo_mlx.errors import ConfigError
-from sdpo_mlx.tasks.own import is_own
-from sdpo_mlx.tasks.own_values import problem_of
+from sdpo_mlx.core.errors import ConfigError
+from sdpo_mlx.tasks.custom.load import is_own
+from sdpo_mlx.tasks.custom.values import problem_of
 from sdpo_mlx.types import Problem
 
 Parser = Callable[[dict[str, Any], str], Sequence[Problem]]
@@ -28,19 +28,19 @@ def row_parser(task: str) -> Parser:
 
 
 def _code() -> Parser:
-    from sdpo_mlx.tasks.code_layouts import problem_from_any
+    from sdpo_mlx.tasks.code.formats.detect import problem_from_any
 
     return lambda row, where: [problem_from_any(row, where)]
 
 
 def _math() -> Parser:
-    from sdpo_mlx.tasks.math_rows import problem_from_row
+    from sdpo_mlx.tasks.math.formats import problem_from_row
 
     return lambda row, where: [problem_from_row(row, where)]
 
 
 def _science() -> Parser:
-    from sdpo_mlx.tasks.science_rows import problem_from_question, question_from_row
+    from sdpo_mlx.tasks.science.formats import problem_from_question, question_from_row
 
     def parsed(row: dict[str, Any], where: str) -> Sequence[Problem]:
         question = question_from_row(row, where)
@@ -50,19 +50,19 @@ def _science() -> Parser:
 
 
 def _tools() -> Parser:
-    from sdpo_mlx.tasks.tools_rows import problems_from_row
+    from sdpo_mlx.tasks.tools.formats import problems_from_row
 
     return lambda row, where: problems_from_row(row, where, "actions")
 
 
 def _rubric() -> Parser:
-    from sdpo_mlx.tasks.rubric import problem_from_row
+    from sdpo_mlx.tasks.rubric.task import problem_from_row
 
     return lambda row, where: [problem_from_row(row, where)]
 
 
 def _judge() -> Parser:
-    from sdpo_mlx.tasks.judge import problem_from_row
+    from sdpo_mlx.tasks.judge.task import problem_from_row
 
     return lambda row, where: [problem_from_row(row, where)]
 

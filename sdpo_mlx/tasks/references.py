@@ -13,7 +13,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from sdpo_mlx.errors import DataError
+from sdpo_mlx.core.errors import DataError
 
 _WORKED = ("solution", "Solution", "r1_solution_1")
 _CALCULATOR = re.compile(r"<<[^<>\n]*>>")  # GSM8K's notes to itself

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 
 from sdpo_mlx.config import Config, TaskConfig
-from sdpo_mlx.errors import ConfigError
+from sdpo_mlx.core.errors import ConfigError
 from sdpo_mlx.tasks.base import Task, turns_of
+from sdpo_mlx.tasks.custom.load import is_own, open_own
 from sdpo_mlx.tasks.names import DESCRIPTIONS
-from sdpo_mlx.tasks.own import is_own, open_own
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def no_data(task: TaskConfig) -> None:
 
 
 def _tiny(variant: str, cfg: Config) -> Opened:
-    from sdpo_mlx.tasks.tiny import TinyTask
+    from sdpo_mlx.tasks.tiny.task import TinyTask
 
     no_data(cfg.task)
     return Opened(TinyTask(variant, cfg.task.feedback))
@@ -69,32 +69,32 @@ def _tiny(variant: str, cfg: Config) -> Opened:
 
 def _code(level: str, cfg: Config) -> Opened:
     from sdpo_mlx.sandbox.choice import open_sandbox
-    from sdpo_mlx.tasks.code import CodeTask
+    from sdpo_mlx.tasks.code.task import CodeTask
 
     sandbox = open_sandbox(cfg.sandbox)
     return Opened(CodeTask(sandbox, cfg.task, level), sandbox.kind, sandbox.self_test())
 
 
 def _tools(variant: str, cfg: Config) -> Opened:
-    from sdpo_mlx.tasks.tools import ToolsTask
+    from sdpo_mlx.tasks.tools.task import ToolsTask
 
     return Opened(ToolsTask(cfg.task, variant))
 
 
 def _science(domain: str, cfg: Config) -> Opened:
-    from sdpo_mlx.tasks.science import ScienceTask
+    from sdpo_mlx.tasks.science.task import ScienceTask
 
     return Opened(ScienceTask(cfg.task, domain))
 
 
 def _math(level: str, cfg: Config) -> Opened:
-    from sdpo_mlx.tasks.math_task import MathTask
+    from sdpo_mlx.tasks.math.task import MathTask
 
     return Opened(MathTask(cfg.task, level))
 
 
 def _rubric(variant: str, cfg: Config) -> Opened:
-    from sdpo_mlx.tasks.rubric import RubricTask
+    from sdpo_mlx.tasks.rubric.task import RubricTask
 
     if variant:
         raise ConfigError(f"the task rubric has no variant {variant!r}", where="task.name", fix="write rubric")
@@ -102,7 +102,7 @@ def _rubric(variant: str, cfg: Config) -> Opened:
 
 
 def _judge(variant: str, cfg: Config) -> Opened:
-    from sdpo_mlx.tasks.judge import JudgeTask
+    from sdpo_mlx.tasks.judge.task import JudgeTask
 
     if variant:
         raise ConfigError(f"the task judge has no variant {variant!r}", where="task.name", fix="write judge")
@@ -110,8 +110,8 @@ def _judge(variant: str, cfg: Config) -> Opened:
 
 
 def _game(variant: str, cfg: Config) -> Opened:
-    from sdpo_mlx.tasks.game import GuessingGame
-    from sdpo_mlx.tasks.game_library import LibraryGame
+    from sdpo_mlx.tasks.game.guessing import GuessingGame
+    from sdpo_mlx.tasks.game.library import LibraryGame
 
     no_data(cfg.task)
     return Opened(LibraryGame(cfg.task) if variant == "library" else GuessingGame(cfg.task, variant))

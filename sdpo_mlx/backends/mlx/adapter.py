@@ -18,7 +18,7 @@ from mlx.utils import tree_flatten, tree_unflatten
 from mlx_lm.tuner.utils import linear_to_lora_layers
 
 from sdpo_mlx.config import AdapterConfig
-from sdpo_mlx.errors import ConfigError
+from sdpo_mlx.core.errors import ConfigError
 
 Weights = dict[str, mx.array]
 

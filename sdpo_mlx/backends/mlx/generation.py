@@ -19,9 +19,9 @@ from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.sample_utils import apply_top_p
 
 from sdpo_mlx.backends.base import SamplingParams
+from sdpo_mlx.backends.memory_plan import PREFILL
 from sdpo_mlx.backends.mlx.drawing import draw
 from sdpo_mlx.backends.mlx.losses import at, row_sum
-from sdpo_mlx.plan import PREFILL
 from sdpo_mlx.types import Generation, IntArray
 
 # The likeliest of V words has at least 1 / V, so that only below this could all exponentials of a row vanish.

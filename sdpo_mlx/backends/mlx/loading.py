@@ -14,9 +14,9 @@ import numpy as np
 from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.utils import load_model
 
-from sdpo_mlx.backends.mlx.trunk import Model, Trunk, check_parity
+from sdpo_mlx.backends.mlx.model import Model, Trunk, check_parity
 from sdpo_mlx.config import ModelConfig
-from sdpo_mlx.errors import ConfigError
+from sdpo_mlx.core.errors import ConfigError
 
 DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16}
 BATCH_TOLERANCE = 2e-2

@@ -15,17 +15,17 @@ import numpy as np
 from mlx.utils import tree_flatten
 
 from sdpo_mlx.backends.base import MICRO_BATCH_TOKENS, Arrays, PolicyInfo, SamplingParams, Scores, Update, no_update
-from sdpo_mlx.backends.figures import step_figures, unfinished
+from sdpo_mlx.backends.distributed.process_group import ALONE, World
+from sdpo_mlx.backends.distributed.sharding import pooled, shares
 from sdpo_mlx.backends.mlx import BLAS, adapter, generation
-from sdpo_mlx.backends.mlx.head import Hidden, Lesson, TeacherSet, chunks
-from sdpo_mlx.backends.mlx.learning import Gradient, gradient, hidden_states
+from sdpo_mlx.backends.mlx.gradient import Gradient, gradient, hidden_states
 from sdpo_mlx.backends.mlx.loading import device_name, load
+from sdpo_mlx.backends.mlx.loss_head import Hidden, Lesson, TeacherSet, chunks
 from sdpo_mlx.backends.mlx.losses import RowStatistics, at, log_softmax
 from sdpo_mlx.backends.mlx.memory import Peaks, mannered
-from sdpo_mlx.backends.shares import pooled, shares
-from sdpo_mlx.backends.world import ALONE, World
+from sdpo_mlx.backends.statistics import step_figures, unfinished
 from sdpo_mlx.config import ModelConfig, ObjectiveConfig, TeacherConfig, TrainConfig
-from sdpo_mlx.seeding import derive
+from sdpo_mlx.core.seeding import derive
 from sdpo_mlx.types import DistillSample, Generation, IntArray, Role
 
 Interrupted = Callable[[], bool]

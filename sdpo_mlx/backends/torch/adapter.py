@@ -17,7 +17,7 @@ from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor, nn
 
 from sdpo_mlx.config import AdapterConfig
-from sdpo_mlx.errors import ConfigError
+from sdpo_mlx.core.errors import ConfigError
 
 Weights = dict[str, Tensor]
 # Ends of parameter names: peft's, and mlx-lm's for the same weights.

@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
 from sdpo_mlx.backends.base import SamplingParams
-from sdpo_mlx.backends.torch.cache import Prefix, given, joined, prefill
+from sdpo_mlx.backends.torch.kv_cache import Prefix, given, joined, prefill
 from sdpo_mlx.backends.torch.loading import Model
 from sdpo_mlx.backends.torch.losses import log_softmax
 from sdpo_mlx.types import FinishReason, Generation, IntArray

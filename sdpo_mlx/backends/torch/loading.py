@@ -20,9 +20,9 @@ from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 from transformers.utils import logging
 
-from sdpo_mlx.backends.torch.cache import Prefix, given, prefill
+from sdpo_mlx.backends.torch.kv_cache import Prefix, given, prefill
 from sdpo_mlx.config import ModelConfig
-from sdpo_mlx.errors import ConfigError
+from sdpo_mlx.core.errors import ConfigError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 CHUNK_BYTES = 64 * 2**20  # one float32 copy of a chunk's logits; some 15 to 25 of it live at once

@@ -12,18 +12,18 @@ import numpy as np
 import torch
 
 from sdpo_mlx.backends.base import MICRO_BATCH_TOKENS, Arrays, PolicyInfo, SamplingParams, Scores, Update, no_update
-from sdpo_mlx.backends.figures import step_figures, unfinished
-from sdpo_mlx.backends.shares import pooled, shares
+from sdpo_mlx.backends.distributed.process_group import ALONE, World
+from sdpo_mlx.backends.distributed.sharding import pooled, shares
+from sdpo_mlx.backends.statistics import step_figures, unfinished
 from sdpo_mlx.backends.torch import adapter, generation
-from sdpo_mlx.backends.torch.head import Hidden, Lesson, TeacherSet, chunks, mixed_logits
-from sdpo_mlx.backends.torch.learning import Gradient, gradient, hidden_states
+from sdpo_mlx.backends.torch.gradient import Gradient, gradient, hidden_states
 from sdpo_mlx.backends.torch.loading import load
+from sdpo_mlx.backends.torch.loss_head import Hidden, Lesson, TeacherSet, chunks, mixed_logits
 from sdpo_mlx.backends.torch.losses import RowStatistics, at, log_softmax
 from sdpo_mlx.backends.torch.memory import memory_figures
-from sdpo_mlx.backends.world import ALONE, World
 from sdpo_mlx.config import ModelConfig, ObjectiveConfig, TeacherConfig, TrainConfig
-from sdpo_mlx.errors import ConfigError
-from sdpo_mlx.seeding import derive
+from sdpo_mlx.core.errors import ConfigError
+from sdpo_mlx.core.seeding import derive
 from sdpo_mlx.types import DistillSample, Generation, IntArray, Role
 
 Interrupted = Callable[[], bool]

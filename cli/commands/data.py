@@ -1,0 +1,42 @@
+"""`sdpo data`: rows of one's own, checked line by line."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+from sdpo_cli import options
+from sdpo_cli.terminal import render
+
+app = typer.Typer(help="Check rows of your own.", no_args_is_help=True)
+
+
+@app.callback()
+def _data() -> None:
+    """Rows of your own."""
+
+
+@app.command("check")
+def check(
+    file: Annotated[str, typer.Argument(metavar="FILE", help="A file of rows, hub:NAME, or humaneval.")],
+    task: options.TaskName = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Name every bad row with its line; exit code 3 where there is one.
+
+    Example: sdpo data check problems.jsonl --task code
+    """
+    from sdpo_mlx.core.errors import DataError
+    from sdpo_mlx.tasks.data.check import check_rows
+
+    checked = check_rows(file, task)
+    if as_json:
+        bad = [{"line": row.line, "place": row.place, "what": row.what} for row in checked.bad]
+        found = {"task": checked.task, "rows": checked.rows, "splits": dict(checked.splits), "bad": bad}
+        render.document({"ok": not bad, "source": checked.source, **found})
+    else:
+        good = ", ".join(f"{count} {split}" for split, count in sorted(checked.splits.items(), reverse=True))
+        head = f"{checked.rows} rows read as {checked.task}: {len(checked.bad)} bad; problems: {good or 'none'}"
+        render.result([head, *(line for name in checked.named() for line in render.untrusted(name, 500))])
+    if checked.bad:
+        raise typer.Exit(DataError.exit_code)

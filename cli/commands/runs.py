@@ -1,0 +1,71 @@
+"""`sdpo runs`: a table of runs."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from sdpo_cli import options
+from sdpo_cli.terminal import render
+
+if TYPE_CHECKING:
+    from sdpo_mlx.runs.status import RunState
+
+DAY = 86_400
+
+
+def command(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where runs lie, or one run.")] = Path("runs"),
+    *,
+    as_json: options.AsJson = False,
+) -> None:
+    """List the runs in a folder, the latest first.
+
+    Example: sdpo runs
+    """
+    from sdpo_mlx.runs.status import runs_in
+
+    found = runs_in(folder)
+    if as_json:
+        render.document({"runs": [as_document(run) for run in found]})
+        return
+    heads = ("run", "state", "model", "task", "steps", "held-out", "gain", "last event")
+    render.result(render.table(heads, [as_row(run, time.time()) for run in found]))
+
+
+def as_document(run: RunState) -> dict[str, Any]:
+    """Everything of one run; scores are shares of 1."""
+    mean, low, high = run.difference
+    return {
+        "run": str(run.path),
+        "state": run.state,
+        "model": run.model,
+        "task": run.task,
+        "step": run.step,
+        "steps": run.steps,
+        "generations": run.generations,
+        "before": run.before,
+        "after": run.after,
+        "difference": {"mean": mean, "low": low, "high": high},
+        "time": run.time,
+    }
+
+
+def as_row(run: RunState, now: float) -> tuple[str, ...]:
+    """The same for a person."""
+    if run.state == "damaged":
+        return (run.path.name, "damaged", "-", "-", "-", "-", "-", "-")
+    mean, low, high = run.difference
+    span = "" if low is None or high is None else f" ({100 * low:+.1f} to {100 * high:+.1f})"
+    gain = "-" if mean is None else f"{100 * mean:+.1f}{span}"
+    scores = "-" if run.before is None else f"{render.percent(run.before)} to {render.percent(run.after)}"
+    done = f"{run.step}" if run.state == "coached" else f"{run.step}/{run.steps}"
+    return run.path.name, run.state, run.model, run.task, done, scores, gain, _ago(now - run.time)
+
+
+def _ago(seconds: float) -> str:
+    if seconds >= DAY:
+        return f"{seconds / DAY:.0f} d ago"
+    return f"{render.duration(seconds)} ago"

@@ -1,0 +1,45 @@
+"""`sdpo serve`: mlx-lm's OpenAI-compatible server with a run's adapter."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from sdpo_cli import options
+from sdpo_cli.terminal import render
+
+
+def command(
+    target: options.Target,
+    *,
+    adapter: Annotated[Path | None, typer.Option("--adapter", metavar="DIR", help="An adapter for the model.")] = None,
+    host: Annotated[
+        str, typer.Option("--host", metavar="NAME", help="Address to listen on; 0.0.0.0: for other machines too.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", metavar="N", min=1, max=65535, help="Port to listen on.")] = 8080,
+    sets: options.Sets = None,
+) -> None:
+    """Answer programs that speak to OpenAI's chat interface, with the adapter, until Ctrl-C.
+
+    Example: sdpo serve runs/first --port 8080
+    """
+    from sdpo_mlx.backends.registry import serve
+    from sdpo_mlx.models import resolve
+    from sdpo_mlx.runs.folder import RunFolder
+    from sdpo_mlx.runs.targets import adapter_home, target_config
+
+    home = adapter_home(target, adapter)
+    cfg = target_config(target, adapter, sets or [])
+    if home is not None:
+        RunFolder(home).load_adapter()
+    model = resolve.resolve(cfg.model.name)
+    render.say(f"{model.line()}{f', adapter {home}' if home else ''}")
+    render.say(f"http://{host}:{port}/v1/chat/completions answers once the model is loaded; Ctrl-C ends")
+    render.say("for people you trust: it asks nobody who they are")
+    serve(model.path, home, host, port)
+    # MLX aborts in Python's own way out once a thread that computed has ended.
+    sys.stderr.flush()
+    os._exit(0)

@@ -1,0 +1,121 @@
+"""discovery@k over all problems of a task: the second half of `sdpo solve`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sdpo_cli.terminal import render
+from sdpo_cli.terminal.pace import Pace
+
+if TYPE_CHECKING:
+    from sdpo_mlx.rl.components import Setup
+    from sdpo_mlx.training.discovery import Record
+    from sdpo_mlx.training.test_time import Budget, Method
+
+SEARCHES, RESULT, PICTURE = "searches.jsonl", "discovery.json", "discovery.svg"
+SHARES = (0.25, 0.5, 0.9)
+
+
+def measured(
+    setup: Setup,
+    methods: Sequence[Method],
+    seeds: int,
+    budget: Budget,
+    folder: Path,
+    interrupted: Callable[[], bool],
+) -> tuple[dict[str, Any], list[str]]:
+    """Make what searches the folder lacks, write curves and picture there; the document and its lines."""
+    from sdpo_mlx.core.errors import StorageError
+    from sdpo_mlx.core.storage import plain, trouble
+    from sdpo_mlx.runs.report.svg import line_chart
+    from sdpo_mlx.training.discovery import Plan, measure
+
+    problems = list({each.id: each for split in ("train", "held_out") for each in setup.task.problems(split)}.values())
+    first = setup.cfg.train.seed
+    plan = Plan(problems, methods, range(first, first + seeds), budget)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(f"cannot make the folder: {error.strerror}", where=str(folder)) from error
+    progress = _Progress(len(problems) * len(methods) * seeds)
+    records = measure(setup, plan, folder / SEARCHES, progress.show, interrupted)
+    content = as_document(setup, records, budget)
+    try:
+        (folder / RESULT).write_text(json.dumps(plain(content), indent=1) + "\n", encoding="utf-8")
+        title = f"discovery@k on {setup.cfg.task.name}"
+        words = {"title": title, "x_label": "attempts", "y_label": "probability of a success"}
+        (folder / PICTURE).write_text(line_chart(_series(content), **words, y_range=(0, 1)), encoding="utf-8")
+    except OSError as error:
+        raise trouble(error, folder) from error
+    return content, [*as_lines(content), f"wrote {folder / RESULT} and {folder / PICTURE}"]
+
+
+class _Progress:
+    """One line a search: how many are done, and how long the rest takes."""
+
+    def __init__(self, searches: int) -> None:
+        self.searches, self.done = searches, 0
+        self.pace = Pace("searches")
+        self.pace.tell(0, searches)
+
+    def show(self, record: Record) -> None:
+        self.done += 1
+        end = f"solved by attempt {record.solved}" if record.solved else f"not in {record.attempts} attempts"
+        self.pace.tell(self.done, self.searches)
+        render.say(f"{self.pace.words()}  {record.method}  {record.problem}  seed {record.seed}: {end}")
+
+
+def as_document(setup: Setup, records: Sequence[Record], budget: Budget) -> dict[str, Any]:
+    """The curve of each method, and how many attempts each needs for the same probability."""
+    from sdpo_mlx.training.discovery import attempts_for, by_method, curve
+
+    ks = sorted({*(2**i for i in range(budget.attempts.bit_length())), budget.attempts})
+    return {
+        "model": setup.cfg.model.name,
+        "weights": setup.model.weights_sha256,
+        "task": setup.cfg.task.name,
+        "feedback": setup.cfg.task.feedback,
+        "problems": len({record.problem for record in records}),
+        "seeds": len({record.seed for record in records}),
+        "methods": {
+            method: {
+                "curve": [{"k": k, "discovery": share, "low": low, "high": high} for k, share, (low, high) in points],
+                "attempts for": {str(share): attempts_for(found, share) for share in SHARES},
+                "searches": len(found),
+            }
+            for method, found in by_method(records).items()
+            if (points := curve(found, ks))
+        },
+    }
+
+
+def as_lines(content: dict[str, Any]) -> list[str]:
+    """A table of the curves, a column a method."""
+    methods = content["methods"]
+    ks = sorted({point["k"] for found in methods.values() for point in found["curve"]})
+    cells = {m: {p["k"]: p for p in found["curve"]} for m, found in methods.items()}
+    rows = [(str(k), *(_cell(cells[m].get(k)) for m in methods)) for k in ks]
+    need = [
+        (f"for {share}", *(str(found["attempts for"][share] or "not reached") for found in methods.values()))
+        for share in map(str, SHARES)
+    ]
+    head = (
+        f"{content['task']}: {content['problems']} problems, {content['seeds']} seeds each; discovery@k, 95 % interval"
+    )
+    return [head, *render.table(("attempts", *methods), rows), "", *render.table(("attempts", *methods), need)]
+
+
+def _cell(point: dict[str, Any] | None) -> str:
+    return "-" if point is None else f"{render.percent(point['discovery'])}{render.span(point['low'], point['high'])}"
+
+
+def _series(content: dict[str, Any]) -> list[Any]:
+    from sdpo_mlx.runs.report.svg import Series
+
+    return [
+        Series(name, *([point[key] for point in found["curve"]] for key in ("k", "discovery", "low", "high")))
+        for name, found in content["methods"].items()
+    ]

@@ -1,0 +1,258 @@
+"""Memory of a step before it starts, by phase, and the settings that make it fit; pure arithmetic.
+
+Counted are weights, adapters (student, teacher, AdamW's two moments), keys and values, what runs through a block, and
+chunks of the head. The coefficients of activations and of the head are those of MLX, measured by
+`benchmarks/memory.py` on small models of twelve shapes (docs/performance.md); torch, which holds more, is not planned.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+from sdpo_mlx.config import Config
+from sdpo_mlx.core.errors import ConfigError
+from sdpo_mlx.core.hardware import total_memory
+from sdpo_mlx.models.dimensions import Shape
+
+KV_STEP = 256  # tokens by which mlx-lm's caches grow
+PREFILL = 2_048  # tokens of a prompt or a shared stretch that run at once: bounds their activations
+CHUNK_BYTES = 16 * 2**20  # one float32 copy of the logits that the head makes at once
+SAFETY = 1.05  # activations: so that the plan is rather over than under
+USABLE = 0.75  # of a machine's memory: what Metal recommends, and the rest is the system's
+SMALLEST = 256  # tokens of a micro-batch below which nothing is won
+MICRO_BATCHES = (16_384, 8_192, 4_096, 2_048, 1_024, 512, SMALLEST)
+CONCURRENCIES = (64, 32, 16, 8)
+
+
+class Activations(NamedTuple):
+    """Numbers a token that one block holds at its peak: so many times each dimension, and attention scores."""
+
+    width: float
+    inner: float
+    queries: float
+    keys: float
+    scores: float
+
+
+FORWARD = Activations(3.1, 3.5, 3.6, 0.0, 0.9)  # without a gradient
+BACKWARD = Activations(6.8, 13.4, 3.7, 0.0, 2.1)  # one block's vjp from its input
+KEPT = Activations(18.5, 9.6, 15.5, 3.8, 2.9)  # each block, where none runs twice
+HEAD = {"top_k": 15.5, "full": 24.0, "sampled": 11.0, "sequence": 11.0}  # float32 copies of a chunk's logits
+HEAD_KEPT = 1.6  # times as many inside one graph
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a step forwards: tokens of a prompt, an answer and a teacher's context, and what runs at once."""
+
+    prompt: int
+    answer: int
+    context: int
+    group: int
+    problems: int
+    micro_batch: int
+    concurrency: int
+    keep: bool
+    support: str
+    bytes: int  # of an activation
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes: what lies there always, by name, and the peak of each phase on top of it."""
+
+    always: dict[str, float]
+    phases: dict[str, dict[str, float]]
+
+    @property
+    def base(self) -> float:
+        """What every phase has."""
+        return sum(self.always.values())
+
+    def peak(self, phase: str) -> float:
+        """All that is held in a phase."""
+        return self.base + sum(self.phases[phase].values())
+
+    @property
+    def highest(self) -> float:
+        """The largest peak."""
+        return max(map(self.peak, self.phases))
+
+    @property
+    def dominant(self) -> str:
+        """The largest single item of the phase with the highest peak."""
+        items = {**self.always, **self.phases[max(self.phases, key=self.peak)]}
+        return max(items, key=lambda name: items[name])
+
+
+def work_of(cfg: Config, prompt: int, context: int, bytes_: int) -> Work:
+    """The step of a configuration with prompts and contexts of these lengths, before anything was chosen."""
+    return Work(
+        prompt=prompt,
+        answer=cfg.rollout.max_tokens,
+        context=min(context, cfg.teacher.max_context_tokens),
+        group=cfg.rollout.group_size,
+        problems=cfg.rollout.problems_per_step,
+        micro_batch=cfg.train.micro_batch_tokens or MICRO_BATCHES[0],
+        concurrency=cfg.rollout.concurrency or CONCURRENCIES[0],
+        keep=cfg.train.grad_checkpoint is False,
+        support=cfg.objective.support if cfg.objective.top_k else "full",
+        bytes=bytes_,
+    )
+
+
+def memory(shape: Shape, cfg: Config, work: Work) -> Memory:
+    """What the step holds, as it is set."""
+    adapter = shape.adapter_parameters(cfg.model.adapter)
+    full = cfg.model.adapter.kind == "full"
+    hidden = work.problems * work.group * work.answer * shape.width * work.bytes
+    always = {
+        "weights": 0.0 if full else shape.weight_bytes(work.bytes),
+        "student, teacher": 8.0 * adapter,
+        "optimizer": 8.0 * adapter,
+    }
+    teacher_tokens, teacher_scores = _unit(shape, work, work.context)
+    return Memory(
+        always,
+        {
+            "generate": _generation(shape, work),
+            "teacher": {
+                "teacher's hidden states": hidden,
+                "activations": _activations(shape, FORWARD, teacher_tokens, teacher_scores, work.bytes),
+            },
+            "learn": {"gradients": 12.0 * adapter, "teacher's hidden states": hidden, **_learning(shape, work)},
+        },
+    )
+
+
+def _generation(shape: Shape, work: Work) -> dict[str, float]:
+    rows = _rows(work)
+    token = shape.kv_width * work.bytes
+    held = rows * (work.prompt + _up(work.answer, KV_STEP)) + _up(work.prompt, KV_STEP)
+    one_block = 1.2 * rows * (work.prompt + work.answer)
+    state = rows * (shape.layers - shape.attending) * _state(shape) * 4.0
+    piece = min(work.prompt, PREFILL)
+    prefill = _activations(shape, FORWARD, piece, shape.heads * piece * work.prompt, work.bytes)
+    return {
+        "keys and values": token * (held * shape.attending + one_block) + 2 * state,
+        "logits, prefill": max(5.5 * rows * shape.vocabulary * 4, prefill),
+    }
+
+
+def _rows(work: Work) -> int:
+    """Rollouts that are generated at once: whole groups, at least one."""
+    return min(max(work.concurrency // work.group, 1), work.problems) * work.group
+
+
+def _learning(shape: Shape, work: Work) -> dict[str, float]:
+    tokens, scores = _unit(shape, work, work.prompt)
+    rows = min(max(16, CHUNK_BYTES // (4 * shape.vocabulary)), min(work.group, tokens) * work.answer)
+    head = HEAD[work.support] * rows * shape.vocabulary * 4
+    if work.keep:
+        kept = shape.layers * _activations(shape, KEPT, tokens, scores, work.bytes)
+        return {"activations": kept, "head": HEAD_KEPT * head}
+    inputs = shape.layers * tokens * shape.width * work.bytes
+    block = _activations(shape, BACKWARD, tokens, scores, work.bytes)
+    larger = {"head": head} if head > block else {"activations": block}
+    return {"blocks' inputs": float(inputs), **larger}
+
+
+def _unit(shape: Shape, work: Work, prompt: int) -> tuple[int, float]:
+    """Tokens and attention scores of the largest pass: one group's prompt once, and the answers that fit."""
+    rows = min(work.group, max(1, (work.micro_batch - prompt) // work.answer))
+    scores = shape.heads * (rows * work.answer * (prompt + work.answer) + min(prompt, PREFILL) * prompt)
+    return prompt + rows * work.answer, float(scores)
+
+
+def _activations(shape: Shape, held: Activations, tokens: int, scores: float, bytes_: int) -> float:
+    inner = shape.inner * (shape.experts_used or 1)
+    a_token = held.width * shape.width + held.inner * inner
+    a_token += held.queries * shape.heads * shape.head_width + held.keys * shape.kv_width / 2
+    return SAFETY * bytes_ * (tokens * a_token + held.scores * scores)
+
+
+def _state(shape: Shape) -> float:
+    heads, keys, values = shape.recurrent
+    return keys * values / max(heads, 1)
+
+
+def _up(tokens: int, step: int) -> int:
+    return math.ceil(tokens / step) * step
+
+
+def choose(shape: Shape, cfg: Config, work: Work, limit: float) -> Work:
+    """The fastest settings that fit: what the configuration leaves open is filled, what it says stays.
+
+    Where nothing fits the smallest come back.
+    """
+
+    def fits(each: Work, *phases: str) -> bool:
+        return all(memory(shape, cfg, each).peak(phase) <= limit for phase in phases)
+
+    if cfg.rollout.concurrency is None:
+        options = [replace(work, concurrency=rows) for rows in CONCURRENCIES]
+        work = next((each for each in options if fits(each, "generate")), options[-1])
+    keeps = {None: (True, False), True: (False,), False: (True,)}[cfg.train.grad_checkpoint]
+    budgets = MICRO_BATCHES if cfg.train.micro_batch_tokens is None else (cfg.train.micro_batch_tokens,)
+    options = [replace(work, keep=keep, micro_batch=budget) for keep in keeps for budget in budgets]
+    # One graph is worth it only with whole groups: a prompt that runs again for each part costs more than it saves.
+    whole = min(work.group * work.answer + work.prompt, MICRO_BATCHES[-2])
+    options = [each for each in options if not each.keep or each.micro_batch >= whole or None not in keeps] or options
+    return next((each for each in options if fits(each, "teacher", "learn")), options[-1])
+
+
+def limit_of(cfg: Config, machine: int | None = None) -> float:
+    """Bytes that a run may hold."""
+    return cfg.train.memory_gb * 2**30 if cfg.train.memory_gb else USABLE * (machine or total_memory())
+
+
+def fitting(shape: Shape, cfg: Config, work: Work, limit: float) -> Work:
+    """`choose`, or ConfigError with the changes that would make it fit."""
+    chosen = choose(shape, cfg, work, limit)
+    needed = memory(shape, cfg, chosen).highest
+    if needed <= limit:
+        return chosen
+    ways = [flag for flag, peak in remedies(shape, cfg, work, limit) if peak < needed]
+    raise ConfigError(
+        f"a step would hold {needed / 2**30:.1f} GB, {limit / 2**30:.1f} GB may be used",
+        where="train.memory_gb",
+        fix=f"try {' or '.join(ways)}; `sdpo plan` shows what takes it",
+    )
+
+
+def settled(cfg: Config, work: Work) -> Config:
+    """The configuration with what was chosen in the places that it leaves open."""
+    train = {"micro_batch_tokens": work.micro_batch, "grad_checkpoint": not work.keep}
+    return cfg.model_copy(
+        update={
+            "train": cfg.train.model_copy(update=train),
+            "rollout": cfg.rollout.model_copy(update={"concurrency": work.concurrency}),
+        }
+    )
+
+
+def remedies(shape: Shape, cfg: Config, work: Work, limit: float) -> list[tuple[str, float]]:
+    """Changes, as flags, and the peak in bytes after each alone: the three that save most."""
+    answer, group = max(16, work.answer // 2), max(2, work.group // 2)
+    problems, context = max(1, work.problems // 2), max(256, work.context // 2)
+    rank = max(1, cfg.model.adapter.rank // 4)
+    ways = [
+        (f"--max-tokens {answer}", shape, cfg, replace(work, answer=answer)),
+        (f"--group-size {group}", shape, cfg, replace(work, group=group)),
+        (f"--set rollout.problems_per_step={problems}", shape, cfg, replace(work, problems=problems)),
+        (f"--set teacher.max_context_tokens={context}", shape, cfg, replace(work, context=context)),
+        (f"--set model.adapter.rank={rank}", shape, _adapted(cfg, rank=rank), work),
+    ]
+    if cfg.model.adapter.kind == "full":
+        ways.append(("--set model.adapter.kind=lora", shape, _adapted(cfg, kind="lora"), work))
+    if not shape.bits:
+        ways.append(("--model with 4-bit weights", replace(shape, bits=4, group=64), cfg, work))
+    found = [(flag, memory(s, c, choose(s, c, w, limit)).highest) for flag, s, c, w in ways]
+    return sorted(found, key=lambda each: each[1])[:3]
+
+
+def _adapted(cfg: Config, **changes: object) -> Config:
+    adapter = cfg.model.adapter.model_copy(update=changes)
+    return cfg.model_copy(update={"model": cfg.model.model_copy(update={"adapter": adapter})})

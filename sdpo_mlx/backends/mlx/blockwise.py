@@ -1,0 +1,106 @@
+"""Phases A and C of learning: through the blocks and back, one block in memory at a time.
+
+Going forward keeps each block's input; going back takes `mx.vjp` of one block from its kept input, evaluates,
+drops it, and goes on to the one below. The gradients are those of the whole graph, bit for bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_unflatten
+
+from sdpo_mlx.backends.mlx.adapter import Weights, assign
+from sdpo_mlx.backends.mlx.model import Block, Model, Nodes, Trunk
+from sdpo_mlx.backends.packing import Unit
+from sdpo_mlx.core.seeding import derive
+
+Inputs = list[Nodes]  # what enters each block
+
+
+def forward(model: Model, student: Weights, unit: Unit, seed: int) -> tuple[Inputs, Nodes]:
+    """Phase A: the input of each block that phase C visits, and the last block's output."""
+    trunk, inputs = model.trunk, Inputs()
+    nodes, lowest = trunk.enter(unit), _lowest_trained(trunk, student)
+    for index, block in enumerate(trunk.blocks):
+        if index >= lowest:
+            inputs.append(nodes)
+        with dropout(model.whole, derive(seed, index)):
+            nodes = block(nodes, unit)
+            mx.eval(nodes)
+    return inputs, nodes
+
+
+def backward(model: Model, student: Weights, unit: Unit, seed: int, inputs: Inputs, cotangents: Nodes) -> Weights:
+    """Phase C: gradients by name from the last block's cotangents; `inputs` is emptied on the way."""
+    trunk, grads = model.trunk, Weights()
+    for index in reversed(range(_lowest_trained(trunk, student), len(trunk.blocks))):
+        entering = inputs.pop()
+        with dropout(model.whole, derive(seed, index)):
+            found, cotangents = _block_vjp(trunk.blocks[index], student, unit, entering, cotangents)
+            grads.update(found)
+            mx.eval(found, cotangents)
+    grads.update(_embedding_vjp(model, student, unit, cotangents))
+    return grads
+
+
+def outside_blocks(trunk: Trunk, student: Weights) -> list[str]:
+    """Trained weights of embedding, last norm and head: none with a LoRA inside the blocks."""
+    paths = tuple(block.path for block in trunk.blocks)
+    return [name for name in student if not name.startswith(paths)]
+
+
+def _lowest_trained(trunk: Trunk, student: Weights) -> int:
+    """The first block that the gradient has to reach; the embedding lies below all of them."""
+    if outside_blocks(trunk, student):
+        return 0
+    return next(i for i, block in enumerate(trunk.blocks) if any(name.startswith(block.path) for name in student))
+
+
+def _block_vjp(block: Block, student: Weights, unit: Unit, entering: Nodes, cotangents: Nodes) -> tuple[Weights, Nodes]:
+    """Gradients of one block: its weights by name, and its nodes."""
+    names = [name for name in student if name.startswith(block.path)]
+    own = [student[name] for name in names]
+
+    def put(weights: Sequence[mx.array]) -> None:
+        block.layer.update(tree_unflatten([(n[len(block.path) :], w) for n, w in zip(names, weights, strict=True)]))
+
+    def run(*arrays: mx.array) -> list[mx.array]:
+        put(arrays[: len(names)])
+        return block(arrays[len(names) :], unit)
+
+    _, found = mx.vjp(run, [*own, *entering], cotangents)
+    put(own)
+    return dict(zip(names, found, strict=False)), found[len(names) :]
+
+
+def _embedding_vjp(model: Model, student: Weights, unit: Unit, cotangents: Nodes) -> Weights:
+    names = outside_blocks(model.trunk, student)
+    if not names:
+        return {}
+
+    def embed(*weights: mx.array) -> list[mx.array]:
+        assign(model.whole, dict(zip(names, weights, strict=True)))
+        return model.trunk.enter(unit)
+
+    own = [student[name] for name in names]
+    _, found = mx.vjp(embed, own, cotangents)
+    mx.eval(found)
+    assign(model.whole, dict(zip(names, own, strict=True)))
+    return dict(zip(names, found, strict=True))
+
+
+class dropout:  # noqa: N801  reads as a statement
+    """Inside, the adapter's dropout is on, with the same mask forwards and backwards."""
+
+    def __init__(self, whole: nn.Module, seed: int) -> None:
+        self.whole, self.seed = whole, seed
+
+    def __enter__(self) -> None:
+        self.whole.train()
+        mx.random.seed(self.seed)
+
+    def __exit__(self, *exception: object) -> None:
+        self.whole.eval()

@@ -1,0 +1,91 @@
+"""Which backend runs; each is imported only when it was chosen."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from sdpo_mlx.backends.base import Policy
+from sdpo_mlx.backends.distributed.process_group import ALONE, Engine, Ranks, World
+from sdpo_mlx.config import ModelConfig, TeacherConfig, TrainConfig
+from sdpo_mlx.core.errors import ConfigError
+
+
+def open_policy(path: Path, model: ModelConfig, teacher: TeacherConfig, train: TrainConfig) -> Policy:
+    """The base at `path` with fresh, equal student and teacher adapters; raises ConfigError without the backend."""
+    return _torch(path, model, teacher, train) if model.backend == "torch" else _mlx(path, model, teacher, train)
+
+
+def _mlx(path: Path, model: ModelConfig, teacher: TeacherConfig, train: TrainConfig) -> Policy:
+    if model.bits is not None:
+        fix = "name a model that is quantised already (mlx_lm.convert -q makes one), or take --backend torch"
+        raise ConfigError("mlx does not quantise a base while loading it", where="model.bits", fix=fix)
+    try:
+        from sdpo_mlx.backends.mlx import policy
+    except ImportError as error:
+        fix = "install sdpo-mlx on macOS or Linux, or take --backend torch"
+        raise ConfigError(f"mlx cannot be imported: {error}", where="model.backend", fix=fix) from error
+    return policy.open_policy(path, model, teacher, train)
+
+
+def _torch(path: Path, model: ModelConfig, teacher: TeacherConfig, train: TrainConfig) -> Policy:
+    try:
+        from sdpo_mlx.backends.torch import policy
+    except ImportError as error:
+        fix = "pip install 'sdpo-mlx[torch]'"
+        raise ConfigError(f"torch cannot be imported: {error}", where="model.backend", fix=fix) from error
+    return policy.open_policy(path, model, teacher, train)
+
+
+def serve(base: Path, adapter: Path | None, host: str, port: int) -> None:
+    """mlx-lm's server on one base, with its adapter; returns when it is interrupted.
+
+    Raises ConfigError without mlx, or where the port is taken.
+    """
+    try:
+        from sdpo_mlx.backends.mlx import server
+    except ImportError as error:
+        fix = "on PyTorch: `sdpo export RUN --to peft`, then `vllm serve BASE --enable-lora`, as the export says"
+        raise ConfigError(f"serving needs mlx, which cannot be imported: {error}", fix=fix) from error
+    server.serve(base, adapter, host, port)
+
+
+def open_world(environ: Mapping[str, str] = os.environ) -> World:
+    """The ranks among which `torchrun` or `mlx.launch` started this process; ALONE without either."""
+    if "MASTER_ADDR" in environ and int(environ.get("WORLD_SIZE", "1")) > 1:
+        return Ranks(_torch_engine())
+    hosts = environ.get("MLX_HOSTFILE")
+    ring = hosts is not None and Path(hosts).stat().st_size > 1  # one host alone: an empty file
+    if "MLX_RANK" in environ and (ring or "MLX_JACCL_COORDINATOR" in environ):
+        return Ranks(_mlx_engine())
+    return ALONE
+
+
+def backend_on(world: World, backend: str) -> str:
+    """The backend of a run on these ranks; raises ConfigError where their launcher carries another."""
+    if world.size == 1 or backend in ("auto", world.backend):
+        return backend if world.size == 1 else world.backend
+    launcher = {"torch": "torchrun", "mlx": "mlx.launch"}[world.backend]
+    raise ConfigError(
+        f"{launcher} carries the {world.backend} backend, not {backend}",
+        where="model.backend",
+        fix=f"take --backend {world.backend}, or start with {'mlx.launch' if backend == 'mlx' else 'torchrun'}",
+    )
+
+
+def _torch_engine() -> Engine:
+    try:
+        from sdpo_mlx.backends.torch.collectives import TorchEngine
+    except ImportError as error:
+        fix = "pip install 'sdpo-mlx[torch]'"
+        raise ConfigError(f"torch cannot be imported: {error}", where="torchrun", fix=fix) from error
+    return TorchEngine()
+
+
+def _mlx_engine() -> Engine:
+    try:
+        from sdpo_mlx.backends.mlx.collectives import MLXEngine
+    except ImportError as error:
+        raise ConfigError(f"mlx cannot be imported: {error}", where="mlx.launch", fix="install sdpo-mlx") from error
+    return MLXEngine()

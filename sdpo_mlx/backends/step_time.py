@@ -1,0 +1,75 @@
+"""How long a step will take, from arithmetic and two rates of a machine; pure arithmetic."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from sdpo_mlx.backends.memory_plan import Work
+from sdpo_mlx.models.dimensions import Shape
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a machine does at full load: products (FLOP/s) and reading of weights (bytes/s)."""
+
+    flops: float
+    bandwidth: float
+
+
+@dataclass(frozen=True)
+class Times:
+    """Seconds of each phase of one step; grading runs beside generation and is not counted."""
+
+    prefill: float
+    decode: float
+    teacher: float
+    learn: float
+
+    @property
+    def total(self) -> float:
+        """One whole step."""
+        return self.prefill + self.decode + self.teacher + self.learn
+
+    @property
+    def dominant(self) -> str:
+        """The longest phase."""
+        return max(vars(self), key=lambda name: getattr(self, name))
+
+
+def times(shape: Shape, work: Work, machine: Machine) -> Times:
+    """One step with answers of full length: two operations a weight and token, four more for a gradient.
+
+    A token is written as soon as all weights and the keys and values of its rows were read, or multiplied, whichever
+    takes longer. A block-wise backward pass runs each block forward once more.
+    """
+    rows = min(max(work.concurrency // work.group, 1), work.problems) * work.group
+    waves = math.ceil(work.problems * work.group / rows)
+    head = shape.vocabulary * shape.width
+    cache = rows * (work.prompt + work.answer / 2) * shape.kv_width * work.bytes * shape.attending
+    read = (shape.weight_bytes(work.bytes) + cache) / machine.bandwidth
+    multiplied = 2 * rows * (shape.active_parameters + head) / machine.flops
+    answers = work.group * work.answer
+    seen = _forwarded(work, work.context, work.context + answers)
+    learned = _forwarded(work, work.prompt, work.prompt + answers)
+    passes = 4 if work.keep else 6
+    return Times(
+        prefill=work.problems * _forward(shape, work.prompt, work.prompt) / machine.flops,
+        decode=waves * work.answer * max(read, multiplied),
+        teacher=work.problems * _forward(shape, seen, work.context) / machine.flops,
+        learn=work.problems
+        * (passes / 2 * _forward(shape, learned, work.prompt + work.answer) + 2 * 4 * answers * head)
+        / machine.flops,
+    )
+
+
+def _forwarded(work: Work, prompt: int, whole: int) -> int:
+    """Tokens of one group that run: its prompt again for each micro-batch that the group needs."""
+    rows = min(work.group, max(1, (work.micro_batch - prompt) // work.answer))
+    return whole + (math.ceil(work.group / rows) - 1) * prompt
+
+
+def _forward(shape: Shape, tokens: int, seen: int) -> float:
+    """Operations of a forward pass, attention to `seen` tokens on average included."""
+    attention = 2 * shape.attending * shape.heads * shape.head_width * seen
+    return 2.0 * tokens * (shape.active_parameters + attention)

@@ -1,0 +1,35 @@
+"""Settings: the schema with its defaults, and how files, presets and flags become one configuration."""
+
+from sdpo_mlx.config.schema import (
+    AdapterConfig,
+    Config,
+    EvalConfig,
+    JudgeConfig,
+    LogConfig,
+    ModelConfig,
+    ObjectiveConfig,
+    RolloutConfig,
+    SandboxConfig,
+    Settings,
+    TaskConfig,
+    TeacherConfig,
+    TrainConfig,
+    json_schema,
+)
+
+__all__ = [
+    "AdapterConfig",
+    "Config",
+    "EvalConfig",
+    "JudgeConfig",
+    "LogConfig",
+    "ModelConfig",
+    "ObjectiveConfig",
+    "RolloutConfig",
+    "SandboxConfig",
+    "Settings",
+    "TaskConfig",
+    "TeacherConfig",
+    "TrainConfig",
+    "json_schema",
+]

@@ -1,0 +1,255 @@
+"""One source of settings as a flat layer: dotted key -> value, and where it was written.
+
+Four kinds of source: a YAML file, a shipped preset, `--set a.b=c`, a flag. Every fault is told with its place.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date
+from difflib import get_close_matches
+from importlib.resources import files
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sdpo_mlx.config import keys
+from sdpo_mlx.core.errors import ConfigError
+
+# PyYAML reads YAML 1.1, in which an exponent needs a dot before it and a sign after it.
+NUMBER = re.compile(r"([-+]?)(\d+\.?\d*|\.\d+)(?:[eE]([-+]?)(\d+))?")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One value: `origin` is for people who ask where it comes from, `where` for those who must mend it."""
+
+    value: Any
+    origin: str
+    where: str
+
+
+Layer = Mapping[str, Entry]
+
+
+def shown(value: object) -> str:
+    """A value inside an error: one line, no control characters, 60 characters at most."""
+    words = {None: "null", True: "true", False: "false"}
+    if isinstance(value, str):
+        text = f"'{value}'" if value.isprintable() and "'" not in value else repr(value)
+    else:
+        text = words[value] if value is None or isinstance(value, bool) else repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def name_shown(name: str) -> str:
+    """A key inside an error, bare where that is harmless."""
+    return name if re.fullmatch(r"[\w.-]{1,60}", name, re.ASCII) else shown(name)
+
+
+def fault(problems: Sequence[str]) -> ConfigError:
+    """The first three problems in one line."""
+    rest = f"; and {len(problems) - 3} more" if len(problems) > 3 else ""
+    return ConfigError("; ".join(problems[:3]) + rest)
+
+
+# ---- presets
+
+
+def preset_names() -> list[str]:
+    """The shipped presets: `code`, `paper/livecodebench`, `tiny`, ..."""
+    root = files("sdpo_configs")
+    found = [item.name[:-5] for item in root.iterdir() if item.name.endswith(".yaml")]
+    papers = [f"paper/{item.name[:-5]}" for item in (root / "paper").iterdir() if item.name.endswith(".yaml")]
+    return sorted(found + papers)
+
+
+def preset(name: str) -> Layer:
+    """The layer of a shipped preset."""
+    source: Traversable = files("sdpo_configs").joinpath(f"{name}.yaml")
+    text = source.read_text(encoding="utf-8")
+    return _YamlFile(f"preset {name}", f"preset {name}").layer(text)
+
+
+# ---- files
+
+
+def config_file(path: Path) -> Layer:
+    """The layer of a file, of a run's folder, or of the shipped preset of that name where no such file exists."""
+    if (path / "config.yaml").is_file():
+        path = path / "config.yaml"
+    if not path.is_file():
+        name = path.as_posix()
+        known = preset_names()
+        for candidate in (name, name.removesuffix(".yaml"), name.removesuffix(".yaml").removeprefix("configs/")):
+            if candidate in known:
+                return preset(candidate)
+        near = get_close_matches(name, known, 1, 0.6)
+        asked = f"did you mean {near[0]}?" if near else f"name a YAML file, or one of {', '.join(known)}"
+        raise ConfigError(f"{shown(name)}: no such file and no such preset", fix=asked)
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path}: is not UTF-8 text", fix="save it as UTF-8") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
+    return _YamlFile(str(path), None).layer(text)
+
+
+@dataclass(frozen=True)
+class _YamlFile:
+    label: str
+    origin: str | None  # null: file and line, where a preset needs its name only
+
+    def layer(self, text: str) -> Layer:
+        entries: dict[str, Entry] = {}
+        problems: list[str] = []
+        loader = None
+        try:
+            loader = yaml.SafeLoader(text)
+            root = loader.get_single_node()
+            if root is not None:
+                self._section("", root, loader, entries, problems)
+        except yaml.MarkedYAMLError as error:
+            raise self._not_yaml(error) from None
+        except (yaml.YAMLError, RecursionError) as error:
+            why = "nested too deep" if isinstance(error, RecursionError) else "control characters"
+            raise ConfigError(f"{self.label}: is not readable as YAML: {why}") from None
+        finally:
+            if loader is not None:
+                loader.dispose()
+        if problems:
+            raise fault(problems)
+        return entries
+
+    def _not_yaml(self, error: yaml.MarkedYAMLError) -> ConfigError:
+        mark = error.problem_mark or error.context_mark
+        line = f":{mark.line + 1}" if mark else ""
+        why = " ".join(f"{error.problem}".split())
+        return ConfigError(f"{self.label}{line}: is not valid YAML: {why}", fix="check indentation and quotes")
+
+    def _section(
+        self, section: str, node: yaml.Node, loader: yaml.SafeLoader, entries: dict[str, Entry], problems: list[str]
+    ) -> None:
+        where = self._where(node)
+        if not isinstance(node, yaml.MappingNode):
+            if isinstance(node, yaml.ScalarNode) and node.tag == "tag:yaml.org,2002:null":
+                return  # a section whose keys are all commented out
+            problems.append(f"{where}: {section + ': ' if section else ''}{_section_wanted(section)}")
+            return
+        seen: dict[str, int] = {}
+        for key_node, value in node.value:
+            name = str(key_node.value) if isinstance(key_node, yaml.ScalarNode) else "[...]"
+            key = f"{section}.{name}" if section else name
+            where = self._where(key_node)
+            if name in seen:
+                problems.append(f"{where}: {name_shown(key)}: stands already in line {seen[name]}, keep one")
+            elif key in keys.SECTIONS:
+                self._section(key, value, loader, entries, problems)
+            elif key in keys.LEAVES and name in keys.children(section):
+                entries[key] = self._leaf(key, value, where, loader, problems)
+            else:
+                problems.append(f"{where}: {_unknown(section, name)}")
+            seen.setdefault(name, key_node.start_mark.line + 1)
+
+    def _leaf(self, key: str, node: yaml.Node, where: str, loader: yaml.SafeLoader, problems: list[str]) -> Entry:
+        origin = self.origin or where
+        if isinstance(node, yaml.ScalarNode) and node.value in keys.choices(key):
+            return Entry(node.value, origin, where)  # `off` is a word here, not YAML 1.1's false
+        parts = node.value if isinstance(node, yaml.SequenceNode) else [node]
+        if not all(isinstance(part, yaml.ScalarNode) for part in parts):
+            problems.append(f"{where}: {key}: wants {keys.wants(key)}")
+            return Entry(None, origin, where)
+        try:
+            value = loader.construct_object(node, deep=True)
+        except (ValueError, OverflowError):  # 2020-99-99, or 5,000 digits
+            value = str(node.value)
+        value = value.isoformat() if isinstance(value, date) else value
+        return Entry(value, origin, where)
+
+    def _where(self, node: yaml.Node) -> str:
+        return f"{self.label}:{node.start_mark.line + 1}"
+
+
+def _section_wanted(section: str) -> str:
+    names = keys.children(section)
+    head = "is a section" if section else "the file must hold sections"
+    return f"{head}, write `{section or names[0]}:` and, indented below it, `{names[0] if section else 'name'}: ...`"
+
+
+def _unknown(section: str, name: str) -> str:
+    key = f"{section}.{name}" if section else name
+    if not section and name in keys.LEAVES:
+        head, _, last = name.rpartition(".")
+        return f"{name}: keys are nested in a file, write `{last}:` indented below `{head}:`"
+    return f"{name_shown(key)}: {keys.suggestion(section, name)}"
+
+
+# ---- the command line
+
+
+def set_options(sets: Sequence[str]) -> Layer:
+    """The layer of `--set section.key=value`; the last of two wins."""
+    entries: dict[str, Entry] = {}
+    for text in sets:
+        key, equals, raw = text.partition("=")
+        key = key.strip()
+        if not equals or not key:
+            raise ConfigError(f"--set {shown(text)}: is no assignment", fix="write --set train.steps=20")
+        _check_key(key, "--set")
+        entries[key] = Entry(_from_text(key, raw.strip()), "--set", "--set")
+    return entries
+
+
+def flags(values: Mapping[str, Any]) -> Layer:
+    """The layer of the flags, by dotted key; None means not given."""
+    given = {key: value for key, value in values.items() if value is not None}
+    return {key: _flag(key, value) for key, value in given.items()}
+
+
+def _flag(key: str, value: Any) -> Entry:
+    head, _, last = key.rpartition(".")
+    name = head.rpartition(".")[2] if last in ("kind", "name") else last
+    origin = f"flag --{name.replace('_', '-')}"
+    _check_key(key, origin)
+    return Entry(_from_text(key, value) if isinstance(value, str) else value, origin, origin)
+
+
+def _check_key(key: str, where: str) -> None:
+    if key in keys.LEAVES:
+        return
+    if key in keys.SECTIONS:
+        raise ConfigError(f"{where}: {key}: is a section, set one of its keys: {', '.join(keys.children(key))}")
+    # The suggestion goes by the deepest section that is spelled right.
+    section = key.rpartition(".")[0]
+    while section and section not in keys.SECTIONS:
+        section = section.rpartition(".")[0]
+    name = key[len(section) + 1 :] if section else key
+    near = get_close_matches(key, keys.LEAVES, 1, 0.85)
+    asked = f"did you mean {near[0]}?" if near else keys.suggestion(section, name)
+    raise ConfigError(f"{where}: {name_shown(key)}: {asked}")
+
+
+def _from_text(key: str, raw: str) -> Any:
+    """A value typed on a command line: the key says how the text is to be read."""
+    if raw in ("null", "~") and keys.takes(key, "null"):
+        return None
+    if raw in keys.choices(key) or (keys.takes(key, "string") and not keys.takes(key, "array")):
+        return raw
+    try:
+        value = _number(key, raw) if NUMBER.fullmatch(raw) else yaml.safe_load(raw)
+        # A list of words needs no brackets.
+        return re.split(r"[\s,]+", value) if isinstance(value, str) and keys.takes(key, "array") else value
+    except (yaml.YAMLError, ValueError, OverflowError, RecursionError):
+        return raw
+
+
+def _number(key: str, raw: str) -> float:
+    if raw.lstrip("+-").isdecimal():
+        return int(raw)
+    number = float(raw)
+    return int(number) if keys.takes(key, "integer") and number.is_integer() else number

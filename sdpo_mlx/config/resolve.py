@@ -1,0 +1,160 @@
+"""The resolved configuration: flag > `--set` > file > preset of the model, then of the task > default.
+
+A shipped preset belongs to the model or task whose name it bears (`qwen.yaml` holds `model: {name: qwen}` and
+serves `qwen:8b` too). Where the model's and the task's preset both set a key, the model's wins. A preset that
+names both, as `tiny.yaml` does, is the model's; the task alone doesn't call for it, since its learning rate
+would be wrong elsewhere. Presets taken this way never choose the model or the task.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import ChainMap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from sdpo_mlx.config import keys, layers
+from sdpo_mlx.config.layers import Entry, Layer
+from sdpo_mlx.config.schema import Config
+from sdpo_mlx.core.errors import SdpoError
+
+NAMES = ("model.name", "task.name")
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A configuration and, for every dotted key, where its value comes from."""
+
+    config: Config
+    origins: dict[str, str]
+
+
+def resolve(file: Path | None, sets: Sequence[str] = (), flags: Mapping[str, Any] | None = None) -> Resolved:
+    """Put the layers on each other and check the result.
+
+    `file` is a YAML file or the name of a shipped preset; `flags` maps dotted keys to values, None meaning
+    not given. Origins read `flag --steps`, `--set`, `configs/x.yaml:7`, `preset tiny` or `default`.
+    Raises ConfigError with place, key and mending, before anything is loaded or fetched.
+    """
+    chosen = [layers.flags(flags or {}), layers.set_options(sets)]
+    chosen += [layers.config_file(file)] if file is not None else []
+    stack = chosen + _presets_of(*(_name(key, chosen) for key in NAMES))
+    merged: dict[str, Entry] = dict(ChainMap(*map(dict, stack)))
+    ranks = {key: min(i for i, layer in enumerate(stack) if key in layer) for key in merged}
+    try:
+        config = Config.model_validate(_nested(merged))
+    except ValidationError as error:
+        problems = [_problem(fault, merged, ranks) for fault in error.errors(include_url=False)]
+        raise layers.fault(list(dict.fromkeys(problems))) from None
+    return Resolved(config, {key: merged[key].origin if key in merged else "default" for key in keys.LEAVES})
+
+
+def config_hash(config: Config) -> str:
+    """SHA-256 (hex) of the complete configuration; independent of where the values came from."""
+    return hashlib.sha256(json.dumps(config.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
+
+
+def dump_yaml(config: Config) -> str:
+    """The complete configuration as YAML that `resolve` reads back to an equal one."""
+    return yaml.dump(config.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Escapes what cannot be seen: of the line breaks of Unicode, U+0085 would come back as another."""
+
+    def represent_str(self, data: str) -> yaml.ScalarNode:
+        return self.represent_scalar("tag:yaml.org,2002:str", data, style=None if data.isprintable() else '"')
+
+
+_Dumper.add_representer(str, _Dumper.represent_str)
+
+
+def value_at(config: Config, key: str) -> Any:
+    """The value of a dotted key."""
+    value: Any = config
+    for name in key.split("."):
+        value = getattr(value, name)
+    return value
+
+
+def _name(key: str, chosen: Sequence[Layer]) -> str:
+    for layer in chosen:
+        if key in layer:
+            return str(layer[key].value)
+    return str(value_at(Config(), key))
+
+
+def _presets_of(model: str, task: str) -> list[Layer]:
+    model, task = (name.partition(":")[0] for name in (model, task))
+    known = layers.preset_names()
+    found: list[Layer] = []
+    if model in known and _belongs(for_model := layers.preset(model), "model.name", model):
+        found.append(for_model)
+    if task in known and task != model and _belongs(for_task := layers.preset(task), "task.name", task):
+        # A preset that names a model as well was tuned for the pair.
+        found += [for_task] if "model.name" not in for_task else []
+    return [{key: entry for key, entry in layer.items() if key not in NAMES} for layer in found]
+
+
+def _belongs(layer: Layer, key: str, name: str) -> bool:
+    return key in layer and str(layer[key].value).partition(":")[0] == name
+
+
+def _nested(merged: Layer) -> dict[str, Any]:
+    tree: dict[str, Any] = {}
+    for key, entry in merged.items():
+        *path, last = key.split(".")
+        section = tree
+        for name in path:
+            section = section.setdefault(name, {})
+        section[last] = entry.value
+    return tree
+
+
+def _problem(fault: Mapping[str, Any], merged: Layer, ranks: Mapping[str, int]) -> str:
+    """One of pydantic's faults as `where: key: what to write`."""
+    path = [str(part) for part in fault["loc"]]
+    key = next((k for n in range(len(path), 0, -1) if (k := ".".join(path[:n])) in merged), "")
+    if fault["type"] == "value_error":
+        reason = fault["ctx"]["error"]
+        text = reason.line().rstrip(".") if isinstance(reason, SdpoError) else str(reason)
+        return f"{_where(key or '.'.join(path), merged, ranks)}: {key or '.'.join(path)}: {text}"
+    entry = merged[key]
+    return f"{entry.where}: {key}: {_wrong(key, entry)}"
+
+
+def _where(section: str, merged: Layer, ranks: Mapping[str, int]) -> str:
+    """The place that the user is likeliest to have just written: the uppermost layer in the section."""
+    inside = [key for key in merged if key == section or key.startswith(f"{section}.")]
+    return merged[min(inside, key=ranks.__getitem__)].where if inside else "configuration"
+
+
+def _wrong(key: str, entry: Entry) -> str:
+    value = entry.value
+    members = keys.members(key)
+    value = (
+        next((each for each in value if each not in members), value) if members and isinstance(value, list) else value
+    )
+    text = value.strip() if isinstance(value, str) else ""
+    number = layers.NUMBER.fullmatch(text)
+    if number and keys.takes(key, "number"):
+        return f"{layers.shown(value)} is text in YAML, write {_as_yaml(text, *number.groups()[2:])}"
+    if text.isdecimal() and keys.takes(key, "integer"):
+        return f"{layers.shown(value)} is text in YAML, write {text} without quotes"
+    near = get_close_matches(text, keys.choices(key) or members, 1, 0.6) if text else []
+    asked = f", did you mean {near[0]}?" if near else ""
+    return f"{layers.shown(value)} is not allowed, wants {keys.wants(key)}{asked}"
+
+
+def _as_yaml(text: str, sign: str | None, exponent: str | None) -> str:
+    if exponent is None:
+        return text
+    mantissa = text.lower().partition("e")[0]
+    return f"{mantissa if '.' in mantissa else mantissa + '.0'}e{sign or '+'}{exponent}"

@@ -1,0 +1,39 @@
+"""How much memory this machine has, and how wide its numbers are."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+from pathlib import Path
+
+from sdpo_mlx.config import ModelConfig
+from sdpo_mlx.core.errors import ConfigError
+
+CGROUP = Path("/sys/fs/cgroup/memory.max")
+_UNITS = {"": 2**30, "g": 2**30, "gb": 2**30, "gib": 2**30, "m": 2**20, "mb": 2**20, "mib": 2**20}
+
+
+def total_memory() -> int:
+    """Bytes of memory: the machine's, or less where a container is given less."""
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    try:
+        return min(total, int(CGROUP.read_text()))
+    except (OSError, ValueError):
+        return total
+
+
+def bytes_of(text: str) -> int:
+    """`16GB`, `512 MB` or `24` (GB) in bytes; raises ConfigError."""
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", text)
+    unit = found and _UNITS.get(found[2].lower())
+    if not found or not unit or float(found[1]) <= 0:
+        raise ConfigError(f"{text!r} is no amount of memory", where="--memory", fix="write it as 16GB")
+    return int(float(found[1]) * unit)
+
+
+def number_bytes(model: ModelConfig) -> int:
+    """Bytes of a number in the model: 4 on a CPU, whose 16-bit products are slow, else 2 unless asked otherwise."""
+    if model.dtype != "auto":
+        return 4 if model.dtype == "float32" else 2
+    return 2 if platform.system() == "Darwin" else 4

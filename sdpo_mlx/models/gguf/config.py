@@ -1,0 +1,183 @@
+"""GGUF metadata -> the `config.json` that mlx-lm and transformers read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from sdpo_mlx.core.errors import ConfigError
+
+Metadata = Mapping[str, Any]
+Shapes = Mapping[str, tuple[int, ...]]
+
+# Texts of the control tokens that end a turn or a document in the four families.
+_ENDS = ("<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "<end_of_turn>", "<eos>")
+_CLASSES = {
+    "llama": ("llama", "LlamaForCausalLM"),
+    "qwen2": ("qwen2", "Qwen2ForCausalLM"),
+    "qwen3": ("qwen3", "Qwen3ForCausalLM"),
+    "gemma3": ("gemma3_text", "Gemma3ForCausalLM"),
+}
+ARCHITECTURES = tuple(_CLASSES)
+CONTROL = 3
+
+
+def model_config(metadata: Metadata, shapes: Shapes, rope_freqs: npt.NDArray[np.float32] | None) -> dict[str, Any]:
+    """The configuration in the spelling that both readers accept (`rope_theta` at the top level).
+
+    `shapes` are the tensors' (rows, columns) by GGUF name; `rope_freqs` is Llama 3's table of divisors.
+    Raises ConfigError for an architecture or a variant that is not supported.
+    """
+    arch = architecture(metadata)
+    model_type, class_name = _CLASSES[arch]
+    heads = _whole(metadata, f"{arch}.attention.head_count")
+    hidden = _whole(metadata, f"{arch}.embedding_length")
+    config = {
+        "architectures": [class_name],
+        "model_type": model_type,
+        "hidden_size": hidden,
+        "intermediate_size": _whole(metadata, f"{arch}.feed_forward_length"),
+        "num_hidden_layers": _whole(metadata, f"{arch}.block_count"),
+        "num_attention_heads": heads,
+        "num_key_value_heads": _whole(metadata, f"{arch}.attention.head_count_kv", heads),
+        "head_dim": _head_dim(metadata, arch, hidden, heads),
+        "max_position_embeddings": _whole(metadata, f"{arch}.context_length"),
+        "rms_norm_eps": float(f"{_need(metadata, f'{arch}.attention.layer_norm_rms_epsilon'):.6g}"),
+        "vocab_size": _shape(shapes, "token_embd.weight")[0],
+        "tie_word_embeddings": "output.weight" not in shapes,
+        "hidden_act": "silu",
+    }
+    return config | _rope(metadata, arch, config, rope_freqs) | _family(arch, metadata, config, shapes)
+
+
+def architecture(metadata: Metadata) -> str:
+    """The file's architecture, or ConfigError where it cannot be imported."""
+    arch = str(metadata.get("general.architecture", "missing"))
+    if arch not in _CLASSES:
+        known = ", ".join(ARCHITECTURES)
+        raise ConfigError(f"GGUF architecture {arch!r} is not supported", fix=f"use one of: {known}")
+    if metadata.get(f"{arch}.expert_count"):
+        raise ConfigError("this GGUF holds a mixture of experts, which is not supported", fix="use a dense model")
+    return arch
+
+
+def end_ids(metadata: Metadata) -> list[int]:
+    """Every id that ends an answer: those the file names, then control tokens known to end a turn."""
+    names = ("eos_token_id", "eot_token_id", "eom_token_id")
+    ids = [int(metadata[key]) for name in names if (key := f"tokenizer.ggml.{name}") in metadata]
+    kinds = metadata.get("tokenizer.ggml.token_type") or []
+    for index, (token, kind) in enumerate(zip(metadata["tokenizer.ggml.tokens"], kinds, strict=False)):
+        if kind == CONTROL and token in _ENDS:
+            ids.append(index)
+    return list(dict.fromkeys(ids))
+
+
+def token_ids(metadata: Metadata) -> dict[str, Any]:
+    """`bos_token_id`, `eos_token_id` (all of them) and `pad_token_id`, those that the file knows."""
+    found: dict[str, Any] = {}
+    for name, key in (("bos_token_id", "bos_token_id"), ("pad_token_id", "padding_token_id")):
+        if f"tokenizer.ggml.{key}" in metadata:
+            found[name] = int(metadata[f"tokenizer.ggml.{key}"])
+    ends = end_ids(metadata)
+    return found | ({"eos_token_id": ends} if ends else {})
+
+
+def _family(arch: str, metadata: Metadata, config: Mapping[str, Any], shapes: Shapes) -> dict[str, Any]:
+    if arch == "gemma3":
+        return _gemma3(metadata, config)
+    if arch == "llama":
+        return {"attention_bias": "blk.0.attn_q.bias" in shapes, "mlp_bias": "blk.0.ffn_up.bias" in shapes}
+    if arch == "qwen3":
+        return {"attention_bias": "blk.0.attn_q.bias" in shapes, "use_sliding_window": False}
+    return {"use_sliding_window": False}
+
+
+def _gemma3(metadata: Metadata, config: Mapping[str, Any]) -> dict[str, Any]:
+    layers, head_dim = config["num_hidden_layers"], config["head_dim"]
+    pattern = int(metadata.get("gemma3.attention.sliding_window_pattern", 6))
+    # The 27B model alone, known by its 62 layers, scales queries by the width of a head's share.
+    scalar = config["hidden_size"] // config["num_attention_heads"] if layers == 62 else head_dim
+    kinds = ["full_attention" if (i + 1) % pattern == 0 else "sliding_attention" for i in range(layers)]
+    return {
+        "hidden_activation": "gelu_pytorch_tanh",
+        "query_pre_attn_scalar": scalar,
+        "sliding_window": _whole(metadata, "gemma3.attention.sliding_window"),
+        "sliding_window_pattern": pattern,
+        "layer_types": kinds,
+        "rope_local_base_freq": float(metadata.get("gemma3.rope.freq_base_swa", 10_000.0)),
+        "attention_bias": False,
+    }
+
+
+def _rope(
+    metadata: Metadata, arch: str, config: Mapping[str, Any], rope_freqs: npt.NDArray[np.float32] | None
+) -> dict[str, Any]:
+    theta = float(metadata.get(f"{arch}.rope.freq_base", 1e6 if arch == "gemma3" else 1e4))
+    rotated = int(metadata.get(f"{arch}.rope.dimension_count", config["head_dim"]))
+    if rotated != config["head_dim"]:
+        raise ConfigError("this GGUF rotates a part of each head only, which is not supported")
+    if rope_freqs is not None:
+        return {"rope_theta": theta, "rope_scaling": _llama3_scaling(rope_freqs, theta, config["head_dim"])}
+    kind = str(metadata.get(f"{arch}.rope.scaling.type", "none"))
+    factor = float(metadata.get(f"{arch}.rope.scaling.factor", metadata.get(f"{arch}.rope.scale_linear", 1.0)))
+    if kind == "linear" and factor != 1.0:
+        return {"rope_theta": theta, "rope_scaling": {"rope_type": "linear", "factor": factor}}
+    if kind not in ("none", "linear"):
+        raise ConfigError(f"GGUF rope scaling {kind!r} is not supported", fix="use a file without long-context scaling")
+    return {"rope_theta": theta}
+
+
+def _llama3_scaling(divisors: npt.NDArray[np.float32], theta: float, dims: int) -> dict[str, Any]:
+    """Llama 3's four numbers, found from the table that they made; refused where they do not make it again."""
+    scaling = {
+        "rope_type": "llama3",
+        "factor": float(divisors.max()),
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+    }
+    if divisors.size != dims // 2 or not np.allclose(divisors, llama3_divisors(scaling, theta, dims), rtol=1e-3):
+        raise ConfigError(
+            "this GGUF's rope_freqs table is not Llama 3's", fix="use a file without long-context scaling"
+        )
+    return scaling
+
+
+def llama3_divisors(scaling: Mapping[str, Any], theta: float, dims: int) -> npt.NDArray[np.float64]:
+    """What each of the `dims // 2` rotation frequencies is divided by (the Llama 3.1 model card's rule)."""
+    waves = 2 * np.pi * theta ** (np.arange(0, dims, 2) / dims)
+    low, high, factor = scaling["low_freq_factor"], scaling["high_freq_factor"], scaling["factor"]
+    share = np.clip((scaling["original_max_position_embeddings"] / waves - low) / (high - low), 0.0, 1.0)
+    return np.asarray(1.0 / ((1.0 - share) / factor + share))
+
+
+def _head_dim(metadata: Metadata, arch: str, hidden: int, heads: int) -> int:
+    default = metadata.get(f"{arch}.rope.dimension_count", hidden // heads)
+    key = int(metadata.get(f"{arch}.attention.key_length", default))
+    if int(metadata.get(f"{arch}.attention.value_length", key)) != key:
+        raise ConfigError("this GGUF's keys and values differ in width, which is not supported")
+    return key
+
+
+def _need(metadata: Metadata, key: str) -> Any:
+    if key not in metadata:
+        raise ConfigError(f"the GGUF lacks {key!r}", fix="get the file again, or another conversion of the model")
+    return metadata[key]
+
+
+def _whole(metadata: Metadata, key: str, default: int | None = None) -> int:
+    value = metadata.get(key, default) if default is not None else _need(metadata, key)
+    if isinstance(value, list):
+        raise ConfigError(f"this GGUF gives each layer its own {key!r}, which is not supported")
+    if int(value) <= 0:
+        raise ConfigError(f"the GGUF says {key!r} is {value}", fix="get the file again")
+    return int(value)
+
+
+def _shape(shapes: Shapes, name: str) -> tuple[int, ...]:
+    if name not in shapes:
+        raise ConfigError(f"the GGUF lacks the tensor {name!r}", fix="get the file again")
+    return shapes[name]

@@ -1,0 +1,262 @@
+"""GGUF file -> a safetensors folder that mlx-lm and transformers load.
+
+The file is mapped, not read: each tensor is dequantised in pieces of at most 64 MB and written at once.
+What the converter to GGUF changed is changed back: Llama's permuted query and key rows, Gemma's norms + 1.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from sdpo_mlx.core.errors import ConfigError, SdpoError
+from sdpo_mlx.core.progress import Doing, unwatched
+from sdpo_mlx.core.storage import trouble
+from sdpo_mlx.models.gguf.config import architecture, model_config, token_ids
+from sdpo_mlx.models.gguf.tokenizer_import import write_tokenizer
+from sdpo_mlx.models.safetensors_io import Dtype, Stored, write_weights
+
+Values = npt.NDArray[np.float32]
+
+_KINDS = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q4_K", "Q5_K", "Q6_K")
+_PLAIN: Mapping[str, Dtype] = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+_PIECE = 1 << 24  # values dequantised at once: 64 MB as float32
+_SMALL = 1_000_000_000  # up to here quantised weights are stored exactly, in float32
+MOST_ENTRIES = 8_000_000  # of one array in the header; merges of the longest vocabularies are under a million
+_AGAIN = "get the file again; its download may have been cut short"
+_OUTER = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
+_INNER = {
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "attn_q_norm": "self_attn.q_norm",
+    "attn_k_norm": "self_attn.k_norm",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+_GEMMA = {
+    "post_attention_norm": "post_attention_layernorm",
+    "ffn_norm": "pre_feedforward_layernorm",
+    "post_ffw_norm": "post_feedforward_layernorm",
+}
+
+
+@dataclass(frozen=True)
+class Packed:
+    """One tensor as the file holds it: `data` has a row of bytes or numbers for each row of `shape`."""
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    data: npt.NDArray[Any]
+
+
+def import_gguf(path: Path, out: Path, *, dtype: Literal["auto"] | Dtype = "auto", doing: Doing = unwatched) -> Path:
+    """Unpack a GGUF into the new folder `out` and return it.
+
+    `auto` keeps F32, F16 and BF16 as they are; quantised weights become float32, which is exact, up to a
+    billion of them, and above that float16 (bfloat16 for Gemma, whose activations overflow float16).
+    Raises ConfigError for a damaged or unsupported file and StorageError for a full disk; then nothing is left.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ConfigError("the output folder is not empty", where=str(out), fix="name a new folder")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        work = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+    except OSError as error:
+        raise trouble(error, out.parent) from error
+    try:
+        _unpack(path, work, dtype, doing)
+        work.chmod(0o755)
+        work.replace(out)
+    except OSError as error:
+        raise trouble(error, out) from error
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    return out
+
+
+def _unpack(path: Path, folder: Path, dtype: Literal["auto"] | Dtype, doing: Doing) -> None:
+    doing(f"reading {path.name}")
+    metadata, tensors = read_gguf(path)
+    arch = _at(path, architecture, metadata)
+    freqs = tensors.pop("rope_freqs.weight", None)
+    shapes = {name: tensor.shape for name, tensor in tensors.items()}
+    config = _at(path, model_config, metadata, shapes, None if freqs is None else np.concatenate([*_pieces(freqs)]))
+    stored = [_at(path, _stored, tensor, arch, config) for tensor in tensors.values()]
+    _at(path, _check_names, [tensor.name for tensor in stored], config)
+    chosen = _choose(tensors, arch) if dtype == "auto" else dtype
+    _at(path, write_tokenizer, metadata, folder)
+    _at(path, partial(write_weights, tell=doing(f"unpacking {path.name}, in MB")), folder, stored, chosen)
+    ids = token_ids(metadata)
+    _write_json(folder / "config.json", config | ids | {"torch_dtype": chosen})
+    _write_json(folder / "generation_config.json", ids)
+    doing(f"checking {path.name}")
+    kinds = sorted({tensor.kind for tensor in tensors.values()})
+    with path.open("rb") as file:
+        source = hashlib.file_digest(file, "sha256").hexdigest()
+    note = {"file": path.name, "sha256": source, "name": metadata.get("general.name"), "kinds": kinds, "dtype": chosen}
+    _write_json(folder / "gguf_import.json", note)
+
+
+def read_gguf(path: Path) -> tuple[dict[str, Any], dict[str, Packed]]:
+    """Metadata and tensors, the latter mapped from the disk; ConfigError where the file is damaged."""
+    from gguf import GGUFReader, GGUFValueType
+
+    class Reader(GGUFReader):
+        """Ends at the end of the file, where the plain one reads nothing, for as long as a count says."""
+
+        def _get(self, offset: int, dtype: Any, count: Any = 1, override_order: Any = None) -> npt.NDArray[Any]:
+            found = super()._get(offset, dtype, count, override_order)
+            if found.size != int(count):
+                raise EOFError("the file ends too early")
+            return found
+
+        def _get_field_parts(self, orig_offs: int, raw_type: int) -> Any:
+            # The plain reader walks an array's entries one by one for as long as its count says: hours, if damaged.
+            if raw_type == GGUFValueType.ARRAY and int(self._get(orig_offs + 4, np.uint64)[0]) > MOST_ENTRIES:
+                raise EOFError("an array in the header is longer than any vocabulary")
+            return super()._get_field_parts(orig_offs, raw_type)
+
+    try:
+        reader = Reader(path)
+        metadata = {name: field.contents() for name, field in reader.fields.items()}
+        tensors = [
+            Packed(t.name, t.tensor_type.name, tuple(int(n) for n in reversed(t.shape)), t.data) for t in reader.tensors
+        ]
+    except OSError as error:
+        raise ConfigError(f"cannot read the GGUF: {error.strerror}", where=str(path), fix="check the path") from error
+    except Exception as error:  # the reader checks little: a damaged file may raise anything
+        raise ConfigError("the GGUF is damaged or not a GGUF", where=str(path), fix=_AGAIN) from error
+    return metadata, {tensor.name: tensor for tensor in tensors}
+
+
+def _at(path: Path, action: Callable[..., Any], *args: Any) -> Any:
+    """Call `action`; what the file's content makes it raise becomes one line that names the file."""
+    try:
+        return action(*args)
+    except OSError:
+        raise
+    except SdpoError as error:
+        raise ConfigError(error.what, where=str(path), fix=error.fix) from error
+    except OverflowError as error:
+        raise ConfigError(
+            str(error), where=str(path), fix="import it with --dtype float32, or get the file again"
+        ) from error
+    except Exception as error:
+        cause = ascii(str(error))[1:161]  # whatever a library says about foreign bytes, on one line
+        raise ConfigError(f"the GGUF is damaged: {cause}", where=str(path), fix=_AGAIN) from error
+
+
+def _choose(tensors: Mapping[str, Packed], arch: str) -> Dtype:
+    kinds = {tensor.kind for tensor in tensors.values() if len(tensor.shape) > 1}
+    if kinds <= set(_PLAIN):
+        mixed = len(kinds) > 1
+        return "float32" if mixed else _PLAIN[kinds.pop()]
+    if sum(int(np.prod(tensor.shape)) for tensor in tensors.values()) <= _SMALL:
+        return "float32"
+    return "bfloat16" if arch == "gemma3" else "float16"
+
+
+def _stored(tensor: Packed, arch: str, config: Mapping[str, Any]) -> Stored:
+    if tensor.kind not in _KINDS:
+        known = ", ".join(_KINDS)
+        raise ConfigError(f"tensor {tensor.name!r} is stored as {tensor.kind}", fix=f"use a file with: {known}")
+    name = _target(tensor.name, arch)
+    order = None
+    if arch == "llama" and (found := re.search(r"\.attn_([qk])\.", tensor.name)):
+        heads = config["num_attention_heads" if found[1] == "q" else "num_key_value_heads"]
+        order = _unpermuted(tensor.shape[0], heads)
+    shift = 1.0 if arch == "gemma3" and name.endswith("norm.weight") else 0.0
+    _check_shape(name, tensor.shape, config)
+    return Stored(name, tensor.shape, partial(_pieces, tensor, order, shift))
+
+
+def _target(name: str, arch: str) -> str:
+    stem, _, leaf = name.rpartition(".")
+    inner = _INNER | (_GEMMA if arch == "gemma3" else {})
+    block = re.fullmatch(r"blk\.(\d+)\.(\w+)", stem)
+    if leaf in ("weight", "bias"):
+        if stem in _OUTER:
+            return f"{_OUTER[stem]}.{leaf}"
+        if block and block[2] in inner:
+            return f"model.layers.{block[1]}.{inner[block[2]]}.{leaf}"
+    raise ConfigError(f"the GGUF holds an unknown tensor {name!r}", fix="use a plain text model of this architecture")
+
+
+def _unpermuted(rows: int, heads: int) -> npt.NDArray[np.intp]:
+    """Where each row stood before GGUF's converter interleaved the two halves of every head."""
+    return np.arange(rows).reshape(heads, rows // heads // 2, 2).swapaxes(1, 2).reshape(-1)
+
+
+def _pieces(tensor: Packed, order: npt.NDArray[np.intp] | None = None, shift: float = 0.0) -> Iterator[Values]:
+    """The tensor's values, some rows at a time."""
+    from gguf import GGMLQuantizationType
+    from gguf.quants import dequantize
+
+    rows = tensor.shape[0]
+    step = max(1, _PIECE // max(1, int(np.prod(tensor.shape[1:])))) if len(tensor.shape) > 1 else rows
+    for start in range(0, rows, step):
+        chosen = slice(start, start + step) if order is None else order[start : start + step]
+        data = tensor.data[chosen] if len(tensor.shape) > 1 or tensor.kind in ("F32", "F16") else tensor.data
+        with np.errstate(all="ignore"):  # a damaged scale is refused by name when its value is written
+            values = dequantize(np.ascontiguousarray(data), GGMLQuantizationType[tensor.kind])
+        yield np.asarray(values, dtype=np.float32) - np.float32(shift) if shift else cast(Values, values)
+
+
+def _check_shape(name: str, shape: tuple[int, ...], config: Mapping[str, Any]) -> None:
+    """Refuse sizes that contradict the metadata before anything is written."""
+    hidden, wide, head = config["hidden_size"], config["intermediate_size"], config["head_dim"]
+    q, kv = head * config["num_attention_heads"], head * config["num_key_value_heads"]
+    matrices = {
+        "embed_tokens": (config["vocab_size"], hidden),
+        "lm_head": (config["vocab_size"], hidden),
+        "q_proj": (q, hidden),
+        "k_proj": (kv, hidden),
+        "v_proj": (kv, hidden),
+        "o_proj": (hidden, q),
+        "gate_proj": (wide, hidden),
+        "up_proj": (wide, hidden),
+        "down_proj": (hidden, wide),
+        "q_norm": (head,),
+        "k_norm": (head,),
+    }
+    *_, module, leaf = name.split(".")
+    expected = matrices.get(module, (hidden,))
+    if shape != (expected if leaf == "weight" else expected[:1]):
+        raise ConfigError(f"tensor {name!r} has the shape {shape}, not {expected}", fix=_AGAIN)
+
+
+def _check_names(names: list[str], config: Mapping[str, Any]) -> None:
+    inner = ["input_layernorm", "post_attention_layernorm"]
+    inner += [f"self_attn.{part}_proj" for part in "qkvo"] + [f"mlp.{part}_proj" for part in ("gate", "up", "down")]
+    if config["model_type"] in ("qwen3", "gemma3_text"):
+        inner += ["self_attn.q_norm", "self_attn.k_norm"]
+    if config["model_type"] == "gemma3_text":
+        inner += ["pre_feedforward_layernorm", "post_feedforward_layernorm"]
+    layers = range(config["num_hidden_layers"])
+    wanted = {f"model.layers.{layer}.{part}.weight" for layer in layers for part in inner}
+    if config["model_type"] == "qwen2":
+        wanted |= {f"model.layers.{layer}.self_attn.{part}_proj.bias" for layer in layers for part in "qkv"}
+    missing = sorted((wanted | {"model.norm.weight"}) - set(names))
+    if missing:
+        raise ConfigError(f"the GGUF lacks {len(missing)} tensors, {missing[0]!r} among them", fix=_AGAIN)
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

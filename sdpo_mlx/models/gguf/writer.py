@@ -1,0 +1,174 @@
+"""A model folder -> one GGUF file: the way back of `gguf_import.py`, with what the format wants changed.
+
+Llama's query and key rows are interleaved, Gemma's norms are written + 1, vectors stay float32.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from sdpo_mlx.core.errors import ConfigError
+from sdpo_mlx.models.gguf.config import ARCHITECTURES, llama3_divisors
+from sdpo_mlx.models.gguf.tokenizer_export import add_vocabulary
+
+Kind = Literal["F16", "BF16", "Q8_0"]
+Values = npt.NDArray[np.float32]
+_MODEL_TYPES = {"llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "gemma3_text": "gemma3"}
+_QUANT_ROW = 32  # values that Q8_0 packs together
+
+
+def write_gguf(folder: Path, weights: Iterable[tuple[str, Values]], out: Path, kind: Kind) -> None:
+    """Write the model of `folder` with these float32 weights (by Hugging Face name) to `out`.
+
+    Raises ConfigError for an architecture, a tokenizer or a scaling that has no form in GGUF here.
+    """
+    from gguf import GGUFWriter, LlamaFileType
+
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    arch = _architecture(config)
+    writer = GGUFWriter(out, arch, use_temp_file=True)
+    try:
+        writer.add_name(folder.name)
+        writer.add_file_type({"F16": LlamaFileType.MOSTLY_F16, "BF16": LlamaFileType.MOSTLY_BF16}.get(
+            kind, LlamaFileType.MOSTLY_Q8_0))  # fmt: skip
+        _add_shape(writer, arch, config)
+        add_vocabulary(writer, folder, int(config["vocab_size"]))
+        for name, values in _tensors(arch, config, weights):
+            _add(writer, name, values, kind)
+        for step in (writer.write_header_to_file, writer.write_kv_data_to_file, writer.write_tensors_to_file):
+            step()
+    finally:
+        writer.close()
+
+
+def write_gguf_lora(
+    folder: Path, arrays: Mapping[str, npt.NDArray[Any]], adapter: Mapping[str, Any], out: Path
+) -> None:
+    """Write a LoRA in mlx-lm's layout as a GGUF adapter for the base of `folder`.
+
+    Raises ConfigError for DoRA and full weights, which GGUF has no form of.
+    """
+    from gguf import GGUFType, GGUFWriter
+
+    if adapter.get("fine_tune_type") != "lora":
+        raise ConfigError("GGUF holds plain LoRA adapters alone", where="--to", fix="use --to gguf, which fuses it")
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    arch, settings = _architecture(config), adapter["lora_parameters"]
+    writer = GGUFWriter(out, arch)
+    try:
+        writer.add_type(GGUFType.ADAPTER)
+        writer.add_string("adapter.type", "lora")
+        writer.add_float32("adapter.lora.alpha", float(settings["scale"] * settings["rank"]))
+        for name, array in arrays.items():
+            path, _, factor = name.rpartition(".")
+            turned = np.ascontiguousarray(array.T, dtype=np.float32)
+            if factor == "lora_b":  # (out, r): its rows are the layer's own
+                turned = _changed(arch, config, f"{path}.weight", turned)
+            writer.add_tensor(f"{_gguf_name(arch, config, path)}.weight.{factor}", np.ascontiguousarray(turned))
+        for step in (writer.write_header_to_file, writer.write_kv_data_to_file, writer.write_tensors_to_file):
+            step()
+    finally:
+        writer.close()
+
+
+def _architecture(config: Mapping[str, Any]) -> str:
+    found = _MODEL_TYPES.get(str(config.get("model_type")))
+    if found is None:
+        known = ", ".join(ARCHITECTURES)
+        raise ConfigError(f"{config.get('model_type')!r} is not written as GGUF here", where="--to", fix=f"use {known}")
+    return found
+
+
+def _add_shape(writer: Any, arch: str, config: Mapping[str, Any]) -> None:
+    heads, hidden = config["num_attention_heads"], config["hidden_size"]
+    width = config.get("head_dim") or hidden // heads
+    writer.add_context_length(config["max_position_embeddings"])
+    writer.add_embedding_length(hidden)
+    writer.add_block_count(config["num_hidden_layers"])
+    writer.add_feed_forward_length(config["intermediate_size"])
+    writer.add_head_count(heads)
+    writer.add_head_count_kv(config.get("num_key_value_heads", heads))
+    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+    writer.add_rope_dimension_count(width)
+    writer.add_key_length(width)
+    writer.add_value_length(width)
+    writer.add_vocab_size(config["vocab_size"])
+    writer.add_rope_freq_base(_rope(config).get("rope_theta", 10_000.0))
+    if arch == "gemma3":
+        writer.add_sliding_window(config["sliding_window"])
+        writer.add_uint32("gemma3.attention.sliding_window_pattern", config.get("sliding_window_pattern", 6))
+        writer.add_float32("gemma3.rope.freq_base_swa", config.get("rope_local_base_freq", 10_000.0))
+    scaling = _scaling(config)
+    if scaling.get("rope_type") == "linear":
+        from gguf import RopeScalingType
+
+        writer.add_rope_scaling_type(RopeScalingType.LINEAR)
+        writer.add_rope_scaling_factor(scaling["factor"])
+
+
+def _rope(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """transformers 5 keeps the rotation's settings in a dictionary of their own."""
+    found: Mapping[str, Any] = config.get("rope_parameters") or config
+    return found
+
+
+def _scaling(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    found = config.get("rope_scaling") or config.get("rope_parameters") or {}
+    kind = found.get("rope_type", found.get("type", "default"))
+    if kind not in ("default", "linear", "llama3"):
+        raise ConfigError(f"rope scaling {kind!r} is not written as GGUF here", where="--to", fix="use --to fused")
+    return {**found, "rope_type": kind}
+
+
+def _tensors(
+    arch: str, config: Mapping[str, Any], weights: Iterable[tuple[str, Values]]
+) -> Iterator[tuple[str, Values]]:
+    scaling = _scaling(config)
+    if scaling["rope_type"] == "llama3":
+        width = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+        divisors = llama3_divisors(scaling, _rope(config)["rope_theta"], width)
+        yield "rope_freqs.weight", divisors.astype(np.float32)
+    for name, values in weights:
+        if name == "lm_head.weight" and config.get("tie_word_embeddings"):
+            continue
+        path, _, leaf = name.rpartition(".")
+        yield f"{_gguf_name(arch, config, path)}.{leaf}", _changed(arch, config, name, values)
+
+
+def _gguf_name(arch: str, config: Mapping[str, Any], path: str) -> str:
+    from gguf import MODEL_ARCH, get_tensor_name_map
+
+    found = get_tensor_name_map(MODEL_ARCH[arch.upper()], config["num_hidden_layers"]).get_name(path)
+    if found is None:
+        raise ConfigError(f"{path} has no name in GGUF", where="--to", fix="use --to fused")
+    return str(found)
+
+
+def _changed(arch: str, config: Mapping[str, Any], name: str, values: Values) -> Values:
+    """What the format wants otherwise: interleaved halves of Llama's heads, Gemma's norms + 1."""
+    if arch == "gemma3" and name.endswith("norm.weight"):
+        return values + np.float32(1)
+    found = name.rpartition("self_attn.")[2]
+    if arch == "llama" and found.partition(".")[0] in ("q_proj", "k_proj"):
+        heads = config["num_attention_heads"]
+        heads = heads if found.startswith("q") else config.get("num_key_value_heads", heads)
+        return values.reshape(heads, 2, -1, *values.shape[1:]).swapaxes(1, 2).reshape(values.shape)
+    return values
+
+
+def _add(writer: Any, name: str, values: Values, kind: Kind) -> None:
+    from gguf import GGMLQuantizationType
+    from gguf.quants import quantize
+
+    if values.ndim == 1:
+        writer.add_tensor(name, np.ascontiguousarray(values, dtype=np.float32))
+        return
+    own = "F16" if kind == "Q8_0" and values.shape[-1] % _QUANT_ROW else kind
+    chosen = GGMLQuantizationType[own]
+    writer.add_tensor(name, quantize(np.ascontiguousarray(values, dtype=np.float32), chosen), raw_dtype=chosen)

@@ -1,0 +1,152 @@
+"""Safetensors files written tensor by tensor, so that memory holds one piece of one tensor at a time."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from sdpo_mlx.core.progress import Tell, untold
+
+Dtype = Literal["float32", "float16", "bfloat16"]
+_CODES: Mapping[str, tuple[str, int]] = {"float32": ("F32", 4), "float16": ("F16", 2), "bfloat16": ("BF16", 2)}
+_EXPONENT: Mapping[str, int] = {"float16": 0x7C00, "bfloat16": 0x7F80}
+_SHARD_BYTES = 2 << 30
+MEGABYTE = 1 << 20
+
+
+@dataclass(frozen=True)
+class Stored:
+    """One tensor to write: `pieces` gives float32 arrays whose values, in order, fill `shape`."""
+
+    name: str
+    shape: tuple[int, ...]
+    pieces: Callable[[], Iterator[npt.NDArray[np.float32]]]
+
+    @property
+    def size(self) -> int:
+        """Number of values."""
+        return int(np.prod(self.shape))
+
+
+def write_weights(
+    folder: Path,
+    tensors: Sequence[Stored],
+    dtype: Dtype,
+    shard_bytes: int = _SHARD_BYTES,
+    tell: Tell = untold,
+) -> None:
+    """`model.safetensors`, or shards with an index where the whole is larger than `shard_bytes`.
+
+    Values are rounded to nearest even in `dtype`; raises OverflowError where one does not fit. Tells megabytes.
+    """
+    told = _Told(tell, sum(tensor.size for tensor in tensors) * _CODES[dtype][1])
+    shards = _split(tensors, _CODES[dtype][1], shard_bytes)
+    if len(shards) == 1:
+        _write_file(folder / "model.safetensors", shards[0], dtype, told)
+        return
+    weight_map: dict[str, str] = {}
+    for number, shard in enumerate(shards, start=1):
+        name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        _write_file(folder / name, shard, dtype, told)
+        weight_map |= {tensor.name: name for tensor in shard}
+    total = sum(tensor.size for tensor in tensors) * _CODES[dtype][1]
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=1), encoding="utf-8")
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a model folder, by name; adapters are not weights of the base."""
+    return sorted(file for file in folder.glob("*.safetensors") if not file.name.startswith("adapter"))
+
+
+def weights_sha256(folder: Path) -> str:
+    """SHA-256 of the one weights file, or of the lines `<hash>  <name>` where there are several."""
+    hashes = [(file.name, _file_sha256(file)) for file in weight_files(folder)]
+    if len(hashes) == 1:
+        return hashes[0][1]
+    return hashlib.sha256("".join(f"{value}  {name}\n" for name, value in hashes).encode()).hexdigest()
+
+
+def _file_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _split(tensors: Sequence[Stored], width: int, limit: int) -> list[list[Stored]]:
+    shards: list[list[Stored]] = [[]]
+    used = 0
+    for tensor in tensors:
+        if shards[-1] and used + tensor.size * width > limit:
+            shards.append([])
+            used = 0
+        shards[-1].append(tensor)
+        used += tensor.size * width
+    return shards
+
+
+class _Told:
+    """Adds up what was written."""
+
+    def __init__(self, tell: Tell, total: int) -> None:
+        self.tell, self.total, self.done = tell, total, 0
+        self.add(0)
+
+    def add(self, count: int) -> None:
+        self.done += count
+        self.tell(self.done // MEGABYTE, self.total // MEGABYTE)
+
+
+def _write_file(path: Path, tensors: Sequence[Stored], dtype: Dtype, told: _Told) -> None:
+    code, width = _CODES[dtype]
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # what transformers asks for, torch or not
+    offset = 0
+    for tensor in tensors:
+        end = offset + tensor.size * width
+        header[tensor.name] = {"dtype": code, "shape": list(tensor.shape), "data_offsets": [offset, end]}
+        offset = end
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # the format aligns the data to 8 bytes
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for tensor in tensors:
+            _write_tensor(file, tensor, _each(tensor.pieces(), width, told), dtype)
+
+
+def _each(pieces: Iterable[npt.NDArray[np.float32]], width: int, told: _Told) -> Iterator[npt.NDArray[np.float32]]:
+    for piece in pieces:
+        yield piece
+        told.add(piece.size * width)
+
+
+def _write_tensor(file: BinaryIO, tensor: Stored, pieces: Iterable[npt.NDArray[np.float32]], dtype: Dtype) -> None:
+    written = 0
+    for piece in pieces:
+        file.write(_encode(piece, dtype, tensor.name))
+        written += piece.size
+    if written != tensor.size:
+        raise ValueError(f"{tensor.name}: {written} values instead of {tensor.size}")
+
+
+def _encode(values: npt.NDArray[np.float32], dtype: Dtype, name: str) -> bytes:
+    if not np.isfinite(values).all():
+        raise OverflowError(f"{name} holds a value that is not finite")
+    if dtype == "float32":
+        return values.astype("<f4", copy=False).tobytes()
+    with np.errstate(over="ignore"):
+        short = _bfloat16(values) if dtype == "bfloat16" else values.astype("<f2")
+    if ((short.view(np.uint16) & _EXPONENT[dtype]) == _EXPONENT[dtype]).any():  # all bits set: infinite
+        raise OverflowError(f"{name} holds a value too large for {dtype}")
+    return short.tobytes()
+
+
+def _bfloat16(values: npt.NDArray[np.float32]) -> npt.NDArray[Any]:
+    """The upper halves of the float32s as bits, rounded to nearest even: numpy has no such type."""
+    bits = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32).astype(np.uint64)
+    return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype("<u2")

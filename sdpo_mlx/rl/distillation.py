@@ -1,0 +1,209 @@
+"""Rollout groups to distillation samples: every answer becomes a sample or a Skip that says why.
+
+Student and teacher spans are aligned by construction: both sequences are a prompt followed by the very
+ids that were sampled, nothing is decoded and encoded again. A teacher prompt over its budget loses the
+middle of its feedback, then of the attempt, then of the demonstration; question, frame and what was said in
+earlier turns are never cut. An episode of n turns is n samples, so that only the model's own tokens count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from sdpo_mlx.config import ObjectiveConfig, TeacherConfig
+from sdpo_mlx.core.text import shorten_middle
+from sdpo_mlx.models.chat_template import Chat
+from sdpo_mlx.objective import advantages, question_weights, sample_weights
+from sdpo_mlx.teacher import attempt_for, history, teacher_context, teacher_messages
+from sdpo_mlx.types import (
+    Demonstration,
+    DistillSample,
+    Feedback,
+    IntArray,
+    Message,
+    Problem,
+    Rollout,
+    RolloutGroup,
+    Skip,
+    SkipReason,
+    TeacherContext,
+)
+
+SHORTEST_PART = 200  # characters below which a section is not cut further
+SMALLEST_CUT = 32  # characters a round, so that shrinking ends
+NO_ADVANTAGE = 1e-9  # rounding leaves so much in a group of equal rewards
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One step's samples, the contexts behind them by (problem id, index), and what was skipped.
+
+    An episode of several turns stands with the context of the latest turn that has one: those before it are
+    the same with less of what was said.
+    """
+
+    samples: tuple[DistillSample, ...]
+    contexts: Mapping[tuple[str, int], TeacherContext]
+    skips: tuple[Skip, ...]
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    result: DistillSample | Skip
+    context: TeacherContext | None = None
+
+
+@dataclass(frozen=True)
+class _Answer:
+    """One turn of one rollout; the verdict on the episode counts for each of its turns."""
+
+    group: RolloutGroup
+    index: int
+    turn: int
+
+    @property
+    def rollout(self) -> Rollout:
+        """The turn itself."""
+        return self.group.rollouts[self.index].turns[self.turn]
+
+    @property
+    def feedback(self) -> Feedback:
+        """What the environment said about the episode."""
+        return self.group.feedback[self.index]
+
+    def skip(self, reason: SkipReason) -> _Outcome:
+        """Nothing to learn here."""
+        return _Outcome(Skip(reason, self.group.problem.id, self.index, self.turn))
+
+
+def distillation_batch(
+    groups: Sequence[RolloutGroup],
+    chat: Chat,
+    teacher: TeacherConfig,
+    objective: ObjectiveConfig,
+    *,
+    context_length: int,
+    seed: int,
+) -> Batch:
+    """What there is to learn from the groups; `seed` stands for the run and the step.
+
+    A rollout without advantage has policy weight 0, so that GRPO's mean counts only tokens that teach. One
+    whose context does not fit keeps its policy half where it has one. Lengths are in tokens.
+    """
+    builder = _Builder(chat, teacher, objective, context_length, seed)
+    outcomes = [
+        builder.outcome(_Answer(group, index, turn), float(weight), advantage)
+        for group, weight in zip(groups, _question_weights(groups, objective), strict=True)
+        for index, advantage in enumerate(_advantages(group, objective))
+        for turn in range(len(group.rollouts[index].turns))
+    ]
+    samples = tuple(o.result for o in outcomes if isinstance(o.result, DistillSample))
+    contexts = {(o.result.problem_id, o.result.index): o.context for o in outcomes if o.context is not None}
+    return Batch(samples, contexts, tuple(o.result for o in outcomes if isinstance(o.result, Skip)))
+
+
+def _question_weights(groups: Sequence[RolloutGroup], objective: ObjectiveConfig) -> Sequence[float]:
+    if objective.question_weight == "uniform":
+        return [1.0] * len(groups)
+    return [float(w) for w in question_weights([group.pass_rate for group in groups])]
+
+
+def _advantages(group: RolloutGroup, objective: ObjectiveConfig) -> list[float]:
+    """One advantage a rollout; what could not be graded has none and takes no part in the mean."""
+    graded = [i for i, feedback in enumerate(group.feedback) if feedback.kind != "grader_error"]
+    values = [0.0] * len(group.rollouts)
+    for i, value in zip(graded, advantages([group.feedback[i].reward for i in graded], objective), strict=True):
+        values[i] = float(value) if abs(value) > NO_ADVANTAGE else 0.0
+    return values
+
+
+@dataclass(frozen=True)
+class _Builder:
+    """Makes one outcome an answer; equal contexts are rendered once."""
+
+    chat: Chat
+    teacher: TeacherConfig
+    objective: ObjectiveConfig
+    context_length: int
+    seed: int
+    rendered: dict[tuple[str, tuple[tuple[str, str], ...]], IntArray] = field(default_factory=dict)
+
+    def outcome(self, answer: _Answer, question: float, advantage: float) -> _Outcome:
+        rollout, feedback = answer.rollout, answer.feedback
+        if feedback.kind == "grader_error":
+            return answer.skip("grader_error")
+        if rollout.ids_T.size == 0:
+            return answer.skip("no_tokens")
+        if rollout.prompt_ids.size + rollout.ids_T.size > self.context_length:
+            return answer.skip("too_long")
+        wanted = question * sample_weights(self.objective, success=feedback.success, has_context=True)[0] > 0
+        context = teacher_context(answer.group, answer.index, self.teacher, self.seed, answer.turn) if wanted else None
+        fitted = self._fit(answer, context) if context else None
+        distil, policy = sample_weights(self.objective, success=feedback.success, has_context=fitted is not None)
+        distil, policy = distil * question, policy * question if advantage else 0.0
+        if not distil and not policy:
+            return answer.skip("too_long" if context and not fitted else "no_signal")
+        prompt = fitted[1] if fitted else None
+        return _Outcome(_sample(answer, prompt, (distil, policy, advantage)), fitted[0] if fitted else None)
+
+    def _fit(self, answer: _Answer, context: TeacherContext) -> tuple[TeacherContext, IntArray] | None:
+        """The context within its budget and its prompt's ids; None where nothing more can be cut."""
+        problem, budget = answer.group.problem, self.context_length - answer.rollout.ids_T.size
+        budget = min(self.teacher.max_context_tokens, budget)
+        ids = self._render(problem, context.messages)
+        parts = {
+            "feedback": context.feedback,
+            "attempt": attempt_for(answer.group, answer.index, self.teacher),
+            "demonstration": context.demonstration.text if context.demonstration else None,
+        }
+        for name, full in parts.items():
+            limit = len(full or "")
+            while full and ids.size > budget and limit > SHORTEST_PART:
+                limit = self._next_limit(full, limit, ids.size - budget)
+                parts = {**parts, name: shorten_middle(full, limit)}
+                context = self._rebuilt(answer, context, parts)
+                ids = self._render(problem, context.messages)
+        return (context, ids) if ids.size <= budget else None
+
+    def _next_limit(self, full: str, limit: int, excess: int) -> int:
+        per_token = len(full) / max(1, len(self.chat.encode_plain(full)))
+        return max(SHORTEST_PART, limit - max(SMALLEST_CUT, round(excess * per_token)))
+
+    def _rebuilt(self, answer: _Answer, context: TeacherContext, parts: Mapping[str, str | None]) -> TeacherContext:
+        messages = teacher_messages(
+            answer.group.problem.messages, parts["demonstration"], parts["feedback"], parts["attempt"], self.teacher
+        )
+        said = history(answer.group.rollouts[answer.index].earlier[: answer.turn])
+        shown = context.demonstration and Demonstration(parts["demonstration"] or "", context.demonstration.source)
+        return TeacherContext((*messages, *said), shown, parts["feedback"])
+
+    def _render(self, problem: Problem, messages: tuple[Message, ...]) -> IntArray:
+        key = problem.id, tuple((message["role"], message["content"]) for message in messages)
+        if key not in self.rendered:
+            self.rendered[key] = self.chat.render(messages, tools=problem.tools)
+        return self.rendered[key]
+
+
+def _sample(answer: _Answer, prompt: IntArray | None, weights: tuple[float, float, float]) -> DistillSample:
+    """`prompt` is the teacher's; without one the sample has no teacher sequence."""
+    rollout = answer.rollout
+    student = np.concatenate([rollout.prompt_ids, rollout.ids_T]).astype(np.int32)
+    none = np.zeros(0, dtype=np.int32)
+    teacher = none if prompt is None else np.concatenate([prompt, rollout.ids_T]).astype(np.int32)
+    distil, policy, advantage = weights
+    return DistillSample(
+        problem_id=answer.group.problem.id,
+        index=answer.index,
+        student_ids=student,
+        student_span=(rollout.prompt_ids.size, student.size),
+        teacher_ids=teacher,
+        teacher_span=(0, 0) if prompt is None else (prompt.size, teacher.size),
+        rollout_logps_T=rollout.logps_T,
+        distil_weight=distil,
+        policy_weight=policy,
+        advantage=advantage,
+        turn=answer.turn,
+    )

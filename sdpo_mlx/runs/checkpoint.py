@@ -1,0 +1,235 @@
+"""Checkpoints that survive kills, full disks and flipped bits.
+
+A checkpoint is a folder `step-000020`: one safetensors file for each part of the state (student, teacher,
+optimizer), `state.json` with whatever the loop needs besides, and `manifest.json` with size and SHA-256 of
+each. All of it is written and fsynced under a temporary name, the manifest last, and gets its real name by
+one rename. Not covered: a drive that lies about fsync, and two processes in one folder (the run's lock).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from sdpo_mlx.core.errors import ConfigError, StorageError
+from sdpo_mlx.core.storage import digest, guarded, put, sync_folder, trouble
+
+Arrays = Mapping[str, npt.NDArray[Any]]
+FORMAT = 1
+MANIFEST, STATE, SUFFIX = "manifest.json", "state.json", ".safetensors"
+SAVING, REPLACED, REMOVING = ".saving-", ".replaced-", ".removing-"
+NAME = re.compile(r"step-(\d{6,})")
+NAMED = ("config.model.name ", "config.task.name ")
+_HASH = re.compile("[0-9a-f]{64}")
+OVERRIDE = "restore the run's own settings, start in another --out, or pass --resume to go on with the new ones"
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What a checkpoint held; `warnings` tells which newer ones were damaged and passed over."""
+
+    step: int
+    state: dict[str, dict[str, npt.NDArray[Any]]]
+    meta: dict[str, Any]
+    warnings: tuple[str, ...] = ()
+
+
+def folder_name(step: int) -> str:
+    """`step-000020` for 20 completed steps."""
+    return f"step-{step:06d}"
+
+
+def steps(root: Path) -> list[int]:
+    """The steps that have a checkpoint under `root`, oldest first; whether they verify is not looked at."""
+    names = (NAME.fullmatch(path.name) for path in root.iterdir() if path.is_dir()) if root.is_dir() else ()
+    return sorted(int(name[1]) for name in names if name)
+
+
+def save(
+    root: Path,
+    step: int,
+    state: Mapping[str, Arrays],
+    meta: Mapping[str, Any],
+    *,
+    keep: int = 2,
+    keep_steps: Collection[int] = (),
+) -> Path:
+    """Write checkpoint `step`, then prune to the last `keep` and `keep_steps`; returns its folder.
+
+    An existing checkpoint of the same step is replaced; later ones belong to a future that was given up
+    and go. Raises StorageError with the temporary folder removed and every earlier checkpoint untouched.
+    """
+    final = root / folder_name(step)
+    temporary = root / (SAVING + final.name)
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        recover(root)
+        temporary.mkdir()
+        _fill(temporary, step, state, meta)
+        sync_folder(temporary)
+        _swap(temporary, final)
+        sync_folder(root)
+    except BaseException as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if isinstance(error, OSError):
+            raise trouble(error, final) from error
+        raise
+    _prune(root, step, keep, keep_steps)
+    return final
+
+
+def load(root: Path, *, expect: Mapping[str, Any] | None = None, override: str = OVERRIDE) -> Loaded | None:
+    """The newest checkpoint that verifies, or None when there is none at all.
+
+    `expect` maps keys of `meta` (nested ones too) to the values that this run needs; None asks for nothing.
+    Raises ConfigError naming each value that changed, with `override` as the way out, and StorageError
+    when checkpoints exist and all of them are damaged.
+    """
+    guarded(root, recover, root)
+    damage: list[str] = []
+    for step in reversed(steps(root)):
+        folder = root / folder_name(step)
+        try:
+            state, meta = _read(folder, step)
+        except StorageError as error:
+            damage.append(f"checkpoint {folder.name} is damaged and was passed over: {error.what}")
+            continue
+        _refuse_changes(expect or {}, meta, folder, override)
+        return Loaded(step, state, meta, tuple(damage))
+    if damage:
+        raise StorageError(
+            f"no checkpoint can be read; {damage[0]}", where=str(root), fix="start again in another --out"
+        )
+    return None
+
+
+def recover(root: Path) -> None:
+    """Clear what a kill left behind: half-written folders go, a replaced one comes back if it is the only one.
+
+    Raises OSError where the folder cannot be changed.
+    """
+    for path in list(root.glob(".*step-*")) if root.is_dir() else []:
+        if path.name.startswith(REPLACED):
+            final = root / path.name.removeprefix(REPLACED)
+            if not final.exists():
+                path.rename(final)
+                continue
+        if path.name.startswith((SAVING, REPLACED, REMOVING)):
+            shutil.rmtree(path)
+
+
+def _fill(folder: Path, step: int, state: Mapping[str, Arrays], meta: Mapping[str, Any]) -> None:
+    """Write all files; one part is in memory at a time."""
+    files: dict[str, dict[str, Any]] = {}
+    for name, content in _contents(step, state, meta):
+        put(folder / name, content)
+        files[name] = {"size": len(content), "sha256": digest(content)}
+    put(folder / MANIFEST, _manifest(files))
+
+
+def _contents(step: int, state: Mapping[str, Arrays], meta: Mapping[str, Any]) -> Iterator[tuple[str, bytes]]:
+    from safetensors.numpy import save as serialise
+
+    for part, arrays in state.items():
+        # safetensors writes a transposed array's memory as it lies, in the wrong order
+        yield part + SUFFIX, serialise({name: np.asarray(array, order="C") for name, array in arrays.items()})
+    record = {"format": FORMAT, "step": step, "parts": list(state), "meta": meta}
+    yield STATE, json.dumps(record, indent=1).encode()
+
+
+def _manifest(files: Mapping[str, Mapping[str, Any]]) -> bytes:
+    return json.dumps({"format": FORMAT, "files": files}, indent=1).encode()
+
+
+def _swap(temporary: Path, final: Path) -> None:
+    """Give the new folder its name; a folder cannot be renamed over a full one, so the old steps aside first."""
+    replaced = final.with_name(REPLACED + final.name)
+    had_one = final.exists()
+    if had_one:
+        final.rename(replaced)
+    try:
+        temporary.rename(final)
+    except OSError:
+        if had_one:
+            replaced.rename(final)
+        raise
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
+def _prune(root: Path, step: int, keep: int, keep_steps: Collection[int]) -> None:
+    """Drop the old and the given-up; what resists is tried again next time, the save itself has worked."""
+    past = [other for other in steps(root) if other <= step]
+    kept = {*past[-max(keep, 1) :], *keep_steps}
+    for other in steps(root):
+        if other in kept and other <= step:
+            continue
+        folder = root / folder_name(other)
+        doomed = folder.with_name(REMOVING + folder.name)
+        with suppress(OSError):
+            folder.rename(doomed)  # a kill during the removal must not leave half a checkpoint
+            shutil.rmtree(doomed)
+
+
+def _read(folder: Path, step: int) -> tuple[dict[str, dict[str, npt.NDArray[Any]]], dict[str, Any]]:
+    """State and meta, verified; raises StorageError saying what is wrong with the folder."""
+    from safetensors import SafetensorError
+    from safetensors.numpy import load as parse
+
+    try:
+        content = _verified(folder)
+        record = json.loads(content[STATE])
+        if record["step"] != step or record["format"] != FORMAT:
+            raise StorageError(f"state.json is of step {record['step']}, format {record['format']}")
+        state = {part: parse(content[part + SUFFIX]) for part in record["parts"]}
+        return state, record["meta"]
+    except StorageError:
+        raise
+    except (OSError, KeyError, TypeError, ValueError, AttributeError, SafetensorError) as error:
+        raise StorageError(f"{type(error).__name__}: {error}", where=str(folder)) from error
+
+
+def _verified(folder: Path) -> dict[str, bytes]:
+    """The bytes of every file of the manifest, sizes and hashes checked, the manifest's own spelling too."""
+    stored = (folder / MANIFEST).read_bytes()
+    files = json.loads(stored)["files"]
+    content: dict[str, bytes] = {}
+    for name, entry in files.items():
+        if Path(name).name != name:
+            raise StorageError("the manifest names a file outside its folder")
+        content[name] = (folder / name).read_bytes()
+        if {"size": len(content[name]), "sha256": digest(content[name])} != entry:
+            raise StorageError(f"{name} differs from its hash")
+    if stored != _manifest(files):
+        raise StorageError(f"{MANIFEST} was altered")
+    return content
+
+
+def _refuse_changes(expect: Mapping[str, Any], meta: Mapping[str, Any], folder: Path, override: str) -> None:
+    changed = list(_changes(json.loads(json.dumps(expect)), meta, ""))
+    changed.sort(key=lambda each: not each.startswith(NAMED))  # what a person wrote, before the hashes that follow
+    if changed:
+        shown = "; ".join(changed[:5]) + (f"; and {len(changed) - 5} more" if len(changed) > 5 else "")
+        raise ConfigError(f"this run was started with other settings: {shown}", where=str(folder), fix=override)
+
+
+def _changes(expect: Mapping[str, Any], found: Mapping[str, Any], prefix: str) -> Iterator[str]:
+    """`train.learning_rate was 0.0001, is 0.001`, one for each difference."""
+    for key, wanted in expect.items():
+        had = found.get(key)
+        if isinstance(wanted, dict) and isinstance(had, dict):
+            yield from _changes(wanted, had, f"{prefix}{key}.")
+        elif wanted != had:
+            yield f"{prefix}{key} was {_shown(had)}, is {_shown(wanted)}"
+
+
+def _shown(value: Any) -> str:
+    return json.dumps(value[:12] if isinstance(value, str) and _HASH.fullmatch(value) else value)

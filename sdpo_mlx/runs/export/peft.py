@@ -1,0 +1,113 @@
+"""Adapters between mlx-lm's layout, which run folders have, and PEFT's, which most other tools read.
+
+A LoRA factor is the same numbers turned round: mlx-lm's `lora_a` (in, r) and `lora_b` (r, out) are PEFT's `lora_A`
+(r, in) and `lora_B` (out, r), and mlx-lm's scale is PEFT's `lora_alpha / r`. DoRA's magnitudes are equal.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from sdpo_mlx.core.errors import ConfigError, StorageError
+
+Arrays = dict[str, npt.NDArray[Any]]
+WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+_PREFIX = "base_model.model."
+_TO_PEFT = {".lora_a": ".lora_A.weight", ".lora_b": ".lora_B.weight", ".m": ".lora_magnitude_vector"}
+_BLOCK = re.compile(r"\.layers\.(\d+)\.(.+)$")
+
+
+def to_peft(
+    arrays: Mapping[str, npt.NDArray[Any]], config: Mapping[str, Any], base: str
+) -> tuple[Arrays, dict[str, Any]]:
+    """An adapter in mlx-lm's layout as PEFT's tensors and `adapter_config.json`; `base` names the model.
+
+    Raises ConfigError for full weights, which are no adapter, and for embeddings, which PEFT keeps otherwise.
+    """
+    if config.get("fine_tune_type") == "full":
+        raise ConfigError("all weights were trained, there is no adapter", where="--to", fix="use --to fused")
+    tensors = {}
+    for name, array in arrays.items():
+        path, end = _parted(name, _TO_PEFT)
+        if "embed" in path:
+            raise ConfigError(f"{path} is no linear layer", where="--to", fix="use --to fused")
+        turned = array if end == ".m" else array.T
+        tensors[_PREFIX + path + _TO_PEFT[end]] = np.ascontiguousarray(turned, dtype=np.float32)
+    settings = config["lora_parameters"]
+    return tensors, {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base,
+        "r": settings["rank"],
+        "lora_alpha": settings["scale"] * settings["rank"],
+        "lora_dropout": settings.get("dropout", 0.0),
+        "target_modules": sorted({_parted(name, _TO_PEFT)[0].rpartition(".")[2] for name in arrays}),
+        "use_dora": config.get("fine_tune_type") == "dora",
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+        **_layers(arrays),
+    }
+
+
+def from_peft(
+    tensors: Mapping[str, npt.NDArray[Any]], config: Mapping[str, Any], depth: int
+) -> tuple[Arrays, dict[str, Any]]:
+    """PEFT's tensors as an adapter in mlx-lm's layout, for a base of `depth` blocks.
+
+    Raises ConfigError for what mlx-lm has no form of: other methods than LoRA and DoRA, ranks that differ.
+    """
+    unfit = [key for key in ("rank_pattern", "alpha_pattern", "modules_to_save", "use_rslora") if config.get(key)]
+    if config.get("peft_type") != "LORA" or unfit:
+        what = unfit[0] if unfit else f"peft_type {config.get('peft_type')!r}"
+        raise ConfigError(f"mlx-lm has no form of {what}", where=CONFIG, fix="export a plain LoRA or DoRA")
+    ends, arrays = {theirs: ours for ours, theirs in _TO_PEFT.items()}, Arrays()
+    for name, tensor in tensors.items():
+        path, end = _parted(name.removeprefix(_PREFIX), ends)
+        turned = tensor if ends[end] == ".m" else tensor.T
+        arrays[path + ends[end]] = np.ascontiguousarray(turned, dtype=np.float32)
+    blocks = sorted({int(found[1]) for name in arrays if (found := _BLOCK.search(name))})
+    if blocks != list(range(depth - len(blocks), depth)):
+        raise ConfigError("mlx-lm adapts the last blocks of a model, not others", where=CONFIG, fix="retrain those")
+    keys = {found[2] if (found := _BLOCK.search(path)) else path for path in (n.rpartition(".")[0] for n in arrays)}
+    rank = int(config["r"])
+    parameters = {"rank": rank, "scale": config["lora_alpha"] / rank, "dropout": config.get("lora_dropout", 0.0)}
+    kind = "dora" if config.get("use_dora") else "lora"
+    parameters["keys"] = sorted(keys)
+    return arrays, {"fine_tune_type": kind, "num_layers": len(blocks), "lora_parameters": parameters}
+
+
+def read_peft(folder: Path) -> tuple[Arrays, dict[str, Any]]:
+    """Tensors and configuration of a PEFT folder; raises StorageError where it cannot be read (pickles are not)."""
+    from safetensors import SafetensorError
+    from safetensors.numpy import load
+
+    try:
+        return load((folder / WEIGHTS).read_bytes()), json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        fix = f"name a folder with {WEIGHTS} and {CONFIG}"
+        raise StorageError("no PEFT adapter here", where=str(folder), fix=fix) from error
+    except (OSError, ValueError, SafetensorError) as error:
+        raise StorageError(f"the adapter cannot be read: {error}", where=str(folder)) from error
+
+
+def _parted(name: str, ends: Mapping[str, str]) -> tuple[str, str]:
+    for end in ends:
+        if name.endswith(end):
+            return name.removesuffix(end), end
+    raise ConfigError(f"{name} is no part of a LoRA", where="--to", fix="export a plain LoRA or DoRA")
+
+
+def _layers(arrays: Mapping[str, Any]) -> dict[str, Any]:
+    """Which blocks are adapted, where all are inside blocks."""
+    found = [_BLOCK.search(name) for name in arrays]
+    if not all(found):
+        return {}
+    return {"layers_to_transform": sorted({int(each[1]) for each in found if each}), "layers_pattern": "layers"}

@@ -1,0 +1,78 @@
+"""What `sdpo eval TARGET` and its like are pointed at: a run folder, a model, or a model with an adapter."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from sdpo_mlx.config import Config
+from sdpo_mlx.core.errors import ConfigError, StorageError
+from sdpo_mlx.runs.folder import RunFolder
+from sdpo_mlx.config.resolve import resolve
+from sdpo_mlx.rl.components import Setup, assemble
+from sdpo_mlx.core.progress import Doing, unwatched
+
+# mlx-lm's names in adapter_config.json, and the keys they stand for here.
+_FROM_MLX_LM: Mapping[str, str] = {"fine_tune_type": "kind", "num_layers": "layers"}
+_FROM_PARAMETERS = ("rank", "scale", "dropout", "keys")
+
+
+def is_run(path: Path) -> bool:
+    """Whether a folder is a run folder of ours."""
+    return (path / "config.yaml").is_file() and (path / "events.jsonl").is_file()
+
+
+def run_config(run: Path, sets: Sequence[str] = (), flags: Mapping[str, Any] | None = None) -> Config:
+    """The settings of a run, what was given now on top; raises ConfigError where there is no such run."""
+    file = run / "config.yaml"
+    if not file.is_file():
+        raise ConfigError("there is no run here", where=str(run), fix="name the --out folder of an earlier sdpo train")
+    return resolve(file, sets, flags).config
+
+
+def target_config(
+    target: str, adapter: Path | None = None, sets: Sequence[str] = (), flags: Mapping[str, Any] | None = None
+) -> Config:
+    """The settings that fit a TARGET; an adapter's own file says which layers it is made for."""
+    given = dict(flags or {})
+    if is_run(Path(target)):
+        if adapter is not None:
+            fix = "leave --adapter out, or name the base model instead of the run"
+            raise ConfigError("a run has an adapter of its own", where=target, fix=fix)
+        return run_config(Path(target), sets, given)
+    shape = adapter_settings(adapter) if adapter is not None else {}
+    return resolve(None, sets, {**shape, **given, "model.name": target}).config
+
+
+def open_target(target: str, cfg: Config, adapter: Path | None = None, doing: Doing = unwatched) -> Setup:
+    """All parts, with the run's best adapter or the given one in the student."""
+    home = adapter_home(target, adapter)
+    # Read first: a missing adapter is told before a large model loads.
+    arrays = RunFolder(home).load_adapter()[0] if home is not None else None
+    setup = assemble(cfg, learns=False, doing=doing)
+    if arrays is not None:
+        setup.policy.load_student(arrays)
+    return setup
+
+
+def adapter_home(target: str, adapter: Path | None = None) -> Path | None:
+    """The folder of the adapter that a TARGET names, None for a model alone."""
+    return Path(target) if is_run(Path(target)) else adapter
+
+
+def adapter_settings(folder: Path) -> dict[str, Any]:
+    """Dotted keys of `model.adapter` as an `adapter_config.json` in mlx-lm's layout has them."""
+    path = folder / "adapter_config.json"
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        named = {ours: found[theirs] for theirs, ours in _FROM_MLX_LM.items() if theirs in found}
+        parameters = found.get("lora_parameters", {})
+        named |= {name: parameters[name] for name in _FROM_PARAMETERS if parameters.get(name) is not None}
+    except FileNotFoundError as error:
+        fix = "name a folder with adapters.safetensors and adapter_config.json"
+        raise ConfigError("no adapter here", where=str(folder), fix=fix) from error
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise StorageError("the adapter's configuration cannot be read", where=str(path)) from error
+    return {f"model.adapter.{name}": value for name, value in named.items()}

@@ -1,0 +1,78 @@
+"""MLflow: a database in the run folder, or the server that `MLFLOW_TRACKING_URI` names; its variables win.
+
+A local database and no folder of files: MLflow refuses the latter since its version 3.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from sdpo_mlx.runs.tracking.base import PROJECT, Place, flat, numbers
+
+RUN_TAG = "sdpo-mlx.run"
+_FORBIDDEN = re.compile(r"[^/\w.\- ]")
+_LONGEST_TAG, _MOST_PARAMS = 5_000, 100
+
+
+def open_run(place: Place) -> MLflow:
+    """Begin the run, or go on with the one that bears our id."""
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read while it is imported
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # seven, its own number, take minutes
+    from mlflow import MlflowClient
+
+    if "MLFLOW_LOGGING_LEVEL" not in os.environ:
+        for name in ("mlflow", "alembic"):
+            logging.getLogger(name).setLevel(logging.ERROR)
+    own = "MLFLOW_TRACKING_URI" not in os.environ
+    client = MlflowClient(f"sqlite:///{place.folder / 'mlflow.db'}" if own else None)
+    experiment = _experiment(client, (place.folder / "mlflow-artifacts").as_uri() if own else None)
+    found = client.search_runs([experiment], f"tags.`{RUN_TAG}` = '{place.id}'")
+    if found:
+        client.update_run(found[0].info.run_id, status="RUNNING")
+        return MLflow(client, found[0].info.run_id)
+    run = client.create_run(experiment, run_name=place.name, tags={RUN_TAG: place.id}).info.run_id
+    from mlflow.entities import Param
+
+    params = [Param(_allowed(key), str(value)) for key, value in flat(place.config)]
+    for start in range(0, len(params), _MOST_PARAMS):
+        client.log_batch(run, params=params[start : start + _MOST_PARAMS])
+    return MLflow(client, run)
+
+
+def _experiment(client: Any, artifacts: str | None) -> str:
+    name = os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT)
+    known = client.get_experiment_by_name(name)
+    return str(known.experiment_id if known else client.create_experiment(name, artifact_location=artifacts))
+
+
+def _allowed(name: str) -> str:
+    """A name without the characters that MLflow forbids on some system: `pass@1` becomes `pass_1`."""
+    return _FORBIDDEN.sub("_", name)
+
+
+class MLflow:
+    """Metrics by step, settings as parameters, warnings as tags."""
+
+    def __init__(self, client: Any, run: str) -> None:
+        self._client, self._run = client, run
+
+    def log(self, event: Mapping[str, Any]) -> None:
+        """All numbers in one request, or a tag."""
+        step = int(event["step"])
+        if event["type"] == "warning":
+            which = hashlib.sha256(event["message"].encode()).hexdigest()[:6]
+            self._client.set_tag(self._run, f"warning.{step}.{which}", event["message"][:_LONGEST_TAG])
+            return
+        from mlflow.entities import Metric
+
+        when = int(1000 * event["time"])
+        self._client.log_batch(self._run, [Metric(_allowed(n), v, when, step) for n, v in numbers(event).items()])
+
+    def close(self, finished: bool) -> None:
+        """Say how the run ended."""
+        self._client.set_terminated(self._run, "FINISHED" if finished else "KILLED")

@@ -1,0 +1,1 @@
+"""Task `code`: programs graded by tests in the sandbox."""

@@ -1,0 +1,84 @@
+"""One problem written by hand in a folder, as a row of `code_rows.py`.
+
+    statement.md          what the model reads
+    tests.py              assertions about one function, such as `assert add(1, 2) == 3`
+    cases/NAME.in, .out   or: what a program reads and what it must print
+
+The first half of the tests is public, as in public data sets: they are told in the feedback, all decide.
+"""
+
+from __future__ import annotations
+
+import ast
+import builtins
+from pathlib import Path
+from typing import Any
+
+from sdpo_mlx.core.errors import DataError
+from sdpo_mlx.tasks.code.assert_parser import functional_tests
+from sdpo_mlx.tasks.code.formats.fields import Test, halved
+
+STATEMENT, TESTS, CASES = "statement.md", "tests.py", "cases"
+_LAYOUT = f"a problem's folder holds {STATEMENT} and either {TESTS} or {CASES}/NAME.in with NAME.out"
+_LARGEST = 8_000_000  # bytes of one file
+
+
+def is_problem(folder: Path) -> bool:
+    """Whether a folder holds a problem written by hand."""
+    return (folder / STATEMENT).is_file()
+
+
+def row_of(folder: Path) -> dict[str, Any]:
+    """The problem as a row of ours; its id is the folder's name. Raises DataError that names the file."""
+    row = {"id": folder.resolve().name, "statement": _text(folder / STATEMENT), "split": "train"}
+    if (folder / TESTS).is_file():
+        return {**row, **_assertions(folder / TESTS)}
+    tests = [_case(file) for file in sorted((folder / CASES).glob("*.in"))]
+    if not tests:
+        raise DataError("the problem has no tests", where=str(folder), fix=_LAYOUT)
+    return {**row, "tests": halved(tests)}
+
+
+def _case(file: Path) -> Test:
+    return {"kind": "stdin", "input": _text(file), "output": _text(file.with_suffix(".out"))}
+
+
+def _assertions(file: Path) -> dict[str, Any]:
+    """Every assertion as a test; what else stands there runs before the answer."""
+    try:
+        body = ast.parse(_text(file)).body
+    except (SyntaxError, ValueError, RecursionError) as error:
+        line = f":{error.lineno}" if isinstance(error, SyntaxError) and error.lineno else ""
+        raise DataError("tests are no Python", where=f"{file}{line}", fix="write assertions") from error
+    asserts = [node for node in body if isinstance(node, ast.Assert)]
+    entry = next((name for node in asserts if (name := _called(node))), None)
+    if entry is None:
+        fix = "write for example: assert add(1, 2) == 3"
+        raise DataError("no assertion calls a function", where=str(file), fix=fix)
+    before = "\n".join(ast.unparse(node) for node in body if not isinstance(node, ast.Assert))
+    tests = [test for node in asserts for test in _tests(ast.unparse(node), entry)]
+    return {"entry": entry, "preamble": before, "tests": halved(tests)}
+
+
+def _tests(code: str, entry: str) -> list[Test]:
+    found = functional_tests(code, entry)
+    return [{"kind": "functional", **test} for test in found] if found else [{"kind": "code", "code": code}]
+
+
+def _called(node: ast.Assert) -> str | None:
+    """The first function that is called by its bare name and is none of Python's own."""
+    calls = [each.func for each in ast.walk(node.test) if isinstance(each, ast.Call)]
+    names = [func.id for func in calls if isinstance(func, ast.Name)]
+    return next((name for name in names if name not in _BUILTINS), None)
+
+
+_BUILTINS = frozenset(dir(builtins))
+
+
+def _text(file: Path) -> str:
+    try:
+        if file.stat().st_size > _LARGEST:
+            raise DataError(f"the file is larger than {_LARGEST // 1_000_000} MB", where=str(file))
+        return file.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError("the file cannot be read as text", where=str(file), fix=_LAYOUT) from error

@@ -1,0 +1,242 @@
+"""Runs an answer's tests in the sandbox and compares what comes back, outside of it."""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cache
+from importlib import resources
+from typing import Any, Literal
+
+from sdpo_mlx.sandbox.base import RunResult, Sandbox
+from sdpo_mlx.tasks.code.compare import same, same_output, show
+from sdpo_mlx.tasks.code.diff import output_difference, value_difference
+from sdpo_mlx.tasks.code.formats.native import RESULTS_CAP
+from sdpo_mlx.tasks.code.harness import decode
+
+Test = Mapping[str, Any]
+_SENT = ("kind", "args", "input", "code", "equality")  # what the sandbox learns of a test: nothing expected
+# The clock on the wall runs on while neighbours hold the processor, so an answer is charged with processor time,
+# which no load changes, and the wall clock is only the net for those that sleep.
+_PATIENCE = 3.0
+_OUT_OF_TIME = (-24, 128 + 24)  # SIGXCPU
+_KILLED = (-9, 128 + 9)  # what the first process of a container gets instead
+_ADDRESS = re.compile(r"0x[0-9a-fA-F]{4,}")
+_UNREADABLE = (KeyError, TypeError, ValueError, IndexError, OverflowError, RecursionError)
+
+
+class GraderFailureError(RuntimeError):
+    """The sandbox did not start the harness: a fault of this machine, never a verdict on the answer."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """An exception of the answer: type, message, and (line, function, source) inside its own code."""
+
+    type: str
+    message: str
+    lines: tuple[tuple[int, str, str], ...] = ()
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one test showed; everything but the verdict holds untrusted text.
+
+    `difference` (where got and expected part) and `changed` (arguments, counted from 1) belong to wrong values,
+    `printed` to functional tests, and to programs that failed on the way.
+    """
+
+    verdict: Literal["pass", "wrong", "error", "timeout", "not_run"]
+    output: str = ""
+    failure: Failure | None = None
+    difference: str = ""
+    changed: tuple[int, ...] = ()
+    printed: str = ""
+
+
+class Turnstile:
+    """Lets many gradings in at once, or one alone: a timeout counts only if it happens without neighbours."""
+
+    def __init__(self) -> None:
+        self._condition = threading.Condition()
+        self._inside = 0
+        self._alone = False
+
+    @contextmanager
+    def shared(self) -> Iterator[None]:
+        """Beside others; waits while somebody is alone."""
+        with self._condition:
+            self._condition.wait_for(lambda: not self._alone)
+            self._inside += 1
+        try:
+            yield
+        finally:
+            with self._condition:
+                self._inside -= 1
+                self._condition.notify_all()
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Without others; waits until they have left and lets no new ones in."""
+        with self._condition:
+            self._condition.wait_for(lambda: not self._alone)
+            self._alone = True
+            self._condition.wait_for(lambda: self._inside == 0)
+        try:
+            yield
+        finally:
+            with self._condition:
+                self._alone = False
+                self._condition.notify_all()
+
+
+@cache
+def _harness() -> str:
+    return resources.files("sdpo_mlx.tasks.code").joinpath("harness.py").read_text("utf-8")
+
+
+def run_tests(
+    sandbox: Sandbox, turnstile: Turnstile, code: str, entry: str | None, tests: Sequence[Test], preamble: str = ""
+) -> tuple[Outcome, ...]:
+    """Outcomes of all tests of one answer, in order, from one sandbox start (two after a timeout).
+
+    `preamble` runs before the answer in the same module, and is none of the answer's lines.
+    Raises GraderFailureError when the sandbox itself fails.
+    """
+    with turnstile.shared():
+        outcomes = _run_once(sandbox, code, entry, tests, preamble)
+    if any(outcome.verdict == "timeout" for outcome in outcomes):
+        with turnstile.alone():
+            outcomes = _run_once(sandbox, code, entry, tests, preamble)
+    return outcomes
+
+
+def _run_once(
+    sandbox: Sandbox, code: str, entry: str | None, tests: Sequence[Test], preamble: str
+) -> tuple[Outcome, ...]:
+    """One start. The job holds inputs only: no expected value ever enters the process."""
+    nonce, seconds = secrets.token_hex(16), _allowed(sandbox)
+    job = {
+        "nonce": nonce,
+        "code": code,
+        "entry": entry,
+        "preamble": preamble,
+        "seconds": seconds,
+        "cap": RESULTS_CAP // max(1, len(tests)),
+        "tests": [{name: test[name] for name in _SENT if name in test} for test in tests],
+    }
+    result = sandbox.run(_harness(), json.dumps(job).encode(), seconds=None if seconds is None else _PATIENCE * seconds)
+    records = _records(result.stdout, nonce)
+    if -1 not in records and result.status != "timeout":
+        raise GraderFailureError(
+            f"the sandbox did not start: {result.stderr[-200:].decode('utf-8', 'replace').strip()}"
+        )
+    return _outcomes(tests, records, result, seconds)
+
+
+def _allowed(sandbox: Sandbox) -> float | None:
+    """Seconds of processor time for one start; None for a sandbox that names no limits."""
+    limits = getattr(sandbox, "limits", None)
+    return None if limits is None else float(limits.seconds)
+
+
+def _records(stdout: bytes, nonce: str) -> dict[int, dict[str, Any]]:
+    """Result lines by test, the first of each; whatever else was written there is ignored."""
+    records: dict[int, dict[str, Any]] = {}
+    for line in stdout.split(b"\n"):
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(record, dict) and record.get("nonce") == nonce and type(record.get("test")) is int:
+            records.setdefault(record["test"], record)
+    return records
+
+
+def _outcomes(
+    tests: Sequence[Test], records: dict[int, dict[str, Any]], result: RunResult, seconds: float | None = None
+) -> tuple[Outcome, ...]:
+    """A test without a line is where the process ended; those after it were not run."""
+    outcomes: list[Outcome] = []
+    for index, test in enumerate(tests):
+        if index not in records:
+            outcomes.append(_ending(result, seconds))
+            break
+        outcomes.append(_outcome(test, records[index]))
+    return (*outcomes, *[Outcome("not_run")] * (len(tests) - len(outcomes)))
+
+
+def _ending(result: RunResult, seconds: float | None) -> Outcome:
+    """Why a process stopped before it answered; `seconds` of processor time end it by a signal."""
+    late = seconds is not None and result.seconds >= seconds and result.code in _KILLED
+    if result.status == "timeout" or (result.status == "signal" and (late or result.code in _OUT_OF_TIME)):
+        return Outcome("timeout")
+    if result.status == "output_limit":
+        return Outcome("error", failure=Failure("OutputLimitExceeded", "the program wrote too much"))
+    if result.status == "signal":
+        message = "the program crashed (memory or too deep a recursion, perhaps)"
+        return Outcome("error", failure=Failure("Crash", message))
+    return Outcome("error", failure=Failure("EarlyExit", "the program ended before it gave a result"))
+
+
+def _outcome(test: Test, record: dict[str, Any]) -> Outcome:
+    """Judge one result line; one that cannot be read is an error of the answer."""
+    try:
+        if "error" in record:
+            outcome = _raised(test, record["error"])
+        elif "odd" in record:
+            outcome = Outcome("wrong", _text(record["odd"], 200))
+        else:
+            outcome = _compared(test, record)
+        return replace(outcome, printed=_text(record.get("printed", ""), 500))
+    except _UNREADABLE:
+        return Outcome("error", failure=Failure("UnreadableResult", "the result could not be read"))
+
+
+def _compared(test: Test, record: dict[str, Any]) -> Outcome:
+    """Type and value against what is expected; here, where the answer's code cannot reach."""
+    if test["kind"] == "code":
+        return Outcome("pass") if record["passed"] is True else Outcome("wrong")
+    if test["kind"] == "stdin":
+        output = record["output"]
+        if type(output) is not str:
+            raise TypeError("output is no text")
+        if same_output(test["output"], output, tolerance=test["tolerance"]):
+            return Outcome("pass")
+        where = output_difference(test["output"], output, tolerance=test["tolerance"])
+        return Outcome("wrong", scrub(output), difference=scrub(where))
+    got = decode(record["value"])
+    settings = {"tolerance": test["tolerance"], "unordered": bool(test["unordered"]), "equality": test.get("equality")}
+    expected = decode(test["expected"])
+    if any(same(each, got, **settings) for each in (expected, *map(decode, test.get("alternatives", ())))):
+        return Outcome("pass")
+    changed = tuple(int(index) + 1 for index in record.get("changed", ())[:4])
+    return Outcome(
+        "wrong", scrub(show(got)), difference=scrub(value_difference(expected, got, **settings)), changed=changed
+    )
+
+
+def _raised(test: Test, error: dict[str, Any]) -> Outcome:
+    """An exception as data; a failed assertion of a `code` test is a wrong answer."""
+    lines = tuple((int(n), _text(name, 100), _text(source, 200)) for n, name, source in error["lines"][:4])
+    failure = Failure(_text(error["type"], 100), _text(error["message"], 500), lines)
+    if test["kind"] == "code" and failure.type == "AssertionError" and not lines:
+        return Outcome("wrong", f"AssertionError: {failure.message}".rstrip(": "))
+    return Outcome("error", failure=failure)
+
+
+def _text(value: Any, limit: int) -> str:
+    """Untrusted text, capped, without addresses; raises TypeError for anything else."""
+    if type(value) is not str:
+        raise TypeError("no text")
+    return scrub(value[:limit])
+
+
+def scrub(text: str) -> str:
+    """Memory addresses change from run to run; feedback must not."""
+    return _ADDRESS.sub("0x...", text)

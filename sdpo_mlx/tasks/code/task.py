@@ -1,0 +1,126 @@
+"""Python problems: an answer's program is run in a sandbox and graded outside of it.
+
+Tests marked public run in a process of their own, before the others: whatever a program says about them
+cannot hold anything of the hidden tests, whose inputs it has not seen by then.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+
+from sdpo_mlx.config import TaskConfig
+from sdpo_mlx.core.errors import ConfigError
+from sdpo_mlx.sandbox.base import Sandbox
+from sdpo_mlx.tasks.base import Split
+from sdpo_mlx.tasks.code.extract import extract_code
+from sdpo_mlx.tasks.code.feedback import FEEDBACK_MODES, failure_text, no_program_text
+from sdpo_mlx.tasks.code.formats.detect import problem_from_any
+from sdpo_mlx.tasks.code.problem_folder import is_problem, row_of
+from sdpo_mlx.tasks.code.runner import Outcome, Test, Turnstile, run_tests
+from sdpo_mlx.tasks.dataset import feedback_mode, in_split, load_problems, with_splits
+from sdpo_mlx.types import Feedback, FeedbackKind, Problem
+
+_REMEMBERED = 4_096
+LEVELS = ("one_liner", "easy", "medium", "interview")  # `code:easy` holds the levels up to easy
+Verdict = tuple[tuple[Outcome, ...], tuple[Outcome, ...]]  # tests that may be told, hidden tests
+
+
+class CodeTask:
+    """Write a Python program; all its tests must pass."""
+
+    name = "code"
+    description = "Python problems, tests run in a sandbox"
+    feedback_modes: tuple[str, ...] = FEEDBACK_MODES
+
+    def __init__(self, sandbox: Sandbox, cfg: TaskConfig | None = None, level: str = "") -> None:
+        """`cfg.data`: rows as `code_layouts.py` reads, or the folder of one problem as `code_folder.py` reads it;
+        None for the shipped ones. `cfg.feedback`: None for `public`.
+
+        `level` keeps the problems up to that level. Raises ConfigError for an unknown mode or level, DataError
+        for bad rows.
+        """
+        cfg = cfg or TaskConfig(name=self.name)
+        if level and level not in LEVELS:
+            raise ConfigError(f"code has no level {level!r}", where="task.name", fix=f"choose {', '.join(LEVELS)}")
+        self.feedback = feedback_mode(self.name, cfg.feedback, FEEDBACK_MODES)
+        self._sandbox = sandbox
+        wanted = LEVELS[: LEVELS.index(level) + 1] if level else None
+        problems = _by_hand(cfg) or load_problems(cfg, "code/problems.jsonl", problem_from_any)
+        self._problems = [p for p in problems if wanted is None or p.private["level"] in wanted]
+        self._turnstile = Turnstile()
+        self._verdicts: OrderedDict[str, Verdict] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def problems(self, split: Split) -> Sequence[Problem]:
+        """The rows of one split, in the file's order."""
+        return in_split(self._problems, split)
+
+    def grade(self, problem: Problem, text: str, *, truncated: bool = False) -> Feedback:
+        """Reward 1 when all tests pass, else 0 with the reason in words; raises when the sandbox fails."""
+        code = extract_code(text)
+        if code is None:
+            return self._failed("invalid", no_program_text(truncated))
+        told, hidden = self._split(problem)
+        outcomes = self._verdict(problem, code, told, hidden)
+        kind = _kind(outcomes[0] + outcomes[1])
+        if kind == "pass":
+            return Feedback(1.0, True, "", "pass")
+        cases, entry = self.feedback in ("public", "full"), problem.private["entry"]
+        return self._failed(kind, failure_text(told, outcomes[0], entry, cases=cases, truncated=truncated))
+
+    def _failed(self, kind: FeedbackKind, text: str) -> Feedback:
+        return Feedback(0.0, False, "" if self.feedback == "none" else text, kind)
+
+    def _split(self, problem: Problem) -> tuple[list[Test], list[Test]]:
+        """Tests that may be told, and hidden ones; `full` hides nothing."""
+        tests: Sequence[Test] = problem.private["tests"]
+        told = [test for test in tests if test["public"] or self.feedback == "full"]
+        return told, [test for test in tests if not (test["public"] or self.feedback == "full")]
+
+    def _verdict(self, problem: Problem, code: str, told: list[Test], hidden: list[Test]) -> Verdict:
+        """Run, or remember: equal programs on one problem get one verdict, the sandbox's limits being fixed."""
+        key = _key(problem, code)
+        with self._lock:
+            if key in self._verdicts:
+                self._verdicts.move_to_end(key)
+                return self._verdicts[key]
+        verdict = self._run(problem, code, told, hidden)
+        with self._lock:
+            self._verdicts[key] = verdict
+            while len(self._verdicts) > _REMEMBERED:
+                self._verdicts.popitem(last=False)
+        return verdict
+
+    def _run(self, problem: Problem, code: str, told: list[Test], hidden: list[Test]) -> Verdict:
+        """Hidden tests run only when those that may be told have passed: they could not change a failure."""
+        entry, before = problem.private["entry"], problem.private["preamble"]
+        first = run_tests(self._sandbox, self._turnstile, code, entry, told, before) if told else ()
+        if not hidden or _kind(first) != "pass":
+            return first, (Outcome("not_run"),) * len(hidden)
+        return first, run_tests(self._sandbox, self._turnstile, code, entry, hidden, before)
+
+
+def _key(problem: Problem, code: str) -> str:
+    parts = [problem.id, *(problem.private[name] for name in ("entry", "preamble", "tests")), code]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _kind(outcomes: Sequence[Outcome]) -> FeedbackKind:
+    """Pass when every test passed, else the worst that was met: error, timeout, wrong."""
+    verdicts = {outcome.verdict for outcome in outcomes}
+    for verdict in ("error", "timeout", "wrong"):
+        if verdict in verdicts:
+            return verdict
+    return "pass" if verdicts <= {"pass"} else "wrong"
+
+
+def _by_hand(cfg: TaskConfig) -> list[Problem]:
+    """The one problem of a folder, where `task.data` names such a folder."""
+    if cfg.data is None or not is_problem(Path(cfg.data)):
+        return []
+    return with_splits([problem_from_any(row_of(Path(cfg.data)), cfg.data)])

@@ -1,0 +1,97 @@
+"""What a user's own task gives, in every form that is allowed, as our types."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, cast, get_args
+
+from sdpo_mlx.core.errors import DataError
+from sdpo_mlx.tasks.base import Split
+from sdpo_mlx.tasks.references import given
+from sdpo_mlx.tasks.tools.formats import tool_from
+from sdpo_mlx.types import Feedback, FeedbackKind, Message, Problem
+
+ROLES = ("system", "user", "assistant")
+KINDS = get_args(FeedbackKind)
+_SHOWN = {"id", "prompt", "messages", "tools", "split", "family"}
+_FORMS = "return a number, true or false, (reward, feedback), a dictionary with reward, or a Feedback"
+
+
+def problem_of(row: Any, where: str, split: Split | None = None, number: int = 0) -> Problem:
+    """A problem from a dictionary or a Problem; `split` and `number` fill in what the row does not say.
+
+    Raises DataError that names `where`.
+    """
+    if isinstance(row, Problem):
+        chosen = split or row.private.get("split")
+        return replace(row, private={**row.private, "split": chosen}) if chosen else row
+    if not isinstance(row, Mapping):
+        fix = 'give dictionaries such as {"id": "a", "prompt": "..."}'
+        raise DataError(f"a problem is no dictionary but {type(row).__name__}", where=where, fix=fix)
+    named = split or row.get("split", "")
+    if named not in ("", "train", "held_out"):
+        raise DataError("split is neither train nor held_out", where=where, fix="write one of the two")
+    private = {key: value for key, value in row.items() if key not in _SHOWN}
+    identity = str(row.get("id", "") or (f"{split}-{number}" if split else number or where))
+    family, tools = str(row.get("family", "")), _tools(row, where)
+    private["split"] = named
+    return Problem(identity, _messages(row, where), private, family, tools, reference=given(row, "reference"))
+
+
+def _messages(row: Mapping[str, Any], where: str) -> tuple[Message, ...]:
+    """The row's messages, or its prompt as the only one."""
+    prompt = row.get("prompt")
+    if isinstance(prompt, str) and prompt.strip():
+        return ({"role": "user", "content": prompt},)
+    messages = row.get("messages", prompt if isinstance(prompt, list) else None)
+    if not isinstance(messages, list | tuple) or not messages:
+        raise DataError("prompt is missing or no text", where=where, fix='write "prompt": "..." or "messages": [...]')
+    for message in messages:
+        known = isinstance(message, Mapping) and message.get("role") in ROLES
+        if not known or not isinstance(message.get("content"), str):
+            fix = 'write {"role": "user", "content": "..."}; roles are system, user, assistant'
+            raise DataError("a message has no known role or no text", where=where, fix=fix)
+    if not any(message["role"] == "user" for message in messages):
+        raise DataError("no message is the user's", where=where, fix="the question stands in a user message")
+    return tuple(cast(Message, {"role": message["role"], "content": message["content"]}) for message in messages)
+
+
+def _tools(row: Mapping[str, Any], where: str) -> tuple[Mapping[str, Any], ...]:
+    """The row's tools, for the chat template's own `tools`; none where the row names none."""
+    tools = row.get("tools", ())
+    if not isinstance(tools, list | tuple):
+        raise DataError("tools is no list", where=where, fix="list the tools, each with a name and parameters")
+    return tuple(tool_from(tool, f"{where}, tool {number}") for number, tool in enumerate(tools, 1))
+
+
+def feedback_of(given: Any) -> Feedback:
+    """A Feedback from every form that `grade` may return; raises TypeError or ValueError for anything else."""
+    if isinstance(given, Feedback):
+        return given
+    if isinstance(given, tuple) and len(given) == 2:
+        return _feedback({"reward": given[0], "feedback": given[1]})
+    if isinstance(given, Mapping):
+        return _feedback(given)
+    return _feedback({"reward": given})
+
+
+def _feedback(said: Mapping[str, Any]) -> Feedback:
+    unknown = set(said) - {"reward", "feedback", "success", "kind"}
+    reward, text = said.get("reward"), said.get("feedback")
+    if unknown or (not isinstance(reward, bool | int | float) and not _is_scalar(reward)):
+        got = f"the unknown key {sorted(map(str, unknown))[0]!r}" if unknown else f"{type(reward).__name__} as reward"
+        raise TypeError(f"grade gave {got}; {_FORMS}")
+    if text is not None and not isinstance(text, str):
+        raise TypeError(f"grade gave {type(text).__name__} as feedback; {_FORMS}")
+    value = float(cast(float, reward))
+    success = bool(said.get("success", value >= 1.0))
+    kind = said.get("kind", "pass" if success else "wrong")
+    if kind not in KINDS:
+        raise ValueError(f"grade gave the kind {kind!r}; the kinds are {', '.join(KINDS)}")
+    return Feedback(value, success, "" if success else text or "", kind)
+
+
+def _is_scalar(value: Any) -> bool:
+    """Numbers of numpy and alike."""
+    return getattr(value, "shape", None) == () and hasattr(value, "__float__")

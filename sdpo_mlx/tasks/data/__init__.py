@@ -1,0 +1,1 @@
+"""Rows of a task: files, formats of files and their checks."""

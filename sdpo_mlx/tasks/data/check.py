@@ -1,0 +1,73 @@
+"""Rows of one's own, looked at before anything is trained: every bad one by its line, and whose format they have."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from sdpo_mlx.core.errors import ConfigError, DataError
+from sdpo_mlx.tasks.data.jsonl import BadRow, Row, parse_rows
+from sdpo_mlx.tasks.data.sources import scan_rows
+from sdpo_mlx.tasks.dataset import with_splits
+from sdpo_mlx.tasks.parsers import PARSERS, row_parser
+
+GLANCE = 100  # rows that decide whose format a file has
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What a file holds: the task whose format it has, its rows, the bad ones, problems by split."""
+
+    source: str
+    task: str
+    rows: int
+    bad: tuple[BadRow, ...]
+    splits: Mapping[str, int]
+
+    def named(self) -> list[str]:
+        """Every bad row as `file:line: what`, in the file's order."""
+        return [f"{row.place or f'{self.source}:'}{row.line}: {row.what}" for row in self.bad]
+
+
+def check_rows(source: str, task: str | None = None) -> Checked:
+    """Read every row of `source` as `task` would; None: as the task that takes most of the first rows.
+
+    Raises DataError when the source cannot be read, holds nothing, or has no task's format.
+    """
+    rows = list(scan_rows(source))
+    if not rows:
+        raise DataError(f"{source}: holds no rows", fix="write one JSON object a line")
+    chosen = task or _task_of([row for row in rows if isinstance(row, Row)][:GLANCE], source)
+    return _checked(source, chosen, rows)
+
+
+def _checked(source: str, task: str, rows: Iterable[Row | BadRow]) -> Checked:
+    found = list(parse_rows(rows, source, row_parser(task)))
+    problems = [problem for each in found if not isinstance(each, BadRow) for problem in each]
+    double = {name for name, times in Counter(problem.id for problem in problems).items() if times > 1}
+    bad = [each for each in found if isinstance(each, BadRow)]
+    if double and not bad:
+        named = ", ".join(sorted(double)[:10])
+        raise DataError(f"{len(double)} ids stand for several rows: {named}", where=source, fix="make them differ")
+    splits = Counter(str(problem.private["split"]) for problem in with_splits(problems))
+    return Checked(source, task, len(found), tuple(bad), dict(splits))
+
+
+def _task_of(rows: Sequence[Row], source: str) -> str:
+    """The task whose parser takes most rows; the earlier in the list where two take as many."""
+    taken = {task: _takes(task, rows, source) for task in PARSERS}
+    best = max(taken, key=lambda task: taken[task])
+    if rows and not taken[best]:
+        fields = ", ".join(sorted(rows[0].value)[:12])
+        fix = f"name the task with --task: {', '.join(PARSERS)}, or a file of yours"
+        raise DataError(f"no task reads rows with the fields {fields}", where=source, fix=fix)
+    return best
+
+
+def _takes(task: str, rows: Sequence[Row], source: str) -> int:
+    try:
+        parse = row_parser(task)
+    except ConfigError:  # an extra that this format needs is missing
+        return 0
+    return sum(not isinstance(each, BadRow) and bool(each) for each in parse_rows(rows, source, parse))

@@ -1,0 +1,61 @@
+"""What tasks made of rows have in common: where the rows come from, which are held out, what may be said."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from importlib import resources
+from typing import Any
+
+from sdpo_mlx.config import TaskConfig
+from sdpo_mlx.core.errors import ConfigError
+from sdpo_mlx.core.seeding import derive
+from sdpo_mlx.tasks.base import Split
+from sdpo_mlx.tasks.data.jsonl import collect
+from sdpo_mlx.tasks.data.sources import collect_rows
+from sdpo_mlx.types import Problem
+
+SPLITS: tuple[Split, ...] = ("train", "held_out")
+HELD_OUT_EVERY = 5  # one problem in five is held out where the rows themselves say nothing
+
+
+def load_problems(cfg: TaskConfig, shipped: str, parse: Callable[[dict[str, Any], str], Problem]) -> list[Problem]:
+    """The problems that `task.data` names, or the shipped ones, with their split in `private["split"]`.
+
+    `shipped` is a path inside `assets`. Raises DataError that names the bad rows.
+    """
+    if cfg.data is not None:
+        return with_splits(collect_rows(cfg.data, parse, cfg.on_error).items)
+    with resources.as_file(resources.files("sdpo_mlx").joinpath("assets", shipped)) as path:
+        return with_splits(collect(path, parse).items)
+
+
+def with_splits(problems: Sequence[Problem]) -> list[Problem]:
+    """Problems that all know their split: as their rows say, else one in five held out by a derived order.
+
+    Rows that name a split decide for the rest too: what names none is then for training.
+    """
+    if any(problem.private.get("split") for problem in problems):
+        return [_put(problem, problem.private.get("split") or "train") for problem in problems]
+    order = sorted(range(len(problems)), key=lambda i: derive("held-out", problems[i].id))
+    held_out = set(order[: len(problems) // HELD_OUT_EVERY])
+    return [_put(problem, "held_out" if i in held_out else "train") for i, problem in enumerate(problems)]
+
+
+def in_split(problems: Sequence[Problem], split: Split) -> list[Problem]:
+    """The problems of one split, in the rows' order."""
+    return [problem for problem in problems if problem.private["split"] == split]
+
+
+def feedback_mode(task: str, wanted: str | None, modes: Sequence[str]) -> str:
+    """The chosen way of giving feedback; None means the first. Raises ConfigError for an unknown one."""
+    if wanted is None:
+        return modes[0]
+    if wanted not in modes:
+        fix = f"choose one of {', '.join(modes)}"
+        raise ConfigError(f"task {task} has no feedback mode {wanted!r}", where="task.feedback", fix=fix)
+    return wanted
+
+
+def _put(problem: Problem, split: str) -> Problem:
+    return replace(problem, private={**problem.private, "split": split})

@@ -1,0 +1,1 @@
+"""Task `judge`: a language model grades."""

@@ -1,0 +1,1 @@
+"""Task `math`: one final answer in a box."""

@@ -1,0 +1,133 @@
+"""Rows of mathematical problems: ours, and five public layouts told apart by their fields.
+
+    ours       {"question", "answer"} and, as wanted, "id", "level" ("easy", "medium", "hard"), "family", "split"
+    GSM8K      {"question", "answer"}, the answer a solution that ends with `#### 42`
+    MATH       {"problem", "solution", "level": "Level 3", "type"}, the solution's last \\boxed{...} is the answer;
+               MATH-500 adds "answer", "subject", "unique_id"
+    AIME       {"problem" or "Problem", "answer" or "Answer", ...}
+    DeepMath   {"question", "final_answer", "difficulty": 1 to 10, "topic", "r1_solution_1", ...}
+    verl       {"prompt": [messages], "reward_model": {"ground_truth"}, "data_source", "extra_info": {"index", "split"}}
+
+`reference` or a worked solution is what a self-teacher may be shown (`references.py`).
+Fields beyond these are left alone. Where a row has no name, its line gives one.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sdpo_mlx.core.errors import DataError
+from sdpo_mlx.tasks.math.extract import last_boxed, tidied
+from sdpo_mlx.tasks.references import math_reference
+from sdpo_mlx.types import Message, Problem
+
+LEVELS = ("easy", "medium", "hard")
+FORMAT_LINE = "End with the final answer inside \\boxed{}, for example \\boxed{42}."
+_ROLES = ("system", "user", "assistant")
+_LAYOUTS = (
+    "question and answer (ours, GSM8K), problem and solution (MATH), problem and answer (AIME), "
+    "question and final_answer (DeepMath), or prompt and reward_model (verl)"
+)
+_GSM8K_MARK = "####"
+
+
+def problem_from_row(row: dict[str, Any], where: str) -> Problem:
+    """One checked problem; `private` holds answer, level (None when unknown) and split ("" when unknown).
+
+    Raises DataError that names `where`.
+    """
+    question, answer = _question(row, where), _answer(row, where)
+    extra = row.get("extra_info")
+    extra = extra if isinstance(extra, dict) else {}
+    split = row.get("split", extra.get("split", ""))
+    if split not in ("", None, "train", "held_out", "test"):
+        raise DataError("split is neither train nor held_out", where=where, fix="write one of the two")
+    private = {"answer": answer, "level": _level(row, where), "split": "held_out" if split == "test" else split or ""}
+    family = next(
+        (str(row[name]) for name in ("family", "type", "subject", "topic", "data_source") if row.get(name)), ""
+    )
+    reference = math_reference(row, answer, _GSM8K_MARK)
+    return Problem(_name(row, extra, where), question, private, family, reference=reference)
+
+
+def _question(row: dict[str, Any], where: str) -> tuple[Message, ...]:
+    if "prompt" in row and "reward_model" in row:
+        return _messages(row["prompt"], where)
+    name = next((name for name in ("question", "problem", "Problem", "Question") if name in row), None)
+    if name is None:
+        raise DataError("the row has no known layout", where=where, fix=f"give it the fields {_LAYOUTS}")
+    if not isinstance(row[name], str) or not row[name].strip():
+        raise DataError(f"{name} is empty or no text", where=where, fix=f"write the problem into {name}")
+    return ({"role": "user", "content": f"{row[name].strip()}\n\n{FORMAT_LINE}"},)
+
+
+def _messages(prompt: Any, where: str) -> tuple[Message, ...]:
+    """The messages as they are: these rows state the wanted format themselves, or get our line when they do not."""
+    fix = 'write [{"role": "user", "content": "..."}]'
+    if not isinstance(prompt, list) or not prompt:
+        raise DataError("prompt is no list of messages", where=where, fix=fix)
+    messages: list[Message] = []
+    for message in prompt:
+        if (
+            not isinstance(message, dict)
+            or message.get("role") not in _ROLES
+            or not isinstance(message.get("content"), str)
+        ):
+            raise DataError("a message of prompt has no role or no text", where=where, fix=fix)
+        messages.append({"role": message["role"], "content": message["content"]})
+    if messages[-1]["role"] != "user" or not messages[-1]["content"].strip():
+        raise DataError("prompt does not end with a question of the user", where=where, fix=fix)
+    if not any(mark in message["content"] for message in messages for mark in ("boxed", _GSM8K_MARK)):
+        messages[-1] = {"role": "user", "content": f"{messages[-1]['content'].strip()}\n\n{FORMAT_LINE}"}
+    return tuple(messages)
+
+
+def _answer(row: dict[str, Any], where: str) -> str:
+    value: Any = None
+    if isinstance(row.get("reward_model"), dict):
+        value = row["reward_model"].get("ground_truth")
+    else:
+        value = next((row[name] for name in ("final_answer", "answer", "Answer") if name in row), None)
+        if value is None and isinstance(row.get("solution"), str):
+            value = last_boxed(row["solution"])
+            if value is None:
+                raise DataError(
+                    "solution has no \\boxed{...}", where=where, fix="box its answer, or add a field answer"
+                )
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        fix = f"the layouts are {_LAYOUTS}"
+        raise DataError("the right answer is missing or neither text nor a number", where=where, fix=fix)
+    text = str(value)
+    answer = tidied(text.rpartition(_GSM8K_MARK)[2])
+    if not answer or len(answer) > 1_000:
+        raise DataError("the right answer is empty or too long", where=where, fix="write only the final value")
+    return answer
+
+
+def _level(row: dict[str, Any], where: str) -> str | None:
+    """`easy`, `medium` or `hard`; levels 1 to 5 (MATH) and difficulties 1 to 10 (DeepMath) are put in three parts."""
+    level = row.get("level")
+    if isinstance(level, str) and level.startswith("Level "):
+        level = int(level[6:]) if level[6:].isdecimal() else None  # MATH has rows with `Level ?`
+    if isinstance(level, bool) or (isinstance(level, str) and level not in LEVELS):
+        fix = f"write {', '.join(LEVELS)}, 1 to 5, or `Level 1` to `Level 5`"
+        raise DataError("level is not known", where=where, fix=fix)
+    if isinstance(level, str):
+        return level
+    if isinstance(level, int | float):
+        return LEVELS[0 if level < 3 else 1 if level < 4 else 2]
+    difficulty = row.get("difficulty")
+    if isinstance(difficulty, int | float) and not isinstance(difficulty, bool):
+        return LEVELS[0 if difficulty < 4 else 1 if difficulty < 7 else 2]
+    return None
+
+
+def _name(row: dict[str, Any], extra: dict[str, Any], where: str) -> str:
+    for name in ("id", "ID", "unique_id"):
+        if isinstance(row.get(name), str | int) and str(row[name]).strip():
+            return str(row[name])
+    line = where.rpartition(":")[2]
+    index = extra.get("index")
+    if isinstance(index, int | str) and not isinstance(index, bool):
+        return f"{row.get('data_source', 'row')}-{extra.get('split', 'row')}-{index}"
+    return f"row-{line}"

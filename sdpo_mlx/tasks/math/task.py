@@ -1,0 +1,69 @@
+"""Mathematical problems with one final answer, compared as a value and not as a text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sdpo_mlx.config import TaskConfig
+from sdpo_mlx.core.errors import ConfigError
+from sdpo_mlx.tasks.base import Split
+from sdpo_mlx.tasks.dataset import feedback_mode, in_split, load_problems
+from sdpo_mlx.tasks.math.compare import beyond, compare
+from sdpo_mlx.tasks.math.extract import LONGEST_ANSWER, find_answer
+from sdpo_mlx.tasks.math.feedback import FEEDBACK_MODES, no_answer_text, right_answer_text, wrong_text
+from sdpo_mlx.tasks.math.formats import LEVELS, problem_from_row
+from sdpo_mlx.tasks.math.verify_process import Symbolic, installed
+from sdpo_mlx.types import Feedback, FeedbackKind, Problem
+
+
+class MathTask:
+    """Find the one right value; it counts in any equal form."""
+
+    name = "math"
+    description = "problems with one final answer, compared by value"
+    feedback_modes: tuple[str, ...] = FEEDBACK_MODES
+
+    def __init__(self, cfg: TaskConfig | None = None, variant: str = "") -> None:
+        """`cfg.data`: rows as `math_rows.py` says, None for the shipped problems; `variant`: problems up to a level.
+
+        Where the extra `math` is installed, math-verify judges what cannot be decided exactly here. Raises
+        ConfigError for an unknown mode or level, or when no problem has that level; DataError for bad rows.
+        """
+        cfg = cfg or TaskConfig(name=self.name)
+        if variant and variant not in LEVELS:
+            raise ConfigError(f"math has no level {variant!r}", where="task.name", fix=f"choose {', '.join(LEVELS)}")
+        self.feedback = feedback_mode(self.name, cfg.feedback, FEEDBACK_MODES)
+        self._symbolic = Symbolic() if installed() else None
+        problems = load_problems(cfg, "math/problems.jsonl", problem_from_row)
+        wanted = LEVELS[: LEVELS.index(variant) + 1] if variant else None
+        self._problems = [p for p in problems if wanted is None or p.private["level"] in wanted]
+        if not self._problems:
+            fix = "choose another level, or rows that say their level"
+            raise ConfigError(f"no problem is of the level {variant}", where="task.name", fix=fix)
+
+    def problems(self, split: Split) -> Sequence[Problem]:
+        """The rows of one split, in the file's order."""
+        return in_split(self._problems, split)
+
+    def grade(self, problem: Problem, text: str, *, truncated: bool = False) -> Feedback:
+        """Reward 1 when the final answer equals the right one, else 0 with the reason in words."""
+        found = find_answer(text)
+        if found is None:
+            return self._failed("invalid", no_answer_text(truncated), problem)
+        right: str = problem.private["answer"]
+        if len(found.text) <= LONGEST_ANSWER and self._equal(right, found.text):
+            return Feedback(1.0, True, "", "pass")
+        return self._failed("wrong", wrong_text(right, found, truncated), problem)
+
+    def _equal(self, right: str, given: str) -> bool:
+        verdict = compare(right, given)
+        if verdict == "unknown" and self._symbolic is not None and not beyond(given):
+            return self._symbolic.equal(right, given)
+        return verdict == "equal"
+
+    def _failed(self, kind: FeedbackKind, text: str, problem: Problem) -> Feedback:
+        if self.feedback == "none":
+            text = ""
+        elif self.feedback == "answer":
+            text = f"{text} {right_answer_text(problem.private['answer'])}"
+        return Feedback(0.0, False, text, kind)

@@ -1,0 +1,1 @@
+"""Task `rubric`: checkable requirements on a text."""

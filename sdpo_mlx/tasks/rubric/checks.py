@@ -1,0 +1,293 @@
+"""Checks of a free answer: each kind says what its value must be, whether an answer passes, and what to say.
+
+    {"kind": "max_words", "value": 30, "feedback": "Keep it to 30 words.", "weight": 2}
+
+- `feedback`: the sentence for an answer that fails; without one the check says what it found and wanted, its value
+  included. `weight`: a positive number, 1 when missing. `ignore_case: true`: for kinds that compare text.
+- kinds: see `KINDS`. Patterns are those of the package `regex`, searched anywhere in the answer (`^` and `$` are the
+  answer's ends; `(?m)` makes them the lines'); a search that runs away is given up as a grader's error.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any
+
+import regex
+
+from sdpo_mlx.core.errors import DataError
+from sdpo_mlx.core.text import shorten_middle
+from sdpo_mlx.tasks.rubric import json_schema
+from sdpo_mlx.tasks.rubric.language import NAMES, language_of
+
+_FIELDS = ("kind", "value", "feedback", "weight", "ignore_case")
+_QUOTED = 80
+_BULLET = re.compile(r"[ \t]*(?:[-*+•]|\d{1,3}[.)])[ \t]+\S")
+_SENTENCE_END = re.compile(r"[.!?…。！？]+[\"'”’)\]]*(?=\s|$)")
+Judge = Callable[[Any, str], str]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of check.
+
+    `fault(value)` says what is wrong with a value, "" when nothing is; `judge(value, answer)` says in a sentence
+    why an answer fails, "" when it passes; `wanted(value)` names the demand in a few words.
+    """
+
+    fault: Callable[[Any], str]
+    judge: Judge
+    wanted: Callable[[Any], str]
+    folds: bool = False  # may `ignore_case` be given
+
+
+@dataclass(frozen=True)
+class Check:
+    """One checked check of a row."""
+
+    kind: str
+    value: Any
+    weight: float = 1.0
+    feedback: str = ""
+    ignore_case: bool = False
+
+    def failure(self, answer: str) -> str:
+        """Why the answer fails, "" when it passes. Raises RuntimeError when a pattern runs away."""
+        value = self.value
+        if self.ignore_case:
+            value, answer = value.casefold(), answer.casefold()
+        said = KINDS[self.kind].judge(value, answer)
+        return said and (self.feedback or said)
+
+    @property
+    def wanted(self) -> str:
+        """What the check demands, in a few words."""
+        return KINDS[self.kind].wanted(self.value)
+
+
+def check_from_row(row: Any, where: str) -> Check:
+    """One check of a row. Raises DataError that names `where` ("file:line, check 2")."""
+    if not isinstance(row, dict):
+        raise DataError("a check is no object", where=where, fix='write {"kind": "max_words", "value": 30}')
+    name = row.get("kind")
+    if not isinstance(name, str) or name not in KINDS:
+        near = get_close_matches(str(name), KINDS, n=1)
+        fix = f"did you mean {near[0]}?" if near else f"the kinds are {', '.join(KINDS)}"
+        raise DataError(f"there is no kind of check {str(name)[:40]!r}", where=where, fix=fix)
+    _check_fields(row, KINDS[name], where)
+    fault = KINDS[name].fault(row.get("value"))
+    if fault:
+        raise DataError(f"{name}: {fault}", where=where)
+    return Check(
+        kind=name,
+        value=row.get("value"),
+        weight=float(row.get("weight", 1.0)),
+        feedback=str(row.get("feedback", "")).strip(),
+        ignore_case=bool(row.get("ignore_case", False)),
+    )
+
+
+def _check_fields(row: Mapping[str, Any], kind: Kind, where: str) -> None:
+    unknown = sorted(map(str, set(row) - set(_FIELDS)))
+    if unknown:
+        near = get_close_matches(unknown[0], _FIELDS, n=1)
+        fix = f"did you mean {near[0]}?" if near else f"the fields are {', '.join(_FIELDS)}"
+        raise DataError(f"a check has the unknown field {unknown[0][:40]!r}", where=where, fix=fix)
+    weight = row.get("weight", 1)
+    if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight <= 1e6:
+        raise DataError("weight is no positive number", where=where, fix="write for example 2")
+    if not isinstance(row.get("feedback", ""), str):
+        raise DataError("feedback is no text", where=where, fix="write a sentence, or leave it out")
+    if not isinstance(row.get("ignore_case", False), bool):
+        raise DataError("ignore_case is neither true nor false", where=where, fix="write one of the two")
+    if row.get("ignore_case") and not kind.folds:
+        folding = ", ".join(name for name, one in KINDS.items() if one.folds)
+        raise DataError(
+            "ignore_case means nothing here", where=where, fix=f"it is for {folding}; in a regex write (?i)"
+        )
+
+
+# ---- what values may be
+
+
+def _text_fault(value: Any) -> str:
+    return "" if isinstance(value, str) and value.strip() else "the value must be text that isn't empty"
+
+
+def _count_fault(value: Any) -> str:
+    whole = isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= 10**9
+    return "" if whole else "the value must be a whole number from 0"
+
+
+def _regex_fault(value: Any) -> str:
+    if _text_fault(value):
+        return _text_fault(value)
+    try:
+        regex.compile(value)
+    except regex.error as error:
+        return f"the pattern {value[:60]!r} is wrong: {error.msg} at character {(error.pos or 0) + 1}"
+    except RecursionError:
+        return f"the pattern {value[:60]!r} is nested too deep"
+    return ""
+
+
+def _keys_fault(value: Any) -> str:
+    fine = isinstance(value, list) and value and all(isinstance(key, str) and key for key in value)
+    return "" if fine else "the value must be a list of field names"
+
+
+def _language_fault(value: Any) -> str:
+    return (
+        ""
+        if isinstance(value, str) and value in NAMES
+        else f"the value must be a code of a language: {', '.join(NAMES)}"
+    )
+
+
+def _json_fault(value: Any) -> str:
+    return "" if value in (None, "object", "array") else 'the value must be "object", "array", or left out'
+
+
+# ---- verdicts: "" when passed, else a sentence
+
+
+def _regex_judge(value: str, answer: str) -> str:
+    found = json_schema.searched(value, answer)
+    return "" if found else f"Nothing in the answer matches the pattern {value}"
+
+
+def _not_regex_judge(value: str, answer: str) -> str:
+    found = json_schema.searched(value, answer)
+    return f"Something in the answer matches the pattern {value}, and nothing may." if found else ""
+
+
+def _contains_judge(value: str, answer: str) -> str:
+    return "" if value in answer else f"The answer must contain {_quoted(value)}."
+
+
+def _not_contains_judge(value: str, answer: str) -> str:
+    return f"The answer must not contain {_quoted(value)}." if value in answer else ""
+
+
+def _starts_judge(value: str, answer: str) -> str:
+    begun = _quoted(answer[: len(value) + 10])
+    return "" if answer.startswith(value) else f"The answer must start with {_quoted(value)}, not with {begun}."
+
+
+def _ends_judge(value: str, answer: str) -> str:
+    ended = _quoted(answer[-(len(value) + 10) :])
+    return "" if answer.endswith(value) else f"The answer must end with {_quoted(value)}, not with {ended}."
+
+
+def _equals_judge(value: str, answer: str) -> str:
+    return "" if answer == value.strip() else f"The answer must be {_quoted(value.strip())} and nothing else."
+
+
+def _json_judge(value: str | None, answer: str) -> str:
+    try:
+        document = json_schema.json_in(answer)
+    except json_schema.NotJsonError as error:
+        return f"The answer is not JSON: {error}."
+    kind = "object" if isinstance(document, dict) else "array" if isinstance(document, list) else "single value"
+    return "" if value in (None, kind) else f"The JSON must be of the kind {value}, and it is: {kind}."
+
+
+def _keys_judge(value: list[str], answer: str) -> str:
+    said = _json_judge("object", answer)
+    if said:
+        return said
+    document = json_schema.json_in(answer)
+    missing = ", ".join(json.dumps(key, ensure_ascii=False) for key in value if key not in document)
+    extra = ", ".join(json.dumps(key, ensure_ascii=False) for key in document if key not in value)
+    parts = [f"fields are missing: {missing}"] if missing else []
+    parts += [f"fields are not asked for: {shorten_middle(extra, _QUOTED)}"] if extra else []
+    return f"In the JSON object {'; '.join(parts)}." if parts else ""
+
+
+def _schema_judge(value: Mapping[str, Any], answer: str) -> str:
+    said = _json_judge(None, answer)
+    if said:
+        return said
+    faults = json_schema.schema_faults(value, json_schema.json_in(answer))
+    return f"The JSON does not fit its schema: {'; '.join(faults)}." if faults else ""
+
+
+def _language_judge(value: str, answer: str) -> str:
+    found = language_of(answer)
+    if found == value:
+        return ""
+    guess = f"it reads as {NAMES[found]}" if found else "its language cannot be told"
+    return f"The answer must be in {NAMES[value]}, and {guess}."
+
+
+def _count(noun: str, count: Callable[[str], int], least: bool, most: bool) -> Kind:
+    """A kind that bounds a number from below, from above, or fixes it."""
+    bound = "exactly" if least and most else "at least" if least else "at most"
+
+    def judge(value: int, answer: str) -> str:
+        found = count(answer)
+        fine = (not least or found >= value) and (not most or found <= value)
+        return "" if fine else f"The answer has {_number(found, noun)}; it must have {bound} {value}."
+
+    return Kind(_count_fault, judge, lambda value: f"{bound} {_number(value, noun)}")
+
+
+def _number(count: int, noun: str) -> str:
+    return f"{count} {noun if count == 1 else noun + 's'}"
+
+
+def count_words(text: str) -> int:
+    """Words: runs of non-blank characters that hold a letter or a digit."""
+    return sum(any(letter.isalnum() for letter in word) for word in text.split())
+
+
+def count_lines(text: str) -> int:
+    """Lines that aren't blank."""
+    return sum(bool(line.strip()) for line in text.split("\n"))
+
+
+def count_bullets(text: str) -> int:
+    """Lines that start with a dash, star, plus, bullet or number, then a space and text."""
+    return sum(_BULLET.match(line) is not None for line in text.split("\n"))
+
+
+def count_sentences(text: str) -> int:
+    """Ends of sentences; a rest without one counts as a sentence too."""
+    ends = [match.end() for match in _SENTENCE_END.finditer(text)]
+    return len(ends) + bool(text[ends[-1] if ends else 0 :].strip())
+
+
+def _quoted(text: str) -> str:
+    return json.dumps(shorten_middle(text, _QUOTED), ensure_ascii=False)
+
+
+KINDS: Mapping[str, Kind] = {
+    "regex": Kind(_regex_fault, _regex_judge, lambda value: f"matches the pattern {value}"),
+    "not_regex": Kind(_regex_fault, _not_regex_judge, lambda value: f"does not match the pattern {value}"),
+    "contains": Kind(_text_fault, _contains_judge, lambda value: f"contains {_quoted(value)}", True),
+    "not_contains": Kind(_text_fault, _not_contains_judge, lambda value: f"does not contain {_quoted(value)}", True),
+    "starts_with": Kind(_text_fault, _starts_judge, lambda value: f"starts with {_quoted(value)}", True),
+    "ends_with": Kind(_text_fault, _ends_judge, lambda value: f"ends with {_quoted(value)}", True),
+    "equals": Kind(_text_fault, _equals_judge, lambda value: f"is {_quoted(value)}", True),
+    "json": Kind(_json_fault, _json_judge, lambda value: f"JSON {value}" if value else "JSON"),
+    "json_keys": Kind(_keys_fault, _keys_judge, lambda value: f"JSON object with the fields {', '.join(value)}"),
+    "json_schema": Kind(json_schema.check_schema, _schema_judge, lambda _: "JSON that fits its schema"),
+    "language": Kind(_language_fault, _language_judge, lambda value: f"in {NAMES[value]}"),
+    "words": _count("word", count_words, True, True),
+    "min_words": _count("word", count_words, True, False),
+    "max_words": _count("word", count_words, False, True),
+    "min_chars": _count("character", len, True, False),
+    "max_chars": _count("character", len, False, True),
+    "lines": _count("line", count_lines, True, True),
+    "min_lines": _count("line", count_lines, True, False),
+    "max_lines": _count("line", count_lines, False, True),
+    "sentences": _count("sentence", count_sentences, True, True),
+    "max_sentences": _count("sentence", count_sentences, False, True),
+    "bullets": _count("list item", count_bullets, True, True),
+    "min_bullets": _count("list item", count_bullets, True, False),
+    "max_bullets": _count("list item", count_bullets, False, True),
+}

@@ -1,0 +1,127 @@
+"""Free text judged by checks that each row carries: format, length, words, JSON, language.
+
+    {"id": "haiku", "prompt": "Write ...", "checks": [{"kind": "lines", "value": 3, "feedback": "..."}, ...]}
+
+- `prompt` (text) or `messages` (a chat whose last turn is the user's); `checks` as `rubric_checks.py` says.
+- optional: `id`, `split` ("train", "held_out"), `family`, `reference` (`references.py`).
+
+The reward is the weighted share of checks that an answer passes, thinking removed; success only when it passes
+all. An empty answer passes nothing: many checks would hold of it by saying nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from sdpo_mlx.config import TaskConfig
+from sdpo_mlx.core.errors import DataError
+from sdpo_mlx.core.text import strip_thinking
+from sdpo_mlx.tasks.base import Split
+from sdpo_mlx.tasks.dataset import feedback_mode, in_split, load_problems
+from sdpo_mlx.tasks.references import checked
+from sdpo_mlx.tasks.rubric.checks import Check, check_from_row
+from sdpo_mlx.types import Feedback, Message, Problem
+
+FEEDBACK_MODES = ("checks", "failed", "none")
+LONGEST_ANSWER = 100_000  # characters; far more than any model is allowed to write
+MOST_CHECKS = 50
+_FIELDS = frozenset(("id", "prompt", "messages", "checks", "split", "family", "reference"))
+_ROLES = ("system", "user", "assistant")
+
+
+class RubricTask:
+    """Answer so that every check of the row holds."""
+
+    name = "rubric"
+    description = "free text judged by checks that each row carries"
+    feedback_modes: tuple[str, ...] = FEEDBACK_MODES
+
+    def __init__(self, cfg: TaskConfig | None = None) -> None:
+        """`cfg.data`: rows as above, None for the shipped ones; `cfg.feedback`: None for `checks`.
+
+        Modes: `checks` speaks of every check, `failed` of those that fail, `none` of nothing.
+        Raises ConfigError for an unknown mode, DataError for bad rows.
+        """
+        cfg = cfg or TaskConfig(name=self.name)
+        self.feedback = feedback_mode(self.name, cfg.feedback, FEEDBACK_MODES)
+        self._problems = load_problems(cfg, "rubric/problems.jsonl", problem_from_row)
+
+    def problems(self, split: Split) -> Sequence[Problem]:
+        """The rows of one split, in the file's order."""
+        return in_split(self._problems, split)
+
+    def grade(self, problem: Problem, text: str, *, truncated: bool = False) -> Feedback:
+        """Reward: the weighted share of checks that hold; raises when a row's pattern runs away."""
+        answer = strip_thinking(text)
+        checks: Sequence[Check] = problem.private["checks"]
+        if not answer:
+            said = "The answer is empty, or nothing is left when its thinking is removed."
+            return self._verdict(0.0, [_cut_off(truncated), said], "invalid")
+        if len(answer) > LONGEST_ANSWER:
+            said = f"The answer has {len(answer)} characters; at most {LONGEST_ANSWER} are read."
+            return self._verdict(0.0, [said], "invalid")
+        failures = [check.failure(answer) for check in checks]
+        if not any(failures):
+            return Feedback(1.0, True, "", "pass")
+        held = sum(check.weight for check, failure in zip(checks, failures, strict=True) if not failure)
+        said_of = [failure or self._passed(check) for check, failure in zip(checks, failures, strict=True)]
+        return self._verdict(held / sum(check.weight for check in checks), [_cut_off(truncated), *said_of], "wrong")
+
+    def _passed(self, check: Check) -> str:
+        return f"ok: {check.wanted}" if self.feedback == "checks" else ""
+
+    def _verdict(self, reward: float, lines: Sequence[str], kind: Any) -> Feedback:
+        """Never a success, however close the reward comes to 1."""
+        text = "" if self.feedback == "none" else "\n".join(line for line in lines if line)
+        return Feedback(min(reward, 0.999), False, text, kind)
+
+
+def problem_from_row(row: dict[str, Any], where: str) -> Problem:
+    """One checked problem; `private` holds checks and split. Raises DataError that names `where`."""
+    unknown = sorted(map(str, set(row) - _FIELDS))
+    if unknown:
+        fix = f"the fields are {', '.join(sorted(_FIELDS))}"
+        raise DataError(f"unknown field {unknown[0][:40]!r}", where=where, fix=fix)
+    split = row.get("split", "")
+    if split not in ("", "train", "held_out"):
+        raise DataError("split is neither train nor held_out", where=where, fix="write one of the two")
+    messages = _messages(row, where)
+    checks = _checks(row, where)
+    identity = row.get("id", "")
+    if not isinstance(identity, str | int) or not str(identity).strip():
+        said = json.dumps([messages, row["checks"]], sort_keys=True, default=str)
+        identity = f"rubric/{hashlib.sha256(said.encode('utf-8', 'replace')).hexdigest()[:12]}"
+    private = {"checks": checks, "split": split}
+    return Problem(str(identity), messages, private, str(row.get("family", "")), reference=checked(row, where))
+
+
+def _messages(row: dict[str, Any], where: str) -> tuple[Message, ...]:
+    if ("prompt" in row) == ("messages" in row):
+        raise DataError("a row has either a prompt or messages", where=where, fix='write {"prompt": "...", ...}')
+    turns = row["messages"] if "messages" in row else [{"role": "user", "content": row["prompt"]}]
+    if not isinstance(turns, list) or not turns:
+        raise DataError("messages is no list of turns", where=where, fix='write [{"role": "user", "content": "..."}]')
+    told: list[Message] = []
+    for turn in turns:
+        role, content = (turn.get("role"), turn.get("content")) if isinstance(turn, dict) else (None, None)
+        if role not in _ROLES or not isinstance(content, str) or not content.strip():
+            what = "prompt is no text" if "prompt" in row else "a message has no known role or no content"
+            raise DataError(what, where=where, fix=f"roles are {', '.join(_ROLES)}, and content is text")
+        told.append({"role": role, "content": content})
+    if told[-1]["role"] != "user":
+        raise DataError("the last message is not the user's", where=where, fix="end with what the model must answer")
+    return tuple(told)
+
+
+def _checks(row: dict[str, Any], where: str) -> tuple[Check, ...]:
+    rows = row.get("checks")
+    if not isinstance(rows, list) or not 0 < len(rows) <= MOST_CHECKS:
+        raise DataError(f"checks is no list of 1 to {MOST_CHECKS}", where=where, fix="give every row its checks")
+    return tuple(check_from_row(check, f"{where}, check {number}") for number, check in enumerate(rows, 1))
+
+
+def _cut_off(truncated: bool) -> str:
+    return "The answer ran out of tokens before its end; be briefer." if truncated else ""

@@ -1,0 +1,1 @@
+"""Task `science`: multiple choice."""

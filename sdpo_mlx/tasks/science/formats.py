@@ -1,0 +1,271 @@
+"""Rows of multiple-choice questions, in the layouts that public sets have and in ours.
+
+Ours, one JSON object a line (the right option apart, so that no letter can be wrong):
+
+    {"id": "speed-of-light", "question": "How fast ...?", "right": "3.00e8 m/s", "wrong": ["...", "...", "..."]}
+
+- optional: `domain`, `family`, `level`, `split` ("train", "held_out"), `check` (for people; never shown), `why`
+  (shown to no student; the reference answer of `references.py` begins with it).
+- public layouts, known by their fields: GPQA (`Correct Answer`), SciKnowEval and ARC (`answerKey`; rows of
+  SciKnowEval that are no multiple choice are left out), MMLU-Pro (`options`, `answer_index`), MMLU (`choices`,
+  `answer`), SciQ (`distractor1`).
+
+Options are shuffled by a seed derived from the row's id, equal in every run; the right letter follows. Rows
+that give their options an order keep it where an option speaks of others ("both A and B", "all of the above").
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from sdpo_mlx.core.errors import DataError
+from sdpo_mlx.core.seeding import derive, rng
+from sdpo_mlx.tasks.references import choice_reference, given
+from sdpo_mlx.types import Message, Problem
+
+LETTERS = "ABCDEFGHIJ"
+_OWN = frozenset(
+    ("id", "question", "right", "wrong", "domain", "family", "level", "split", "why", "check", "reference")
+)
+_SPEAKS_OF_OTHERS = re.compile(
+    r"\b[A-J]\s*(?:,|and|or|&)\s*[A-J]\b|\b(?i:options?|answers?|choices?)\s+[A-J1-9]\b"
+    r"|(?i:\b(?:all|none|both|neither|any|some)\s+of\s+(?:the\s+above|these|them)\b|\bthe\s+above\b)"
+)
+
+
+@dataclass(frozen=True)
+class Question:
+    """One row as every layout gives it; `right` is the index of the right option."""
+
+    id: str
+    text: str
+    options: tuple[str, ...]
+    right: int
+    domain: str = ""
+    family: str = ""
+    level: str = ""
+    split: str = ""
+    why: str = ""
+    lettered: bool = False  # the row itself gives an order, to which its options may refer
+
+
+def question_from_row(row: dict[str, Any], where: str) -> Question | None:
+    """The question of a row in any of the layouts; None for a row that is no multiple choice (SciKnowEval).
+
+    Raises DataError that names `where`, for an unknown layout with the fields that are wanted.
+    """
+    for field, read in _LAYOUTS.items():
+        if field in row:
+            question = read(row, where)
+            why = given(row, "reference", "why", "support", "Explanation") or ""
+            return question and replace(_checked(question, where), split=_split(row), why=why)
+    fix = (
+        'write {"id": ..., "question": ..., "right": ..., "wrong": [...]}, or rows of GPQA, MMLU-Pro, SciKnowEval, ARC'
+    )
+    raise DataError("no layout of multiple-choice questions is known by these fields", where=where, fix=fix)
+
+
+def problem_from_question(question: Question) -> Problem:
+    """The prompt with shuffled options; `private` holds options (as lettered), right, domain, level, split."""
+    order = shuffled(question)
+    options = tuple(question.options[i] for i in order)
+    letters = LETTERS[: len(options)]
+    right = letters[order.index(question.right)]
+    private = {
+        "options": options,
+        "right": right,
+        "domain": question.domain,
+        "level": question.level,
+        "split": question.split,
+    }
+    message: Message = {"role": "user", "content": _prompt(question, options)}
+    reference = choice_reference(question.why, right)
+    return Problem(question.id, (message,), private, question.family or question.domain, reference=reference)
+
+
+def shuffled(question: Question) -> list[int]:
+    """The order in which the options are shown: a pure function of the id and the number of options."""
+    order = list(range(len(question.options)))
+    if question.lettered and any(_SPEAKS_OF_OTHERS.search(option) for option in question.options):
+        return order
+    return [int(i) for i in rng("science-options", question.id).permutation(len(order))]
+
+
+def _prompt(question: Question, options: Sequence[str]) -> str:
+    """Question, lettered options, form of the answer; the example's letter is drawn, so that it pulls to none."""
+    letters = LETTERS[: len(options)]
+    lines = "\n".join(f"{letter}: {option}" for letter, option in zip(letters, options, strict=True))
+    example = letters[derive("science-example", question.id) % len(letters)]
+    return (
+        f"{question.text}\n\n{lines}\n\n"
+        f"Exactly one of the options {letters[0]} to {letters[-1]} is right. Think it through step by step first. "
+        "Then write the letter of the right option, and nothing else, between answer tags. "
+        f"If you chose {example}, you would end with:\n<answer>{example}</answer>"
+    )
+
+
+# ---- layouts
+
+
+def _own(row: dict[str, Any], where: str) -> Question:
+    unknown = sorted(map(str, set(row) - _OWN))
+    if unknown:
+        raise DataError(f"unknown field {unknown[0]!r}", where=where, fix=f"the fields are {', '.join(sorted(_OWN))}")
+    wrong = _texts(row, "wrong", where)
+    level = row.get("level", "")
+    if row.get("split", "") not in ("", "train", "held_out"):
+        raise DataError("split is neither train nor held_out", where=where, fix="write one of the two")
+    return Question(
+        id=_identity(row, "id", row.get("question")),
+        text=_text(row, "question", where),
+        options=(_text(row, "right", where), *wrong),
+        right=0,
+        domain=str(row.get("domain", "")),
+        family=str(row.get("family", "")),
+        level=str(level),
+    )
+
+
+def _gpqa(row: dict[str, Any], where: str) -> Question:
+    names = ("Correct Answer", "Incorrect Answer 1", "Incorrect Answer 2", "Incorrect Answer 3")
+    return Question(
+        id=_identity(row, "Record ID", row.get("Question")),
+        text=_text(row, "Question", where),
+        options=tuple(_text(row, name, where) for name in names),
+        right=0,
+        domain=str(row.get("High-level domain") or ""),
+        family=str(row.get("Subdomain") or ""),
+    )
+
+
+def _sciq(row: dict[str, Any], where: str) -> Question:
+    names = ("correct_answer", "distractor1", "distractor2", "distractor3")
+    options = tuple(_text(row, name, where) for name in names)
+    return Question(_identity(row, "id", row.get("question")), _text(row, "question", where), options, 0)
+
+
+def _answer_key(row: dict[str, Any], where: str) -> Question | None:
+    """SciKnowEval and ARC: `choices` holds `text` and `label`; ARC's labels may be digits."""
+    kind = row.get("type", "mcq")
+    if not str(kind).startswith("mcq"):
+        return None
+    choices = row.get("choices")
+    if not isinstance(choices, dict):
+        raise DataError("choices is no object with text and label", where=where, fix="write both as lists")
+    texts, labels = _texts(choices, "text", where), _texts(choices, "label", where)
+    key = str(row.get("answerKey")).strip()
+    if len(texts) != len(labels) or labels.count(key) != 1:
+        raise DataError(f"answerKey {key[:20]!r} is not one of the labels", where=where, fix="give each text one label")
+    details = row.get("details")
+    details = details if isinstance(details, dict) else {}
+    return Question(
+        id=_identity(row, "id", row.get("question")),
+        text=_text(row, "question", where),
+        options=tuple(texts),
+        right=labels.index(key),
+        domain=str(row.get("domain") or ""),
+        family=str(details.get("task") or ""),
+        level=str(details.get("level") or ""),
+        lettered=True,
+    )
+
+
+def _mmlu_pro(row: dict[str, Any], where: str) -> Question:
+    options = _texts(row, "options", where)
+    letter, index = row.get("answer"), row.get("answer_index")
+    by_letter = LETTERS.find(letter.strip()) if isinstance(letter, str) and len(letter.strip()) == 1 else -1
+    if index is None:
+        index = by_letter
+    elif letter is not None and index != by_letter:
+        raise DataError("answer and answer_index name different options", where=where, fix="mend one of them")
+    return Question(
+        id=_identity(row, "question_id", row.get("question")),
+        text=_text(row, "question", where),
+        options=tuple(options),
+        right=_index(index, len(options), where),
+        domain=str(row.get("category") or ""),
+        family=str(row.get("category") or ""),
+        lettered=True,
+    )
+
+
+def _mmlu(row: dict[str, Any], where: str) -> Question:
+    options = _texts(row, "choices", where)
+    return Question(
+        id=_identity(row, "id", row.get("question")),
+        text=_text(row, "question", where),
+        options=tuple(options),
+        right=_index(row.get("answer"), len(options), where),
+        domain=str(row.get("subject") or ""),
+        family=str(row.get("subject") or ""),
+        lettered=True,
+    )
+
+
+# Told apart by the first field that a row has, so the order matters: several layouts have `choices`.
+_LAYOUTS: Mapping[str, Callable[[dict[str, Any], str], Question | None]] = {
+    "Correct Answer": _gpqa,
+    "distractor1": _sciq,
+    "answerKey": _answer_key,
+    "options": _mmlu_pro,
+    "choices": _mmlu,
+    "right": _own,
+    "wrong": _own,
+}
+
+
+# ---- fields
+
+
+def _checked(question: Question, where: str) -> Question:
+    count = len(question.options)
+    if not 2 <= count <= len(LETTERS):
+        raise DataError(f"{count} options are given", where=where, fix=f"give 2 to {len(LETTERS)}")
+    seen = {normalised(option) for option in question.options}
+    if len(seen) != count:
+        raise DataError("two options are the same", where=where, fix="make each option different")
+    return question
+
+
+def _split(row: dict[str, Any]) -> str:
+    """What the row or the hub's own splits say; other words that a public set uses mean nothing here."""
+    split = row.get("split")
+    return split if split in ("train", "held_out") else ""
+
+
+def normalised(option: str) -> str:
+    """An option as it is compared: spaces and a final full stop don't count; case does (`Aa` is not `aa`)."""
+    return " ".join(option.split()).rstrip(".").strip()
+
+
+def _identity(row: dict[str, Any], name: str, question: object) -> str:
+    """The row's own id, else one made from what it asks and offers."""
+    given = row.get(name, "")
+    if isinstance(given, str | int) and not isinstance(given, bool) and str(given).strip():
+        return str(given).strip()
+    said = repr((question, row.get("options"), row.get("choices"), row.get("right")))
+    return f"science/{hashlib.sha256(said.encode('utf-8', 'replace')).hexdigest()[:12]}"
+
+
+def _text(row: dict[str, Any], name: str, where: str) -> str:
+    value = row.get(name)
+    if not isinstance(value, str) or not value.strip():
+        raise DataError(f"{name} is missing or no text", where=where, fix=f"give every row a {name}")
+    return value.strip()
+
+
+def _texts(row: dict[str, Any], name: str, where: str) -> list[str]:
+    values = row.get(name)
+    if not isinstance(values, list) or not all(isinstance(value, str) and value.strip() for value in values):
+        raise DataError(f"{name} is missing or no list of texts", where=where, fix=f"give every row {name}")
+    return [value.strip() for value in values]
+
+
+def _index(value: object, count: int, where: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < count:
+        raise DataError("the answer names none of the options", where=where, fix=f"write 0 to {count - 1}")
+    return value

@@ -1,0 +1,1 @@
+"""Task `tiny`: what the embedded model learns."""

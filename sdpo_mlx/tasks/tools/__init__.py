@@ -1,0 +1,1 @@
+"""Task `tools`: tool calls graded by name and arguments."""

@@ -1,0 +1,259 @@
+"""Rows of tool-use problems, in three layouts that are told apart by their fields.
+
+Ours, close to what chat interfaces log:
+
+    {"id": "w1", "messages": [{"role": "user", "content": "..."}], "tools": [{"type": "function", "function":
+     {"name": "get_weather", "description": "...", "parameters": {JSON schema}}}],
+     "expected": [{"name": "get_weather", "arguments": {"city": "Oslo"}}], "ordered": false}
+
+- optional: `id`, `ordered` (true: the calls must stand in the order of `expected`), `split` ("train", "held_out"),
+  `family`. `arguments` may be JSON in a text, `parameters` may be left out for a tool without arguments.
+
+ToolAlpaca's evaluation files: one row an API, with `Name`, `Function_Description` (name to text), `Instructions`
+and `Golden_Answers` (for each instruction a list of `Action` and `Action_Input`): one problem an instruction. The
+public files shorten some descriptions: an instruction whose answer calls what is not described is left out.
+
+The paper's: `prompt` (text that already holds the tools and the format), `answer` or `golden_answer` (a list of
+`Action` and `Action_Input`, or the same as JSON in a text), optionally `system`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sdpo_mlx.core.errors import DataError
+from sdpo_mlx.tasks.tools.parse import Call, Form, call_from
+from sdpo_mlx.types import Message, Problem
+
+_OURS = {"messages", "tools", "expected"}
+_OURS_OPTIONAL = {"id", "ordered", "split", "family"}
+_TOOLALPACA = {"Name", "Function_Description", "Instructions", "Golden_Answers"}
+_FORMAT = (
+    "Answer the request with the tool calls that it needs, and with nothing else. Write each call as two lines:\n"
+    "Action: the name of the tool\n"
+    "Action Input: its arguments as one JSON object"
+)
+_DESCRIBED = re.compile(r"\s*(Required\.)?\s*(\w+)?(?:\[[^\]]*\])?[.\s]*(.*)", re.DOTALL)
+_TYPES = ("string", "integer", "number", "boolean", "array", "object")
+
+
+def problems_from_row(row: dict[str, Any], where: str, form: Form) -> list[Problem]:
+    """The problems of one row; `private` holds the calls expected, ordered and split.
+
+    In the form `actions` the tools stand in the question, their schemas in `private`; in the form `json` they are
+    the problem's `tools`.
+    Raises DataError that names `where`.
+    """
+    if row.keys() >= _TOOLALPACA:
+        return _toolalpaca(row, where, form)
+    if "prompt" in row and ("answer" in row or "golden_answer" in row):
+        return [_papers(row, where, form)]
+    if row.keys() & _OURS:
+        return [_ours(row, where, form)]
+    wanted = "messages, tools, expected (ours), prompt, answer (the paper's)"
+    fix = f"the fields are {wanted} or {', '.join(sorted(_TOOLALPACA))} (ToolAlpaca's)"
+    raise DataError("no known layout of tool-use rows", where=where, fix=fix)
+
+
+def _ours(row: dict[str, Any], where: str, form: Form) -> Problem:
+    unknown = sorted(set(row) - _OURS - _OURS_OPTIONAL)
+    missing = sorted(_OURS - set(row))
+    if unknown or missing:
+        what = f"unknown field {unknown[0]!r}" if unknown else f"field {missing[0]!r} is missing"
+        raise DataError(what, where=where, fix=f"the fields are {', '.join(sorted(_OURS | _OURS_OPTIONAL))}")
+    tools = [tool_from(tool, f"{where}, tool {i + 1}") for i, tool in enumerate(_list(row["tools"], "tools", where))]
+    expected = _list(row["expected"], "expected", where)
+    calls = [_readable(call_from(call), f"{where}, call {i + 1}") for i, call in enumerate(expected)]
+    if row.get("split", "train") not in ("train", "held_out"):
+        raise DataError("split is neither train nor held_out", where=where, fix="write one of the two")
+    if not isinstance(row.get("ordered", False), bool):
+        raise DataError("ordered is neither true nor false", where=where, fix="write one of the two")
+    messages = _messages(row["messages"], where)
+    problem = _problem(row.get("id"), messages, tools, calls, where)
+    private = {**problem.private, "ordered": row.get("ordered", False), "split": row.get("split", "")}
+    return _asked(Problem(problem.id, messages, private, str(row.get("family", "")), tuple(tools)), form)
+
+
+def _toolalpaca(row: dict[str, Any], where: str, form: Form) -> list[Problem]:
+    described, asked, golden = row["Function_Description"], row["Instructions"], row["Golden_Answers"]
+    if not isinstance(described, dict) or not all(isinstance(text, str) for text in described.values()):
+        raise DataError("Function_Description is no object of texts", where=where, fix="write name: description")
+    if not isinstance(asked, list) or not isinstance(golden, list) or len(asked) != len(golden):
+        raise DataError("Instructions and Golden_Answers differ in length", where=where, fix="give each its answer")
+    tools = [_described(name, text) for name, text in described.items() if name != "components"]
+    problems = []
+    for i, (question, answer) in enumerate(zip(asked, golden, strict=True)):
+        here = f"{where}, instruction {i + 1}"
+        message: Message = {"role": "user", "content": _text(question, "Instructions", here)}
+        calls = _golden(answer, here)
+        if not calls or any(call.name not in described for call in calls):
+            continue
+        made = _problem(f"{row['Name']}/{i + 1}", (message,), tools, calls, here)
+        problems.append(_asked(Problem(made.id, (message,), made.private, str(row["Name"]), tuple(tools)), form))
+    if not problems:
+        raise DataError("no instruction can be answered with the tools described", where=where, fix="describe them")
+    return problems
+
+
+def _papers(row: dict[str, Any], where: str, form: Form) -> Problem:
+    if form == "json":
+        fix = "choose --task tools or tools:paper, which read tools from the question"
+        raise DataError("this layout has no schemas for the chat template", where=where, fix=fix)
+    messages: tuple[Message, ...] = ({"role": "user", "content": _text(row["prompt"], "prompt", where)},)
+    if row.get("system"):
+        messages = ({"role": "system", "content": _text(row["system"], "system", where)}, *messages)
+    calls = _golden(row["answer"] if "answer" in row else row["golden_answer"], where)
+    identity = row.get("id", row.get("idx"))
+    return _problem(identity, messages, (), calls, where)
+
+
+def _problem(
+    identity: Any, messages: tuple[Message, ...], tools: Sequence[Mapping[str, Any]], calls: list[Call], where: str
+) -> Problem:
+    schemas = schemas_of(tools)
+    if not calls:
+        raise DataError("no calls are expected", where=where, fix="give at least one, or leave the row out")
+    unknown = [call.name for call in calls if schemas and call.name not in schemas]
+    if unknown:
+        raise DataError(f"the expected call {unknown[0]!r} names no tool of the row", where=where, fix="offer the tool")
+    if identity is None:
+        identity = hashlib.sha256(json.dumps(messages).encode()).hexdigest()[:12]
+    expected = [{"name": call.name, "arguments": dict(call.arguments)} for call in calls]
+    return Problem(str(identity), messages, {"expected": expected, "ordered": False})
+
+
+def _asked(problem: Problem, form: Form) -> Problem:
+    """The problem with its tools where the form wants them: written into the last question, or beside it."""
+    if form == "json":
+        return problem
+    last = max(i for i, message in enumerate(problem.messages) if message["role"] == "user")
+    question = problem.messages[last]["content"]
+    text = f"These tools can be called:\n\n{described(problem.tools)}\n\n{_FORMAT}\n\nRequest: {question}"
+    messages = (*problem.messages[:last], Message(role="user", content=text), *problem.messages[last + 1 :])
+    private = {**problem.private, "schemas": schemas_of(problem.tools)}
+    return Problem(problem.id, messages, private, problem.family)
+
+
+def schemas_of(tools: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+    """The JSON schema of each tool's arguments, by its name."""
+    return {tool["function"]["name"]: tool["function"]["parameters"] for tool in tools}
+
+
+def described(tools: Sequence[Mapping[str, Any]]) -> str:
+    """Tools and their arguments as a text, a line each."""
+    return "\n\n".join(_described_tool(tool["function"]) for tool in tools)
+
+
+def _described_tool(function: Mapping[str, Any]) -> str:
+    schema = function["parameters"]
+    required = schema.get("required", ())
+    lines = [f"{function['name']}: {function['description']}".rstrip(": ")]
+    for name, part in schema.get("properties", {}).items():
+        facts = [str(part["type"])] if "type" in part else []
+        facts += ["required" if name in required else "optional"]
+        facts += [f"one of {', '.join(map(str, part['enum']))}"] if "enum" in part else []
+        facts += [f"default {json.dumps(part['default'], ensure_ascii=False)}"] if "default" in part else []
+        lines.append(f"- {name} ({', '.join(facts)}): {part.get('description', '')}".rstrip(": "))
+    return "\n".join(lines)
+
+
+def tool_from(value: Any, where: str) -> dict[str, Any]:
+    """A tool as chat templates take it; bare functions are wrapped. Raises DataError that names `where`."""
+    inner = value.get("function", value) if isinstance(value, dict) else None
+    if not isinstance(inner, dict) or not isinstance(inner.get("name"), str) or not inner["name"]:
+        fix = 'write {"type": "function", "function": {"name": ..., "description": ..., "parameters": {...}}}'
+        raise DataError("a tool is no object with a name", where=where, fix=fix)
+    schema = inner.get("parameters", {"type": "object", "properties": {}})
+    parts = schema.get("properties", {}) if isinstance(schema, dict) else None
+    required = schema.get("required", []) if isinstance(schema, dict) else None
+    if not isinstance(parts, dict) or not all(isinstance(part, dict) for part in parts.values()):
+        raise DataError("parameters are no JSON schema of an object", where=where, fix="give it properties")
+    if not isinstance(required, list) or not all(name in parts for name in required):
+        raise DataError("required names something that is no property", where=where, fix="list names of properties")
+    if not all(isinstance(part.get("enum", []), list) for part in parts.values()):
+        raise DataError("an enum is no list", where=where, fix="list the choices")
+    text = inner.get("description", "")
+    if not isinstance(text, str):
+        raise DataError("a description is no text", where=where, fix="say what the tool does")
+    function = {"name": inner["name"], "description": text, "parameters": schema}
+    return {"type": "function", "function": function}
+
+
+def _described(name: str, text: str) -> dict[str, Any]:
+    """A tool from ToolAlpaca's text: its first part, and `Parameters: {"name": "Required. string. ..."}`."""
+    head, _, rest = text.partition("Parameters:")
+    try:
+        parts, _ = json.JSONDecoder().raw_decode(rest.lstrip())
+    except ValueError:
+        parts = {}
+    parts = {key: str(said) for key, said in parts.items()} if isinstance(parts, dict) else {}
+    matches = {key: _DESCRIBED.fullmatch(said) for key, said in parts.items()}
+    properties = {key: _property(match[2] or "", match[3]) for key, match in matches.items() if match}
+    required = [key for key, match in matches.items() if match and match[1]]
+    schema = {"type": "object", "properties": properties, "required": required}
+    return {"type": "function", "function": {"name": name, "description": head.strip(), "parameters": schema}}
+
+
+def _property(word: str, rest: str) -> dict[str, Any]:
+    if word.lower() in _TYPES:
+        return {"type": word.lower(), "description": rest.strip()}
+    return {"description": f"{word} {rest}".strip()}
+
+
+def _golden(value: Any, where: str) -> list[Call]:
+    """Calls from a list of `Action` and `Action_Input`, each of which may be JSON in a text."""
+    value = _json(value, "the answer", where)
+    if not isinstance(value, list):
+        raise DataError("the answer is no list of calls", where=where, fix="write [{Action, Action_Input}, ...]")
+    calls = []
+    for i, item in enumerate(value):
+        here = f"{where}, call {i + 1}"
+        if not isinstance(item, dict) or "Action" not in item or "Action_Input" not in item:
+            raise DataError("a call has no Action and Action_Input", where=here, fix="give both")
+        written = {"name": item["Action"], "arguments": _json(item["Action_Input"] or "{}", "Action_Input", here)}
+        calls.append(_readable(call_from(written), here))
+    return calls
+
+
+def _json(value: Any, what: str, where: str) -> Any:
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError):
+        raise DataError(f"{what} is text that is no JSON", where=where, fix="mend it") from None
+
+
+def _readable(call: Call, where: str) -> Call:
+    if call.fault:
+        fix = 'write {"name": ..., "arguments": {...}}'
+        raise DataError(f"an expected call cannot be used: {call.fault}", where=where, fix=fix)
+    return call
+
+
+def _messages(value: Any, where: str) -> tuple[Message, ...]:
+    messages = _list(value, "messages", where)
+    for message in messages:
+        ok = isinstance(message, dict) and message.get("role") in ("system", "user", "assistant")
+        if not ok or not isinstance(message.get("content"), str):
+            fix = "write role (system, user, assistant) and content (text)"
+            raise DataError("a message has no known role or no text", where=where, fix=fix)
+    if messages[-1]["role"] != "user":
+        raise DataError("the last message is not the user's", where=where, fix="end with the request")
+    return tuple(Message(role=message["role"], content=message["content"]) for message in messages)
+
+
+def _list(value: Any, name: str, where: str) -> list[Any]:
+    if not isinstance(value, list) or not value:
+        raise DataError(f"{name} is no list that holds something", where=where, fix=f"list the {name}")
+    return value
+
+
+def _text(value: Any, name: str, where: str) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise DataError(f"{name} is no text", where=where, fix="write text that isn't blank")
+    return value

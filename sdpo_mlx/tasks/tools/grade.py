@@ -1,0 +1,250 @@
+"""Tool calls against the expected ones, call by call and argument by argument, and what is said about them.
+
+Two JSON values are equal when they have the same type and say the same: numbers by value (1 is 1.0), true
+is not 1, "1" is not 1, texts character by character (NFC), lists in order, objects in any order. An argument
+left out counts as its schema's default; null counts as left out where the argument is optional.
+"""
+
+from __future__ import annotations
+
+import json
+import unicodedata
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any
+
+from sdpo_mlx.tasks.tools.parse import Call, kind
+
+FEEDBACK_MODES = ("public", "full", "error_only", "none")
+_SHOWN, _WHOLE = 80, 400  # characters of a value or a name; of a whole call
+_LINES = 24  # calls that are spoken about
+_TYPES: Mapping[str, tuple[type, ...]] = {
+    "string": (str,),
+    "integer": (int, float),
+    "number": (int, float),
+    "boolean": (bool,),
+    "array": (list,),
+    "object": (dict,),
+    "null": (type(None),),
+}
+_ARTICLES = {"string": "text", "integer": "a whole number", "number": "a number", "boolean": "true or false"}
+_ARTICLES |= {"array": "a list", "object": "an object", "null": "null"}
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is expected, and the JSON schema of each tool's arguments (none where the rows have no schemas)."""
+
+    expected: tuple[Call, ...]
+    schemas: Mapping[str, Mapping[str, Any]]
+    ordered: bool = False
+
+
+def same(left: Any, right: Any) -> bool:
+    """Whether two JSON values are equal as the module says."""
+    if isinstance(left, bool) or isinstance(right, bool):
+        return left is right
+    if isinstance(left, int | float) and isinstance(right, int | float):
+        return left == right
+    if isinstance(left, str) and isinstance(right, str):
+        return unicodedata.normalize("NFC", left) == unicodedata.normalize("NFC", right)
+    if isinstance(left, list) and isinstance(right, list):
+        return len(left) == len(right) and all(same(a, b) for a, b in zip(left, right, strict=True))
+    if isinstance(left, dict) and isinstance(right, dict):
+        return left.keys() == right.keys() and all(same(left[key], right[key]) for key in left)
+    return left is None and right is None
+
+
+def all_right(calls: Sequence[Call], case: Case) -> bool:
+    """Whether these are the expected calls: the same multiset, and in the same order where the case says so."""
+    partners = _pairs(calls, case)
+    exact = [j is not None and not _differences(calls[i], case.expected[j], case) for i, j in enumerate(partners)]
+    if len(calls) != len(case.expected) or not all(exact):
+        return False
+    return not case.ordered or partners == sorted(partners, key=lambda j: -1 if j is None else j)
+
+
+def merged_right(calls: Sequence[Call], case: Case) -> bool:
+    """The paper's rule: the same multiset of names, and equal inputs once all are merged into one object."""
+    if any(call.fault for call in calls) or Counter(c.name for c in calls) != Counter(c.name for c in case.expected):
+        return False
+    merged = [{k: v for call in side for k, v in call.arguments.items()} for side in (calls, case.expected)]
+    return same(*merged)
+
+
+def told(calls: Sequence[Call], case: Case, mode: str) -> str:
+    """Something about every call, and about those that are missing; expected values only in the mode `full`."""
+    partners = _pairs(calls, case)
+    lines = [
+        _sentence(f"{_label(i, call)}: {_of_call(call, None if j is None else case.expected[j], case, mode)}")
+        for i, (call, j) in enumerate(zip(calls, partners, strict=True))
+        if mode != "error_only" or call.fault or _violations(call, case)
+    ]
+    more = [f"{len(lines) - _LINES} more calls are not spoken about."] if len(lines) > _LINES else []
+    lines = lines[:_LINES] + more
+    if mode == "error_only":
+        return "\n".join(lines) or "The calls are well formed, but they are not the ones that the request needs."
+    return "\n".join(lines + _missing(partners, case, mode) + _order(partners, case, mode))
+
+
+def _pairs(calls: Sequence[Call], case: Case) -> list[int | None]:
+    """For each call the place of the expected call that it stands for: same name, fewest differences first."""
+    candidates = sorted(
+        (len(_differences(call, wanted, case)), i, j)
+        for i, call in enumerate(calls)
+        for j, wanted in enumerate(case.expected)
+        if call.name == wanted.name
+    )
+    partners: list[int | None] = [None] * len(calls)
+    taken: set[int] = set()
+    for _, i, j in candidates:
+        if partners[i] is None and j not in taken:
+            partners[i] = j
+            taken.add(j)
+    return partners
+
+
+def _differences(call: Call, wanted: Call, case: Case) -> list[str]:
+    """The arguments in which a call is not the wanted one; a fault is a difference in all of them."""
+    if call.fault:
+        return [*wanted.arguments, ""]
+    schema = case.schemas.get(call.name, {})
+    ours, theirs = _complete(call.arguments, schema), _complete(wanted.arguments, schema)
+    return [name for name in {**theirs, **ours} if not _agree(name, ours, theirs)]
+
+
+def _agree(name: str, ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> bool:
+    return name in ours and name in theirs and same(ours[name], theirs[name])
+
+
+def _complete(arguments: Mapping[str, Any], schema: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments with defaults for what is left out, and without optional ones that are null."""
+    required = schema.get("required", ())
+    given = {name: value for name, value in arguments.items() if value is not None or name in required}
+    defaults = {n: p["default"] for n, p in schema.get("properties", {}).items() if p.get("default") is not None}
+    return {**defaults, **given}
+
+
+def _violations(call: Call, case: Case) -> dict[str, str]:
+    """What the tool itself would refuse: by argument, `` for the call as a whole."""
+    if not case.schemas:
+        return {}
+    if call.name not in case.schemas:
+        near = get_close_matches(call.name, case.schemas, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"the tools are {', '.join(case.schemas)}"
+        return {"": f"there is no such tool; {hint.rstrip('?')}"}
+    schema = case.schemas[call.name]
+    properties = schema.get("properties", {})
+    given = {n: v for n, v in call.arguments.items() if v is not None or n in schema.get("required", ())}
+    found = {n: f"the required argument {n} is missing" for n in schema.get("required", ()) if n not in given}
+    for name, value in given.items():
+        wrong = _refused(name, value, properties)
+        if wrong:
+            found[name] = wrong
+    return found
+
+
+def _refused(name: str, value: Any, properties: Mapping[str, Any]) -> str:
+    """Why a schema refuses one argument; blank when it doesn't."""
+    shown = _named(name)
+    if name not in properties:
+        near = get_close_matches(name, properties, n=1)
+        return f"the tool has no argument {shown}" + (f" (did you mean {near[0]}?)" if near else "")
+    wanted = properties[name].get("type")
+    types = wanted if isinstance(wanted, list) else [wanted]
+    if all(t in _TYPES for t in types) and not any(_fits(value, t) for t in types):
+        return f"{shown} must be {' or '.join(_ARTICLES[t] for t in types)}, not {_kind(value)}"
+    choices = properties[name].get("enum")
+    if choices and not any(same(value, choice) for choice in choices):
+        return f"{shown} must be one of {', '.join(map(_value, choices))}, not {_value(value)}"
+    return ""
+
+
+def _fits(value: Any, wanted: str) -> bool:
+    if isinstance(value, bool):
+        return wanted == "boolean"
+    whole = not isinstance(value, float) or value.is_integer()
+    return isinstance(value, _TYPES[wanted]) and (wanted != "integer" or whole)
+
+
+def _kind(value: Any) -> str:
+    return f"the number {_value(value)}" if kind(value) == "a number" else kind(value)
+
+
+def _of_call(call: Call, wanted: Call | None, case: Case, mode: str) -> str:
+    """One call in words: what its tool refuses, then what is right, wrong, missing or not needed."""
+    if call.fault:
+        return call.fault
+    refused = _violations(call, case)
+    if "" in refused:
+        return refused[""]
+    if wanted is None:
+        surplus = any(call.name == expected.name for expected in case.expected)
+        verdict = "this call is one too many" if surplus else "this tool is not needed here"
+        return "; ".join([verdict, *refused.values()])
+    if mode == "error_only":
+        return "; ".join(refused.values())
+    schema = case.schemas.get(call.name, {})
+    ours, theirs = _complete(call.arguments, schema), _complete(wanted.arguments, schema)
+    if not _differences(call, wanted, case):
+        return "right"
+    names = [*call.arguments, *(name for name in [*refused, *theirs] if name not in call.arguments)]
+    said = []
+    for name in dict.fromkeys(names):
+        left_out = ", which is its default" if name not in call.arguments else ""
+        said.append(_of_argument(name, ours, theirs, refused.get(name, ""), mode, left_out))
+    return "; ".join(part for part in said if part)
+
+
+def _of_argument(
+    name: str, ours: Mapping[str, Any], theirs: Mapping[str, Any], refused: str, mode: str, left_out: str
+) -> str:
+    expected = f", expected {_value(theirs[name])}" if mode == "full" and name in theirs else ""
+    if refused:
+        return refused + expected
+    if _agree(name, ours, theirs):
+        return "" if left_out else f"{_named(name)} is right"
+    if name not in ours:
+        return f"the argument {_named(name)} is missing{expected}" if name in theirs else ""
+    if name not in theirs:
+        return f"{_named(name)} is not needed here"
+    return f"{_named(name)} has the wrong value {_value(ours[name])}{left_out}{expected}"
+
+
+def _missing(partners: Sequence[int | None], case: Case, mode: str) -> list[str]:
+    missing = [case.expected[j] for j in range(len(case.expected)) if j not in partners]
+    if not missing:
+        return []
+    count = "A call is missing" if len(missing) == 1 else f"{len(missing)} calls are missing"
+    if mode != "full":
+        needed = "1 call" if len(case.expected) == 1 else f"{len(case.expected)} calls"
+        return [f"{count}: the request needs {needed}."]
+    return [_sentence(f"{count}: {'; '.join(f'{call.name} {_value(call.arguments, _WHOLE)}' for call in missing)}")]
+
+
+def _order(partners: Sequence[int | None], case: Case, mode: str) -> list[str]:
+    places = [j for j in partners if j is not None]
+    if not case.ordered or places == sorted(places):
+        return []
+    order = f" They belong in the order {', '.join(call.name for call in case.expected)}." if mode == "full" else ""
+    return [f"The calls stand in the wrong order.{order}"]
+
+
+def _label(index: int, call: Call) -> str:
+    return f"Call {index + 1}, {_named(call.name)}" if call.name else f"Call {index + 1}"
+
+
+def _named(name: str) -> str:
+    """A name as it is where it is a plain one, else quoted."""
+    return name if name.replace("_", "").isalnum() and len(name) <= _SHOWN else _value(name)
+
+
+def _value(value: Any, limit: int = _SHOWN) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+def _sentence(text: str) -> str:
+    return text if text.endswith("...") else f"{text}."

@@ -1,0 +1,118 @@
+"""Tool use: the model writes calls, and they must be the ones that the request needs. Nothing is called."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from sdpo_mlx.config import TaskConfig
+from sdpo_mlx.core.errors import ConfigError
+from sdpo_mlx.tasks.base import Split
+from sdpo_mlx.tasks.data.sources import collect_rows
+from sdpo_mlx.tasks.dataset import feedback_mode, in_split, load_problems, with_splits
+from sdpo_mlx.tasks.tools.formats import problems_from_row, schemas_of
+from sdpo_mlx.tasks.tools.grade import FEEDBACK_MODES, Case, all_right, merged_right, told
+from sdpo_mlx.tasks.tools.parse import Call, Form, read_calls
+from sdpo_mlx.types import Feedback, FeedbackKind, Problem
+
+VARIANTS = ("", "json", "paper")
+_CUT_OFF = "The answer was cut off because it was too long; write the calls at once, and nothing else."
+_WANTED = {
+    "actions": "each call is a line `Action: NAME` and a line `Action Input: {...}` with its arguments as JSON",
+    "json": 'each call is JSON with a name and its arguments, such as {"name": "NAME", "arguments": {...}}',
+}
+
+
+class ToolsTask:
+    """Call the right tools with the right arguments.
+
+    The variant `` asks for `Action:` lines, `json` for the JSON calls of the model's own chat template, `paper`
+    for `Action:` lines judged by the paper's looser rule: the same names, and equal inputs once merged.
+    """
+
+    description = "requests to answer with tool calls"
+    feedback_modes: tuple[str, ...] = FEEDBACK_MODES
+
+    def __init__(self, cfg: TaskConfig | None = None, variant: str = "") -> None:
+        """`cfg.data`: rows as `tools_rows.py` says, None for the shipped problems.
+
+        Raises ConfigError for an unknown mode or variant, DataError for bad rows.
+        """
+        cfg = cfg or TaskConfig(name="tools")
+        if variant not in VARIANTS:
+            fix = f"choose one of {', '.join(f'tools:{name}' if name else 'tools' for name in VARIANTS)}"
+            raise ConfigError(f"no variant {variant!r} of task tools", where="task.name", fix=fix)
+        self.name = f"tools:{variant}" if variant else "tools"
+        self.feedback = feedback_mode("tools", cfg.feedback, FEEDBACK_MODES)
+        self.form: Form = "json" if variant == "json" else "actions"
+        self._merged = variant == "paper"
+        self._problems = self._load(cfg)
+
+    def problems(self, split: Split) -> Sequence[Problem]:
+        """The rows of one split, in the file's order."""
+        return in_split(self._problems, split)
+
+    def grade(self, problem: Problem, text: str, *, truncated: bool = False) -> Feedback:
+        """Reward 1 for exactly the expected calls, else 0 and what differs."""
+        case = case_of(problem)
+        calls = read_calls(text, self.form)
+        if all_right(calls, case) or (self._merged and merged_right(calls, case)):
+            return Feedback(1.0, True, "", "pass")
+        said = told(calls, case, self.feedback) if calls else self._no_call(text)
+        faulty = not calls or any(call.fault for call in calls)
+        return self._failed("invalid" if faulty else "wrong", f"{said}\n{_CUT_OFF}" if truncated else said)
+
+    def solution(self, problem: Problem) -> str:
+        """The expected calls as an answer writes them, for checks of the task."""
+        calls = problem.private["expected"]
+        if self.form == "json":
+            return "\n".join(f"<tool_call>\n{_written(call)}\n</tool_call>" for call in calls)
+        return "\n".join(f"Action: {call['name']}\nAction Input: {_written(call['arguments'])}" for call in calls)
+
+    def _no_call(self, text: str) -> str:
+        other: Form = "actions" if self.form == "json" else "json"
+        what = "No tool call was found" if not read_calls(text, other) else "The calls are not written as asked"
+        return f"{what}: {_WANTED[self.form]}."
+
+    def _failed(self, kind: FeedbackKind, text: str) -> Feedback:
+        return Feedback(0.0, False, "" if self.feedback == "none" else text, kind)
+
+    def _load(self, cfg: TaskConfig) -> list[Problem]:
+        if cfg.data is None:
+            problems = load_problems(cfg, "tools/problems.jsonl", lambda row, where: self._parsed(row, where)[0])
+            return self._referenced(problems)
+        found = collect_rows(cfg.data, self._parsed, cfg.on_error).items
+        return self._referenced(with_splits(_told_apart([problem for problems in found for problem in problems])))
+
+    def _referenced(self, problems: Sequence[Problem]) -> list[Problem]:
+        """The expected calls as the answer that a self-teacher may be shown."""
+        return [replace(problem, reference=self.solution(problem)) for problem in problems]
+
+    def _parsed(self, row: dict[str, Any], where: str) -> list[Problem]:
+        return problems_from_row(row, where, self.form)
+
+
+def case_of(problem: Problem) -> Case:
+    """What a problem expects, as the judge takes it."""
+    private = problem.private
+    expected = tuple(Call(call["name"], call["arguments"]) for call in private["expected"])
+    schemas = schemas_of(problem.tools) if problem.tools else private.get("schemas", {})
+    return Case(expected, schemas, private["ordered"])
+
+
+def _written(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _told_apart(problems: Sequence[Problem]) -> list[Problem]:
+    """Ids made unique: public files repeat questions and names of tools."""
+    seen: Counter[str] = Counter()
+    unique = []
+    for problem in problems:
+        seen[problem.id] += 1
+        count = seen[problem.id]
+        unique.append(problem if count == 1 else replace(problem, id=f"{problem.id}#{count}"))
+    return unique

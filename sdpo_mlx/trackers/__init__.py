@@ -1,1 +1,0 @@
-"""Trackers that hear what `events.jsonl` is told: TensorBoard, Weights & Biases, trackio, MLflow."""

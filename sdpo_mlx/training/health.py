@@ -1,0 +1,172 @@
+"""Is this run still worth its time? Pure state that turns the steps' outcomes into warnings and stops."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from sdpo_mlx.backends.base import Update
+from sdpo_mlx.core.errors import DataError, DivergedError, SdpoError
+from sdpo_mlx.types import DistillSample, RolloutGroup, Skip
+
+BARREN_STEPS = 5
+NON_FINITE_STEPS = 5
+GRADER_ERRORS_IN_A_ROW = 20
+GRADER_WINDOW, GRADER_ENOUGH, GRADER_SHARE = 256, 100, 0.10
+PROMPTS_ENOUGH, TOO_LONG_SHARE = 40, 0.05
+TEACHER_ENOUGH, TEACHER_NEEDED = 24, 0.5  # the teacher's answers, and the student's success from which it needs none
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What to tell, and the error to raise (after saving) where the run should end."""
+
+    warnings: tuple[str, ...] = ()
+    stop: SdpoError | None = None
+
+
+@dataclass
+class Watch:
+    """Counters over steps; `to_dict` goes into the checkpoint so that resuming warns exactly the same."""
+
+    barren: int = 0
+    barren_rollouts: int = 0
+    barren_feedback: int = 0
+    warned_barren: bool = False
+    non_finite: int = 0
+    non_finite_total: int = 0
+    grader_in_a_row: int = 0
+    grader_window: list[int] = field(default_factory=list)  # 1: the grader failed; the latest is last
+    grader_said: str = ""  # the latest failure's first line
+    prompts: int = 0
+    prompts_too_long: int = 0
+    teacher_answers: int = 0
+    teacher_right: float = 0.0
+    student_right: float = 0.0
+    warned_teacher: bool = False
+
+    def observe(
+        self,
+        groups: Sequence[RolloutGroup],
+        samples: Sequence[DistillSample],
+        skips: Sequence[Skip],
+        update: Update | None,
+    ) -> Verdict:
+        """Take in one step; `update` is None where there was nothing to learn from.
+
+        `skips` include the prompts that were too long to be sampled at all.
+        """
+        warnings = (*self._see_update(update), *self._see_signal(groups, samples))
+        self._see_grades(groups)
+        self._see_lengths(groups, skips)
+        stop = self._stop(update)
+        if stop is not None:
+            self._forget()
+        return Verdict(warnings, stop)
+
+    def compare(self, found: Mapping[str, float]) -> tuple[str, ...]:
+        """Take in how often self-teacher and student were right; a warning, once a run, where it is no better."""
+        answers = int(found.get("teacher/answers", 0))
+        if not answers:
+            return ()
+        self.teacher_answers += answers
+        self.teacher_right += found["teacher/success"] * answers
+        self.student_right += found["teacher/student"] * answers
+        better = self.teacher_right > self.student_right or self.student_right >= TEACHER_NEEDED * self.teacher_answers
+        if self.warned_teacher or better or self.teacher_answers < TEACHER_ENOUGH:
+            return ()
+        self.warned_teacher = True
+        told, alone = self.teacher_right / self.teacher_answers, self.student_right / self.teacher_answers
+        return (
+            f"the self-teacher is right no more often than the student ({100 * told:.0f} % of {self.teacher_answers} "
+            f"answers, {100 * alone:.0f} % without its context): what it reads does not help it; look at it with "
+            "`sdpo rollout`, let task.feedback say more, try objective.kind: hybrid, or a larger model",
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The counters as JSON holds them."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, counters: Mapping[str, Any]) -> Watch:
+        """What `to_dict` gave; names of another version are left out."""
+        known = {each.name for each in fields(cls)}
+        return cls(**{name: value for name, value in counters.items() if name in known})
+
+    def _see_update(self, update: Update | None) -> tuple[str, ...]:
+        if update is None or not (update.non_finite or update.reason == "non_finite"):
+            self.non_finite = 0
+            return ()
+        self.non_finite += 1
+        self.non_finite_total += 1
+        named = f" (problems {', '.join(update.non_finite[:5])})" if update.non_finite else ""
+        return (
+            f"loss or gradient was not finite{named}: the update was left out, "
+            f"{self.non_finite} in a row, {self.non_finite_total} in all",
+        )
+
+    def _see_signal(self, groups: Sequence[RolloutGroup], samples: Sequence[DistillSample]) -> tuple[str, ...]:
+        """A warning, once a run, when steps in a row gave nothing to learn from."""
+        if any(sample.distil_weight or sample.policy_weight for sample in samples):
+            self.barren = self.barren_rollouts = self.barren_feedback = 0
+            return ()
+        self.barren += 1
+        self.barren_rollouts += sum(len(group.feedback) for group in groups)
+        self.barren_feedback += sum(bool(each.text.strip()) for group in groups for each in group.feedback)
+        if self.warned_barren or self.barren < BARREN_STEPS:
+            return ()
+        self.warned_barren = True
+        successes = sum(each.success for group in groups for each in group.feedback)
+        return (
+            f"nothing could be learned in {self.barren} steps in a row: {self.barren_rollouts} rollouts, "
+            f"{self.barren_feedback} with feedback from the environment, {successes} successes in the last step; "
+            "try easier problems, a task.feedback that says more, a larger rollout.group_size, "
+            "or objective.kind: hybrid",
+        )
+
+    def _see_grades(self, groups: Sequence[RolloutGroup]) -> None:
+        for each in (each for group in groups for each in group.feedback):
+            failed = each.kind == "grader_error"
+            self.grader_said = each.text.partition("\n")[0] if failed else self.grader_said
+            self.grader_in_a_row = self.grader_in_a_row + 1 if failed else 0
+            self.grader_window.append(int(failed))
+            if self.grader_in_a_row >= GRADER_ERRORS_IN_A_ROW:
+                break  # later luck must not hide the row
+        del self.grader_window[:-GRADER_WINDOW]
+
+    def _see_lengths(self, groups: Sequence[RolloutGroup], skips: Sequence[Skip]) -> None:
+        too_long = {skip.problem_id for skip in skips if skip.reason == "too_long"}
+        self.prompts += len({group.problem.id for group in groups} | too_long)
+        self.prompts_too_long += len(too_long)
+
+    def _forget(self) -> None:
+        """A run that is resumed after a stop has been mended and starts with a clean record."""
+        self.non_finite = self.grader_in_a_row = self.prompts = self.prompts_too_long = 0
+        self.grader_window = []
+
+    def _stop(self, update: Update | None) -> SdpoError | None:
+        if self.non_finite >= NON_FINITE_STEPS:
+            names = ", ".join(update.non_finite[:5]) if update else ""
+            return DivergedError(
+                f"loss or gradient was not finite in {self.non_finite} steps in a row",
+                where=f"problems {names}" if names else "",
+                fix="lower train.learning_rate or train.clip_norm; the state before is saved",
+            )
+        failures, seen = sum(self.grader_window), len(self.grader_window)
+        if self.grader_in_a_row >= GRADER_ERRORS_IN_A_ROW:
+            return _grader_stop(f"the grader failed {self.grader_in_a_row} times in a row", self.grader_said)
+        if seen >= GRADER_ENOUGH and failures > GRADER_SHARE * seen:
+            return _grader_stop(f"the grader failed on {failures} of the last {seen} answers", self.grader_said)
+        if self.prompts >= PROMPTS_ENOUGH and self.prompts_too_long > TOO_LONG_SHARE * self.prompts:
+            return DataError(
+                f"{self.prompts_too_long} of {self.prompts} prompts were too long",
+                fix="take out the long problems, raise teacher.max_context_tokens, "
+                "or choose a model with a longer context",
+            )
+        return None
+
+
+def _grader_stop(what: str, said: str) -> DataError:
+    fix = "mend it, try it with `sdpo tasks check`, and run the same command to go on"
+    return DataError(f"{what}, the last time with {said}", fix=fix)

@@ -1,0 +1,97 @@
+"""What the documents say is so: commands run, numbers come out again, links lead somewhere, settings exist."""
+
+from __future__ import annotations
+
+import io
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from paths import ROOT
+from sdpo_cli.main import run
+from tables import filled
+
+from sdpo_mlx.config import Config
+from sdpo_mlx.objective import divergence
+
+PAGES = sorted([*(ROOT / "docs").glob("*.md"), ROOT / "README.md"])
+SMALL = {
+    "train": ["--plain", "--steps", "1", "--set", "eval.problems=2", "--set", "rollout.problems_per_step=2"],
+    "eval": ["--problems", "1"],
+}
+
+
+def commands(page: Path) -> list[str]:
+    blocks = re.findall(r"^```sh\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    return [line for block in blocks for line in block.splitlines() if line.strip()]
+
+
+def test_every_command_of_the_tutorial_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As they stand, one after the other; training and evaluation made short."""
+    monkeypatch.chdir(tmp_path)
+    said = commands(ROOT / "docs" / "tutorial.md")
+    assert len(said) >= 10
+    for line in said:
+        before, _, piped = line.rpartition(" | ")
+        words = shlex.split(piped)
+        if words[0] == "cd":
+            monkeypatch.chdir(words[1])
+            continue
+        if before:
+            typed = io.TextIOWrapper(io.BytesIO(shlex.split(before)[1].encode()))
+            monkeypatch.setattr("sys.stdin", typed)
+        assert words[0] == "sdpo"
+        assert run([*words[1:], *SMALL.get(words[1], [])]) == 0, line
+
+
+def test_the_worked_example_has_the_numbers_of_the_formulas() -> None:
+    page = (ROOT / "docs" / "how-it-works.md").read_text(encoding="utf-8").replace("\N{MINUS SIGN}", "-")
+    rows = re.findall(r"^\| ([\d.]+) \| ([\d.]+) \| ([-\d.]+), ([-\d.]+), ([-\d.]+) \|$", page, re.MULTILINE)
+    p, q = np.array([[0.7, 0.2, 0.1]]), np.array([[0.1, 0.8, 0.1]])
+    assert [row[0] for row in rows] == ["0", "0.5", "1"]
+    for alpha, value, *gradient in rows:
+        found, on_logp = divergence(np.log(p), np.log(q), float(alpha))
+        on_logits = on_logp - p * on_logp.sum()
+        assert found[0] == pytest.approx(float(value), abs=5e-5)
+        assert on_logits[0] == pytest.approx([float(x) for x in gradient], abs=5e-5)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if target.startswith(("http", "mailto:")):
+            continue
+        path, _, anchor = target.partition("#")
+        file = page.parent / path if path else page
+        assert file.exists(), f"{page.name}: {target}"
+        if anchor:
+            heads = re.findall(r"^#+ (.*)$", file.read_text(encoding="utf-8"), re.MULTILINE)
+            assert anchor in {re.sub(r"[^\w -]", "", head.lower()).replace(" ", "-") for head in heads}, target
+
+
+def keys(model: Any, prefix: str = "") -> set[str]:
+    found = set()
+    for name, field in model.model_fields.items():
+        inner = field.annotation if hasattr(field.annotation, "model_fields") else None
+        found |= {prefix + name} | (keys(inner, f"{prefix}{name}.") if inner else set())
+    return found
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_setting_that_is_named_exists(page: Path) -> None:
+    sections = "|".join(Config.model_fields)
+    named = re.findall(rf"`(?:--set )?((?:{sections})\.[a-z_.]+)(?:[=:][^`]*)?[` ]", page.read_text(encoding="utf-8"))
+    known = keys(Config)
+    assert [name for name in named if name not in known and not name.endswith((".py", ".json", ".png", ".jsonl"))] == []
+
+
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if "<!-- table:" in page.read_text()], ids=lambda page: page.name
+)
+def test_tables_hold_the_figures_that_were_measured(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    assert filled(text) == text, "run: python benchmarks/tables.py"

@@ -1,0 +1,53 @@
+"""The examples run as a reader would run them, and something is really learned."""
+
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+from paths import EXAMPLES
+
+pytest.importorskip("mlx.core", reason="the examples train on mlx")
+
+
+def run(script: str, *arguments: str) -> str:
+    """The standard output of one example; its exit code must be 0."""
+    done = subprocess.run(
+        [sys.executable, str(EXAMPLES / script), *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def figures(output: str, label: str) -> list[float]:
+    """The number behind each occurrence of a label."""
+    return [float(number) for number in re.findall(rf"{label}\s+([\d.]+)", output)]
+
+
+def test_minimal_loop_raises_the_held_out_score_within_six_steps() -> None:
+    output = run("minimal_loop.py", "--steps", "6", "--held-out", "24")
+    (before,), (after,) = figures(output, "before:"), figures(output, "after:")
+    assert len(figures(output, "success")) == 6
+    assert all(count > 0 for count in figures(output, "learned from"))
+    assert 0 < before < 0.35
+    assert after > before + 0.15
+
+
+def test_minimal_loop_changes_nothing_without_steps() -> None:
+    output = run("minimal_loop.py", "--steps", "0", "--held-out", "8")
+    assert figures(output, "before:") == figures(output, "after:")
+
+
+def test_minimal_loop_stays_within_its_200_lines() -> None:
+    assert len((EXAMPLES / "minimal_loop.py").read_text(encoding="utf-8").splitlines()) <= 200
+
+
+def test_own_task_is_learned_within_six_steps() -> None:
+    rates = figures(run("own_task.py", "--steps", "6"), "success")
+    assert len(rates) == 6
+    assert max(rates[-2:]) > rates[0] + 0.3

@@ -1,0 +1,314 @@
+"""Adapters travel: to PEFT and back without losing a bit, fused into their base with a measured loss."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from runs_made import settings, trained
+from test_cli import sdpo
+
+from sdpo_mlx.core.errors import ConfigError, StorageError
+from sdpo_mlx.models.resolve import resolve
+from sdpo_mlx.runs.export.formats import export_fused, export_gguf_lora, export_mlx, export_peft
+from sdpo_mlx.runs.export.peft import CONFIG, WEIGHTS, from_peft, read_peft, to_peft
+from sdpo_mlx.runs.folder import RunFolder
+
+KINDS: dict[str, dict[str, Any]] = {
+    "lora": {"kind": "lora", "rank": 8, "scale": 2.0},
+    "dora": {"kind": "dora", "rank": 4, "scale": 1.5},
+    "last block": {"kind": "lora", "rank": 4, "layers": 1, "keys": ["self_attn.q_proj", "mlp.down_proj"]},
+}
+LEARNS = {"steps": 3, "eval_every": 0, "learning_rate": 2e-2}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A short run of each kind; its last student is its adapter, so that there is something to export."""
+    made = {}
+    for name, adapter in KINDS.items():
+        made[name] = tmp_path_factory.mktemp("runs") / name.replace(" ", "-")
+        cfg = settings(model={"name": "tiny", "adapter": adapter}, train=LEARNS)
+        trained(made[name], cfg)
+        RunFolder(made[name]).write_config(cfg)
+        stir(made[name])
+    return made
+
+
+def stir(run: Path) -> None:
+    """Make the adapter's part in the answers large enough to be seen."""
+    folder = RunFolder(run)
+    arrays, config = folder.load_adapter()
+    rng = np.random.default_rng(0)
+    moved = {n: (a + 0.05 * rng.standard_normal(a.shape)).astype(np.float32) for n, a in arrays.items()}
+    folder.save_adapter(moved, config)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_adapter_comes_back_from_peft_bit_for_bit(runs: dict[str, Path], kind: str, tmp_path: Path) -> None:
+    export_peft(runs[kind], tmp_path / "peft")
+    export_mlx(tmp_path / "peft", "tiny", tmp_path / "back")
+    (ours, config), (back, other) = (RunFolder(path).load_adapter() for path in (runs[kind], tmp_path / "back"))
+    assert ours.keys() == back.keys()
+    for name, array in ours.items():
+        np.testing.assert_array_equal(array, back[name])
+    assert config["fine_tune_type"] == other["fine_tune_type"]
+    assert other["num_layers"] == config["num_layers"]
+    for key in ("rank", "scale", "dropout"):
+        assert other["lora_parameters"][key] == config["lora_parameters"][key]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_mlx_lm_loads_the_run_and_what_came_back_alike(runs: dict[str, Path], kind: str, tmp_path: Path) -> None:
+    export_peft(runs[kind], tmp_path / "peft")
+    export_mlx(tmp_path / "peft", "tiny", tmp_path / "back")
+    np.testing.assert_array_equal(logits_by_mlx_lm(runs[kind]), logits_by_mlx_lm(tmp_path / "back"))
+
+
+def logits_by_mlx_lm(adapter: Path | None, base: Path | None = None) -> Any:
+    import sdpo_mlx.backends.mlx  # noqa: F401  loads the BLAS first
+    import mlx.core as mx  # isort: skip
+    from mlx_lm.tuner.utils import load_adapters  # isort: skip
+    from mlx_lm.utils import load_model  # isort: skip
+
+    model, _ = load_model(base or resolve("tiny").path)
+    model.set_dtype(mx.float32)
+    if adapter is not None:
+        model = load_adapters(model, str(adapter))
+        model.eval()
+    return np.array(model(mx.array(positions())).astype(mx.float32))
+
+
+def positions() -> Any:
+    """200 positions that are no prompt of the task."""
+    return np.random.default_rng(3).integers(4, 600, size=(4, 50))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_fused_model_says_the_same_and_what_it_lost(runs: dict[str, Path], kind: str, tmp_path: Path) -> None:
+    made = export_fused(runs[kind], tmp_path / "fused")
+    assert made.figures["kind"] == "plain"
+    assert made.figures["adapter"] > 10 * made.figures["lost"] >= 0
+    assert made.warnings == ()
+    fused, wanted = logits_by_mlx_lm(None, tmp_path / "fused"), logits_by_mlx_lm(runs[kind])
+    assert np.abs(fused - wanted).max() < 0.05  # the embedded weights are stored in 16 bits
+    assert (fused.argmax(-1) == wanted.argmax(-1)).mean() > 0.97
+
+
+def test_fused_model_can_be_evaluated_like_any_other(runs: dict[str, Path], tmp_path: Path) -> None:
+    export_fused(runs["lora"], tmp_path / "fused")
+    words = (
+        "eval",
+        str(tmp_path / "fused"),
+        "--task",
+        "tiny",
+        "--problems",
+        "2",
+        "--samples",
+        "1",
+        "--json",
+        "--no-cache",
+    )
+    code, out, _ = sdpo(*words)
+    assert code == 0
+    assert 0 <= json.loads(out)["score"] <= 1
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"peft_type": "IA3"}, "IA3"),
+        ({"rank_pattern": {"q_proj": 2}}, "rank_pattern"),
+        ({"use_rslora": True}, "use_rslora"),
+    ],
+)
+def test_adapter_that_mlx_lm_has_no_form_of_is_refused(
+    runs: dict[str, Path], change: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    export_peft(runs["lora"], tmp_path / "peft")
+    config = json.loads((tmp_path / "peft" / CONFIG).read_text())
+    (tmp_path / "peft" / CONFIG).write_text(json.dumps({**config, **change}))
+    with pytest.raises(ConfigError, match=said):
+        export_mlx(tmp_path / "peft", "tiny", tmp_path / "back")
+    assert not (tmp_path / "back").exists()
+
+
+def test_adapter_of_the_first_blocks_alone_is_refused(runs: dict[str, Path]) -> None:
+    tensors, config = to_peft(*RunFolder(runs["last block"]).load_adapter(), "base")
+    moved = {name.replace(".layers.2.", ".layers.0."): array for name, array in tensors.items()}
+    with pytest.raises(ConfigError, match="last blocks"):
+        from_peft(moved, config, 3)
+
+
+def test_mistakes_end_in_one_line_and_leave_nothing(runs: dict[str, Path], tmp_path: Path) -> None:
+    run = str(runs["lora"])
+    (tmp_path / "there").mkdir()
+    for words, code, said in (
+        (("export", run, "--to", "peft", "--out", str(tmp_path / "there")), 2, "is there already"),
+        (("export", str(tmp_path / "absent"), "--to", "peft"), 5, "no adapter"),
+        (("export", str(tmp_path / "absent"), "--to", "mlx", "--model", "tiny"), 5, "no PEFT adapter"),
+        (("export", run, "--to", "mlx"), 2, "--model"),
+        (("export", run, "--to", "gold"), 2, "gold"),
+        (("export", run, "--to", "gguf"), 2, "way of cutting"),  # the embedded model's own tokenizer
+        (("export", str(runs["dora"]), "--to", "gguf-lora"), 2, "plain LoRA"),
+    ):
+        found, _, err = sdpo(*words)
+        assert (found, len(err.strip().splitlines())) == (code, 1), err
+        assert said in err
+    assert not list(runs["lora"].parent.glob("*-gguf*"))
+
+
+def test_pickles_are_not_read(tmp_path: Path) -> None:
+    (tmp_path / "adapter_model.bin").write_bytes(b"\x80\x04.")
+    (tmp_path / CONFIG).write_text("{}")
+    with pytest.raises(StorageError, match=WEIGHTS):
+        read_peft(tmp_path)
+
+
+def test_full_weights_are_no_adapter() -> None:
+    with pytest.raises(ConfigError, match="--to fused"):
+        to_peft({}, {"fine_tune_type": "full"}, "base")
+
+
+PROGRAM = "import sys; import sdpo_mlx.backends.mlx; from mlx_lm.cli import main; main()"
+
+
+def mlx_lm(*words: str, said: str = "") -> str:
+    """One of mlx-lm's own commands with something on its stdin; its exit code must be 0."""
+    command = [sys.executable, "-c", PROGRAM, *words]
+    done = subprocess.run(command, input=said, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-500:]
+    return done.stdout
+
+
+def test_mlx_lms_own_commands_take_the_run_folder_as_it_is(runs: dict[str, Path], tmp_path: Path) -> None:
+    base = str(resolve("tiny").path)
+    common = ("--model", base, "--adapter-path", str(runs["lora"]))
+    said = mlx_lm("generate", *common, "--prompt", "Write f(x): square, behead", "--max-tokens", "8", "--temp", "0")
+    assert "==========" in said
+    mlx_lm("fuse", *common, "--save-path", str(tmp_path / "fused"))
+    export_fused(runs["lora"], tmp_path / "ours")
+    np.testing.assert_array_equal(logits_by_mlx_lm(None, tmp_path / "fused"), logits_by_mlx_lm(None, tmp_path / "ours"))
+
+
+def test_mlx_lms_chat_speaks_with_the_adapter(runs: dict[str, Path]) -> None:
+    common = ("--model", str(resolve("tiny").path), "--adapter-path", str(runs["lora"]))
+    question = "Write f(x): square, behead"
+    wanted = mlx_lm("generate", *common, "--prompt", question, "--max-tokens", "8", "--temp", "0").split("==========")[
+        1
+    ]
+    chatted = mlx_lm("chat", *common, "--max-tokens", "8", "--temp", "0", said=f"{question}\nq\n")
+    assert wanted.strip() in chatted
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_quantised_base_is_fused_either_way_and_the_loss_is_said(again: bool, tmp_path: Path) -> None:
+    base = quantised_tiny(tmp_path / "base")
+    cfg = settings(model={"name": str(base), "adapter": KINDS["lora"]}, train=LEARNS)
+    trained(tmp_path / "run", cfg)
+    RunFolder(tmp_path / "run").write_config(cfg)
+    stir(tmp_path / "run")
+    made = export_fused(tmp_path / "run", tmp_path / "fused", quantised=again)
+    assert made.figures["kind"] == ("re-quantised" if again else "dequantised")
+    config = json.loads((tmp_path / "fused" / "config.json").read_text())
+    assert ("quantization" in config) is again
+    fused = logits_by_mlx_lm(None, tmp_path / "fused")
+    wanted = logits_by_mlx_lm(tmp_path / "run", base)
+    share = 0.9 if again else 0.97  # eight bits a weight against sixteen
+    assert (fused.argmax(-1) == wanted.argmax(-1)).mean() > share
+    assert made.figures["lost"] < made.figures["adapter"]
+
+
+def quantised_tiny(out: Path) -> Path:
+    """The embedded model in eight bits a weight."""
+    import sdpo_mlx.backends.mlx  # noqa: F401  loads the BLAS first
+    from mlx_lm.utils import load_model, quantize_model, save_config, save_model  # isort: skip
+
+    base = resolve("tiny").path
+    model, config = load_model(base)
+    model, config = quantize_model(model, config, group_size=32, bits=8)
+    out.mkdir()
+    save_model(out, model)
+    save_config(config, out / "config.json")
+    for file in base.iterdir():
+        if file.suffix in (".json", ".jinja") and not (out / file.name).exists():
+            shutil.copyfile(file, out / file.name)
+    return out
+
+
+# ---- what to type next
+
+
+def test_next_steps_name_what_is_there_and_mlx_lm_takes_them(runs: dict[str, Path], tmp_path: Path) -> None:
+    from mlx_lm.fuse import parse_arguments
+    from mlx_lm.generate import setup_arg_parser
+
+    run, odd = runs["lora"], tmp_path / "with space"
+    made = {
+        "peft": export_peft(run, odd / "peft"),
+        "mlx": export_mlx(odd / "peft", "tiny", odd / "mlx"),
+        "fused": export_fused(run, odd / "fused"),
+    }
+    for each in made.values():
+        words = shlex.split(each.next_steps.get("mlx-lm", "mlx_lm.generate --model x --prompt y"))
+        assert words[0] == "mlx_lm.generate"
+        known = setup_arg_parser().parse_args(words[1:])
+        assert known.model == "x" or Path(known.model).is_dir()
+        assert known.adapter_path is None or (Path(known.adapter_path) / "adapters.safetensors").is_file()
+    fuse = shlex.split(made["mlx"].next_steps["LM Studio"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", fuse)
+        assert Path(parse_arguments().adapter_path) == odd / "mlx"
+    served = shlex.split(made["peft"].next_steps["vllm"])
+    options = dict(zip(served[4::2], served[5::2], strict=True))
+    assert served[:2] == ["vllm", "serve"] and served[3] == "--enable-lora"  # noqa: PT018
+    assert Path(served[2]).is_dir()
+    assert options == {"--max-lora-rank": "8", "--lora-modules": f"lora={odd / 'peft'}"}
+    assert "--to fused" in export_peft(runs["dora"], odd / "dora").next_steps["vllm"]
+    program = shlex.split(made["peft"].next_steps["PEFT"])[2]
+    compile(program, "next", "exec")
+    assert repr(str(odd / "peft")) in program
+
+
+def test_our_own_next_steps_are_commands_of_ours(runs: dict[str, Path], tmp_path: Path) -> None:
+    made = [export_peft(runs["lora"], tmp_path / "peft"), export_fused(runs["lora"], tmp_path / "fused")]
+    ours = [line for each in made for line in each.next_steps.values() if line.startswith("sdpo ")]
+    assert len(ours) >= 4
+    for line in ours:
+        code, out, _ = sdpo(*shlex.split(line)[1:], "--help")
+        assert code == 0
+        assert all(word in out for word in shlex.split(line) if word.startswith("--"))
+
+
+def test_quantised_base_is_named_as_what_other_tools_cannot_read(tmp_path: Path) -> None:
+    base = quantised_tiny(tmp_path / "base")
+    cfg = settings(model={"name": str(base), "adapter": KINDS["lora"]}, train={**LEARNS, "steps": 1})
+    trained(tmp_path / "run", cfg)
+    RunFolder(tmp_path / "run").write_config(cfg)
+    code, out, err = sdpo("export", str(tmp_path / "run"), "--to", "peft", "--json")
+    assert code == 0
+    assert "MLX's own layout" in json.loads(out)["warnings"][0]
+    assert "vllm serve" in json.loads(out)["next"]["vllm"]
+    assert "warning:" in err
+
+
+def test_a_run_that_is_named_by_a_dot_keeps_its_name(
+    runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "mine"
+    shutil.copytree(runs["lora"], run)
+    monkeypatch.chdir(run)
+    code, out, _ = sdpo("export", ".", "--to", "peft", "--json")
+    assert code == 0
+    assert (tmp_path / "mine-peft" / "adapter_config.json").is_file()
+    assert "--lora-modules mine=" in json.loads(out)["next"]["vllm"]
+    made = export_gguf_lora(Path(), tmp_path / "gguf")
+    assert (tmp_path / "gguf" / "mine-lora.gguf").is_file()
+    assert "ollama create mine " in made.next_steps["Ollama"]

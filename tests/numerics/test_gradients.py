@@ -1,0 +1,180 @@
+"""Promise 17: loss and gradient of a step are the same on torch, on MLX and by the float64 oracle."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch", reason="torch is not installed: pip install -e '.[torch]'")
+pytest.importorskip("peft", reason="peft is not installed: pip install -e '.[torch]'")
+pytest.importorskip("mlx.core")
+
+from pairs_made import make_pair, torch_gradient
+from policies_made import assert_same_gradient, expected, found, make_samples, term_size
+from test_mlx_learning import AGGREGATIONS, CASES, SUPPORTS, TEACHERS
+
+from sdpo_mlx.config import ObjectiveConfig
+from sdpo_mlx.core.errors import ConfigError
+
+ARCHITECTURES = ("qwen3", "llama", "gemma3", "smollm2")
+PAIRS: dict[str, Any] = {}
+
+
+def pair(architecture: str, teacher: str = "ema") -> tuple[Any, Any]:
+    if architecture not in PAIRS:
+        PAIRS[architecture] = make_pair(architecture)
+    for policy in PAIRS[architecture]:
+        policy.teacher_cfg = policy.teacher_cfg.model_copy(update={"kind": teacher})
+    ours, theirs = PAIRS[architecture]
+    return ours, theirs
+
+
+def check(policies: tuple[Any, Any], samples: list[Any], objective: ObjectiveConfig, temperature: float = 1.0) -> None:
+    on_mlx, on_torch = policies
+    loss, grads = expected(on_mlx, samples, objective, temperature)
+    ours = found(on_mlx, samples, objective, temperature)
+    torch_loss, torch_grads = torch_gradient(on_torch, samples, objective, temperature)
+    # Terms of either sign may cancel: the rounding of their sum is relative to their size, not to what is left.
+    size = max(abs(loss), term_size(on_mlx, samples, objective, temperature))
+    assert torch_loss == pytest.approx(loss, rel=0, abs=1e-5 * size)
+    assert torch_loss == pytest.approx(ours.loss, rel=0, abs=1e-5 * size)
+    assert set(torch_grads) == set(grads)
+    assert_same_gradient(torch_grads, grads)
+    assert_same_gradient(torch_grads, {name: np.array(each) for name, each in ours.grads.items()})
+
+
+@pytest.mark.parametrize(("settings", "teacher"), CASES)
+def test_torch_equals_mlx_and_oracle_for_every_loss(settings: dict[str, Any], teacher: str) -> None:
+    check(pair("qwen3", teacher), make_samples(3, settings["kind"]), ObjectiveConfig(**settings), 0.8)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("number", [1, 4, 6, 10])
+def test_torch_equals_mlx_and_oracle_for_every_architecture(architecture: str, number: int) -> None:
+    teacher, aggregation = TEACHERS[number % 4], AGGREGATIONS[number % 3]
+    objective = ObjectiveConfig(kind="hybrid", aggregation=aggregation, **SUPPORTS[number])
+    check(pair(architecture, teacher), make_samples(5, "hybrid"), objective)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "options"),
+    [
+        ("qwen3", {"kind": "dora"}),
+        ("qwen3", {"kind": "full"}),
+        ("llama", {"kind": "full"}),
+        ("gemma3", {"kind": "full"}),
+        ("llama", {"keys": ["self_attn.q_proj", "mlp.down_proj"], "layers": 1}),
+        ("llama", {"keys": ["self_attn.v_proj", "lm_head"]}),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("teacher", ["ema", "trust_region"])
+def test_torch_equals_mlx_and_oracle_for_every_adapter(
+    architecture: str, options: dict[str, Any], teacher: str
+) -> None:
+    policies = make_pair(architecture, teacher=teacher, **options)
+    check(policies, make_samples(7, "hybrid"), ObjectiveConfig(kind="hybrid", support="top_k", top_k=7, alpha=0.5))
+
+
+@pytest.mark.parametrize("architecture", ["qwen3", "gemma3"])
+def test_torch_gradient_ignores_micro_batch_and_order(architecture: str) -> None:
+    _, policy = pair(architecture)
+    samples, objective = make_samples(11, "hybrid"), ObjectiveConfig(kind="hybrid", support="sequence", alpha=1.0)
+    loss, grads = torch_gradient(policy, samples, objective)
+    for budget, order in [(1, [0, 1, 2, 3, 4]), (10_000, [0, 1, 2, 3, 4]), (40, [4, 2, 0, 3, 1])]:
+        policy.budget = budget
+        again, other = torch_gradient(policy, [samples[i] for i in order], objective)
+        assert again == pytest.approx(loss, rel=1e-5)
+        assert_same_gradient(other, grads, 1e-5)
+
+
+def test_torch_head_in_chunks_gives_the_same_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    from sdpo_mlx.backends.torch import loading
+
+    _, policy = make_pair("llama", kind="full")
+    samples, objective = make_samples(7, "hybrid"), ObjectiveConfig(kind="hybrid", support="sequence", alpha=1.0)
+    loss, grads = torch_gradient(policy, samples, objective)
+    monkeypatch.setattr(loading.Model, "chunk", property(lambda self: 3))
+    again, other = torch_gradient(policy, samples, objective)
+    assert again == pytest.approx(loss, rel=1e-5)
+    assert_same_gradient(other, grads, 1e-5)
+
+
+@pytest.mark.parametrize("architecture", ["qwen3", "gemma3"])
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_blocks_run_twice_give_the_same_gradient(architecture: str, dropout: float) -> None:
+    from dataclasses import replace
+
+    _, policy = make_pair(architecture, dropout=dropout)
+    samples, objective = make_samples(11, "hybrid"), ObjectiveConfig(kind="hybrid", support="full")
+    policy.budget = 10_000
+    if dropout:  # the same rows in the same order draw the same mask
+        samples = [samples[0], samples[2], samples[4]]
+    loss, grads = torch_gradient(policy, samples, objective)
+    policy.model = replace(policy.model, recompute=True)
+    again, other = torch_gradient(policy, samples, objective)
+    assert again == pytest.approx(loss, rel=1e-5)
+    assert_same_gradient(other, grads, 1e-5)
+    assert "forward" not in vars(policy.model.body.layers[0])  # the block is as it was
+
+
+def test_kept_activations_are_fewer_where_blocks_run_twice() -> None:
+    from dataclasses import replace
+
+    import torch
+
+    from sdpo_mlx.backends.packing import pack
+    from sdpo_mlx.backends.torch.gradient import _rows
+
+    _, policy = make_pair("qwen3")
+    samples, kept = make_samples(11), []
+    unit = pack([s.student_ids[:3] for s in samples], [s.ids_T for s in samples], 10_000, share=False)[0]
+
+    def counted(recompute: bool) -> int:
+        kept.clear()
+        model = replace(policy.model, recompute=recompute)
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: (kept.append(t.numel()), t)[1], lambda t: t):
+            _rows(model, unit)
+        return sum(kept)
+
+    assert counted(True) < counted(False) / 2
+
+
+def test_torch_refuses_an_embedding_as_a_linear_layer() -> None:
+    with pytest.raises(ConfigError, match="no linear layer"):
+        make_pair("qwen3", keys=["model.embed_tokens"])
+
+
+def test_step_that_runs_out_of_memory_is_taken_again_in_smaller_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    from sdpo_mlx.backends.torch import policy as room
+
+    _, policy = make_pair("qwen3", micro_batch_tokens=400)
+    samples, objective = make_samples(11, "hybrid"), ObjectiveConfig(kind="hybrid", support="full")
+    loss, grads = torch_gradient(policy, samples, objective)
+    real, seen = room.gradient, []
+
+    def short_of_memory(model: Any, parameters: Any, lesson: Any, budget: int, checkpoint: Any) -> Any:
+        seen.append(budget)
+        if budget > 100:
+            for parameter in parameters.values():
+                parameter.grad = torch.full_like(parameter, 7.0)  # what an unfinished pass may leave behind
+            raise torch.OutOfMemoryError
+        return real(model, parameters, lesson, budget, checkpoint)
+
+    monkeypatch.setattr(room, "gradient", short_of_memory)
+    again, other = torch_gradient(policy, samples, objective)
+    assert (seen, policy.budget) == ([400, 200, 100], 100)
+    assert again == pytest.approx(loss, rel=1e-5)
+    assert_same_gradient(other, grads, 1e-5)
+    policy.budget = 400
+    assert "parts of 100 tokens" in policy.learn(samples, objective, 1e-3).warnings[0]
+    assert policy.learn(samples, objective, 1e-3).warnings == ()
+    assert policy.info.details["micro_batch_tokens"] == "100"
+    monkeypatch.setattr(room, "SMALLEST_BUDGET", 1_000)
+    policy.budget = 400
+    with pytest.raises(ConfigError, match="does not hold one answer"):
+        torch_gradient(policy, samples, objective)

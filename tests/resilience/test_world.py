@@ -1,0 +1,246 @@
+"""What ranks say to each other, how work is shared out, and what becomes of a rank that fails, strays or goes."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from policies_made import make_samples
+from ranks_made import on_threads
+
+from sdpo_mlx.backends.base import PolicyInfo, SamplingParams, Update, no_update
+from sdpo_mlx.backends.distributed import heartbeat, serialization
+from sdpo_mlx.backends.distributed import policy as distributed
+from sdpo_mlx.backends.distributed.policy import DistributedPolicy, joined
+from sdpo_mlx.backends.distributed.process_group import ALONE, Ranks
+from sdpo_mlx.backends.distributed.sharding import cut
+from sdpo_mlx.backends.registry import backend_on, open_world
+from sdpo_mlx.config import ObjectiveConfig, TeacherConfig
+from sdpo_mlx.core.errors import ConfigError, RankLostError
+from sdpo_mlx.types import Generation
+
+SAMPLING = SamplingParams(4, 1.0, 1.0, frozenset({3}))
+
+
+class Counting:
+    """A policy of one number: each answer is its seed, each step adds one."""
+
+    def __init__(self, start: float = 0.0) -> None:
+        self.weight, self.teacher, self.world = np.array([start], np.float32), 0, ALONE
+        self.asked: list[int] = []
+
+    @property
+    def info(self) -> PolicyInfo:
+        return PolicyInfo("c", "mlx", "cpu", "float32", 9, 99, 1, 1, True, {})
+
+    def generate(self, prompts: Any, sampling: Any, seeds: Any, interrupted: Any) -> Iterator[Any]:
+        for at, row in enumerate(seeds):
+            for n, seed in enumerate(row):
+                if interrupted():
+                    raise KeyboardInterrupt
+                self.asked.append(seed)
+                yield at, n, Generation(np.array([seed, len(prompts[at])], np.int32), np.zeros(2, np.float32), "stop")
+
+    def learn(self, samples: Any, objective: Any, rate: float, *, temperature: float, interrupted: Any) -> Update:
+        self.weight = self.weight + rate
+        return Update(**{**vars(no_update("")), "applied": True, "tokens": len(samples)})
+
+    def update_teacher(self, teacher: Any) -> None:
+        self.teacher += 1
+
+    def state(self) -> Any:
+        return {"student": {"w": self.weight}, "teacher": {"w": self.weight * 0}, "optimizer": {}}
+
+    def load_state(self, state: Any) -> None:
+        self.weight = state["student"]["w"]
+
+
+def acted(size: int, lead: Any, own: Any = Counting) -> list[Any]:
+    """`lead(policy)` on rank 0 while the others serve; each rank's result, the others' own policies."""
+
+    def part(world: Ranks) -> Any:
+        mine = own()
+        policy = joined(mine, "base", world)
+        try:
+            return policy.serve() or mine if world.rank else lead(policy)
+        finally:
+            world.close()
+
+    return on_threads(size, part)
+
+
+@given(st.lists(st.floats(0.1, 1e4), max_size=40), st.integers(1, 9))
+def test_shares_cover_all_once_in_order_and_are_even(costs: list[float], size: int) -> None:
+    parts = cut(costs, size)
+    assert len(parts) == size
+    assert [place for part in parts for place in part] == list(range(len(costs)))
+    if costs:
+        assert max(sum(costs[i] for i in part) for part in parts) <= sum(costs) / size + 2 * max(costs)
+
+
+@given(st.recursive(st.none() | st.integers() | st.text() | st.floats(allow_nan=False), st.lists, max_leaves=9))
+def test_message_arrives_as_it_was_sent(plain: Any) -> None:
+    arrays = {"a": np.arange(6, dtype=np.int32).reshape(2, 3).T, "b": np.array([np.nan, np.inf], np.float32)}
+    arrays["c"] = np.array(7, dtype=np.int64)  # an array of no dimension is not one of one
+    heard, found = serialization.decode(serialization.encode(plain, arrays))
+    assert heard == plain
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(found[name], array, strict=True)
+        assert found[name].dtype == array.dtype
+
+
+def test_samples_arrive_as_they_were_sent() -> None:
+    sent = make_samples(0, "hybrid")
+    heard = serialization.to_samples(*serialization.decode(serialization.encode(*serialization.of_samples(sent))))
+    for ours, theirs in zip(heard, sent, strict=True):
+        for name, value in vars(theirs).items():
+            np.testing.assert_array_equal(getattr(ours, name), value)
+
+
+def test_answers_of_all_ranks_come_back_in_their_places() -> None:
+    seeds, prompts = [[1, 2, 3], [4, 5], [6]], [np.arange(n, dtype=np.int32) for n in (2, 3, 4)]
+
+    def lead(policy: DistributedPolicy) -> Any:
+        return {(at, n): answer.ids_T.tolist() for at, n, answer in policy.generate(prompts, SAMPLING, seeds)}
+
+    results = acted(3, lead)
+    assert results[0] == {(at, n): [s, len(prompts[at])] for at, row in enumerate(seeds) for n, s in enumerate(row)}
+    assert [len(each.asked) for each in results[1:]] == [2, 2]
+
+
+def test_rank_that_strays_is_given_rank_0s_state_and_it_is_said() -> None:
+    class Straying(Counting):
+        def learn(self, *args: Any, **options: Any) -> Update:
+            update = super().learn(*args, **options)
+            if self.world.rank == 1:
+                self.weight = self.weight + 0.5
+            return update
+
+    def lead(policy: DistributedPolicy) -> Any:
+        words = [policy.learn([], ObjectiveConfig(), 1.0).warnings for _ in range(distributed.CHECK_EVERY)]
+        return words, policy.own.weight
+
+    (words, weight), other = acted(2, lead, Straying)
+    assert not any(words[:-1])
+    assert "rank 1 had come to other weights" in words[-1][0]
+    np.testing.assert_array_equal(other.weight, weight)
+
+
+def test_fault_on_another_rank_is_told_on_rank_0_and_the_ranks_go_on() -> None:
+    class Refusing(Counting):
+        def load_state(self, state: Any) -> None:
+            if self.world.rank == 1:
+                raise ConfigError("it does not fit")
+            super().load_state(state)
+
+    def lead(policy: DistributedPolicy) -> Any:
+        with pytest.raises(ConfigError, match=r"it does not fit \(rank 1\)"):
+            policy.load_state({"student": {"w": np.ones(1, np.float32)}})
+        policy.update_teacher(TeacherConfig())
+        return policy.own.teacher
+
+    assert [acted(2, lead, Refusing)[0]] == [1]
+
+
+def test_interrupt_of_rank_0_stops_all_ranks_between_two_answers() -> None:
+    def lead(policy: DistributedPolicy) -> Any:
+        heard: list[Any] = []
+        prompt = np.arange(2, dtype=np.int32)
+        answers = policy.generate([prompt], SAMPLING, [[1, 2, 3, 4, 5, 6]], lambda: len(heard) > 1)
+        with pytest.raises(KeyboardInterrupt):
+            deque(map(heard.append, answers), maxlen=0)
+        return len(heard)
+
+    assert acted(2, lead)[0] == 2
+
+
+@pytest.mark.parametrize("what", ["base", "adapter"])
+def test_ranks_that_hold_something_else_are_refused(what: str) -> None:
+    def part(world: Ranks) -> Any:
+        own = Counting(float(world.rank) if what == "adapter" else 0.0)
+        return joined(own, f"base {world.rank}" if what == "base" else "base", world)
+
+    for error in on_threads(2, part):
+        assert isinstance(error, ConfigError)
+        assert "rank 1" in error.line()
+
+
+def test_rank_lost_after_a_step_was_taken_is_told_before_the_next_answers() -> None:
+    class Leaving(Counting):
+        def learn(self, *args: Any, **options: Any) -> Update:
+            if self.world.rank == 1 and self.weight[0] > 0:
+                for line in self.world._pulse._sockets:  # as where the machine loses its power
+                    line.close()
+                raise SystemExit
+            return super().learn(*args, **options)
+
+    def lead(policy: DistributedPolicy) -> Any:
+        updates = [policy.learn([], ObjectiveConfig(), 1.0)]
+        updates += [policy.learn([], ObjectiveConfig(), 1.0)]
+        time.sleep(1.0)
+        policy.update_teacher(TeacherConfig())
+        with pytest.raises(RankLostError, match="rank 1 was lost"):
+            list(policy.generate([], SAMPLING, []))
+        return policy.own.teacher, [update.applied for update in updates]
+
+    assert acted(2, lead, Leaving)[0] == (1, [True, True])
+
+
+def test_stranger_without_the_secret_is_not_taken_for_a_rank() -> None:
+    import socket
+
+    leader = heartbeat.Leader("127.0.0.1", 2)
+    welcome = threading.Thread(target=leader.welcome, daemon=True)
+    welcome.start()
+    host, port, _ = leader.ticket
+    with socket.create_connection((host, port)) as line:
+        line.sendall(b"0000 1\n")
+        assert line.recv(1) == b""
+    assert welcome.is_alive()
+    other = heartbeat.Follower(leader.ticket, 1)
+    welcome.join(10)
+    assert not welcome.is_alive()
+    other.close()
+    assert leader.news.wait(10)
+    assert leader.ended
+    assert not leader.lost
+    leader.close()
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_rank_that_falls_silent_is_lost(frozen: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(heartbeat, "SILENCE", 1.0)
+    monkeypatch.setattr(heartbeat, "BEAT_SECONDS", 0.1)
+    if frozen:
+        monkeypatch.setattr(heartbeat.Pulse, "_beat", lambda *_: None)
+    leader = heartbeat.Leader("127.0.0.1", 2)
+    welcome = threading.Thread(target=leader.welcome, daemon=True)
+    welcome.start()
+    other = heartbeat.Follower(leader.ticket, 1)
+    assert leader.news.wait(3.0) is frozen
+    assert leader.lost == ("rank 1" if frozen else "")
+    assert not leader.ended
+    for each in (other, leader):
+        each.close()
+
+
+def test_process_without_a_launcher_is_alone() -> None:
+    assert open_world({}) is ALONE
+    assert open_world({"MASTER_ADDR": "127.0.0.1", "WORLD_SIZE": "1", "RANK": "0"}) is ALONE
+
+
+def test_launcher_of_another_backend_is_refused() -> None:
+    class Torch(type(ALONE)):  # type: ignore[misc]
+        size, backend = 2, "torch"
+
+    assert backend_on(Torch(), "auto") == "torch"
+    assert backend_on(ALONE, "auto") == "auto"
+    with pytest.raises(ConfigError, match="torchrun carries the torch backend, not mlx"):
+        backend_on(Torch(), "mlx")

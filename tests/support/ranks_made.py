@@ -1,0 +1,115 @@
+"""Ranks for tests: as real processes, started by hand or by a launcher, and as threads of this process."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+from runs_made import ONE_THREAD
+
+from sdpo_mlx.backends.distributed.process_group import Ranks
+
+TESTS = Path(__file__).parent
+needs_torch = pytest.mark.skipif(
+    find_spec("torch") is None or find_spec("peft") is None, reason="torch is missing: pip install -e '.[torch]'"
+)
+BACKENDS = ["mlx", pytest.param("torch", marks=needs_torch)]
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports of this machine that nobody listened on a moment ago."""
+    held = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [each.getsockname()[1] for each in held]
+    for each in held:
+        each.close()
+    return ports
+
+
+def environments(backend: str, size: int, folder: Path) -> list[dict[str, str]]:
+    """What a launcher tells each rank."""
+    base = {**ONE_THREAD, "PYTHONPATH": os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])}
+    if backend == "mlx":
+        hosts = folder / "hosts.json"
+        hosts.write_text(json.dumps([[f"127.0.0.1:{port}"] for port in free_ports(size)]), encoding="utf-8")
+        return [{**base, "MLX_RANK": str(rank), "MLX_HOSTFILE": str(hosts)} for rank in range(size)]
+    port = str(free_ports(1)[0])
+    common = {**base, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(size)}
+    return [{**common, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(size)]
+
+
+def start_ranks(backend: str, size: int, folder: Path, command: Sequence[str]) -> list[subprocess.Popen[str]]:
+    """One process a rank, rank 0 first; nobody watches over them."""
+    return [
+        subprocess.Popen(
+            [sys.executable, *command],
+            env=env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="replace",
+            cwd=folder,
+        )
+        for env in environments(backend, size, folder)
+    ]
+
+
+def launcher(backend: str, size: int) -> list[str]:
+    """The command that people start ranks with."""
+    if backend == "mlx":
+        code = "from mlx._distributed_utils.launch import main; main()"
+        port = str(min(free_ports(1)[0], 60_000))
+        return [sys.executable, "-c", code, "-n", str(size), "--starting-port", port, "--", sys.executable]
+    return [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(size)]
+
+
+class ThreadEngine:
+    """An engine between threads of one process."""
+
+    backend, leader = "mlx", "127.0.0.1"
+
+    def __init__(self, rank: int, shelf: list[Any], barrier: threading.Barrier) -> None:
+        self.rank, self.size, self.shelf, self.barrier = rank, len(shelf), shelf, barrier
+
+    def gather(self, own: Any) -> list[Any]:
+        self.barrier.wait()
+        self.shelf[self.rank] = own
+        self.barrier.wait()
+        return list(self.shelf)
+
+    def broadcast(self, said: bytes) -> bytes:
+        return bytes(self.gather(said)[0])
+
+    def total(self, arrays: Mapping[str, Any]) -> dict[str, Any]:
+        rows = self.gather(dict(arrays))
+        return {name: sum(row[name] for row in rows) for name in arrays}
+
+    def close(self) -> None:
+        self.gather(b"")
+
+
+def on_threads(size: int, part: Callable[[Ranks], Any]) -> list[Any]:
+    """What `part` returned or raised on each rank."""
+    shelf, barrier = [None] * size, threading.Barrier(size)
+    results: list[Any] = [None] * size
+
+    def run(rank: int) -> None:
+        try:
+            results[rank] = part(Ranks(ThreadEngine(rank, shelf, barrier)))
+        except BaseException as error:
+            results[rank] = error
+
+    threads = [threading.Thread(target=run, args=(rank,), daemon=True) for rank in range(size)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    return results

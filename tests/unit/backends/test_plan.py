@@ -1,0 +1,204 @@
+"""The plan: right beside what MLX's counters measure, and whatever it chooses changes no answer and no gradient."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from memory import CHECK, PHASES, compared
+from models_made import CONFIGS
+from paths import ROOT
+from policies_made import folder, make_policy
+from test_cli import sdpo
+
+from sdpo_mlx.backends.memory_plan import choose, fitting, memory, remedies, settled, work_of
+from sdpo_mlx.backends.step_time import Machine, times
+from sdpo_mlx.config import Config
+from sdpo_mlx.core.errors import ConfigError
+from sdpo_mlx.core.hardware import bytes_of
+from sdpo_mlx.models.dimensions import Shape
+
+pytest.importorskip("mlx.core")
+QWEN = Shape.of(json.loads((ROOT / "sdpo_mlx/assets/shapes.json").read_text())[
+    "mlx-community/Qwen3-4B-Instruct-2507-4bit"
+], "qwen")  # fmt: skip
+
+
+def config(**sections: Any) -> Config:
+    return Config.model_validate(sections)
+
+
+@pytest.mark.parametrize("name", list(CHECK))
+@pytest.mark.parametrize("keep", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_planned_peaks_are_those_measured(name: str, keep: bool) -> None:
+    found = compared(*CHECK[name], keep=keep)
+    for phase in PHASES:
+        ratio = found["planned"][phase] / found["measured"][phase]
+        # One graph is planned less well: PROMISES.md's bound holds for the way that a small machine takes.
+        assert 0.9 <= ratio <= (1.25 if keep and phase == "learn" else 1.15), (phase, ratio)
+
+
+@pytest.mark.parametrize("architecture", [*CONFIGS, "qwen3-4bit"])
+@pytest.mark.parametrize("options", [{}, {"kind": "dora"}, {"kind": "full"}, {"layers": 1}, {"keys": ["mlp.up_proj"]}])
+def test_parameters_are_counted_from_the_configuration_alone(architecture: str, options: dict[str, Any]) -> None:
+    if (architecture, options.get("kind")) in {("qwen3_moe", "dora"), ("qwen3-4bit", "full")}:
+        pytest.skip("refused: mlx-lm has no DoRA of experts, and a quantised base is not trained in full")
+    if architecture == "qwen3_moe" and options.get("keys"):
+        pytest.skip("its experts' layers have other names")
+    policy = make_policy(architecture, seed=None, **options)
+    shape = Shape.of(json.loads((folder(architecture) / "config.json").read_text()), architecture)
+    small = 0.2 if "full" in options.values() or architecture == "qwen3_5" else 0.001  # norms and convolutions
+    assert shape.adapter_parameters(policy.adapter) == pytest.approx(policy.info.trainable, rel=small)
+    if architecture != "qwen3-4bit" and "full" not in options.values():
+        assert shape.parameters == pytest.approx(policy.info.parameters - policy.info.trainable, rel=0.05)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.integers(16, 3_000),
+    st.integers(16, 2_000),
+    st.integers(1, 16),
+    st.sampled_from([4.0, 8.0, 16.0, 64.0, 512.0]),
+    st.booleans(),
+)
+def test_choice_fits_wherever_anything_does(prompt: int, answer: int, group: int, gigabytes: float, full: bool) -> None:
+    cfg = config(
+        rollout={"max_tokens": answer, "group_size": group}, objective={"support": "full" if full else "top_k"}
+    )
+    work, limit = work_of(cfg, prompt, prompt + answer, 2), gigabytes * 2**30
+    chosen = choose(QWEN, cfg, work, limit)
+    least = work_of(
+        config(
+            rollout={"max_tokens": answer, "group_size": group, "concurrency": 8},
+            objective={"support": "full" if full else "top_k"},
+            train={"micro_batch_tokens": 256, "grad_checkpoint": True},
+        ),
+        prompt,
+        prompt + answer,
+        2,
+    )
+    assert (memory(QWEN, cfg, chosen).highest <= limit) or memory(QWEN, cfg, least).highest > limit
+    larger = choose(QWEN, cfg, work, 2 * limit)
+    assert larger.micro_batch >= chosen.micro_batch or larger.keep
+    assert larger.concurrency >= chosen.concurrency
+
+
+def test_what_the_settings_say_stays() -> None:
+    cfg = config(rollout={"concurrency": 24}, train={"micro_batch_tokens": 999, "grad_checkpoint": False})
+    work = choose(QWEN, cfg, work_of(cfg, 100, 700, 2), 1e9)
+    assert (work.concurrency, work.micro_batch, work.keep) == (24, 999, True)
+    assert settled(cfg, work).train == cfg.train
+
+
+def test_memory_grows_with_everything_that_it_should() -> None:
+    cfg = config()
+    base = work_of(cfg, 200, 800, 2)
+    for change in ({"prompt": 400}, {"answer": 1_024}, {"context": 1_600}, {"group": 16}):
+        more = type(base)(**{**vars(base), **change})
+        grown, before = memory(QWEN, cfg, more), memory(QWEN, cfg, base)
+        assert sum(map(grown.peak, grown.phases)) > sum(map(before.peak, before.phases))
+    assert memory(QWEN, config(model={"adapter": {"rank": 64}}), base).base > memory(QWEN, cfg, base).base
+
+
+def test_what_does_not_fit_is_refused_with_what_would_help() -> None:
+    cfg = config(rollout={"max_tokens": 4_096})
+    work = work_of(cfg, 500, 5_000, 2)
+    with pytest.raises(ConfigError, match=r"would hold .* may be used .*--max-tokens 2048") as error:
+        fitting(QWEN, cfg, work, 4 * 2**30)
+    assert "\n" not in str(error.value)
+    peaks = [peak for _, peak in remedies(QWEN, cfg, work, 4 * 2**30)]
+    assert peaks == sorted(peaks)
+    assert peaks[0] < memory(QWEN, cfg, choose(QWEN, cfg, work, 4 * 2**30)).highest
+
+
+def test_times_follow_the_work() -> None:
+    cfg = config()
+    work, machine = work_of(cfg, 200, 800, 2), Machine(1e12, 1e11)
+    base = times(QWEN, work, machine)
+    assert times(QWEN, work, Machine(2e12, 2e11)).total == pytest.approx(base.total / 2)
+    kept = times(QWEN, type(work)(**{**vars(work), "keep": True}), machine)
+    assert kept.learn < base.learn
+    assert base.dominant == max(vars(base), key=lambda name: getattr(base, name))
+
+
+@pytest.mark.parametrize(("text", "size"), [("16GB", 16 * 2**30), ("512 mb", 2**29), ("24", 24 * 2**30)])
+def test_memory_is_read_as_people_write_it(text: str, size: int) -> None:
+    assert bytes_of(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "16XB", "-1GB", "0GB", "lots"])
+def test_nonsense_for_memory_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="--memory"):
+        bytes_of(text)
+
+
+def test_plan_says_what_fits_without_weights() -> None:
+    code, out, _ = sdpo("plan", "--model", "qwen", "--prompt-tokens", "300", "--memory", "64GB", "--json")
+    found = json.loads(out)
+    assert code == 0
+    assert found["fits"]
+    assert found["peak"] == max(phase["peak"] for phase in found["phases"].values())
+    code, out, _ = sdpo(
+        "plan", "--model", "qwen:8b", "--prompt-tokens", "300", "--memory", "6GB", "--max-tokens", "2048"
+    )
+    assert code == 1
+    assert "what would help:" in out
+
+
+def test_run_that_would_not_fit_stops_before_it_loads(tmp_path: Path) -> None:
+    code, _, err = sdpo("train", "--model", "tiny", "--out", str(tmp_path / "run"), "--set", "train.memory_gb=0.001")
+    assert code == ConfigError.exit_code
+    assert err.strip().splitlines()[-1].startswith("sdpo: ")
+    assert "may be used" in err
+    assert not (tmp_path / "run").exists()
+
+
+def test_plan_of_torch_is_refused_in_one_line() -> None:
+    code, _, err = sdpo("plan", "--model", "tiny", "--set", "model.backend=torch")
+    assert code == ConfigError.exit_code
+    assert "not planned" in err
+
+
+def test_metals_limits_are_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    from sdpo_mlx.backends.mlx import memory as limits
+
+    now = {"wired": 1, "cache": 2}
+
+    def setter(name: str) -> Any:
+        def put(value: int) -> int:
+            before, now[name] = now[name], value
+            return before
+
+        return put
+
+    monkeypatch.setattr(limits.mx, "device_info", lambda: {"max_recommended_working_set_size": 800})
+    monkeypatch.setattr(limits.mx, "default_device", lambda: limits.mx.Device(limits.mx.gpu))
+    monkeypatch.setattr(limits.mx, "set_wired_limit", setter("wired"))
+    monkeypatch.setattr(limits.mx, "set_cache_limit", setter("cache"))
+
+    def interrupted() -> None:
+        with limits.mannered():
+            assert now == {"wired": 800, "cache": 100}
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert now == {"wired": 1, "cache": 2}
+
+
+def test_prompt_that_the_model_cannot_take_stops_no_run() -> None:
+    from sdpo_mlx.models.chat_template import load_chat
+    from sdpo_mlx.models.resolve import tokenizer_folder
+    from sdpo_mlx.rl.components import lengths
+    from sdpo_mlx.tasks.registry import open_task
+
+    cfg = config()
+    chat, task = load_chat(tokenizer_folder("tiny")), open_task(cfg).task
+    longest, _ = lengths(chat, task, cfg, 10_000)
+    shorter, _ = lengths(chat, task, cfg, longest)
+    assert 1 <= shorter < longest
+    assert lengths(chat, task, cfg, 1)[0] == 1

@@ -1,0 +1,63 @@
+"""Words of mlx-lm, TRL and Unsloth on our command line: each leads to what is written here."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from sdpo_cli import foreign, main
+
+from sdpo_mlx.config.keys import ELSEWHERE, FOREIGN, LEAVES, SECTIONS
+
+OPTIONS = [
+    (["train", "--lr", "1e-4"], "Write --learning-rate."),
+    (["plan", "--lr", "1e-4"], "Write --train.learning_rate."),
+    (["train", "--num-generations=8"], "Write --group-size."),
+    (["train", "--batch-size", "4"], "Write --rollout.problems_per_step."),
+    (["train", "--temperature", "0.7"], "Write --rollout.temperature."),
+    (["train", "--beta", "0.1"], "no KL penalty"),
+    (["train", "--resume-adapter-file", "a.safetensors"], "--out RUN --resume"),
+    (["train", "--lora-parameters", "x"], "below model.adapter"),
+    (["lora", "--train"], "Write `sdpo train`."),
+    (["train", "smollm2"], "Write --model smollm2 or --task smollm2."),
+    (["train", "my_task.py"], "Write --task my_task.py."),
+    (["solve", "tests"], "Write --data tests."),
+    (["plan", "absent.yaml"], "Write -c absent.yaml."),
+]
+
+
+@pytest.mark.parametrize(("words", "told"), OPTIONS, ids=[" ".join(words) for words, _ in OPTIONS])
+def test_a_word_of_another_tool_is_answered_in_one_line(
+    words: list[str], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main.run(words) == 2
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert told in err
+
+
+def test_every_word_of_another_tool_leads_to_something_that_is_here() -> None:
+    assert set(FOREIGN.values()) <= {*LEAVES, *SECTIONS}
+    assert not set(FOREIGN) & set(ELSEWHERE)
+    for name in (*FOREIGN, *ELSEWHERE):
+        told = foreign.instead(f"--{name.replace('_', '-')}", ["--steps", "--set"])
+        named = re.search(r"(?:Write|Set .* as) --([\w.]+)$", told)
+        assert told[:1].isupper() or told[:1] == "`"
+        assert named is None or named[1] in LEAVES or named[1] == "steps"
+
+
+def test_every_verb_of_another_tool_leads_to_one_of_ours() -> None:
+    assert {command.split()[1] for command in foreign.VERBS.values()} <= set(main.VERBS)
+    assert not set(foreign.VERBS) & set(main.VERBS)
+
+
+def test_an_option_that_nobody_knows_gets_no_advice() -> None:
+    assert foreign.instead("--stepps", ["--steps"]) == ""
+
+
+@pytest.mark.parametrize("words", [["-h"], ["help"]])
+def test_help_is_found_under_its_usual_names(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert (main.run(words), main.run(["--help"])) == (0, 0)
+    out = capsys.readouterr().out
+    assert out[: len(out) // 2] == out[len(out) // 2 :]
+    assert "Commands:" in out

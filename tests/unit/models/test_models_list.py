@@ -1,0 +1,58 @@
+"""`sdpo models list` and `show` for a newcomer: what a model would take, what pins it, what to type next."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from test_cli import sdpo
+from test_stock import COMMIT, GB, listed, on_hub
+
+from sdpo_mlx.models import inventory, resolve
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A home of nobody's without a model in it, and no word to the hub."""
+    for name in ("OLLAMA_MODELS", "HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("SDPO_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(resolve, "hub_commit", lambda _: "")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_size_of_a_model_that_is_not_here_is_told_by_its_shape() -> None:
+    rows = {row["name"]: row for row in json.loads(sdpo("models", "list", "--json")[1])["models"]}
+    assert 2 * GB < rows["qwen"]["size_estimate"] < 3 * GB
+    assert rows["qwen"]["size"] == 0
+    assert 0.4 * GB < rows["smollm2"]["size_estimate"] < 0.6 * GB
+    assert rows["qwen3.5"]["size_estimate"] is None
+    assert rows["tiny"]["size_estimate"] is None
+    lines = {line.split()[0]: line for line in sdpo("models", "list")[1].splitlines() if line}
+    assert "~2.1 GB" in lines["qwen"]
+    assert "unknown until it is here" in lines["qwen3.5"]
+
+
+def test_smollm2_is_known_before_it_is_fetched_and_ours_have_their_licence() -> None:
+    found = listed()
+    assert (found["smollm2"].licence, found["smollm2"].path) == ("apache-2.0", None)
+    assert inventory.training(found["smollm2"], 8 * GB).verdict == "yes"
+    assert found["tiny"].licence == "mit"
+
+
+def test_commit_that_the_hub_does_not_tell_is_said_beside_the_repository(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resolve, "hub_commit", lambda _: "")
+    out = sdpo("models", "show", "qwen")[1]
+    assert f"pinned: {resolve.ALIASES['qwen']}, its commit unknown" in out
+    assert "sdpo models fetch qwen" in out
+    monkeypatch.setattr(resolve, "hub_commit", lambda _: COMMIT)
+    assert f"pinned: {resolve.ALIASES['qwen']}@{COMMIT}" in sdpo("models", "show", "qwen")[1]
+
+
+def test_model_that_is_here_comes_with_what_to_type_next(home: Path) -> None:
+    on_hub(home, "owner/model")
+    lines = sdpo("models", "show", "owner/model")[1].splitlines()
+    assert lines[-1] == "next: sdpo plan --model owner/model"

@@ -1,0 +1,154 @@
+"""The self-teacher's own answers: its weights, its context, graded as the student's; and nothing moves."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from policies_made import bytes_of, stir
+from runs_made import Watcher, events, last_state, settings, trained
+
+from sdpo_mlx.backends.base import SamplingParams
+from sdpo_mlx.rl.components import Setup, assemble
+from sdpo_mlx.rl.distillation import distillation_batch
+from sdpo_mlx.rl.rollouts import sample
+from sdpo_mlx.rl.teacher_success import choose, teacher_success, writing_as_teacher
+from sdpo_mlx.training.health import TEACHER_ENOUGH, Watch
+from sdpo_mlx.types import DistillSample, Feedback, RolloutGroup
+
+ROOM = {"problems_per_step": 4, "group_size": 4, "max_tokens": 24}
+GREEDY = SamplingParams(24, 0.0, 1.0, frozenset())
+
+
+@pytest.fixture(scope="module")
+def setup() -> Setup:
+    found = assemble(settings(rollout=ROOM))
+    stir(found.policy, scale=0.05)
+    return found
+
+
+@pytest.fixture(scope="module")
+def chosen(setup: Setup) -> list[tuple[RolloutGroup, DistillSample]]:
+    """Four problems with a context each."""
+    sampling = replace(GREEDY, temperature=1.0, eos_ids=setup.chat.eos_ids)
+    problems = setup.task.problems("train")[:4]
+    seeds = [[10 * at + n for n in range(4)] for at in range(4)]
+    groups = sample(setup.policy, setup.task, setup.chat, problems, sampling, seeds).groups
+    cfg, length = setup.cfg, setup.policy.info.context_length
+    batch = distillation_batch(groups, setup.chat, cfg.teacher, cfg.objective, context_length=length, seed=1)
+    return choose(groups, batch.samples, setup.task, room=length, count=8)
+
+
+def test_it_is_the_teacher_that_writes_from_its_context(setup: Setup, chosen: Any) -> None:
+    heard: list[tuple[str, str]] = []
+
+    class Task:
+        def grade(self, problem: Any, text: str, *, truncated: bool = False) -> Feedback:
+            heard.append((problem.id, text))
+            return Feedback(1.0, True, "", "pass")
+
+    greedy = replace(GREEDY, eos_ids=setup.chat.eos_ids)
+    found = teacher_success(setup.policy, Task(), setup.chat, chosen, greedy, seed=1)  # type: ignore[arg-type]
+    expected, state = [], setup.policy.state()
+    setup.policy.load_student(state["teacher"])
+    for group, each in chosen:
+        prompt = each.teacher_ids[: each.teacher_span[0]]
+        _, _, made = next(iter(setup.policy.generate([prompt], greedy, [[0]])))
+        expected.append((group.problem.id, setup.chat.decode(made.ids_T)))
+    setup.policy.load_student(state["student"])
+    assert sorted(heard) == sorted(expected)
+    assert found["teacher/success"] == 1.0
+    assert found["teacher/answers"] == len(chosen) == 4
+    assert found["teacher/student"] == pytest.approx(sum(group.pass_rate for group, _ in chosen) / 4)
+
+
+def test_an_answer_that_could_not_be_graded_counts_for_neither(setup: Setup, chosen: Any) -> None:
+    first = chosen[0][0].problem.id
+
+    class Task:
+        def grade(self, problem: Any, text: str, *, truncated: bool = False) -> Feedback:
+            if problem.id == first:
+                raise RuntimeError("no")
+            return Feedback(0.0, False, "", "wrong")
+
+    found = teacher_success(setup.policy, Task(), setup.chat, chosen, GREEDY, seed=1)  # type: ignore[arg-type]
+    assert found["teacher/answers"] == 3
+    assert found["teacher/success"] == 0.0
+    assert found["teacher/student"] == pytest.approx(sum(group.pass_rate for group, _ in chosen[1:]) / 3)
+
+
+def test_nothing_moves_whatever_happens(setup: Setup, chosen: Any) -> None:
+    before = bytes_of(setup.policy)
+    teacher_success(setup.policy, setup.task, setup.chat, chosen, GREEDY, seed=1)
+    assert bytes_of(setup.policy) == before
+    with pytest.raises(KeyboardInterrupt):
+        teacher_success(setup.policy, setup.task, setup.chat, chosen, GREEDY, seed=1, interrupted=lambda: True)
+    assert bytes_of(setup.policy) == before
+    with pytest.raises(RuntimeError), writing_as_teacher(setup.policy):
+        raise RuntimeError("in the middle")
+    assert bytes_of(setup.policy) == before
+
+
+def test_one_answer_a_problem_is_chosen_where_the_context_leaves_room(setup: Setup, chosen: Any) -> None:
+    groups = [group for group, _ in chosen]
+    samples = [each for _, each in chosen]
+    shortest = min(each.teacher_span[0] for each in samples)
+    assert choose(groups, [*samples, *samples], setup.task, 10_000, 3) == chosen[:3]
+    assert all(each.teacher_span[0] == shortest for _, each in choose(groups, samples, setup.task, shortest, 8))
+    assert choose(groups, [replace(each, distil_weight=0.0) for each in samples], setup.task, 10_000, 8) == []
+
+
+def test_episodes_of_several_turns_are_left_out(chosen: Any) -> None:
+    class Game:
+        turns = 2
+
+    groups, samples = zip(*chosen, strict=True)
+    assert choose(groups, samples, Game(), 10_000, 8) == []  # type: ignore[arg-type]
+
+
+def test_a_run_says_it_at_its_first_step_and_as_often_as_it_scores(tmp_path: Path) -> None:
+    cfg = settings(rollout=ROOM, train={"steps": 5, "eval_every": 3, "save_every": 5})
+    trained(tmp_path / "run", cfg)
+    steps = events(tmp_path / "run", "step")
+    assert [event["step"] for event in steps if "teacher/success" in event] == [1, 4]
+    # The base follows a solution that it is shown nearly always, and alone hardly ever finds one.
+    assert steps[0]["teacher/success"] > steps[0]["teacher/student"]
+
+
+def test_asking_the_teacher_changes_nothing_in_training(tmp_path: Path) -> None:
+    train = {"steps": 3, "eval_every": 1, "save_every": 3}
+    for name, count in (("asked", 8), ("unasked", 0)):
+        trained(tmp_path / name, settings(rollout=ROOM, train=train, log={"teacher_answers": count}))
+    assert last_state(tmp_path / "asked") == last_state(tmp_path / "unasked")
+    assert not any("teacher/success" in event for event in events(tmp_path / "unasked", "step"))
+
+
+def test_a_trust_region_has_no_weights_to_write_with(tmp_path: Path) -> None:
+    cfg = settings(train={"steps": 1, "eval_every": 1, "save_every": 1}, teacher={"kind": "trust_region"})
+    watcher = Watcher()
+    trained(tmp_path / "run", cfg, watcher)
+    assert [event["type"] for event in watcher.events].count("step") == 1
+    assert not any("teacher/success" in event for event in watcher.events)
+
+
+def found(teacher: float, student: float, answers: int = 8) -> dict[str, float]:
+    return {"teacher/success": teacher, "teacher/student": student, "teacher/answers": answers}
+
+
+def test_a_teacher_that_is_no_better_is_told_once_with_its_figures() -> None:
+    watch = Watch()
+    told = [watch.compare(found(0.125, 0.25)) for _ in range(6)]
+    enough = math.ceil(TEACHER_ENOUGH / 8)
+    assert [bool(each) for each in told] == [n + 1 == enough for n in range(6)]
+    assert "12 % of 24 answers, 25 % without" in told[enough - 1][0]
+    assert Watch.from_dict(watch.to_dict()) == watch
+
+
+@pytest.mark.parametrize(("teacher", "student"), [(0.5, 0.25), (0.9, 0.95)])
+def test_a_teacher_that_is_better_or_not_needed_is_not_warned_of(teacher: float, student: float) -> None:
+    watch = Watch()
+    assert not any(watch.compare(found(teacher, student)) for _ in range(10))
+    assert watch.compare({}) == ()
