@@ -28,13 +28,13 @@ from results import machine
 from sdpo_mlx.config.resolve import resolve
 from sdpo_mlx.core.seeding import derive
 from sdpo_mlx.models import resolve as models
-from sdpo_mlx.rl.components import assemble
+from sdpo_mlx.rl.components import build_components
 from sdpo_mlx.rl.diagnostics import WORTH, candidates, due
 from sdpo_mlx.rl.distillation import distillation_batch
 from sdpo_mlx.rl.optimization import learn
 from sdpo_mlx.rl.rollouts import Sampler, sample
 from sdpo_mlx.runs.folder import RunFolder
-from sdpo_mlx.training.session import Clock, Run
+from sdpo_mlx.training.session import Clock, TrainingSession
 
 COMMON = ("task.name=tiny", "train.eval_every=0", "train.patience=0", "train.save_every=1000")
 RANDOM = ("task.feedback=full", "rollout.max_tokens=12", "rollout.group_size=8", "rollout.problems_per_step=1")
@@ -114,11 +114,11 @@ def spread(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, float]:
 def stepping(settings: Sequence[str], extra: Sequence[str], folder: Path) -> Iterator[tuple[float, float]]:
     """One step of `trainer.train` a `next`, without scores and checkpoints: its seconds, and those of a look."""
     cfg = resolve(None, [*settings, *extra], {}).config
-    setup = assemble(cfg)
+    setup = build_components(cfg)
     sampler = Sampler(setup.task.problems("train"), cfg.rollout.problems_per_step, cfg.train.seed)
     length = setup.policy.info.context_length
     with RunFolder.open(folder) as place:
-        run = Run(setup, place, lambda *_: None)
+        run = TrainingSession(setup, place, lambda *_: None)
         state = run.resume()
         while True:
             step, begun, spent = state.step, time.perf_counter(), time.process_time()

@@ -20,7 +20,7 @@ from results import DOCS, STORE, machine
 from sdpo_mlx.config.resolve import resolve
 from sdpo_mlx.core.statistics import clustered, paired
 from sdpo_mlx.evaluation.evaluate import held_out, sampling_params
-from sdpo_mlx.rl.components import Setup, assemble
+from sdpo_mlx.rl.components import Components, build_components
 from sdpo_mlx.rl.rollouts import rollout_seeds, sample
 from sdpo_mlx.runs import checkpoint
 from sdpo_mlx.runs.events import read_events
@@ -39,7 +39,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=list(KINDS))
     options = parser.parse_args()
-    setup = assemble(resolve(None, [], {"model.name": "smollm2", "task.name": "code:easy"}).config)
+    setup = build_components(resolve(None, [], {"model.name": "smollm2", "task.name": "code:easy"}).config)
     untouched = setup.policy.state()["student"]
     rows = [{"label": "untouched", **_score(setup)}]
     for kind in options.kinds:
@@ -69,7 +69,7 @@ def _finished(folder: Path, steps: int) -> bool:
     return folder.exists() and max(checkpoint.steps(folder / "checkpoints"), default=0) >= steps
 
 
-def _score(setup: Setup) -> dict[str, Any]:
+def _score(setup: Components) -> dict[str, Any]:
     """Held-out success with its interval, and how the answers ended."""
     cfg, problems = setup.cfg, held_out(setup.task, setup.cfg.eval)
     seeds = rollout_seeds("code-runs", 0, 0, problems, SAMPLES)
@@ -89,7 +89,7 @@ def _score(setup: Setup) -> dict[str, Any]:
     }
 
 
-def _teacher(setup: Setup) -> dict[str, float]:
+def _teacher(setup: Components) -> dict[str, float]:
     """Is the self-teacher better than the student? Success of the untouched model alone and with contexts.
 
     Training problems; the feedback is that on up to two failures of its own, the solution our reference.

@@ -15,11 +15,11 @@ import numpy as np
 from sdpo_mlx import trainer
 from sdpo_mlx.config.resolve import resolve
 from sdpo_mlx.models.chat_template import Chat
-from sdpo_mlx.rl.components import Setup, assemble
+from sdpo_mlx.rl.components import Components, build_components
 from sdpo_mlx.rl.distillation import Batch, distillation_batch
 from sdpo_mlx.runs.folder import RunFolder
 from sdpo_mlx.teacher import teacher_messages
-from sdpo_mlx.training.session import Run
+from sdpo_mlx.training.session import TrainingSession
 from sdpo_mlx.types import RolloutGroup
 
 
@@ -46,14 +46,14 @@ def measure(
     seed: int,
     *,
     swapped: bool = False,
-    change: Callable[[Setup], None] = lambda _: None,
+    change: Callable[[Components], None] = lambda _: None,
 ) -> Measured:
     """Train once in a folder that is thrown away; `swapped` gives the teacher other problems' contexts.
 
     `change` meddles with the parts before anything is sampled.
     """
     cfg = resolve(None, [*settings, f"train.seed={seed}"], {}).config
-    setup, begun = assemble(cfg), time.perf_counter()
+    setup, begun = build_components(cfg), time.perf_counter()
     change(setup)
     before = {name: array.copy() for name, array in setup.policy.state()["student"].items()}
     curve, total = [], 0
@@ -65,7 +65,7 @@ def measure(
             curve.append((event["step"], total, event["score"], event["low"], event["high"]))
 
     with tempfile.TemporaryDirectory() as folder, RunFolder.open(Path(folder, "run")) as place, _contexts(swapped):
-        run = Run(setup, place, observe)
+        run = TrainingSession(setup, place, observe)
         state = trainer.train(run, run.resume())
         after = setup.policy.state()["student"]
         changed = any(not np.array_equal(before[name], after[name]) for name in before)

@@ -42,12 +42,12 @@ def watched(steps: int) -> list[dict[str, Any]]:
     """Each step's figures, with what the process holds after it."""
     from sdpo_mlx.backends.mlx.policy import MLXPolicy
     from sdpo_mlx.config.resolve import resolve
-    from sdpo_mlx.rl.components import assemble
+    from sdpo_mlx.rl.components import build_components
     from sdpo_mlx.runs.folder import RunFolder
     from sdpo_mlx.training.final_scores import carry_out
 
     flags = {"model.name": "tiny", "task.name": "tiny", "train.steps": steps, "train.eval_every": 0}
-    setup = assemble(resolve(None, [], {**flags, "train.save_every": 50}).config)
+    setup = build_components(resolve(None, [], {**flags, "train.save_every": 50}).config)
     assert isinstance(setup.policy, MLXPolicy)
     rows: list[dict[str, Any]] = []
 

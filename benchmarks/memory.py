@@ -92,7 +92,7 @@ def compared(
     """Peaks of each phase in bytes, measured and planned."""
     from sdpo_mlx.backends.memory_plan import memory, work_of
     from sdpo_mlx.config import Config
-    from sdpo_mlx.models.dimensions import Shape
+    from sdpo_mlx.models.dimensions import ModelDims
 
     cfg = Config.model_validate(
         {
@@ -101,7 +101,7 @@ def compared(
             "train": {"micro_batch_tokens": 65_536, "grad_checkpoint": not keep},
         }
     )
-    shape = Shape.of(config, "benchmark")
+    shape = ModelDims.of(config, "benchmark")
     planned = memory(shape, cfg, work_of(cfg, prompt, context, 4))
     with TemporaryDirectory() as folder:
         measured = step(Path(folder), config, cfg, (prompt, context))

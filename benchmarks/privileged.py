@@ -24,8 +24,8 @@ from learning import measure
 from results import machine
 
 from sdpo_mlx.config import TeacherConfig
-from sdpo_mlx.evaluation.evaluate import Exam, evaluate, sampling_params
-from sdpo_mlx.rl.components import Setup, assemble
+from sdpo_mlx.evaluation.evaluate import EvalSpec, evaluate, sampling_params
+from sdpo_mlx.rl.components import Components, build_components
 from sdpo_mlx.rl.rollouts import Sampler
 from sdpo_mlx.runs.folder import RunFolder
 from sdpo_mlx.tasks.tiny.library import LIBRARY, judge
@@ -44,7 +44,7 @@ TASKS: Mapping[str, tuple[str, ...]] = {
 SDFT = ("teacher.demonstration=dataset", "teacher.feedback=false")
 
 
-def shuffled(setup: Setup) -> None:
+def shuffled(setup: Components) -> None:
     """The control: every training problem with the reference of another one."""
     rows = setup.task.problems("train")
     train = [replace(problem, reference=rows[i - 1].reference) for i, problem in enumerate(rows)]
@@ -52,7 +52,7 @@ def shuffled(setup: Setup) -> None:
     setup.task.problems = lambda split: train if split == "train" else held_out  # type: ignore[method-assign]
 
 
-Arm = tuple[str, tuple[str, ...], Callable[[Setup], None]]
+Arm = tuple[str, tuple[str, ...], Callable[[Components], None]]
 ARMS: tuple[Arm, ...] = (
     ("SDFT: the row's reference, no feedback", SDFT, lambda _: None),
     ("SDFT with the reverse KL", (*SDFT, "objective.alpha=1.0"), lambda _: None),
@@ -80,7 +80,7 @@ PERSONS: tuple[tuple[str, Person, tuple[str, ...]], ...] = (
 )
 
 
-def two_tries(setup: Setup) -> None:
+def two_tries(setup: Components) -> None:
     """The embedded task as an episode: the environment says only that it is wrong, and the model tries once more."""
     task: Any = setup.task
 
@@ -102,7 +102,7 @@ class Lessons:
     every: int
     persons: tuple[tuple[str, Person, tuple[str, ...]], ...]
     seeds: tuple[int, ...] = SEEDS
-    change: Callable[[Setup], None] = lambda _: None
+    change: Callable[[Components], None] = lambda _: None
 
 
 # In the game the environment's replies stay whole, while the person names one line of the last answer.
@@ -156,7 +156,7 @@ def coach(store: dict[str, Any], part: str) -> None:
 def coached(course: Lessons, person: Person, seed: int, extra: tuple[str, ...]) -> dict[str, Any]:
     """A session by `sdpo coach`'s own parts, and the held-out score along the way."""
     settings = [f"train.seed={seed}", f"task.name={course.task}", *course.settings, *extra]
-    setup, begun = assemble(coaching_config("tiny", settings, {})), time.perf_counter()
+    setup, begun = build_components(coaching_config("tiny", settings, {})), time.perf_counter()
     course.change(setup)
     sampler, heard = Sampler(setup.task.problems("train"), 1, seed), Counter[str]()
     curve = [[0, 0, score(setup)]]
@@ -196,10 +196,10 @@ def remark_of(problem: Problem, answer: str) -> Remark:
     return Remark(good=True) if verdict.success else Remark(verdict.text)
 
 
-def score(setup: Setup) -> float:
+def score(setup: Components) -> float:
     """Share of right answers to the held-out problems, always on the same seeds."""
     sampling = sampling_params(setup.cfg.eval, setup.cfg.rollout, setup.chat)
-    exam = Exam(setup.task.problems("held_out"), sampling, setup.cfg.eval.samples, setup.cfg.train.seed)
+    exam = EvalSpec(setup.task.problems("held_out"), sampling, setup.cfg.eval.samples, setup.cfg.train.seed)
     return evaluate(setup.policy, setup.task, setup.chat, exam).score
 
 
@@ -209,7 +209,7 @@ def held(store: Mapping[str, Any], key: Mapping[str, Any]) -> bool:
 
 
 def once(
-    store: dict[str, Any], key: Mapping[str, Any], settings: tuple[str, ...], change: Callable[[Setup], None]
+    store: dict[str, Any], key: Mapping[str, Any], settings: tuple[str, ...], change: Callable[[Components], None]
 ) -> None:
     """One training run, kept at once."""
     if held(store, key):

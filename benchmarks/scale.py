@@ -12,7 +12,7 @@ from importlib.resources import files
 from sdpo_mlx.backends.memory_plan import USABLE, choose, memory, work_of
 from sdpo_mlx.backends.step_time import Machine, Times, times
 from sdpo_mlx.config import Config
-from sdpo_mlx.models.dimensions import Shape
+from sdpo_mlx.models.dimensions import ModelDims
 
 GB = 2**30
 COMPUTE, READING = 0.4, 0.7  # share of the published rate that a step is taken to reach
@@ -38,11 +38,11 @@ def main() -> None:
         print("| machine | fits | peak | at once | prefill | decode | teacher | learn | step | longest |")
         print("|---|---|---|---|---|---|---|---|---|---|")
         for machine in MACHINES:
-            print(row(Shape.of(shapes[model], model), machine, answer, limit))
+            print(row(ModelDims.of(shapes[model], model), machine, answer, limit))
     print(TAIL)
 
 
-def row(shape: Shape, name: str, answer: int, limit: int) -> str:
+def row(shape: ModelDims, name: str, answer: int, limit: int) -> str:
     """One machine's line."""
     size, bandwidth, rate = MACHINES[name]
     cfg = Config.model_validate(

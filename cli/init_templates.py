@@ -33,7 +33,7 @@ _SILENT = frozenset(("code", "math", "rubric", "judge"))  # tasks that must be t
 
 
 @dataclass(frozen=True)
-class Answers:
+class InitChoices:
     """The three questions: which model, which of TASKS, and whether the environment says what was wrong."""
 
     model: str
@@ -82,7 +82,7 @@ def checked_task(name: str) -> str:
     return name
 
 
-def files(answers: Answers) -> dict[str, bytes]:
+def files(answers: InitChoices) -> dict[str, bytes]:
     """The folder's files by name."""
     kept = resources.files("sdpo_mlx").joinpath("assets", "starter")
     made = {SETTINGS: settings(answers).encode(), ROWS: kept.joinpath(f"{answers.task}.jsonl").read_bytes()}
@@ -92,7 +92,7 @@ def files(answers: Answers) -> dict[str, bytes]:
     return made | {SCHEMA: (json.dumps(json_schema(), indent=2) + "\n").encode()}
 
 
-def next_steps(answers: Answers) -> list[str]:
+def next_steps(answers: InitChoices) -> list[str]:
     """Commands to type in the folder, one after the other."""
     task = f"./{GRADER}" if answers.task == "own" else answers.task
     fetch = inventory.item(answers.model).fetch
@@ -106,7 +106,7 @@ def next_steps(answers: Answers) -> list[str]:
     ]
 
 
-def settings(answers: Answers) -> str:
+def settings(answers: InitChoices) -> str:
     """The text of config.yaml."""
     sections = {
         "model": [_line("name", answers.model, _model_note(answers))],
@@ -127,7 +127,7 @@ def settings(answers: Answers) -> str:
     return "\n".join([*head, *lines, *_afterwards(answers)]) + "\n"
 
 
-def _task(answers: Answers) -> list[str]:
+def _task(answers: InitChoices) -> list[str]:
     name = f"./{GRADER}" if answers.task == "own" else answers.task
     lines = [_line("name", name), _line("data", f"./{ROWS}", "examples: put your own rows here")]
     if answers.feedback and answers.task in _SPEAKS:
@@ -139,7 +139,7 @@ def _task(answers: Answers) -> list[str]:
     return lines
 
 
-def _rollout(answers: Answers) -> list[str]:
+def _rollout(answers: InitChoices) -> list[str]:
     lengths = {"own": 32, "judge": 256}
     why = "each answer learns from what was said of it" if answers.feedback else "one right answer teaches the others"
     lines = [
@@ -151,7 +151,7 @@ def _rollout(answers: Answers) -> list[str]:
     return lines
 
 
-def _teacher(answers: Answers) -> list[str]:
+def _teacher(answers: InitChoices) -> list[str]:
     lines = [] if answers.feedback else [_line("feedback", False, "right answers of the same group teach alone")]
     if answers.task == "judge":
         share = JudgeConfig().success
@@ -159,7 +159,7 @@ def _teacher(answers: Answers) -> list[str]:
     return lines
 
 
-def _afterwards(answers: Answers) -> Sequence[str]:
+def _afterwards(answers: InitChoices) -> Sequence[str]:
     """What may be set besides, as comments."""
     if answers.task == "judge":
         return (
@@ -176,7 +176,7 @@ def _afterwards(answers: Answers) -> Sequence[str]:
     return ()
 
 
-def _model_note(answers: Answers) -> str:
+def _model_note(answers: InitChoices) -> str:
     if answers.model != resolve.EMBEDDED:
         return ""
     if answers.task == "judge":

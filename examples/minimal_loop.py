@@ -24,7 +24,7 @@ from sdpo_mlx.backends.base import Policy, SamplingParams
 from sdpo_mlx.backends.registry import open_policy
 from sdpo_mlx.config import AdapterConfig, ModelConfig, ObjectiveConfig, TeacherConfig, TrainConfig
 from sdpo_mlx.core.seeding import derive
-from sdpo_mlx.evaluation.evaluate import Exam, evaluate
+from sdpo_mlx.evaluation.evaluate import EvalSpec, evaluate
 from sdpo_mlx.models import resolve
 from sdpo_mlx.models.chat_template import Chat, load_chat
 from sdpo_mlx.rl.rollouts import Sampler, rollout_seeds, sample
@@ -97,7 +97,7 @@ def held_out_score(
 ) -> float:
     """Share of right answers, four to each held-out problem, always on the same seeds."""
     problems = task.problems("held_out")[: options.held_out]
-    return evaluate(policy, task, chat, Exam(problems, sampling, 4, options.seed)).score
+    return evaluate(policy, task, chat, EvalSpec(problems, sampling, 4, options.seed)).score
 
 
 def _options() -> argparse.Namespace:

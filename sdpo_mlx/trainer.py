@@ -18,10 +18,10 @@ from sdpo_mlx.core.seeding import derive
 from sdpo_mlx.rl.distillation import distillation_batch
 from sdpo_mlx.rl.optimization import learn
 from sdpo_mlx.rl.rollouts import Sampler, sample
-from sdpo_mlx.training.session import Clock, Run, TrainState
+from sdpo_mlx.training.session import Clock, TrainingSession, TrainState
 
 
-def train(run: Run, state: TrainState) -> TrainState:
+def train(run: TrainingSession, state: TrainState) -> TrainState:
     """Go on from `state` until `train.steps` or until patience ends; the last whole step is saved in any case.
 
     Raises KeyboardInterrupt or RankLostError after saving, DivergedError or DataError when the run must stop.

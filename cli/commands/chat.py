@@ -13,7 +13,7 @@ from sdpo_cli import options
 from sdpo_cli.terminal import render
 
 if TYPE_CHECKING:
-    from sdpo_mlx.runs.conversation import Conversation, Speaker
+    from sdpo_mlx.runs.conversation import ChatModel, Conversation
 
 MAX_TOKENS = 512
 HINT = 'Ctrl-C stops an answer; """ begins and ends several lines; /new begins anew; /quit or Ctrl-D leaves'
@@ -64,7 +64,7 @@ def command(  # noqa: PLR0913 - typer reads the options off the signature
         _answered(sides, prompt)
 
 
-def _opened(target: str, cfg: Any, adapter: Path | None, max_tokens: int) -> Speaker:
+def _opened(target: str, cfg: Any, adapter: Path | None, max_tokens: int) -> ChatModel:
     from sdpo_mlx.backends.base import SamplingParams
     from sdpo_mlx.runs.conversation import open_speaker
 
@@ -72,7 +72,7 @@ def _opened(target: str, cfg: Any, adapter: Path | None, max_tokens: int) -> Spe
     return open_speaker(target, cfg, sampling, adapter)
 
 
-def _sides(speaker: Speaker, compare: bool) -> list[Conversation]:
+def _sides(speaker: ChatModel, compare: bool) -> list[Conversation]:
     from sdpo_mlx.runs.conversation import Conversation
 
     voices = list(speaker.voices)

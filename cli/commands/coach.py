@@ -18,7 +18,7 @@ from sdpo_cli.terminal import render
 
 if TYPE_CHECKING:
     from sdpo_mlx.config import Config
-    from sdpo_mlx.rl.components import Setup
+    from sdpo_mlx.rl.components import Components
     from sdpo_mlx.training.coaching import Coaching
     from sdpo_mlx.types import Problem
 
@@ -159,12 +159,12 @@ def asked_by(target: str, task: bool, prompts: list[str] | None) -> str:
     return "task" if task or is_run(Path(target)) else "typed"
 
 
-def asked(setup: Setup, wish: Wish, done: int) -> Iterator[Problem]:
+def asked(setup: Components, wish: Wish, done: int) -> Iterator[Problem]:
     """Questions in order; those of a task without end, and none twice in an epoch."""
     return islice(_of_task(setup, done) if wish.asks == "task" else _of_texts(wish.prompts), wish.problems)
 
 
-def _of_task(setup: Setup, done: int) -> Iterator[Problem]:
+def _of_task(setup: Components, done: int) -> Iterator[Problem]:
     from sdpo_mlx.rl.rollouts import Sampler
 
     sampler = Sampler(setup.task.problems("train"), 1, setup.cfg.train.seed)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from sdpo_cli import completion, options
-from sdpo_cli.commands.eval import Greedy, NoCache, Sitter, answering, asked, count, score
+from sdpo_cli.commands.eval import EvalTarget, Greedy, NoCache, answering, asked, count, score
 from sdpo_cli.terminal import render
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 Named = list[tuple[str | None, Path | None]]  # both arguments, each with its adapter
 SHOWN = 10  # problems won, and lost, on a terminal; --json has all
-Side = Sitter | dict[str, Any]  # somebody to be asked, or what was saved
+Side = EvalTarget | dict[str, Any]  # somebody to be asked, or what was saved
 
 
 def command(  # noqa: PLR0913 - typer reads the options off the signature
@@ -59,7 +59,7 @@ def command(  # noqa: PLR0913 - typer reads the options off the signature
 
     flags = asked(task, data, problems, samples, greedy) | {"train.seed": seed, "sandbox.kind": sandbox}
     named = [(first, adapter_a), (second, adapter_b)]
-    sides = _sides(named, sets or [], flags, lambda *who, bare=False: Sitter(*who, no_cache, plain, bare))
+    sides = _sides(named, sets or [], flags, lambda *who, bare=False: EvalTarget(*who, no_cache, plain, bare))
     with answering(not no_cache) as interrupted:
         documents = [side if isinstance(side, dict) else score(side, interrupted).content for side in sides]
     found = compare(*documents)
@@ -74,7 +74,7 @@ def _sides(
     named: Named,
     sets: list[str],
     flags: Mapping[str, Any],
-    sitter: Callable[..., Sitter],
+    sitter: Callable[..., EvalTarget],
 ) -> list[Side]:
     """Both sides. Whoever has settings of its own (a saved evaluation, else a run) says what the other is asked."""
     from sdpo_mlx.evaluation.compare import read_evaluation

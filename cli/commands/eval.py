@@ -16,9 +16,9 @@ from sdpo_cli.terminal import render
 
 if TYPE_CHECKING:
     from sdpo_mlx.config import Config
-    from sdpo_mlx.core.progress import Doing
-    from sdpo_mlx.evaluation.evaluate import Evaluation, Exam
-    from sdpo_mlx.rl.components import Setup
+    from sdpo_mlx.core.progress import StartTask
+    from sdpo_mlx.evaluation.evaluate import EvalSpec, Evaluation
+    from sdpo_mlx.rl.components import Components
 
 GREEDY = {"eval.temperature": 0.0, "eval.samples": 1}
 NoCache = Annotated[bool, typer.Option("--no-cache", help="Sample anew; neither use kept answers nor keep them.")]
@@ -56,7 +56,7 @@ def command(  # noqa: PLR0913 - typer reads the options off the signature
     if out is not None:
         check_place(out)
     with answering(not no_cache) as interrupted:
-        scored = score(Sitter(target, adapter, cfg, no_cache, plain), interrupted)
+        scored = score(EvalTarget(target, adapter, cfg, no_cache, plain), interrupted)
     if out is not None:
         save(out, scored)
     if as_json:
@@ -78,7 +78,7 @@ def asked(
 
 
 @dataclass(frozen=True)
-class Sitter:
+class EvalTarget:
     """Who sits an exam: a target with its settings; `bare` leaves a run's adapter out."""
 
     target: str
@@ -123,19 +123,19 @@ def answering(kept: bool) -> Iterator[Callable[[], bool]]:
             raise typer.Exit(interrupt.exit_code or 130) from None
 
 
-def score(sitter: Sitter, interrupted: Callable[[], bool]) -> Scored:
+def score(sitter: EvalTarget, interrupted: Callable[[], bool]) -> Scored:
     """Open the target and score it: what was answered before comes from where it was kept."""
     from sdpo_mlx.evaluation.evaluate import evaluate
-    from sdpo_mlx.evaluation.spec import answer_store, answers_depend_on, exam_of
+    from sdpo_mlx.evaluation.spec import answers_depend_on, eval_spec, rollout_cache
 
     begun = time.monotonic()
     with render.status(f"opening {sitter.cfg.model.name}", sitter.plain) as doing:
         setup = _opened(sitter, doing)
     render.say(setup.model.line())
     render.warn(setup.warnings())
-    exam = exam_of(setup)
+    exam = eval_spec(setup)
     depends_on = answers_depend_on(setup, exam, sitter.home)
-    store = None if sitter.no_cache else answer_store(depends_on, sitter.home)
+    store = None if sitter.no_cache else rollout_cache(depends_on, sitter.home)
     begun_with: list[int] = []
     with render.status(f"sampling {exam.samples} answers a problem", sitter.plain) as doing:
         told = doing("answers")
@@ -154,16 +154,18 @@ def score(sitter: Sitter, interrupted: Callable[[], bool]) -> Scored:
     return Scored(found, {**content, "kept": {"path": str(store.path), "answers": there}})
 
 
-def _opened(sitter: Sitter, doing: Doing) -> Setup:
-    from sdpo_mlx.rl.components import assemble
+def _opened(sitter: EvalTarget, doing: StartTask) -> Components:
+    from sdpo_mlx.rl.components import build_components
     from sdpo_mlx.runs.targets import open_target
 
     if sitter.bare:
-        return assemble(sitter.cfg, doing=doing)
+        return build_components(sitter.cfg, doing=doing)
     return open_target(sitter.target, sitter.cfg, sitter.adapter, doing)
 
 
-def as_document(sitter: Sitter, setup: Setup, exam: Exam, found: Evaluation, seconds: float) -> dict[str, Any]:
+def as_document(
+    sitter: EvalTarget, setup: Components, exam: EvalSpec, found: Evaluation, seconds: float
+) -> dict[str, Any]:
     """Everything that was measured; scores are shares of 1. `sdpo compare` reads it."""
     from sdpo_mlx.evaluation.spec import settings_record
     from sdpo_mlx.runs.folder import adapter_sha256

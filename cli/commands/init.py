@@ -12,7 +12,7 @@ from sdpo_cli import init_templates
 from sdpo_cli.terminal import render
 
 if TYPE_CHECKING:
-    from sdpo_cli.init_templates import Answers
+    from sdpo_cli.init_templates import InitChoices
 
 
 def command(
@@ -55,13 +55,15 @@ def command(
     render.result([f"wrote {', '.join(files)} to {folder}", "next:", *enter, *(f"  {step}" for step in steps)])
 
 
-def _proposed(model: str | None, task: str | None, feedback: bool | None) -> Answers:
+def _proposed(model: str | None, task: str | None, feedback: bool | None) -> InitChoices:
     """What is answered already, and for the rest what would be proposed."""
 
-    return init_templates.Answers(model or init_templates.suggestions()[0].name, task or "own", feedback is not False)
+    return init_templates.InitChoices(
+        model or init_templates.suggestions()[0].name, task or "own", feedback is not False
+    )
 
 
-def _asked(model: str | None, task: str | None, feedback: bool | None) -> Answers:
+def _asked(model: str | None, task: str | None, feedback: bool | None) -> InitChoices:
     """The questions that no flag has answered, on stderr; Enter takes what stands in brackets."""
 
     model = model or _model()
@@ -70,7 +72,7 @@ def _asked(model: str | None, task: str | None, feedback: bool | None) -> Answer
         task = _one_of([(name, about) for name, about in init_templates.TASKS.items()], "task")
     if feedback is None:
         feedback = typer.confirm("Can it be said of a failed answer what was wrong with it?", default=True, err=True)
-    return init_templates.Answers(model, task, feedback)
+    return init_templates.InitChoices(model, task, feedback)
 
 
 def _model() -> str:

@@ -12,7 +12,7 @@ from sdpo_cli.terminal import render
 from sdpo_mlx.core.errors import ConfigError
 
 if TYPE_CHECKING:
-    from sdpo_mlx.models.inventory import Item, Training
+    from sdpo_mlx.models.inventory import LocalModel, Training
 
 app = typer.Typer(help="List, show, import and fetch models.", no_args_is_help=True)
 
@@ -156,7 +156,7 @@ def _shown(document: dict[str, Any], repository: str) -> list[str]:
     return lines
 
 
-def _row(found: Item, training: Training) -> dict[str, Any]:
+def _row(found: LocalModel, training: Training) -> dict[str, Any]:
     """One model for a program; a size of 0 is unknown, and then `size_estimate` is what its shape comes to."""
     from sdpo_mlx.models.inventory import expected_size
 

@@ -60,14 +60,14 @@ def planned(cfg: Config, size: str | None, prompt_tokens: int | None) -> dict[st
     from sdpo_mlx.backends.step_time import times
     from sdpo_mlx.core.errors import ConfigError
     from sdpo_mlx.core.hardware import bytes_of, number_bytes
-    from sdpo_mlx.models.dimensions import Shape
+    from sdpo_mlx.models.dimensions import ModelDims
     from sdpo_mlx.models.resolve import configuration
 
     if cfg.model.backend == "torch":
         fix = "leave --backend out, or start: torch halves its micro-batches where memory runs out"
         raise ConfigError("what torch holds is not planned", where="model.backend", fix=fix)
     limit = limit_of(cfg, bytes_of(size) if size else None)
-    shape = Shape.of(configuration(cfg.model.name), cfg.model.name)
+    shape = ModelDims.of(configuration(cfg.model.name), cfg.model.name)
     prompt, context = _lengths(cfg, prompt_tokens, shape.context)
     work = choose(shape, cfg, work_of(cfg, prompt, context, number_bytes(cfg.model)), limit)
     held, spent = memory(shape, cfg, work), times(shape, work, here())

@@ -10,7 +10,7 @@ from sdpo_cli import options
 from sdpo_cli.terminal import render
 
 if TYPE_CHECKING:
-    from sdpo_mlx.rl.components import Setup
+    from sdpo_mlx.rl.components import Components
     from sdpo_mlx.rl.distillation import Batch
     from sdpo_mlx.rl.rollouts import Sampled
     from sdpo_mlx.types import Demonstration, Problem
@@ -64,23 +64,23 @@ def command(  # noqa: PLR0913 - typer reads the options off the signature
         render.result(as_lines(content))
 
 
-def _opened(run: Path | None, config: Path | None, sets: list[str], flags: dict[str, Any], plain: bool) -> Setup:
+def _opened(run: Path | None, config: Path | None, sets: list[str], flags: dict[str, Any], plain: bool) -> Components:
     from sdpo_mlx.config.resolve import resolve
     from sdpo_mlx.core.errors import ConfigError
-    from sdpo_mlx.rl.components import assemble
+    from sdpo_mlx.rl.components import build_components
     from sdpo_mlx.runs.targets import open_target, run_config
 
     if run is not None and (config is not None or flags["model.name"] is not None):
         raise ConfigError("a run has a model and settings of its own", where="--run", fix="leave --model and -c out")
     cfg = run_config(run, sets, flags) if run is not None else resolve(config, sets, flags).config
     with render.status(f"opening {cfg.model.name}", plain) as doing:
-        setup = open_target(str(run), cfg, doing=doing) if run is not None else assemble(cfg, doing=doing)
+        setup = open_target(str(run), cfg, doing=doing) if run is not None else build_components(cfg, doing=doing)
     render.say(setup.model.line())
     render.warn(setup.warnings())
     return setup
 
 
-def _observed(setup: Setup, problem: Problem, interrupted: Any) -> dict[str, Any]:
+def _observed(setup: Components, problem: Problem, interrupted: Any) -> dict[str, Any]:
     """One group, sampled and turned into samples exactly as the first step of a training run would."""
     from sdpo_mlx.backends.base import SamplingParams
     from sdpo_mlx.core.seeding import derive
@@ -103,7 +103,7 @@ def _observed(setup: Setup, problem: Problem, interrupted: Any) -> dict[str, Any
     return as_document(setup, problem, found, batch)
 
 
-def as_document(setup: Setup, problem: Problem, found: Sampled, batch: Batch) -> dict[str, Any]:
+def as_document(setup: Components, problem: Problem, found: Sampled, batch: Batch) -> dict[str, Any]:
     """Everything, uncut; `teacher` is null where there is no context, and `skip` then says why."""
     chat = setup.chat
     reasons = {skip.index: skip.reason for skip in (*found.skips, *batch.skips)}

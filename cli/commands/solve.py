@@ -14,8 +14,8 @@ from sdpo_cli.terminal import render
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from sdpo_mlx.core.progress import Doing
-    from sdpo_mlx.rl.components import Setup
+    from sdpo_mlx.core.progress import StartTask
+    from sdpo_mlx.rl.components import Components
     from sdpo_mlx.training.test_time import Budget, Method, Search
     from sdpo_mlx.types import Problem
 
@@ -83,7 +83,7 @@ def command(  # noqa: PLR0913 - typer reads the options off the signature
     }
     _agree(every_problem, problem=problem, keep=keep, out=out, method=method, minutes=minutes, seeds=seeds)
 
-    def searched(setup: Setup, interrupted: Callable[[], bool]) -> tuple[dict[str, Any], list[str]]:
+    def searched(setup: Components, interrupted: Callable[[], bool]) -> tuple[dict[str, Any], list[str]]:
         budget = _budget(attempts, minutes)
         if every_problem:
             return _measured(setup, method, seeds, budget, out, interrupted)
@@ -111,13 +111,13 @@ def _opened(
     """What `searched` finds in the assembled setup; a signal ends it with its exit code."""
     from sdpo_mlx.config.resolve import resolve
     from sdpo_mlx.core.interrupt import Interrupt
-    from sdpo_mlx.rl.components import assemble
+    from sdpo_mlx.rl.components import build_components
 
     cfg = resolve(config, sets, flags).config
     with Interrupt() as interrupt:
         try:
             with render.status(f"opening {cfg.model.name}", plain) as doing:
-                setup = assemble(cfg, doing=doing)
+                setup = build_components(cfg, doing=doing)
             render.say(setup.model.line())
             render.warn(setup.warnings())
             return searched(setup, interrupt.requested)
@@ -127,7 +127,7 @@ def _opened(
 
 
 def _measured(
-    setup: Setup, method: str | None, seeds: int, budget: Budget, out: Path | None, interrupted: Callable[[], bool]
+    setup: Components, method: str | None, seeds: int, budget: Budget, out: Path | None, interrupted: Callable[[], bool]
 ) -> tuple[dict[str, Any], list[str]]:
     from sdpo_cli.commands.solve_all import measured
 
@@ -159,13 +159,13 @@ def _agree(every_problem: bool, **given: Any) -> None:
 
 
 def _solved(
-    setup: Setup,
+    setup: Components,
     name: str | None,
     method: str,
     budget: Budget,
     keep: Path | None,
     interrupted: Callable[[], bool],
-    doing: Doing,
+    doing: StartTask,
 ) -> tuple[dict[str, Any], list[str]]:
     """Search with each method in turn, every one from the untouched model."""
     from sdpo_cli.commands.tasks import find_problem
@@ -235,7 +235,7 @@ def _row(attempt: Any) -> dict[str, Any]:
 
 
 def as_document(
-    setup: Setup, problem: Problem, searches: dict[str, Search], rows: dict[str, list[dict[str, Any]]]
+    setup: Components, problem: Problem, searches: dict[str, Search], rows: dict[str, list[dict[str, Any]]]
 ) -> dict[str, Any]:
     """Every attempt of every method; `solved` is the number of the first success or null."""
     return {

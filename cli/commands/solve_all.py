@@ -11,7 +11,7 @@ from sdpo_cli.terminal import render
 from sdpo_cli.terminal.pace import Pace
 
 if TYPE_CHECKING:
-    from sdpo_mlx.rl.components import Setup
+    from sdpo_mlx.rl.components import Components
     from sdpo_mlx.training.discovery import Record
     from sdpo_mlx.training.test_time import Budget, Method
 
@@ -20,7 +20,7 @@ SHARES = (0.25, 0.5, 0.9)
 
 
 def measured(
-    setup: Setup,
+    setup: Components,
     methods: Sequence[Method],
     seeds: int,
     budget: Budget,
@@ -68,7 +68,7 @@ class _Progress:
         render.say(f"{self.pace.words()}  {record.method}  {record.problem}  seed {record.seed}: {end}")
 
 
-def as_document(setup: Setup, records: Sequence[Record], budget: Budget) -> dict[str, Any]:
+def as_document(setup: Components, records: Sequence[Record], budget: Budget) -> dict[str, Any]:
     """The curve of each method, and how many attempts each needs for the same probability."""
     from sdpo_mlx.training.discovery import attempts_for, by_method, curve
 

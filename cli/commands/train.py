@@ -17,11 +17,11 @@ from sdpo_cli import options
 from sdpo_cli.terminal import render
 
 if TYPE_CHECKING:
-    from sdpo_mlx.backends.distributed.process_group import World
+    from sdpo_mlx.backends.distributed.process_group import ProcessGroup
     from sdpo_mlx.config import Config
     from sdpo_mlx.core.errors import RankLostError
-    from sdpo_mlx.rl.components import Setup
-    from sdpo_mlx.training.final_scores import Final, Outcome
+    from sdpo_mlx.rl.components import Components
+    from sdpo_mlx.training.final_scores import FinalScore, TrainingResult
 
 EXIT_TOO_LITTLE = 1
 SHOW_CURSOR = "\x1b[?25h"
@@ -79,7 +79,7 @@ def command(  # noqa: PLR0913 - typer reads the options off the signature
         "sandbox.kind": sandbox,
     }
 
-    def lead(world: World) -> int:
+    def lead(world: ProcessGroup) -> int:
         cfg = settings(config, sets or [], flags, out if resume else None, resume=resume)
         return train(cfg, out or default_out(cfg), Shown(plain, as_json, require_gain), world)
 
@@ -87,12 +87,12 @@ def command(  # noqa: PLR0913 - typer reads the options off the signature
         raise typer.Exit(code)
 
 
-def on_ranks(lead: Callable[[World], int]) -> int:
+def on_ranks(lead: Callable[[ProcessGroup], int]) -> int:
     """The exit code of `lead` on rank 0, which is the only one without a launcher; the others help it."""
-    from sdpo_mlx.backends.registry import open_world
+    from sdpo_mlx.backends.registry import open_process_group
     from sdpo_mlx.core.errors import RankLostError
 
-    world = open_world()
+    world = open_process_group()
     try:
         return help_out(world) if world.rank else lead(world)
     except RankLostError as error:
@@ -111,7 +111,7 @@ class Shown:
     require_gain: float | None = None
 
 
-def help_out(world: World) -> int:
+def help_out(world: ProcessGroup) -> int:
     """A rank other than 0: serve until the run ends; rank 0 speaks for all."""
     from sdpo_mlx.core.interrupt import Interrupt
     from sdpo_mlx.rl.components import serve
@@ -121,7 +121,7 @@ def help_out(world: World) -> int:
     return 0
 
 
-def _left(world: World, error: RankLostError) -> NoReturn:
+def _left(world: ProcessGroup, error: RankLostError) -> NoReturn:
     """Leave for good: quietly where rank 0 ended, for it has said why."""
     if not error.ended:
         render.say(f"sdpo: {error.line()}")
@@ -153,7 +153,7 @@ def default_out(cfg: Config) -> Path:
     return Path("runs") / (re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.")[:120] or "run")
 
 
-def train(cfg: Config, out: Path, shown: Shown, world: World) -> int:
+def train(cfg: Config, out: Path, shown: Shown, world: ProcessGroup) -> int:
     """Open all parts, train, show; the exit code."""
     from sdpo_mlx.core.interrupt import Interrupt
     from sdpo_mlx.runs.folder import RunFolder
@@ -181,21 +181,21 @@ def train(cfg: Config, out: Path, shown: Shown, world: World) -> int:
     return 0
 
 
-def _opened(cfg: Config, plain: bool, world: World) -> Setup:
+def _opened(cfg: Config, plain: bool, world: ProcessGroup) -> Components:
     from sdpo_mlx.models.resolve import ALIASES
-    from sdpo_mlx.rl.components import assemble
+    from sdpo_mlx.rl.components import build_components
 
     name = cfg.model.name
     became = f" -> {ALIASES[name]}" if name in ALIASES else ""
     with render.status(f"opening {name}{became}", plain) as doing:
-        setup = assemble(cfg, world, doing=doing)
+        setup = build_components(cfg, world, doing=doing)
     render.say(setup.model.line())
     if planned := setup.plan_line():
         render.say(planned)
     return setup
 
 
-def _trained(setup: Setup, folder: Any, interrupted: Any, plain: bool) -> Outcome:
+def _trained(setup: Components, folder: Any, interrupted: Any, plain: bool) -> TrainingResult:
     from sdpo_cli.terminal.live import watching
     from sdpo_cli.terminal.progress import Header, Progress
 
@@ -235,7 +235,7 @@ def _tidy(folder: Any, existed: bool) -> None:
             each.rmdir()
 
 
-def summary(setup: Setup, out: Path, outcome: Outcome, seconds: float) -> list[str]:
+def summary(setup: Components, out: Path, outcome: TrainingResult, seconds: float) -> list[str]:
     """What came of it, and what to do next."""
     from sdpo_mlx.training.final_scores import next_commands
 
@@ -261,7 +261,7 @@ def _best(state: Any) -> str:
     return f"step {state.best_step}"
 
 
-def _forgotten(outcome: Outcome) -> list[str]:
+def _forgotten(outcome: TrainingResult) -> list[str]:
     """What ordinary language lost by the training, where the base was asked before."""
     found = outcome.forgetting
     if found.before is None:
@@ -274,13 +274,13 @@ def _forgotten(outcome: Outcome) -> list[str]:
     ]
 
 
-def _score(final: Final | None) -> str:
+def _score(final: FinalScore | None) -> str:
     if final is None:
         return "-"
     return f"{render.percent(final.result.score)}{render.span(final.result.low, final.result.high)}"
 
 
-def as_document(setup: Setup, out: Path, outcome: Outcome, seconds: float) -> dict[str, Any]:
+def as_document(setup: Components, out: Path, outcome: TrainingResult, seconds: float) -> dict[str, Any]:
     """The same for a program; scores are shares of 1."""
     from sdpo_mlx.training.final_scores import next_commands
 

@@ -41,10 +41,10 @@ def command(
     from sdpo_cli.terminal.progress import Progress
 
     from sdpo_mlx.core.interrupt import Interrupt
-    from sdpo_mlx.runs.status import Follower, is_running, runs_in, state_of
+    from sdpo_mlx.runs.status import EventFollower, is_running, runs_in, state_of
 
     steps = runs_in(run)[0].steps  # one line where there is no run
-    follower, progress = Follower(run / "events.jsonl"), Progress(_header(run, steps))
+    follower, progress = EventFollower(run / "events.jsonl"), Progress(_header(run, steps))
     with Interrupt() as interrupt, watching(progress, plain) as observe:
         while not interrupt.requested():
             alive = is_running(run)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from sdpo_mlx.core.progress import Tell
+    from sdpo_mlx.core.progress import ProgressCallback
 
 SOONEST = 1.0  # seconds of work before there is a pace to go by
 ENOUGH = 0.1  # share of the work alike: of answers written together the first says little of the others
@@ -53,14 +53,14 @@ class Pace:
 
 
 @dataclass
-class Work:
+class RunningTask:
     """What is being done now; `doing` is what the work itself calls, `heard` what is called at each word of it."""
 
     heard: Callable[[Pace], None] = lambda _: None
     clock: Callable[[], float] = time.monotonic
     pace: Pace | None = None
 
-    def doing(self, what: str) -> Tell:
+    def doing(self, what: str) -> ProgressCallback:
         """Begin another piece of work (a blank one: nothing); gives what tells how far it has come."""
         pace = self.pace = Pace(what, self.clock) if what else None
 

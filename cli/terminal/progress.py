@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sdpo_cli.terminal.pace import Work
+from sdpo_cli.terminal.pace import RunningTask
 
-from sdpo_mlx.rl.components import Setup
+from sdpo_mlx.rl.components import Components
 from sdpo_mlx.types import RolloutGroup
 
 WARNINGS_KEPT = 3
@@ -31,7 +31,7 @@ class Header:
     rollouts: int
 
     @classmethod
-    def of(cls, setup: Setup, out: Path) -> Header:
+    def of(cls, setup: Components, out: Path) -> Header:
         """Read it off the parts of a run."""
         cfg, info = setup.cfg, setup.policy.info
         return cls(
@@ -75,7 +75,7 @@ class Progress:
     sample: Sample | None = None
     before: Mapping[str, Any] | None = None
     stopping: Callable[[], bool] = lambda: False
-    work: Work = field(default_factory=Work)
+    work: RunningTask = field(default_factory=RunningTask)
     rollouts: int = 0
     _marks: list[tuple[int, float]] = field(default_factory=list)
 

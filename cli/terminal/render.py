@@ -19,7 +19,7 @@ from sdpo_mlx.core.text import Screen, display
 if TYPE_CHECKING:
     from sdpo_cli.terminal.pace import Pace
 
-    from sdpo_mlx.core.progress import Doing
+    from sdpo_mlx.core.progress import StartTask
 
 QUIET_SECONDS = 10.0  # between two lines of progress
 NOT_DRAWN_ON = ("", "dumb", "unknown")  # values of TERM
@@ -144,22 +144,22 @@ def speaks_unicode() -> bool:
 
 
 @contextmanager
-def status(what: str, plain: bool) -> Iterator[Doing]:
+def status(what: str, plain: bool) -> Iterator[StartTask]:
     """Show that something takes its time, how far it has come and how long the rest takes.
 
     Gives what begins the next piece of work by its name, which in turn gives what tells how far it has come. On a
     terminal one line that goes at the end; elsewhere a line now and then, the first at once unless `what` is blank.
     """
-    from sdpo_cli.terminal.pace import Work
+    from sdpo_cli.terminal.pace import RunningTask
 
     if not is_live(plain):
         if what:
             say(what)
-        yield Work(now_and_then()).doing
+        yield RunningTask(now_and_then()).doing
         return
     from sdpo_cli.terminal.waiting import Waiting, drawing
 
-    work = Work()
+    work = RunningTask()
     work.doing(what)
     with drawing(Waiting(work), transient=True):
         yield work.doing

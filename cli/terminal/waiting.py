@@ -13,7 +13,7 @@ from rich.live import Live
 from rich.segment import ControlType, Segment
 from rich.spinner import Spinner
 from rich.text import Text
-from sdpo_cli.terminal.pace import Work
+from sdpo_cli.terminal.pace import RunningTask
 from sdpo_cli.terminal.render import speaks_unicode
 
 from sdpo_mlx.core.text import display
@@ -89,7 +89,7 @@ def drawing(picture: RenderableType, *, transient: bool = False) -> Iterator[Non
 class Waiting:
     """One line: what is being done, how far it has come, how long the rest takes."""
 
-    def __init__(self, work: Work) -> None:
+    def __init__(self, work: RunningTask) -> None:
         self.work, self.spinner = work, Spinner("line")
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:

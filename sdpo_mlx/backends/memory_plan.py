@@ -14,7 +14,7 @@ from typing import NamedTuple
 from sdpo_mlx.config import Config
 from sdpo_mlx.core.errors import ConfigError
 from sdpo_mlx.core.hardware import total_memory
-from sdpo_mlx.models.dimensions import Shape
+from sdpo_mlx.models.dimensions import ModelDims
 
 KV_STEP = 256  # tokens by which mlx-lm's caches grow
 PREFILL = 2_048  # tokens of a prompt or a shared stretch that run at once: bounds their activations
@@ -44,7 +44,7 @@ HEAD_KEPT = 1.6  # times as many inside one graph
 
 
 @dataclass(frozen=True)
-class Work:
+class Workload:
     """What a step forwards: tokens of a prompt, an answer and a teacher's context, and what runs at once."""
 
     prompt: int
@@ -87,9 +87,9 @@ class Memory:
         return max(items, key=lambda name: items[name])
 
 
-def work_of(cfg: Config, prompt: int, context: int, bytes_: int) -> Work:
+def work_of(cfg: Config, prompt: int, context: int, bytes_: int) -> Workload:
     """The step of a configuration with prompts and contexts of these lengths, before anything was chosen."""
-    return Work(
+    return Workload(
         prompt=prompt,
         answer=cfg.rollout.max_tokens,
         context=min(context, cfg.teacher.max_context_tokens),
@@ -103,7 +103,7 @@ def work_of(cfg: Config, prompt: int, context: int, bytes_: int) -> Work:
     )
 
 
-def memory(shape: Shape, cfg: Config, work: Work) -> Memory:
+def memory(shape: ModelDims, cfg: Config, work: Workload) -> Memory:
     """What the step holds, as it is set."""
     adapter = shape.adapter_parameters(cfg.model.adapter)
     full = cfg.model.adapter.kind == "full"
@@ -127,7 +127,7 @@ def memory(shape: Shape, cfg: Config, work: Work) -> Memory:
     )
 
 
-def _generation(shape: Shape, work: Work) -> dict[str, float]:
+def _generation(shape: ModelDims, work: Workload) -> dict[str, float]:
     rows = _rows(work)
     token = shape.kv_width * work.bytes
     held = rows * (work.prompt + _up(work.answer, KV_STEP)) + _up(work.prompt, KV_STEP)
@@ -141,12 +141,12 @@ def _generation(shape: Shape, work: Work) -> dict[str, float]:
     }
 
 
-def _rows(work: Work) -> int:
+def _rows(work: Workload) -> int:
     """Rollouts that are generated at once: whole groups, at least one."""
     return min(max(work.concurrency // work.group, 1), work.problems) * work.group
 
 
-def _learning(shape: Shape, work: Work) -> dict[str, float]:
+def _learning(shape: ModelDims, work: Workload) -> dict[str, float]:
     tokens, scores = _unit(shape, work, work.prompt)
     rows = min(max(16, CHUNK_BYTES // (4 * shape.vocabulary)), min(work.group, tokens) * work.answer)
     head = HEAD[work.support] * rows * shape.vocabulary * 4
@@ -159,21 +159,21 @@ def _learning(shape: Shape, work: Work) -> dict[str, float]:
     return {"blocks' inputs": float(inputs), **larger}
 
 
-def _unit(shape: Shape, work: Work, prompt: int) -> tuple[int, float]:
+def _unit(shape: ModelDims, work: Workload, prompt: int) -> tuple[int, float]:
     """Tokens and attention scores of the largest pass: one group's prompt once, and the answers that fit."""
     rows = min(work.group, max(1, (work.micro_batch - prompt) // work.answer))
     scores = shape.heads * (rows * work.answer * (prompt + work.answer) + min(prompt, PREFILL) * prompt)
     return prompt + rows * work.answer, float(scores)
 
 
-def _activations(shape: Shape, held: Activations, tokens: int, scores: float, bytes_: int) -> float:
+def _activations(shape: ModelDims, held: Activations, tokens: int, scores: float, bytes_: int) -> float:
     inner = shape.inner * (shape.experts_used or 1)
     a_token = held.width * shape.width + held.inner * inner
     a_token += held.queries * shape.heads * shape.head_width + held.keys * shape.kv_width / 2
     return SAFETY * bytes_ * (tokens * a_token + held.scores * scores)
 
 
-def _state(shape: Shape) -> float:
+def _state(shape: ModelDims) -> float:
     heads, keys, values = shape.recurrent
     return keys * values / max(heads, 1)
 
@@ -182,13 +182,13 @@ def _up(tokens: int, step: int) -> int:
     return math.ceil(tokens / step) * step
 
 
-def choose(shape: Shape, cfg: Config, work: Work, limit: float) -> Work:
+def choose(shape: ModelDims, cfg: Config, work: Workload, limit: float) -> Workload:
     """The fastest settings that fit: what the configuration leaves open is filled, what it says stays.
 
     Where nothing fits the smallest come back.
     """
 
-    def fits(each: Work, *phases: str) -> bool:
+    def fits(each: Workload, *phases: str) -> bool:
         return all(memory(shape, cfg, each).peak(phase) <= limit for phase in phases)
 
     if cfg.rollout.concurrency is None:
@@ -208,7 +208,7 @@ def limit_of(cfg: Config, machine: int | None = None) -> float:
     return cfg.train.memory_gb * 2**30 if cfg.train.memory_gb else USABLE * (machine or total_memory())
 
 
-def fitting(shape: Shape, cfg: Config, work: Work, limit: float) -> Work:
+def fitting(shape: ModelDims, cfg: Config, work: Workload, limit: float) -> Workload:
     """`choose`, or ConfigError with the changes that would make it fit."""
     chosen = choose(shape, cfg, work, limit)
     needed = memory(shape, cfg, chosen).highest
@@ -222,7 +222,7 @@ def fitting(shape: Shape, cfg: Config, work: Work, limit: float) -> Work:
     )
 
 
-def settled(cfg: Config, work: Work) -> Config:
+def settled(cfg: Config, work: Workload) -> Config:
     """The configuration with what was chosen in the places that it leaves open."""
     train = {"micro_batch_tokens": work.micro_batch, "grad_checkpoint": not work.keep}
     return cfg.model_copy(
@@ -233,7 +233,7 @@ def settled(cfg: Config, work: Work) -> Config:
     )
 
 
-def remedies(shape: Shape, cfg: Config, work: Work, limit: float) -> list[tuple[str, float]]:
+def remedies(shape: ModelDims, cfg: Config, work: Workload, limit: float) -> list[tuple[str, float]]:
     """Changes, as flags, and the peak in bytes after each alone: the three that save most."""
     answer, group = max(16, work.answer // 2), max(2, work.group // 2)
     problems, context = max(1, work.problems // 2), max(256, work.context // 2)

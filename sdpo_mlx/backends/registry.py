@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from sdpo_mlx.backends.base import Policy
-from sdpo_mlx.backends.distributed.process_group import ALONE, Engine, Ranks, World
+from sdpo_mlx.backends.distributed.process_group import SINGLE_PROCESS, Collectives, ProcessGroup, RankGroup
 from sdpo_mlx.config import ModelConfig, TeacherConfig, TrainConfig
 from sdpo_mlx.core.errors import ConfigError
 
@@ -51,18 +51,18 @@ def serve(base: Path, adapter: Path | None, host: str, port: int) -> None:
     server.serve(base, adapter, host, port)
 
 
-def open_world(environ: Mapping[str, str] = os.environ) -> World:
+def open_process_group(environ: Mapping[str, str] = os.environ) -> ProcessGroup:
     """The ranks among which `torchrun` or `mlx.launch` started this process; ALONE without either."""
     if "MASTER_ADDR" in environ and int(environ.get("WORLD_SIZE", "1")) > 1:
-        return Ranks(_torch_engine())
+        return RankGroup(_torch_engine())
     hosts = environ.get("MLX_HOSTFILE")
     ring = hosts is not None and Path(hosts).stat().st_size > 1  # one host alone: an empty file
     if "MLX_RANK" in environ and (ring or "MLX_JACCL_COORDINATOR" in environ):
-        return Ranks(_mlx_engine())
-    return ALONE
+        return RankGroup(_mlx_engine())
+    return SINGLE_PROCESS
 
 
-def backend_on(world: World, backend: str) -> str:
+def backend_on(world: ProcessGroup, backend: str) -> str:
     """The backend of a run on these ranks; raises ConfigError where their launcher carries another."""
     if world.size == 1 or backend in ("auto", world.backend):
         return backend if world.size == 1 else world.backend
@@ -74,18 +74,18 @@ def backend_on(world: World, backend: str) -> str:
     )
 
 
-def _torch_engine() -> Engine:
+def _torch_engine() -> Collectives:
     try:
-        from sdpo_mlx.backends.torch.collectives import TorchEngine
+        from sdpo_mlx.backends.torch.collectives import TorchCollectives
     except ImportError as error:
         fix = "pip install 'sdpo-mlx[torch]'"
         raise ConfigError(f"torch cannot be imported: {error}", where="torchrun", fix=fix) from error
-    return TorchEngine()
+    return TorchCollectives()
 
 
-def _mlx_engine() -> Engine:
+def _mlx_engine() -> Collectives:
     try:
-        from sdpo_mlx.backends.mlx.collectives import MLXEngine
+        from sdpo_mlx.backends.mlx.collectives import MLXCollectives
     except ImportError as error:
         raise ConfigError(f"mlx cannot be imported: {error}", where="mlx.launch", fix="install sdpo-mlx") from error
-    return MLXEngine()
+    return MLXCollectives()

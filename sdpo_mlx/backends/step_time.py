@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from sdpo_mlx.backends.memory_plan import Work
-from sdpo_mlx.models.dimensions import Shape
+from sdpo_mlx.backends.memory_plan import Workload
+from sdpo_mlx.models.dimensions import ModelDims
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Times:
         return max(vars(self), key=lambda name: getattr(self, name))
 
 
-def times(shape: Shape, work: Work, machine: Machine) -> Times:
+def times(shape: ModelDims, work: Workload, machine: Machine) -> Times:
     """One step with answers of full length: two operations a weight and token, four more for a gradient.
 
     A token is written as soon as all weights and the keys and values of its rows were read, or multiplied, whichever
@@ -63,13 +63,13 @@ def times(shape: Shape, work: Work, machine: Machine) -> Times:
     )
 
 
-def _forwarded(work: Work, prompt: int, whole: int) -> int:
+def _forwarded(work: Workload, prompt: int, whole: int) -> int:
     """Tokens of one group that run: its prompt again for each micro-batch that the group needs."""
     rows = min(work.group, max(1, (work.micro_batch - prompt) // work.answer))
     return whole + (math.ceil(work.group / rows) - 1) * prompt
 
 
-def _forward(shape: Shape, tokens: int, seen: int) -> float:
+def _forward(shape: ModelDims, tokens: int, seen: int) -> float:
     """Operations of a forward pass, attention to `seen` tokens on average included."""
     attention = 2 * shape.attending * shape.heads * shape.head_width * seen
     return 2.0 * tokens * (shape.active_parameters + attention)

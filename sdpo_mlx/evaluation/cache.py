@@ -16,11 +16,11 @@ from typing import Any
 from sdpo_mlx.core.storage import digest, guarded, json_line, plain, sync, trouble, write_all
 from sdpo_mlx.types import Feedback, FeedbackKind, FinishReason, IntArray, Problem, Rollout
 
-Place = tuple[str, int]  # the key of a problem, the seed of an answer
+CacheKey = tuple[str, int]  # the key of a problem, the seed of an answer
 
 
 @dataclass(frozen=True)
-class Answer:
+class CachedRollout:
     """One graded answer: the texts of all its turns, and what the grader said; untrusted text, both."""
 
     seed: int
@@ -33,7 +33,7 @@ class Answer:
     tokens: int
 
     @classmethod
-    def of(cls, rollout: Rollout, said: Feedback) -> Answer:
+    def of(cls, rollout: Rollout, said: Feedback) -> CachedRollout:
         """What is worth keeping of a rollout and its verdict."""
         tokens = sum(int(turn.ids_T.size) for turn in rollout.turns)
         verdict = said.reward, said.success, said.kind, said.text
@@ -61,7 +61,7 @@ def problem_key(problem: Problem, prompt_ids: IntArray) -> str:
     )
 
 
-class AnswerStore:
+class RolloutCache:
     """The answers in one file; a missing file is an empty store. Raises StorageError where the disk refuses."""
 
     def __init__(self, path: Path) -> None:
@@ -73,11 +73,11 @@ class AnswerStore:
     def __len__(self) -> int:
         return len(self._known)
 
-    def find(self, key: str, seed: int) -> Answer | None:
+    def find(self, key: str, seed: int) -> CachedRollout | None:
         """The answer to the problem of this key that drew from this seed."""
         return self._known.get((key, seed))
 
-    def add(self, answers: Iterable[tuple[str, str, Answer]]) -> None:
+    def add(self, answers: Iterable[tuple[str, str, CachedRollout]]) -> None:
         """Keep answers, each with its problem's key and id; they are on the disk when this returns.
 
         What the grader could not judge isn't kept: its fault may be gone the next time.
@@ -108,7 +108,7 @@ def _sealed(record: Mapping[str, Any]) -> dict[str, Any]:
     return {**record, "sha256": digest(json_line(record))}
 
 
-def _read(line: bytes) -> tuple[Place, Answer] | None:
+def _read(line: bytes) -> tuple[CacheKey, CachedRollout] | None:
     """One line's answer; None where a byte of it is not as it was written."""
     try:
         record = json.loads(line)
@@ -116,6 +116,6 @@ def _read(line: bytes) -> tuple[Place, Answer] | None:
             return None
         key, texts = record.pop("key"), (*record.pop("earlier", ()), record.pop("answer"))
         del record["problem"]
-        return (key, record["seed"]), Answer(texts=texts, **record)
+        return (key, record["seed"]), CachedRollout(texts=texts, **record)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None

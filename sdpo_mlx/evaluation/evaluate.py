@@ -9,20 +9,20 @@ from typing import Any
 from sdpo_mlx.backends.base import CONCURRENCY, Policy, SamplingParams
 from sdpo_mlx.config import EvalConfig, RolloutConfig
 from sdpo_mlx.core import statistics
-from sdpo_mlx.core.progress import Tell, untold
+from sdpo_mlx.core.progress import ProgressCallback, no_progress
 from sdpo_mlx.core.seeding import derive
-from sdpo_mlx.evaluation.cache import Answer, AnswerStore, problem_key, problem_sha256
+from sdpo_mlx.evaluation.cache import CachedRollout, RolloutCache, problem_key, problem_sha256
 from sdpo_mlx.models.chat_template import Chat
-from sdpo_mlx.rl.rollouts import Counted, rollout_seeds, sample
+from sdpo_mlx.rl.rollouts import ProgressPolicy, rollout_seeds, sample
 from sdpo_mlx.tasks.base import Task, turns_of
 from sdpo_mlx.types import Problem
 
 FILLED = 2  # times what is written at once: how much is sampled between two writes of a store
-Place = tuple[int, int]  # which problem of the exam, which answer of it
+SampleKey = tuple[int, int]  # which problem of the exam, which answer of it
 
 
 @dataclass(frozen=True)
-class Exam:
+class EvalSpec:
     """What is asked and how: `samples` answers a problem; seed and purpose fix every draw."""
 
     problems: Sequence[Problem]
@@ -43,7 +43,7 @@ class ProblemScore:
     family: str
     rewards: tuple[float, ...]
     successes: tuple[bool, ...]
-    answers: tuple[Answer, ...] = ()
+    answers: tuple[CachedRollout, ...] = ()
     sha256: str = ""
 
 
@@ -116,10 +116,10 @@ def evaluate(
     policy: Policy,
     task: Task,
     chat: Chat,
-    exam: Exam,
+    exam: EvalSpec,
     interrupted: Callable[[], bool] = lambda: False,
-    store: AnswerStore | None = None,
-    tell: Tell = untold,
+    store: RolloutCache | None = None,
+    tell: ProgressCallback = no_progress,
 ) -> Evaluation:
     """Sample and grade every problem of the exam; equal weights and seeds give equal answers.
 
@@ -127,7 +127,7 @@ def evaluate(
     sampled again; with it, problems are taken some at a time, each part kept before the next. Tells how many answers
     there are: first what the store held, then each as it comes, then each part that was kept.
     """
-    sitting = _Sitting(policy, task, chat, exam, store)
+    sitting = _EvalRun(policy, task, chat, exam, store)
     missing, total = sitting.missing(), len(exam.problems) * exam.samples
     part_size = total if store is None else max(1, FILLED * exam.sampling.concurrency)
     done = total - len(missing)
@@ -139,17 +139,17 @@ def evaluate(
     return Evaluation("held_out", exam.samples, sitting.scores(), exam.seed)
 
 
-class _Sitting:
+class _EvalRun:
     """One exam while it is taken: what was asked, and the answers so far by their place."""
 
-    def __init__(self, policy: Policy, task: Task, chat: Chat, exam: Exam, store: AnswerStore | None) -> None:
+    def __init__(self, policy: Policy, task: Task, chat: Chat, exam: EvalSpec, store: RolloutCache | None) -> None:
         self.policy, self.task, self.chat, self.exam, self.store = policy, task, chat, exam, store
         self.seeds = rollout_seeds(exam.purpose, exam.seed, 0, exam.problems, exam.samples)
         kept = exam.problems if store is not None else ()
         self.keys = [problem_key(problem, chat.render(problem.messages, tools=problem.tools)) for problem in kept]
-        self.answers: dict[Place, Answer] = {}
+        self.answers: dict[SampleKey, CachedRollout] = {}
 
-    def missing(self) -> list[Place]:
+    def missing(self) -> list[SampleKey]:
         """The places whose answers the store does not hold; what it holds is taken in."""
         places = [(at, n) for at in range(len(self.exam.problems)) for n in range(self.exam.samples)]
         if self.store is not None:
@@ -157,7 +157,7 @@ class _Sitting:
             self.answers |= {place: answer for place, answer in found.items() if answer is not None}
         return [place for place in places if place not in self.answers]
 
-    def sample(self, part: Sequence[Place], interrupted: Callable[[], bool], heard: Callable[[int], None]) -> None:
+    def sample(self, part: Sequence[SampleKey], interrupted: Callable[[], bool], heard: Callable[[int], None]) -> None:
         """Answer some places, and keep what came of them."""
         single = turns_of(self.task) == 1
 
@@ -170,14 +170,14 @@ class _Sitting:
             asked.setdefault(at, []).append(n)
         problems = [self.exam.problems[at] for at in asked]
         rows = [[self.seeds[at][n] for n in row] for at, row in asked.items()]
-        writer = Counted(self.policy, lambda: tell)
+        writer = ProgressPolicy(self.policy, lambda: tell)
         sampled = sample(writer, self.task, self.chat, problems, self.exam.sampling, rows, interrupted)
         groups = {group.problem.id: group for group in sampled.groups}
-        fresh: dict[Place, Answer] = {}
+        fresh: dict[SampleKey, CachedRollout] = {}
         for at, row in asked.items():
             if group := groups.get(self.exam.problems[at].id):
                 pairs = zip(group.rollouts, group.feedback, strict=True)
-                fresh |= {(at, n): Answer.of(*pair) for n, pair in zip(row, pairs, strict=True)}
+                fresh |= {(at, n): CachedRollout.of(*pair) for n, pair in zip(row, pairs, strict=True)}
         if self.store is not None:
             self.store.add((self.keys[at], self.exam.problems[at].id, answer) for (at, _), answer in fresh.items())
         self.answers |= fresh
@@ -194,9 +194,9 @@ class _Sitting:
         return ProblemScore(problem.id, problem.family, rewards, successes, given, problem_sha256(problem))
 
 
-def _parts(places: Sequence[Place], size: int) -> Iterator[list[Place]]:
+def _parts(places: Sequence[SampleKey], size: int) -> Iterator[list[SampleKey]]:
     """So many answers at a time, a problem's answers always together."""
-    part: list[Place] = []
+    part: list[SampleKey] = []
     for place in places:
         if len(part) >= size and place[0] != part[-1][0]:
             yield part

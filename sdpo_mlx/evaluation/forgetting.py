@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sdpo_mlx.backends.base import Policy, SamplingParams
-from sdpo_mlx.core.progress import Tell, counted, untold
+from sdpo_mlx.core.progress import ProgressCallback, no_progress, track
 from sdpo_mlx.core.seeding import derive
 from sdpo_mlx.core.storage import digest, json_line, write_bytes
 from sdpo_mlx.models.chat_template import Chat
@@ -105,7 +105,7 @@ class Forgetting:
 
 
 def reference(
-    policy: Policy, chat: Chat, interrupted: Callable[[], bool] = lambda: False, tell: Tell = untold
+    policy: Policy, chat: Chat, interrupted: Callable[[], bool] = lambda: False, tell: ProgressCallback = no_progress
 ) -> Reference:
     """Let the untouched student answer the ordinary prompts; equal bases give equal references.
 
@@ -118,7 +118,7 @@ def reference(
     seeds = [[derive("ordinary", at)] for at in range(len(prompts))]
     # a context too short for any of them leaves nothing to ask
     drawn = policy.generate(prompts, sampling, seeds, interrupted) if prompts else ()
-    said = {at: found.ids_T for at, _, found in counted(drawn, tell, len(prompts))}
+    said = {at: found.ids_T for at, _, found in track(drawn, tell, len(prompts))}
     answers = tuple(said[at] for at in range(len(prompts)))
     # Scored as they will be afterwards, so that an untouched student diverges by exactly 0.
     return Reference(prompts, answers, _logps(policy, prompts, answers), text_score(policy, chat))

@@ -12,9 +12,9 @@ from sdpo_mlx import __version__
 from sdpo_mlx.config import Config
 from sdpo_mlx.core.errors import DataError
 from sdpo_mlx.core.storage import cache_home, digest, json_line
-from sdpo_mlx.evaluation.cache import AnswerStore
-from sdpo_mlx.evaluation.evaluate import Exam, held_out, sampling_params
-from sdpo_mlx.rl.components import Setup
+from sdpo_mlx.evaluation.cache import RolloutCache
+from sdpo_mlx.evaluation.evaluate import EvalSpec, held_out, sampling_params
+from sdpo_mlx.rl.components import Components
 from sdpo_mlx.runs.folder import adapter_sha256
 from sdpo_mlx.runs.targets import is_run
 from sdpo_mlx.tasks.data.sources import identity
@@ -23,7 +23,7 @@ from sdpo_mlx.tasks.data.sources import identity
 _HOW = ("micro_batch_tokens",)
 
 
-def exam_of(setup: Setup) -> Exam:
+def eval_spec(setup: Components) -> EvalSpec:
     """The exam that the settings ask for, with the seeds of a run's own before and after.
 
     Raises DataError where the task has no held-out problems.
@@ -34,10 +34,10 @@ def exam_of(setup: Setup) -> Exam:
         fix = "give some rows of the data the split held_out"
         raise DataError("the task has no held-out problems", where=cfg.task.data or cfg.task.name, fix=fix)
     sampling = sampling_params(cfg.eval, setup.settled.rollout, setup.chat)
-    return Exam(problems, sampling, cfg.eval.samples, cfg.train.seed, "final")
+    return EvalSpec(problems, sampling, cfg.eval.samples, cfg.train.seed, "final")
 
 
-def answers_depend_on(setup: Setup, exam: Exam, adapter: Path | None) -> dict[str, Any]:
+def answers_depend_on(setup: Components, exam: EvalSpec, adapter: Path | None) -> dict[str, Any]:
     """Everything that an answer or its grade depends on besides problem and seed; `adapter`: the folder of one.
 
     An untouched student is the base, whatever adapter stands ready; but DoRA's rounds otherwise.
@@ -63,11 +63,11 @@ def answers_depend_on(setup: Setup, exam: Exam, adapter: Path | None) -> dict[st
     }
 
 
-def answer_store(depends_on: Mapping[str, Any], run: Path | None = None) -> AnswerStore:
+def rollout_cache(depends_on: Mapping[str, Any], run: Path | None = None) -> RolloutCache:
     """The store of these answers: in the run's folder `evals/` where it can be written, else in the user's cache."""
     beside = run is not None and is_run(run) and os.access(run, os.W_OK)
     home = run if run is not None and beside else cache_home()
-    return AnswerStore(home / "evals" / f"{digest(json_line(depends_on))[:32]}.jsonl")
+    return RolloutCache(home / "evals" / f"{digest(json_line(depends_on))[:32]}.jsonl")
 
 
 def adapter_folder(target: str, adapter: Path | None) -> Path | None:

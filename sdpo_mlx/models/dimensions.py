@@ -13,7 +13,7 @@ Linear = tuple[str, int, int, int]  # name inside its block, inputs, outputs, ho
 
 
 @dataclass(frozen=True)
-class Shape:
+class ModelDims:
     """A decoder's dimensions; `bits` 0: not quantised, `linear_every` 0: no recurrent blocks.
 
     With `linear_every` k, each k-th block attends and the others keep a recurrent state.
@@ -37,7 +37,7 @@ class Shape:
     context: int
 
     @classmethod
-    def of(cls, config: Mapping[str, Any], where: str) -> Shape:
+    def of(cls, config: Mapping[str, Any], where: str) -> ModelDims:
         """Raises ConfigError where the configuration lacks what every decoder has."""
         text: Mapping[str, Any] = config.get("text_config", config)
         quantised: Mapping[str, Any] = config.get("quantization") or {}

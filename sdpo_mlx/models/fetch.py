@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sdpo_mlx.core.errors import ConfigError, StorageError
-from sdpo_mlx.core.progress import Doing, Tell, unwatched
+from sdpo_mlx.core.progress import ProgressCallback, StartTask, no_tasks
 from sdpo_mlx.core.storage import trouble
 from sdpo_mlx.models.gguf.reader import import_gguf
 from sdpo_mlx.models.resolve import check_folder, fetched_folder
@@ -48,7 +48,7 @@ PARCELS: Mapping[str, Parcel] = {
 }
 
 
-def fetch(name: str, *, again: bool = False, doing: Doing = unwatched) -> Path:
+def fetch(name: str, *, again: bool = False, doing: StartTask = no_tasks) -> Path:
     """Download and unpack a model into the cache, where `resolve(name)` finds it; returns its folder.
 
     A model that is there already is left alone unless `again`. Raises ConfigError or StorageError.
@@ -96,7 +96,7 @@ def _download(parcel: Parcel, work: Path) -> Path:
 
 
 @contextmanager
-def _growing(folder: Path, total: int, tell: Tell) -> Iterator[None]:
+def _growing(folder: Path, total: int, tell: ProgressCallback) -> Iterator[None]:
     """Tell how many megabytes lie in a folder, until the block ends."""
     ended = threading.Event()
 

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from sdpo_mlx.core.progress import Tell
+from sdpo_mlx.core.progress import ProgressCallback
 
 MEGABYTE = 1 << 20
 
 
-def telling(tell: Tell) -> type[Any]:
+def telling(tell: ProgressCallback) -> type[Any]:
     """A class for `snapshot_download(tqdm_class=...)`: the bars that count bytes tell megabytes, none draws."""
     from huggingface_hub.utils import tqdm  # type: ignore[attr-defined]
 
-    class Bar(tqdm):
+    class ProgressBar(tqdm):
         """Shows nothing; several of them may count the same bytes, each in its own stage."""
 
         def update(self, n: float | None = 1) -> bool | None:
@@ -30,4 +30,4 @@ def telling(tell: Tell) -> type[Any]:
             """Leaves no line behind."""
             self.disable = True
 
-    return Bar
+    return ProgressBar

@@ -18,7 +18,7 @@ from sdpo_mlx.config import Config
 from sdpo_mlx.core.errors import ConfigError
 from sdpo_mlx.core.hardware import number_bytes
 from sdpo_mlx.models import hub, license, lmstudio, ollama, resolve
-from sdpo_mlx.models.dimensions import Shape
+from sdpo_mlx.models.dimensions import ModelDims
 from sdpo_mlx.models.gguf.header import read_header
 from sdpo_mlx.models.safetensors_io import weight_files
 
@@ -32,7 +32,7 @@ _REMAPPED = ("mistral", "iquestcoder", "xverse")  # types that mlx-lm reads as l
 
 
 @dataclass(frozen=True)
-class Item:
+class LocalModel:
     """One model: `name` is what `--model` takes, `path` where it lies (None: its weights are not here, `fetch` gets
     them), `size` of its weights in bytes, `trouble` why it cannot be used."""
 
@@ -63,7 +63,7 @@ class Training:
     peak: float | None = None
 
 
-def items() -> Iterator[Item]:
+def items() -> Iterator[LocalModel]:
     """Every model that is found, our own names first."""
     for name in (resolve.EMBEDDED, *resolve.FETCHED, *resolve.ALIASES):
         yield item(name)
@@ -78,7 +78,7 @@ def items() -> Iterator[Item]:
         yield _pulled(each)
 
 
-def item(name: str) -> Item:
+def item(name: str) -> LocalModel:
     """What is known of one model by its name; raises ConfigError where the name means nothing."""
     source, target = resolve.meaning(name)
     if source == "ollama":
@@ -92,11 +92,11 @@ def item(name: str) -> Item:
     if source == "fetched" and not (Path(target) / "config.json").is_file():
         config = resolve.shipped_configuration(name)
         terms, fetch, kind = LICENCES.get(name, ""), f"sdpo models fetch {name}", _quantisation(config)
-        return Item(name, source, target, config=config, quantisation=kind, licence=terms, fetch=fetch)
+        return LocalModel(name, source, target, config=config, quantisation=kind, licence=terms, fetch=fetch)
     return _folder(name, source, target, Path(target))
 
 
-def training(found: Item, machine: int | None = None) -> Training:
+def training(found: LocalModel, machine: int | None = None) -> Training:
     """Whether a step of the default settings fits into this machine, or one of `machine` bytes."""
     if found.trouble:
         return Training("no")
@@ -104,7 +104,7 @@ def training(found: Item, machine: int | None = None) -> Training:
     if not found.config or (found.source not in ("ollama", "gguf") and not _readable(str(kind))):
         return Training("unknown")
     try:
-        shape = Shape.of(found.config, found.name)
+        shape = ModelDims.of(found.config, found.name)
         if not _sane(shape):
             return Training("unknown")
         cfg = Config.model_validate({"model": {"name": found.name}})
@@ -117,16 +117,16 @@ def training(found: Item, machine: int | None = None) -> Training:
     return Training("yes" if peak <= limit else "no", peak)
 
 
-def expected_size(found: Item) -> float | None:
+def expected_size(found: LocalModel) -> float | None:
     """Bytes of the weights of a model that is not here, by its configuration; None where that is not known."""
     try:
-        shape = Shape.of(found.config, found.name)
+        shape = ModelDims.of(found.config, found.name)
     except (ConfigError, ArithmeticError, AttributeError, TypeError):  # as in `training`
         return None
     return shape.weight_bytes(4 if found.quantisation == "float32" else 2) if _sane(shape) else None
 
 
-def _sane(shape: Shape) -> bool:
+def _sane(shape: ModelDims) -> bool:
     """Whether a model can have these dimensions: nobody should wait for a plan of a trillion blocks."""
     numbers = [value for value in vars(shape).values() if isinstance(value, int)]
     least = min(shape.layers, shape.width, shape.heads, shape.kv_heads, shape.head_width, shape.vocabulary)
@@ -142,7 +142,7 @@ def _readable(kind: str) -> bool:
     return kind in _REMAPPED or any((Path(place) / "models" / f"{kind}.py").is_file() for place in places)
 
 
-def _hub(name: str, target: str) -> Item:
+def _hub(name: str, target: str) -> LocalModel:
     repository, _, wanted = target.partition("@")
     found = hub.snapshot(repository, wanted or "main")
     fetch = f"sdpo models fetch {name}"
@@ -150,12 +150,12 @@ def _hub(name: str, target: str) -> Item:
         return _folder(name, "hub", target, found.path, found.commit)
     if found is not None and (files := sorted(found.path.glob("*.gguf"))):
         trouble = f"the repository holds GGUF files; name one of them, as {files[0]}"
-        return Item(name, "hub", target, found.path, revision=found.commit, trouble=trouble)
+        return LocalModel(name, "hub", target, found.path, revision=found.commit, trouble=trouble)
     config: Mapping[str, Any] = resolve.shipped_configuration(target)
-    return Item(name, "hub", target, config=config, quantisation=_quantisation(config), fetch=fetch)
+    return LocalModel(name, "hub", target, config=config, quantisation=_quantisation(config), fetch=fetch)
 
 
-def _snapshots(found: hub.Snapshot) -> Iterator[Item]:
+def _snapshots(found: hub.Snapshot) -> Iterator[LocalModel]:
     name = found.repository if found.current else f"{found.repository}@{found.commit}"
     files = [] if (found.path / "config.json").is_file() else sorted(found.path.glob("*.gguf"))
     for file in files:
@@ -164,20 +164,20 @@ def _snapshots(found: hub.Snapshot) -> Iterator[Item]:
         yield _folder(name, "hub", name, found.path, found.commit)
 
 
-def _kept(kept: lmstudio.Kept) -> Item:
+def _kept(kept: lmstudio.Kept) -> LocalModel:
     if kept.path.is_dir():
         return _folder(kept.name, "lmstudio", str(kept.path), kept.path)
     return _gguf(kept.name, "lmstudio", kept.path)
 
 
-def _pulled(found: ollama.Pulled) -> Item:
+def _pulled(found: ollama.Pulled) -> LocalModel:
     if found.file is None or found.trouble:
         fetch = f"ollama pull {found.name.removeprefix(ollama.PREFIX)}" if found.file is not None else ""
-        return Item(found.name, "ollama", str(found.file or ""), trouble=found.trouble, fetch=fetch)
+        return LocalModel(found.name, "ollama", str(found.file or ""), trouble=found.trouble, fetch=fetch)
     return _gguf(found.name, "ollama", found.file, found.digest, found.licence)
 
 
-def _folder(name: str, source: resolve.Source, target: str, path: Path, revision: str = "") -> Item:
+def _folder(name: str, source: resolve.Source, target: str, path: Path, revision: str = "") -> LocalModel:
     files = weight_files(path)
     try:
         resolve.check_folder(path)
@@ -189,7 +189,7 @@ def _folder(name: str, source: resolve.Source, target: str, path: Path, revision
     size = sum(file.stat().st_size for file in files if file.exists())
     terms = LICENCES.get(name) or license.of_folder(path)
     told = {"licence": terms, "revision": revision, "trouble": trouble, "fetch": fetch}
-    return Item(name, source, target, path, size, config, _quantisation(config), **told)
+    return LocalModel(name, source, target, path, size, config, _quantisation(config), **told)
 
 
 def _missing_shard(path: Path) -> str:
@@ -204,15 +204,15 @@ def _missing_shard(path: Path) -> str:
     return f"{len(gone)} of {len(shards)} files of weights are missing" if gone else ""
 
 
-def _gguf(name: str, source: resolve.Source, file: Path, digest: str = "", terms: str = "") -> Item:
+def _gguf(name: str, source: resolve.Source, file: Path, digest: str = "", terms: str = "") -> LocalModel:
     try:
         header = read_header(file)
         size = file.stat().st_size
     except (ConfigError, OSError) as error:
         trouble = error.what if isinstance(error, ConfigError) else "cannot be read"
-        return Item(name, source, str(file), file, revision=digest, licence=license.shown(terms), trouble=trouble)
+        return LocalModel(name, source, str(file), file, revision=digest, licence=license.shown(terms), trouble=trouble)
     told = {"revision": digest, "licence": license.shown(header.licence or terms), "trouble": header.trouble()}
-    return Item(name, source, str(file), file, size, header.config(), header.quantisation, **told)
+    return LocalModel(name, source, str(file), file, size, header.config(), header.quantisation, **told)
 
 
 def _quantisation(config: Mapping[str, Any]) -> str:

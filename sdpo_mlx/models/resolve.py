@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sdpo_mlx.core.errors import ConfigError
-from sdpo_mlx.core.progress import Doing, unwatched
+from sdpo_mlx.core.progress import StartTask, no_tasks
 from sdpo_mlx.core.storage import cache_home
 from sdpo_mlx.models import lmstudio, ollama
 from sdpo_mlx.models.gguf import cache
@@ -93,7 +93,7 @@ def fetched_folder(alias: str) -> Path:
     return cache_home() / "models" / alias
 
 
-def resolve(name: str, doing: Doing = unwatched) -> ResolvedModel:
+def resolve(name: str, doing: StartTask = no_tasks) -> ResolvedModel:
     """Find a model, downloading from the hub where the name says so, and check that its files are safe.
 
     Aliases win over folders of the same name (`./qwen` means the folder). Raises ConfigError.
@@ -236,7 +236,7 @@ def opened(name: str, target: str, folder: Path, source: Source, revision: str =
     return ResolvedModel(name, target, folder, source, revision, weights_sha256(folder))
 
 
-def _from_hub(name: str, target: str, doing: Doing) -> ResolvedModel:
+def _from_hub(name: str, target: str, doing: StartTask) -> ResolvedModel:
     """Download (or find in the hub's own cache) a repository's safe files; the commit is the folder's name."""
     from huggingface_hub import snapshot_download
 

@@ -12,7 +12,7 @@ from typing import Any, BinaryIO, Literal
 import numpy as np
 import numpy.typing as npt
 
-from sdpo_mlx.core.progress import Tell, untold
+from sdpo_mlx.core.progress import ProgressCallback, no_progress
 
 Dtype = Literal["float32", "float16", "bfloat16"]
 _CODES: Mapping[str, tuple[str, int]] = {"float32": ("F32", 4), "float16": ("F16", 2), "bfloat16": ("BF16", 2)}
@@ -40,7 +40,7 @@ def write_weights(
     tensors: Sequence[Stored],
     dtype: Dtype,
     shard_bytes: int = _SHARD_BYTES,
-    tell: Tell = untold,
+    tell: ProgressCallback = no_progress,
 ) -> None:
     """`model.safetensors`, or shards with an index where the whole is larger than `shard_bytes`.
 
@@ -94,7 +94,7 @@ def _split(tensors: Sequence[Stored], width: int, limit: int) -> list[list[Store
 class _Told:
     """Adds up what was written."""
 
-    def __init__(self, tell: Tell, total: int) -> None:
+    def __init__(self, tell: ProgressCallback, total: int) -> None:
         self.tell, self.total, self.done = tell, total, 0
         self.add(0)
 

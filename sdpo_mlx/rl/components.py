@@ -12,17 +12,17 @@ from typing import Any
 from sdpo_mlx import __version__
 from sdpo_mlx.backends.base import Policy
 from sdpo_mlx.backends.distributed.policy import DistributedPolicy, joined
-from sdpo_mlx.backends.distributed.process_group import ALONE, World
+from sdpo_mlx.backends.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from sdpo_mlx.backends.distributed.serialization import decode, encode
 from sdpo_mlx.backends.memory_plan import fitting, limit_of, settled, work_of
 from sdpo_mlx.backends.registry import backend_on, open_policy
 from sdpo_mlx.config import Config
 from sdpo_mlx.core.errors import DataError
 from sdpo_mlx.core.hardware import number_bytes
-from sdpo_mlx.core.progress import Doing, unwatched
+from sdpo_mlx.core.progress import StartTask, no_tasks
 from sdpo_mlx.models import resolve
 from sdpo_mlx.models.chat_template import Chat, load_chat
-from sdpo_mlx.models.dimensions import Shape
+from sdpo_mlx.models.dimensions import ModelDims
 from sdpo_mlx.tasks.base import Task
 from sdpo_mlx.tasks.data.sources import identity
 from sdpo_mlx.tasks.judge.server import serve_where_needed
@@ -44,7 +44,7 @@ UNCONFINED = (
 
 
 @dataclass(frozen=True)
-class Setup:
+class Components:
     """Everything a run needs besides its folder."""
 
     cfg: Config
@@ -110,7 +110,9 @@ class Setup:
         }
 
 
-def assemble(cfg: Config, world: World = ALONE, *, learns: bool = True, doing: Doing = unwatched) -> Setup:
+def build_components(
+    cfg: Config, world: ProcessGroup = SINGLE_PROCESS, *, learns: bool = True, doing: StartTask = no_tasks
+) -> Components:
     """Open all parts; the sandbox fails before the model loads, and so does what would have nothing to learn from.
 
     On several ranks this is rank 0's: the others hear the settings from it and open the model alone (`serve`).
@@ -132,7 +134,7 @@ def assemble(cfg: Config, world: World = ALONE, *, learns: bool = True, doing: D
     world.broadcast(encode(settled.model_dump(mode="json")))
     doing(f"loading {cfg.model.name}")
     policy = _policy(settled, model, world)
-    return Setup(cfg, model, chat, opened.task, policy, opened.sandbox, opened.self_test, settled)
+    return Components(cfg, model, chat, opened.task, policy, opened.sandbox, opened.self_test, settled)
 
 
 def _check_references(cfg: Config, task: Task) -> None:
@@ -144,7 +146,7 @@ def _check_references(cfg: Config, task: Task) -> None:
     raise DataError("no training row has a reference answer", where=where, fix=fix)
 
 
-def serve(world: World, interrupted: Callable[[], bool]) -> None:
+def serve(world: ProcessGroup, interrupted: Callable[[], bool]) -> None:
     """On a rank other than 0: open the model of rank 0's settings, and do this rank's share until the run ends.
 
     Raises RankLostError when rank 0 ends or is lost, ConfigError where the model cannot be opened here.
@@ -155,7 +157,7 @@ def serve(world: World, interrupted: Callable[[], bool]) -> None:
     policy.serve(interrupted)
 
 
-def _policy(cfg: Config, model: resolve.ResolvedModel | None, world: World) -> Policy:
+def _policy(cfg: Config, model: resolve.ResolvedModel | None, world: ProcessGroup) -> Policy:
     """The policy of these ranks; every rank opens the base for itself."""
 
     def opened() -> tuple[Policy, str]:
@@ -173,7 +175,7 @@ def _settled(cfg: Config, model: resolve.ResolvedModel, chat: Chat, task: Task) 
     """
     if cfg.model.backend == "torch":
         return cfg
-    shape = Shape.of(json.loads((model.path / "config.json").read_text(encoding="utf-8")), str(model.path))
+    shape = ModelDims.of(json.loads((model.path / "config.json").read_text(encoding="utf-8")), str(model.path))
     work = work_of(cfg, *lengths(chat, task, cfg, shape.context), number_bytes(cfg.model))
     return settled(cfg, fitting(shape, cfg, work, limit_of(cfg)))
 
@@ -188,7 +190,7 @@ def lengths(chat: Chat, task: Task, cfg: Config, context_length: int) -> tuple[i
     return prompt, prompt + cfg.rollout.max_tokens + FEEDBACK_TOKENS
 
 
-def _placed(cfg: Config, world: World) -> Config:
+def _placed(cfg: Config, world: ProcessGroup) -> Config:
     backend = backend_on(world, cfg.model.backend)
     return cfg.model_copy(update={"model": cfg.model.model_copy(update={"backend": backend})})
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from sdpo_mlx.backends.base import Policy, Scores
 from sdpo_mlx.models.chat_template import Chat
-from sdpo_mlx.rl.optimization import Place
+from sdpo_mlx.rl.optimization import SampleKey
 from sdpo_mlx.types import DistillSample, IntArray
 
 TOP = 3
@@ -24,7 +24,7 @@ def due(step: int, count: int, rollouts: int) -> bool:
 
 def candidates(
     policy: Policy, chat: Chat, samples: Sequence[DistillSample], count: int
-) -> Mapping[Place, dict[str, Candidates]]:
+) -> Mapping[SampleKey, dict[str, Candidates]]:
     """The `TOP` likeliest tokens of both roles, at temperature 1, for at most `count` answers of different problems.
 
     Two forward passes without gradient; nothing of the policy changes.

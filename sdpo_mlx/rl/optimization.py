@@ -12,7 +12,7 @@ from sdpo_mlx.rl.distillation import Batch
 from sdpo_mlx.rl.schedule import learning_rate
 from sdpo_mlx.types import DistillSample, FloatArray, Rollout, RolloutGroup
 
-Place = tuple[str, int, int]  # problem id, index of the rollout, turn
+SampleKey = tuple[str, int, int]  # problem id, index of the rollout, turn
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Learned:
     """What a rollout batch taught; `update` is None where there was nothing, `divergence` is log q - log p a token."""
 
     update: Update | None
-    divergence: Mapping[Place, FloatArray]
+    divergence: Mapping[SampleKey, FloatArray]
 
 
 def learn(
@@ -31,7 +31,7 @@ def learn(
     Only the first may be interrupted, so that a saved state never stands between two of them.
     """
     updates: list[Update] = []
-    divergence: dict[Place, FloatArray] = {}
+    divergence: dict[SampleKey, FloatArray] = {}
     for part in minibatches(samples, cfg.train.updates_per_batch):
         update = policy.learn(
             part,
@@ -86,7 +86,7 @@ def records(
     groups: Sequence[RolloutGroup],
     batch: Batch,
     learned: Learned,
-    more: Callable[[Place, Rollout], Mapping[str, Any]] = lambda *_: {},
+    more: Callable[[SampleKey, Rollout], Mapping[str, Any]] = lambda *_: {},
 ) -> list[dict[str, Any]]:
     """What `rollouts/step-*.jsonl.gz` keeps of each rollout: prompt, answer, verdict, context, divergence.
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from sdpo_mlx.backends.base import Policy, PolicyInfo, SamplingParams
-from sdpo_mlx.core.progress import Tell
+from sdpo_mlx.core.progress import ProgressCallback
 from sdpo_mlx.core.seeding import derive, rng
 from sdpo_mlx.core.text import FEEDBACK_LIMIT, clean
 from sdpo_mlx.models.chat_template import Chat
@@ -62,7 +62,7 @@ class Sampler:
         return [self.problems[int(i)] for i in order[place * size : (place + 1) * size]]
 
 
-class Writer(Protocol):
+class Generator(Protocol):
     """The part of a policy that sampling asks."""
 
     @property
@@ -78,11 +78,11 @@ class Writer(Protocol):
 
 
 @dataclass(frozen=True)
-class Counted:
+class ProgressPolicy:
     """A policy that tells of every answer as it comes; `begun` is called before each turn, `ended` after it."""
 
     policy: Policy
-    begun: Callable[[], Tell]
+    begun: Callable[[], ProgressCallback]
     ended: Callable[[], object] = lambda: None
 
     @property
@@ -107,7 +107,7 @@ class Counted:
 
 
 def sample(
-    policy: Writer,
+    policy: Generator,
     task: Task,
     chat: Chat,
     problems: Sequence[Problem],
@@ -162,7 +162,7 @@ class _Episode:
 class _Stage:
     """Asks the model and the environment in turn."""
 
-    policy: Writer
+    policy: Generator
     chat: Chat
     graders: Graders
     sampling: SamplingParams

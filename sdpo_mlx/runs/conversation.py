@@ -23,12 +23,12 @@ from sdpo_mlx.runs.targets import adapter_home
 from sdpo_mlx.core.text import strip_thinking
 from sdpo_mlx.types import IntArray, Message
 
-Voice = Literal["model", "base", "adapter"]
+AdapterChoice = Literal["model", "base", "adapter"]
 LEAST_ROOM = 4  # an answer has at least this part of the context, or of what it asked for
 
 
 @dataclass(frozen=True)
-class Answer:
+class Reply:
     """What was said: `finish` is `stop`, `length`, or `interrupted`; `dropped` exchanges were forgotten for it."""
 
     text: str
@@ -37,17 +37,17 @@ class Answer:
     dropped: int
 
 
-class Speaker:
+class ChatModel:
     """A model that answers in one of its voices: `model` alone, or `base` and `adapter`."""
 
     def __init__(
-        self, policy: Policy, chat: Chat, sampling: SamplingParams, seed: int, voices: dict[Voice, Arrays]
+        self, policy: Policy, chat: Chat, sampling: SamplingParams, seed: int, voices: dict[AdapterChoice, Arrays]
     ) -> None:
         self.policy, self.chat, self.sampling, self.seed, self.voices = policy, chat, sampling, seed, voices
         self.context = policy.info.context_length
-        self._speaks: Voice | None = None
+        self._speaks: AdapterChoice | None = None
 
-    def as_voice(self, voice: Voice) -> Policy:
+    def as_voice(self, voice: AdapterChoice) -> Policy:
         """The policy with that voice's weights in place."""
         if voice != self._speaks:
             self.policy.load_student(self.voices[voice])
@@ -58,10 +58,10 @@ class Speaker:
 class Conversation:
     """One voice's side of a chat: it remembers its own answers."""
 
-    def __init__(self, speaker: Speaker, voice: Voice) -> None:
+    def __init__(self, speaker: ChatModel, voice: AdapterChoice) -> None:
         self.speaker, self.voice = speaker, voice
         self.messages: list[Message] = []
-        self.last = Answer("", "stop", 0, 0)
+        self.last = Reply("", "stop", 0, 0)
 
     def ask(self, question: str, interrupted: Callable[[], bool] = lambda: False) -> Iterator[str]:
         """Pieces of the answer as they come; afterwards `last` has the whole.
@@ -84,7 +84,7 @@ class Conversation:
         if rest := pieces.rest():
             yield rest
         text = self.speaker.chat.decode(ids)
-        self.last = Answer(text, finish, len(ids), dropped)
+        self.last = Reply(text, finish, len(ids), dropped)
         # Templates leave earlier thinking out, and must not have to look for it.
         self.messages.append({"role": "assistant", "content": strip_thinking(text)})
 
@@ -136,7 +136,7 @@ class Pieces:
         return self._chat.decode(self._ids)[len(before) :]
 
 
-def open_speaker(target: str, cfg: Config, sampling: SamplingParams, adapter: Path | None = None) -> Speaker:
+def open_speaker(target: str, cfg: Config, sampling: SamplingParams, adapter: Path | None = None) -> ChatModel:
     """The TARGET's model and, where it has one, its adapter; no task and no sandbox is opened.
 
     `sampling.eos_ids` are the model's own. Raises ConfigError or StorageError, each with one line.
@@ -148,5 +148,5 @@ def open_speaker(target: str, cfg: Config, sampling: SamplingParams, adapter: Pa
     chat = load_chat(model.path, thinking=cfg.model.thinking)
     policy = open_policy(model.path, cfg.model, cfg.teacher, cfg.train)
     untouched = policy.state()["student"]
-    voices: dict[Voice, Arrays] = {"model": untouched} if arrays is None else {"base": untouched, "adapter": arrays}
-    return Speaker(policy, chat, replace(sampling, eos_ids=chat.eos_ids), cfg.train.seed, voices)
+    voices: dict[AdapterChoice, Arrays] = {"model": untouched} if arrays is None else {"base": untouched, "adapter": arrays}
+    return ChatModel(policy, chat, replace(sampling, eos_ids=chat.eos_ids), cfg.train.seed, voices)

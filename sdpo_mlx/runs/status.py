@@ -96,7 +96,7 @@ def is_running(path: Path) -> bool:
     return False
 
 
-class Follower:
+class EventFollower:
     """The events of a stream that may still grow; a last line that is not whole yet waits."""
 
     def __init__(self, path: Path) -> None:

@@ -11,8 +11,8 @@ from sdpo_mlx.config import Config
 from sdpo_mlx.core.errors import ConfigError, StorageError
 from sdpo_mlx.runs.folder import RunFolder
 from sdpo_mlx.config.resolve import resolve
-from sdpo_mlx.rl.components import Setup, assemble
-from sdpo_mlx.core.progress import Doing, unwatched
+from sdpo_mlx.rl.components import Components, build_components
+from sdpo_mlx.core.progress import StartTask, no_tasks
 
 # mlx-lm's names in adapter_config.json, and the keys they stand for here.
 _FROM_MLX_LM: Mapping[str, str] = {"fine_tune_type": "kind", "num_layers": "layers"}
@@ -46,12 +46,12 @@ def target_config(
     return resolve(None, sets, {**shape, **given, "model.name": target}).config
 
 
-def open_target(target: str, cfg: Config, adapter: Path | None = None, doing: Doing = unwatched) -> Setup:
+def open_target(target: str, cfg: Config, adapter: Path | None = None, doing: StartTask = no_tasks) -> Components:
     """All parts, with the run's best adapter or the given one in the student."""
     home = adapter_home(target, adapter)
     # Read first: a missing adapter is told before a large model loads.
     arrays = RunFolder(home).load_adapter()[0] if home is not None else None
-    setup = assemble(cfg, learns=False, doing=doing)
+    setup = build_components(cfg, learns=False, doing=doing)
     if arrays is not None:
         setup.policy.load_student(arrays)
     return setup

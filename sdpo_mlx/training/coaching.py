@@ -22,7 +22,7 @@ from sdpo_mlx.config import Config
 from sdpo_mlx.core.errors import ConfigError, DataError
 from sdpo_mlx.core.seeding import derive
 from sdpo_mlx.core.storage import digest
-from sdpo_mlx.rl.components import Setup, versions
+from sdpo_mlx.rl.components import Components, versions
 from sdpo_mlx.rl.diagnostics import pieces
 from sdpo_mlx.rl.distillation import Batch, distillation_batch
 from sdpo_mlx.rl.optimization import Learned, learn, records
@@ -74,7 +74,7 @@ def coaching_config(target: str, sets: Sequence[str], flags: Mapping[str, Any]) 
 class Coaching:
     """A model being coached, and the folder that remembers it; `step` counts lessons."""
 
-    def __init__(self, setup: Setup, folder: RunFolder, *, itself: bool = False, origin: str = "") -> None:
+    def __init__(self, setup: Components, folder: RunFolder, *, itself: bool = False, origin: str = "") -> None:
         """Open a folder: a new one begins with the student as it stands, another goes on where it was.
 
         `itself` says that the student came from this folder, `origin` names the run that it came from.

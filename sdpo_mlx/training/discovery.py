@@ -14,7 +14,7 @@ from sdpo_mlx.config import Config
 from sdpo_mlx.core import statistics
 from sdpo_mlx.core.errors import StorageError
 from sdpo_mlx.core.storage import trouble
-from sdpo_mlx.rl.components import Setup
+from sdpo_mlx.rl.components import Components
 from sdpo_mlx.training.test_time import Budget, Method, Search, solve
 from sdpo_mlx.types import Problem
 
@@ -57,7 +57,7 @@ class Plan:
 
 
 def measure(
-    setup: Setup,
+    setup: Components,
     plan: Plan,
     file: Path,
     observe: Callable[[Record], None] = lambda _: None,
@@ -134,7 +134,7 @@ def by_method(records: Sequence[Record]) -> Mapping[str, list[Record]]:
     return found
 
 
-def _with_seed(setup: Setup, seed: int) -> Config:
+def _with_seed(setup: Components, seed: int) -> Config:
     return setup.cfg.model_copy(update={"train": setup.cfg.train.model_copy(update={"seed": seed})})
 
 

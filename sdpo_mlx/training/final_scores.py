@@ -13,31 +13,31 @@ from pathlib import Path
 from typing import Any
 
 from sdpo_mlx.core import statistics
-from sdpo_mlx.core.progress import Doing, unwatched
+from sdpo_mlx.core.progress import StartTask, no_tasks
 from sdpo_mlx.core.seeding import derive
 from sdpo_mlx.evaluation.evaluate import Evaluation
 from sdpo_mlx.evaluation.forgetting import Forgetting, Reference, forgetting, load_reference, reference, save_reference
 from sdpo_mlx.models.resolve import ResolvedModel
-from sdpo_mlx.rl.components import Setup, versions
+from sdpo_mlx.rl.components import Components, versions
 from sdpo_mlx.runs.events import read_events
 from sdpo_mlx.runs.folder import RunFolder
 from sdpo_mlx.trainer import train
 from sdpo_mlx.training.model_card import Base, CardFacts, Result, model_card, trained
-from sdpo_mlx.training.session import Observer, Run, TrainState
+from sdpo_mlx.training.session import Observer, TrainingSession, TrainState
 
 ORDINARY = "ordinary prompts, to measure forgetting"
 LONGEST_PROMPT = 200  # characters of a problem that still make a readable example command
 
 
 @dataclass(frozen=True)
-class Final:
+class FinalScore:
     """One final score, and the rewards behind it by problem."""
 
     result: Result
     rewards: Mapping[str, tuple[float, ...]]
 
     @classmethod
-    def of(cls, event: Mapping[str, Any]) -> Final:
+    def of(cls, event: Mapping[str, Any]) -> FinalScore:
         """Read it off its `eval` event."""
         rewards = {name: tuple(values) for name, values in event["rewards"].items()}
         samples = max(map(len, rewards.values()), default=0)
@@ -47,30 +47,30 @@ class Final:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class TrainingResult:
     """How a run ended; `difference` is after minus before, paired by problem (NaN where one is missing)."""
 
     state: TrainState
-    before: Final | None
-    after: Final | None
+    before: FinalScore | None
+    after: FinalScore | None
     difference: float
     interval: statistics.Interval
     forgetting: Forgetting
 
 
 def carry_out(
-    setup: Setup,
+    setup: Components,
     folder: RunFolder,
     observe: Observer,
     interrupted: Callable[[], bool] = lambda: False,
     command: list[str] | None = None,
-    doing: Doing = unwatched,
-) -> Outcome:
+    doing: StartTask = no_tasks,
+) -> TrainingResult:
     """Train in `folder` until the end, from wherever it stands, and leave a complete run folder.
 
     Raises KeyboardInterrupt with the state saved, and what `Run.resume` and `trainer.train` raise.
     """
-    run = Run(setup, folder, observe, interrupted, doing)
+    run = TrainingSession(setup, folder, observe, interrupted, doing)
     try:
         state = run.resume()
         # Not before: a refused change of settings must leave the old run's files alone.
@@ -80,7 +80,7 @@ def carry_out(
         state = train(run, state)
         after = _after(run, state)
         forgot = _forgot(run, state, base)
-        outcome = Outcome(state, before, after, *_difference(before, after, setup.cfg.train.seed), forgot)
+        outcome = TrainingResult(state, before, after, *_difference(before, after, setup.cfg.train.seed), forgot)
         run.emit({"type": "run_finished", "step": state.step, "best_step": state.best_step, **_gain(outcome)})
         folder.write_card(model_card(card_facts(setup, folder, outcome), setup.cfg))
         return outcome
@@ -88,7 +88,7 @@ def carry_out(
         run.close()
 
 
-def card_facts(setup: Setup, folder: RunFolder, outcome: Outcome) -> CardFacts:
+def card_facts(setup: Components, folder: RunFolder, outcome: TrainingResult) -> CardFacts:
     """What the model card tells of this run."""
     state = outcome.state
     return CardFacts(
@@ -107,7 +107,7 @@ def base_name(model: ResolvedModel) -> str:
     return model.target.partition("@")[0] if model.source == "hub" else str(model.path)
 
 
-def next_commands(setup: Setup, out: Path) -> list[str]:
+def next_commands(setup: Components, out: Path) -> list[str]:
     """What to do with a finished run: see why it learned, talk to it, use it elsewhere."""
     problems = setup.task.problems("held_out") or setup.task.problems("train")
     prompt = problems[0].messages[-1]["content"].strip()
@@ -126,7 +126,7 @@ def next_commands(setup: Setup, out: Path) -> list[str]:
     ]
 
 
-def _before(run: Run, state: TrainState) -> Final | None:
+def _before(run: TrainingSession, state: TrainState) -> FinalScore | None:
     """The untouched student's score: from the stream, or sampled at the very start.
 
     A run that goes on with another `eval` section has none: its student isn't untouched any more.
@@ -137,7 +137,7 @@ def _before(run: Run, state: TrainState) -> Final | None:
     return _emitted(run, run.score("final"), step=0, adapter="none", adapter_step=0)
 
 
-def _after(run: Run, state: TrainState) -> Final | None:
+def _after(run: TrainingSession, state: TrainState) -> FinalScore | None:
     """The best adapter's score; the student is left with that adapter."""
     arrays, _ = run.folder.load_adapter()
     run.policy.load_student(arrays)
@@ -147,7 +147,7 @@ def _after(run: Run, state: TrainState) -> Final | None:
     return _emitted(run, run.score("final"), step=state.step, adapter="best", adapter_step=state.best_step)
 
 
-def _base(run: Run, state: TrainState) -> Reference | None:
+def _base(run: TrainingSession, state: TrainState) -> Reference | None:
     """What the untouched student says to ordinary prompts: kept in the folder, or sampled at the very start.
 
     A run that was begun before there was such a thing has none.
@@ -163,7 +163,7 @@ def _base(run: Run, state: TrainState) -> Reference | None:
     return kept
 
 
-def _forgot(run: Run, state: TrainState, base: Reference | None) -> Forgetting:
+def _forgot(run: TrainingSession, state: TrainState, base: Reference | None) -> Forgetting:
     """What the best adapter, which the student holds now, has forgotten: from the stream, or measured."""
     for event in _measured(run, adapter="best", adapter_step=state.best_step):
         return Forgetting.of(event)
@@ -172,27 +172,29 @@ def _forgot(run: Run, state: TrainState, base: Reference | None) -> Forgetting:
     return _measure(run, found, step=state.step, adapter="best", adapter_step=state.best_step)
 
 
-def _measured(run: Run, **wanted: Any) -> Iterator[dict[str, Any]]:
+def _measured(run: TrainingSession, **wanted: Any) -> Iterator[dict[str, Any]]:
     for event in read_events(run.folder.events):
         if event.get("type") == "forgetting" and all(event.get(name) == value for name, value in wanted.items()):
             yield event
 
 
-def _measure(run: Run, found: Forgetting, *, step: int, adapter: str, adapter_step: int) -> Forgetting:
+def _measure(run: TrainingSession, found: Forgetting, *, step: int, adapter: str, adapter_step: int) -> Forgetting:
     which = {"adapter": adapter, "adapter_step": adapter_step}
     run.emit({"type": "forgetting", "step": step, **which, **found.event()})
     return found
 
 
-def _recorded(run: Run, *, adapter: str, adapter_step: int) -> Final | None:
+def _recorded(run: TrainingSession, *, adapter: str, adapter_step: int) -> FinalScore | None:
     wanted = {"final": True, "adapter": adapter, "adapter_step": adapter_step, "sampling": _sampling(run)}
     for event in read_events(run.folder.events):
         if event.get("type") == "eval" and all(event.get(name) == value for name, value in wanted.items()):
-            return Final.of(event)
+            return FinalScore.of(event)
     return None
 
 
-def _emitted(run: Run, found: Evaluation, *, step: int, adapter: str, adapter_step: int) -> Final | None:
+def _emitted(
+    run: TrainingSession, found: Evaluation, *, step: int, adapter: str, adapter_step: int
+) -> FinalScore | None:
     if not found.problems:
         return None
     event = {
@@ -206,15 +208,15 @@ def _emitted(run: Run, found: Evaluation, *, step: int, adapter: str, adapter_st
         "rewards": {problem.id: list(problem.rewards) for problem in found.problems},
     }
     run.emit(event)
-    return Final.of(event)
+    return FinalScore.of(event)
 
 
-def _sampling(run: Run) -> dict[str, Any]:
+def _sampling(run: TrainingSession) -> dict[str, Any]:
     """What has to be equal for two final scores to be comparable."""
     return run.cfg.eval.model_dump(mode="json")
 
 
-def _difference(before: Final | None, after: Final | None, seed: int) -> tuple[float, statistics.Interval]:
+def _difference(before: FinalScore | None, after: FinalScore | None, seed: int) -> tuple[float, statistics.Interval]:
     nothing = float("nan")
     if before is None or after is None:
         return nothing, statistics.Interval(nothing, nothing)
@@ -223,7 +225,7 @@ def _difference(before: Final | None, after: Final | None, seed: int) -> tuple[f
     return statistics.paired(first, second, seed=derive("paired", seed))
 
 
-def _gain(outcome: Outcome) -> dict[str, Any]:
+def _gain(outcome: TrainingResult) -> dict[str, Any]:
     return {
         "generations/total": outcome.state.generations,
         "score/before": outcome.before.result.score if outcome.before else None,

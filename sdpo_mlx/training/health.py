@@ -19,7 +19,7 @@ TEACHER_ENOUGH, TEACHER_NEEDED = 24, 0.5  # the teacher's answers, and the stude
 
 
 @dataclass(frozen=True)
-class Verdict:
+class HealthCheck:
     """What to tell, and the error to raise (after saving) where the run should end."""
 
     warnings: tuple[str, ...] = ()
@@ -27,7 +27,7 @@ class Verdict:
 
 
 @dataclass
-class Watch:
+class HealthMonitor:
     """Counters over steps; `to_dict` goes into the checkpoint so that resuming warns exactly the same."""
 
     barren: int = 0
@@ -52,7 +52,7 @@ class Watch:
         samples: Sequence[DistillSample],
         skips: Sequence[Skip],
         update: Update | None,
-    ) -> Verdict:
+    ) -> HealthCheck:
         """Take in one step; `update` is None where there was nothing to learn from.
 
         `skips` include the prompts that were too long to be sampled at all.
@@ -63,7 +63,7 @@ class Watch:
         stop = self._stop(update)
         if stop is not None:
             self._forget()
-        return Verdict(warnings, stop)
+        return HealthCheck(warnings, stop)
 
     def compare(self, found: Mapping[str, float]) -> tuple[str, ...]:
         """Take in how often self-teacher and student were right; a warning, once a run, where it is no better."""
@@ -89,7 +89,7 @@ class Watch:
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, counters: Mapping[str, Any]) -> Watch:
+    def from_dict(cls, counters: Mapping[str, Any]) -> HealthMonitor:
         """What `to_dict` gave; names of another version are left out."""
         known = {each.name for each in fields(cls)}
         return cls(**{name: value for name, value in counters.items() if name in known})

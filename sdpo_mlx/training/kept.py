@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sdpo_mlx.core.errors import ConfigError
-from sdpo_mlx.rl.components import Setup, versions
+from sdpo_mlx.rl.components import Components, versions
 from sdpo_mlx.runs.events import EventLog
 from sdpo_mlx.runs.folder import RunFolder
 from sdpo_mlx.training.model_card import Base, CardFacts, model_card, searched
@@ -24,7 +24,7 @@ def check_place(folder: Path) -> None:
         raise ConfigError("a run lies here", where=str(folder), fix="choose another --keep")
 
 
-def keep(setup: Setup, folder: Path, problem: Problem, search: Search, command: Sequence[str]) -> None:
+def keep(setup: Components, folder: Path, problem: Problem, search: Search, command: Sequence[str]) -> None:
     """Save the student with its settings, manifest, events and card; an earlier search kept there is replaced.
 
     `step` counts batches of attempts.

@@ -9,23 +9,23 @@ from typing import Any
 
 from sdpo_mlx.backends.base import CONCURRENCY, Policy, SamplingParams
 from sdpo_mlx.config import Config
-from sdpo_mlx.core.progress import Doing, unwatched
+from sdpo_mlx.core.progress import StartTask, no_tasks
 from sdpo_mlx.core.seeding import derive
-from sdpo_mlx.evaluation.evaluate import Evaluation, Exam, evaluate, held_out, sampling_params
+from sdpo_mlx.evaluation.evaluate import EvalSpec, Evaluation, evaluate, held_out, sampling_params
 from sdpo_mlx.models.chat_template import Chat
-from sdpo_mlx.rl.components import Setup
+from sdpo_mlx.rl.components import Components
 from sdpo_mlx.rl.diagnostics import Candidates, candidates, due, pieces
 from sdpo_mlx.rl.distillation import Batch
-from sdpo_mlx.rl.optimization import Learned, Place, records
-from sdpo_mlx.rl.rollouts import Counted, Sampled, rollout_seeds
+from sdpo_mlx.rl.optimization import Learned, SampleKey, records
+from sdpo_mlx.rl.rollouts import ProgressPolicy, Sampled, rollout_seeds
 from sdpo_mlx.rl.schedule import learning_rate
 from sdpo_mlx.rl.teacher_success import choose, teacher_success
 from sdpo_mlx.runs import checkpoint
 from sdpo_mlx.runs.events import EventLog, StepFacts, step_metrics
 from sdpo_mlx.runs.folder import RunFolder
-from sdpo_mlx.runs.tracking.manager import Trackers
+from sdpo_mlx.runs.tracking.manager import TrackerManager
 from sdpo_mlx.tasks.base import Task
-from sdpo_mlx.training.health import Watch
+from sdpo_mlx.training.health import HealthMonitor
 from sdpo_mlx.types import DistillSample, Problem, Rollout, RolloutGroup
 
 Observer = Callable[[Mapping[str, Any], Sequence[RolloutGroup]], None]
@@ -55,21 +55,21 @@ class Clock:
     learning: float
 
 
-class Run:
+class TrainingSession:
     """The parts of a run and its folder; holds nothing that a checkpoint would have to."""
 
     def __init__(
         self,
-        setup: Setup,
+        setup: Components,
         folder: RunFolder,
         observe: Observer,
         interrupted: Callable[[], bool] = lambda: False,
-        doing: Doing = unwatched,
+        doing: StartTask = no_tasks,
     ) -> None:
         self.setup, self.folder, self.observe, self.interrupted = setup, folder, observe, interrupted
         self.doing = doing
-        self.log, self.trackers = EventLog(folder.events), Trackers(setup.cfg, folder)
-        self._seen: Mapping[Place, dict[str, Candidates]] = {}
+        self.log, self.trackers = EventLog(folder.events), TrackerManager(setup.cfg, folder)
+        self._seen: Mapping[SampleKey, dict[str, Candidates]] = {}
         self._compared: Mapping[str, float] = {}
 
     @property
@@ -93,9 +93,9 @@ class Run:
         return self.setup.chat
 
     @property
-    def writer(self) -> Counted:
+    def writer(self) -> ProgressPolicy:
         """The model as it answers a step's problems: each answer is told as it comes, then that they are graded."""
-        return Counted(self.policy, lambda: self.doing("sampling"), lambda: self.doing("grading"))
+        return ProgressPolicy(self.policy, lambda: self.doing("sampling"), lambda: self.doing("grading"))
 
     @property
     def sampling(self) -> SamplingParams:
@@ -169,14 +169,14 @@ class Run:
         seed = derive("teacher", self.cfg.train.seed, step)
         return teacher_success(self.policy, self.task, self.chat, chosen, self.sampling, seed, self.interrupted)
 
-    def _more(self, place: Place, turn: Rollout) -> dict[str, Any]:
+    def _more(self, place: SampleKey, turn: Rollout) -> dict[str, Any]:
         seen = self._seen.get(place)
         return {"pieces": pieces(self.chat, turn.ids_T), **({"candidates": seen} if seen else {})}
 
     def after(self, state: TrainState, sampled: Sampled, batch: Batch, learned: Learned, clock: Clock) -> TrainState:
         """Write what a step did, and the state after it; saves and raises where `Watch` says stop."""
         groups, skips, step = sampled.groups, (*sampled.skips, *batch.skips), state.step + 1
-        watch = Watch.from_dict(state.watch)
+        watch = HealthMonitor.from_dict(state.watch)
         verdict = watch.observe(groups, batch.samples, skips, learned.update)
         total = state.generations + sum(len(group.rollouts) for group in groups)
         facts = self._facts(state.step, sampled, total, clock)
@@ -218,7 +218,7 @@ class Run:
         """A held-out evaluation of the student as it is, with the seeds of this purpose."""
         cfg = self.cfg
         sampling = sampling_params(cfg.eval, self.setup.settled.rollout, self.chat)
-        exam = Exam(held_out(self.task, cfg.eval), sampling, cfg.eval.samples, cfg.train.seed, purpose)
+        exam = EvalSpec(held_out(self.task, cfg.eval), sampling, cfg.eval.samples, cfg.train.seed, purpose)
         told = self.doing("evaluating")
         return evaluate(self.policy, self.task, self.chat, exam, self.interrupted, tell=told)
 

@@ -15,12 +15,12 @@ from typing import Literal, Protocol
 
 from sdpo_mlx.backends.base import CONCURRENCY, SamplingParams, Update
 from sdpo_mlx.core.errors import ConfigError, DataError
-from sdpo_mlx.core.progress import Tell, untold
+from sdpo_mlx.core.progress import ProgressCallback, no_progress
 from sdpo_mlx.core.seeding import derive
-from sdpo_mlx.rl.components import Setup
+from sdpo_mlx.rl.components import Components
 from sdpo_mlx.rl.distillation import distillation_batch
 from sdpo_mlx.rl.optimization import learn
-from sdpo_mlx.rl.rollouts import Counted, rollout_seeds, sample
+from sdpo_mlx.rl.rollouts import ProgressPolicy, rollout_seeds, sample
 from sdpo_mlx.teacher import CLOSING_LINE, history
 from sdpo_mlx.types import Exchange, Feedback, Message, Problem, Rollout, RolloutGroup
 
@@ -67,7 +67,7 @@ class Search:
 class Searcher(Protocol):
     """A way to choose the next attempts."""
 
-    def ask(self, step: int, size: int, tell: Tell = untold) -> RolloutGroup:
+    def ask(self, step: int, size: int, tell: ProgressCallback = no_progress) -> RolloutGroup:
         """At most `size` further answers, told as they come."""
 
     @property
@@ -76,13 +76,13 @@ class Searcher(Protocol):
 
 
 def solve(
-    setup: Setup,
+    setup: Components,
     problem: Problem,
     method: Method,
     budget: Budget,
     observe: Callable[[Tried], None] = lambda _: None,
     interrupted: Callable[[], bool] = lambda: False,
-    tell: Tell = untold,
+    tell: ProgressCallback = no_progress,
 ) -> Search:
     """Try until the first success or the end of the budget; the policy stays as it is by then.
 
@@ -106,12 +106,12 @@ def solve(
     return Search(best.number if best.feedback.success else None, best, count, time.monotonic() - begun)
 
 
-def _after(count: int, total: int, tell: Tell) -> Tell:
+def _after(count: int, total: int, tell: ProgressCallback) -> ProgressCallback:
     """Tells attempts of the whole budget from inside a batch."""
     return lambda done, _: tell(count + done, total)
 
 
-def searcher_of(setup: Setup, problem: Problem, method: Method, interrupted: Callable[[], bool]) -> Searcher:
+def searcher_of(setup: Components, problem: Problem, method: Method, interrupted: Callable[[], bool]) -> Searcher:
     """The searcher of a method's name; raises ConfigError for another name."""
     kinds: dict[str, type[_Resampling]] = {
         "sdpo": _SelfDistillation,
@@ -136,19 +136,19 @@ def _reward(attempt: Attempt) -> float:
 class _Resampling:
     """Best of k: the same question again, nothing remembered."""
 
-    setup: Setup
+    setup: Components
     problem: Problem
     interrupted: Callable[[], bool]
     update: Update | None = None
 
-    def ask(self, step: int, size: int, tell: Tell = untold) -> RolloutGroup:
+    def ask(self, step: int, size: int, tell: ProgressCallback = no_progress) -> RolloutGroup:
         """Answers to the bare problem."""
         return self.answers(self.problem, step, size, tell)
 
-    def answers(self, problem: Problem, step: int, size: int, tell: Tell) -> RolloutGroup:
+    def answers(self, problem: Problem, step: int, size: int, tell: ProgressCallback) -> RolloutGroup:
         setup = self.setup
         seeds = rollout_seeds("solve", setup.cfg.train.seed, step, [problem], size)
-        writer = Counted(setup.policy, lambda: tell)
+        writer = ProgressPolicy(setup.policy, lambda: tell)
         found = sample(writer, setup.task, setup.chat, [problem], self.sampling, seeds, self.interrupted)
         if not found.groups:
             fix = "lower rollout.max_tokens, or choose a model with a longer context"
@@ -168,7 +168,7 @@ class _SelfDistillation(_Resampling):
 
     last: RolloutGroup | None = None
 
-    def ask(self, step: int, size: int, tell: Tell = untold) -> RolloutGroup:
+    def ask(self, step: int, size: int, tell: ProgressCallback = no_progress) -> RolloutGroup:
         """Answers of the student that has learned from all before."""
         if self.last is not None:
             self.update = self._learned(self.last, step - 1)
@@ -197,7 +197,7 @@ class _Conversation(_Resampling):
 
     said: list[tuple[Message, ...]] = field(default_factory=list)
 
-    def ask(self, step: int, size: int, tell: Tell = untold) -> RolloutGroup:  # noqa: ARG002 - one at a time
+    def ask(self, step: int, size: int, tell: ProgressCallback = no_progress) -> RolloutGroup:  # noqa: ARG002 - one at a time
         """One answer to the conversation so far."""
         group = self.answers(self._extended(), step, 1, tell)
         rollout, feedback = group.rollouts[0], group.feedback[0]

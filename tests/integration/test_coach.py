@@ -21,7 +21,7 @@ from sdpo_mlx.core.errors import ConfigError, DataError
 from sdpo_mlx.core.text import display
 from sdpo_mlx.models.chat_template import load_chat
 from sdpo_mlx.models.resolve import resolve
-from sdpo_mlx.rl.components import assemble
+from sdpo_mlx.rl.components import build_components
 from sdpo_mlx.runs.folder import RunFolder
 from sdpo_mlx.training import coaching as module
 from sdpo_mlx.training.coaching import Coaching
@@ -45,7 +45,7 @@ def typed(monkeypatch: pytest.MonkeyPatch, said: str, *words: str) -> tuple[int,
 
 
 def opened(folder: str, **sections: Mapping[str, Any]) -> Coaching:
-    setup = assemble(run_settings(**{**COACH, **sections}))
+    setup = build_components(run_settings(**{**COACH, **sections}))
     return Coaching(setup, RunFolder.open(folder))
 
 
@@ -152,7 +152,7 @@ def test_a_good_answer_teaches_its_sibling_and_silence_beside_it_nothing() -> No
 
 def test_a_coached_run_is_its_own_first_teacher(tmp_path: Path) -> None:
     trained(tmp_path / "run", run_settings(train={"steps": 1, "eval_every": 0}))
-    setup = assemble(run_settings(**COACH))
+    setup = build_components(run_settings(**COACH))
     setup.policy.load_student(RunFolder("run").load_adapter()[0])
     coaching = Coaching(setup, RunFolder.open("coached"))
     state = setup.policy.state()
@@ -164,7 +164,7 @@ def test_another_folder_or_start_or_settings_are_refused(tmp_path: Path) -> None
     closed(opened("mine"))
     with pytest.raises(ConfigError, match="learning_rate"):
         opened("mine", train={"learning_rate": 1e-4})
-    setup = assemble(run_settings(**COACH))
+    setup = build_components(run_settings(**COACH))
     state = setup.policy.state()
     setup.policy.load_student({name: array + 1 for name, array in state["student"].items()})
     with pytest.raises(ConfigError, match="start was"):

@@ -18,7 +18,7 @@ from test_cli import sdpo
 from test_coach import CHAT, COACH, LOGPS, TEXT, TOLD, closed, opened, rows, taught, typed, weights
 
 from sdpo_mlx.models.resolve import resolve
-from sdpo_mlx.rl.components import assemble
+from sdpo_mlx.rl.components import build_components
 from sdpo_mlx.runs.export.hub import parcel
 from sdpo_mlx.runs.folder import RunFolder
 from sdpo_mlx.runs.status import state_of
@@ -117,7 +117,7 @@ def test_an_episode_comes_back_from_its_row_with_every_prompt(turns: Any, decide
 
 def test_the_card_of_a_coached_folder_tells_what_was_said_and_no_place(tmp_path: Path) -> None:
     folder = tmp_path / "with a person"
-    setup = assemble(run_settings(**{**COACH, "task": {"name": "tiny"}}))
+    setup = build_components(run_settings(**{**COACH, "task": {"name": "tiny"}}))
     coaching = Coaching(setup, RunFolder.open(folder), origin="first")
     taught(coaching, TOLD, Remark(good=True), Remark())
     closed(coaching)
@@ -134,7 +134,7 @@ def test_the_card_of_a_coached_folder_tells_what_was_said_and_no_place(tmp_path:
     assert str(tmp_path) not in text
     assert str(resolve("tiny").path) not in text
     assert parcel(folder, "me/x").files == ("adapters.safetensors", "adapter_config.json", "README.md")
-    again = Coaching(assemble(setup.cfg), RunFolder.open(folder), itself=True)
+    again = Coaching(build_components(setup.cfg), RunFolder.open(folder), itself=True)
     taught(again, TOLD)
     closed(again)
     assert "4 lessons with 2 remarks and 1 answers" in (folder / "README.md").read_text()

@@ -20,11 +20,11 @@ from test_cli import sdpo
 
 from sdpo_mlx.config import Config
 from sdpo_mlx.core.errors import StorageError
-from sdpo_mlx.evaluation.cache import Answer, AnswerStore, problem_key, problem_sha256
+from sdpo_mlx.evaluation.cache import CachedRollout, RolloutCache, problem_key, problem_sha256
 from sdpo_mlx.evaluation.compare import read_evaluation
-from sdpo_mlx.evaluation.evaluate import Evaluation, Exam, _parts, evaluate
-from sdpo_mlx.evaluation.spec import answer_store, answers_depend_on, exam_of
-from sdpo_mlx.rl.components import Setup, assemble
+from sdpo_mlx.evaluation.evaluate import EvalSpec, Evaluation, _parts, evaluate
+from sdpo_mlx.evaluation.spec import answers_depend_on, eval_spec, rollout_cache
+from sdpo_mlx.rl.components import Components, build_components
 from sdpo_mlx.types import Feedback
 
 SETTINGS = settings(
@@ -33,14 +33,14 @@ SETTINGS = settings(
 
 
 @cache
-def setup() -> Setup:
-    return assemble(SETTINGS)
+def setup() -> Components:
+    return build_components(SETTINGS)
 
 
 @cache
 def plainly(samples: int = 2) -> Evaluation:
     """The result without anything kept, all at once."""
-    return evaluate(setup().policy, setup().task, setup().chat, replace(exam_of(setup()), samples=samples))
+    return evaluate(setup().policy, setup().task, setup().chat, replace(eval_spec(setup()), samples=samples))
 
 
 class Counted:
@@ -57,12 +57,12 @@ class Counted:
         return self.policy.generate(prompts, sampling, seeds, interrupted)
 
 
-def score(path: Path, exam: Exam | None = None, task: Any = None, **options: Any) -> tuple[Evaluation, int]:
+def score(path: Path, exam: EvalSpec | None = None, task: Any = None, **options: Any) -> tuple[Evaluation, int]:
     """The result with what the file holds, and how many answers were sampled for it."""
     parts = setup()
     policy: Any = Counted(parts.policy)
-    exam = exam or exam_of(parts)
-    return evaluate(policy, task or parts.task, parts.chat, exam, store=AnswerStore(path), **options), policy.asked
+    exam = exam or eval_spec(parts)
+    return evaluate(policy, task or parts.task, parts.chat, exam, store=RolloutCache(path), **options), policy.asked
 
 
 @pytest.fixture(scope="module")
@@ -84,12 +84,12 @@ def test_a_repeated_exam_samples_nothing_and_is_the_same(kept: bytes, tmp_path: 
     path = file_of(tmp_path, kept)
     assert score(path) == (plainly(), 0)
     assert path.read_bytes() == kept
-    assert len(AnswerStore(path)) == 8
+    assert len(RolloutCache(path)) == 8
 
 
 def test_more_answers_and_more_problems_only_add(kept: bytes, tmp_path: Path) -> None:
     path = file_of(tmp_path, kept)
-    assert score(path, replace(exam_of(setup()), samples=4)) == (plainly(4), 8)
+    assert score(path, replace(eval_spec(setup()), samples=4)) == (plainly(4), 8)
     assert path.read_bytes().startswith(kept)
     assert score(path) == (plainly(), 0)  # and fewer take theirs
 
@@ -105,15 +105,15 @@ def test_a_cut_off_file_gives_the_same_result(share: float, kept: bytes, tmp_pat
 @pace(deadline=None, max_examples=50)
 @given(st.data())
 def test_no_damaged_byte_changes_an_answer(data: Any) -> None:
-    answer = Answer(7, ("first\n", "x = \ud800"), 0.5, True, "pass", "\x1b[31m", "stop", 3)
+    answer = CachedRollout(7, ("first\n", "x = \ud800"), 0.5, True, "pass", "\x1b[31m", "stop", 3)
     with TemporaryDirectory() as folder:
         path = Path(folder) / "answers.jsonl"
-        AnswerStore(path).add([("k", "p", answer)])
+        RolloutCache(path).add([("k", "p", answer)])
         line = bytearray(path.read_bytes())
-        assert AnswerStore(path).find("k", 7) == answer
+        assert RolloutCache(path).find("k", 7) == answer
         line[data.draw(st.integers(0, len(line) - 2))] ^= data.draw(st.integers(1, 255))
         path.write_bytes(line)
-        assert AnswerStore(path).find("k", 7) in (None, answer)
+        assert RolloutCache(path).find("k", 7) in (None, answer)
 
 
 def test_foreign_lines_are_passed_over(kept: bytes, tmp_path: Path) -> None:
@@ -136,14 +136,14 @@ def test_what_could_not_be_graded_is_asked_again(tmp_path: Path) -> None:
                 raise RuntimeError("the judge is away")
             return setup().task.grade(problem, text, truncated=truncated)
 
-    first = exam_of(setup()).problems[0].id
+    first = eval_spec(setup()).problems[0].id
     found, _ = score(tmp_path / "answers.jsonl", task=Broken())
     assert found.problems[0].answers[0].kind == "grader_error"
     assert score(tmp_path / "answers.jsonl") == (plainly(), 2)
 
 
 def test_another_content_of_a_problem_misses(kept: bytes, tmp_path: Path) -> None:
-    exam = exam_of(setup())
+    exam = eval_spec(setup())
     problems = list(exam.problems)
     problems[0] = replace(problems[0], messages=({"role": "user", "content": "Write f(x): negate"},))
     problems[1] = replace(problems[1], private={**problems[1].private, "more": 1})
@@ -151,7 +151,7 @@ def test_another_content_of_a_problem_misses(kept: bytes, tmp_path: Path) -> Non
 
 
 def test_a_problem_is_told_by_what_it_holds_not_by_where_it_lies() -> None:
-    problem = exam_of(setup()).problems[0]
+    problem = eval_spec(setup()).problems[0]
     one, two = (replace(problem, private={"value": object(), "set": {2, 1}}) for _ in range(2))
     assert problem_sha256(one) == problem_sha256(two) != problem_sha256(problem)
     ids = np.arange(5, dtype=np.int32)
@@ -186,7 +186,7 @@ def changed(sections: dict[str, Any]) -> Config:
 
 def name_of(cfg: Config, adapter: Path | None = None, **parts: Any) -> str:
     other = replace(setup(), cfg=cfg, settled=cfg, **parts)
-    return answer_store(answers_depend_on(other, exam_of(other), adapter)).path.name
+    return rollout_cache(answers_depend_on(other, eval_spec(other), adapter)).path.name
 
 
 @pytest.mark.parametrize("what", [*CHANGES, *EQUAL])

@@ -29,7 +29,7 @@ from sdpo_mlx.evaluation.forgetting import (
     save_reference,
     text_score,
 )
-from sdpo_mlx.rl.components import Setup, assemble
+from sdpo_mlx.rl.components import Components, build_components
 from sdpo_mlx.runs.events import read_events
 from sdpo_mlx.runs.folder import RunFolder
 from sdpo_mlx.training import final_scores
@@ -46,12 +46,12 @@ FEW = {"prompts": ["Why is the sky blue?", "Who wrote Hamlet?"], "text": "The fe
 
 
 @cache
-def opened(backend: str = "mlx") -> tuple[Setup, Reference]:
-    setup = assemble(settings(model={"backend": backend}))
+def opened(backend: str = "mlx") -> tuple[Components, Reference]:
+    setup = build_components(settings(model={"backend": backend}))
     return setup, reference(setup.policy, setup.chat)
 
 
-def stirred(setup: Setup, scale: float) -> dict[str, Any]:
+def stirred(setup: Components, scale: float) -> dict[str, Any]:
     draw = np.random.default_rng(3)
     arrays = setup.policy.state()["student"]
     return {n: (a + scale * draw.standard_normal(a.shape)).astype(np.float32) for n, a in arrays.items()}
@@ -158,9 +158,9 @@ def test_reference_returns_as_saved_and_only_for_its_own_base(tmp_path: Path) ->
     assert load_reference(path, identity) is None
 
 
-def carried_out(folder: Path, cfg: Config, watcher: Watcher | None = None) -> tuple[Setup, Any]:
+def carried_out(folder: Path, cfg: Config, watcher: Watcher | None = None) -> tuple[Components, Any]:
     watcher = watcher or Watcher()
-    setup = assemble(cfg)
+    setup = build_components(cfg)
     with RunFolder.open(folder) as opened_folder, pytest.MonkeyPatch.context() as patch:
         patch.setattr("sdpo_mlx.evaluation.forgetting._ordinary", lambda: FEW)
         return setup, final_scores.carry_out(setup, opened_folder, watcher, watcher.interrupted)
@@ -175,7 +175,7 @@ def told(folder: Path, kind: str = "forgetting") -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Setup, Any]:
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Components, Any]:
     folder = tmp_path_factory.mktemp("forgetting") / "run"
     return folder, *carried_out(folder, SHORT)
 

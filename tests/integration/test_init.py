@@ -94,7 +94,7 @@ def test_every_combination_has_rows_of_its_task_and_settings_that_resolve(
 
 @pytest.mark.parametrize(("task", "feedback"), COMBINATIONS)
 def test_settings_say_nothing_that_holds_without_them(task: str, feedback: bool) -> None:
-    tree = yaml.safe_load(init_templates.settings(init_templates.Answers("owner/model", task, feedback)))
+    tree = yaml.safe_load(init_templates.settings(init_templates.InitChoices("owner/model", task, feedback)))
     given = {f"{section}.{key}": value for section, inside in tree.items() for key, value in inside.items()}
     usual = resolve(None, [], {"model.name": "owner/model", "task.name": task if task != "own" else "./my_task.py"})
     # What a person turns first stands there in any case.
@@ -195,8 +195,8 @@ def test_the_manifest_pins_the_rows_and_the_file_that_graded_them(
 
 def stocked(monkeypatch: pytest.MonkeyPatch, *held: tuple[str, models.Source, float, str]) -> None:
     """A machine that can train these: name, source, bytes of a step, how to get it."""
-    found = [inventory.Item(name, source, name, Path("x"), fetch=fetch) for name, source, _, fetch in held]
-    found += [inventory.Item("tiny", "embedded", "x", Path("x"))]
+    found = [inventory.LocalModel(name, source, name, Path("x"), fetch=fetch) for name, source, _, fetch in held]
+    found += [inventory.LocalModel("tiny", "embedded", "x", Path("x"))]
     peaks = {name: peak for name, _, peak, _ in held}
     told = lambda each: inventory.Training("no" if each.name == "large" else "yes", peaks.get(each.name, 1.0))  # noqa: E731
     monkeypatch.setattr(inventory, "items", lambda: iter(found))
@@ -281,14 +281,14 @@ def test_questions_take_numbers_names_and_enter(
     monkeypatch: pytest.MonkeyPatch, typed: tuple[str, ...], answers: tuple[str, str, bool]
 ) -> None:
     asked = scripted(monkeypatch, *typed)
-    assert init._asked(None, None, None) == init_templates.Answers(*answers)
+    assert init._asked(None, None, None) == init_templates.InitChoices(*answers)
     assert len(asked) == len(typed)
     assert list(dict.fromkeys(asked)) == ["model", "task", "feedback"]
 
 
 def test_what_flags_answer_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     assert scripted(monkeypatch) == []
-    assert init._asked("tiny", "math", False) == init_templates.Answers("tiny", "math", False)
+    assert init._asked("tiny", "math", False) == init_templates.InitChoices("tiny", "math", False)
 
 
 def at_a_terminal(folder: Path, typed: bytes, *words: str) -> tuple[int, str]:

@@ -13,7 +13,7 @@ from runs_made import settings, trained, with_value
 
 from sdpo_mlx.config import Config, JudgeConfig, SandboxConfig
 from sdpo_mlx.config.keys import LEAVES
-from sdpo_mlx.rl.components import Setup
+from sdpo_mlx.rl.components import Components
 from sdpo_mlx.runs import checkpoint
 from sdpo_mlx.runs.events import read_events
 from sdpo_mlx.sandbox.choice import open_sandbox
@@ -112,7 +112,7 @@ class Heard:
     def __init__(self) -> None:
         self.answers: list[tuple[str, str]] = []
 
-    def listen(self, setup: Setup) -> None:
+    def listen(self, setup: Components) -> None:
         task: Any = setup.task
         grade = task.grade
 

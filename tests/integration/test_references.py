@@ -20,7 +20,7 @@ from test_distill import batch, chat, group, prompt_of, reasons
 
 from sdpo_mlx.config import Config, TeacherConfig
 from sdpo_mlx.core.errors import DataError
-from sdpo_mlx.rl.components import Setup, assemble
+from sdpo_mlx.rl.components import Components, build_components
 from sdpo_mlx.tasks.code.formats import detect
 from sdpo_mlx.tasks.custom import values
 from sdpo_mlx.tasks.math import formats
@@ -201,14 +201,14 @@ def test_a_run_learns_from_references_alone(tmp_path: Path) -> None:
 def test_a_run_without_any_reference_is_refused_before_the_model_loads() -> None:
     cfg = run_settings(teacher=SDFT, task={"name": "game:library"}, model={"name": "absent"})
     with pytest.raises(DataError, match="no training row has a reference answer") as caught:
-        assemble(cfg)
+        build_components(cfg)
     assert "\n" not in caught.value.line()
     assert "game:library" in caught.value.line()
 
 
 def test_an_evaluation_needs_no_reference() -> None:
     cfg = run_settings(teacher=SDFT, task={"name": "game:library"})
-    assert isinstance(assemble(cfg, learns=False), Setup)
+    assert isinstance(build_components(cfg, learns=False), Components)
 
 
 def test_rollout_says_where_the_demonstration_came_from() -> None:

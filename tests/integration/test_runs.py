@@ -13,7 +13,7 @@ from runs_made import settings, trained
 from sdpo_cli.main import run
 
 from sdpo_mlx.runs.folder import RunFolder
-from sdpo_mlx.runs.status import Follower, is_running, runs_in, state_of
+from sdpo_mlx.runs.status import EventFollower, is_running, runs_in, state_of
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +64,7 @@ def test_following_gives_each_event_once_however_the_file_grows(made: Path, tmp_
     whole = [json.loads(line) for line in content.splitlines()]
     file = tmp_path / "events.jsonl"
     file.write_bytes(b"")
-    follower, seen = Follower(file), []
+    follower, seen = EventFollower(file), []
     for start in range(0, len(content), 700):
         with file.open("ab") as stream:
             stream.write(content[start : start + 700])

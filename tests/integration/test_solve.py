@@ -14,7 +14,7 @@ from sdpo_cli.main import run
 from sdpo_mlx.config import Config
 from sdpo_mlx.config.resolve import resolve
 from sdpo_mlx.core.errors import DataError, StorageError
-from sdpo_mlx.rl.components import Setup, assemble
+from sdpo_mlx.rl.components import Components, build_components
 from sdpo_mlx.runs.status import state_of
 from sdpo_mlx.tasks.code.formats.detect import problem_from_any
 from sdpo_mlx.tasks.code.problem_folder import row_of
@@ -28,19 +28,19 @@ def settings(**flags: Any) -> Config:
 
 
 @pytest.fixture(scope="module")
-def opened() -> Setup:
-    return assemble(settings())
+def opened() -> Components:
+    return build_components(settings())
 
 
 @pytest.fixture
-def setup(opened: Setup) -> Any:
+def setup(opened: Components) -> Any:
     untouched = opened.policy.state()
     yield opened
     opened.policy.load_state(untouched)
 
 
 @pytest.fixture(scope="module")
-def problem(opened: Setup) -> Problem:
+def problem(opened: Components) -> Problem:
     return opened.task.problems("train")[1]
 
 
@@ -62,7 +62,7 @@ class Mute:
         return replace(found, text="")
 
 
-def student(setup: Setup) -> dict[str, np.ndarray]:
+def student(setup: Components) -> dict[str, np.ndarray]:
     return {name: array.copy() for name, array in setup.policy.state()["student"].items()}
 
 
@@ -71,7 +71,7 @@ def same(first: dict[str, np.ndarray], second: dict[str, np.ndarray]) -> bool:
 
 
 def test_a_hard_problem_is_solved_where_as_many_samples_of_the_untouched_model_fail(
-    setup: Setup, problem: Problem
+    setup: Components, problem: Problem
 ) -> None:
     untouched, seen = setup.policy.state(), list[Tried]()
     found = solve(setup, problem, "sdpo", Budget(64), seen.append)
@@ -84,7 +84,7 @@ def test_a_hard_problem_is_solved_where_as_many_samples_of_the_untouched_model_f
     assert [solve(setup, each, "best-of-k", Budget(found.solved)).solved for each in others] == [None] * 3
 
 
-def test_a_search_is_the_same_again_with_the_same_seed(setup: Setup, problem: Problem) -> None:
+def test_a_search_is_the_same_again_with_the_same_seed(setup: Components, problem: Problem) -> None:
     untouched = setup.policy.state()
 
     def texts(seed: int, method: Any) -> list[str]:
@@ -99,7 +99,7 @@ def test_a_search_is_the_same_again_with_the_same_seed(setup: Setup, problem: Pr
     assert texts(0, "sdpo") != texts(1, "sdpo")
 
 
-def test_only_sdpo_moves_the_weights(setup: Setup, problem: Problem) -> None:
+def test_only_sdpo_moves_the_weights(setup: Components, problem: Problem) -> None:
     before = student(setup)
     for method in ("best-of-k", "multi-turn"):
         solve(replace(setup, task=Mute(setup.task, hopeless=True)), problem, method, Budget(9))
@@ -108,7 +108,7 @@ def test_only_sdpo_moves_the_weights(setup: Setup, problem: Problem) -> None:
     assert not same(student(setup), before)
 
 
-def test_nothing_is_learned_from_an_environment_without_words(setup: Setup, problem: Problem) -> None:
+def test_nothing_is_learned_from_an_environment_without_words(setup: Components, problem: Problem) -> None:
     before, mute = student(setup), replace(setup, task=Mute(setup.task, hopeless=True))
     distilled, resampled = list[Tried](), list[Tried]()
     solve(mute, problem, "sdpo", Budget(16), distilled.append)
@@ -121,7 +121,7 @@ def test_nothing_is_learned_from_an_environment_without_words(setup: Setup, prob
 
 
 def test_a_conversation_holds_what_was_said_and_loses_the_oldest_where_it_gets_too_long(
-    setup: Setup, problem: Problem
+    setup: Components, problem: Problem
 ) -> None:
     searcher: Any = searcher_of(
         replace(setup, task=Mute(setup.task, hopeless=True)), problem, "multi-turn", lambda: False
@@ -138,7 +138,7 @@ def test_a_conversation_holds_what_was_said_and_loses_the_oldest_where_it_gets_t
     assert setup.chat.reveal(searcher.ask(26, 1).rollouts[0].prompt_ids).count(problem.messages[-1]["content"]) == 1
 
 
-def test_the_budget_ends_a_search_by_attempts_and_by_time(setup: Setup, problem: Problem) -> None:
+def test_the_budget_ends_a_search_by_attempts_and_by_time(setup: Components, problem: Problem) -> None:
     hopeless = replace(setup, task=Mute(setup.task, hopeless=True))
     found = solve(hopeless, problem, "best-of-k", Budget(11))
     assert (found.solved, found.attempts) == (None, 11)
@@ -146,7 +146,7 @@ def test_the_budget_ends_a_search_by_attempts_and_by_time(setup: Setup, problem:
     assert found.attempts == setup.cfg.rollout.group_size
 
 
-def test_an_interrupted_measurement_goes_on_and_leaves_the_policy_untouched(setup: Setup, tmp_path: Path) -> None:
+def test_an_interrupted_measurement_goes_on_and_leaves_the_policy_untouched(setup: Components, tmp_path: Path) -> None:
     before, file = student(setup), tmp_path / "searches.jsonl"
     problems = setup.task.problems("train")[:2]
     plan = Plan(problems, ("sdpo", "best-of-k"), (0, 1), Budget(8))

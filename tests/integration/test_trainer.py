@@ -14,7 +14,7 @@ from runs_made import settings as small
 
 from sdpo_mlx.config import Config
 from sdpo_mlx.core.errors import ConfigError, DivergedError, StorageError
-from sdpo_mlx.rl.components import Setup, assemble
+from sdpo_mlx.rl.components import Components, build_components
 from sdpo_mlx.runs import checkpoint
 from sdpo_mlx.runs.events import read_events
 
@@ -101,8 +101,8 @@ def test_a_changed_setting_is_refused_in_one_line_and_the_run_left_alone(key: st
 def test_another_base_or_tokenizer_is_refused(part: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cfg = settings(train={**SHORT, "steps": 1})
     trained(tmp_path / "run", cfg)
-    identity = Setup.identity
-    monkeypatch.setattr(Setup, "identity", lambda self: {**identity(self), part: "another"})
+    identity = Components.identity
+    monkeypatch.setattr(Components, "identity", lambda self: {**identity(self), part: "another"})
     with pytest.raises(ConfigError, match=f'{part} was "[0-9a-f]+", is "another"'):
         trained(tmp_path / "run", cfg)
 
@@ -134,7 +134,7 @@ def test_a_run_with_every_checkpoint_damaged_says_so(tmp_path: Path) -> None:
 BARREN = {"task": {"feedback": "none"}, "teacher": {"demonstration": "off"}}
 
 
-def state_bytes(setup: Setup) -> dict[str, bytes]:
+def state_bytes(setup: Components) -> dict[str, bytes]:
     state = setup.policy.state()
     return {f"{part}/{name}": array.tobytes() for part, arrays in state.items() for name, array in arrays.items()}
 
@@ -169,10 +169,10 @@ def test_learning_rate_zero_changes_nothing_at_all(kind: str, tmp_path: Path) ->
     assert all(event["divergence/mean"] > 0 for event in events(tmp_path / "run", "step"))
 
 
-def poisoned(steps: set[int], poison: Callable[[Any], Any]) -> Callable[[Setup], None]:
+def poisoned(steps: set[int], poison: Callable[[Any], Any]) -> Callable[[Components], None]:
     """Spoil the samples of some calls of `learn` (counted from 1)."""
 
-    def change(setup: Setup) -> None:
+    def change(setup: Components) -> None:
         policy: Any = setup.policy
         learn, calls = policy.learn, iter(range(1, 1000))
 
@@ -228,10 +228,10 @@ def test_a_diverged_run_can_be_resumed_once_mended(tmp_path: Path) -> None:
     assert [e["step"] for e in events(tmp_path / "run", "step")] == list(range(1, 9))
 
 
-def scored(values: list[float]) -> Callable[[Setup], None]:
+def scored(values: list[float]) -> Callable[[Components], None]:
     """Answers of the held-out problems get these rewards, one evaluation after the other."""
 
-    def change(setup: Setup) -> None:
+    def change(setup: Components) -> None:
         task: Any = setup.task
         held, grade, left = {p.id for p in task.problems("held_out")}, task.grade, list(values)
         count = setup.cfg.eval.problems or 0
@@ -270,7 +270,7 @@ def test_patience_stops_and_the_best_adapter_is_kept(tmp_path: Path) -> None:
         tmp_path / "two",
         settings(train={"steps": 2, "learning_rate": 5e-3, "eval_every": 1}, eval=cfg.eval.model_dump()),
     )
-    kept = assemble(cfg).policy
+    kept = build_components(cfg).policy
     loaded = checkpoint.load(tmp_path / "two" / "checkpoints")
     assert loaded is not None
     kept.load_state(loaded.state)

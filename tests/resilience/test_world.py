@@ -19,9 +19,9 @@ from sdpo_mlx.backends.base import PolicyInfo, SamplingParams, Update, no_update
 from sdpo_mlx.backends.distributed import heartbeat, serialization
 from sdpo_mlx.backends.distributed import policy as distributed
 from sdpo_mlx.backends.distributed.policy import DistributedPolicy, joined
-from sdpo_mlx.backends.distributed.process_group import ALONE, Ranks
+from sdpo_mlx.backends.distributed.process_group import SINGLE_PROCESS, RankGroup
 from sdpo_mlx.backends.distributed.sharding import cut
-from sdpo_mlx.backends.registry import backend_on, open_world
+from sdpo_mlx.backends.registry import backend_on, open_process_group
 from sdpo_mlx.config import ObjectiveConfig, TeacherConfig
 from sdpo_mlx.core.errors import ConfigError, RankLostError
 from sdpo_mlx.types import Generation
@@ -33,7 +33,7 @@ class Counting:
     """A policy of one number: each answer is its seed, each step adds one."""
 
     def __init__(self, start: float = 0.0) -> None:
-        self.weight, self.teacher, self.world = np.array([start], np.float32), 0, ALONE
+        self.weight, self.teacher, self.world = np.array([start], np.float32), 0, SINGLE_PROCESS
         self.asked: list[int] = []
 
     @property
@@ -65,7 +65,7 @@ class Counting:
 def acted(size: int, lead: Any, own: Any = Counting) -> list[Any]:
     """`lead(policy)` on rank 0 while the others serve; each rank's result, the others' own policies."""
 
-    def part(world: Ranks) -> Any:
+    def part(world: RankGroup) -> Any:
         mine = own()
         policy = joined(mine, "base", world)
         try:
@@ -163,7 +163,7 @@ def test_interrupt_of_rank_0_stops_all_ranks_between_two_answers() -> None:
 
 @pytest.mark.parametrize("what", ["base", "adapter"])
 def test_ranks_that_hold_something_else_are_refused(what: str) -> None:
-    def part(world: Ranks) -> Any:
+    def part(world: RankGroup) -> Any:
         own = Counting(float(world.rank) if what == "adapter" else 0.0)
         return joined(own, f"base {world.rank}" if what == "base" else "base", world)
 
@@ -196,7 +196,7 @@ def test_rank_lost_after_a_step_was_taken_is_told_before_the_next_answers() -> N
 def test_stranger_without_the_secret_is_not_taken_for_a_rank() -> None:
     import socket
 
-    leader = heartbeat.Leader("127.0.0.1", 2)
+    leader = heartbeat.HeartbeatServer("127.0.0.1", 2)
     welcome = threading.Thread(target=leader.welcome, daemon=True)
     welcome.start()
     host, port, _ = leader.ticket
@@ -204,7 +204,7 @@ def test_stranger_without_the_secret_is_not_taken_for_a_rank() -> None:
         line.sendall(b"0000 1\n")
         assert line.recv(1) == b""
     assert welcome.is_alive()
-    other = heartbeat.Follower(leader.ticket, 1)
+    other = heartbeat.HeartbeatClient(leader.ticket, 1)
     welcome.join(10)
     assert not welcome.is_alive()
     other.close()
@@ -219,11 +219,11 @@ def test_rank_that_falls_silent_is_lost(frozen: bool, monkeypatch: pytest.Monkey
     monkeypatch.setattr(heartbeat, "SILENCE", 1.0)
     monkeypatch.setattr(heartbeat, "BEAT_SECONDS", 0.1)
     if frozen:
-        monkeypatch.setattr(heartbeat.Pulse, "_beat", lambda *_: None)
-    leader = heartbeat.Leader("127.0.0.1", 2)
+        monkeypatch.setattr(heartbeat.Heartbeat, "_beat", lambda *_: None)
+    leader = heartbeat.HeartbeatServer("127.0.0.1", 2)
     welcome = threading.Thread(target=leader.welcome, daemon=True)
     welcome.start()
-    other = heartbeat.Follower(leader.ticket, 1)
+    other = heartbeat.HeartbeatClient(leader.ticket, 1)
     assert leader.news.wait(3.0) is frozen
     assert leader.lost == ("rank 1" if frozen else "")
     assert not leader.ended
@@ -232,15 +232,15 @@ def test_rank_that_falls_silent_is_lost(frozen: bool, monkeypatch: pytest.Monkey
 
 
 def test_process_without_a_launcher_is_alone() -> None:
-    assert open_world({}) is ALONE
-    assert open_world({"MASTER_ADDR": "127.0.0.1", "WORLD_SIZE": "1", "RANK": "0"}) is ALONE
+    assert open_process_group({}) is SINGLE_PROCESS
+    assert open_process_group({"MASTER_ADDR": "127.0.0.1", "WORLD_SIZE": "1", "RANK": "0"}) is SINGLE_PROCESS
 
 
 def test_launcher_of_another_backend_is_refused() -> None:
-    class Torch(type(ALONE)):  # type: ignore[misc]
+    class Torch(type(SINGLE_PROCESS)):  # type: ignore[misc]
         size, backend = 2, "torch"
 
     assert backend_on(Torch(), "auto") == "torch"
-    assert backend_on(ALONE, "auto") == "auto"
+    assert backend_on(SINGLE_PROCESS, "auto") == "auto"
     with pytest.raises(ConfigError, match="torchrun carries the torch backend, not mlx"):
         backend_on(Torch(), "mlx")

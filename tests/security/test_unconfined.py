@@ -12,7 +12,7 @@ from runs_made import settings
 from sdpo_cli import main
 
 from sdpo_mlx.config import Config
-from sdpo_mlx.rl.components import UNCONFINED, assemble
+from sdpo_mlx.rl.components import UNCONFINED, build_components
 from sdpo_mlx.runs.events import read_events
 from sdpo_mlx.runs.folder import RunFolder
 from sdpo_mlx.tasks import registry
@@ -37,7 +37,7 @@ def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_pa
 
 def test_a_run_is_stamped_with_its_sandbox(kind: str, tmp_path: Path) -> None:
     with RunFolder.open(tmp_path / "run") as folder:
-        final_scores.carry_out(assemble(RUN), folder, lambda *_: None)
+        final_scores.carry_out(build_components(RUN), folder, lambda *_: None)
     manifest = json.loads((tmp_path / "run/manifest.json").read_text(encoding="utf-8"))
     warnings = [event["message"] for event in read_events(folder.events) if event["type"] == "warning"]
     card = (tmp_path / "run/README.md").read_text(encoding="utf-8")

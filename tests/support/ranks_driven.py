@@ -15,7 +15,7 @@ from policies_made import folder, make_policy, make_samples, stir
 
 from sdpo_mlx.backends.base import SamplingParams
 from sdpo_mlx.backends.distributed.policy import joined
-from sdpo_mlx.backends.registry import open_world
+from sdpo_mlx.backends.registry import open_process_group
 from sdpo_mlx.config import AdapterConfig, ModelConfig, ObjectiveConfig, TeacherConfig, TrainConfig
 
 OBJECTIVE = ObjectiveConfig(kind="hybrid", support="full")
@@ -71,7 +71,7 @@ def led(own: Any, policy: Any) -> dict[str, Any]:
 
 
 def main(backend: str, out: Path) -> None:
-    world, own = open_world(), own_policy(backend)
+    world, own = open_process_group(), own_policy(backend)
     policy = joined(own, "base", world) if world.size > 1 else own
     if world.rank:
         policy.serve()

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from runs_made import ONE_THREAD
 
-from sdpo_mlx.backends.distributed.process_group import Ranks
+from sdpo_mlx.backends.distributed.process_group import RankGroup
 
 TESTS = Path(__file__).parent
 needs_torch = pytest.mark.skipif(
@@ -96,14 +96,14 @@ class ThreadEngine:
         self.gather(b"")
 
 
-def on_threads(size: int, part: Callable[[Ranks], Any]) -> list[Any]:
+def on_threads(size: int, part: Callable[[RankGroup], Any]) -> list[Any]:
     """What `part` returned or raised on each rank."""
     shelf, barrier = [None] * size, threading.Barrier(size)
     results: list[Any] = [None] * size
 
     def run(rank: int) -> None:
         try:
-            results[rank] = part(Ranks(ThreadEngine(rank, shelf, barrier)))
+            results[rank] = part(RankGroup(ThreadEngine(rank, shelf, barrier)))
         except BaseException as error:
             results[rank] = error
 

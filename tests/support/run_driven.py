@@ -22,11 +22,11 @@ from sdpo_mlx.core import storage
 from sdpo_mlx.core.errors import SdpoError
 from sdpo_mlx.core.interrupt import Interrupt
 from sdpo_mlx.rl import rollouts
-from sdpo_mlx.rl.components import assemble
+from sdpo_mlx.rl.components import build_components
 from sdpo_mlx.runs import checkpoint, events
 from sdpo_mlx.runs.folder import RunFolder
 from sdpo_mlx.training import final_scores
-from sdpo_mlx.training.session import Run
+from sdpo_mlx.training.session import TrainingSession
 
 # Where a signal can fall: the owner of the function, its name, and what the run is doing then.
 PLACES: dict[str, tuple[Any, str]] = {
@@ -35,7 +35,7 @@ PLACES: dict[str, tuple[Any, str]] = {
     "apply": (policy.MLXPolicy, "_step"),
     "teacher": (policy.MLXPolicy, "update_teacher"),
     "event": (events.EventLog, "emit"),
-    "score": (Run, "score"),
+    "score": (TrainingSession, "score"),
     "adapter": (RunFolder, "save_adapter"),
     "rollouts": (RunFolder, "write_rollouts"),
     "fill": (checkpoint, "_fill"),
@@ -68,7 +68,7 @@ def run(folder: Path, settings: str, hooked: str) -> int:
     try:
         with RunFolder.open(folder) as opened, Interrupt() as interrupt:
             try:
-                setup = assemble(cfg)
+                setup = build_components(cfg)
                 print("ready", flush=True)
                 final_scores.carry_out(setup, opened, lambda *_: None, interrupt.requested)
             except KeyboardInterrupt:

@@ -14,12 +14,12 @@ from typing import Any
 from paths import SUPPORT
 
 from sdpo_mlx.config import Config
-from sdpo_mlx.rl.components import Setup, assemble
+from sdpo_mlx.rl.components import Components, build_components
 from sdpo_mlx.runs import checkpoint
 from sdpo_mlx.runs.events import read_events
 from sdpo_mlx.runs.folder import RunFolder
 from sdpo_mlx.trainer import train
-from sdpo_mlx.training.session import Run, TrainState
+from sdpo_mlx.training.session import TrainingSession, TrainState
 from sdpo_mlx.types import RolloutGroup
 
 DRIVER = SUPPORT / "run_driven.py"
@@ -68,14 +68,14 @@ class Watcher:
 
 
 def trained(
-    folder: Path, cfg: Config, watcher: Watcher | None = None, change: Callable[[Setup], Any] = lambda _: None
+    folder: Path, cfg: Config, watcher: Watcher | None = None, change: Callable[[Components], Any] = lambda _: None
 ) -> TrainState | None:
     """Train or go on in this process; None where it was interrupted. `change` meddles with the parts first."""
     watcher = watcher or Watcher()
-    setup = assemble(cfg)
+    setup = build_components(cfg)
     change(setup)
     with RunFolder.open(folder) as opened:
-        run = Run(setup, opened, watcher, watcher.interrupted)
+        run = TrainingSession(setup, opened, watcher, watcher.interrupted)
         try:
             return train(run, run.resume())
         except KeyboardInterrupt:

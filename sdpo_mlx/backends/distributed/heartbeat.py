@@ -18,7 +18,7 @@ ALIVE, BYE = b"\x01", b"\x02"
 SECRET_BYTES = 16
 
 
-class Pulse:
+class Heartbeat:
     """One rank's heartbeats; `lost` names the rank that went away, `ended` says that one said good-bye."""
 
     def __init__(self) -> None:
@@ -65,7 +65,7 @@ class Pulse:
             self.news.set()
 
 
-class Leader(Pulse):
+class HeartbeatServer(Heartbeat):
     """Rank 0's side: listens at an address that the others can reach; `ticket` is what they need to find it."""
 
     def __init__(self, host: str, size: int) -> None:
@@ -90,7 +90,7 @@ class Leader(Pulse):
         self._server.close()
 
 
-class Follower(Pulse):
+class HeartbeatClient(Heartbeat):
     """Another rank's side; raises OSError where rank 0 cannot be reached."""
 
     def __init__(self, ticket: list[object], rank: int) -> None:

@@ -14,7 +14,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from sdpo_mlx.backends.base import Arrays, Policy, PolicyInfo, SamplingParams, Scores, Update, no_update
-from sdpo_mlx.backends.distributed.process_group import World
+from sdpo_mlx.backends.distributed.process_group import ProcessGroup
 from sdpo_mlx.backends.distributed.serialization import decode, encode, of_answers, of_samples, to_answers, to_samples
 from sdpo_mlx.backends.distributed.sharding import cut
 from sdpo_mlx.config import ObjectiveConfig, TeacherConfig
@@ -29,7 +29,7 @@ Answer = tuple[int, int, Generation]
 class DistributedPolicy:
     """One policy a rank, moved together."""
 
-    def __init__(self, own: Policy, world: World) -> None:
+    def __init__(self, own: Policy, world: ProcessGroup) -> None:
         self.own, self.world, self.steps = own, world, 0
         # Between a batch's first step and the next batch a lost rank is only noted: the batch ends on this rank
         # alone, so that what is then saved is the state after a whole step.
@@ -233,7 +233,7 @@ class DistributedPolicy:
         return (f"{names} had come to other weights than rank 0, and was given rank 0's",)
 
 
-def joined(own: Policy, weights: str, world: World) -> DistributedPolicy:
+def joined(own: Policy, weights: str, world: ProcessGroup) -> DistributedPolicy:
     """The policy of all ranks; `weights` is the hash of the base, which all must hold.
 
     Raises ConfigError where a rank has another base or begins with other adapters.

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any, Protocol, TypeVar
 
-from sdpo_mlx.backends.distributed.heartbeat import Follower, Leader, Pulse
+from sdpo_mlx.backends.distributed.heartbeat import Heartbeat, HeartbeatClient, HeartbeatServer
 from sdpo_mlx.backends.distributed.serialization import decode, encode
 from sdpo_mlx.core.errors import ConfigError, RankLostError, SdpoError
 
@@ -24,7 +24,7 @@ END = encode(["end", None])
 GRACE = 2.0  # seconds that the heartbeat has to say why a collective failed
 
 
-class Engine(Protocol):
+class Collectives(Protocol):
     """What carries bytes and sums between ranks: mx.distributed or torch.distributed."""
 
     rank: int
@@ -45,7 +45,7 @@ class Engine(Protocol):
         """Part in good order; all ranks do."""
 
 
-class World:
+class ProcessGroup:
     """The ranks of one run; a rank's calls must come in the same order on all ranks.
 
     `quiet` says that the other ranks wait to hear what comes next.
@@ -77,16 +77,16 @@ class World:
         """Tell the others that this is the end."""
 
 
-ALONE = World()
+SINGLE_PROCESS = ProcessGroup()
 
 
-class Ranks(World):
+class RankGroup(ProcessGroup):
     """More than one process on an engine."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Collectives) -> None:
         self.engine, self.rank, self.size, self.backend = engine, engine.rank, engine.size, engine.backend
         self._calls: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        self._pulse = Pulse()
+        self._pulse = Heartbeat()
         threading.Thread(target=self._carry, daemon=True).start()
         self._pulse = self._connected()
 
@@ -164,13 +164,13 @@ class Ranks(World):
         if self._pulse.lost:
             raise RankLostError(self._pulse.lost, "no sign of life")
 
-    def _connected(self) -> Pulse:
+    def _connected(self) -> Heartbeat:
         """Heartbeats between rank 0 and each other rank."""
         try:
-            leader = Leader(self.engine.leader, self.size) if self.rank == 0 else None
+            leader = HeartbeatServer(self.engine.leader, self.size) if self.rank == 0 else None
             ticket = decode(self.broadcast(encode(leader.ticket if leader else None)))[0]
             if leader is None:
-                return Follower(ticket, self.rank)
+                return HeartbeatClient(ticket, self.rank)
             leader.welcome()
         except OSError as error:
             fix = "let the ranks reach rank 0 on any port (the firewall of its machine)"

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from sdpo_mlx.backends.distributed.process_group import World
+from sdpo_mlx.backends.distributed.process_group import ProcessGroup
 from sdpo_mlx.backends.distributed.serialization import decode, encode
 from sdpo_mlx.types import DistillSample
 
@@ -29,7 +29,11 @@ def shares(samples: Sequence[DistillSample], size: int) -> list[list[int]]:
 
 
 def pooled(
-    world: World, own: Parts[Row], samples: Sequence[DistillSample], make: Callable[..., Row], names: Sequence[str]
+    world: ProcessGroup,
+    own: Parts[Row],
+    samples: Sequence[DistillSample],
+    make: Callable[..., Row],
+    names: Sequence[str],
 ) -> Parts[Row]:
     """The parts of all ranks as one, equal on every rank; `names` are the columns of a sample's figures."""
     if world.size == 1:

@@ -13,7 +13,7 @@ import mlx.nn as nn
 from mlx.utils import tree_unflatten
 
 from sdpo_mlx.backends.mlx.adapter import Weights, assign
-from sdpo_mlx.backends.mlx.model import Block, Model, Nodes, Trunk
+from sdpo_mlx.backends.mlx.model import Block, Model, Nodes, SplitModel
 from sdpo_mlx.backends.packing import Unit
 from sdpo_mlx.core.seeding import derive
 
@@ -46,13 +46,13 @@ def backward(model: Model, student: Weights, unit: Unit, seed: int, inputs: Inpu
     return grads
 
 
-def outside_blocks(trunk: Trunk, student: Weights) -> list[str]:
+def outside_blocks(trunk: SplitModel, student: Weights) -> list[str]:
     """Trained weights of embedding, last norm and head: none with a LoRA inside the blocks."""
     paths = tuple(block.path for block in trunk.blocks)
     return [name for name in student if not name.startswith(paths)]
 
 
-def _lowest_trained(trunk: Trunk, student: Weights) -> int:
+def _lowest_trained(trunk: SplitModel, student: Weights) -> int:
     """The first block that the gradient has to reach; the embedding lies below all of them."""
     if outside_blocks(trunk, student):
         return 0

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 
-class MLXEngine:
+class MLXCollectives:
     """See `world.Engine`. The collectives have a stream of their own, so that a stuck one holds up nothing else."""
 
     backend = "mlx"

@@ -15,12 +15,12 @@ from mlx_lm.tuner.utils import load_adapters
 from mlx_lm.utils import dequantize_model, load_model, save_config, save_model
 
 from sdpo_mlx.core.errors import ConfigError, StorageError
-from sdpo_mlx.core.progress import Doing, counted, unwatched
+from sdpo_mlx.core.progress import StartTask, no_tasks, track
 from sdpo_mlx.types import IntArray
 
 
 def fuse(
-    base: Path, adapter: Path, out: Path, prompts: Sequence[IntArray], *, quantised: bool, doing: Doing = unwatched
+    base: Path, adapter: Path, out: Path, prompts: Sequence[IntArray], *, quantised: bool, doing: StartTask = no_tasks
 ) -> dict[str, Any]:
     """Write the fused model to `out`; says how far its next-token distributions lie from those with the adapter.
 
@@ -41,7 +41,7 @@ def fuse(
     was = "quantization" in config
     adapted = [(name, module) for name, module in model.named_modules() if hasattr(module, "fuse")]
     fused = []
-    for name, module in counted(adapted, doing("adding the adapter, layers")):
+    for name, module in track(adapted, doing("adding the adapter, layers")):
         fused.append((name, module.fuse(dequantize=was and not quantised)))
     model.update_modules(tree_unflatten(fused))
     if was and not quantised:

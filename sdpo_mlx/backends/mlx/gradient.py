@@ -17,7 +17,7 @@ import numpy as np
 
 from sdpo_mlx.backends.mlx.adapter import Weights, active, assign
 from sdpo_mlx.backends.mlx.blockwise import backward, dropout, forward
-from sdpo_mlx.backends.mlx.loss_head import Head, Lesson, cut
+from sdpo_mlx.backends.mlx.loss_head import Head, LearnBatch, cut
 from sdpo_mlx.backends.mlx.losses import RowStatistics
 from sdpo_mlx.backends.mlx.model import Model, read
 from sdpo_mlx.backends.packing import Unit, pack
@@ -39,7 +39,13 @@ class Gradient:
 
 
 def gradient(
-    model: Model, student: Weights, lesson: Lesson, budget: int, checkpoint: Callable[[], None], *, keep: bool = False
+    model: Model,
+    student: Weights,
+    lesson: LearnBatch,
+    budget: int,
+    checkpoint: Callable[[], None],
+    *,
+    keep: bool = False,
 ) -> Gradient:
     """Loss, gradient and per-token figures over all samples, whatever the token budget of one pass.
 

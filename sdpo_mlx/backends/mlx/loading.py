@@ -14,7 +14,7 @@ import numpy as np
 from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.utils import load_model
 
-from sdpo_mlx.backends.mlx.model import Model, Trunk, check_parity
+from sdpo_mlx.backends.mlx.model import Model, SplitModel, check_parity
 from sdpo_mlx.config import ModelConfig
 from sdpo_mlx.core.errors import ConfigError
 
@@ -39,7 +39,7 @@ def load(path: Path, cfg: ModelConfig) -> tuple[Model, dict[str, Any]]:
         ) from error
     text = config.get("text_config", config)
     vocabulary = int(text.get("vocab_size") or whole.args.vocab_size)
-    trunk = Trunk(whole)
+    trunk = SplitModel(whole)
     shares = check_parity(whole, trunk, vocabulary)
     check_batching(whole, vocabulary)
     return Model(whole, trunk, vocabulary, shares), text

@@ -34,7 +34,7 @@ class TeacherSet:
 
 
 @dataclass(frozen=True)
-class Lesson:
+class LearnBatch:
     """What one step learns from: samples, their teacher's hidden states (None: not distilled), the objective.
 
     `own` are the places of the samples that this rank answers for; the others only count in the normalisation.
@@ -55,7 +55,7 @@ class Head:
 
     model: Model
     student: Weights
-    lesson: Lesson
+    lesson: LearnBatch
 
     def run(self, hidden_RD: mx.array, unit: Unit) -> tuple[float, mx.array, Weights, list[RowStatistics]]:
         """Phase B: loss and its gradient with respect to the hidden states, chunk by chunk."""

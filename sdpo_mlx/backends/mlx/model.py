@@ -62,7 +62,7 @@ class Block:
         return "causal"
 
 
-class Trunk:
+class SplitModel:
     """Embedding, blocks and head of an mlx-lm model, callable one by one."""
 
     def __init__(self, model: nn.Module) -> None:
@@ -117,7 +117,7 @@ class Model:
     """The pieces that a gradient needs: the whole, its parts, and how many ids it speaks."""
 
     whole: nn.Module
-    trunk: Trunk
+    trunk: SplitModel
     vocab_size: int
     shares: bool = True  # whether prompts that begin alike may run once
 
@@ -127,7 +127,7 @@ class Model:
         return max(16, CHUNK_BYTES // (4 * self.vocab_size))
 
 
-def check_parity(model: nn.Module, trunk: Trunk, vocab_size: int) -> bool:
+def check_parity(model: nn.Module, trunk: SplitModel, vocab_size: int) -> bool:
     """Whether the parts give the whole model's distributions with shared prompts too, or only without.
 
     Raises ConfigError where they differ at all: learning would follow a wrong gradient.
@@ -147,7 +147,7 @@ def check_parity(model: nn.Module, trunk: Trunk, vocab_size: int) -> bool:
     raise _unsupported(model, f"its parts differ from the whole by {worst:.1e} in probability")
 
 
-def _difference(model: nn.Module, trunk: Trunk, vocab_size: int, share: bool) -> float:
+def _difference(model: nn.Module, trunk: SplitModel, vocab_size: int, share: bool) -> float:
     """Largest difference in probability between the parts and the whole on a small trie of prompts."""
     ids = (np.arange(48, dtype=np.int32) * 37 + 11) % vocab_size
     stem = ids[:18]
@@ -164,7 +164,7 @@ def _difference(model: nn.Module, trunk: Trunk, vocab_size: int, share: bool) ->
     return worst
 
 
-def _check_windows(model: nn.Module, trunk: Trunk) -> None:
+def _check_windows(model: nn.Module, trunk: SplitModel) -> None:
     """Sliding windows are longer than the parity check's text; the model's own caches tell where they are."""
     for index, (block, cache) in enumerate(zip(trunk.blocks, make_prompt_cache(model), strict=False)):
         if getattr(cache, "max_size", None) != block.window:

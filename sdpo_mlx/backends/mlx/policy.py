@@ -15,12 +15,12 @@ import numpy as np
 from mlx.utils import tree_flatten
 
 from sdpo_mlx.backends.base import MICRO_BATCH_TOKENS, Arrays, PolicyInfo, SamplingParams, Scores, Update, no_update
-from sdpo_mlx.backends.distributed.process_group import ALONE, World
+from sdpo_mlx.backends.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from sdpo_mlx.backends.distributed.sharding import pooled, shares
 from sdpo_mlx.backends.mlx import BLAS, adapter, generation
 from sdpo_mlx.backends.mlx.gradient import Gradient, gradient, hidden_states
 from sdpo_mlx.backends.mlx.loading import device_name, load
-from sdpo_mlx.backends.mlx.loss_head import Hidden, Lesson, TeacherSet, chunks
+from sdpo_mlx.backends.mlx.loss_head import Hidden, LearnBatch, TeacherSet, chunks
 from sdpo_mlx.backends.mlx.losses import RowStatistics, at, log_softmax
 from sdpo_mlx.backends.mlx.memory import Peaks, mannered
 from sdpo_mlx.backends.statistics import step_figures, unfinished
@@ -41,7 +41,7 @@ class MLXPolicy:
         self.model.whole.eval()
         self.teacher = dict(self.student)
         self.updates = 0
-        self.world: World = ALONE
+        self.world: ProcessGroup = SINGLE_PROCESS
         # torch's AdamW corrects its bias; without it the first updates are three times too large.
         self.optimizer = optim.AdamW(train.learning_rate, weight_decay=train.weight_decay, bias_correction=True)
         self.optimizer.init(self.student)
@@ -196,7 +196,7 @@ class MLXPolicy:
         objective: ObjectiveConfig,
         temperature: float,
         checkpoint: Callable[[], None],
-    ) -> tuple[Lesson, Gradient, float]:
+    ) -> tuple[LearnBatch, Gradient, float]:
         """This rank's part of the step."""
         self.peaks.begin("teacher")
         begun, own = time.perf_counter(), shares(counted, self.world.size)[self.world.rank]
@@ -204,7 +204,7 @@ class MLXPolicy:
         seconds = time.perf_counter() - begun
         self.peaks.begin("learn")
         seed = derive(self.train_cfg.seed, "dropout", self.updates)
-        lesson = Lesson(counted, teacher, sets, objective, temperature, seed, own)
+        lesson = LearnBatch(counted, teacher, sets, objective, temperature, seed, own)
         budget, keep = self._budget, self.train_cfg.grad_checkpoint is False
         return lesson, gradient(self.model, self.student, lesson, budget, checkpoint, keep=keep), seconds
 
@@ -243,7 +243,7 @@ class MLXPolicy:
                 logits = logits + source.share * self.model.trunk.head(states).astype(mx.float32)
         return logits
 
-    def _apply(self, found: Gradient, lesson: Lesson, learning_rate: float, teacher_seconds: float) -> Update:
+    def _apply(self, found: Gradient, lesson: LearnBatch, learning_rate: float, teacher_seconds: float) -> Update:
         clipped, norm = optim.clip_grad_norm(found.grads, self.train_cfg.clip_norm)
         grad_norm = float(norm.item())
         bad = unfinished(lesson.samples, found.statistics, found.suspects)

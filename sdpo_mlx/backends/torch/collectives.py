@@ -13,7 +13,7 @@ import torch.distributed as dist
 LONGEST = timedelta(days=2)  # a lost rank is the heartbeat's matter; a long answer is no fault
 
 
-class TorchEngine:
+class TorchCollectives:
     """See `world.Engine`."""
 
     backend = "torch"

@@ -18,7 +18,7 @@ from sdpo_mlx.backends.packing import Unit, pack
 from sdpo_mlx.backends.torch.adapter import Weights, active
 from sdpo_mlx.backends.torch.kv_cache import Prefix, prefill
 from sdpo_mlx.backends.torch.loading import Model
-from sdpo_mlx.backends.torch.loss_head import Head, Lesson
+from sdpo_mlx.backends.torch.loss_head import Head, LearnBatch
 from sdpo_mlx.backends.torch.losses import RowStatistics
 from sdpo_mlx.core.seeding import derive
 from sdpo_mlx.types import IntArray
@@ -37,7 +37,11 @@ class Gradient:
 
 
 def gradient(
-    model: Model, parameters: Mapping[str, nn.Parameter], lesson: Lesson, budget: int, checkpoint: Callable[[], None]
+    model: Model,
+    parameters: Mapping[str, nn.Parameter],
+    lesson: LearnBatch,
+    budget: int,
+    checkpoint: Callable[[], None],
 ) -> Gradient:
     """Loss, gradient and per-token figures over all samples, whatever the token budget of one pass.
 

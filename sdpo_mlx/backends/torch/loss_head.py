@@ -35,7 +35,7 @@ class TeacherSet:
 
 
 @dataclass(frozen=True)
-class Lesson:
+class LearnBatch:
     """What one step learns from: samples, their teacher's hidden states (None: not distilled), the objective.
 
     `own` are the places of the samples that this rank answers for; the others only count in the normalisation.
@@ -56,7 +56,7 @@ class Head:
 
     model: Model
     parameters: Mapping[str, nn.Parameter]
-    lesson: Lesson
+    lesson: LearnBatch
 
     def run(self, hidden_RD: Tensor, unit: Unit) -> tuple[float, Tensor, list[RowStatistics]]:
         """Loss, its gradient with respect to the hidden states, figures a member; a trained head keeps its own."""

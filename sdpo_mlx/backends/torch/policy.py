@@ -12,13 +12,13 @@ import numpy as np
 import torch
 
 from sdpo_mlx.backends.base import MICRO_BATCH_TOKENS, Arrays, PolicyInfo, SamplingParams, Scores, Update, no_update
-from sdpo_mlx.backends.distributed.process_group import ALONE, World
+from sdpo_mlx.backends.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from sdpo_mlx.backends.distributed.sharding import pooled, shares
 from sdpo_mlx.backends.statistics import step_figures, unfinished
 from sdpo_mlx.backends.torch import adapter, generation
 from sdpo_mlx.backends.torch.gradient import Gradient, gradient, hidden_states
 from sdpo_mlx.backends.torch.loading import load
-from sdpo_mlx.backends.torch.loss_head import Hidden, Lesson, TeacherSet, chunks, mixed_logits
+from sdpo_mlx.backends.torch.loss_head import Hidden, LearnBatch, TeacherSet, chunks, mixed_logits
 from sdpo_mlx.backends.torch.losses import RowStatistics, at, log_softmax
 from sdpo_mlx.backends.torch.memory import memory_figures
 from sdpo_mlx.config import ModelConfig, ObjectiveConfig, TeacherConfig, TrainConfig
@@ -42,7 +42,7 @@ class TorchPolicy:
         self.model.whole.eval()
         self.teacher = adapter.copied(self.parameters)
         self.optimizer = torch.optim.AdamW(self.parameters.values(), weight_decay=train.weight_decay, fused=True)
-        self.world: World = ALONE
+        self.world: ProcessGroup = SINGLE_PROCESS
         self.updates, self.name = 0, model.name
         # A card that runs out says so, and the parts are halved; a machine without one starts to swap.
         whole = TOKENS_ON_CPU if self.model.device.type == "cpu" else MICRO_BATCH_TOKENS
@@ -209,16 +209,16 @@ class TorchPolicy:
         objective: ObjectiveConfig,
         temperature: float,
         checkpoint: Callable[[], None],
-    ) -> tuple[Lesson, Gradient, float]:
+    ) -> tuple[LearnBatch, Gradient, float]:
         """This rank's part of the step; the gradient lies in the parameters."""
         begun, own = time.perf_counter(), shares(counted, self.world.size)[self.world.rank]
         sets, teacher = self._teacher_sets(), self._teacher_hidden(counted, own, checkpoint)
         seconds = time.perf_counter() - begun
         seed = derive(self.train_cfg.seed, "dropout", self.updates)
-        lesson = Lesson(counted, teacher, sets, objective, temperature, seed, own)
+        lesson = LearnBatch(counted, teacher, sets, objective, temperature, seed, own)
         return lesson, gradient(self.model, self.parameters, lesson, self.budget, checkpoint), seconds
 
-    def _fitting(self, step: Callable[[], tuple[Lesson, Gradient, float]]) -> tuple[Lesson, Gradient, float]:
+    def _fitting(self, step: Callable[[], tuple[LearnBatch, Gradient, float]]) -> tuple[LearnBatch, Gradient, float]:
         """The same step, in parts of half the size whenever memory runs out; raises ConfigError at the smallest."""
         while True:
             try:
@@ -263,7 +263,7 @@ class TorchPolicy:
         logps_T = np.concatenate(logps) if logps else np.zeros(0, np.float32)
         return Scores(logps_T, np.concatenate(ids) if ids else None, np.concatenate(tops) if tops else None)
 
-    def _apply(self, found: Gradient, lesson: Lesson, learning_rate: float, teacher_seconds: float) -> Update:
+    def _apply(self, found: Gradient, lesson: LearnBatch, learning_rate: float, teacher_seconds: float) -> Update:
         norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.train_cfg.clip_norm)
         bad = unfinished(lesson.samples, found.statistics, found.suspects)
         finite = bool(np.isfinite(found.loss) and torch.isfinite(norm)) and not bad

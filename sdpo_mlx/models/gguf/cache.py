@@ -6,7 +6,7 @@ import hashlib
 from pathlib import Path
 
 from sdpo_mlx.core.errors import ConfigError, StorageError
-from sdpo_mlx.core.progress import Doing, unwatched
+from sdpo_mlx.core.progress import StartTask, no_tasks
 from sdpo_mlx.core.storage import cache_home
 from sdpo_mlx.models.gguf.header import read_header
 from sdpo_mlx.models.gguf.reader import import_gguf
@@ -17,7 +17,7 @@ def folder_of(sha256: str) -> Path:
     return cache_home() / "gguf" / sha256
 
 
-def imported(file: Path, expected: str = "", doing: Doing = unwatched) -> tuple[Path, str]:
+def imported(file: Path, expected: str = "", doing: StartTask = no_tasks) -> tuple[Path, str]:
     """The folder of this GGUF's import, made now where it is not there yet, and the file's SHA-256.
 
     `expected` is the hash that its keeper knows the file by. Raises ConfigError, StorageError.

@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sdpo_mlx.core.errors import ConfigError, SdpoError
-from sdpo_mlx.core.progress import Doing, unwatched
+from sdpo_mlx.core.progress import StartTask, no_tasks
 from sdpo_mlx.core.storage import trouble
 from sdpo_mlx.models.gguf.config import architecture, model_config, token_ids
 from sdpo_mlx.models.gguf.tokenizer_import import write_tokenizer
@@ -66,7 +66,7 @@ class Packed:
     data: npt.NDArray[Any]
 
 
-def import_gguf(path: Path, out: Path, *, dtype: Literal["auto"] | Dtype = "auto", doing: Doing = unwatched) -> Path:
+def import_gguf(path: Path, out: Path, *, dtype: Literal["auto"] | Dtype = "auto", doing: StartTask = no_tasks) -> Path:
     """Unpack a GGUF into the new folder `out` and return it.
 
     `auto` keeps F32, F16 and BF16 as they are; quantised weights become float32, which is exact, up to a
@@ -91,7 +91,7 @@ def import_gguf(path: Path, out: Path, *, dtype: Literal["auto"] | Dtype = "auto
     return out
 
 
-def _unpack(path: Path, folder: Path, dtype: Literal["auto"] | Dtype, doing: Doing) -> None:
+def _unpack(path: Path, folder: Path, dtype: Literal["auto"] | Dtype, doing: StartTask) -> None:
     doing(f"reading {path.name}")
     metadata, tensors = read_gguf(path)
     arch = _at(path, architecture, metadata)

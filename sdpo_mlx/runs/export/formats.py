@@ -25,7 +25,7 @@ from sdpo_mlx.core.storage import trouble, write_bytes, write_text
 from sdpo_mlx.runs.targets import run_config
 from sdpo_mlx.tasks.registry import open_task
 from sdpo_mlx.types import IntArray
-from sdpo_mlx.core.progress import Doing, counted, unwatched
+from sdpo_mlx.core.progress import StartTask, track, no_tasks
 
 MOST_LOST = 0.05  # share of what the adapter changed that a fused model may lose before it is worth a warning
 PROMPTS = 4
@@ -72,7 +72,7 @@ def export_mlx(adapter: Path, base: str, out: Path) -> Exported:
     return Exported(out, next_steps.for_mlx(str(model.path), out), {"arrays": len(arrays)})
 
 
-def export_fused(run: Path, out: Path, *, quantised: bool = False, doing: Doing = unwatched) -> Exported:
+def export_fused(run: Path, out: Path, *, quantised: bool = False, doing: StartTask = no_tasks) -> Exported:
     """The base with the run's adapter added in; says how much of the adapter was kept."""
     from sdpo_mlx.backends.mlx.fuse import fuse
 
@@ -87,7 +87,7 @@ def export_fused(run: Path, out: Path, *, quantised: bool = False, doing: Doing 
     return Exported(out, steps, {**found, "lost_share": lost}, words)
 
 
-def export_gguf(run: Path, out: Path, kind: Kind = "F16", doing: Doing = unwatched) -> Exported:
+def export_gguf(run: Path, out: Path, kind: Kind = "F16", doing: StartTask = no_tasks) -> Exported:
     """The fused model as one GGUF file with a Modelfile beside it; measured before the rounding to `kind`."""
     with _made(out):
         file = out / f"{run.resolve().name}-{kind}.gguf"
@@ -112,11 +112,11 @@ def export_gguf_lora(run: Path, out: Path) -> Exported:
     return Exported(out, next_steps.for_gguf_lora(run, file), {"tensors": len(arrays)})
 
 
-def _weights(folder: Path, doing: Doing) -> Iterator[tuple[str, Any]]:
+def _weights(folder: Path, doing: StartTask) -> Iterator[tuple[str, Any]]:
     """The weights one after the other; when the last one is taken, the file itself is written."""
     from sdpo_mlx.backends.mlx.fuse import count_weights, float_weights
 
-    yield from counted(float_weights(folder), doing("converting tensors"), count_weights(folder))
+    yield from track(float_weights(folder), doing("converting tensors"), count_weights(folder))
     doing("writing the file")
 
 

@@ -9,13 +9,13 @@ from typing import Any
 
 from sdpo_mlx.runs.report.svg import Series, line_chart
 from sdpo_mlx.core.statistics import wilson
-from sdpo_mlx.runs.report.collect import Row, Story
+from sdpo_mlx.runs.report.collect import Row, RunData
 
 AXES = {"step": "steps", "generations/total": "sampled answers"}
 _PHASES = ("generate", "grade", "teacher", "learn", "other")
 
 
-def charts(stories: Sequence[Story], axis: str) -> list[str]:
+def charts(stories: Sequence[RunData], axis: str) -> list[str]:
     """One SVG a question; `axis` is the event's name on the x-axis, a key of `AXES`."""
     lines, share = _Lines(stories, axis), (0.0, 1.0)
     drawn = [
@@ -51,7 +51,7 @@ def _column(rows: Sequence[Row], name: str) -> list[float]:
 class _Lines:
     """The lines of each chart: with several runs the colour tells the run, the dash what of it."""
 
-    stories: Sequence[Story]
+    stories: Sequence[RunData]
     axis: str
 
     def each(self, name: str) -> list[Series]:

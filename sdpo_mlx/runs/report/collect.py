@@ -23,7 +23,7 @@ Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class Story:
+class RunData:
     """One run: its events by type, its settings, and the rollouts that are shown, each with its step."""
 
     name: str
@@ -51,7 +51,7 @@ class Story:
         return str(self._setting(section, "name") or "?")
 
 
-def read_stories(folders: Sequence[Path]) -> list[Story]:
+def read_stories(folders: Sequence[Path]) -> list[RunData]:
     """Several runs, under names that tell them apart."""
     return [read_story(folder, name) for folder, name in zip(folders, _apart(folders), strict=True)]
 
@@ -66,7 +66,7 @@ def _apart(folders: Sequence[Path]) -> list[str]:
     return [f"{each[-1]} ({n + 1})" for n, each in enumerate(parts)]
 
 
-def read_story(folder: Path, name: str = "") -> Story:
+def read_story(folder: Path, name: str = "") -> RunData:
     """Everything of a run that can be read; raises ConfigError where there is no run."""
     run = RunFolder(folder)
     if not run.events.is_file():
@@ -76,7 +76,7 @@ def read_story(folder: Path, name: str = "") -> Story:
     kinds = {kind: [e for e in events if e.get("type") == kind] for kind in ("step", "eval")}
     notes = [e for e in events if e.get("type") in ("warning", "resumed", "run_finished")]
     rollouts, counts = _rollouts(run, faults)
-    return Story(
+    return RunData(
         name=name or folder.resolve().name,
         steps=_last_of_each(kinds["step"]),
         evals=kinds["eval"],

@@ -16,7 +16,7 @@ from typing import Any, TypeGuard
 
 from sdpo_mlx.runs.report import tokens
 from sdpo_mlx.runs.report.charts import AXES, charts
-from sdpo_mlx.runs.report.collect import Story
+from sdpo_mlx.runs.report.collect import RunData
 from sdpo_mlx.runs.report.tables import Table, tables
 from sdpo_mlx.core.text import display
 
@@ -24,7 +24,7 @@ LARGEST = 4_800_000  # bytes of the whole; answers are left out where they do no
 CELL = 500  # characters
 
 
-def page(stories: Sequence[Story]) -> str:
+def page(stories: Sequence[RunData]) -> str:
     """The whole document; equal stories give equal text."""
     style, script = _asset("report.css"), _asset("report.js")
     policy = f"default-src 'none'; style-src '{_hash(style)}'; script-src '{_hash(script)}'; base-uri 'none'"
@@ -64,7 +64,7 @@ def _text(text: Any, limit: int = CELL) -> str:
     return escape(display(str(text), limit))
 
 
-def _head(title: str, stories: Sequence[Story]) -> str:
+def _head(title: str, stories: Sequence[RunData]) -> str:
     runs = "".join(f"<li>{_summary(story)}</li>" for story in stories)
     several = len(stories) > 1
     links = (
@@ -75,7 +75,7 @@ def _head(title: str, stories: Sequence[Story]) -> str:
     return f'<h1>{_text(title)}</h1><ul class="runs">{runs}</ul><nav aria-label="parts of this page">{nav}</nav>'
 
 
-def _summary(story: Story) -> str:
+def _summary(story: RunData) -> str:
     """What became of a run, in a few lines."""
     count = len(story.steps)
     what = f"{_text(story.named('model'))} on {_text(story.named('task'))}, {count} step{'s' if count != 1 else ''}"
@@ -87,7 +87,7 @@ def _summary(story: Story) -> str:
     return "<br>".join(line for line in lines if line)
 
 
-def _gain(story: Story) -> str:
+def _gain(story: RunData) -> str:
     ends = {row.get("adapter"): row for row in story.evals if row.get("final")}
     if "none" not in ends or "best" not in ends:
         return ""
@@ -105,7 +105,7 @@ def _scored(row: Mapping[str, Any]) -> str:
     return f"{_percent(row.get('score'))}{span}"
 
 
-def _forgot(story: Story) -> str:
+def _forgot(story: RunData) -> str:
     done = _finished(story)
     names = ("divergence", "perplexity_before", "perplexity_after")
     moved, before, after = (done.get(f"forgetting/{name}") for name in names)
@@ -117,7 +117,7 @@ def _forgot(story: Story) -> str:
     )
 
 
-def _finished(story: Story) -> Mapping[str, Any]:
+def _finished(story: RunData) -> Mapping[str, Any]:
     return next((row for row in reversed(story.notes) if row.get("type") == "run_finished"), {})
 
 
@@ -129,7 +129,7 @@ def _percent(share: Any) -> str:
     return f"{100 * share:.1f} %" if _number(share) else "-"
 
 
-def _curves(stories: Sequence[Story]) -> str:
+def _curves(stories: Sequence[RunData]) -> str:
     drawn = {axis: charts(stories, axis) for axis in AXES}
     if not any(drawn.values()):
         return '<section id="curves"><h2>Curves</h2><p>No step left figures to draw.</p></section>'
@@ -147,7 +147,7 @@ def _curves(stories: Sequence[Story]) -> str:
     return f'<section id="curves"><h2>Curves</h2>{axis}{groups}</section>'
 
 
-def _tables(story: Story, number: int) -> str:
+def _tables(story: RunData, number: int) -> str:
     made = "".join(map(_table, tables(story)))
     return f'<section id="tables-{number}"><h2>Tables of {_text(story.name)}</h2>{made}</section>'
 

@@ -6,20 +6,20 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from sdpo_mlx.runs.report.collect import Story
+from sdpo_mlx.runs.report.collect import RunData
 
 MOST_ROWS = 200  # of one table
 Table = tuple[str, tuple[str, ...], list[tuple[str, ...]]]  # caption, heads, rows
 
 
-def tables(story: Story) -> list[Table]:
+def tables(story: RunData) -> list[Table]:
     """All tables that have a row."""
     made = (notes, scores, problems, kinds, skips, steps, settings)
     found = [table(story) for table in made]
     return [table for table in found if table[2]]
 
 
-def scores(story: Story) -> Table:
+def scores(story: RunData) -> Table:
     """Held-out scores; the final ones use seeds of their own."""
     rows: list[tuple[str, ...]] = []
     for row in story.evals:
@@ -30,7 +30,7 @@ def scores(story: Story) -> Table:
     return "Held-out scores", ("step", "which", "score", "95 % interval", "problems"), rows
 
 
-def problems(story: Story) -> Table:
+def problems(story: RunData) -> Table:
     """Hardest first: successes among the answers that were kept, and how the first time compares with the last."""
     by_problem: dict[str, dict[int, list[bool]]] = {}
     for row in story.counts:
@@ -53,7 +53,7 @@ def _cut(caption: str, count: int) -> str:
     return caption if count <= MOST_ROWS else f"{caption}, {MOST_ROWS} of {count:,}"
 
 
-def kinds(story: Story) -> Table:
+def kinds(story: RunData) -> Table:
     """What the environment said, in thirds of the run."""
     steps = sorted({row["step"] for row in story.counts})
     thirds = [{*steps[len(steps) * i // 3 : len(steps) * (i + 1) // 3]} for i in range(3)]
@@ -67,7 +67,7 @@ def kinds(story: Story) -> Table:
     return "Kinds of feedback over time", ("kind", *heads), rows
 
 
-def skips(story: Story) -> Table:
+def skips(story: RunData) -> Table:
     """Why answers taught nothing."""
     names = sorted({name for row in story.steps for name in row if str(name).startswith("skip/")})
     totals = {name: sum(int(row.get(name) or 0) for row in story.steps) for name in names}
@@ -75,7 +75,7 @@ def skips(story: Story) -> Table:
     return "Answers that taught nothing", ("reason", "answers"), rows
 
 
-def notes(story: Story) -> Table:
+def notes(story: RunData) -> Table:
     """Warnings, resumes, the sandbox, and what of the folder could not be read."""
     rows: list[tuple[str, ...]] = [("-", f"the folder: {fault}") for fault in story.problems]
     if story.manifest.get("sandbox"):
@@ -91,7 +91,7 @@ def notes(story: Story) -> Table:
     return _cut("What to know", len(rows)), ("step", "what"), rows[:MOST_ROWS]
 
 
-def steps(story: Story) -> Table:
+def steps(story: RunData) -> Table:
     """The curves' figures as text."""
     names = {
         "success": ("success/rate", _percent),
@@ -109,7 +109,7 @@ def steps(story: Story) -> Table:
     return caption, ("step", *names), rows
 
 
-def settings(story: Story) -> Table:
+def settings(story: RunData) -> Table:
     """Every setting, resolved."""
     rows: list[tuple[str, ...]] = [(key, str(value)) for key, value in _leaves(story.config)]
     return "Settings", ("key", "value"), rows

@@ -8,7 +8,7 @@ from html import escape
 from itertools import islice
 from typing import Any
 
-from sdpo_mlx.runs.report.collect import Row, Story
+from sdpo_mlx.runs.report.collect import Row, RunData
 from sdpo_mlx.core.storage import plain
 from sdpo_mlx.core.text import display
 
@@ -18,7 +18,7 @@ SHARE = 4  # of the room, one answer takes at most a quarter
 SCALE = (("n6", "−1.6"), ("n4", "−0.4"), ("n2", "−0.1"), ("p2", "+0.1"), ("p4", "+0.4"), ("p6", "+1.6"))
 
 
-def section(story: Story, number: int, room: int) -> str:
+def section(story: RunData, number: int, room: int) -> str:
     """Frame and block; the block takes at most `room` bytes."""
     head = f'<section class="tokens" id="tokens-{number}"><h2>Tokens of {escape(display(story.name))}</h2>'
     rows = _fitting(story.rollouts, room)
@@ -40,7 +40,7 @@ def section(story: Story, number: int, room: int) -> str:
     )
 
 
-def _words(story: Story) -> str:
+def _words(story: RunData) -> str:
     if not story.taught:
         return (
             '<p class="lead">This run had no self-teacher (objective.kind: grpo), so no token was judged on its own: '

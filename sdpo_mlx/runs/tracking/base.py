@@ -14,7 +14,7 @@ _NO_MEASURE = frozenset({"time", "step", "adapter_step"})
 
 
 @dataclass(frozen=True)
-class Place:
+class RunLocation:
     """Where a tracker's run belongs; `id` and `told`, the highest step it was told (-1: none), outlive a stop."""
 
     folder: Path

@@ -13,21 +13,21 @@ from sdpo_mlx.runs.events import read_events
 from sdpo_mlx.runs.folder import RunFolder
 from sdpo_mlx.core.text import display
 from sdpo_mlx.runs.tracking import registry
-from sdpo_mlx.runs.tracking.base import MEASURED, Place, Tracker
-from sdpo_mlx.runs.tracking.sent_log import Told
+from sdpo_mlx.runs.tracking.base import MEASURED, RunLocation, Tracker
+from sdpo_mlx.runs.tracking.sent_log import SentLog
 from sdpo_mlx.runs.tracking.worker import TrackerError, Worker
 
 OPEN, LOG, CLOSE = 90.0, 30.0, 60.0  # seconds a tracker may take
 
 
-class Trackers:
+class TrackerManager:
     """The trackers in `log.sinks`; nothing that they do raises, and what went wrong comes back as a line each."""
 
     def __init__(self, cfg: Config, folder: RunFolder) -> None:
         self._cfg, self._folder = cfg, folder
         self._waiting = list(dict.fromkeys(cfg.log.sinks))
         self._open: dict[str, tuple[Worker, Tracker]] = {}
-        self._told: Told | None = None
+        self._told: SentLog | None = None
         self._finished = False
 
     def tell(self, event: Mapping[str, Any]) -> list[str]:
@@ -59,12 +59,12 @@ class Trackers:
     def _start(self, event: Mapping[str, Any]) -> list[str]:
         names, self._waiting = self._waiting, []
         fresh = event["type"] == "run_started"
-        self._told = Told(self._folder.trackers, fresh=fresh)
+        self._told = SentLog(self._folder.trackers, fresh=fresh)
         return [line for name in names for line in self._tried(name, partial(self._begin, name, self._told))]
 
-    def _begin(self, name: str, told: Told) -> None:
+    def _begin(self, name: str, told: SentLog) -> None:
         config = self._cfg.model_dump(mode="json")
-        place = Place(self._folder.path.resolve(), told.id, config, told.highest(name))
+        place = RunLocation(self._folder.path.resolve(), told.id, config, told.highest(name))
         worker = Worker(name)
         self._open[name] = worker, worker.call(partial(registry.open_tracker, name, place), OPEN)
         for past in read_events(self._folder.events):

@@ -12,14 +12,14 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from sdpo_mlx.runs.tracking.base import PROJECT, Place, flat, numbers
+from sdpo_mlx.runs.tracking.base import PROJECT, RunLocation, flat, numbers
 
 RUN_TAG = "sdpo-mlx.run"
 _FORBIDDEN = re.compile(r"[^/\w.\- ]")
 _LONGEST_TAG, _MOST_PARAMS = 5_000, 100
 
 
-def open_run(place: Place) -> MLflow:
+def open_run(place: RunLocation) -> MLflow:
     """Begin the run, or go on with the one that bears our id."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read while it is imported
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # seven, its own number, take minutes

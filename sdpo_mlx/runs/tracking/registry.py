@@ -7,7 +7,7 @@ from importlib import import_module
 from importlib.util import find_spec
 
 from sdpo_mlx.core.errors import ConfigError
-from sdpo_mlx.runs.tracking.base import Place, Tracker
+from sdpo_mlx.runs.tracking.base import RunLocation, Tracker
 
 
 def check(names: Sequence[str]) -> None:
@@ -19,7 +19,7 @@ def check(names: Sequence[str]) -> None:
             raise ConfigError(f"{name} is not installed", where="log.sinks", fix=fix)
 
 
-def open_tracker(name: str, place: Place) -> Tracker:
+def open_tracker(name: str, place: RunLocation) -> Tracker:
     """Open a tracker's run; raises whatever its package raises."""
-    opened: Callable[[Place], Tracker] = import_module(f"sdpo_mlx.runs.tracking.{name}").open_run
+    opened: Callable[[RunLocation], Tracker] = import_module(f"sdpo_mlx.runs.tracking.{name}").open_run
     return opened(place)

@@ -19,7 +19,7 @@ from sdpo_mlx.core.storage import write_text
 HELD: Mapping[str, float] = {"wandb": 30.0, "trackio": 2.0}
 
 
-class Told:
+class SentLog:
     """By tracker and kind of event, the highest step told; and the id that the trackers know the run by."""
 
     def __init__(self, path: Path, *, fresh: bool, clock: Callable[[], float] = time.monotonic) -> None:

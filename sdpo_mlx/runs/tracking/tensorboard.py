@@ -12,10 +12,10 @@ from tensorboard.plugins.text.metadata import create_summary_metadata
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 from tensorboard.util.tensor_util import make_tensor_proto
 
-from sdpo_mlx.runs.tracking.base import Place, numbers
+from sdpo_mlx.runs.tracking.base import RunLocation, numbers
 
 
-def open_run(place: Place) -> TensorBoard:
+def open_run(place: RunLocation) -> TensorBoard:
     """Go on in the run's folder with a file of its own; readers then forget what earlier ones say of later steps."""
     writer = EventFileWriter(str(place.folder / "tensorboard"))
     writer.add_event(Event(step=place.told + 1, session_log=SessionLog(status=SessionLog.START)))
@@ -25,7 +25,7 @@ def open_run(place: Place) -> TensorBoard:
 class TensorBoard:
     """Scalars under the events' names; settings and warnings as text. Each event is on disk at once."""
 
-    def __init__(self, writer: Any, place: Place) -> None:
+    def __init__(self, writer: Any, place: RunLocation) -> None:
         self._writer = writer
         if place.told < 0:
             self._say("config", f"```yaml\n{yaml.safe_dump(dict(place.config), sort_keys=False)}```", 0, None)

@@ -7,10 +7,10 @@ from typing import Any
 
 import trackio
 
-from sdpo_mlx.runs.tracking.base import PROJECT, Place, numbers
+from sdpo_mlx.runs.tracking.base import PROJECT, RunLocation, numbers
 
 
-def open_run(place: Place) -> Trackio:
+def open_run(place: RunLocation) -> Trackio:
     """Begin the run, or go on with it under its name, which holds its id: trackio knows runs by name."""
     name = f"{place.name}-{place.id}"
     return Trackio(trackio.init(PROJECT, name=name, config=dict(place.config), resume="allow", embed=False))

@@ -8,7 +8,7 @@ from typing import Any
 
 import wandb
 
-from sdpo_mlx.runs.tracking.base import PROJECT, Place, numbers
+from sdpo_mlx.runs.tracking.base import PROJECT, RunLocation, numbers
 
 # Nothing on the terminal, and an end to waiting for the network; what wasn't sent stays in the folder for `wandb sync`.
 QUIET: Mapping[str, Any] = {
@@ -20,7 +20,7 @@ QUIET: Mapping[str, Any] = {
 }
 
 
-def open_run(place: Place) -> WeightsAndBiases:
+def open_run(place: RunLocation) -> WeightsAndBiases:
     """Begin the run, or go on with it under its id."""
     settings = wandb.Settings(**_unless_set(QUIET))
     wandb.setup(settings=settings)

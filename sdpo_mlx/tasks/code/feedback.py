@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from sdpo_mlx.tasks.code.compare import show
 from sdpo_mlx.tasks.code.harness import decode
-from sdpo_mlx.tasks.code.runner import Failure, Outcome, Test
+from sdpo_mlx.tasks.code.runner import Failure, Test, TestOutcome
 
 FEEDBACK_MODES = ("public", "full", "error_only", "none")
 _PART_CHARS, _PART_LINES, _TOTAL_CHARS = 250, 8, 2_000
@@ -21,7 +21,7 @@ def no_program_text(truncated: bool) -> str:
 
 
 def failure_text(
-    tests: Sequence[Test], outcomes: Sequence[Outcome], entry: str | None, *, cases: bool, truncated: bool
+    tests: Sequence[Test], outcomes: Sequence[TestOutcome], entry: str | None, *, cases: bool, truncated: bool
 ) -> str:
     """In words what went wrong in tests that may be told; `cases` allows their inputs and expected values.
 
@@ -33,7 +33,7 @@ def failure_text(
     return _clip(f"{told}\n{_CUT_OFF}" if truncated else told, _TOTAL_CHARS, _TOTAL_CHARS)
 
 
-def _told(tests: Sequence[Test], outcomes: Sequence[Outcome], entry: str | None, cases: bool) -> str:
+def _told(tests: Sequence[Test], outcomes: Sequence[TestOutcome], entry: str | None, cases: bool) -> str:
     for test, outcome in zip(tests, outcomes, strict=True):
         if outcome.verdict == "error" and outcome.failure is not None:
             shown = [f"Input: {_input(test, entry)}", *_printed(outcome)] if cases else []
@@ -59,7 +59,7 @@ def _error_text(failure: Failure, shown: list[str]) -> str:
     return "\n".join(parts)
 
 
-def _case_text(index: int, test: Test, outcome: Outcome, entry: str | None) -> str:
+def _case_text(index: int, test: Test, outcome: TestOutcome, entry: str | None) -> str:
     lines = [f"Test Case {index + 1}: Wrong Answer", f"Input: {_input(test, entry)}"]
     lines.append(f"Output: {_clip(outcome.output, _PART_CHARS, _PART_LINES)}")
     if test["kind"] != "code":
@@ -72,7 +72,7 @@ def _case_text(index: int, test: Test, outcome: Outcome, entry: str | None) -> s
     return "\n".join(lines + _printed(outcome))
 
 
-def _printed(outcome: Outcome) -> list[str]:
+def _printed(outcome: TestOutcome) -> list[str]:
     text = outcome.printed.strip()
     return [f"Printed: {_clip(text, _PART_CHARS, _PART_LINES)}"] if text else []
 

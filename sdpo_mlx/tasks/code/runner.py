@@ -44,7 +44,7 @@ class Failure:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class TestOutcome:
     """What one test showed; everything but the verdict holds untrusted text.
 
     `difference` (where got and expected part) and `changed` (arguments, counted from 1) belong to wrong values,
@@ -102,7 +102,7 @@ def _harness() -> str:
 
 def run_tests(
     sandbox: Sandbox, turnstile: Turnstile, code: str, entry: str | None, tests: Sequence[Test], preamble: str = ""
-) -> tuple[Outcome, ...]:
+) -> tuple[TestOutcome, ...]:
     """Outcomes of all tests of one answer, in order, from one sandbox start (two after a timeout).
 
     `preamble` runs before the answer in the same module, and is none of the answer's lines.
@@ -118,7 +118,7 @@ def run_tests(
 
 def _run_once(
     sandbox: Sandbox, code: str, entry: str | None, tests: Sequence[Test], preamble: str
-) -> tuple[Outcome, ...]:
+) -> tuple[TestOutcome, ...]:
     """One start. The job holds inputs only: no expected value ever enters the process."""
     nonce, seconds = secrets.token_hex(16), _allowed(sandbox)
     job = {
@@ -160,74 +160,74 @@ def _records(stdout: bytes, nonce: str) -> dict[int, dict[str, Any]]:
 
 def _outcomes(
     tests: Sequence[Test], records: dict[int, dict[str, Any]], result: RunResult, seconds: float | None = None
-) -> tuple[Outcome, ...]:
+) -> tuple[TestOutcome, ...]:
     """A test without a line is where the process ended; those after it were not run."""
-    outcomes: list[Outcome] = []
+    outcomes: list[TestOutcome] = []
     for index, test in enumerate(tests):
         if index not in records:
             outcomes.append(_ending(result, seconds))
             break
         outcomes.append(_outcome(test, records[index]))
-    return (*outcomes, *[Outcome("not_run")] * (len(tests) - len(outcomes)))
+    return (*outcomes, *[TestOutcome("not_run")] * (len(tests) - len(outcomes)))
 
 
-def _ending(result: RunResult, seconds: float | None) -> Outcome:
+def _ending(result: RunResult, seconds: float | None) -> TestOutcome:
     """Why a process stopped before it answered; `seconds` of processor time end it by a signal."""
     late = seconds is not None and result.seconds >= seconds and result.code in _KILLED
     if result.status == "timeout" or (result.status == "signal" and (late or result.code in _OUT_OF_TIME)):
-        return Outcome("timeout")
+        return TestOutcome("timeout")
     if result.status == "output_limit":
-        return Outcome("error", failure=Failure("OutputLimitExceeded", "the program wrote too much"))
+        return TestOutcome("error", failure=Failure("OutputLimitExceeded", "the program wrote too much"))
     if result.status == "signal":
         message = "the program crashed (memory or too deep a recursion, perhaps)"
-        return Outcome("error", failure=Failure("Crash", message))
-    return Outcome("error", failure=Failure("EarlyExit", "the program ended before it gave a result"))
+        return TestOutcome("error", failure=Failure("Crash", message))
+    return TestOutcome("error", failure=Failure("EarlyExit", "the program ended before it gave a result"))
 
 
-def _outcome(test: Test, record: dict[str, Any]) -> Outcome:
+def _outcome(test: Test, record: dict[str, Any]) -> TestOutcome:
     """Judge one result line; one that cannot be read is an error of the answer."""
     try:
         if "error" in record:
             outcome = _raised(test, record["error"])
         elif "odd" in record:
-            outcome = Outcome("wrong", _text(record["odd"], 200))
+            outcome = TestOutcome("wrong", _text(record["odd"], 200))
         else:
             outcome = _compared(test, record)
         return replace(outcome, printed=_text(record.get("printed", ""), 500))
     except _UNREADABLE:
-        return Outcome("error", failure=Failure("UnreadableResult", "the result could not be read"))
+        return TestOutcome("error", failure=Failure("UnreadableResult", "the result could not be read"))
 
 
-def _compared(test: Test, record: dict[str, Any]) -> Outcome:
+def _compared(test: Test, record: dict[str, Any]) -> TestOutcome:
     """Type and value against what is expected; here, where the answer's code cannot reach."""
     if test["kind"] == "code":
-        return Outcome("pass") if record["passed"] is True else Outcome("wrong")
+        return TestOutcome("pass") if record["passed"] is True else TestOutcome("wrong")
     if test["kind"] == "stdin":
         output = record["output"]
         if type(output) is not str:
             raise TypeError("output is no text")
         if same_output(test["output"], output, tolerance=test["tolerance"]):
-            return Outcome("pass")
+            return TestOutcome("pass")
         where = output_difference(test["output"], output, tolerance=test["tolerance"])
-        return Outcome("wrong", scrub(output), difference=scrub(where))
+        return TestOutcome("wrong", scrub(output), difference=scrub(where))
     got = decode(record["value"])
     settings = {"tolerance": test["tolerance"], "unordered": bool(test["unordered"]), "equality": test.get("equality")}
     expected = decode(test["expected"])
     if any(same(each, got, **settings) for each in (expected, *map(decode, test.get("alternatives", ())))):
-        return Outcome("pass")
+        return TestOutcome("pass")
     changed = tuple(int(index) + 1 for index in record.get("changed", ())[:4])
-    return Outcome(
+    return TestOutcome(
         "wrong", scrub(show(got)), difference=scrub(value_difference(expected, got, **settings)), changed=changed
     )
 
 
-def _raised(test: Test, error: dict[str, Any]) -> Outcome:
+def _raised(test: Test, error: dict[str, Any]) -> TestOutcome:
     """An exception as data; a failed assertion of a `code` test is a wrong answer."""
     lines = tuple((int(n), _text(name, 100), _text(source, 200)) for n, name, source in error["lines"][:4])
     failure = Failure(_text(error["type"], 100), _text(error["message"], 500), lines)
     if test["kind"] == "code" and failure.type == "AssertionError" and not lines:
-        return Outcome("wrong", f"AssertionError: {failure.message}".rstrip(": "))
-    return Outcome("error", failure=failure)
+        return TestOutcome("wrong", f"AssertionError: {failure.message}".rstrip(": "))
+    return TestOutcome("error", failure=failure)
 
 
 def _text(value: Any, limit: int) -> str:

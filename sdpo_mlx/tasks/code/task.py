@@ -21,13 +21,13 @@ from sdpo_mlx.tasks.code.extract import extract_code
 from sdpo_mlx.tasks.code.feedback import FEEDBACK_MODES, failure_text, no_program_text
 from sdpo_mlx.tasks.code.formats.detect import problem_from_any
 from sdpo_mlx.tasks.code.problem_folder import is_problem, row_of
-from sdpo_mlx.tasks.code.runner import Outcome, Test, Turnstile, run_tests
+from sdpo_mlx.tasks.code.runner import Test, TestOutcome, Turnstile, run_tests
 from sdpo_mlx.tasks.dataset import feedback_mode, in_split, load_problems, with_splits
 from sdpo_mlx.types import Feedback, FeedbackKind, Problem
 
 _REMEMBERED = 4_096
 LEVELS = ("one_liner", "easy", "medium", "interview")  # `code:easy` holds the levels up to easy
-Verdict = tuple[tuple[Outcome, ...], tuple[Outcome, ...]]  # tests that may be told, hidden tests
+Verdict = tuple[tuple[TestOutcome, ...], tuple[TestOutcome, ...]]  # tests that may be told, hidden tests
 
 
 class CodeTask:
@@ -101,7 +101,7 @@ class CodeTask:
         entry, before = problem.private["entry"], problem.private["preamble"]
         first = run_tests(self._sandbox, self._turnstile, code, entry, told, before) if told else ()
         if not hidden or _kind(first) != "pass":
-            return first, (Outcome("not_run"),) * len(hidden)
+            return first, (TestOutcome("not_run"),) * len(hidden)
         return first, run_tests(self._sandbox, self._turnstile, code, entry, hidden, before)
 
 
@@ -110,7 +110,7 @@ def _key(problem: Problem, code: str) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def _kind(outcomes: Sequence[Outcome]) -> FeedbackKind:
+def _kind(outcomes: Sequence[TestOutcome]) -> FeedbackKind:
     """Pass when every test passed, else the worst that was met: error, timeout, wrong."""
     verdicts = {outcome.verdict for outcome in outcomes}
     for verdict in ("error", "timeout", "wrong"):

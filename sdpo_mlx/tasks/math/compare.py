@@ -34,12 +34,12 @@ _OPENING, _CLOSING = "([{", ")]}"
 
 
 @dataclass(frozen=True)
-class Answer:
+class ParsedAnswer:
     """An answer as it was understood: one value, or parts, or a word; `unit` when one was stated."""
 
     kind: Kind
     value: Quotient | None = None
-    parts: tuple[Answer, ...] = ()
+    parts: tuple[ParsedAnswer, ...] = ()
     mark: str = ""  # the brackets of a group, the word of a word
     unit: str = ""
     percent: bool = False
@@ -55,7 +55,7 @@ def compare(right: str, given: str) -> Verdict:
     return "different" if verdicts and "unknown" not in verdicts else "unknown"
 
 
-def readings(text: str) -> list[Answer]:
+def readings(text: str) -> list[ParsedAnswer]:
     """How an answer may be understood: `1,234` is a number, or two. Empty when it cannot be read."""
     if len(text) > LONGEST * 2:
         return []
@@ -89,13 +89,13 @@ def _same_text(right: str, given: str) -> bool:
     return bool(one) and len(right) <= LONGEST * 4 >= len(given) and one == two
 
 
-def _read(text: str, depth: int) -> Answer:
+def _read(text: str, depth: int) -> ParsedAnswer:
     text = text.strip()
     if depth > _MOST_DEPTH or not text:
         raise ValueError("cannot be read")
     word = _word(text)
     if word:
-        return Answer("word", mark=word)
+        return ParsedAnswer("word", mark=word)
     for reader in (_equation, _union, _matrix, _separated, _bracketed, _both_signs):
         answer = reader(text, depth)
         if answer is not None:
@@ -124,17 +124,19 @@ def _readable(text: str) -> bool:
     return True
 
 
-def _value(text: str) -> Answer:
+def _value(text: str) -> ParsedAnswer:
     amount, unit, percent = without_unit(text)
     value = expression(_TEXT.sub(r" \1 ", amount))
     if "infty" in amount and not any(
         value.equals(end) for end in (letter("oo"), multiply(number(Fraction(-1)), letter("oo")))
     ):
         raise ValueError("infinity is an end, not a number")
-    return Answer("value", multiply(value, number(Fraction(1, 100))) if percent else value, unit=unit, percent=percent)
+    return ParsedAnswer(
+        "value", multiply(value, number(Fraction(1, 100))) if percent else value, unit=unit, percent=percent
+    )
 
 
-def _equation(text: str, depth: int) -> Answer | None:
+def _equation(text: str, depth: int) -> ParsedAnswer | None:
     sides = _split(text, "=")
     if len(sides) < 2 or re.search(r"\\(?:ne|le|ge|approx)(?![a-z])|[<>]", text):
         return None
@@ -143,15 +145,15 @@ def _equation(text: str, depth: int) -> Answer | None:
     left, right = sides[0].strip(), sides[-1].strip()
     name = left.replace(" ", "") if _NAME.match(left) else ""
     parts = (_read(right, depth + 1),) if name else (_read(left, depth + 1), _read(right, depth + 1))
-    return Answer("equation", parts=parts, mark=name)
+    return ParsedAnswer("equation", parts=parts, mark=name)
 
 
-def _union(text: str, depth: int) -> Answer | None:
+def _union(text: str, depth: int) -> ParsedAnswer | None:
     pieces = re.split(r"\\cup(?![a-z])", text)
     return _parts("set", pieces, depth) if len(pieces) > 1 else None
 
 
-def _matrix(text: str, depth: int) -> Answer | None:
+def _matrix(text: str, depth: int) -> ParsedAnswer | None:
     found = _MATRIX.match(text)
     if not found:
         return None
@@ -161,18 +163,18 @@ def _matrix(text: str, depth: int) -> Answer | None:
     return _parts("group", cells, depth, "matrix " + shape)
 
 
-def _separated(text: str, depth: int) -> Answer | None:
+def _separated(text: str, depth: int) -> ParsedAnswer | None:
     pieces = [piece for part in _split(text, ",") for piece in _AND.split(part)]
     pieces = [piece for piece in pieces if piece.strip()]
     return _parts("list", pieces, depth) if len(pieces) > 1 else None
 
 
-def _bracketed(text: str, depth: int) -> Answer | None:
+def _bracketed(text: str, depth: int) -> ParsedAnswer | None:
     """`(1, 2)`, `[0, 1)`, `\\{1, 2\\}`; brackets around one expression only group it."""
     if text.startswith("\\{") and text.endswith("\\}"):
         return _parts("set", [piece for piece in _split(text[2:-2], ",") if piece.strip()], depth)
     if text in ("\\emptyset", "\\varnothing"):
-        return Answer("set")
+        return ParsedAnswer("set")
     if text[0] not in _OPENING or text[-1] not in _CLOSING or _closing(text) != len(text) - 1:
         return None
     pieces = _split(text[1:-1], ",")
@@ -181,7 +183,7 @@ def _bracketed(text: str, depth: int) -> Answer | None:
     return _parts("set" if text[0] == "{" else "group", pieces, depth, text[0] + text[-1])
 
 
-def _both_signs(text: str, depth: int) -> Answer | None:
+def _both_signs(text: str, depth: int) -> ParsedAnswer | None:
     if "\\pm" not in text and "\\mp" not in text:
         return None
     upper = re.sub(r"\\pm(?![a-z])", "+", re.sub(r"\\mp(?![a-z])", "-", text))
@@ -189,13 +191,13 @@ def _both_signs(text: str, depth: int) -> Answer | None:
     return _parts("list", [upper, lower], depth)
 
 
-def _parts(kind: Kind, pieces: Sequence[str], depth: int, mark: str = "") -> Answer:
+def _parts(kind: Kind, pieces: Sequence[str], depth: int, mark: str = "") -> ParsedAnswer:
     if len(pieces) > _MOST_PARTS:
         raise TooBigError("the answer has too many parts")
     parts = [_read(piece, depth + 1) for piece in pieces]
     if kind != "group":  # `x = 2 or x = 3` and `\pm 2, 5` are lists of what they hold
         parts = [inner for part in parts for inner in (part.parts if part.kind == "list" else (part,))]
-    return Answer(kind, parts=tuple(parts), mark=mark)
+    return ParsedAnswer(kind, parts=tuple(parts), mark=mark)
 
 
 def _split(text: str, sign: str) -> list[str]:
@@ -219,7 +221,7 @@ def _closing(text: str) -> int:
     return -1
 
 
-def _same(right: Answer, given: Answer) -> Verdict:
+def _same(right: ParsedAnswer, given: ParsedAnswer) -> Verdict:
     """Follows the form of the right answer: where it states no name, a given `x =` is left out."""
     if right.kind == "equation" and given.kind == "equation":
         return _same_equation(right, given)
@@ -230,7 +232,7 @@ def _same(right: Answer, given: Answer) -> Verdict:
     return _same_unnamed(right, given)
 
 
-def _same_unnamed(right: Answer, given: Answer) -> Verdict:
+def _same_unnamed(right: ParsedAnswer, given: ParsedAnswer) -> Verdict:
     if "word" in (right.kind, given.kind):
         return _said(right.kind == given.kind and right.mark == given.mark)
     if right.kind == "value" and given.kind == "value":
@@ -238,7 +240,7 @@ def _same_unnamed(right: Answer, given: Answer) -> Verdict:
     return "unknown" if "equation" in (right.kind, given.kind) else _same_parts(right, given)
 
 
-def _same_value(right: Answer, given: Answer) -> Verdict:
+def _same_value(right: ParsedAnswer, given: ParsedAnswer) -> Verdict:
     if right.value is None or given.value is None:
         return "unknown"
     if right.unit and given.unit and right.unit != given.unit:
@@ -255,7 +257,7 @@ def _same_value(right: Answer, given: Answer) -> Verdict:
         return "unknown"
 
 
-def _same_equation(right: Answer, given: Answer) -> Verdict:
+def _same_equation(right: ParsedAnswer, given: ParsedAnswer) -> Verdict:
     if right.mark and given.mark:
         return _same(right.parts[0], given.parts[0]) if right.mark == given.mark else "different"
     if right.mark or given.mark or any(part.value is None for part in (*right.parts, *given.parts)):
@@ -269,7 +271,7 @@ def _same_equation(right: Answer, given: Answer) -> Verdict:
         return "unknown"
 
 
-def _same_parts(right: Answer, given: Answer) -> Verdict:
+def _same_parts(right: ParsedAnswer, given: ParsedAnswer) -> Verdict:
     """Groups in order with their brackets; sets in any order; a bare list is either."""
     if right.kind == "group" and given.kind == "group" and right.mark != given.mark:
         return "different"
@@ -301,7 +303,7 @@ def _said(same: bool) -> Verdict:
     return "equal" if same else "different"
 
 
-def compare_parts(right: Answer, given: Answer) -> list[Verdict]:
+def compare_parts(right: ParsedAnswer, given: ParsedAnswer) -> list[Verdict]:
     """One verdict for each part of the given answer: in order for groups, else against any part of the right one."""
     if "group" in (right.kind, given.kind):
         return [_same(one, two) for one, two in zip(right.parts, given.parts, strict=False)]

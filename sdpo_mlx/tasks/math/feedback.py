@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from sdpo_mlx.core.text import display
-from sdpo_mlx.tasks.math.compare import Answer, compare_parts, readings
+from sdpo_mlx.tasks.math.compare import ParsedAnswer, compare_parts, readings
 from sdpo_mlx.tasks.math.extract import Found
 from sdpo_mlx.tasks.math.formats import FORMAT_LINE
 
@@ -55,7 +55,7 @@ def _form(right: str, given: str) -> str:
     return _form_of(wanted[0], got[0], given)
 
 
-def _form_of(wanted: Answer, got: Answer, given: str) -> str:
+def _form_of(wanted: ParsedAnswer, got: ParsedAnswer, given: str) -> str:
     if got.kind == "equation" and wanted.kind != "equation":
         return _form_of(wanted, got.parts[-1], given)
     if wanted.kind == "word":
@@ -69,7 +69,7 @@ def _form_of(wanted: Answer, got: Answer, given: str) -> str:
     return ""
 
 
-def _form_of_value(wanted: Answer, got: Answer, given: str) -> str:
+def _form_of_value(wanted: ParsedAnswer, got: ParsedAnswer, given: str) -> str:
     if got.kind != "value" or got.value is None or wanted.value is None:
         return f"It holds {len(got.parts)} values, but one value is asked."
     if wanted.unit and got.unit and wanted.unit != got.unit:
@@ -85,7 +85,7 @@ def _form_of_value(wanted: Answer, got: Answer, given: str) -> str:
     return ""
 
 
-def _ends(wanted: Answer) -> bool:
+def _ends(wanted: ParsedAnswer) -> bool:
     """Whether the right value is a decimal that ends, so that a decimal may be exact."""
     value = wanted.value.rational if wanted.value is not None else None
     if value is None:
@@ -97,7 +97,7 @@ def _ends(wanted: Answer) -> bool:
     return rest == 1
 
 
-def _form_of_parts(wanted: Answer, got: Answer) -> str:
+def _form_of_parts(wanted: ParsedAnswer, got: ParsedAnswer) -> str:
     if got.kind == "value":
         return "It is one value, but several are asked."
     if len(wanted.parts) != len(got.parts):

@@ -20,10 +20,10 @@ from sdpo_mlx.backends.step_time import Machine, times
 from sdpo_mlx.config import Config
 from sdpo_mlx.core.errors import ConfigError
 from sdpo_mlx.core.hardware import bytes_of
-from sdpo_mlx.models.dimensions import Shape
+from sdpo_mlx.models.dimensions import ModelDims
 
 pytest.importorskip("mlx.core")
-QWEN = Shape.of(json.loads((ROOT / "sdpo_mlx/assets/shapes.json").read_text())[
+QWEN = ModelDims.of(json.loads((ROOT / "sdpo_mlx/assets/shapes.json").read_text())[
     "mlx-community/Qwen3-4B-Instruct-2507-4bit"
 ], "qwen")  # fmt: skip
 
@@ -50,7 +50,7 @@ def test_parameters_are_counted_from_the_configuration_alone(architecture: str, 
     if architecture == "qwen3_moe" and options.get("keys"):
         pytest.skip("its experts' layers have other names")
     policy = make_policy(architecture, seed=None, **options)
-    shape = Shape.of(json.loads((folder(architecture) / "config.json").read_text()), architecture)
+    shape = ModelDims.of(json.loads((folder(architecture) / "config.json").read_text()), architecture)
     small = 0.2 if "full" in options.values() or architecture == "qwen3_5" else 0.001  # norms and convolutions
     assert shape.adapter_parameters(policy.adapter) == pytest.approx(policy.info.trainable, rel=small)
     if architecture != "qwen3-4bit" and "full" not in options.values():

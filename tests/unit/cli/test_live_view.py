@@ -14,7 +14,7 @@ from rich.cells import cell_len
 from rich.console import Console
 from sdpo_cli.terminal import render, waiting
 from sdpo_cli.terminal.live_view import Picture
-from sdpo_cli.terminal.pace import Pace, Work
+from sdpo_cli.terminal.pace import Pace, RunningTask
 from sdpo_cli.terminal.progress import Header, Progress, Sample
 from sdpo_cli.terminal.sample_view import MOST_LINES, sample_lines, steady
 
@@ -205,7 +205,7 @@ def test_a_terminal_that_cannot_move_its_cursor_gets_plain_lines(monkeypatch: py
 
 
 def test_a_wait_says_what_is_done_and_goes_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    work = Work()
+    work = RunningTask()
     work.doing("copying [red]漢字\x1b[31m " * 5)(3, 9)
     with at_terminal(monkeypatch) as terminal, waiting.drawing(waiting.Waiting(work), transient=True):
         pass
@@ -233,7 +233,7 @@ def test_time_left_follows_the_pace_and_leaves_out_what_was_there() -> None:
 def test_plain_lines_about_work_are_rare(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     now = [0.0]
     monkeypatch.setattr(render.time, "monotonic", lambda: now[0])
-    tell = Work(render.now_and_then(), clock=lambda: now[0]).doing("tensors")
+    tell = RunningTask(render.now_and_then(), clock=lambda: now[0]).doing("tensors")
     for done in range(0, 61):
         now[0] = float(done)
         tell(done, 60)

@@ -10,12 +10,12 @@ import pytest
 from ggufs_made import write_sample
 from runs_made import settings
 
-from sdpo_mlx.core.progress import counted
+from sdpo_mlx.core.progress import track
 from sdpo_mlx.models import fetch
 from sdpo_mlx.models.gguf.reader import import_gguf
 from sdpo_mlx.models.hub_progress import MEGABYTE, telling
 from sdpo_mlx.models.safetensors_io import Stored, write_weights
-from sdpo_mlx.rl.components import assemble
+from sdpo_mlx.rl.components import build_components
 from sdpo_mlx.runs.folder import RunFolder
 from sdpo_mlx.training import final_scores
 from sdpo_mlx.training.test_time import Budget, solve
@@ -40,9 +40,9 @@ def names(told: Told) -> list[str]:
 
 def test_counted_tells_before_the_first_and_after_each() -> None:
     told: list[tuple[int, int]] = []
-    assert list(counted("ab", lambda *how: told.append(how))) == ["a", "b"]
+    assert list(track("ab", lambda *how: told.append(how))) == ["a", "b"]
     assert told == [(0, 2), (1, 2), (2, 2)]
-    assert list(counted(iter("a"), lambda *how: told.append(how))) == ["a"]
+    assert list(track(iter("a"), lambda *how: told.append(how))) == ["a"]
     assert told[3:] == [(0, 0), (1, 0)]
 
 
@@ -51,7 +51,7 @@ def test_a_run_says_what_it_does_and_a_search_counts_its_attempts(
 ) -> None:
     few = {"prompts": ["Name a colour.", "Say hello."], "text": "The river is wide and slow here."}
     monkeypatch.setattr("sdpo_mlx.evaluation.forgetting._ordinary", lambda: few)
-    setup = assemble(settings(train={"steps": 1}, eval={"problems": 2, "samples": 2, "max_tokens": 4}))
+    setup = build_components(settings(train={"steps": 1}, eval={"problems": 2, "samples": 2, "max_tokens": 4}))
     told, doing = listening()
     with RunFolder.open(tmp_path / "run") as folder:
         final_scores.carry_out(setup, folder, lambda *_: None, doing=doing)

@@ -11,16 +11,16 @@ from typing import Any
 import pytest
 from runs_made import settings
 
-from sdpo_mlx.evaluation.evaluate import Evaluation, Exam, ProblemScore, evaluate, held_out, sampling_params
-from sdpo_mlx.rl.components import Setup, assemble
+from sdpo_mlx.evaluation.evaluate import EvalSpec, Evaluation, ProblemScore, evaluate, held_out, sampling_params
+from sdpo_mlx.rl.components import Components, build_components
 from sdpo_mlx.types import Feedback
 
 SETTINGS = settings(eval={"problems": 4, "samples": 3})
 
 
 @cache
-def setup() -> Setup:
-    return assemble(SETTINGS)
+def setup() -> Components:
+    return build_components(SETTINGS)
 
 
 def score(task: Any = None, seed: int = 0, purpose: str = "eval", **changes: Any) -> Evaluation:
@@ -28,7 +28,7 @@ def score(task: Any = None, seed: int = 0, purpose: str = "eval", **changes: Any
     sampling = sampling_params(cfg, SETTINGS.rollout, parts.chat)
     problems = held_out(parts.task, cfg)
     task = task or parts.task
-    return evaluate(parts.policy, task, parts.chat, Exam(problems, sampling, cfg.samples, seed, purpose))
+    return evaluate(parts.policy, task, parts.chat, EvalSpec(problems, sampling, cfg.samples, seed, purpose))
 
 
 class Judged:
@@ -86,7 +86,7 @@ def test_a_prompt_that_does_not_fit_counts_as_a_failure() -> None:
     problems = list(held_out(parts.task, SETTINGS.eval))
     problems[1] = replace(problems[1], messages=({"role": "user", "content": "x, " * 5_000},))
     sampling = sampling_params(SETTINGS.eval, SETTINGS.rollout, parts.chat)
-    found = evaluate(parts.policy, task, parts.chat, Exam(problems, sampling, 2, 0))
+    found = evaluate(parts.policy, task, parts.chat, EvalSpec(problems, sampling, 2, 0))
     assert [p.rewards for p in found.problems] == [(1.0, 1.0), (0.0, 0.0), (1.0, 1.0), (1.0, 1.0)]
 
 

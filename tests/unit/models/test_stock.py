@@ -96,7 +96,7 @@ def in_ollama(root: Path, place: str, gguf_file: bytes, terms: str = "") -> None
     manifest(root, place, {"schemaVersion": 2, "layers": layers})
 
 
-def listed() -> dict[str, inventory.Item]:
+def listed() -> dict[str, inventory.LocalModel]:
     return {each.name: each for each in inventory.items()}
 
 

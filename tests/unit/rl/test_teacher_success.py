@@ -12,11 +12,11 @@ from policies_made import bytes_of, stir
 from runs_made import Watcher, events, last_state, settings, trained
 
 from sdpo_mlx.backends.base import SamplingParams
-from sdpo_mlx.rl.components import Setup, assemble
+from sdpo_mlx.rl.components import Components, build_components
 from sdpo_mlx.rl.distillation import distillation_batch
 from sdpo_mlx.rl.rollouts import sample
 from sdpo_mlx.rl.teacher_success import choose, teacher_success, writing_as_teacher
-from sdpo_mlx.training.health import TEACHER_ENOUGH, Watch
+from sdpo_mlx.training.health import TEACHER_ENOUGH, HealthMonitor
 from sdpo_mlx.types import DistillSample, Feedback, RolloutGroup
 
 ROOM = {"problems_per_step": 4, "group_size": 4, "max_tokens": 24}
@@ -24,14 +24,14 @@ GREEDY = SamplingParams(24, 0.0, 1.0, frozenset())
 
 
 @pytest.fixture(scope="module")
-def setup() -> Setup:
-    found = assemble(settings(rollout=ROOM))
+def setup() -> Components:
+    found = build_components(settings(rollout=ROOM))
     stir(found.policy, scale=0.05)
     return found
 
 
 @pytest.fixture(scope="module")
-def chosen(setup: Setup) -> list[tuple[RolloutGroup, DistillSample]]:
+def chosen(setup: Components) -> list[tuple[RolloutGroup, DistillSample]]:
     """Four problems with a context each."""
     sampling = replace(GREEDY, temperature=1.0, eos_ids=setup.chat.eos_ids)
     problems = setup.task.problems("train")[:4]
@@ -42,7 +42,7 @@ def chosen(setup: Setup) -> list[tuple[RolloutGroup, DistillSample]]:
     return choose(groups, batch.samples, setup.task, room=length, count=8)
 
 
-def test_it_is_the_teacher_that_writes_from_its_context(setup: Setup, chosen: Any) -> None:
+def test_it_is_the_teacher_that_writes_from_its_context(setup: Components, chosen: Any) -> None:
     heard: list[tuple[str, str]] = []
 
     class Task:
@@ -65,7 +65,7 @@ def test_it_is_the_teacher_that_writes_from_its_context(setup: Setup, chosen: An
     assert found["teacher/student"] == pytest.approx(sum(group.pass_rate for group, _ in chosen) / 4)
 
 
-def test_an_answer_that_could_not_be_graded_counts_for_neither(setup: Setup, chosen: Any) -> None:
+def test_an_answer_that_could_not_be_graded_counts_for_neither(setup: Components, chosen: Any) -> None:
     first = chosen[0][0].problem.id
 
     class Task:
@@ -80,7 +80,7 @@ def test_an_answer_that_could_not_be_graded_counts_for_neither(setup: Setup, cho
     assert found["teacher/student"] == pytest.approx(sum(group.pass_rate for group, _ in chosen[1:]) / 3)
 
 
-def test_nothing_moves_whatever_happens(setup: Setup, chosen: Any) -> None:
+def test_nothing_moves_whatever_happens(setup: Components, chosen: Any) -> None:
     before = bytes_of(setup.policy)
     teacher_success(setup.policy, setup.task, setup.chat, chosen, GREEDY, seed=1)
     assert bytes_of(setup.policy) == before
@@ -92,7 +92,7 @@ def test_nothing_moves_whatever_happens(setup: Setup, chosen: Any) -> None:
     assert bytes_of(setup.policy) == before
 
 
-def test_one_answer_a_problem_is_chosen_where_the_context_leaves_room(setup: Setup, chosen: Any) -> None:
+def test_one_answer_a_problem_is_chosen_where_the_context_leaves_room(setup: Components, chosen: Any) -> None:
     groups = [group for group, _ in chosen]
     samples = [each for _, each in chosen]
     shortest = min(each.teacher_span[0] for each in samples)
@@ -139,16 +139,16 @@ def found(teacher: float, student: float, answers: int = 8) -> dict[str, float]:
 
 
 def test_a_teacher_that_is_no_better_is_told_once_with_its_figures() -> None:
-    watch = Watch()
+    watch = HealthMonitor()
     told = [watch.compare(found(0.125, 0.25)) for _ in range(6)]
     enough = math.ceil(TEACHER_ENOUGH / 8)
     assert [bool(each) for each in told] == [n + 1 == enough for n in range(6)]
     assert "12 % of 24 answers, 25 % without" in told[enough - 1][0]
-    assert Watch.from_dict(watch.to_dict()) == watch
+    assert HealthMonitor.from_dict(watch.to_dict()) == watch
 
 
 @pytest.mark.parametrize(("teacher", "student"), [(0.5, 0.25), (0.9, 0.95)])
 def test_a_teacher_that_is_better_or_not_needed_is_not_warned_of(teacher: float, student: float) -> None:
-    watch = Watch()
+    watch = HealthMonitor()
     assert not any(watch.compare(found(teacher, student)) for _ in range(10))
     assert watch.compare({}) == ()

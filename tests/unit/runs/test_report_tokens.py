@@ -14,7 +14,7 @@ from hypothesis import settings as pace
 from hypothesis import strategies as st
 
 from sdpo_mlx.runs.report.html import page
-from sdpo_mlx.runs.report.collect import Story, read_story
+from sdpo_mlx.runs.report.collect import RunData, read_story
 from sdpo_mlx.runs.report.tables import problems
 from sdpo_mlx.runs.report.tokens import section
 from sdpo_mlx.runs.folder import RunFolder
@@ -27,10 +27,10 @@ def shown(text: str) -> list[dict[str, Any]]:
     return rows
 
 
-def story(rows: list[dict[str, Any]], **config: Any) -> Story:
+def story(rows: list[dict[str, Any]], **config: Any) -> RunData:
     """A run with these rollouts and nothing else."""
     counts = [{"problem": r["problem"], "step": r["step"], "success": r["success"], "kind": "wrong"} for r in rows]
-    return Story("made", [], [], [], config, {}, rows, counts, [])
+    return RunData("made", [], [], [], config, {}, rows, counts, [])
 
 
 def answered(step: int, tokens: int, piece: str, **more: Any) -> dict[str, Any]:

@@ -18,13 +18,13 @@ from runs_made import Watcher, settings, trained
 from sdpo_mlx.config import Config
 from sdpo_mlx.core.errors import ConfigError
 from sdpo_mlx.runs.events import EventLog, read_events
-from sdpo_mlx.training.session import Run
+from sdpo_mlx.training.session import TrainingSession
 from sdpo_mlx.runs.folder import RunFolder
 from sdpo_mlx.config.resolve import resolve
 from sdpo_mlx.runs.tracking import registry, manager
-from sdpo_mlx.runs.tracking.base import Place, numbers
-from sdpo_mlx.runs.tracking.manager import Trackers
-from sdpo_mlx.runs.tracking.sent_log import Told
+from sdpo_mlx.runs.tracking.base import RunLocation, numbers
+from sdpo_mlx.runs.tracking.manager import TrackerManager
+from sdpo_mlx.runs.tracking.sent_log import SentLog
 
 SHORT = {"steps": 1, "save_every": 1, "eval_every": 1}
 
@@ -39,7 +39,7 @@ class Made:
     closed: list[bool] = field(default_factory=list)
     calls: int = 0
 
-    def open(self, name: str, place: Place) -> Made:
+    def open(self, name: str, place: RunLocation) -> Made:
         self._count()
         return self
 
@@ -144,7 +144,7 @@ def test_a_failing_tracker_changes_nothing_but_one_warning(
 def test_a_tracker_may_fail_at_any_call(folder: RunFolder, monkeypatch: pytest.MonkeyPatch, call: int) -> None:
     failing, other, shown = Made(fails_at=call), Made(), []
     made(monkeypatch, wandb=failing, trackio=other)
-    run = Run(SimpleNamespace(cfg=tracked("wandb", "trackio")), folder, lambda event, _: shown.append(event))  # type: ignore[arg-type]
+    run = TrainingSession(SimpleNamespace(cfg=tracked("wandb", "trackio")), folder, lambda event, _: shown.append(event))  # type: ignore[arg-type]
     kinds = ["run_started", "step", "warning", "checkpoint", "step", "run_finished"]
     for step, kind in enumerate(kinds):
         run.emit({"type": kind, "step": step, "message": "as said"})
@@ -164,7 +164,7 @@ def test_whatever_a_tracker_raises_stays_with_it(
     folder: RunFolder, monkeypatch: pytest.MonkeyPatch, error: BaseException
 ) -> None:
     made(monkeypatch, mlflow=Made(fails_at=0, error=error))
-    [line] = Trackers(tracked("mlflow"), folder).tell(emitted(folder, "run_started", 0))
+    [line] = TrackerManager(tracked("mlflow"), folder).tell(emitted(folder, "run_started", 0))
     assert line.startswith(f"mlflow is switched off, the run goes on without it: {type(error).__name__}:")
     assert "\n" not in line
 
@@ -176,7 +176,7 @@ def test_a_tracker_that_hangs_is_left_behind(folder: RunFolder, monkeypatch: pyt
     monkeypatch.setattr(slow, limit.lower(), lambda *_: let_go.wait(60))
     made(monkeypatch, wandb=slow)
     monkeypatch.setattr(manager, limit, 0.01)
-    trackers = Trackers(tracked("wandb"), folder)
+    trackers = TrackerManager(tracked("wandb"), folder)
     lines = [*trackers.tell(emitted(folder, "run_started", 0)), *trackers.tell(emitted(folder, "step", 1))]
     lines += trackers.close()
     let_go.set()
@@ -189,7 +189,7 @@ def test_what_a_tracker_prints_stays_off_stdout(
     noisy = Made()
     monkeypatch.setattr(noisy, "log", lambda event: print("* noise"))
     made(monkeypatch, trackio=noisy)
-    trackers = Trackers(tracked("trackio"), folder)
+    trackers = TrackerManager(tracked("trackio"), folder)
     trackers.tell(emitted(folder, "run_started", 0))
     trackers.tell(emitted(folder, "step", 1))
     print("the result")
@@ -214,7 +214,7 @@ def test_a_tracker_switched_on_late_hears_the_whole_run(folder: RunFolder, monke
         emitted(folder, "step", step, loss=0.5)
     tracker = Made()
     made(monkeypatch, wandb=tracker)
-    trackers = Trackers(tracked("wandb"), folder)
+    trackers = TrackerManager(tracked("wandb"), folder)
     assert trackers.tell(emitted(folder, "resumed", 2)) == []
     trackers.tell(emitted(folder, "step", 3, loss=0.4))
     assert [event["step"] for event in tracker.heard] == [1, 2, 3]
@@ -224,7 +224,7 @@ def test_steps_that_are_repeated_are_told_once(folder: RunFolder, monkeypatch: p
     first, second = Made(), Made()
     for tracker, steps in ((first, (0, 1, 2, 3)), (second, (2, 3, 4))):
         made(monkeypatch, mlflow=tracker)
-        trackers = Trackers(tracked("mlflow"), folder)
+        trackers = TrackerManager(tracked("mlflow"), folder)
         trackers.tell(emitted(folder, "resumed" if steps[0] else "run_started", 1))
         for step in steps:
             trackers.tell(emitted(folder, "step", step, loss=0.5))
@@ -236,7 +236,7 @@ def test_steps_that_are_repeated_are_told_once(folder: RunFolder, monkeypatch: p
 
 def test_values_that_a_kill_may_have_taken_along_are_told_again(tmp_path: Path) -> None:
     now, path = [0.0], tmp_path / "trackers.json"
-    told = Told(path, fresh=True, clock=lambda: now[0])
+    told = SentLog(path, fresh=True, clock=lambda: now[0])
     for step in (1, 2):
         now[0] += 20.0
         told.add("wandb", {"type": "step", "step": step})
@@ -244,21 +244,21 @@ def test_values_that_a_kill_may_have_taken_along_are_told_again(tmp_path: Path) 
         told.save()
     now[0] += 15.0  # wandb has had its 30 seconds with the first alone
     told.save()
-    again = Told(path, fresh=False)
+    again = SentLog(path, fresh=False)
     assert again.id == told.id
     known = {
         name: [again.knows(name, {"type": "step", "step": s}) for s in (1, 2)] for name in ("wandb", "tensorboard")
     }
     assert known == {"wandb": [True, False], "tensorboard": [True, True]}
     told.save(closed="wandb")
-    assert Told(path, fresh=False).knows("wandb", {"type": "step", "step": 2})
+    assert SentLog(path, fresh=False).knows("wandb", {"type": "step", "step": 2})
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b'{"id": 3}', b'{"id": "a", "told": [1]}', b"\xff"])
 def test_a_damaged_record_of_what_was_told_begins_anew(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "trackers.json"
     path.write_bytes(content)
-    assert not Told(path, fresh=False).knows("wandb", {"type": "step", "step": 0})
+    assert not SentLog(path, fresh=False).knows("wandb", {"type": "step", "step": 0})
 
 
 def test_names_stay_and_only_the_end_of_a_run_is_set_apart() -> None:
@@ -322,7 +322,7 @@ def test_tensorboard_shows_the_settings_once(run: Path) -> None:
 def test_tensorboard_forgets_what_a_kill_left_untold(tmp_path: Path) -> None:
     tensorboard = pytest.importorskip("sdpo_mlx.runs.tracking.tensorboard", reason="the extra tensorboard is not installed")
     for told, steps in ((-1, (1, 2, 3)), (1, (2, 3))):
-        tracker = tensorboard.open_run(Place(tmp_path, "a", {}, told))
+        tracker = tensorboard.open_run(RunLocation(tmp_path, "a", {}, told))
         for step in steps:
             tracker.log({"type": "step", "step": step, "time": 1.0, "loss": 0.5})
         tracker.log({"type": "warning", "step": 3, "time": 1.0, "message": "look"})
