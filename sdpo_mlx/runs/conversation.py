@@ -11,16 +11,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from sdpo_mlx.models import resolve
 from sdpo_mlx.backends.base import Arrays, Policy, SamplingParams
 from sdpo_mlx.backends.registry import open_policy
-from sdpo_mlx.models.chat_template import Chat, load_chat
 from sdpo_mlx.config import Config
 from sdpo_mlx.core.errors import DataError
-from sdpo_mlx.runs.folder import RunFolder
 from sdpo_mlx.core.seeding import derive
-from sdpo_mlx.runs.targets import adapter_home
 from sdpo_mlx.core.text import strip_thinking
+from sdpo_mlx.models import resolve
+from sdpo_mlx.models.chat_template import Chat, load_chat
+from sdpo_mlx.runs.folder import RunFolder
+from sdpo_mlx.runs.targets import adapter_home
 from sdpo_mlx.types import IntArray, Message
 
 AdapterChoice = Literal["model", "base", "adapter"]
@@ -148,5 +148,7 @@ def open_speaker(target: str, cfg: Config, sampling: SamplingParams, adapter: Pa
     chat = load_chat(model.path, thinking=cfg.model.thinking)
     policy = open_policy(model.path, cfg.model, cfg.teacher, cfg.train)
     untouched = policy.state()["student"]
-    voices: dict[AdapterChoice, Arrays] = {"model": untouched} if arrays is None else {"base": untouched, "adapter": arrays}
+    voices: dict[AdapterChoice, Arrays] = (
+        {"model": untouched} if arrays is None else {"base": untouched, "adapter": arrays}
+    )
     return ChatModel(policy, chat, replace(sampling, eos_ids=chat.eos_ids), cfg.train.seed, voices)

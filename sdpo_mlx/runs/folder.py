@@ -17,9 +17,19 @@ import numpy as np
 import numpy.typing as npt
 
 from sdpo_mlx.config import Config
-from sdpo_mlx.core.errors import StorageError
 from sdpo_mlx.config.resolve import dump_yaml
-from sdpo_mlx.core.storage import digest, guarded, json_line, plain, sync_folder, trouble, write_all, write_bytes, write_text
+from sdpo_mlx.core.errors import StorageError
+from sdpo_mlx.core.storage import (
+    digest,
+    guarded,
+    json_line,
+    plain,
+    sync_folder,
+    trouble,
+    write_all,
+    write_bytes,
+    write_text,
+)
 
 ROLLOUTS = re.compile(r"step-(\d+)\.jsonl\.gz")
 

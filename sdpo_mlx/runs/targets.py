@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from sdpo_mlx.config import Config
-from sdpo_mlx.core.errors import ConfigError, StorageError
-from sdpo_mlx.runs.folder import RunFolder
 from sdpo_mlx.config.resolve import resolve
-from sdpo_mlx.rl.components import Components, build_components
+from sdpo_mlx.core.errors import ConfigError, StorageError
 from sdpo_mlx.core.progress import StartTask, no_tasks
+from sdpo_mlx.rl.components import Components, build_components
+from sdpo_mlx.runs.folder import RunFolder
 
 # mlx-lm's names in adapter_config.json, and the keys they stand for here.
 _FROM_MLX_LM: Mapping[str, str] = {"fine_tune_type": "kind", "num_layers": "layers"}

@@ -11,21 +11,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sdpo_mlx.models import resolve
-from sdpo_mlx.runs.export import next_steps
-from sdpo_mlx.models.chat_template import load_chat
 from sdpo_mlx.config import Config
 from sdpo_mlx.core.errors import ConfigError, SdpoError
-from sdpo_mlx.models.gguf.writer import Kind, write_gguf, write_gguf_lora
+from sdpo_mlx.core.progress import StartTask, no_tasks, track
+from sdpo_mlx.core.storage import trouble, write_bytes, write_text
+from sdpo_mlx.models import resolve
+from sdpo_mlx.models.chat_template import load_chat
 from sdpo_mlx.models.gguf.modelfile import modelfile
+from sdpo_mlx.models.gguf.writer import Kind, write_gguf, write_gguf_lora
+from sdpo_mlx.runs.export import next_steps
 from sdpo_mlx.runs.export.next_steps import Steps
 from sdpo_mlx.runs.export.peft import CONFIG, WEIGHTS, from_peft, read_peft, to_peft
 from sdpo_mlx.runs.folder import RunFolder
-from sdpo_mlx.core.storage import trouble, write_bytes, write_text
 from sdpo_mlx.runs.targets import run_config
 from sdpo_mlx.tasks.registry import open_task
 from sdpo_mlx.types import IntArray
-from sdpo_mlx.core.progress import StartTask, track, no_tasks
 
 MOST_LOST = 0.05  # share of what the adapter changed that a fused model may lose before it is worth a warning
 PROMPTS = 4

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sdpo_mlx.runs.report.svg import Series, line_chart
 from sdpo_mlx.core.statistics import wilson
 from sdpo_mlx.runs.report.collect import Row, RunData
+from sdpo_mlx.runs.report.svg import Series, line_chart
 
 AXES = {"step": "steps", "generations/total": "sampled answers"}
 _PHASES = ("generate", "grade", "teacher", "learn", "other")

@@ -14,11 +14,11 @@ from html import escape
 from importlib import resources
 from typing import Any, TypeGuard
 
+from sdpo_mlx.core.text import display
 from sdpo_mlx.runs.report import tokens
 from sdpo_mlx.runs.report.charts import AXES, charts
 from sdpo_mlx.runs.report.collect import RunData
 from sdpo_mlx.runs.report.tables import Table, tables
-from sdpo_mlx.core.text import display
 
 LARGEST = 4_800_000  # bytes of the whole; answers are left out where they do not fit
 CELL = 500  # characters

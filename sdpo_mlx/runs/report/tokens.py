@@ -8,9 +8,9 @@ from html import escape
 from itertools import islice
 from typing import Any
 
-from sdpo_mlx.runs.report.collect import Row, RunData
 from sdpo_mlx.core.storage import plain
 from sdpo_mlx.core.text import display
+from sdpo_mlx.runs.report.collect import Row, RunData
 
 PARTED = 1.0  # |log q - log p| from which student and teacher are said to part
 LONGEST = 20_000  # characters of one text

@@ -9,9 +9,9 @@ from typing import Any
 
 from sdpo_mlx.config import Config
 from sdpo_mlx.core.errors import StorageError
+from sdpo_mlx.core.text import display
 from sdpo_mlx.runs.events import read_events
 from sdpo_mlx.runs.folder import RunFolder
-from sdpo_mlx.core.text import display
 from sdpo_mlx.runs.tracking import registry
 from sdpo_mlx.runs.tracking.base import MEASURED, RunLocation, Tracker
 from sdpo_mlx.runs.tracking.sent_log import SentLog

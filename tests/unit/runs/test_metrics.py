@@ -17,8 +17,19 @@ from hypothesis import strategies as st
 from sdpo_mlx.backends.base import Update
 from sdpo_mlx.core.errors import DataError, DivergedError, StorageError
 from sdpo_mlx.runs.events import EventLog, StepFacts, read_events, step_metrics
-from sdpo_mlx.types import Demonstration, DistillSample, Feedback, FeedbackKind, FinishReason, Problem, Rollout, RolloutGroup, Skip, TeacherContext
 from sdpo_mlx.training.health import HealthMonitor
+from sdpo_mlx.types import (
+    Demonstration,
+    DistillSample,
+    Feedback,
+    FeedbackKind,
+    FinishReason,
+    Problem,
+    Rollout,
+    RolloutGroup,
+    Skip,
+    TeacherContext,
+)
 
 NAMES = [
     "reward/mean",

@@ -17,13 +17,13 @@ from runs_made import settings, trained
 from sdpo_cli.main import run
 from test_report_tokens import answered, shown, story
 
-from sdpo_mlx.rl.diagnostics import WORTH, candidates, due, pieces
-from sdpo_mlx.models.chat_template import load_chat
 from sdpo_mlx.core.errors import ConfigError
+from sdpo_mlx.models.chat_template import load_chat
 from sdpo_mlx.models.resolve import resolve
-from sdpo_mlx.runs.report.html import page
-from sdpo_mlx.runs.report.collect import read_stories, read_story
+from sdpo_mlx.rl.diagnostics import WORTH, candidates, due, pieces
 from sdpo_mlx.runs.folder import RunFolder
+from sdpo_mlx.runs.report.collect import read_stories, read_story
+from sdpo_mlx.runs.report.html import page
 
 HOSTILE = "</script><img src=x onerror=\"document.title='owned'\">\x1b[31m\u202egpj<b>&lt;{{x}}" + "y" * 300
 ROOM = {"problems_per_step": 2, "group_size": 4, "max_tokens": 24}

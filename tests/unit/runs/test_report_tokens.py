@@ -13,11 +13,11 @@ from hypothesis import given
 from hypothesis import settings as pace
 from hypothesis import strategies as st
 
-from sdpo_mlx.runs.report.html import page
+from sdpo_mlx.runs.folder import RunFolder
 from sdpo_mlx.runs.report.collect import RunData, read_story
+from sdpo_mlx.runs.report.html import page
 from sdpo_mlx.runs.report.tables import problems
 from sdpo_mlx.runs.report.tokens import section
-from sdpo_mlx.runs.folder import RunFolder
 
 
 def shown(text: str) -> list[dict[str, Any]]:

@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 import yaml
 
-from sdpo_mlx.training.model_card import Base, CardFacts, Result, model_card, trained
 from sdpo_mlx.config import Config
 from sdpo_mlx.core.errors import StorageError
 from sdpo_mlx.models.resolve import ResolvedModel, resolve
 from sdpo_mlx.runs.folder import RunFolder
+from sdpo_mlx.training.model_card import Base, CardFacts, Result, model_card, trained
 
 ADAPTER = {"layers.0.q_proj.lora_a": np.arange(6, dtype=np.float32).reshape(2, 3).T}
 SETTINGS: dict[str, Any] = {

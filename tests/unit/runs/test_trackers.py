@@ -16,15 +16,15 @@ import trackers_read
 from runs_made import Watcher, settings, trained
 
 from sdpo_mlx.config import Config
+from sdpo_mlx.config.resolve import resolve
 from sdpo_mlx.core.errors import ConfigError
 from sdpo_mlx.runs.events import EventLog, read_events
-from sdpo_mlx.training.session import TrainingSession
 from sdpo_mlx.runs.folder import RunFolder
-from sdpo_mlx.config.resolve import resolve
-from sdpo_mlx.runs.tracking import registry, manager
+from sdpo_mlx.runs.tracking import manager, registry
 from sdpo_mlx.runs.tracking.base import RunLocation, numbers
 from sdpo_mlx.runs.tracking.manager import TrackerManager
 from sdpo_mlx.runs.tracking.sent_log import SentLog
+from sdpo_mlx.training.session import TrainingSession
 
 SHORT = {"steps": 1, "save_every": 1, "eval_every": 1}
 
@@ -144,7 +144,9 @@ def test_a_failing_tracker_changes_nothing_but_one_warning(
 def test_a_tracker_may_fail_at_any_call(folder: RunFolder, monkeypatch: pytest.MonkeyPatch, call: int) -> None:
     failing, other, shown = Made(fails_at=call), Made(), []
     made(monkeypatch, wandb=failing, trackio=other)
-    run = TrainingSession(SimpleNamespace(cfg=tracked("wandb", "trackio")), folder, lambda event, _: shown.append(event))  # type: ignore[arg-type]
+    run = TrainingSession(
+        SimpleNamespace(cfg=tracked("wandb", "trackio")), folder, lambda event, _: shown.append(event)
+    )  # type: ignore[arg-type]
     kinds = ["run_started", "step", "warning", "checkpoint", "step", "run_finished"]
     for step, kind in enumerate(kinds):
         run.emit({"type": kind, "step": step, "message": "as said"})
@@ -320,7 +322,9 @@ def test_tensorboard_shows_the_settings_once(run: Path) -> None:
 
 
 def test_tensorboard_forgets_what_a_kill_left_untold(tmp_path: Path) -> None:
-    tensorboard = pytest.importorskip("sdpo_mlx.runs.tracking.tensorboard", reason="the extra tensorboard is not installed")
+    tensorboard = pytest.importorskip(
+        "sdpo_mlx.runs.tracking.tensorboard", reason="the extra tensorboard is not installed"
+    )
     for told, steps in ((-1, (1, 2, 3)), (1, (2, 3))):
         tracker = tensorboard.open_run(RunLocation(tmp_path, "a", {}, told))
         for step in steps:

@@ -1,0 +1,1 @@
+"""Adapter export formats."""
