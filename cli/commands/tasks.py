@@ -90,7 +90,7 @@ def grade_answer(
 
     Example: sdpo tasks grade code --problem fizzbuzz --answer answer.md
     """
-    from sdpo_mlx.rl.rollouts import grade
+    from sdpo_mlx.tasks.grading import grade
 
     text = _read(answer)
     opened = _open(task, data, sandbox, sets, grades=True)

@@ -6,9 +6,6 @@ rendered anew from the problem's messages, the answers so far and what the envir
 
 from __future__ import annotations
 
-import math
-import os
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
@@ -18,18 +15,11 @@ from typing import Protocol
 from sdpo_mlx.backends.base import Policy, PolicyInfo, SamplingParams
 from sdpo_mlx.core.progress import ProgressCallback
 from sdpo_mlx.core.seeding import derive, rng
-from sdpo_mlx.core.text import FEEDBACK_LIMIT, clean
 from sdpo_mlx.models.chat_template import Chat
-from sdpo_mlx.tasks.base import Task, turns_of
+from sdpo_mlx.tasks.base import Task
+from sdpo_mlx.tasks.grading import Graders, Response
 from sdpo_mlx.teacher import history
 from sdpo_mlx.types import Exchange, Feedback, Generation, IntArray, Problem, Rollout, RolloutGroup, Skip
-
-GRADER_SECONDS = 120.0  # a grader that takes longer hangs; tasks have shorter limits of their own
-GRADER_THREADS = 8
-ABSURD_FEEDBACK = 1_000_000  # characters; a grader that writes more is broken, whatever it meant to say
-GLANCE_SECONDS = 0.2  # how often waiting for a verdict looks up for signals and for graders that hang
-
-Word = Feedback | str  # a verdict, which ends the episode, or a reply, after which it goes on
 
 
 @dataclass(frozen=True)
@@ -158,6 +148,9 @@ class _Episode:
         return derive("turn", self.seed, len(self.earlier)) if self.earlier else self.seed
 
 
+Pending = tuple[_Episode, Rollout, Future[Response]]  # a sampled answer and the environment's response to come
+
+
 @dataclass(frozen=True)
 class _Stage:
     """Asks the model and the environment in turn."""
@@ -173,7 +166,7 @@ class _Stage:
         """The longest prompt, in tokens, that leaves room for an answer."""
         return self.policy.info.context_length - self.sampling.max_tokens
 
-    def ask(self, asked: Sequence[tuple[IntArray, Sequence[_Episode]]]) -> list[tuple[_Episode, Rollout, Future[Word]]]:
+    def ask(self, asked: Sequence[tuple[IntArray, Sequence[_Episode]]]) -> list[Pending]:
         """One answer an episode, each prompt with the episodes that share it; in the order of their places."""
         seeds = [[episode.turn_seed for episode in episodes] for _, episodes in asked]
         prompts, said = [prompt for prompt, _ in asked], []
@@ -183,7 +176,7 @@ class _Stage:
             said.append((episode, rollout, self.graders.submit(episode.problem, rollout)))
         return sorted(said, key=lambda each: (each[0].at, each[0].index))
 
-    def go_on(self, replied: Sequence[tuple[_Episode, Rollout, str]]) -> list[tuple[_Episode, Rollout, Future[Word]]]:
+    def go_on(self, replied: Sequence[tuple[_Episode, Rollout, str]]) -> list[Pending]:
         """The next turn of episodes that got a reply; one whose next prompt does not fit is judged as it is."""
         over, asked = [], dict[tuple[int, bytes], tuple[IntArray, list[_Episode]]]()
         for episode, rollout, reply in replied:
@@ -201,102 +194,6 @@ class _Stage:
 def rollout_seeds(purpose: str, seed: int, step: int, problems: Sequence[Problem], n: int) -> list[list[int]]:
     """A seed a rollout: a pure function of (purpose, run seed, step, problem, place in the step, index)."""
     return [[derive(purpose, seed, step, p.id, place, i) for i in range(n)] for place, p in enumerate(problems)]
-
-
-def grade(task: Task, problem: Problem, text: str, *, earlier: Sequence[str] = (), truncated: bool = False) -> Feedback:
-    """The task's verdict; whatever the grader raises or a reward that is no number is `grader_error`.
-
-    `earlier` are the episode's answers before `text`; a task with `grade_turns` judges them all.
-    """
-    whole = getattr(task, "grade_turns", None)
-    try:
-        if whole is None:
-            given = task.grade(problem, text, truncated=truncated)
-        else:
-            given = whole(problem, (*earlier, text), truncated=truncated)
-        if len(given.text) > ABSURD_FEEDBACK:
-            raise ValueError(f"the grader's feedback has {len(given.text):,} characters")
-        reward, success, said = float(given.reward), bool(given.success), clean(given.text, FEEDBACK_LIMIT)
-        kind = given.kind
-    except (Exception, SystemExit) as error:  # the one boundary: a grader's fault is never the model's
-        return _failed(error)
-    if not math.isfinite(reward):
-        return Feedback(0.0, False, "the reward is not a finite number", "grader_error")
-    return Feedback(reward, success, said, kind)
-
-
-def answered(task: Task, problem: Problem, rollout: Rollout, *, over: bool = False) -> Word:
-    """What the environment says to the latest answer: a reply where the episode goes on, else its verdict.
-
-    `over` says that there will be no further turn. A reply that fails ends the episode as `grader_error`.
-    """
-    answers, truncated = rollout.answers, rollout.finish == "length"
-    reply: Callable[[Problem, Sequence[str]], object] | None = getattr(task, "reply", None)
-    try:
-        if reply is not None and not over and not truncated and len(answers) < turns_of(task):
-            said = reply(problem, answers)
-            if isinstance(said, str):
-                return clean(said, FEEDBACK_LIMIT)
-            if said is not None:
-                raise TypeError(f"a reply is text or None, not {type(said).__name__}")
-    except (Exception, SystemExit) as error:
-        return _failed(error)
-    return grade(task, problem, answers[-1], earlier=answers[:-1], truncated=truncated)
-
-
-def _failed(error: BaseException) -> Feedback:
-    where = f" ({', '.join(notes)})" if (notes := getattr(error, "__notes__", ())) else ""
-    return Feedback(0.0, False, f"{clean(f'{type(error).__name__}: {error}', 500)}{clean(where, 500)}", "grader_error")
-
-
-class Graders:
-    """Grading on a few daemon threads: one that hangs costs its own verdict and never the run.
-
-    The clock of each answer starts when its grading does, so that a long queue costs nobody a verdict.
-    """
-
-    def __init__(self, task: Task, seconds: float = GRADER_SECONDS) -> None:
-        self.task, self.seconds = task, seconds
-        self._slots = threading.Semaphore(min(os.cpu_count() or 1, GRADER_THREADS))
-        self._lock = threading.Lock()
-        self._begun: dict[Future[Word], float] = {}
-
-    def submit(self, problem: Problem, rollout: Rollout, *, over: bool = False) -> Future[Word]:
-        """Start grading (or replying, while the episode is not `over`) as soon as a thread is free."""
-        future: Future[Word] = Future()
-        threading.Thread(target=self._run, args=(problem, rollout, over, future), daemon=True).start()
-        return future
-
-    def result(self, future: Future[Word], interrupted: Callable[[], bool] = lambda: False) -> Word:
-        """What was said; `grader_error` when it does not come in time. Raises KeyboardInterrupt when asked to."""
-        while True:
-            if interrupted():
-                raise KeyboardInterrupt
-            try:
-                return future.result(timeout=min(self.seconds, GLANCE_SECONDS))
-            except TimeoutError:
-                self._expire()
-
-    def _run(self, problem: Problem, rollout: Rollout, over: bool, future: Future[Word]) -> None:
-        self._slots.acquire()
-        with self._lock:
-            self._begun[future] = time.monotonic()
-        self._settle(future, answered(self.task, problem, rollout, over=over))
-
-    def _expire(self) -> None:
-        """Give up on every answer whose time is over; its thread is lost, so another may take its place."""
-        with self._lock:
-            late = [f for f, begun in self._begun.items() if time.monotonic() - begun >= self.seconds]
-        for future in late:
-            said = f"the grader took over {self.seconds:g} seconds"
-            self._settle(future, Feedback(0.0, False, said, "grader_error"))
-
-    def _settle(self, future: Future[Word], word: Word) -> None:
-        with self._lock:
-            first = self._begun.pop(future, None) is not None
-        if first:
-            self._slots.release()
-            future.set_result(word)
 
 
 def _rollout(

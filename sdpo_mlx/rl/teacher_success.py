@@ -13,8 +13,8 @@ from contextlib import contextmanager
 from sdpo_mlx.backends.base import Policy, SamplingParams
 from sdpo_mlx.core.seeding import derive
 from sdpo_mlx.models.chat_template import Chat
-from sdpo_mlx.rl.rollouts import Graders
 from sdpo_mlx.tasks.base import Task, turns_of
+from sdpo_mlx.tasks.grading import Graders
 from sdpo_mlx.types import DistillSample, Feedback, Rollout, RolloutGroup
 
 

@@ -15,9 +15,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from sdpo_mlx.core.text import FEEDBACK_LIMIT
-from sdpo_mlx.rl.rollouts import grade
 from sdpo_mlx.tasks.base import Split, Task, turns_of
 from sdpo_mlx.tasks.dataset import HELD_OUT_EVERY
+from sdpo_mlx.tasks.grading import grade
 from sdpo_mlx.types import Feedback, Problem
 
 PROBLEMS = 4  # of each split, spread over it

@@ -12,9 +12,9 @@ from runs_made import settings, trained
 
 from sdpo_mlx.config import TaskConfig
 from sdpo_mlx.core.errors import ConfigError
-from sdpo_mlx.rl.rollouts import grade
 from sdpo_mlx.tasks.check import check_task
 from sdpo_mlx.tasks.custom.load import OwnTask, open_own
+from sdpo_mlx.tasks.grading import grade
 
 TASKSET = """
 import verifiers.v1 as vf

@@ -27,9 +27,9 @@ from sdpo_mlx.config.resolve import resolve, value_at
 from sdpo_mlx.core.errors import ConfigError
 from sdpo_mlx.models import inventory
 from sdpo_mlx.models import resolve as models
-from sdpo_mlx.rl.rollouts import grade
 from sdpo_mlx.tasks.code.task import CodeTask
 from sdpo_mlx.tasks.data.check import check_rows
+from sdpo_mlx.tasks.grading import grade
 from sdpo_mlx.tasks.registry import open_task
 
 SMALL = ["--set", "eval.problems=1", "--set", "eval.samples=1", "--set", "rollout.problems_per_step=2"]

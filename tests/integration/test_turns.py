@@ -18,7 +18,8 @@ from sdpo_mlx.config import ObjectiveConfig, TeacherConfig
 from sdpo_mlx.models.chat_template import Chat
 from sdpo_mlx.rl.components import Components, build_components
 from sdpo_mlx.rl.distillation import distillation_batch
-from sdpo_mlx.rl.rollouts import grade, rollout_seeds, sample
+from sdpo_mlx.rl.rollouts import rollout_seeds, sample
+from sdpo_mlx.tasks.grading import grade
 from sdpo_mlx.teacher import history, transcript
 from sdpo_mlx.types import Feedback, Problem, RolloutGroup
 

@@ -16,7 +16,9 @@ from hypothesis import strategies as st
 from sdpo_mlx.backends.base import SamplingParams
 from sdpo_mlx.core.text import FEEDBACK_LIMIT
 from sdpo_mlx.rl import rollouts
-from sdpo_mlx.rl.rollouts import Graders, Sampler, grade, rollout_seeds, sample
+from sdpo_mlx.rl.rollouts import Sampler, rollout_seeds, sample
+from sdpo_mlx.tasks import grading
+from sdpo_mlx.tasks.grading import Graders, grade
 from sdpo_mlx.types import Feedback, Generation, IntArray, Problem, Rollout
 
 PARAMS = SamplingParams(max_tokens=8, temperature=1.0, top_p=1.0, eos_ids=frozenset({0}))
@@ -117,8 +119,8 @@ def test_long_feedback_is_cut_and_ten_megabytes_are_the_graders_fault() -> None:
 
 
 def test_a_grader_that_hangs_costs_its_own_verdict_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rollouts.os, "cpu_count", lambda: 2)
-    monkeypatch.setattr(rollouts, "GLANCE_SECONDS", 0.01)
+    monkeypatch.setattr(grading.os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(grading, "POLL_SECONDS", 0.01)
     forever = threading.Event()
     graders = Graders(OwnTask(lambda p, text: forever.wait() if text == "hang" else PASS), seconds=0.05)  # type: ignore[arg-type]
     futures = [graders.submit(problem("a"), rollout(text)) for text in ("hang", "hang", "hang", "fine", "fine")]
@@ -128,8 +130,8 @@ def test_a_grader_that_hangs_costs_its_own_verdict_only(monkeypatch: pytest.Monk
 
 
 def test_a_long_queue_costs_nobody_a_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rollouts.os, "cpu_count", lambda: 1)
-    monkeypatch.setattr(rollouts, "GLANCE_SECONDS", 0.01)
+    monkeypatch.setattr(grading.os, "cpu_count", lambda: 1)
+    monkeypatch.setattr(grading, "POLL_SECONDS", 0.01)
     graders = Graders(OwnTask(lambda *_: time.sleep(0.1) or PASS), seconds=0.5)  # type: ignore[arg-type, func-returns-value]
     futures = [graders.submit(problem("a"), rollout()) for _ in range(9)]
     # the last waits for longer than the limit before its own turn comes
@@ -138,7 +140,7 @@ def test_a_long_queue_costs_nobody_a_verdict(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_a_verdict_that_comes_too_late_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rollouts, "GLANCE_SECONDS", 0.01)
+    monkeypatch.setattr(grading, "POLL_SECONDS", 0.01)
     late, over = threading.Event(), threading.Event()
 
     def judge(*_: Any) -> Feedback:

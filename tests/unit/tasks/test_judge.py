@@ -15,7 +15,7 @@ import pytest
 from sdpo_mlx.config import Config, JudgeConfig, TaskConfig
 from sdpo_mlx.core.errors import ConfigError
 from sdpo_mlx.models.resolve import resolve
-from sdpo_mlx.rl.rollouts import grade
+from sdpo_mlx.tasks.grading import grade
 from sdpo_mlx.tasks.judge import client
 from sdpo_mlx.tasks.judge.client import JudgeError
 from sdpo_mlx.tasks.judge.server import serve_where_needed

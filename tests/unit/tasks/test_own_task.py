@@ -11,9 +11,9 @@ import pytest
 
 from sdpo_mlx.config import Config, TaskConfig
 from sdpo_mlx.core.errors import ConfigError, DataError, SdpoError
-from sdpo_mlx.rl.rollouts import grade
 from sdpo_mlx.tasks.base import Task
 from sdpo_mlx.tasks.custom.values import feedback_of
+from sdpo_mlx.tasks.grading import grade
 from sdpo_mlx.tasks.registry import open_task
 from sdpo_mlx.types import Feedback
 

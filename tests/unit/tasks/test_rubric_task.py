@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from sdpo_mlx.config import TaskConfig
 from sdpo_mlx.core.errors import ConfigError, DataError
-from sdpo_mlx.rl.rollouts import grade
+from sdpo_mlx.tasks.grading import grade
 from sdpo_mlx.tasks.rubric import json_schema
 from sdpo_mlx.tasks.rubric.checks import KINDS, check_from_row
 from sdpo_mlx.tasks.rubric.task import LONGEST_ANSWER, RubricTask
