@@ -159,7 +159,7 @@ def _opened(sitter: EvalTarget, doing: StartTask) -> Components:
     from sdpo_mlx.runs.targets import open_target
 
     if sitter.bare:
-        return build_components(sitter.cfg, doing=doing)
+        return build_components(sitter.cfg, start_task=doing)
     return open_target(sitter.target, sitter.cfg, sitter.adapter, doing)
 
 

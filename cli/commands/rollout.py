@@ -74,7 +74,7 @@ def _opened(run: Path | None, config: Path | None, sets: list[str], flags: dict[
         raise ConfigError("a run has a model and settings of its own", where="--run", fix="leave --model and -c out")
     cfg = run_config(run, sets, flags) if run is not None else resolve(config, sets, flags).config
     with render.status(f"opening {cfg.model.name}", plain) as doing:
-        setup = open_target(str(run), cfg, doing=doing) if run is not None else build_components(cfg, doing=doing)
+        setup = open_target(str(run), cfg, doing=doing) if run is not None else build_components(cfg, start_task=doing)
     render.say(setup.model.line())
     render.warn(setup.warnings())
     return setup

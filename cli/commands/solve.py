@@ -117,7 +117,7 @@ def _opened(
     with Interrupt() as interrupt:
         try:
             with render.status(f"opening {cfg.model.name}", plain) as doing:
-                setup = build_components(cfg, doing=doing)
+                setup = build_components(cfg, start_task=doing)
             render.say(setup.model.line())
             render.warn(setup.warnings())
             return searched(setup, interrupt.requested)

@@ -188,7 +188,7 @@ def _opened(cfg: Config, plain: bool, world: ProcessGroup) -> Components:
     name = cfg.model.name
     became = f" -> {ALIASES[name]}" if name in ALIASES else ""
     with render.status(f"opening {name}{became}", plain) as doing:
-        setup = build_components(cfg, world, doing=doing)
+        setup = build_components(cfg, world, start_task=doing)
     render.say(setup.model.line())
     if planned := setup.plan_line():
         render.say(planned)

@@ -33,7 +33,7 @@ def eval_spec(setup: Components) -> EvalSpec:
     if not problems:
         fix = "give some rows of the data the split held_out"
         raise DataError("the task has no held-out problems", where=cfg.task.data or cfg.task.name, fix=fix)
-    sampling = sampling_params(cfg.eval, setup.settled.rollout, setup.chat)
+    sampling = sampling_params(cfg.eval, setup.cfg.rollout, setup.chat)
     return EvalSpec(problems, sampling, cfg.eval.samples, cfg.train.seed, "final")
 
 

@@ -1,11 +1,11 @@
-"""From a configuration to the parts of a run: task and sandbox first, then the model, its chat and its policy."""
+"""Builds the parts of a run from its configuration: task, sandbox, model, chat template, policy."""
 
 from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -20,183 +20,200 @@ from sdpo_mlx.config import Config
 from sdpo_mlx.core.errors import DataError
 from sdpo_mlx.core.hardware import number_bytes
 from sdpo_mlx.core.progress import StartTask, no_tasks
-from sdpo_mlx.models import resolve
 from sdpo_mlx.models.chat_template import Chat, load_chat
 from sdpo_mlx.models.dimensions import ModelDims
+from sdpo_mlx.models.resolve import ResolvedModel, resolve
 from sdpo_mlx.tasks.base import Task
 from sdpo_mlx.tasks.data.sources import identity
 from sdpo_mlx.tasks.judge.server import serve_where_needed
-from sdpo_mlx.tasks.registry import open_task
+from sdpo_mlx.tasks.registry import Opened, open_task
 
-# A run may be continued for longer, elsewhere, looked at more often and kept in more detail; the rest would change it.
+# Resuming may change these settings: they prolong, move, observe or record a run. All others identify it.
 FREE_ON_RESUME: dict[str, Any] = {
     "model": {"backend", "device"},
     "train": {"steps", "eval_every", "save_every", "patience"},
     "eval": True,
     "log": True,
 }
-LOOKED_AT = 256  # problems whose prompts are measured for the plan
+PROMPTS_MEASURED = 256  # problems whose prompt lengths the memory plan is based on
 FEEDBACK_TOKENS = 512
 UNCONFINED = (
-    "programs that the model writes run unconfined: they can read this user's files and reach the network "
+    "model-written programs run unconfined: they can read this user's files and reach the network "
     "(sandbox.kind: unconfined)"
 )
 
 
 @dataclass(frozen=True)
 class Components:
-    """Everything a run needs besides its folder."""
+    """Everything that a run needs besides its folder.
+
+    `cfg` is resolved: the memory plan has filled in the settings that were left open, `planned` holds those.
+    """
 
     cfg: Config
-    model: resolve.ResolvedModel
+    model: ResolvedModel
     chat: Chat
     task: Task
     policy: Policy
     sandbox: str
     self_test: Mapping[str, bool]
-    settled: Config  # the settings with what the plan filled in where they leave it open
+    planned: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def requested(self) -> Config:
+        """The configuration without what the memory plan filled in, as `config.yaml` records it."""
+        return _with_values(self.cfg, dict.fromkeys(self.planned))
 
     def identity(self) -> dict[str, Any]:
-        """What must be the same when a run is resumed."""
+        """Return what must be equal when a run is resumed; the plan may differ, it changes memory only."""
         return {
             "base": self.model.weights_sha256,
             "tokenizer": self.chat.tokenizer_hash,
-            "config": self.cfg.model_dump(mode="json", exclude=FREE_ON_RESUME),
+            "config": self.requested.model_dump(mode="json", exclude=FREE_ON_RESUME),
         }
 
     def warnings(self) -> tuple[str, ...]:
-        """What whoever starts this should know first, each in one line."""
+        """Return the warnings to show before the run starts, one line each."""
         return (UNCONFINED,) if self.sandbox == "unconfined" else ()
 
     def policy_record(self) -> dict[str, Any]:
-        """What `manifest.json` says of the model in training and what it runs on."""
+        """Return the entry of `manifest.json` on the model in training and its device."""
         info = self.policy.info
         return {**{k: v for k, v in vars(info).items() if k != "details"}, **info.details}
 
-    def manifest(self, command: list[str]) -> dict[str, Any]:
-        """What `manifest.json` says of where and with what the run was made."""
+    def manifest(self, command: Sequence[str]) -> dict[str, Any]:
+        """Return the content of `manifest.json`: inputs, versions, sandbox, seed and plan of the run."""
         return {
             **self.identity(),
             "model": self.model.record(),
             "policy": self.policy_record(),
             "data": identity(self.cfg.task.data) if self.cfg.task.data else None,
-            "task_sha256": getattr(self.task, "fingerprint", None),  # of a file of one's own
+            "task_sha256": getattr(self.task, "fingerprint", None),
             "versions": versions(),
             "sandbox": self.sandbox,
             "sandbox_self_test": dict(self.self_test),
             "seed": self.cfg.train.seed,
-            "command": command,
-            "plan": self.chosen(),
+            "command": list(command),
+            "plan": {key.partition(".")[2]: _value(self.cfg, key) for key in PLANNED},
         }
 
     def plan_line(self) -> str:
-        """What the plan chose, for whoever starts this; empty where nothing was left open or torch finds its own."""
-        train, rollout = self.settled.train, self.settled.rollout
-        if self.settled == self.cfg:
+        """Return one line on what the memory plan chose; empty if nothing was left open."""
+        if not self.planned:
             return ""
-        how = "block by block" if train.grad_checkpoint else "one graph"
+        how = "block by block" if self.cfg.train.grad_checkpoint else "one graph"
         return (
-            f"plan: micro-batches of {train.micro_batch_tokens} tokens, {rollout.concurrency} answers at once, {how} "
-            "(`sdpo plan` shows why)"
+            f"plan: micro-batches of {self.cfg.train.micro_batch_tokens} tokens, "
+            f"{self.cfg.rollout.concurrency} rollouts at once, {how} (`sdpo plan` shows why)"
         )
 
-    def chosen(self) -> dict[str, Any]:
-        """What was left open in the settings, and what became of it."""
-        train, rollout = self.settled.train, self.settled.rollout
-        return {
-            "micro_batch_tokens": train.micro_batch_tokens,
-            "grad_checkpoint": train.grad_checkpoint,
-            "concurrency": rollout.concurrency,
-        }
+
+PLANNED = ("train.micro_batch_tokens", "train.grad_checkpoint", "rollout.concurrency")
 
 
 def build_components(
-    cfg: Config, world: ProcessGroup = SINGLE_PROCESS, *, learns: bool = True, doing: StartTask = no_tasks
+    cfg: Config,
+    group: ProcessGroup = SINGLE_PROCESS,
+    *,
+    task: Task | None = None,
+    learns: bool = True,
+    start_task: StartTask = no_tasks,
 ) -> Components:
-    """Open all parts; the sandbox fails before the model loads, and so does what would have nothing to learn from.
+    """Open task and sandbox, then model, chat template and policy.
 
-    On several ranks this is rank 0's: the others hear the settings from it and open the model alone (`serve`).
-    Raises ConfigError, DataError or SandboxError, each with one line.
+    `task` replaces the one that the configuration names. On several ranks this runs on rank 0, which sends the
+    resolved configuration to the others (`serve`).
+
+    Raises ConfigError, DataError or SandboxError, each with one line, before the model loads if possible.
     """
-    cfg = _placed(cfg, world)
-    doing(f"opening the task {cfg.task.name}")
-    opened = open_task(cfg)
+    backend = backend_on(group, cfg.model.backend)
+    cfg = cfg.model_copy(update={"model": cfg.model.model_copy(update={"backend": backend})})
+    start_task(f"opening the task {cfg.task.name}")
+    opened = open_task(cfg) if task is None else Opened(task)
     if not opened.task.problems("train"):
         raise DataError("the task has no training problems", where=cfg.task.data or cfg.task.name)
     if learns:
         _check_references(cfg, opened.task)
-    doing(f"looking for {cfg.model.name}")
-    model = resolve.resolve(cfg.model.name, doing)
+    start_task(f"resolving {cfg.model.name}")
+    model = resolve(cfg.model.name, start_task)
     serve_where_needed(opened.task, model)
-    doing(f"reading the tokenizer of {cfg.model.name}")
+    start_task(f"reading the tokenizer of {cfg.model.name}")
     chat = load_chat(model.path, thinking=cfg.model.thinking)
-    settled = _settled(cfg, model, chat, opened.task)
-    world.broadcast(encode(settled.model_dump(mode="json")))
-    doing(f"loading {cfg.model.name}")
-    policy = _policy(settled, model, world)
-    return Components(cfg, model, chat, opened.task, policy, opened.sandbox, opened.self_test, settled)
+    planned = _plan(cfg, model, chat, opened.task)
+    group.broadcast(encode(planned.model_dump(mode="json")))
+    start_task(f"loading {cfg.model.name}")
+    policy = _policy(planned, model, group)
+    filled = {key: _value(planned, key) for key in PLANNED if _value(cfg, key) != _value(planned, key)}
+    return Components(planned, model, chat, opened.task, policy, opened.sandbox, opened.self_test, filled)
 
 
-def _check_references(cfg: Config, task: Task) -> None:
-    """Raises DataError where demonstrations shall come from the rows and none has one."""
-    if cfg.teacher.demonstration != "dataset" or any(problem.reference for problem in task.problems("train")):
-        return
-    where = f"teacher.demonstration: dataset, {cfg.task.data or f'task {cfg.task.name}'}"
-    fix = "give the rows a field reference, or set teacher.demonstration=first"
-    raise DataError("no training row has a reference answer", where=where, fix=fix)
+def serve(group: ProcessGroup, interrupted: Callable[[], bool]) -> None:
+    """On a rank other than 0: open the model of rank 0's configuration and do this rank's share until the run ends.
 
-
-def serve(world: ProcessGroup, interrupted: Callable[[], bool]) -> None:
-    """On a rank other than 0: open the model of rank 0's settings, and do this rank's share until the run ends.
-
-    Raises RankLostError when rank 0 ends or is lost, ConfigError where the model cannot be opened here.
+    Raises RankLostError when rank 0 ends or is lost, ConfigError if the model cannot be opened here.
     """
-    cfg = Config.model_validate(decode(world.broadcast(b""))[0])
-    policy = _policy(cfg, None, world)
+    cfg = Config.model_validate(decode(group.broadcast(b""))[0])
+    policy = _policy(cfg, None, group)
     assert isinstance(policy, DistributedPolicy)
     policy.serve(interrupted)
 
 
-def _policy(cfg: Config, model: resolve.ResolvedModel | None, world: ProcessGroup) -> Policy:
-    """The policy of these ranks; every rank opens the base for itself."""
+def _check_references(cfg: Config, task: Task) -> None:
+    """Raise DataError if demonstrations are to come from the rows and no row has one."""
+    if cfg.teacher.demonstration != "dataset" or any(problem.reference for problem in task.problems("train")):
+        return
+    where = f"teacher.demonstration: dataset, {cfg.task.data or f'task {cfg.task.name}'}"
+    fix = "Give the rows a field reference, or set teacher.demonstration=first"
+    raise DataError("no training row has a reference answer", where=where, fix=fix)
+
+
+def _policy(cfg: Config, model: ResolvedModel | None, group: ProcessGroup) -> Policy:
+    """Open the policy on these ranks; every rank opens the base itself."""
 
     def opened() -> tuple[Policy, str]:
-        found = model or resolve.resolve(cfg.model.name)
+        found = model or resolve(cfg.model.name)
         return open_policy(found.path, cfg.model, cfg.teacher, cfg.train), found.weights_sha256
 
-    own, weights = world.together(opened)
-    return joined(own, weights, world) if world.size > 1 else own
+    own, weights = group.together(opened)
+    return joined(own, weights, group) if group.size > 1 else own
 
 
-def _settled(cfg: Config, model: resolve.ResolvedModel, chat: Chat, task: Task) -> Config:
-    """The settings as the plan completes them; torch finds its sizes while it runs.
+def _plan(cfg: Config, model: ResolvedModel, chat: Chat, task: Task) -> Config:
+    """Return the configuration with the open settings filled in; torch finds its sizes at run time.
 
-    Raises ConfigError where the smallest settings would not fit into memory, before any weight is read.
+    Raises ConfigError if the smallest settings would not fit into memory, before any weight is read.
     """
     if cfg.model.backend == "torch":
         return cfg
-    shape = ModelDims.of(json.loads((model.path / "config.json").read_text(encoding="utf-8")), str(model.path))
-    work = work_of(cfg, *lengths(chat, task, cfg, shape.context), number_bytes(cfg.model))
-    return settled(cfg, fitting(shape, cfg, work, limit_of(cfg)))
+    dims = ModelDims.of(json.loads((model.path / "config.json").read_text(encoding="utf-8")), str(model.path))
+    work = work_of(cfg, *lengths(chat, task, cfg, dims.context), number_bytes(cfg.model))
+    return settled(cfg, fitting(dims, cfg, work, limit_of(cfg)))
 
 
 def lengths(chat: Chat, task: Task, cfg: Config, context_length: int) -> tuple[int, int]:
-    """Tokens of the longest prompt (of the first few hundred), and of a teacher's context with answer and feedback.
+    """Return the tokens of the longest prompt, and of a teacher context with one rollout and feedback.
 
-    Prompts that the model cannot take are skipped in training, and here.
+    Prompts that exceed the context are skipped in training, and here.
     """
-    sizes = [chat.render(each.messages, tools=each.tools).size for each in task.problems("train")[:LOOKED_AT]]
+    sizes = [chat.render(p.messages, tools=p.tools).size for p in task.problems("train")[:PROMPTS_MEASURED]]
     prompt = max((size for size in sizes if size < context_length), default=1)
     return prompt, prompt + cfg.rollout.max_tokens + FEEDBACK_TOKENS
 
 
-def _placed(cfg: Config, world: ProcessGroup) -> Config:
-    backend = backend_on(world, cfg.model.backend)
-    return cfg.model_copy(update={"model": cfg.model.model_copy(update={"backend": backend})})
+def _value(cfg: Config, key: str) -> Any:
+    section, _, name = key.partition(".")
+    return getattr(getattr(cfg, section), name)
+
+
+def _with_values(cfg: Config, values: Mapping[str, Any]) -> Config:
+    for key, value in values.items():
+        section, _, name = key.partition(".")
+        cfg = cfg.model_copy(update={section: getattr(cfg, section).model_copy(update={name: value})})
+    return cfg
 
 
 def versions() -> dict[str, str]:
-    """The versions that a result depends on."""
+    """Return the versions of the packages that a result depends on."""
     found = {"sdpo-mlx": __version__, "python": platform.python_version(), "platform": platform.platform()}
     for package in ("mlx", "mlx-lm", "numpy", "transformers", "tokenizers", "torch", "peft"):
         try:

@@ -51,7 +51,7 @@ def open_target(target: str, cfg: Config, adapter: Path | None = None, doing: St
     home = adapter_home(target, adapter)
     # Read first: a missing adapter is told before a large model loads.
     arrays = RunFolder(home).load_adapter()[0] if home is not None else None
-    setup = build_components(cfg, learns=False, doing=doing)
+    setup = build_components(cfg, learns=False, start_task=doing)
     if arrays is not None:
         setup.policy.load_student(arrays)
     return setup

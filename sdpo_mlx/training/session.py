@@ -101,7 +101,7 @@ class TrainingSession:
     def sampling(self) -> SamplingParams:
         """How rollouts are sampled."""
         rollout = self.cfg.rollout
-        at_once = self.setup.settled.rollout.concurrency or CONCURRENCY
+        at_once = self.setup.cfg.rollout.concurrency or CONCURRENCY
         return SamplingParams(rollout.max_tokens, rollout.temperature, rollout.top_p, self.chat.eos_ids, at_once)
 
     def seeds(self, step: int, problems: Sequence[Problem]) -> list[list[int]]:
@@ -217,7 +217,7 @@ class TrainingSession:
     def score(self, purpose: str) -> Evaluation:
         """A held-out evaluation of the student as it is, with the seeds of this purpose."""
         cfg = self.cfg
-        sampling = sampling_params(cfg.eval, self.setup.settled.rollout, self.chat)
+        sampling = sampling_params(cfg.eval, self.setup.cfg.rollout, self.chat)
         exam = EvalSpec(held_out(self.task, cfg.eval), sampling, cfg.eval.samples, cfg.train.seed, purpose)
         told = self.doing("evaluating")
         return evaluate(self.policy, self.task, self.chat, exam, self.interrupted, tell=told)

@@ -158,7 +158,7 @@ class _Resampling:
     @property
     def sampling(self) -> SamplingParams:
         rollout = self.setup.cfg.rollout
-        at_once = self.setup.settled.rollout.concurrency or CONCURRENCY
+        at_once = self.setup.cfg.rollout.concurrency or CONCURRENCY
         return SamplingParams(rollout.max_tokens, rollout.temperature, rollout.top_p, self.setup.chat.eos_ids, at_once)
 
 

@@ -185,7 +185,7 @@ def changed(sections: dict[str, Any]) -> Config:
 
 
 def name_of(cfg: Config, adapter: Path | None = None, **parts: Any) -> str:
-    other = replace(setup(), cfg=cfg, settled=cfg, **parts)
+    other = replace(setup(), cfg=cfg, **parts)
     return rollout_cache(answers_depend_on(other, eval_spec(other), adapter)).path.name
 
 
