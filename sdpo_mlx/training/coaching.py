@@ -25,12 +25,14 @@ from sdpo_mlx.core.storage import digest
 from sdpo_mlx.rl.components import Components, versions
 from sdpo_mlx.rl.diagnostics import pieces
 from sdpo_mlx.rl.distillation import Batch, distillation_batch
-from sdpo_mlx.rl.optimization import Learned, learn, records
+from sdpo_mlx.rl.metrics import StepFacts, step_metrics
+from sdpo_mlx.rl.optimization import Learned, learn
 from sdpo_mlx.rl.rollouts import rollout_seeds, sample
 from sdpo_mlx.rl.schedule import learning_rate
 from sdpo_mlx.runs import checkpoint
-from sdpo_mlx.runs.events import EventLog, StepFacts, read_events, step_metrics
+from sdpo_mlx.runs.events import EventLog, read_events
 from sdpo_mlx.runs.folder import RunFolder
+from sdpo_mlx.runs.rollout_records import records
 from sdpo_mlx.runs.status import LESSONS
 from sdpo_mlx.runs.targets import is_run, target_config
 from sdpo_mlx.training.lessons import Lesson, lesson_from

@@ -16,13 +16,15 @@ from sdpo_mlx.models.chat_template import Chat
 from sdpo_mlx.rl.components import Components
 from sdpo_mlx.rl.diagnostics import Candidates, candidates, due, pieces
 from sdpo_mlx.rl.distillation import Batch
-from sdpo_mlx.rl.optimization import Learned, SampleKey, records
+from sdpo_mlx.rl.metrics import StepFacts, step_metrics
+from sdpo_mlx.rl.optimization import Learned, SampleKey
 from sdpo_mlx.rl.rollouts import ProgressPolicy, Sampled, rollout_seeds
 from sdpo_mlx.rl.schedule import learning_rate
 from sdpo_mlx.rl.teacher_success import choose, teacher_success
 from sdpo_mlx.runs import checkpoint
-from sdpo_mlx.runs.events import EventLog, StepFacts, step_metrics
+from sdpo_mlx.runs.events import EventLog
 from sdpo_mlx.runs.folder import RunFolder
+from sdpo_mlx.runs.rollout_records import records
 from sdpo_mlx.runs.tracking.manager import TrackerManager
 from sdpo_mlx.tasks.base import Task
 from sdpo_mlx.training.health import HealthMonitor

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from sdpo_mlx.backends.base import Update
 from sdpo_mlx.core.errors import DataError, DivergedError, StorageError
-from sdpo_mlx.runs.events import EventLog, StepFacts, read_events, step_metrics
+from sdpo_mlx.rl.metrics import StepFacts, step_metrics
+from sdpo_mlx.runs.events import EventLog, read_events
 from sdpo_mlx.training.health import HealthMonitor
 from sdpo_mlx.types import (
     Demonstration,

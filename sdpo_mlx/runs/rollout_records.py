@@ -1,0 +1,60 @@
+"""The rows of `rollouts/step-*.jsonl.gz`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from sdpo_mlx.rl.distillation import Batch
+from sdpo_mlx.rl.optimization import Learned, SampleKey
+from sdpo_mlx.types import FloatArray, Rollout, RolloutGroup
+
+
+def records(
+    groups: Sequence[RolloutGroup],
+    batch: Batch,
+    learned: Learned,
+    more: Callable[[SampleKey, Rollout], Mapping[str, Any]] = lambda *_: {},
+) -> list[dict[str, Any]]:
+    """What `rollouts/step-*.jsonl.gz` keeps of each rollout: prompt, answer, verdict, context, divergence.
+
+    `more` gives what else is known of a turn. An episode of several turns has its last answer there, and all before it
+    with their replies under `earlier`.
+    """
+    rows = []
+    for group in groups:
+        for index, (rollout, feedback) in enumerate(zip(group.rollouts, group.feedback, strict=True)):
+            context = batch.contexts.get((group.problem.id, index))
+            turns = [
+                {**_answer(turn, learned.divergence.get(place)), **more(place, turn)}
+                for t, turn in enumerate(rollout.turns)
+                for place in [(group.problem.id, index, t)]
+            ]
+            earlier = [
+                {**turn, "reply": exchange.reply} for turn, exchange in zip(turns, rollout.earlier, strict=False)
+            ]
+            rows.append(
+                {
+                    "problem": group.problem.id,
+                    "index": index,
+                    "prompt": list(group.problem.messages),
+                    **({"earlier": earlier} if earlier else {}),
+                    **turns[-1],
+                    "reward": feedback.reward,
+                    "success": feedback.success,
+                    "kind": feedback.kind,
+                    "feedback": feedback.text,
+                    "teacher": list(context.messages) if context else None,
+                }
+            )
+    return rows
+
+
+def _answer(turn: Rollout, divergence: FloatArray | None) -> dict[str, Any]:
+    return {
+        "seed": turn.seed,
+        "answer": turn.text,
+        "ids": turn.ids_T.tolist(),
+        "finish": turn.finish,
+        "divergence": None if divergence is None else [round(float(x), 4) for x in divergence],
+    }
