@@ -32,7 +32,7 @@ test-slow: .venv/.dev bubblewrap
 	@OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "slow or not slow"
 
 results: .venv/.base bubblewrap
-	@$(PIP) --editable '.[fast-cpu,results,torch]'
+	@$(PIP) --editable '.[fast-cpu,torch]'
 	@OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python benchmarks/results.py
 	@$(BIN)/sdpo models fetch smollm2
 	@OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python benchmarks/code_runs.py

@@ -6,10 +6,11 @@ Each file there was written by the program of its name with `--out`; `rows.json`
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
-from plots import draw_growth
+from sdpo_mlx.runs.report.svg import Series, line_chart
 
 DOCS = Path(__file__).parents[1] / "docs"
 WORDS = {"ours": "sdpo-mlx, SDPO", "peer": "mlx-lm-lora, GRPO", "peer-checkpointed": "mlx-lm-lora, GRPO, recomputing"}
@@ -31,7 +32,8 @@ def main() -> None:
     for name, part in parts.items():
         text = text.replace(f"<!-- {name} -->", part)
     (DOCS / "performance.md").write_text(text, encoding="utf-8")
-    draw_growth(figures["growth"], DOCS / "growth.png")
+    for key, name in (("seconds", "time"), ("peak", "memory")):
+        (DOCS / f"growth-{name}.svg").write_text(growth_chart(figures["growth"], key) + "\n", encoding="utf-8")
 
 
 def table(rows: list[dict[str, Any]]) -> str:
@@ -60,6 +62,19 @@ def growth(rows: list[dict[str, Any]]) -> str:
             f"| {row['dimension']} | {values[0]:,} | {values[-1]:,} | {slopes['seconds']:.2f} | {slopes['peak']:.2f} |"
         )
     return "\n".join(lines)
+
+
+def growth_chart(rows: list[dict[str, Any]], key: str) -> str:
+    """Return a log-log chart: doublings of `key` against doublings of each dimension, so that slopes are exponents."""
+    lines = []
+    for at, row in enumerate(rows):
+        xs = [math.log2(value / row["values"][0]) for value in row["values"]]
+        ys = [math.log2(point[key] / row["points"][0][key]) for point in row["points"]]
+        name = f"{row['dimension']} (exponent {row['exponents'][key]:.2f})"
+        lines.append(Series(name, xs, ys, colour=at, dash=at + at // 5))  # five styles: the sixth line shares a colour
+    what = "step time" if key == "seconds" else "peak memory"
+    label = f"doublings of the {what}"
+    return line_chart(lines, title=f"Growth of the {what}", x_label="doublings of the dimension", y_label=label)
 
 
 def peer(sides: dict[str, Any]) -> str:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments import EXPERIMENTS, Experiment
-from page import write_page
+from results_page import write_page
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 STORE = DOCS / "results.json"

@@ -1,4 +1,4 @@
-"""A teacher that knows more than a grader says, on the embedded model: `python benchmarks/privileged.py`.
+"""A teacher that knows more than a grader says, on the embedded model: `python benchmarks/human_feedback.py`.
 
 Each part with its controls: the rows' own references as demonstrations (SDFT), a person's remarks (`sdpo coach`, the
 person simulated), and the same about whole episodes: of the embedded game (`coach-game`), and of the embedded task

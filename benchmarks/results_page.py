@@ -8,11 +8,13 @@ from statistics import mean, median
 from typing import Any
 
 from learning import generations_until
-from plots import draw_curves
+
+from sdpo_mlx.runs.report.svg import Series, line_chart
 
 Store = Mapping[str, Any]
 Runs = Sequence[Mapping[str, Any]]
 TARGET = 0.85
+DRAWN = ("SDPO, default contexts", "GRPO, best learning rate")
 
 HEAD = """# Results
 
@@ -41,7 +43,7 @@ def write_page(store: Store, docs: Path) -> None:
     (docs / "results.md").write_text("\n\n".join(parts) + "\n")
     main = [run for run in store["runs"] if run["section"] == "main"]
     if main:
-        draw_curves(main, docs / "curve.png")
+        (docs / "curve.svg").write_text(_curves(main) + "\n", encoding="utf-8")
 
 
 SECTIONS = (
@@ -90,6 +92,19 @@ the same limit below about 2B parameters; the hybrid that it recommends there do
 `sdpo-torch` is SDPO once more with the same settings and the same seeds for problems, on PyTorch (its answers draw
 other random numbers): both curves go up and down on the same steps, and each score lies in the other's interval."""
 CODE_FOOT = "`python benchmarks/code_runs.py` · {machine} · {samples} answers a problem, intervals over problems."
+
+
+def _curves(runs: Runs) -> str:
+    """Return held-out success against rollouts: the mean of the seeds, and a band from the lowest to the highest."""
+    lines = []
+    for label in DRAWN:
+        points = list(zip(*(run["curve"] for run in runs if run["label"] == label), strict=True))
+        scores = [[point[2] for point in seeds] for seeds in points]
+        name = f"{label} ({len(scores[0])} seeds)"
+        xs = [seeds[0][1] for seeds in points]
+        lines.append(Series(name, xs, [*map(mean, scores)], [*map(min, scores)], [*map(max, scores)]))
+    title = "Embedded model: mean and range of the seeds"
+    return line_chart(lines, title=title, x_label="rollouts", y_label="held-out success", y_range=(0.0, 1.0))
 
 
 def _table(runs: Runs) -> str:

@@ -1,4 +1,4 @@
-"""Every road that an adapter can take, against the trained model: `python benchmarks/roads.py RUN`.
+"""Every road that an adapter can take, against the trained model: `python benchmarks/export_formats.py RUN`.
 
 RUN is a run folder on an open base (SmolLM2 by `sdpo models fetch smollm2`). Logits at 200 positions of random
 tokens, in float32, against mlx-lm reading the run folder itself. Needs the extra `torch`; llama.cpp joins in
