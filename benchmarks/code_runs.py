@@ -19,7 +19,7 @@ from results import DOCS, STORE, machine
 
 from sdpo_mlx.config.resolve import resolve
 from sdpo_mlx.core.statistics import clustered, paired
-from sdpo_mlx.evaluation.evaluate import held_out, sampling_params
+from sdpo_mlx.evaluation.spec import held_out, sampling_params
 from sdpo_mlx.rl.components import Components, build_components
 from sdpo_mlx.rl.rollouts import rollout_seeds, sample
 from sdpo_mlx.runs import checkpoint

@@ -24,7 +24,8 @@ from learning import measure
 from results import machine
 
 from sdpo_mlx.config import TeacherConfig
-from sdpo_mlx.evaluation.evaluate import EvalSpec, evaluate, sampling_params
+from sdpo_mlx.evaluation.evaluate import evaluate
+from sdpo_mlx.evaluation.spec import EvalSpec, sampling_params
 from sdpo_mlx.rl.components import Components, build_components
 from sdpo_mlx.rl.rollouts import Sampler
 from sdpo_mlx.runs.folder import RunFolder

@@ -24,7 +24,8 @@ from sdpo_mlx.backends.base import Policy, SamplingParams
 from sdpo_mlx.backends.registry import open_policy
 from sdpo_mlx.config import AdapterConfig, ModelConfig, ObjectiveConfig, TeacherConfig, TrainConfig
 from sdpo_mlx.core.seeding import derive
-from sdpo_mlx.evaluation.evaluate import EvalSpec, evaluate
+from sdpo_mlx.evaluation.evaluate import evaluate
+from sdpo_mlx.evaluation.spec import EvalSpec
 from sdpo_mlx.models import resolve
 from sdpo_mlx.models.chat_template import Chat, load_chat
 from sdpo_mlx.rl.rollouts import Sampler, rollout_seeds, sample

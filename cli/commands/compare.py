@@ -15,10 +15,10 @@ from sdpo_cli.terminal import render
 
 if TYPE_CHECKING:
     from sdpo_mlx.evaluation.compare import Comparison, Pair
+    from sdpo_mlx.evaluation.document import EvalDocument
 
 Named = list[tuple[str | None, Path | None]]  # both arguments, each with its adapter
 SHOWN = 10  # problems won, and lost, on a terminal; --json has all
-Side = EvalTarget | dict[str, Any]  # somebody to be asked, or what was saved
 
 
 def command(  # noqa: PLR0913 - typer reads the options off the signature
@@ -61,9 +61,9 @@ def command(  # noqa: PLR0913 - typer reads the options off the signature
     named = [(first, adapter_a), (second, adapter_b)]
     sides = _sides(named, sets or [], flags, lambda *who, bare=False: EvalTarget(*who, no_cache, plain, bare))
     with answering(not no_cache) as interrupted:
-        documents = [side if isinstance(side, dict) else score(side, interrupted).content for side in sides]
+        documents = [score(side, interrupted) if isinstance(side, EvalTarget) else side for side in sides]
     found = compare(*documents)
-    names = [str(each.get("target", name)) for each, name in zip(documents, (first, second), strict=True)]
+    names = [each.target or name for each, name in zip(documents, (first, second), strict=True)]
     if as_json:
         render.document(as_document(names, found))
     else:
@@ -75,9 +75,9 @@ def _sides(
     sets: list[str],
     flags: Mapping[str, Any],
     sitter: Callable[..., EvalTarget],
-) -> list[Side]:
+) -> list[EvalTarget | EvalDocument]:
     """Both sides. Whoever has settings of its own (a saved evaluation, else a run) says what the other is asked."""
-    from sdpo_mlx.evaluation.compare import read_evaluation
+    from sdpo_mlx.evaluation.document import read_evaluation
     from sdpo_mlx.runs.targets import target_config
 
     (first, adapter), (second, _) = named
@@ -110,7 +110,7 @@ def _run(first: str, named: Named) -> str:
 
 def _leading(
     named: Named,
-    saved: Mapping[str, Mapping[str, Any]],
+    saved: Mapping[str, EvalDocument],
     sets: list[str],
     flags: Mapping[str, Any],
 ) -> dict[str, Any]:
@@ -120,9 +120,9 @@ def _leading(
     from sdpo_mlx.runs.targets import is_run, target_config
 
     if saved:
-        known = next(iter(saved.values())).get("settings")
+        known = next(iter(saved.values())).settings
         named_now = {each.partition("=")[0].strip() for each in sets}
-        return {key: value for key, value in dict(known or {}).items() if key not in named_now}
+        return {key: value for key, value in known.items() if key not in named_now}
     runs = [name for name, _ in named if name and is_run(Path(name))]
     own = [settings_record(target_config(name, None, sets, flags)) for name in runs]
     tasks = [[str(each[key]) for key in ("task.name", "task.data") if each[key]] for each in own]
@@ -141,7 +141,7 @@ def as_document(names: list[str], found: Comparison) -> dict[str, Any]:
         "second": sides[1],
         "problems": len(found.pairs),
         "difference": {"mean": found.difference, "low": low, "high": high},
-        "believed": found.believed,
+        "believed": found.significant,
         "needed": found.needed,
         "sentence": found.sentence(),
         "won": [_row(pair) for pair in found.won],

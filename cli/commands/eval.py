@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,7 +16,7 @@ from sdpo_cli.terminal import render
 if TYPE_CHECKING:
     from sdpo_mlx.config import Config
     from sdpo_mlx.core.progress import StartTask
-    from sdpo_mlx.evaluation.evaluate import EvalSpec, Evaluation
+    from sdpo_mlx.evaluation.document import EvalDocument
     from sdpo_mlx.rl.components import Components
 
 GREEDY = {"eval.temperature": 0.0, "eval.samples": 1}
@@ -49,6 +48,7 @@ def command(  # noqa: PLR0913 - typer reads the options off the signature
 
     Example: sdpo eval runs/tiny-tiny-seed0 --samples 8
     """
+    from sdpo_mlx.evaluation.document import save_evaluation
     from sdpo_mlx.runs.targets import target_config
 
     flags = asked(task, data, problems, samples, greedy) | {"train.seed": seed, "sandbox.kind": sandbox}
@@ -58,11 +58,11 @@ def command(  # noqa: PLR0913 - typer reads the options off the signature
     with answering(not no_cache) as interrupted:
         scored = score(EvalTarget(target, adapter, cfg, no_cache, plain), interrupted)
     if out is not None:
-        save(out, scored)
+        save_evaluation(out, scored)
     if as_json:
-        render.document(scored.content)
+        render.document(scored.to_document())
     else:
-        render.result(as_lines(scored.content))
+        render.result(as_lines(scored.to_document()))
 
 
 def asked(
@@ -97,17 +97,9 @@ class EvalTarget:
     @property
     def home(self) -> Path | None:
         """The folder of the adapter, if there is one."""
-        from sdpo_mlx.evaluation.spec import adapter_folder
+        from sdpo_mlx.runs.targets import adapter_home
 
-        return None if self.bare else adapter_folder(self.target, self.adapter)
-
-
-@dataclass(frozen=True)
-class Scored:
-    """An evaluation with its answers, and the document about it."""
-
-    found: Evaluation
-    content: dict[str, Any]
+        return None if self.bare else adapter_home(self.target, self.adapter)
 
 
 @contextmanager
@@ -123,35 +115,45 @@ def answering(kept: bool) -> Iterator[Callable[[], bool]]:
             raise typer.Exit(interrupt.exit_code or 130) from None
 
 
-def score(sitter: EvalTarget, interrupted: Callable[[], bool]) -> Scored:
-    """Open the target and score it: what was answered before comes from where it was kept."""
+def score(sitter: EvalTarget, interrupted: Callable[[], bool]) -> EvalDocument:
+    """Open the target and score it; rollouts of an earlier evaluation come from the cache."""
+    from sdpo_mlx.evaluation.cache import rollout_cache
+    from sdpo_mlx.evaluation.document import EvalDocument
     from sdpo_mlx.evaluation.evaluate import evaluate
-    from sdpo_mlx.evaluation.spec import answers_depend_on, eval_spec, rollout_cache
+    from sdpo_mlx.evaluation.spec import eval_spec, settings_record
+    from sdpo_mlx.runs.folder import adapter_sha256
 
     begun = time.monotonic()
     with render.status(f"opening {sitter.cfg.model.name}", sitter.plain) as doing:
         setup = _opened(sitter, doing)
     render.say(setup.model.line())
     render.warn(setup.warnings())
-    exam = eval_spec(setup)
-    depends_on = answers_depend_on(setup, exam, sitter.home)
-    store = None if sitter.no_cache else rollout_cache(depends_on, sitter.home)
+    spec, home = eval_spec(setup), sitter.home
+    cache = None if sitter.no_cache else rollout_cache(setup, spec, home)
     begun_with: list[int] = []
-    with render.status(f"sampling {exam.samples} answers a problem", sitter.plain) as doing:
-        told = doing("answers")
+    with render.status(f"sampling {spec.samples} rollouts a problem", sitter.plain) as doing:
+        shown = doing("rollouts")
 
-        def tell(done: int, total: int) -> None:
+        def on_progress(done: int, total: int) -> None:
             begun_with.append(done)
-            told(done, total)
+            shown(done, total)
 
-        found = evaluate(setup.policy, setup.task, setup.chat, exam, interrupted, store, tell)
-    content = as_document(sitter, setup, exam, found, time.monotonic() - begun)
-    if store is None:
-        return Scored(found, {**content, "kept": None})
-    there = begun_with[0]
-    if there:
-        render.say(f"{there} answers were there already ({store.path}).")
-    return Scored(found, {**content, "kept": {"path": str(store.path), "answers": there}})
+        found = evaluate(setup.policy, setup.task, setup.chat, spec, interrupted, cache, on_progress)
+    reused = begun_with[0]
+    if reused and cache is not None:
+        render.say(f"{reused} rollouts were in the cache ({cache.path}).")
+    sampling = {name: getattr(spec.sampling, name) for name in ("temperature", "top_p", "max_tokens")}
+    return EvalDocument(
+        found,
+        target=sitter.name,
+        task=setup.cfg.task.name,
+        conditions={"samples": found.samples, "seed": found.seed, "sampling": sampling},
+        settings=settings_record(setup.cfg),
+        model=setup.model.record(),
+        adapter=adapter_sha256(home) if home is not None else None,
+        seconds=time.monotonic() - begun,
+        cached=None if cache is None else {"path": str(cache.path), "answers": reused},
+    )
 
 
 def _opened(sitter: EvalTarget, doing: StartTask) -> Components:
@@ -163,62 +165,12 @@ def _opened(sitter: EvalTarget, doing: StartTask) -> Components:
     return open_target(sitter.target, sitter.cfg, sitter.adapter, doing)
 
 
-def as_document(
-    sitter: EvalTarget, setup: Components, exam: EvalSpec, found: Evaluation, seconds: float
-) -> dict[str, Any]:
-    """Everything that was measured; scores are shares of 1. `sdpo compare` reads it."""
-    from sdpo_mlx.evaluation.spec import settings_record
-    from sdpo_mlx.runs.folder import adapter_sha256
-
-    home = sitter.home
-    sampling = exam.sampling
-    return {
-        "target": sitter.name,
-        "model": setup.model.record(),
-        "adapter": adapter_sha256(home) if home is not None else None,
-        "task": setup.cfg.task.name,
-        **_figures(found),
-        "samples": found.samples,
-        "seed": found.seed,
-        "sampling": {name: getattr(sampling, name) for name in ("temperature", "top_p", "max_tokens")},
-        "settings": settings_record(setup.cfg),
-        "seconds": round(seconds, 3),
-        "families": [{"family": name, **_figures(part)} for name, part in found.families().items()],
-        "problems": [
-            {
-                "id": p.id,
-                "family": p.family,
-                "sha256": p.sha256,
-                "rewards": list(p.rewards),
-                "successes": list(p.successes),
-            }
-            for p in found.problems
-        ],
-    }
-
-
-def _figures(found: Evaluation) -> dict[str, Any]:
-    ks = [k for k in (1, 2, 4, 8, 16, 32, 64) if k < found.samples] + [found.samples]
-    return {**found.event(), **{f"pass@{k}": found.pass_at(k) for k in ks}}
-
-
 def check_place(out: Path) -> None:
     """Refuse a file that could not be saved before anything is sampled for it; raises StorageError."""
     from sdpo_mlx.core.errors import StorageError
 
     if not out.name or not out.parent.is_dir() or (out.exists() and not out.is_file()):
         raise StorageError("cannot write here", where=str(out), fix="name a file in a folder that exists")
-
-
-def save(out: Path, scored: Scored) -> None:
-    """The document, and beside it every answer as a line of JSON. Raises StorageError."""
-    from sdpo_mlx.core.storage import json_line, plain, write_bytes, write_text
-
-    answers = out.with_suffix(".answers.jsonl")
-    lines = (answer.record(problem.id) for problem in scored.found.problems for answer in problem.answers)
-    write_bytes(answers, b"".join(map(json_line, lines)))
-    document = plain({**scored.content, "answers": str(answers)})
-    write_text(out, json.dumps(document, indent=2, allow_nan=False) + "\n")
 
 
 def as_lines(content: dict[str, Any]) -> list[str]:

@@ -1,32 +1,25 @@
-"""Two evaluations side by side: the difference paired by problem, and whether it can be believed.
+"""Two evaluations side by side: the difference paired by problem, and whether it is significant.
 
-It works on the documents that `sdpo eval --json` prints and `--out` saves. A difference is believed where its 95 %
-bootstrap interval over problems leaves out 0 and enough problems differ at all: with m of them, the exact sign-flip
-test cannot give less than 2^(1-m), which is above 5 % for m below 6, whatever a bootstrap of so few says.
+A difference is significant if its 95 % bootstrap interval over problems excludes 0 and enough problems differ at all:
+with m of them, the exact sign-flip test cannot give less than 2^(1-m), which is above 5 % for m below 6, whatever a
+bootstrap of so few gives.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import fmean, stdev
-from typing import Any
 
 from sdpo_mlx.core import statistics
 from sdpo_mlx.core.errors import DataError
 from sdpo_mlx.core.seeding import derive
-from sdpo_mlx.core.storage import guarded
+from sdpo_mlx.evaluation.document import EvalDocument
 
-Z, POWER = 1.96, 0.84  # normal quantiles: of a 95 % interval, and of being right four times in five
-FEWEST_DIFFERENT = 6
-NOTHING = 1e-12  # a difference of scores below this is rounding
-MOST_BYTES = 1_000_000_000
-LIKE = ("samples", "seed", "sampling")  # what two evaluations share where they ask alike
-
-Document = Mapping[str, Any]
+Z, POWER = 1.96, 0.84  # normal quantiles: of a 95 % interval, and of 80 % power
+MIN_DIFFERENT = 6
+ROUNDING = 1e-12  # a difference of scores below this is rounding
 
 
 @dataclass(frozen=True)
@@ -55,9 +48,10 @@ class Score:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Second minus first over the shared problems (shares of 1, NaN where there is nothing to go by).
+    """Second minus first over the shared problems (shares of 1, NaN if there is no problem to compare).
 
-    `left_out` counts problems that only the first has, only the second has, or that differ under one id.
+    `left_out` counts problems that only the first has, only the second has, or that differ under one id; `notes` name
+    the conditions that differ.
     """
 
     pairs: tuple[Pair, ...]
@@ -66,46 +60,46 @@ class Comparison:
     left_out: tuple[int, int, int]
     seed: int
     notes: tuple[str, ...] = ()
-    asked_otherwise: bool = False  # temperature, top_p or length of answers differ
+    sampled_differently: bool = False  # temperature, top_p or max_tokens differ
 
     @property
     def scores(self) -> tuple[Score, Score]:
-        """Each side's, with its interval clustered by problem."""
-        return self._scored([[pair.first] for pair in self.pairs]), self._scored([[pair.second] for pair in self.pairs])
+        """Each side's score, with its interval clustered by problem."""
+        return self._score([[pair.first] for pair in self.pairs]), self._score([[pair.second] for pair in self.pairs])
 
-    def _scored(self, rows: statistics.Rows) -> Score:
+    def _score(self, rows: statistics.Rows) -> Score:
         return Score(statistics.average(rows), *statistics.clustered(rows, seed=self.seed))
 
     @property
     def won(self) -> tuple[Pair, ...]:
         """Problems on which the second is better, the largest gain first."""
-        return tuple(sorted((p for p in self.pairs if p.change > NOTHING), key=lambda p: -p.change))
+        return tuple(sorted((p for p in self.pairs if p.change > ROUNDING), key=lambda p: -p.change))
 
     @property
     def lost(self) -> tuple[Pair, ...]:
         """Problems on which the second is worse, the largest loss first."""
-        return tuple(sorted((p for p in self.pairs if p.change < -NOTHING), key=lambda p: p.change))
+        return tuple(sorted((p for p in self.pairs if p.change < -ROUNDING), key=lambda p: p.change))
 
     @property
-    def believed(self) -> bool:
-        """Whether chance alone hardly makes such a difference."""
-        return (self.interval.low > 0 or self.interval.high < 0) and self._different >= FEWEST_DIFFERENT
+    def significant(self) -> bool:
+        """Whether chance alone rarely makes such a difference."""
+        return (self.interval.low > 0 or self.interval.high < 0) and self._different >= MIN_DIFFERENT
 
     @property
     def needed(self) -> int | None:
-        """About how many problems more would show a difference of this size, four times in five; None if unknown.
+        """About how many more problems would show a difference of this size with 80 % power; None if unknown.
 
         ((1.96 + 0.84) s / d)^2 problems in all, s being the deviation of the paired differences, d their mean (at
-        (1.96 s / d)^2 it would be a toss-up), and as many as bring `FEWEST_DIFFERENT` that differ; 0 where the
-        difference is believed already.
+        (1.96 s / d)^2 it would be a toss-up), and as many as bring `MIN_DIFFERENT` that differ; 0 if the difference
+        is significant already.
         """
-        if self.believed:
+        if self.significant:
             return 0
         n = len(self.pairs)
-        if n < 2 or abs(self.difference) < NOTHING:
+        if n < 2 or abs(self.difference) < ROUNDING:
             return None
         spread = stdev(pair.change for pair in self.pairs)
-        enough = max(((Z + POWER) * spread / self.difference) ** 2, FEWEST_DIFFERENT * n / self._different)
+        enough = max(((Z + POWER) * spread / self.difference) ** 2, MIN_DIFFERENT * n / self._different)
         return max(1, math.ceil(enough) - n)
 
     @property
@@ -113,98 +107,60 @@ class Comparison:
         return len(self.won) + len(self.lost)
 
     def sentence(self) -> str:
-        """Whether the difference can be believed, for a person."""
-        return self._verdict() + self._doubt()
+        """Return in words whether the difference is significant."""
+        caveat = " The two were sampled with different settings, and that alone may make a difference."
+        return self._conclusion() + (caveat if self.sampled_differently else "")
 
-    def _doubt(self) -> str:
-        """What stands between the figures and the two models."""
-        if not self.asked_otherwise:
-            return ""
-        return " But the two were sampled in different ways, and that alone may make a difference."
-
-    def _verdict(self) -> str:
+    def _conclusion(self) -> str:
         n, (low, high) = len(self.pairs), self.interval
         if n < 2:
-            return "Nothing can be said of one problem alone: an interval needs two at the least."
-        if self.believed:
+            return "One problem alone allows no conclusion: an interval needs at least two."
+        if self.significant:
             return (
-                f"The difference can be believed: its 95 % interval, {100 * low:+.1f} to {100 * high:+.1f} points, "
-                "leaves out 0."
+                f"The difference is significant: its 95 % interval, {100 * low:+.1f} to {100 * high:+.1f} points, "
+                "excludes 0."
             )
         if self.needed is None:
             evenly = "gains and losses even out" if self._different else "no problem was won or lost"
-            missed = f", and would not be one time in twenty if {1 - 0.05 ** (1 / n):.0%} of all such problems differed"
-            seen = "" if self._different else missed
-            return f"There is no difference to believe in: {evenly} over these {n} problems{seen}."
+            missed = f", which has a chance of 1 in 20 even if {1 - 0.05 ** (1 / n):.0%} of all such problems differ"
+            return f"There is no difference: {evenly} over these {n} problems{'' if self._different else missed}."
         why = "its 95 % interval includes 0"
         if low > 0 or high < 0:
             few = f"all {n}" if self._different == n else f"{self._different} of {n}"
-            why = f"{few} problems were won or lost, and chance may do that with so few"
+            why = f"{few} problems were won or lost, and with so few that may be chance"
         return (
-            f"The difference cannot be believed: {why}. If it is as large as it looks, about {self.needed:,} "
-            f"problems more ({n + self.needed:,} in all) would show it four times in five."
+            f"The difference is not significant: {why}. If it is as large as measured, about {self.needed:,} "
+            f"more problems ({n + self.needed:,} in all) would show it with 80 % probability."
         )
 
 
-def compare(first: Document, second: Document) -> Comparison:
-    """Pair two evaluations by problem; raises DataError where they have no problem in common."""
-    ours, theirs = ({each["id"]: each for each in side["problems"]} for side in (first, second))
+def compare(first: EvalDocument, second: EvalDocument) -> Comparison:
+    """Pair two evaluations by problem; raises DataError if they have no problem in common."""
+    ours, theirs = ({each.id: each for each in side.scores.problems} for side in (first, second))
     both = [name for name in ours if name in theirs]
-    shared = [name for name in both if _same(ours[name], theirs[name])]
+    # A file from another program may have no hashes.
+    shared = [
+        name
+        for name in both
+        if ours[name].sha256 == theirs[name].sha256 or not (ours[name].sha256 and theirs[name].sha256)
+    ]
     if not shared:
-        tasks = " and ".join(dict.fromkeys(str(side.get("task", "?")) for side in (first, second)))
+        tasks = " and ".join(dict.fromkeys((first.task, second.task)))
         raise DataError(
             "the two evaluations have no problem in common", where=tasks, fix="evaluate both on the same task and data"
         )
-    rows = [[side[name]["rewards"] for name in shared] for side in (ours, theirs)]
-    seed = derive("paired", int(first.get("seed", 0)))
+    rows = [[side[name].rewards for name in shared] for side in (ours, theirs)]
+    seed = derive("paired", first.scores.seed)
     difference, interval = statistics.paired(rows[0], rows[1], seed=seed)
-    pairs = tuple(
-        Pair(name, str(ours[name].get("family", "")), fmean(a), fmean(b))
-        for name, a, b in zip(shared, *rows, strict=True)
-    )
+    pairs = tuple(Pair(name, ours[name].family, fmean(a), fmean(b)) for name, a, b in zip(shared, *rows, strict=True))
     left_out = len(ours) - len(both), len(theirs) - len(both), len(both) - len(shared)
-    notes = _unlike(first, second)
-    otherwise = any(note.startswith("sampling") for note in notes)
-    return Comparison(pairs, difference, interval, left_out, seed, notes, otherwise)
-
-
-def read_evaluation(path: Path) -> dict[str, Any]:
-    """What `sdpo eval --out` saved; raises DataError where the file holds something else."""
-    fix = "name a file that `sdpo eval --out` wrote"
-    try:
-        if guarded(path, path.stat).st_size > MOST_BYTES:
-            raise ValueError("it is too large")
-        found = json.loads(guarded(path, path.read_bytes))
-        ids = [_checked(each) for each in found["problems"]]
-        if len(set(ids)) < len(ids):
-            raise ValueError("a problem stands there twice")
-        if not isinstance(found.get("seed", 0), int):
-            raise TypeError("the seed is no number")
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise DataError("this is no saved evaluation", where=str(path), fix=fix) from error
-    return dict(found)
-
-
-def _checked(problem: Mapping[str, Any]) -> str:
-    """The id of a problem whose figures are what they should be."""
-    rewards = problem["rewards"]
-    # `isfinite` takes numbers alone
-    if not rewards or not all(map(math.isfinite, rewards)) or not isinstance(problem["id"], str):
-        raise ValueError("a problem lacks its id or its rewards")
-    return problem["id"]
-
-
-def _same(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> bool:
-    """Whether two problems of one id are one; a file of someone else's need not say."""
-    hashes = ours.get("sha256"), theirs.get("sha256")
-    return None in hashes or hashes[0] == hashes[1]
-
-
-def _unlike(first: Document, second: Document) -> tuple[str, ...]:
-    """A word for each way in which the two were not asked alike."""
-    return tuple(
-        f"{name} differs: {json.dumps(first.get(name))} and {json.dumps(second.get(name))}"
-        for name in LIKE
-        if name in first and name in second and first[name] != second[name]
+    differing = [
+        name
+        for name, value in first.conditions.items()
+        if name in second.conditions and second.conditions[name] != value
+    ]
+    notes = tuple(
+        f"{name} differs: {json.dumps(first.conditions[name])} and {json.dumps(second.conditions[name])}"
+        for name in differing
     )
+    return Comparison(pairs, difference, interval, left_out, seed, notes, "sampling" in differing)

@@ -11,7 +11,8 @@ from sdpo_mlx.backends.base import CONCURRENCY, Policy, SamplingParams
 from sdpo_mlx.config import Config
 from sdpo_mlx.core.progress import StartTask, no_tasks
 from sdpo_mlx.core.seeding import derive
-from sdpo_mlx.evaluation.evaluate import EvalSpec, Evaluation, evaluate, held_out, sampling_params
+from sdpo_mlx.evaluation.evaluate import Evaluation, evaluate
+from sdpo_mlx.evaluation.spec import EvalSpec, held_out, sampling_params
 from sdpo_mlx.models.chat_template import Chat
 from sdpo_mlx.rl.components import Components
 from sdpo_mlx.rl.diagnostics import Candidates, candidates, due, pieces
@@ -222,7 +223,7 @@ class TrainingSession:
         sampling = sampling_params(cfg.eval, self.setup.cfg.rollout, self.chat)
         exam = EvalSpec(held_out(self.task, cfg.eval), sampling, cfg.eval.samples, cfg.train.seed, purpose)
         told = self.doing("evaluating")
-        return evaluate(self.policy, self.task, self.chat, exam, self.interrupted, tell=told)
+        return evaluate(self.policy, self.task, self.chat, exam, self.interrupted, on_progress=told)
 
     def out_of_patience(self, state: TrainState) -> bool:
         """Whether the last evaluations brought no new best."""

@@ -1,4 +1,4 @@
-"""Two evaluations side by side: what is paired, what may be believed, and how many problems more it would take."""
+"""Two evaluations side by side: what is paired, what is significant, and how many more problems it would take."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ from sdpo_cli.commands.compare import as_document, as_lines
 from test_cli import sdpo
 
 from sdpo_mlx.core.errors import DataError
-from sdpo_mlx.evaluation.compare import Comparison, compare, read_evaluation
+from sdpo_mlx.evaluation import compare as module
+from sdpo_mlx.evaluation.compare import Comparison
+from sdpo_mlx.evaluation.document import EvalDocument, read_evaluation
 
 UNIT = st.floats(0, 1)
 
@@ -26,6 +28,10 @@ UNIT = st.floats(0, 1)
 def saved(rewards: dict[str, list[float]], **more: Any) -> dict[str, Any]:
     problems = [{"id": name, "family": "", "rewards": row} for name, row in rewards.items()]
     return {"target": "t", "task": "tiny", "seed": 0, "problems": problems, **more}
+
+
+def compare(first: dict[str, Any], second: dict[str, Any]) -> Comparison:
+    return module.compare(EvalDocument.from_document(first), EvalDocument.from_document(second))
 
 
 def made(changes: list[float]) -> Comparison:
@@ -64,40 +70,42 @@ def test_nothing_in_common_is_one_clear_line() -> None:
     assert "tiny and code" in caught.value.line()
 
 
-def test_questions_asked_otherwise_are_noted() -> None:
+def test_notes_name_conditions_that_differ() -> None:
     found = compare(saved({"a": [1]}, samples=4), saved({"a": [1]}, samples=8))
     assert found.notes == ("samples differs: 4 and 8",)
 
 
-def test_answers_drawn_otherwise_leave_a_doubt_that_is_said() -> None:
+def test_sentence_has_a_caveat_if_sampling_differs() -> None:
     rows = {str(i): [0.0] for i in range(12)}
     first = saved(rows, sampling={"temperature": 0.0})
     second = saved({name: [1.0] for name in rows}, sampling={"temperature": 1.0})
     assert (
-        compare(first, second).sentence().endswith("sampled in different ways, and that alone may make a difference.")
+        compare(first, second)
+        .sentence()
+        .endswith("sampled with different settings, and that alone may make a difference.")
     )
-    assert "different ways" not in compare(first, {**second, "sampling": first["sampling"]}).sentence()
+    assert "different settings" not in compare(first, {**second, "sampling": first["sampling"]}).sentence()
 
 
-def test_a_clear_gain_is_believed_and_a_clear_loss_too() -> None:
+def test_difference_is_significant_for_a_clear_gain_and_a_clear_loss() -> None:
     gain, loss = made([0.3, 0.4, 0.5] * 8), made([-0.3, -0.4, -0.5] * 8)
-    assert gain.believed
-    assert loss.believed
+    assert gain.significant
+    assert loss.significant
     assert gain.needed == loss.needed == 0
-    assert gain.sentence().startswith("The difference can be believed")
+    assert gain.sentence().startswith("The difference is significant")
 
 
-def test_chance_is_not_believed_and_says_what_it_takes() -> None:
+def test_sentence_names_the_problems_needed_if_not_significant() -> None:
     found = made([0.5, -0.5, 0.5, -0.5, 0.5, 0.0, 0.0, 0.0])
-    assert not found.believed
+    assert not found.significant
     spread, d = stdev([p.change for p in found.pairs]), found.difference
     assert found.needed == math.ceil((2.8 * spread / d) ** 2) - 8
-    assert f"about {found.needed:,} problems more" in found.sentence()
+    assert f"about {found.needed:,} more problems" in found.sentence()
 
 
 @pace(deadline=None, max_examples=40)
 @given(st.lists(UNIT, min_size=2, max_size=30), st.data())
-def test_so_many_problems_more_would_show_it(first: list[float], data: Any) -> None:
+def test_needed_problems_reach_the_power_formula(first: list[float], data: Any) -> None:
     second = data.draw(st.lists(UNIT, min_size=len(first), max_size=len(first)))
     sides = [saved({str(i): [value] for i, value in enumerate(each)}) for each in (first, second)]
     found = compare(*sides)
@@ -109,42 +117,42 @@ def test_so_many_problems_more_would_show_it(first: list[float], data: Any) -> N
     elif found.needed:
         total = len(first) + found.needed
         assert 2.8 * stdev(changes) / math.sqrt(total) <= abs(found.difference) * (1 + 1e-6)
-        assert "cannot be believed" in found.sentence()
+        assert "is not significant" in found.sentence()
     else:
         assert found.interval.low > 0 or found.interval.high < 0
 
 
-def test_so_many_problems_show_a_difference_four_times_in_five() -> None:
-    """Drawn anew at the size that `needed` names for the true difference, most comparisons believe it, not half."""
+def test_needed_problems_show_a_difference_with_80_percent_power() -> None:
+    """Drawn at the size that `needed` gives for the true difference, most comparisons are significant, not half."""
     draw, mean, spread = np.random.default_rng(1), 0.15, 0.5
     total = math.ceil((2.8 * spread / mean) ** 2)
-    believed = sum(made(list(draw.normal(mean, spread, total))).believed for _ in range(60))
+    believed = sum(made(list(draw.normal(mean, spread, total))).significant for _ in range(60))
     assert 40 <= believed <= 56  # 48 expected; at (1.96 s / d)^2 problems it would be 30
 
 
-def test_fewer_than_six_problems_that_differ_are_never_believed() -> None:
+def test_difference_is_never_significant_with_fewer_than_six_different_problems() -> None:
     few, enough = made([0.5] * 5), made([0.5] * 6)
     assert few.interval.low > 0
-    assert (few.believed, few.needed) == (False, 1)
+    assert (few.significant, few.needed) == (False, 1)
     assert "chance" in few.sentence()
-    assert enough.believed
+    assert enough.significant
 
 
-def test_belief_is_hardly_ever_chance() -> None:
+def test_difference_is_rarely_significant_by_chance() -> None:
     draw, believed = np.random.default_rng(0), 0
     for _ in range(25):
         before, after = draw.random((2, 40)).round(2)
-        believed += made([float(b - a) / 2 for a, b in zip(before, after, strict=True)]).believed
+        believed += made([float(b - a) / 2 for a, b in zip(before, after, strict=True)]).significant
     assert believed <= 5  # more than 5 of 25 at 5 % each is one case in a thousand
 
 
-def test_too_little_to_tell_is_said_honestly() -> None:
+def test_sentence_draws_no_conclusion_from_too_few_problems() -> None:
     one, none = made([0.5]), made([0.0, 0.0, 0.0])
-    assert (one.needed, one.believed) == (None, False)
-    assert "two at the least" in one.sentence()
+    assert (one.needed, one.significant) == (None, False)
+    assert "at least two" in one.sentence()
     assert none.needed is None
     assert "no problem was won or lost over these 3" in none.sentence()
-    assert "if 63% of all such problems differed" in none.sentence()  # 1 - 0.05 ** (1 / 3)
+    assert "even if 63% of all such problems differ" in none.sentence()  # 1 - 0.05 ** (1 / 3)
     assert "even out" in made([0.5, -0.5]).sentence()
     assert math.isnan(one.interval.low)
     assert all("nan" not in line for line in as_lines(["A", "B"], one))
@@ -167,7 +175,7 @@ DAMAGED = {
 @pytest.mark.parametrize("what", DAMAGED)
 def test_a_file_that_is_no_evaluation_is_named(what: str, tmp_path: Path) -> None:
     (tmp_path / "e.json").write_text(DAMAGED[what])
-    with pytest.raises(DataError, match=r"no saved evaluation .*e\.json"):
+    with pytest.raises(DataError, match=r"not a saved evaluation .*e\.json"):
         read_evaluation(tmp_path / "e.json")
 
 
@@ -199,7 +207,7 @@ def test_a_run_alone_is_compared_with_its_base_and_models_are_asked_like_the_run
     assert (found["first"]["name"], found["second"]["name"]) == ("the base of run", "run")
     assert found["problems"] == 2
     code, again, err = sdpo("compare", "tiny", "run", "--json", "--plain")
-    assert err.count("2 answers were there already") == 2  # the base's are those of the model
+    assert err.count("2 rollouts were in the cache") == 2  # the base's are those of the model
     assert {**json.loads(again), "first": {**json.loads(again)["first"], "name": "the base of run"}} == found
     assert list((Path("home") / "evals").iterdir())
     assert list((Path("run") / "evals").iterdir())
@@ -220,7 +228,7 @@ MISTAKES = [
     (["tiny"], 2, "nothing to compare it with"),
     (["run", "other"], 2, "different tasks (tiny and tiny:mid)"),
     (["run", "--adapter-a", "run"], 2, "adapter of its own"),
-    (["config.yaml", "run"], 3, "no saved evaluation"),
+    (["config.yaml", "run"], 3, "not a saved evaluation"),
     (["run", "absent"], 2, "absent"),
 ]
 

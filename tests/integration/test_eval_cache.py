@@ -20,10 +20,10 @@ from test_cli import sdpo
 
 from sdpo_mlx.config import Config
 from sdpo_mlx.core.errors import StorageError
-from sdpo_mlx.evaluation.cache import CachedRollout, RolloutCache, problem_key, problem_sha256
-from sdpo_mlx.evaluation.compare import read_evaluation
-from sdpo_mlx.evaluation.evaluate import EvalSpec, Evaluation, _parts, evaluate
-from sdpo_mlx.evaluation.spec import answers_depend_on, eval_spec, rollout_cache
+from sdpo_mlx.evaluation.cache import CachedRollout, RolloutCache, problem_key, problem_sha256, rollout_cache
+from sdpo_mlx.evaluation.document import EvalDocument, read_evaluation
+from sdpo_mlx.evaluation.evaluate import Evaluation, _parts, evaluate
+from sdpo_mlx.evaluation.spec import EvalSpec, eval_spec
 from sdpo_mlx.rl.components import Components, build_components
 from sdpo_mlx.types import Feedback
 
@@ -62,7 +62,7 @@ def score(path: Path, exam: EvalSpec | None = None, task: Any = None, **options:
     parts = setup()
     policy: Any = Counted(parts.policy)
     exam = exam or eval_spec(parts)
-    return evaluate(policy, task or parts.task, parts.chat, exam, store=RolloutCache(path), **options), policy.asked
+    return evaluate(policy, task or parts.task, parts.chat, exam, cache=RolloutCache(path), **options), policy.asked
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +124,7 @@ def test_foreign_lines_are_passed_over(kept: bytes, tmp_path: Path) -> None:
 def test_an_interrupted_exam_goes_on_where_it_was(tmp_path: Path) -> None:
     path, told = tmp_path / "answers.jsonl", []
     with pytest.raises(KeyboardInterrupt):
-        score(path, interrupted=lambda: told.count((6, 8)) >= 2, tell=lambda *how: told.append(how))
+        score(path, interrupted=lambda: told.count((6, 8)) >= 2, on_progress=lambda *how: told.append(how))
     assert told == [(n, 8) for n in (0, 0, 1, 2, 3, 4, 5, 6, 6, 6)]
     assert score(path) == (plainly(), 2)
 
@@ -186,7 +186,7 @@ def changed(sections: dict[str, Any]) -> Config:
 
 def name_of(cfg: Config, adapter: Path | None = None, **parts: Any) -> str:
     other = replace(setup(), cfg=cfg, **parts)
-    return rollout_cache(answers_depend_on(other, eval_spec(other), adapter)).path.name
+    return rollout_cache(other, eval_spec(other), adapter).path.name
 
 
 @pytest.mark.parametrize("what", [*CHANGES, *EQUAL])
@@ -237,10 +237,13 @@ def test_the_command_keeps_saves_and_repeats(tmp_path: Path, monkeypatch: pytest
         }
     assert sum(family["n"] for family in first["families"]) == 3
     saved = read_evaluation(tmp_path / "e.json")
-    lines = [json.loads(line) for line in Path(saved["answers"]).read_bytes().splitlines()]
+    document = json.loads((tmp_path / "e.json").read_bytes())
+    assert EvalDocument.from_document(document) == saved
+    assert {**json.loads(json.dumps(saved.to_document())), "answers": document["answers"]} == document
+    lines = [json.loads(line) for line in Path(document["answers"]).read_bytes().splitlines()]
     assert len(lines) == 6
     assert set(lines[0]) == {"problem", "seed", "answer", "reward", "success", "kind", "feedback", "finish", "tokens"}
-    assert [line["reward"] for line in lines] == [reward for p in saved["problems"] for reward in p["rewards"]]
+    assert [line["reward"] for line in lines] == [reward for p in saved.scores.problems for reward in p.rewards]
     greedy = json.loads(sdpo("eval", "tiny", "--greedy", "--problems", "2", "--plain", "--json")[1])
     assert (greedy["samples"], greedy["sampling"]["temperature"]) == (1, 0.0)
     assert sdpo("eval", "tiny", "--greedy", "--samples", "3")[0] == 2

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from runs_made import settings
 
-from sdpo_mlx.evaluation.evaluate import EvalSpec, Evaluation, ProblemScore, evaluate, held_out, sampling_params
+from sdpo_mlx.evaluation.evaluate import Evaluation, ProblemScore, evaluate
+from sdpo_mlx.evaluation.spec import EvalSpec, held_out, sampling_params
 from sdpo_mlx.rl.components import Components, build_components
 from sdpo_mlx.types import Feedback
 
