@@ -1,7 +1,7 @@
 """How far apart the two backends and the float64 formulas are: the worst figure of each kind, as a table.
 
 `python benchmarks/agreement.py` needs the extra `torch`; `SDPO_TEST_DEVICE=cuda` puts torch on a card. The cases are
-those of `tests/agreement`: small random models of four architectures, every loss, teacher and aggregation.
+those of `tests/numerics`: small random models of four architectures, every loss, teacher and aggregation.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 
 TESTS = Path(__file__).parent.parent / "tests"
-sys.path[:0] = [str(TESTS / "support"), str(TESTS / "numerics")]
+sys.path[:0] = [str(TESTS / "support")]
 
-from pairs_made import make_pair, torch_gradient  # noqa: E402
-from policies_made import expected, found, make_samples, term_size  # noqa: E402
-from test_mlx_learning import AGGREGATIONS, CASES, SUPPORTS, TEACHERS  # noqa: E402
+from backend_pairs import make_pair, torch_gradient  # noqa: E402
+from loss_cases import AGGREGATIONS, CASES, SUPPORTS, TEACHERS  # noqa: E402
+from small_policies import expected, found, make_samples, term_size  # noqa: E402
 
 from sdpo_mlx.backends.base import SamplingParams  # noqa: E402
 from sdpo_mlx.config import ObjectiveConfig, TeacherConfig  # noqa: E402

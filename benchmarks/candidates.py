@@ -144,7 +144,7 @@ def size_of(run: Path, steps: int) -> float:
 def random_model(folder: Path, shape: Mapping[str, Any]) -> Path:
     """A model of random weights behind the embedded model's tokenizer, which has text for the first 640 words."""
     sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
-    from models_made import write_config
+    from small_models import write_config
 
     write_config(folder, dict(shape))
     tiny = models.resolve("tiny").path

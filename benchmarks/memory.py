@@ -110,7 +110,7 @@ def compared(
 
 def step(folder: Path, config: dict[str, Any], cfg: Any, lengths: tuple[int, int]) -> dict[str, int]:
     """One group sampled and learned from; the peak of each phase by MLX's counters."""
-    from models_made import write_config
+    from small_models import write_config
 
     from sdpo_mlx.backends.base import SamplingParams
     from sdpo_mlx.backends.mlx.policy import open_policy

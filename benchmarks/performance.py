@@ -117,7 +117,7 @@ def opened(config: dict[str, Any], **train: Any) -> MLXPolicy:
     import sys
 
     sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
-    from models_made import write_config
+    from small_models import write_config
 
     folder = write_config(Path(mkdtemp(prefix="sdpo-bench-")), config)
     settings = TrainConfig(**{"grad_checkpoint": True, "micro_batch_tokens": 65_536, **train})

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from paths import EXAMPLES
-from runs_made import settings, trained
+from small_runs import settings, trained
 
 from sdpo_mlx.config import TaskConfig
 from sdpo_mlx.core.errors import ConfigError

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import re
 import signal
 import subprocess
@@ -13,6 +12,7 @@ from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pytest
+from command import harmless, process, sdpo
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sdpo_cli import main
@@ -34,21 +34,6 @@ COMMANDS = [
     ["data", "check"],
 ]
 HEADER = Header("tiny", "tiny", "sdpo", "ema", "cpu float32", "runs/x", 10, 4)
-
-
-def sdpo(*words: str) -> tuple[int, str, str]:
-    """Exit code, stdout and stderr of one command line, run in this process."""
-    out, err = io.StringIO(), io.StringIO()
-    with redirect_stdout(out), redirect_stderr(err):
-        code = main.run(list(words))
-    return code, out.getvalue(), err.getvalue()
-
-
-def process(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """The same as a process of its own."""
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", **environment}
-    command = [sys.executable, "-m", "sdpo_cli.main", *words]
-    return subprocess.run(command, capture_output=True, text=True, env=env, check=False)
 
 
 @pytest.fixture(autouse=True)
@@ -175,11 +160,6 @@ def groups_of(text: str) -> list[RolloutGroup]:
     made = Rollout(ids, ids, np.zeros(2, dtype=np.float32), "stop", 0, text)
     problem = Problem(text, ({"role": "user", "content": text},))
     return [RolloutGroup(problem, (made,), (Feedback(0.0, False, text, "wrong"),))]
-
-
-def harmless(text: str) -> bool:
-    """No character that a terminal would act on, but line feeds."""
-    return not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", text)
 
 
 @settings(deadline=None)

@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from test_cli import sdpo
+from command import sdpo
 
 from sdpo_mlx.tasks.registry import DESCRIPTIONS
 

@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from coaching_sessions import CHAT, COACH, LOGPS, TEXT, TOLD, closed, opened, rows, taught, typed, weights
+from command import sdpo
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from runs_made import events, last_state, trained
-from runs_made import settings as run_settings
 from sdpo_cli.commands import coach, coach_session
-from test_cli import sdpo
+from small_runs import events, last_state, trained
+from small_runs import settings as run_settings
 
 from sdpo_mlx.core.errors import ConfigError, DataError
 from sdpo_mlx.core.text import display
-from sdpo_mlx.models.chat_template import load_chat
-from sdpo_mlx.models.resolve import resolve
 from sdpo_mlx.rl.components import build_components
 from sdpo_mlx.runs.folder import RunFolder
 from sdpo_mlx.training import coaching as module
@@ -28,46 +26,12 @@ from sdpo_mlx.training.coaching import Coaching
 from sdpo_mlx.training.lessons import Lesson, Remark, lesson_from, read_lessons
 from sdpo_mlx.types import Problem, Rollout
 
-COACH = {"log": {"samples": 0}, "objective": {"support": "full"}, "rollout": {"group_size": 1, "max_tokens": 24}}
-TOLD = Remark("line 2: AttributeError: x = rotate.roll(x): module 'rotate' has no attribute 'roll'.")
 WORDS = ("coach", "tiny", "--task", "tiny", "--plain", "--max-tokens", "24")
 
 
 @pytest.fixture(autouse=True)
 def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-
-
-def typed(monkeypatch: pytest.MonkeyPatch, said: str, *words: str) -> tuple[int, str, str]:
-    """A session with these lines on stdin: exit code, stdout, stderr."""
-    monkeypatch.setattr("sys.stdin", io.StringIO(said))
-    return sdpo(*words)
-
-
-def opened(folder: str, **sections: Mapping[str, Any]) -> Coaching:
-    setup = build_components(run_settings(**{**COACH, **sections}))
-    return Coaching(setup, RunFolder.open(folder))
-
-
-def closed(coaching: Coaching) -> None:
-    coaching.close()
-    coaching.folder.close()
-
-
-def taught(coaching: Coaching, *remarks: Remark) -> None:
-    problems = coaching.setup.task.problems("train")
-    for remark in remarks:
-        problem = problems[coaching.step]
-        rollouts = coaching.ask(problem)
-        coaching.teach(Lesson(problem, rollouts, (remark,) * len(rollouts)))
-
-
-def rows(folder: str | Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (Path(folder) / "coaching.jsonl").read_text().splitlines()]
-
-
-def weights(folder: str | Path) -> bytes:
-    return (Path(folder) / "adapters.safetensors").read_bytes()
 
 
 # ---- the steps
@@ -175,10 +139,6 @@ def test_another_folder_or_start_or_settings_are_refused(tmp_path: Path) -> None
 
 
 # ---- rows
-
-CHAT = load_chat(resolve("tiny").path)
-TEXT = st.text(st.characters(codec="utf-8"), max_size=20)
-LOGPS = st.lists(st.floats(-30, 0, width=32), min_size=1, max_size=5)
 
 
 @settings(max_examples=40, deadline=None)

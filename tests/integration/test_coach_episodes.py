@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from coaching_sessions import CHAT, COACH, LOGPS, TEXT, TOLD, closed, opened, rows, taught, typed, weights
+from command import sdpo
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from runs_made import settings as run_settings
 from sdpo_cli.commands import coach_session
-from test_cli import sdpo
-from test_coach import CHAT, COACH, LOGPS, TEXT, TOLD, closed, opened, rows, taught, typed, weights
+from small_runs import settings as run_settings
 
 from sdpo_mlx.models.resolve import resolve
 from sdpo_mlx.rl.components import build_components

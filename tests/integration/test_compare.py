@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from command import sdpo
 from hypothesis import given
 from hypothesis import settings as pace
 from hypothesis import strategies as st
-from runs_made import settings, trained
 from sdpo_cli.commands.compare import as_document, as_lines
-from test_cli import sdpo
+from small_runs import settings, trained
 
 from sdpo_mlx.core.errors import DataError
 from sdpo_mlx.evaluation import compare as module

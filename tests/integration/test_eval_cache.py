@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from command import sdpo
 from hypothesis import given
 from hypothesis import settings as pace
 from hypothesis import strategies as st
-from runs_made import settings
-from test_cli import sdpo
+from small_runs import settings
 
 from sdpo_mlx.config import Config
 from sdpo_mlx.core.errors import StorageError

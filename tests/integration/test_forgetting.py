@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from ranks_made import BACKENDS
-from runs_made import Watcher, assert_same, settings, trained
+from ranks import BACKENDS
 from sdpo_cli.commands.train import summary
+from small_runs import Watcher, assert_same, settings, trained
 
 from sdpo_mlx.backends.base import Scores
 from sdpo_mlx.config import Config

@@ -16,11 +16,11 @@ from typing import Any
 import pytest
 import typer
 import yaml
+from command import sdpo
+from judge_server import Server, said
 from sdpo_cli import init_templates
 from sdpo_cli import main as cli
 from sdpo_cli.commands import init
-from test_cli import sdpo
-from test_judge import Server, said
 
 from sdpo_mlx.config import Config
 from sdpo_mlx.config.resolve import resolve, value_at

@@ -9,7 +9,7 @@ from tempfile import mkdtemp
 from typing import Any
 
 import pytest
-from runs_made import settings, trained, with_value
+from small_runs import settings, trained, with_value
 
 from sdpo_mlx.config import Config, JudgeConfig, SandboxConfig
 from sdpo_mlx.config.keys import LEAVES

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from runs_made import settings, trained
-from test_cli import sdpo
+from command import sdpo
+from small_runs import settings, trained
 
 from sdpo_mlx.runs.folder import RunFolder
 

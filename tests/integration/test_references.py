@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from command import sdpo
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from runs_made import Watcher, remains, trained
-from runs_made import settings as run_settings
+from rollout_groups import batch, chat, group, prompt_of, reasons
 from sdpo_cli import main
-from test_cli import sdpo
-from test_distill import batch, chat, group, prompt_of, reasons
+from small_runs import Watcher, remains, trained
+from small_runs import settings as run_settings
 
 from sdpo_mlx.config import Config, TeacherConfig
 from sdpo_mlx.core.errors import DataError

@@ -9,8 +9,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-from runs_made import settings, trained
 from sdpo_cli.main import run
+from small_runs import settings, trained
 
 from sdpo_mlx.runs.folder import RunFolder
 from sdpo_mlx.runs.status import EventFollower, is_running, runs_in, state_of

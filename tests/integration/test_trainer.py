@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from runs_made import Watcher, assert_same, events, last_state, remains, trained
-from runs_made import settings as small
+from small_runs import Watcher, assert_same, events, last_state, remains, trained
+from small_runs import settings as small
 
 from sdpo_mlx.config import Config
 from sdpo_mlx.core.errors import ConfigError, DivergedError, StorageError

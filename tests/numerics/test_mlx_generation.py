@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from models_made import VOCABULARY
-from policies_made import make_policy, plain_logits
+from small_models import VOCABULARY
+from small_policies import make_policy, plain_logits
 
 from sdpo_mlx.backends.base import SamplingParams
 from sdpo_mlx.objective import log_softmax

@@ -3,43 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from itertools import cycle, product
 from typing import Any
 
 import numpy as np
 import pytest
-from policies_made import assert_same_gradient, expected, found, make_policy, make_samples, rounding, stir, term_size
+from loss_cases import AGGREGATIONS, CASES, SUPPORTS, TEACHERS
+from small_policies import assert_same_gradient, expected, found, make_policy, make_samples, rounding, stir, term_size
 
 from sdpo_mlx.config import ObjectiveConfig
 
 pytest.importorskip("mlx.core")
 
-AGGREGATIONS = ("token_mean", "sequence_mean_token_mean", "sequence_mean_token_sum")
-TEACHERS = ("ema", "frozen", "live", "trust_region")
-SUPPORTS: list[dict[str, Any]] = [
-    *(
-        {"alpha": alpha, **support}
-        for alpha, support in product(
-            (0.0, 0.5, 1.0),
-            (
-                {"support": "full"},
-                {"support": "top_k", "top_k": 7, "tail": True},
-                {"support": "top_k", "top_k": 7, "tail": False},
-            ),
-        )
-    ),
-    {"alpha": 1.0, "support": "sampled"},
-    {"alpha": 1.0, "support": "sequence"},
-]
-# Every loss meets every kind and every teacher; the aggregations take turns.
-CASES = [
-    pytest.param({"kind": kind, **support, "aggregation": aggregation}, teacher, id=f"{kind}-{number}-{teacher}")
-    for (kind, (number, support), teacher), aggregation in zip(
-        [*product(("sdpo", "hybrid"), enumerate(SUPPORTS), TEACHERS), *product(("grpo",), [(0, {})], TEACHERS)],
-        cycle(AGGREGATIONS),
-        strict=False,
-    )
-]
 ARCHITECTURES = ("qwen3", "llama", "gemma3", "smollm2", "qwen3-4bit", "qwen3_moe", "qwen3_5")
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from policies_made import bytes_of, found, make_policy, make_samples, stir
+from small_policies import bytes_of, found, make_policy, make_samples, stir
 
 from sdpo_mlx import objective as oracle
 from sdpo_mlx.config import ObjectiveConfig

@@ -19,22 +19,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from paths import SUPPORT
+from saved_states import META, save, state_of
 
 from sdpo_mlx.core.errors import ConfigError, StorageError
-from sdpo_mlx.core.seeding import rng
 from sdpo_mlx.runs import checkpoint
-
-META = {"base": {"id": "tiny", "hash": "a1"}, "config": {"train": {"learning_rate": 1e-4, "seed": 0}}, "best": 0.5}
-
-
-def state_of(step: int) -> dict[str, dict[str, np.ndarray]]:
-    draw = rng("checkpoint test", step)
-    weights = {f"layers.{i}.lora_a": draw.normal(size=(16, 8)).astype(np.float32) for i in range(4)}
-    return {
-        "student": weights,
-        "teacher": {name: (array * 0.5).T for name, array in weights.items()},
-        "optimizer": {"step": np.array(step, dtype=np.uint64), "rate": np.array(0.1, dtype=np.float32)},
-    }
 
 
 def assert_same(found: dict[str, dict[str, np.ndarray]], wanted: dict[str, dict[str, np.ndarray]]) -> None:
@@ -45,10 +34,6 @@ def assert_same(found: dict[str, dict[str, np.ndarray]], wanted: dict[str, dict[
             other = found[part][name]
             assert (other.dtype, other.shape) == (array.dtype, array.shape)
             assert other.tobytes() == array.tobytes()
-
-
-def save(root: Path, step: int, **options: object) -> Path:
-    return checkpoint.save(root, step, state_of(step), META, **options)  # type: ignore[arg-type]
 
 
 def loaded(root: Path, **options: object) -> checkpoint.Loaded:
@@ -261,7 +246,7 @@ WRITER = """
 import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
-from test_checkpoint import save
+from saved_states import save
 from sdpo_mlx.runs import checkpoint
 root = Path(sys.argv[1])
 found = checkpoint.load(root)
@@ -279,7 +264,7 @@ while True:
 def kill_and_check(root: Path, pause: float) -> int:
     """Start a writer, kill it after its next save and a pause; the step that loads then."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", WRITER, str(root), str(Path(__file__).parent)]
+    command = [sys.executable, "-c", WRITER, str(root), str(SUPPORT)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment) as writer:
         assert writer.stdout is not None
         line = writer.stdout.readline()

@@ -12,15 +12,15 @@ from typing import Any
 import numpy as np
 import pytest
 from paths import SUPPORT
-from ranks_made import BACKENDS, environments, launcher, needs_torch, start_ranks
-from runs_made import ONE_THREAD
+from ranks import BACKENDS, environments, launcher, needs_torch, start_ranks
+from small_runs import ONE_THREAD
 
 import sdpo_mlx
 from sdpo_mlx.runs import checkpoint
 from sdpo_mlx.runs.events import read_events
 from sdpo_mlx.runs.folder import RunFolder
 
-DRIVER = SUPPORT / "ranks_driven.py"
+DRIVER = SUPPORT / "rank_process.py"
 TRAIN = ["train", "--model", "tiny", "--task", "tiny", "--plain", "--out", "run", "--set", "eval.problems=2"]
 TRAIN += ["--set", "eval.samples=1", "--set", "rollout.problems_per_step=4", "--set", "train.save_every=50"]
 SDPO = ["-c", "from sdpo_cli.main import main; main()"]

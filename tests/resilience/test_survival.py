@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from runs_made import ONE_THREAD, assert_same, events, finish, last_state, settings, start, trained
+from small_runs import ONE_THREAD, assert_same, events, finish, last_state, settings, start, trained
 
 from sdpo_mlx.core import storage
 from sdpo_mlx.core.errors import StorageError

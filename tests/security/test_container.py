@@ -15,10 +15,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from probe_world import world
+from probe_checks import check_blocked
+from probe_targets import world
 from probes import ATTACKS
 from pydantic import ValidationError
-from test_probes import check_blocked
 
 from sdpo_mlx.config import SandboxConfig
 from sdpo_mlx.core.errors import SandboxError

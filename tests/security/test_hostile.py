@@ -15,9 +15,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from command import harmless, sdpo
 from safetensors.numpy import save
 from sdpo_cli import main
-from test_cli import harmless, sdpo
 
 from sdpo_mlx.config import Config
 from sdpo_mlx.core.errors import StorageError

@@ -15,8 +15,9 @@ from typing import Any
 
 import pytest
 from paths import ROOT
-from probe_world import survivors, unconfined, world
-from probes import ATTACKS, Attack
+from probe_checks import check_blocked
+from probe_targets import survivors, unconfined, world
+from probes import ATTACKS
 
 from sdpo_mlx.core import text
 from sdpo_mlx.sandbox.bubblewrap import BubblewrapSandbox
@@ -26,8 +27,6 @@ pytestmark = pytest.mark.skipif(shutil.which("bwrap") is None, reason="bubblewra
 SECONDS = {"answers": 20.0, "signal": 20.0, "output_limit": 20.0, "timeout": 0.6}
 MEMORY_MB = 400 + os.getpid() % 97  # an argument that marks the processes of this module
 MARK = f"\x00{MEMORY_MB << 20}\x00".encode()
-# A fault of this kind is one of the attack's program, and then it has proved nothing.
-OWN_FAULTS = ("NameError", "TypeError", "AttributeError", "SyntaxError", "KeyError", "IndexError", "AssertionError")
 # What a kernel or a container around the tests says to everybody.
 DENIED_TO_ALL = (errno.EPERM, errno.EACCES, errno.ENOSYS, errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT, errno.ENOENT)
 
@@ -35,17 +34,6 @@ DENIED_TO_ALL = (errno.EPERM, errno.EACCES, errno.ENOSYS, errno.EAFNOSUPPORT, er
 @pytest.fixture(scope="module")
 def box() -> BubblewrapSandbox:
     return BubblewrapSandbox(Limits(memory_mb=MEMORY_MB))
-
-
-def check_blocked(attack: Attack, status: str, stdout: bytes) -> None:
-    """The run ended as this attack must end, and what it answered is that it got nothing."""
-    assert status == {"answers": "exited"}.get(attack.ends, attack.ends)
-    if attack.ends == "answers":
-        said: dict[str, Any] = json.loads(stdout)
-        assert not said["achieved"], said
-        assert said["fault"] not in OWN_FAULTS, said
-    else:
-        assert b"achieved" not in stdout
 
 
 @pytest.mark.parametrize("name", ATTACKS)
@@ -140,7 +128,7 @@ def test_attacks_are_blocked_for_an_ordinary_user(groups: tuple[str, ...]) -> No
         pytest.skip("the other tests were run by an ordinary user already")
     if shutil.which("unshare") is None or shutil.which("setpriv") is None:
         pytest.skip("util-linux is missing")
-    found = as_ordinary_user("probes_driven.py", *groups)
+    found = as_ordinary_user("probe_process.py", *groups)
     if "bwrap" in found:
         pytest.skip(f"no ordinary user may make namespaces here: {found['bwrap']}")
     assert found["user"] != 0

@@ -8,8 +8,8 @@ from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pytest
-from runs_made import settings
 from sdpo_cli import main
+from small_runs import settings
 
 from sdpo_mlx.config import Config
 from sdpo_mlx.rl.components import UNCONFINED, build_components

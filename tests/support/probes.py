@@ -1,6 +1,6 @@
 """Attacks on the sandbox: each is a function's body that returns something true when it has succeeded.
 
-`W` is what the test has planted (`probe_world.py`); `call` makes a raw kernel call by name. Those that end
+`W` is what the test has planted (`probe_targets.py`); `call` makes a raw kernel call by name. Those that end
 without an answer say how they end instead. `control` says where the same attack must succeed without a
 sandbox: "user" everywhere, "root" for root, else the reason why it cannot be tried.
 The attacks on the kernel are in `probes_kernel.py`.

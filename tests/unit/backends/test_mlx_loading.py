@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from policies_made import folder, make_policy, plain_logits
+from small_policies import folder, make_policy, plain_logits
 
 from sdpo_mlx.config import ModelConfig
 from sdpo_mlx.core.errors import ConfigError

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from command import sdpo
 from packaging.requirements import Requirement
 from paths import ROOT
 from sdpo_cli.diagnostics import checks, cpu, disk, macos, packages
 from sdpo_cli.diagnostics.finding import Finding, looked
-from test_cli import sdpo
 
 from sdpo_mlx.core.errors import SandboxError
 

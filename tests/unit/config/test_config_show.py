@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from test_cli import sdpo
+from command import sdpo
 
 from sdpo_mlx.config import Config
 from sdpo_mlx.config.resolve import dump_yaml, resolve

@@ -9,7 +9,7 @@ from functools import cache
 from typing import Any
 
 import pytest
-from runs_made import settings
+from small_runs import settings
 
 from sdpo_mlx.evaluation.evaluate import Evaluation, ProblemScore, evaluate
 from sdpo_mlx.evaluation.spec import EvalSpec, held_out, sampling_params

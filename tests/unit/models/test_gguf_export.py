@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from ggufs_made import ARCHITECTURES, write_sample
+from gguf_files import ARCHITECTURES, write_sample
 
 from sdpo_mlx.core.errors import ConfigError
 from sdpo_mlx.models.gguf.reader import import_gguf, read_gguf

@@ -9,7 +9,7 @@ from typing import Any
 
 import gguf
 import pytest
-from ggufs_made import write_sample
+from gguf_files import write_sample
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
-from ggufs_made import (
+from gguf_files import (
     ARCHITECTURES,
     CORPUS,
     HEADS,

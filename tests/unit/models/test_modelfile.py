@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ggufs_made import write_sample
-from tokenizers_made import FAMILIES, folder
+from gguf_files import write_sample
+from small_tokenizers import FAMILIES, folder
 
 from sdpo_mlx.models.chat_template import load_chat
 from sdpo_mlx.models.gguf.modelfile import go_template, modelfile

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from browser_made import Browser, browser, chromium
+from browser import Browser, browser, chromium
 from hypothesis import given
 from hypothesis import strategies as st
-from runs_made import settings, trained
+from report_runs import answered, shown, story
 from sdpo_cli.main import run
-from test_report_tokens import answered, shown, story
+from small_runs import settings, trained
 
 from sdpo_mlx.core.errors import ConfigError
 from sdpo_mlx.models.chat_template import load_chat

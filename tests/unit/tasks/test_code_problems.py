@@ -11,17 +11,12 @@ import math
 import re
 import sys
 from collections import Counter
-from importlib import resources
 from itertools import combinations, permutations
 from typing import Any
 
 import pytest
-from paths import DATA
+from code_problems import ROWS, SOLUTIONS, SPLITS, TOO_SLOW, Row
 
-from sdpo_mlx.tasks.base import Split
-
-SOLUTIONS = DATA / "code_solutions"
-TOO_SLOW = {"code/fibonacci_number", "code/stairs_ways", "code/common_subsequence"}  # what is wrong with wrong2
 COMMON = (
     "a an the of to in and or is are it its that as with by for from on if be at no not returns return write function "
     "string list integers integer number numbers print each empty every all one two same"
@@ -29,18 +24,10 @@ COMMON = (
 LEVELS = {"one_liner", "easy", "medium", "interview"}
 REQUIRED = {"id", "statement", "tests", "split", "family", "level"}
 OPTIONAL = {"entry", "tolerance", "unordered"}
-SPLITS: tuple[Split, ...] = ("train", "held_out")
 
-Row = dict[str, Any]
 Case = dict[str, Any]
 
 
-def read_rows() -> list[Row]:
-    text = (resources.files("sdpo_mlx") / "assets/code/problems.jsonl").read_text(encoding="utf-8")
-    return [json.loads(line) for line in text.splitlines()]
-
-
-ROWS = read_rows()
 each_row = pytest.mark.parametrize("row", ROWS, ids=[row["id"] for row in ROWS])
 
 

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 import pytest
-from test_code_problems import ROWS, SOLUTIONS, SPLITS, TOO_SLOW
+from code_problems import ROWS, SOLUTIONS, SPLITS, TOO_SLOW
 
 from sdpo_mlx.config import SandboxConfig, TaskConfig
 from sdpo_mlx.sandbox.choice import open_sandbox

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from data_rows import GOOD, MALFORMED
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sdpo_cli import main as cli
-from test_data import GOOD, MALFORMED
 
 from sdpo_mlx.core.errors import DataError
 from sdpo_mlx.tasks.data.check import check_rows

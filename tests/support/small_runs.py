@@ -22,7 +22,7 @@ from sdpo_mlx.trainer import train
 from sdpo_mlx.training.session import TrainingSession, TrainState
 from sdpo_mlx.types import RolloutGroup
 
-DRIVER = SUPPORT / "run_driven.py"
+DRIVER = SUPPORT / "run_process.py"
 ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
 SMALL: dict[str, dict[str, Any]] = {
     "model": {"name": "tiny", "adapter": {"rank": 8}},

@@ -8,7 +8,7 @@ from tempfile import mkdtemp
 from typing import Any
 
 import numpy as np
-from models_made import VOCABULARY, write_model
+from small_models import VOCABULARY, write_model
 
 from sdpo_mlx import objective as oracle
 from sdpo_mlx.config import AdapterConfig, ModelConfig, ObjectiveConfig, TeacherConfig, TrainConfig

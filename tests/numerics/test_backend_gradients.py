@@ -11,9 +11,9 @@ pytest.importorskip("torch", reason="torch is not installed: pip install -e '.[t
 pytest.importorskip("peft", reason="peft is not installed: pip install -e '.[torch]'")
 pytest.importorskip("mlx.core")
 
-from pairs_made import make_pair, torch_gradient
-from policies_made import assert_same_gradient, expected, found, make_samples, term_size
-from test_mlx_learning import AGGREGATIONS, CASES, SUPPORTS, TEACHERS
+from backend_pairs import make_pair, torch_gradient
+from loss_cases import AGGREGATIONS, CASES, SUPPORTS, TEACHERS
+from small_policies import assert_same_gradient, expected, found, make_samples, term_size
 
 from sdpo_mlx.config import ObjectiveConfig
 from sdpo_mlx.core.errors import ConfigError

@@ -12,9 +12,9 @@ pytest.importorskip("torch", reason="torch is not installed: pip install -e '.[t
 pytest.importorskip("peft", reason="peft is not installed: pip install -e '.[torch]'")
 pytest.importorskip("mlx.core")
 
-from pairs_made import make_pair, make_torch
-from policies_made import make_policy, make_samples
-from runs_made import Watcher, assert_same, events, settings, trained, with_value
+from backend_pairs import make_pair, make_torch
+from small_policies import make_policy, make_samples
+from small_runs import Watcher, assert_same, events, settings, trained, with_value
 
 from sdpo_mlx.backends.base import SamplingParams
 from sdpo_mlx.config import ObjectiveConfig, TeacherConfig

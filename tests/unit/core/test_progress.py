@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from ggufs_made import write_sample
-from runs_made import settings
+from gguf_files import write_sample
+from small_runs import settings
 
 from sdpo_mlx.core.progress import track
 from sdpo_mlx.models import fetch

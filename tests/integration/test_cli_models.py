@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
-from test_cli import sdpo
-from test_stock import COMMIT, GB, listed, on_hub
+from command import sdpo
+from model_folders import COMMIT, GB, listed, on_hub
 
 from sdpo_mlx.models import inventory, resolve
 

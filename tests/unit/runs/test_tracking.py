@@ -12,8 +12,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import trackers_read
-from runs_made import Watcher, settings, trained
+import tracker_readers
+from small_runs import Watcher, settings, trained
 
 from sdpo_mlx.config import Config
 from sdpo_mlx.config.resolve import resolve
@@ -305,7 +305,7 @@ def installed(name: str) -> bool:
 @pytest.mark.parametrize("name", ["tensorboard", "wandb", "trackio", "mlflow"])
 def test_a_real_tracker_holds_each_number_of_the_stream_once(run: Path, name: str) -> None:
     pytest.importorskip(name, reason=f"the extra {name} is not installed")
-    found, stream = getattr(trackers_read, name)(run), trackers_read.stream(run)
+    found, stream = getattr(tracker_readers, name)(run), tracker_readers.stream(run)
     said = {(key.replace("@", "_") if name == "mlflow" else key, step): v for (key, step), v in stream.items()}
     assert {step for _, step in said} == {0, 1, 2, 3}
     assert {key: len(values) for key, values in found.items()} == dict.fromkeys(said, 1)
@@ -317,7 +317,7 @@ def test_a_real_tracker_holds_each_number_of_the_stream_once(run: Path, name: st
 
 def test_tensorboard_shows_the_settings_once(run: Path) -> None:
     pytest.importorskip("tensorboard", reason="the extra tensorboard is not installed")
-    [text] = trackers_read.tensorboard_texts(run, "config")
+    [text] = tracker_readers.tensorboard_texts(run, "config")
     assert "group_size: 4" in text
 
 
@@ -331,14 +331,14 @@ def test_tensorboard_forgets_what_a_kill_left_untold(tmp_path: Path) -> None:
             tracker.log({"type": "step", "step": step, "time": 1.0, "loss": 0.5})
         tracker.log({"type": "warning", "step": 3, "time": 1.0, "message": "look"})
         tracker.close(True)
-    assert trackers_read.tensorboard(tmp_path) == {("loss", step): [0.5] for step in (1, 2, 3)}
-    assert set(trackers_read.tensorboard_texts(tmp_path, "warning")) == {"look"}
+    assert tracker_readers.tensorboard(tmp_path) == {("loss", step): [0.5] for step in (1, 2, 3)}
+    assert set(tracker_readers.tensorboard_texts(tmp_path, "warning")) == {"look"}
 
 
 def test_wandb_goes_on_with_the_same_run_and_knows_the_settings(run: Path) -> None:
     pytest.importorskip("wandb", reason="the extra wandb is not installed")
     known = json.loads((run / "trackers.json").read_text())["id"]
-    begun = [r.run for r in trackers_read.wandb_records(run) if r.WhichOneof("record_type") == "run"]
+    begun = [r.run for r in tracker_readers.wandb_records(run) if r.WhichOneof("record_type") == "run"]
     assert [each.run_id for each in begun] == [known, known]
     assert {each.project for each in begun} == {"sdpo-mlx"}
     assert {each.display_name for each in begun} == {"run"}
@@ -348,6 +348,6 @@ def test_wandb_goes_on_with_the_same_run_and_knows_the_settings(run: Path) -> No
 
 def test_mlflow_goes_on_with_the_same_run_and_knows_the_settings(run: Path) -> None:
     pytest.importorskip("mlflow", reason="the extra mlflow is not installed")
-    _, only = trackers_read.mlflow_run(run)
+    _, only = tracker_readers.mlflow_run(run)
     assert only.data.params["rollout.group_size"] == "4"
     assert (only.info.run_name, only.info.status) == ("run", "KILLED")

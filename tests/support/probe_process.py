@@ -9,7 +9,7 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from probe_world import world
+from probe_targets import world
 from probes import ATTACKS
 
 from sdpo_mlx.sandbox.bubblewrap import BubblewrapSandbox

@@ -6,10 +6,10 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from conversations import FAMILIES, HOSTILE, SPIKED, TURNS, chat, conversation, reference, shown
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_chat import FAMILIES, HOSTILE, SPIKED, TURNS, chat, conversation, reference, shown
-from tokenizers_made import folder
+from small_tokenizers import folder
 
 from sdpo_mlx.config import ObjectiveConfig, TeacherConfig
 from sdpo_mlx.core.errors import ConfigError

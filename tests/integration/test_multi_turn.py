@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from runs_made import Watcher, assert_same, trained, with_value
-from runs_made import settings as small
+from small_runs import Watcher, assert_same, trained, with_value
+from small_runs import settings as small
 
 from sdpo_mlx.backends.base import SamplingParams
 from sdpo_mlx.config import ObjectiveConfig, TeacherConfig

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from policies_made import bytes_of, stir
-from runs_made import Watcher, events, last_state, settings, trained
+from small_policies import bytes_of, stir
+from small_runs import Watcher, events, last_state, settings, trained
 
 from sdpo_mlx.backends.base import SamplingParams
 from sdpo_mlx.rl.components import Components, build_components

@@ -1,4 +1,4 @@
-"""One rank of the several-ranks tests: `python ranks_driven.py mlx|torch OUT`, started by a launcher or by hand.
+"""One rank of the several-ranks tests: `python rank_process.py mlx|torch OUT`, started by a launcher or by hand.
 
 All ranks hold the same small policy. Rank 0 samples, takes a gradient without a step, then ten steps, and leaves
 what came of them in OUT; alone it does the same in one process.
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from policies_made import folder, make_policy, make_samples, stir
+from small_policies import folder, make_policy, make_samples, stir
 
 from sdpo_mlx.backends.base import SamplingParams
 from sdpo_mlx.backends.distributed.policy import joined

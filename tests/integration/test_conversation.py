@@ -22,12 +22,12 @@ from urllib.request import Request, urlopen
 
 import numpy as np
 import pytest
+from command import sdpo
 from hypothesis import given
 from hypothesis import strategies as st
-from runs_made import settings, trained
 from sdpo_cli.commands import chat as chatting
 from sdpo_cli.terminal import render
-from test_cli import sdpo
+from small_runs import settings, trained
 
 from sdpo_mlx.backends.base import SamplingParams
 from sdpo_mlx.core.errors import DataError

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from policies_made import folder, make_policy
+from small_policies import folder, make_policy
 
 from sdpo_mlx.config import ObjectiveConfig
 from sdpo_mlx.types import DistillSample

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from policies_made import make_samples
+from small_policies import make_samples
 
 from sdpo_mlx.backends.base import Update
 from sdpo_mlx.config import Config

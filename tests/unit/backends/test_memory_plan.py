@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from command import sdpo
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from memory import CHECK, PHASES, compared
-from models_made import CONFIGS
 from paths import ROOT
-from policies_made import folder, make_policy
-from test_cli import sdpo
+from small_models import CONFIGS
+from small_policies import folder, make_policy
 
 from sdpo_mlx.backends.memory_plan import choose, fitting, memory, remedies, settled, work_of
 from sdpo_mlx.backends.step_time import Machine, times

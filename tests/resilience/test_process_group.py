@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from policies_made import make_samples
-from ranks_made import on_threads
+from ranks import on_threads
+from small_policies import make_samples
 
 from sdpo_mlx.backends.base import PolicyInfo, SamplingParams, Update, no_update
 from sdpo_mlx.backends.distributed import heartbeat, serialization

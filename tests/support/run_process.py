@@ -1,4 +1,4 @@
-"""A training process for the survival tests: `python run_driven.py FOLDER SETTINGS HOOK`.
+"""A training process for the survival tests: `python run_process.py FOLDER SETTINGS HOOK`.
 
 It does what `sdpo train` does, without the showing. SETTINGS is the configuration as JSON; HOOK says where it
 hits itself with a signal: `{"place": "put", "count": 3, "signal": 9}` (null: nowhere). It tells on stdout when

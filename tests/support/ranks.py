@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from runs_made import ONE_THREAD
+from small_runs import ONE_THREAD
 
 from sdpo_mlx.backends.distributed.process_group import RankGroup
 

@@ -12,9 +12,9 @@ pytest.importorskip("torch", reason="torch is not installed: pip install -e '.[t
 pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed: pip install -e '.[bitsandbytes]'")
 pytest.importorskip("mlx.core")
 
-from pairs_made import make_torch, torch_gradient
-from policies_made import assert_same_gradient, folder, make_policy, make_samples
-from runs_made import Watcher, assert_same, settings, trained
+from backend_pairs import make_torch, torch_gradient
+from small_policies import assert_same_gradient, folder, make_policy, make_samples
+from small_runs import Watcher, assert_same, settings, trained
 
 from sdpo_mlx.backends.registry import open_policy
 from sdpo_mlx.config import AdapterConfig, ModelConfig, ObjectiveConfig, TeacherConfig, TrainConfig

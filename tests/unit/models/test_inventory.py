@@ -10,29 +10,15 @@ from typing import Any
 
 import huggingface_hub
 import pytest
-from ggufs_made import write_sample
-from test_cli import sdpo
+from command import sdpo
+from gguf_files import write_sample
+from model_folders import COMMIT, GB, OLDER, listed, mlx_folder, on_hub
 
 from sdpo_mlx.core.errors import ConfigError
 from sdpo_mlx.core.storage import cache_home
 from sdpo_mlx.models import hub, inventory, lmstudio, ollama, resolve
 
-COMMIT, OLDER = "0123456789abcdef0123456789abcdef01234567", "f" * 40
-CONFIG = {
-    "model_type": "qwen3",
-    "hidden_size": 1024,
-    "num_hidden_layers": 28,
-    "num_attention_heads": 16,
-    "num_key_value_heads": 8,
-    "head_dim": 128,
-    "intermediate_size": 3072,
-    "vocab_size": 151936,
-    "max_position_embeddings": 40960,
-    "quantization": {"bits": 4, "group_size": 64},
-}
-CARD = "---\nlanguage: en\nlicense: apache-2.0\n---\n# A model\nlicense: not this one\n"
 MODEL, TERMS = "application/vnd.ollama.image.model", "application/vnd.ollama.image.license"
-GB = 2**30
 
 
 @pytest.fixture(autouse=True)
@@ -54,28 +40,6 @@ def sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_sample(tmp_path_factory.mktemp("gguf") / "small-Q8_0.gguf", "llama", "Q8_0").path
 
 
-def mlx_folder(path: Path, card: str = CARD, **changes: Any) -> Path:
-    """A model's folder as far as a listing looks."""
-    path.mkdir(parents=True)
-    (path / "config.json").write_text(json.dumps({**CONFIG, **changes}))
-    (path / "model.safetensors").write_bytes(b"w" * 100)
-    (path / "README.md").write_text(card)
-    return path
-
-
-def on_hub(home: Path, name: str, commit: str = COMMIT, current: bool = True) -> Path:
-    """A repository in the hub's cache; weights are links to blobs, as there."""
-    root = home / ".cache" / "huggingface" / "hub" / f"models--{name.replace('/', '--')}"
-    folder = mlx_folder(root / "snapshots" / commit)
-    (root / "blobs").mkdir(exist_ok=True)
-    (folder / "model.safetensors").rename(root / "blobs" / commit)
-    (folder / "model.safetensors").symlink_to(root / "blobs" / commit)
-    if current:
-        (root / "refs").mkdir(exist_ok=True)
-        (root / "refs" / "main").write_text(commit)
-    return folder
-
-
 def blob(root: Path, content: bytes) -> str:
     digest = hashlib.sha256(content).hexdigest()
     (root / "blobs").mkdir(parents=True, exist_ok=True)
@@ -94,10 +58,6 @@ def in_ollama(root: Path, place: str, gguf_file: bytes, terms: str = "") -> None
     layers = [{"mediaType": MODEL, "digest": blob(root, gguf_file), "size": len(gguf_file)}]
     layers += [{"mediaType": TERMS, "digest": blob(root, terms.encode())}] if terms else []
     manifest(root, place, {"schemaVersion": 2, "layers": layers})
-
-
-def listed() -> dict[str, inventory.LocalModel]:
-    return {each.name: each for each in inventory.items()}
 
 
 # ---- the hub

@@ -1,0 +1,35 @@
+"""Every loss with every teacher: the cases on which backends and the float64 oracle are compared."""
+
+from __future__ import annotations
+
+from itertools import cycle, product
+from typing import Any
+
+import pytest
+
+AGGREGATIONS = ("token_mean", "sequence_mean_token_mean", "sequence_mean_token_sum")
+TEACHERS = ("ema", "frozen", "live", "trust_region")
+SUPPORTS: list[dict[str, Any]] = [
+    *(
+        {"alpha": alpha, **support}
+        for alpha, support in product(
+            (0.0, 0.5, 1.0),
+            (
+                {"support": "full"},
+                {"support": "top_k", "top_k": 7, "tail": True},
+                {"support": "top_k", "top_k": 7, "tail": False},
+            ),
+        )
+    ),
+    {"alpha": 1.0, "support": "sampled"},
+    {"alpha": 1.0, "support": "sequence"},
+]
+# Every loss meets every kind and every teacher; the aggregations take turns.
+CASES = [
+    pytest.param({"kind": kind, **support, "aggregation": aggregation}, teacher, id=f"{kind}-{number}-{teacher}")
+    for (kind, (number, support), teacher), aggregation in zip(
+        [*product(("sdpo", "hybrid"), enumerate(SUPPORTS), TEACHERS), *product(("grpo",), [(0, {})], TEACHERS)],
+        cycle(AGGREGATIONS),
+        strict=False,
+    )
+]
