@@ -1,8 +1,10 @@
-"""What the documents say is so: commands run, numbers come out again, links lead somewhere, settings exist."""
+"""The documentation is correct: commands run, numbers are reproduced, links resolve, settings and fields exist."""
 
 from __future__ import annotations
 
+import gzip
 import io
+import json
 import re
 import shlex
 from pathlib import Path
@@ -14,14 +16,21 @@ from paths import ROOT
 from sdpo_cli.main import run
 from tables import filled
 
-from sdpo_mlx.config import Config
+from sdpo_mlx.config import Config, JudgeConfig
 from sdpo_mlx.objective import divergence
+from sdpo_mlx.tasks.judge.client import JudgeClient
 
 PAGES = sorted([*(ROOT / "docs").glob("*.md"), ROOT / "README.md"])
+FILES = (".py", ".json", ".jsonl", ".png", ".safetensors")
 SMALL = {
     "train": ["--plain", "--steps", "1", "--set", "eval.problems=2", "--set", "rollout.problems_per_step=2"],
     "eval": ["--problems", "1"],
 }
+
+
+def code_names(text: str) -> set[str]:
+    """Return every name in backticks, also those inside a longer code span."""
+    return {name for span in re.findall(r"`([^`\n]+)`", text) for name in (span, *re.split(r"[\s,(){}]+", span))}
 
 
 def commands(page: Path) -> list[str]:
@@ -30,11 +39,11 @@ def commands(page: Path) -> list[str]:
 
 
 def test_every_command_of_the_tutorial_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As they stand, one after the other; training and evaluation made short."""
+    """In order and unchanged, except that training and evaluation are short."""
     monkeypatch.chdir(tmp_path)
-    said = commands(ROOT / "docs" / "tutorial.md")
-    assert len(said) >= 10
-    for line in said:
+    lines = commands(ROOT / "docs" / "tutorial.md")
+    assert len(lines) >= 10
+    for line in lines:
         before, _, piped = line.rpartition(" | ")
         words = shlex.split(piped)
         if words[0] == "cd":
@@ -86,7 +95,7 @@ def test_every_setting_that_is_named_exists(page: Path) -> None:
     sections = "|".join(Config.model_fields)
     named = re.findall(rf"`(?:--set )?((?:{sections})\.[a-z_.]+)(?:[=:][^`]*)?[` ]", page.read_text(encoding="utf-8"))
     known = keys(Config)
-    assert [name for name in named if name not in known and not name.endswith((".py", ".json", ".png", ".jsonl"))] == []
+    assert [name for name in named if name not in known and not name.endswith(FILES)] == []
 
 
 @pytest.mark.parametrize(
@@ -95,3 +104,38 @@ def test_every_setting_that_is_named_exists(page: Path) -> None:
 def test_tables_hold_the_figures_that_were_measured(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     assert filled(text) == text, "run: python benchmarks/tables.py"
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A short run that was evaluated, resumed, evaluated from outside and reported."""
+    folder = tmp_path_factory.mktemp("formats") / "run"
+    train = ["train", "--model", "tiny", "--task", "tiny", "--plain", "--out", str(folder), "--set", "eval.problems=2"]
+    for steps in ("1", "2"):
+        assert run([*train, "--steps", steps, "--set", "rollout.problems_per_step=2"]) == 0
+    assert run(["eval", str(folder), "--problems", "1", "--samples", "1"]) == 0
+    assert run(["report", str(folder)]) == 0
+    return folder
+
+
+def test_formats_page_names_every_event_and_its_fields(run_folder: Path) -> None:
+    named = code_names((ROOT / "docs" / "formats.md").read_text(encoding="utf-8"))
+    events = [json.loads(line) for line in (run_folder / "events.jsonl").read_text(encoding="utf-8").splitlines()]
+    emitted = {event["type"] for event in events}
+    source = "".join(file.read_text(encoding="utf-8") for file in (ROOT / "sdpo_mlx").rglob("*.py"))
+    emitted |= set(re.findall(r"emit\(\s*\{\s*\"type\": \"(\w+)\"", source))
+    assert emitted >= {"run_started", "step", "eval", "checkpoint", "resumed", "run_finished", "warning", "lesson"}
+    fields = {re.sub(r"@\d+$", "@<n>", name) for event in events for name in event}
+    fields |= JudgeClient(JudgeConfig(), "http://127.0.0.1/v1", folder=run_folder).counters().keys()
+    assert sorted((emitted | fields) - named) == []
+
+
+def test_formats_page_names_every_file_of_a_run_folder(run_folder: Path) -> None:
+    named = code_names((ROOT / "docs" / "formats.md").read_text(encoding="utf-8"))
+    for file in run_folder.rglob("*"):
+        if file.is_file():
+            top, *below = file.relative_to(run_folder).parts
+            assert any(name.startswith(f"{top}/") if below else name == top for name in named), file
+    rows = gzip.decompress((run_folder / "rollouts" / "step-000001.jsonl.gz").read_bytes()).splitlines()
+    assert sorted({key for row in rows for key in json.loads(row)} - named) == []
+    assert sorted(json.loads((run_folder / "manifest.json").read_text(encoding="utf-8")).keys() - named) == []
