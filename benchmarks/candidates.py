@@ -34,7 +34,7 @@ from sdpo_mlx.rl.distillation import distillation_batch
 from sdpo_mlx.rl.optimization import learn
 from sdpo_mlx.rl.rollouts import Sampler, sample
 from sdpo_mlx.runs.folder import RunFolder
-from sdpo_mlx.training.session import Clock, TrainingSession
+from sdpo_mlx.training.session import StepClock, TrainingSession
 
 COMMON = ("task.name=tiny", "train.eval_every=0", "train.patience=0", "train.save_every=1000")
 RANDOM = ("task.feedback=full", "rollout.max_tokens=12", "rollout.group_size=8", "rollout.problems_per_step=1")
@@ -124,13 +124,13 @@ def stepping(settings: Sequence[str], extra: Sequence[str], folder: Path) -> Ite
             step, begun, spent = state.step, time.perf_counter(), time.process_time()
             problems = sampler.batch(step)
             sampled = sample(setup.policy, setup.task, setup.chat, problems, run.sampling, run.seeds(step, problems))
-            clock, seed = Clock(begun, time.perf_counter()), derive(cfg.train.seed, step)
+            clock, seed = StepClock(begun, time.perf_counter()), derive(cfg.train.seed, step)
             batch = distillation_batch(
                 sampled.groups, setup.chat, cfg.teacher, cfg.objective, context_length=length, seed=seed
             )
-            run.look(step, batch.samples)
+            run.record_diagnostics(step, sampled.groups, batch.samples)
             learned = learn(setup.policy, batch.samples, cfg, step, lambda: False)
-            state = run.after(state, sampled, batch, learned, clock)
+            state = run.record_step(state, sampled, batch, learned, clock)
             spent, looking = time.process_time() - spent, time.process_time()
             candidates(setup.policy, setup.chat, batch.samples, cfg.log.candidates)
             yield spent, time.process_time() - looking

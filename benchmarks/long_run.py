@@ -44,7 +44,7 @@ def watched(steps: int) -> list[dict[str, Any]]:
     from sdpo_mlx.config.resolve import resolve
     from sdpo_mlx.rl.components import build_components
     from sdpo_mlx.runs.folder import RunFolder
-    from sdpo_mlx.training.final_scores import carry_out
+    from sdpo_mlx.trainer import fit
 
     flags = {"model.name": "tiny", "task.name": "tiny", "train.steps": steps, "train.eval_every": 0}
     setup = build_components(resolve(None, [], {**flags, "train.save_every": 50}).config)
@@ -56,7 +56,7 @@ def watched(steps: int) -> list[dict[str, Any]]:
             rows.append(_row(event))
 
     with RunFolder.open(Path(mkdtemp(prefix="sdpo-long-")) / "run") as folder:
-        carry_out(setup, folder, observe, lambda: False, ["benchmark"])
+        fit(setup, folder, observe, lambda: False, ["benchmark"])
     return rows
 
 

@@ -1,57 +1,91 @@
-"""SDPO (arXiv 2601.20802) as one loop: sample, grade, build the self-teacher's view, distil, move the teacher.
+"""SDPO (arXiv 2601.20802) as one loop: sample, grade, build teacher contexts, distil, update the teacher.
 
-The policy answers each problem several times; the environment grades the answers and says what went wrong; the
-same model, shown a successful sibling answer or that feedback, is the self-teacher; its next-token distribution on
-the original answer's tokens is what the policy learns. The mathematics is in `objective.py`, the contexts are in
-`teacher.py`, the tensors behind `backends/base.py`; what a run writes and remembers is in `run.py`.
+The policy samples a group of rollouts per problem; the environment grades them and returns feedback. The same model,
+prompted with a successful sibling rollout and/or that feedback, is the self-teacher. Its next-token distribution on
+the original tokens is what the policy learns. The mathematics is in `objective.py`, the contexts are in `teacher.py`,
+the tensors behind `backends/base.py`; what a run writes is in `training/session.py`.
 
-Left out on purpose: replay of rollouts from earlier steps. On several machines this loop runs on the first one, and
-the others do their share of what its policy is asked (`backends/distributed.py`).
+Left out on purpose: replay of rollouts from earlier steps. On several machines this loop runs on rank 0; the other
+ranks do their share of what its policy is called for (`backends/distributed/policy.py`).
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Sequence
 
 from sdpo_mlx.core.errors import RankLostError
+from sdpo_mlx.core.progress import StartTask, no_tasks
 from sdpo_mlx.core.seeding import derive
+from sdpo_mlx.rl.components import Components
 from sdpo_mlx.rl.distillation import distillation_batch
 from sdpo_mlx.rl.optimization import learn
 from sdpo_mlx.rl.rollouts import Sampler, sample
-from sdpo_mlx.training.session import Clock, TrainingSession, TrainState
+from sdpo_mlx.runs.folder import RunFolder
+from sdpo_mlx.training import final_scores
+from sdpo_mlx.training.final_scores import TrainingResult
+from sdpo_mlx.training.session import OnEvent, StepClock, TrainingSession, TrainState
 
 
 def train(run: TrainingSession, state: TrainState) -> TrainState:
-    """Go on from `state` until `train.steps` or until patience ends; the last whole step is saved in any case.
+    """Train from `state` until `train.steps` or until patience ends; save the last whole step in any case.
 
-    Raises KeyboardInterrupt or RankLostError after saving, DivergedError or DataError when the run must stop.
+    Raises KeyboardInterrupt or RankLostError after saving, DivergedError or DataError if the run must stop.
     """
-    cfg, policy, task, chat = run.cfg, run.policy, run.task, run.chat
+    cfg, policy, task, chat = run.cfg, run.components.policy, run.components.task, run.components.chat
     context_length = policy.info.context_length
     sampler = Sampler(task.problems("train"), cfg.rollout.problems_per_step, cfg.train.seed)
     try:
-        state = run.evaluated(state)
+        state = run.evaluate_if_due(state)
         while state.step < cfg.train.steps and not run.out_of_patience(state):
             step, begun = state.step, time.perf_counter()
-            # 1. Problems, a pure function of (seed, step); 2. answers, graded while others are still generated.
+            # 1. Problems, a pure function of (seed, step). 2. Rollouts, graded while others are still generated.
             problems = sampler.batch(step)
-            sampled = sample(run.writer, task, chat, problems, run.sampling, run.seeds(step, problems), run.interrupted)
-            # 3. What the self-teacher sees for each answer; every answer becomes a sample or a Skip with its reason.
+            seeds = run.seeds(step, problems)
+            sampled = sample(run.generator, task, chat, problems, run.sampling, seeds, run.interrupted)
+            # 3. Teacher contexts; every rollout becomes a sample or a Skip with its reason.
             seed = derive(cfg.train.seed, step)
             batch = distillation_batch(
                 sampled.groups, chat, cfg.teacher, cfg.objective, context_length=context_length, seed=seed
             )
-            run.look(step, sampled.groups, batch.samples)  # for the report
-            # 4. Distil; 5. move the teacher. Where nothing can be learned, not one byte changes.
-            run.doing("learning")
-            clock = Clock(begun, time.perf_counter())
+            run.record_diagnostics(step, sampled.groups, batch.samples)
+            # 4. Distil. 5. Update the teacher. If nothing can be learned, no byte of the state changes.
+            run.start_task("learning")
+            clock = StepClock(begun, time.perf_counter())
             learned = learn(policy, batch.samples, cfg, step, run.interrupted)
             # 6. Events and warnings, held-out score, best adapter, checkpoint.
-            state = run.after(state, sampled, batch, learned, clock)
-            state = run.evaluated(state)
+            state = run.record_step(state, sampled, batch, learned, clock)
+            state = run.evaluate_if_due(state)
             run.save_if_due(state)
     except (KeyboardInterrupt, RankLostError):
         run.save(state)
         raise
     run.save(state)
     return state
+
+
+def fit(
+    components: Components,
+    folder: RunFolder,
+    on_event: OnEvent,
+    interrupted: Callable[[], bool] = lambda: False,
+    *,
+    command: Sequence[str] = (),
+    start_task: StartTask = no_tasks,
+) -> TrainingResult:
+    """Start or resume the run in `folder`, train to the end, score before and after, write the model card.
+
+    Raises KeyboardInterrupt with the state saved, and what `TrainingSession.resume` and `train` raise.
+    """
+    run = TrainingSession(components, folder, on_event, interrupted, start_task)
+    try:
+        state = run.resume()
+        # Not earlier: if changed settings are refused, the old run's files must stay as they are.
+        folder.write_manifest(components.manifest(command))
+        folder.write_config(components.requested)
+        before = final_scores.before_training(run, state)
+        reference = final_scores.forgetting_reference(run, state)
+        state = train(run, state)
+        return final_scores.finish(run, state, before, reference)
+    finally:
+        run.close()

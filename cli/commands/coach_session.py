@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from sdpo_cli.terminal import render
 
 if TYPE_CHECKING:
-    from sdpo_mlx.rl.optimization import Learned
+    from sdpo_mlx.rl.optimization import LearnResult
     from sdpo_mlx.training.coaching import Coaching
     from sdpo_mlx.training.lessons import Lesson, Remark
     from sdpo_mlx.types import Feedback, Problem, Rollout
@@ -31,7 +31,7 @@ class Tally:
     good: int = 0
     steps: int = 0
 
-    def add(self, lesson: Lesson, learned: Learned) -> None:
+    def add(self, lesson: Lesson, learned: LearnResult) -> None:
         """Count one lesson."""
         self.lessons += 1
         self.remarks += sum(bool(remark.text) for remark in lesson.remarks)
@@ -165,7 +165,7 @@ def _unquoted(line: str) -> str:
     return line
 
 
-def _outcome(lesson: Lesson, learned: Learned) -> str:
+def _outcome(lesson: Lesson, learned: LearnResult) -> str:
     update = learned.update
     if update is not None and update.applied:
         return f"learned: divergence {render.number(update.divergence)}, gradient {render.number(update.grad_norm)}"

@@ -199,11 +199,11 @@ def _trained(setup: Components, folder: Any, interrupted: Any, plain: bool) -> T
     from sdpo_cli.terminal.live import watching
     from sdpo_cli.terminal.progress import Header, Progress
 
-    from sdpo_mlx.training.final_scores import carry_out
+    from sdpo_mlx.trainer import fit
 
     progress = Progress(Header.of(setup, folder.path), stopping=interrupted)
     with watching(progress, plain) as observe:
-        return carry_out(setup, folder, observe, interrupted, ["sdpo", *sys.argv[1:]], progress.work.doing)
+        return fit(setup, folder, observe, interrupted, ["sdpo", *sys.argv[1:]], progress.work.doing)
 
 
 def _interrupted(folder: Any, code: int) -> int:
@@ -237,7 +237,7 @@ def _tidy(folder: Any, existed: bool) -> None:
 
 def summary(setup: Components, out: Path, outcome: TrainingResult, seconds: float) -> list[str]:
     """What came of it, and what to do next."""
-    from sdpo_mlx.training.final_scores import next_commands
+    from sdpo_mlx.runs.export.next_steps import next_commands
 
     cfg, state = setup.cfg, outcome.state
     gain, (low, high) = outcome.difference, outcome.interval
@@ -282,7 +282,7 @@ def _score(final: FinalScore | None) -> str:
 
 def as_document(setup: Components, out: Path, outcome: TrainingResult, seconds: float) -> dict[str, Any]:
     """The same for a program; scores are shares of 1."""
-    from sdpo_mlx.training.final_scores import next_commands
+    from sdpo_mlx.runs.export.next_steps import next_commands
 
     before, after = (asdict(final.result) if final else None for final in (outcome.before, outcome.after))
     return {

@@ -9,12 +9,12 @@ from typing import Any
 from sdpo_cli.terminal.progress import Progress
 from sdpo_cli.terminal.render import duration, is_live, now_and_then, number, percent, rate, say, span
 
-from sdpo_mlx.training.session import Observer
+from sdpo_mlx.training.session import OnEvent
 from sdpo_mlx.types import RolloutGroup
 
 
 @contextmanager
-def watching(progress: Progress, plain: bool) -> Iterator[Observer]:
+def watching(progress: Progress, plain: bool) -> Iterator[OnEvent]:
     """The observer of a run, which shows each event as it comes."""
     if is_live(plain):
         from sdpo_cli.terminal.live_view import live_view

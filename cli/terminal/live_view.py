@@ -20,7 +20,7 @@ from sdpo_cli.terminal.render import duration, number, percent, rate, size, span
 from sdpo_cli.terminal.sample_view import MOST_LINES, sample_lines, steady
 from sdpo_cli.terminal.waiting import drawing
 
-from sdpo_mlx.training.session import Observer
+from sdpo_mlx.training.session import OnEvent
 from sdpo_mlx.types import RolloutGroup
 
 FRAME = 2  # lines above and below
@@ -35,7 +35,7 @@ Row = tuple[str, Text]
 
 
 @contextmanager
-def live_view(progress: Progress) -> Iterator[Observer]:
+def live_view(progress: Progress) -> Iterator[OnEvent]:
     """Draw until the block ends; the last picture stays, without what was being done."""
 
     def observe(event: Mapping[str, Any], groups: Sequence[RolloutGroup]) -> None:

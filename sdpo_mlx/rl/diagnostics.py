@@ -1,33 +1,38 @@
-"""What student and self-teacher held likeliest at each token of a few answers, for whoever looks at a run later."""
+"""What the report shows of a step besides its metrics: likeliest tokens, and the self-teacher's own success."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 
-from sdpo_mlx.backends.base import Policy, Scores
+from sdpo_mlx.backends.base import Policy, SamplingParams, Scores
+from sdpo_mlx.core.seeding import derive
 from sdpo_mlx.models.chat_template import Chat
 from sdpo_mlx.rl.optimization import SampleKey
-from sdpo_mlx.types import DistillSample, IntArray
+from sdpo_mlx.tasks.base import Task, turns_of
+from sdpo_mlx.tasks.grading import Graders
+from sdpo_mlx.types import DistillSample, Feedback, IntArray, Rollout, RolloutGroup
 
 TOP = 3
-WORTH = 64  # sampled answers a look: two passes over one answer stay under 3 % of what a step costs
-Candidates = list[list[list[Any]]]  # a token each: [text, probability], likeliest first
+ROLLOUTS_PER_LOOK = 64  # two forward passes over one rollout in 64 cost under 3 % of a step
+Candidates = list[list[list[Any]]]  # for each token: [text, probability], likeliest first
 
 
 def due(step: int, count: int, rollouts: int) -> bool:
-    """Whether a step of so many rollouts looks at `count` of them: the first does, small steps not every time."""
-    return count > 0 and step % -(-count * WORTH // rollouts) == 0
+    """Return whether this step records candidates for `count` rollouts; the first step always does."""
+    return count > 0 and step % -(-count * ROLLOUTS_PER_LOOK // rollouts) == 0
 
 
 def candidates(
     policy: Policy, chat: Chat, samples: Sequence[DistillSample], count: int
 ) -> Mapping[SampleKey, dict[str, Candidates]]:
-    """The `TOP` likeliest tokens of both roles, at temperature 1, for at most `count` answers of different problems.
+    """Return the `TOP` likeliest tokens of student and teacher at temperature 1.
 
-    Two forward passes without gradient; nothing of the policy changes.
+    At most `count` samples, each of a different problem. Two forward passes; the policy does not change.
     """
     first = {sample.problem_id: sample for sample in reversed(samples) if sample.distil_weight}
     chosen = list(reversed(first.values()))[:count]
@@ -52,9 +57,10 @@ def _texts(scores: Scores, chat: Chat) -> Candidates:
 
 
 def pieces(chat: Chat, ids_T: IntArray) -> list[str]:
-    """Each token's part of the text, which they make up together; a token inside a character has none of it.
+    """Return each token's part of the text; joined they are the text, special tokens by name.
 
-    Special tokens are named. Decoded beside the token before, since some vocabularies drop a leading space.
+    A token that ends inside a character has an empty part. Tokens are decoded together with the one before, because
+    some vocabularies drop a leading space.
     """
     found: list[str] = []
     start = end = 0
@@ -66,3 +72,66 @@ def pieces(chat: Chat, ids_T: IntArray) -> list[str]:
         found.append(after[len(before) :])
         start, end = end, stop
     return found
+
+
+def choose(
+    groups: Sequence[RolloutGroup], samples: Sequence[DistillSample], task: Task, room: int, count: int
+) -> list[tuple[RolloutGroup, DistillSample]]:
+    """Return at most `count` problems, each with its first sample whose teacher prompt has at most `room` tokens.
+
+    Empty for a task of several turns: later contexts contain what the student wrote in earlier turns.
+    """
+    if turns_of(task) > 1:
+        return []
+    firsts: dict[str, DistillSample] = {}
+    for sample in samples:
+        if sample.distil_weight and sample.teacher_span[0] <= room:
+            firsts.setdefault(sample.problem_id, sample)
+    return [(group, firsts[group.problem.id]) for group in groups if group.problem.id in firsts][:count]
+
+
+def teacher_success(
+    policy: Policy,
+    task: Task,
+    chat: Chat,
+    chosen: Sequence[tuple[RolloutGroup, DistillSample]],
+    sampling: SamplingParams,
+    seed: int,
+    interrupted: Callable[[], bool] = lambda: False,
+) -> dict[str, float]:
+    """Sample the self-teacher from its contexts and grade it, to see whether it beats the student.
+
+    Returns `teacher/success` and, on the same problems, `teacher/student` (shares of 1), and `teacher/answers`, the
+    number of graded rollouts. The policy is left as it was. Raises KeyboardInterrupt when `interrupted()` turns true.
+    """
+    graders = Graders(task)
+    prompts = [sample.teacher_ids[: sample.teacher_span[0]] for _, sample in chosen]
+    seeds = [[derive(seed, sample.problem_id)] for _, sample in chosen]
+    pending = []
+    with teacher_weights(policy):
+        for at, _, made in policy.generate(prompts, sampling, seeds, interrupted):
+            text = chat.decode(made.ids_T)
+            rollout = Rollout(prompts[at], made.ids_T, made.logps_T, made.finish, seeds[at][0], text)
+            pending.append((chosen[at][0], graders.submit(chosen[at][0].problem, rollout)))
+    results = [(group, graders.result(future, interrupted)) for group, future in pending]
+    graded = [(group, r) for group, r in results if isinstance(r, Feedback) and r.kind != "grader_error"]
+    return {
+        "teacher/success": _mean([result.success for _, result in graded]),
+        "teacher/student": _mean([group.pass_rate for group, _ in graded]),
+        "teacher/answers": len(graded),
+    }
+
+
+@contextmanager
+def teacher_weights(policy: Policy) -> Iterator[None]:
+    """Put the teacher's weights in the student's place inside the block."""
+    state = policy.state()
+    try:
+        policy.load_student(state["teacher"])
+        yield
+    finally:
+        policy.load_student(state["student"])
+
+
+def _mean(values: Sequence[float]) -> float:
+    return math.fsum(values) / len(values) if values else math.nan

@@ -1,21 +1,23 @@
-"""Optimizer steps of one rollout batch: minibatches of whole problems, and one set of figures for all of them."""
+"""Optimizer steps of one rollout batch, in minibatches of whole problems, and their combined metrics."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from sdpo_mlx.backends.base import Policy, Update
-from sdpo_mlx.config import Config
-from sdpo_mlx.rl.schedule import learning_rate
-from sdpo_mlx.types import DistillSample, FloatArray
+from sdpo_mlx.config import Config, TrainConfig
+from sdpo_mlx.rl.distillation import Batch
+from sdpo_mlx.types import DistillSample, FloatArray, Rollout, RolloutGroup
 
 SampleKey = tuple[str, int, int]  # problem id, index of the rollout, turn
 
 
 @dataclass(frozen=True)
-class Learned:
-    """What a rollout batch taught; `update` is None where there was nothing, `divergence` is log q - log p a token."""
+class LearnResult:
+    """The update of a rollout batch (None if no token was learned) and log q - log p for each token."""
 
     update: Update | None
     divergence: Mapping[SampleKey, FloatArray]
@@ -23,10 +25,11 @@ class Learned:
 
 def learn(
     policy: Policy, samples: Sequence[DistillSample], cfg: Config, step: int, interrupted: Callable[[], bool]
-) -> Learned:
-    """One optimizer step a minibatch, then the teacher's; nothing moves where nothing was applied.
+) -> LearnResult:
+    """Take one optimizer step for each minibatch, then update the teacher if any step was applied.
 
-    Only the first may be interrupted, so that a saved state never stands between two of them.
+    Only the first minibatch can be interrupted, so that a checkpoint never falls between two of them.
+    Raises KeyboardInterrupt with nothing changed.
     """
     updates: list[Update] = []
     divergence: dict[SampleKey, FloatArray] = {}
@@ -38,23 +41,32 @@ def learn(
             temperature=cfg.rollout.temperature,
             interrupted=(lambda: False) if updates else interrupted,
         )
-        places = [(s.problem_id, s.index, s.turn) for s in part]
-        divergence.update(zip(places, update.divergence_T, strict=False))
+        keys = [(s.problem_id, s.index, s.turn) for s in part]
+        divergence.update(zip(keys, update.divergence_T, strict=False))
         updates.append(update)
     if any(update.applied for update in updates):
         policy.update_teacher(cfg.teacher)
-    return Learned(combine(updates), divergence)
+    return LearnResult(combine(updates), divergence)
+
+
+def learning_rate(step: int, cfg: TrainConfig) -> float:
+    """Return the rate of the step after `step` completed ones: warm-up, then constant, linear or cosine."""
+    if step < cfg.warmup_steps:
+        return cfg.learning_rate * (step + 1) / (cfg.warmup_steps + 1)
+    share = (step - cfg.warmup_steps) / max(1, cfg.steps - cfg.warmup_steps)
+    factor = {"constant": 1.0, "linear": 1.0 - share, "cosine": 0.5 * (1.0 + math.cos(math.pi * share))}
+    return cfg.learning_rate * factor[cfg.schedule]
 
 
 def minibatches(samples: Sequence[DistillSample], count: int) -> list[list[DistillSample]]:
-    """At most `count` parts, the problems dealt out in turn; a problem's rollouts stay together."""
+    """Split the samples into at most `count` parts; all rollouts of a problem stay together."""
     names = list(dict.fromkeys(sample.problem_id for sample in samples))
     parts = [set(names[start::count]) for start in range(min(count, len(names)))]
     return [[sample for sample in samples if sample.problem_id in part] for part in parts]
 
 
 def combine(updates: Sequence[Update]) -> Update | None:
-    """Token-weighted means over the updates of a batch; None where none had a token to learn from."""
+    """Return token-weighted means over the updates; None if no update had a token to learn from."""
     counted = [update for update in updates if update.tokens]
     if not counted:
         return None
@@ -76,5 +88,55 @@ def combine(updates: Sequence[Update]) -> Update | None:
         divergence_T=tuple(array for update in counted for array in update.divergence_T),
         teacher_seconds=sum(update.teacher_seconds for update in counted),
         non_finite=tuple(dict.fromkeys(name for update in counted for name in update.non_finite)),
-        warnings=tuple(dict.fromkeys(word for update in counted for word in update.warnings)),
+        warnings=tuple(dict.fromkeys(message for update in counted for message in update.warnings)),
     )
+
+
+def records(
+    groups: Sequence[RolloutGroup],
+    batch: Batch,
+    learned: LearnResult,
+    more: Callable[[SampleKey, Rollout], Mapping[str, Any]] = lambda *_: {},
+) -> list[dict[str, Any]]:
+    """What `rollouts/step-*.jsonl.gz` keeps of each rollout: prompt, answer, verdict, context, divergence.
+
+    `more` gives what else is known of a turn. An episode of several turns has its last answer there, and all before it
+    with their replies under `earlier`.
+    """
+    rows = []
+    for group in groups:
+        for index, (rollout, feedback) in enumerate(zip(group.rollouts, group.feedback, strict=True)):
+            context = batch.contexts.get((group.problem.id, index))
+            turns = [
+                {**_answer(turn, learned.divergence.get(place)), **more(place, turn)}
+                for t, turn in enumerate(rollout.turns)
+                for place in [(group.problem.id, index, t)]
+            ]
+            earlier = [
+                {**turn, "reply": exchange.reply} for turn, exchange in zip(turns, rollout.earlier, strict=False)
+            ]
+            rows.append(
+                {
+                    "problem": group.problem.id,
+                    "index": index,
+                    "prompt": list(group.problem.messages),
+                    **({"earlier": earlier} if earlier else {}),
+                    **turns[-1],
+                    "reward": feedback.reward,
+                    "success": feedback.success,
+                    "kind": feedback.kind,
+                    "feedback": feedback.text,
+                    "teacher": list(context.messages) if context else None,
+                }
+            )
+    return rows
+
+
+def _answer(turn: Rollout, divergence: FloatArray | None) -> dict[str, Any]:
+    return {
+        "seed": turn.seed,
+        "answer": turn.text,
+        "ids": turn.ids_T.tolist(),
+        "finish": turn.finish,
+        "divergence": None if divergence is None else [round(float(x), 4) for x in divergence],
+    }

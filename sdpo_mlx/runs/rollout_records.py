@@ -6,14 +6,14 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from sdpo_mlx.rl.distillation import Batch
-from sdpo_mlx.rl.optimization import Learned, SampleKey
+from sdpo_mlx.rl.optimization import LearnResult, SampleKey
 from sdpo_mlx.types import FloatArray, Rollout, RolloutGroup
 
 
 def records(
     groups: Sequence[RolloutGroup],
     batch: Batch,
-    learned: Learned,
+    learned: LearnResult,
     more: Callable[[SampleKey, Rollout], Mapping[str, Any]] = lambda *_: {},
 ) -> list[dict[str, Any]]:
     """What `rollouts/step-*.jsonl.gz` keeps of each rollout: prompt, answer, verdict, context, divergence.

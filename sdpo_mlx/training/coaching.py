@@ -26,9 +26,8 @@ from sdpo_mlx.rl.components import Components, versions
 from sdpo_mlx.rl.diagnostics import pieces
 from sdpo_mlx.rl.distillation import Batch, distillation_batch
 from sdpo_mlx.rl.metrics import StepFacts, step_metrics
-from sdpo_mlx.rl.optimization import Learned, learn
+from sdpo_mlx.rl.optimization import LearnResult, learn, learning_rate
 from sdpo_mlx.rl.rollouts import rollout_seeds, sample
-from sdpo_mlx.rl.schedule import learning_rate
 from sdpo_mlx.runs import checkpoint
 from sdpo_mlx.runs.events import EventLog, read_events
 from sdpo_mlx.runs.folder import RunFolder
@@ -139,14 +138,14 @@ class Coaching:
         at_once = self.setup.cfg.rollout.concurrency or CONCURRENCY
         return SamplingParams(rollout.max_tokens, rollout.temperature, rollout.top_p, self.setup.chat.eos_ids, at_once)
 
-    def teach(self, lesson: Lesson) -> Learned:
+    def teach(self, lesson: Lesson) -> LearnResult:
         """Write a lesson down, learn from it, save; nothing moves where nothing was said."""
         row = lesson.row(self.setup.chat.tokenizer_hash)
         self.lessons.emit({"type": "lesson", "step": self.step + 1, **row})
         self.lessons.sync()
         return self._learn(lesson)
 
-    def replay(self, lessons: Sequence[Lesson]) -> Iterator[tuple[Lesson, Learned]]:
+    def replay(self, lessons: Sequence[Lesson]) -> Iterator[tuple[Lesson, LearnResult]]:
         """Make the same steps again; a folder that has made the first of them already goes on with the rest.
 
         Raises DataError where the folder has made others.
@@ -165,8 +164,8 @@ class Coaching:
         state = policy.state()
         policy.load_state({**state, "teacher": state["student"]})
         self.log.rewind(-1)
-        self.log.emit({"type": "run_started", "step": 0, "config": self.setup.cfg.model_dump(mode="json")})
-        self.folder.write_config(self.setup.cfg)
+        self.log.emit({"type": "run_started", "step": 0, "config": self.setup.requested.model_dump(mode="json")})
+        self.folder.write_config(self.setup.requested)
         self._save()
 
     def _catch_up(self) -> int:
@@ -181,7 +180,7 @@ class Coaching:
     def _rows(self) -> list[dict[str, Any]]:
         return [row for row in read_events(self.folder.path / FILE) if row.get("type") == "lesson"]
 
-    def _learn(self, lesson: Lesson) -> Learned:
+    def _learn(self, lesson: Lesson) -> LearnResult:
         cfg, policy, begun = self.setup.cfg, self.setup.policy, time.perf_counter()
         groups = [lesson.group] if lesson.group else []
         batch = distillation_batch(
@@ -199,7 +198,7 @@ class Coaching:
         self._save()
         return learned
 
-    def _tell(self, lesson: Lesson, batch: Batch, learned: Learned, seconds: float) -> None:
+    def _tell(self, lesson: Lesson, batch: Batch, learned: LearnResult, seconds: float) -> None:
         groups = [lesson.group] if lesson.group else []
         facts = StepFacts(
             learning_rate=learning_rate(self.step - 1, self.setup.cfg.train),
@@ -237,7 +236,7 @@ class Coaching:
             versions=versions(),
             again=lessons_again(base, self.origin, FILE),
         )
-        return model_card(facts, setup.cfg)
+        return model_card(facts, setup.requested)
 
     def _identity(self) -> dict[str, Any]:
         identity = self.setup.identity()

@@ -1,32 +1,33 @@
-"""The whole course of a run: resume or start, score the untouched student, train, score the best adapter.
+"""Scores before and after training: the untouched model, the best adapter, and what the adapter forgot.
 
-Both final scores use seeds of their own, so that the score which chose the best adapter does not flatter it.
-They are `eval` events with `"final": true`, so that a resumed run finds them instead of sampling again.
+Both scores use seeds of their own, so that the score which chose the best adapter does not flatter it. They are `eval`
+events with `"final": true`, so that a resumed run reads them instead of sampling again.
 """
 
 from __future__ import annotations
 
-import shlex
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from sdpo_mlx.core import statistics
-from sdpo_mlx.core.progress import StartTask, no_tasks
 from sdpo_mlx.core.seeding import derive
-from sdpo_mlx.evaluation.evaluate import Evaluation
-from sdpo_mlx.evaluation.forgetting import Forgetting, Reference, forgetting, load_reference, reference, save_reference
-from sdpo_mlx.models.resolve import ResolvedModel
+from sdpo_mlx.core.statistics import Interval, paired
+from sdpo_mlx.evaluation.forgetting import (
+    Forgetting,
+    Reference,
+    forgetting,
+    load_reference,
+    reference,
+    save_reference,
+)
 from sdpo_mlx.rl.components import Components, versions
 from sdpo_mlx.runs.events import read_events
 from sdpo_mlx.runs.folder import RunFolder
-from sdpo_mlx.trainer import train
 from sdpo_mlx.training.model_card import Base, CardFacts, Result, model_card, trained
-from sdpo_mlx.training.session import Observer, TrainingSession, TrainState
+from sdpo_mlx.training.session import TrainingSession, TrainState
 
-ORDINARY = "ordinary prompts, to measure forgetting"
-LONGEST_PROMPT = 200  # characters of a problem that still make a readable example command
+GENERAL_PROMPTS = "general prompts, to measure forgetting"
+NAN = float("nan")
 
 
 @dataclass(frozen=True)
@@ -38,163 +39,113 @@ class FinalScore:
 
     @classmethod
     def of(cls, event: Mapping[str, Any]) -> FinalScore:
-        """Read it off its `eval` event."""
+        """Read it from its `eval` event."""
         rewards = {name: tuple(values) for name, values in event["rewards"].items()}
         samples = max(map(len, rewards.values()), default=0)
-        # a bootstrap over fewer than two problems has no ends; JSON holds them as null
-        low, high = (float("nan") if event[end] is None else event[end] for end in ("low", "high"))
+        # a bootstrap over fewer than two problems has no interval; JSON holds its ends as null
+        low, high = (NAN if event[end] is None else event[end] for end in ("low", "high"))
         return cls(Result(event["score"], low, high, len(rewards), samples), rewards)
 
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """How a run ended; `difference` is after minus before, paired by problem (NaN where one is missing)."""
+    """How a run ended; `difference` is after minus before, paired by problem (NaN if one is missing)."""
 
     state: TrainState
     before: FinalScore | None
     after: FinalScore | None
     difference: float
-    interval: statistics.Interval
+    interval: Interval
     forgetting: Forgetting
 
 
-def carry_out(
-    setup: Components,
-    folder: RunFolder,
-    observe: Observer,
-    interrupted: Callable[[], bool] = lambda: False,
-    command: list[str] | None = None,
-    doing: StartTask = no_tasks,
-) -> TrainingResult:
-    """Train in `folder` until the end, from wherever it stands, and leave a complete run folder.
+def before_training(run: TrainingSession, state: TrainState) -> FinalScore | None:
+    """Return the untouched model's score: from the event log, or sampled at step 0.
 
-    Raises KeyboardInterrupt with the state saved, and what `Run.resume` and `trainer.train` raise.
-    """
-    run = TrainingSession(setup, folder, observe, interrupted, doing)
-    try:
-        state = run.resume()
-        # Not before: a refused change of settings must leave the old run's files alone.
-        folder.write_manifest(setup.manifest(command or []))
-        folder.write_config(setup.cfg)
-        before, base = _before(run, state), _base(run, state)
-        state = train(run, state)
-        after = _after(run, state)
-        forgot = _forgot(run, state, base)
-        outcome = TrainingResult(state, before, after, *_difference(before, after, setup.cfg.train.seed), forgot)
-        run.emit({"type": "run_finished", "step": state.step, "best_step": state.best_step, **_gain(outcome)})
-        folder.write_card(model_card(card_facts(setup, folder, outcome), setup.cfg))
-        return outcome
-    finally:
-        run.close()
-
-
-def card_facts(setup: Components, folder: RunFolder, outcome: TrainingResult) -> CardFacts:
-    """What the model card tells of this run."""
-    state = outcome.state
-    return CardFacts(
-        name=folder.path.resolve().name,
-        base=Base.of(setup.model),
-        story=trained(setup.cfg, state.step, state.generations, setup.sandbox),
-        before=outcome.before.result if outcome.before else None,
-        after=outcome.after.result if outcome.after else None,
-        versions=versions(),
-        forgetting=outcome.forgetting,
-    )
-
-
-def base_name(model: ResolvedModel) -> str:
-    """What other programs load the base by: its repository on the hub, else its folder."""
-    return model.target.partition("@")[0] if model.source == "hub" else str(model.path)
-
-
-def next_commands(setup: Components, out: Path) -> list[str]:
-    """What to do with a finished run: see why it learned, talk to it, use it elsewhere."""
-    problems = setup.task.problems("held_out") or setup.task.problems("train")
-    prompt = problems[0].messages[-1]["content"].strip()
-    fits = len(prompt) <= LONGEST_PROMPT and prompt.isprintable()
-    run, base, asked = (
-        shlex.quote(str(out)),
-        shlex.quote(base_name(setup.model)),
-        shlex.quote(prompt if fits else "..."),
-    )
-    first_steps = setup.cfg.model.name == "tiny" and setup.cfg.task.name.startswith("tiny")
-    return [
-        f"sdpo report {run}",
-        f"sdpo chat {run} --compare",
-        f"mlx_lm.generate --model {base} --adapter-path {run} --prompt {asked}",
-        *(["sdpo train --model qwen --task code"] if first_steps else []),
-    ]
-
-
-def _before(run: TrainingSession, state: TrainState) -> FinalScore | None:
-    """The untouched student's score: from the stream, or sampled at the very start.
-
-    A run that goes on with another `eval` section has none: its student isn't untouched any more.
+    None for a run resumed with another `eval` section: its student is no longer untouched.
     """
     found = _recorded(run, adapter="none", adapter_step=0)
     if found is not None or state.step > 0:
         return found
-    return _emitted(run, run.score("final"), step=0, adapter="none", adapter_step=0)
+    return _scored(run, step=0, adapter="none", adapter_step=0)
 
 
-def _after(run: TrainingSession, state: TrainState) -> FinalScore | None:
-    """The best adapter's score; the student is left with that adapter."""
-    arrays, _ = run.folder.load_adapter()
-    run.policy.load_student(arrays)
-    found = _recorded(run, adapter="best", adapter_step=state.best_step)
-    if found is not None:
-        return found
-    return _emitted(run, run.score("final"), step=state.step, adapter="best", adapter_step=state.best_step)
+def forgetting_reference(run: TrainingSession, state: TrainState) -> Reference | None:
+    """Return the untouched model's rollouts on general prompts: from the folder, or sampled at step 0.
 
-
-def _base(run: TrainingSession, state: TrainState) -> Reference | None:
-    """What the untouched student says to ordinary prompts: kept in the folder, or sampled at the very start.
-
-    A run that was begun before there was such a thing has none.
+    None for a run that an earlier version began without them.
     """
-    identity = {name: run.setup.identity()[name] for name in ("base", "tokenizer")}
+    components, path = run.components, run.folder.forgetting
+    identity = {name: components.identity()[name] for name in ("base", "tokenizer")}
     identity["thinking"] = run.cfg.model.thinking
-    kept = load_reference(run.folder.forgetting, identity)
-    if kept is None and state.step == 0:
-        kept = reference(run.policy, run.chat, run.interrupted, run.doing(ORDINARY))
-        save_reference(run.folder.forgetting, kept, identity)
-    if kept is not None and not any(_measured(run, adapter="none", adapter_step=0)):
-        _measure(run, Forgetting(0.0, 0.0, kept.text, kept.text), step=0, adapter="none", adapter_step=0)
-    return kept
-
-
-def _forgot(run: TrainingSession, state: TrainState, base: Reference | None) -> Forgetting:
-    """What the best adapter, which the student holds now, has forgotten: from the stream, or measured."""
-    for event in _measured(run, adapter="best", adapter_step=state.best_step):
-        return Forgetting.of(event)
-    run.doing(ORDINARY)
-    found = forgetting(run.policy, run.chat, base)
-    return _measure(run, found, step=state.step, adapter="best", adapter_step=state.best_step)
-
-
-def _measured(run: TrainingSession, **wanted: Any) -> Iterator[dict[str, Any]]:
-    for event in read_events(run.folder.events):
-        if event.get("type") == "forgetting" and all(event.get(name) == value for name, value in wanted.items()):
-            yield event
-
-
-def _measure(run: TrainingSession, found: Forgetting, *, step: int, adapter: str, adapter_step: int) -> Forgetting:
-    which = {"adapter": adapter, "adapter_step": adapter_step}
-    run.emit({"type": "forgetting", "step": step, **which, **found.event()})
+    found = load_reference(path, identity)
+    if found is None and state.step == 0:
+        on_progress = run.start_task(GENERAL_PROMPTS)
+        found = reference(components.policy, components.chat, run.interrupted, on_progress)
+        save_reference(path, found, identity)
+    if found is not None and not any(_events(run, "forgetting", adapter="none", adapter_step=0)):
+        unchanged = Forgetting(0.0, 0.0, found.text, found.text)
+        run.emit({"type": "forgetting", "step": 0, "adapter": "none", "adapter_step": 0, **unchanged.event()})
     return found
 
 
-def _recorded(run: TrainingSession, *, adapter: str, adapter_step: int) -> FinalScore | None:
-    wanted = {"final": True, "adapter": adapter, "adapter_step": adapter_step, "sampling": _sampling(run)}
-    for event in read_events(run.folder.events):
-        if event.get("type") == "eval" and all(event.get(name) == value for name, value in wanted.items()):
-            return FinalScore.of(event)
+def finish(
+    run: TrainingSession, state: TrainState, before: FinalScore | None, reference: Reference | None
+) -> TrainingResult:
+    """Score the best adapter, measure forgetting, and write the last event and the model card.
+
+    The student is left with the best adapter.
+    """
+    arrays, _ = run.folder.load_adapter()
+    run.components.policy.load_student(arrays)
+    best: dict[str, Any] = {"adapter": "best", "adapter_step": state.best_step}
+    after = _recorded(run, **best) or _scored(run, step=state.step, **best)
+    forgot = _forgetting(run, state, reference, best)
+    result = TrainingResult(state, before, after, *_difference(before, after, run.cfg.train.seed), forgot)
+    run.emit({"type": "run_finished", "step": state.step, "best_step": state.best_step, **_summary(result)})
+    run.folder.write_card(model_card(card_facts(run.components, run.folder, result), run.components.requested))
+    return result
+
+
+def card_facts(components: Components, folder: RunFolder, result: TrainingResult) -> CardFacts:
+    """Return the facts that the model card states about this run."""
+    state = result.state
+    return CardFacts(
+        name=folder.path.resolve().name,
+        base=Base.of(components.model),
+        story=trained(components.cfg, state.step, state.generations, components.sandbox),
+        before=result.before.result if result.before else None,
+        after=result.after.result if result.after else None,
+        versions=versions(),
+        forgetting=result.forgetting,
+    )
+
+
+def _forgetting(
+    run: TrainingSession, state: TrainState, reference: Reference | None, best: Mapping[str, Any]
+) -> Forgetting:
+    for event in _events(run, "forgetting", **best):
+        return Forgetting.of(event)
+    run.start_task(GENERAL_PROMPTS)
+    found = forgetting(run.components.policy, run.components.chat, reference)
+    run.emit({"type": "forgetting", "step": state.step, **best, **found.event()})
+    return found
+
+
+def _recorded(run: TrainingSession, **fields: Any) -> FinalScore | None:
+    for event in _events(run, "eval", final=True, sampling=_sampling(run), **fields):
+        return FinalScore.of(event)
     return None
 
 
-def _emitted(
-    run: TrainingSession, found: Evaluation, *, step: int, adapter: str, adapter_step: int
-) -> FinalScore | None:
+def _events(run: TrainingSession, kind: str, **fields: Any) -> Iterator[dict[str, Any]]:
+    for event in read_events(run.folder.events):
+        if event.get("type") == kind and all(event.get(name) == value for name, value in fields.items()):
+            yield event
+
+
+def _scored(run: TrainingSession, *, step: int, adapter: str, adapter_step: int) -> FinalScore | None:
+    found = run.score("final")
     if not found.problems:
         return None
     event = {
@@ -212,26 +163,25 @@ def _emitted(
 
 
 def _sampling(run: TrainingSession) -> dict[str, Any]:
-    """What has to be equal for two final scores to be comparable."""
+    """Return what must be equal for two final scores to be comparable."""
     return run.cfg.eval.model_dump(mode="json")
 
 
-def _difference(before: FinalScore | None, after: FinalScore | None, seed: int) -> tuple[float, statistics.Interval]:
-    nothing = float("nan")
+def _difference(before: FinalScore | None, after: FinalScore | None, seed: int) -> tuple[float, Interval]:
     if before is None or after is None:
-        return nothing, statistics.Interval(nothing, nothing)
+        return NAN, Interval(NAN, NAN)
     shared = [name for name in before.rewards if name in after.rewards]
     first, second = ([score.rewards[name] for name in shared] for score in (before, after))
-    return statistics.paired(first, second, seed=derive("paired", seed))
+    return paired(first, second, seed=derive("paired", seed))
 
 
-def _gain(outcome: TrainingResult) -> dict[str, Any]:
+def _summary(result: TrainingResult) -> dict[str, Any]:
     return {
-        "generations/total": outcome.state.generations,
-        "score/before": outcome.before.result.score if outcome.before else None,
-        "score/after": outcome.after.result.score if outcome.after else None,
-        "difference": outcome.difference,
-        "difference/low": outcome.interval.low,
-        "difference/high": outcome.interval.high,
-        **outcome.forgetting.event(),
+        "generations/total": result.state.generations,
+        "score/before": result.before.result.score if result.before else None,
+        "score/after": result.after.result.score if result.after else None,
+        "difference": result.difference,
+        "difference/low": result.interval.low,
+        "difference/high": result.interval.high,
+        **result.forgetting.event(),
     }

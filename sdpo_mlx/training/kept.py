@@ -33,14 +33,14 @@ def keep(setup: Components, folder: Path, problem: Problem, search: Search, comm
     folder.mkdir(parents=True, exist_ok=True)
     run, size = RunFolder(folder), setup.cfg.rollout.group_size
     run.save_adapter(setup.policy.state()["student"], setup.policy.adapter_config())
-    run.write_config(setup.cfg)
+    run.write_config(setup.requested)
     run.write_manifest({**setup.manifest(list(command)), "problem": problem.id, "solved": search.solved})
     base, story = Base.of(setup.model), searched(setup.cfg, problem.id, search.attempts, search.solved)
     facts = CardFacts(folder.resolve().name, base, story, unscored=UNSCORED, versions=versions())
-    run.write_card(model_card(facts, setup.cfg))
+    run.write_card(model_card(facts, setup.requested))
     run.events.unlink(missing_ok=True)
     log, batches = EventLog(run.events), -(-search.attempts // size)
-    config = setup.cfg.model_dump(mode="json")
+    config = setup.requested.model_dump(mode="json")
     try:
         log.emit(
             {"type": "run_started", "step": 0, "config": {**config, "train": {**config["train"], "steps": batches}}}

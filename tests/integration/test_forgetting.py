@@ -32,6 +32,7 @@ from sdpo_mlx.evaluation.forgetting import (
 from sdpo_mlx.rl.components import Components, build_components
 from sdpo_mlx.runs.events import read_events
 from sdpo_mlx.runs.folder import RunFolder
+from sdpo_mlx.trainer import fit
 from sdpo_mlx.training import final_scores
 from sdpo_mlx.training.model_card import Base, CardFacts, model_card
 
@@ -163,7 +164,7 @@ def carried_out(folder: Path, cfg: Config, watcher: Watcher | None = None) -> tu
     setup = build_components(cfg)
     with RunFolder.open(folder) as opened_folder, pytest.MonkeyPatch.context() as patch:
         patch.setattr("sdpo_mlx.evaluation.forgetting._ordinary", lambda: FEW)
-        return setup, final_scores.carry_out(setup, opened_folder, watcher, watcher.interrupted)
+        return setup, fit(setup, opened_folder, watcher, watcher.interrupted)
 
 
 def told(folder: Path, kind: str = "forgetting") -> list[dict[str, Any]]:

@@ -18,7 +18,7 @@ from sdpo_mlx.runs.folder import RunFolder
 from sdpo_mlx.tasks import registry
 from sdpo_mlx.tasks.registry import Opened
 from sdpo_mlx.tasks.tiny.task import TinyTask
-from sdpo_mlx.training import final_scores
+from sdpo_mlx.trainer import fit
 
 RUN = settings(train={"steps": 1, "eval_every": 0}, rollout={"problems_per_step": 1, "group_size": 2})
 
@@ -37,7 +37,7 @@ def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_pa
 
 def test_a_run_is_stamped_with_its_sandbox(kind: str, tmp_path: Path) -> None:
     with RunFolder.open(tmp_path / "run") as folder:
-        final_scores.carry_out(build_components(RUN), folder, lambda *_: None)
+        fit(build_components(RUN), folder, lambda *_: None)
     manifest = json.loads((tmp_path / "run/manifest.json").read_text(encoding="utf-8"))
     warnings = [event["message"] for event in read_events(folder.events) if event["type"] == "warning"]
     card = (tmp_path / "run/README.md").read_text(encoding="utf-8")

@@ -25,7 +25,7 @@ from sdpo_mlx.rl import rollouts
 from sdpo_mlx.rl.components import build_components
 from sdpo_mlx.runs import checkpoint, events
 from sdpo_mlx.runs.folder import RunFolder
-from sdpo_mlx.training import final_scores
+from sdpo_mlx.trainer import fit
 from sdpo_mlx.training.session import TrainingSession
 
 # Where a signal can fall: the owner of the function, its name, and what the run is doing then.
@@ -70,7 +70,7 @@ def run(folder: Path, settings: str, hooked: str) -> int:
             try:
                 setup = build_components(cfg)
                 print("ready", flush=True)
-                final_scores.carry_out(setup, opened, lambda *_: None, interrupt.requested)
+                fit(setup, opened, lambda *_: None, interrupt.requested)
             except KeyboardInterrupt:
                 return interrupt.exit_code
     except SdpoError as error:

@@ -7,10 +7,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from sdpo_mlx.models.resolve import ResolvedModel
+from sdpo_mlx.rl.components import Components
+
 Steps = Mapping[str, str]  # tool: what to type
 
 QUESTION = '--prompt "..."'
 LM_STUDIO = "~/.lmstudio/models/sdpo"
+LONGEST_PROMPT = 200  # characters of a problem that still make a readable example command
 VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # the limits that vllm can be told
 
 
@@ -74,3 +78,23 @@ def for_gguf_lora(run: Path, file: Path) -> Steps:
         "llama.cpp": f"llama-cli -m BASE.gguf --lora {place}",
         "Ollama": f"{made} && ollama run {name}",
     }
+
+
+def base_name(model: ResolvedModel) -> str:
+    """Return the name by which other programs load the base: its hub repository or its folder."""
+    return model.target.partition("@")[0] if model.source == "hub" else str(model.path)
+
+
+def next_commands(components: Components, out: Path) -> list[str]:
+    """Return the commands to try on a finished run: report, chat, mlx-lm."""
+    problems = components.task.problems("held_out") or components.task.problems("train")
+    prompt = problems[0].messages[-1]["content"].strip()
+    fits = len(prompt) <= LONGEST_PROMPT and prompt.isprintable()
+    run, base = shlex.quote(str(out)), shlex.quote(base_name(components.model))
+    first_steps = components.cfg.model.name == "tiny" and components.cfg.task.name.startswith("tiny")
+    return [
+        f"sdpo report {run}",
+        f"sdpo chat {run} --compare",
+        f"mlx_lm.generate --model {base} --adapter-path {run} --prompt {shlex.quote(prompt if fits else '...')}",
+        *(["sdpo train --model qwen --task code"] if first_steps else []),
+    ]

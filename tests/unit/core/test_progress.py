@@ -17,6 +17,7 @@ from sdpo_mlx.models.hub_progress import MEGABYTE, telling
 from sdpo_mlx.models.safetensors_io import Stored, write_weights
 from sdpo_mlx.rl.components import build_components
 from sdpo_mlx.runs.folder import RunFolder
+from sdpo_mlx.trainer import fit
 from sdpo_mlx.training import final_scores
 from sdpo_mlx.training.test_time import Budget, solve
 
@@ -54,11 +55,11 @@ def test_a_run_says_what_it_does_and_a_search_counts_its_attempts(
     setup = build_components(settings(train={"steps": 1}, eval={"problems": 2, "samples": 2, "max_tokens": 4}))
     told, doing = listening()
     with RunFolder.open(tmp_path / "run") as folder:
-        final_scores.carry_out(setup, folder, lambda *_: None, doing=doing)
+        fit(setup, folder, lambda *_: None, start_task=doing)
     said = list(dict.fromkeys(names(told)))
     assert said == [
         "evaluating",
-        final_scores.ORDINARY,
+        final_scores.GENERAL_PROMPTS,
         "sampling",
         "grading",
         "asking the self-teacher",

@@ -13,9 +13,9 @@ from small_runs import Watcher, events, last_state, settings, trained
 
 from sdpo_mlx.backends.base import SamplingParams
 from sdpo_mlx.rl.components import Components, build_components
+from sdpo_mlx.rl.diagnostics import choose, teacher_success, teacher_weights
 from sdpo_mlx.rl.distillation import distillation_batch
 from sdpo_mlx.rl.rollouts import sample
-from sdpo_mlx.rl.teacher_success import choose, teacher_success, writing_as_teacher
 from sdpo_mlx.training.health import TEACHER_ENOUGH, HealthMonitor
 from sdpo_mlx.types import DistillSample, Feedback, RolloutGroup
 
@@ -87,7 +87,7 @@ def test_nothing_moves_whatever_happens(setup: Components, chosen: Any) -> None:
     with pytest.raises(KeyboardInterrupt):
         teacher_success(setup.policy, setup.task, setup.chat, chosen, GREEDY, seed=1, interrupted=lambda: True)
     assert bytes_of(setup.policy) == before
-    with pytest.raises(RuntimeError), writing_as_teacher(setup.policy):
+    with pytest.raises(RuntimeError), teacher_weights(setup.policy):
         raise RuntimeError("in the middle")
     assert bytes_of(setup.policy) == before
 

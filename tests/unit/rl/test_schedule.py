@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sdpo_mlx.config import TrainConfig
-from sdpo_mlx.rl.schedule import learning_rate
+from sdpo_mlx.rl.optimization import learning_rate
 
 
 def rates(**options: object) -> list[float]:
