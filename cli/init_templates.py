@@ -12,6 +12,7 @@ from importlib import resources
 
 import yaml
 
+from sdpo_mlx.backends.fit import memory_fit
 from sdpo_mlx.config import JudgeConfig, json_schema
 from sdpo_mlx.core.errors import ConfigError
 from sdpo_mlx.models import inventory, resolve
@@ -52,7 +53,7 @@ class Suggestion:
 def suggestions() -> list[Suggestion]:
     """Models to choose from, the best first: those here by size, the embedded one, and what could be fetched."""
     # A name with control characters in it could draw on the screen where it is proposed.
-    found = [(each, inventory.training(each)) for each in inventory.items() if each.name.isprintable()]
+    found = [(each, memory_fit(each)) for each in inventory.items() if each.name.isprintable()]
     trainable = [(each, told.peak or 0.0) for each, told in found if told.verdict == "yes"]
     here = [pair for pair in trainable if pair[0].path and not pair[0].fetch and pair[0].source != "embedded"]
     # A GGUF is unpacked on first use, to several times its size: what can be loaded as it is comes first.

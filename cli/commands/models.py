@@ -12,7 +12,8 @@ from sdpo_cli.terminal import render
 from sdpo_mlx.core.errors import ConfigError
 
 if TYPE_CHECKING:
-    from sdpo_mlx.models.inventory import LocalModel, Training
+    from sdpo_mlx.backends.fit import MemoryFit
+    from sdpo_mlx.models.inventory import LocalModel
 
 app = typer.Typer(help="List, show, import and fetch models.", no_args_is_help=True)
 
@@ -27,10 +28,11 @@ def list_models(as_json: options.AsJson = False) -> None:
 
     Example: sdpo models list
     """
+    from sdpo_mlx.backends.fit import memory_fit
     from sdpo_mlx.core.storage import cache_home
     from sdpo_mlx.models import inventory
 
-    rows = [_row(each, inventory.training(each)) for each in inventory.items()]
+    rows = [_row(each, memory_fit(each)) for each in inventory.items()]
     cells = [
         (row["name"], _size(row), row["quantisation"] or "-", _trains(row), row["licence"] or "-", _about(row))
         for row in rows
@@ -60,12 +62,13 @@ def show(
 
     Example: sdpo models show tiny
     """
+    from sdpo_mlx.backends.fit import memory_fit
     from sdpo_mlx.models import inventory
     from sdpo_mlx.models import resolve as models
 
     found = inventory.item(name)
     config = found.text_config
-    document = _row(found, inventory.training(found))
+    document = _row(found, memory_fit(found))
     if found.path is not None and found.path.is_dir() and not found.fetch:
         document |= models.opened(name, found.target, found.path, found.source, found.revision).record()
     elif found.path is None and found.source == "hub":
@@ -156,9 +159,9 @@ def _shown(document: dict[str, Any], repository: str) -> list[str]:
     return lines
 
 
-def _row(found: LocalModel, training: Training) -> dict[str, Any]:
+def _row(found: LocalModel, training: MemoryFit) -> dict[str, Any]:
     """One model for a program; a size of 0 is unknown, and then `size_estimate` is what its shape comes to."""
-    from sdpo_mlx.models.inventory import expected_size
+    from sdpo_mlx.backends.fit import expected_size
 
     return {
         "name": found.name,

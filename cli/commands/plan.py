@@ -56,10 +56,10 @@ def command(  # noqa: PLR0913 - typer reads the options off the signature
 
 def planned(cfg: Config, size: str | None, prompt_tokens: int | None) -> dict[str, Any]:
     """The plan as a document: bytes and seconds."""
-    from sdpo_mlx.backends.memory_plan import choose, limit_of, memory, remedies, work_of
+    from sdpo_mlx.backends.memory_plan import choose, limit_of, memory, number_bytes, remedies, work_of
     from sdpo_mlx.backends.step_time import times
     from sdpo_mlx.core.errors import ConfigError
-    from sdpo_mlx.core.hardware import bytes_of, number_bytes
+    from sdpo_mlx.core.hardware import bytes_of
     from sdpo_mlx.models.dimensions import ModelDims
     from sdpo_mlx.models.resolve import configuration
 

@@ -89,7 +89,7 @@ def command(  # noqa: PLR0913 - typer reads the options off the signature
 
 def on_ranks(lead: Callable[[ProcessGroup], int]) -> int:
     """The exit code of `lead` on rank 0, which is the only one without a launcher; the others help it."""
-    from sdpo_mlx.backends.registry import open_process_group
+    from sdpo_mlx.backends.distributed.launch import open_process_group
     from sdpo_mlx.core.errors import RankLostError
 
     world = open_process_group()

@@ -17,6 +17,8 @@ from sdpo_mlx.types import DistillSample, FloatArray, Generation, IntArray, Role
 
 CONCURRENCY = 64  # answers written at once where no plan has said otherwise
 MICRO_BATCH_TOKENS = 8_192  # tokens forwarded at once, alike
+PREFILL = 2_048  # tokens of a prompt or a shared prefix that run at once: bounds their activations
+CHUNK_BYTES = 16 * 2**20  # one float32 copy of the logits that the loss head computes at once
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 

@@ -8,17 +8,17 @@ chunks of the head. The coefficients of activations and of the head are those of
 from __future__ import annotations
 
 import math
+import platform
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from sdpo_mlx.config import Config
+from sdpo_mlx.backends.base import CHUNK_BYTES, PREFILL
+from sdpo_mlx.config import Config, ModelConfig
 from sdpo_mlx.core.errors import ConfigError
 from sdpo_mlx.core.hardware import total_memory
 from sdpo_mlx.models.dimensions import ModelDims
 
 KV_STEP = 256  # tokens by which mlx-lm's caches grow
-PREFILL = 2_048  # tokens of a prompt or a shared stretch that run at once: bounds their activations
-CHUNK_BYTES = 16 * 2**20  # one float32 copy of the logits that the head makes at once
 SAFETY = 1.05  # activations: so that the plan is rather over than under
 USABLE = 0.75  # of a machine's memory: what Metal recommends, and the rest is the system's
 SMALLEST = 256  # tokens of a micro-batch below which nothing is won
@@ -85,6 +85,13 @@ class Memory:
         """The largest single item of the phase with the highest peak."""
         items = {**self.always, **self.phases[max(self.phases, key=self.peak)]}
         return max(items, key=lambda name: items[name])
+
+
+def number_bytes(model: ModelConfig) -> int:
+    """Return the bytes of a number in the model: 4 on a CPU, whose 16-bit products are slow; otherwise 2."""
+    if model.dtype != "auto":
+        return 4 if model.dtype == "float32" else 2
+    return 2 if platform.system() == "Darwin" else 4
 
 
 def work_of(cfg: Config, prompt: int, context: int, bytes_: int) -> Workload:

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sdpo_mlx.backends.memory_plan import PREFILL
+from sdpo_mlx.backends.base import PREFILL
 from sdpo_mlx.types import IntArray
 
 SHORTEST_SHARED = 16  # tokens; a shorter common beginning of different prompts costs more calls than it saves

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping
 from pathlib import Path
 
 from sdpo_mlx.backends.base import Policy
-from sdpo_mlx.backends.distributed.process_group import SINGLE_PROCESS, Collectives, ProcessGroup, RankGroup
 from sdpo_mlx.config import ModelConfig, TeacherConfig, TrainConfig
 from sdpo_mlx.core.errors import ConfigError
 
@@ -49,43 +46,3 @@ def serve(base: Path, adapter: Path | None, host: str, port: int) -> None:
         fix = "on PyTorch: `sdpo export RUN --to peft`, then `vllm serve BASE --enable-lora`, as the export says"
         raise ConfigError(f"serving needs mlx, which cannot be imported: {error}", fix=fix) from error
     server.serve(base, adapter, host, port)
-
-
-def open_process_group(environ: Mapping[str, str] = os.environ) -> ProcessGroup:
-    """The ranks among which `torchrun` or `mlx.launch` started this process; ALONE without either."""
-    if "MASTER_ADDR" in environ and int(environ.get("WORLD_SIZE", "1")) > 1:
-        return RankGroup(_torch_engine())
-    hosts = environ.get("MLX_HOSTFILE")
-    ring = hosts is not None and Path(hosts).stat().st_size > 1  # one host alone: an empty file
-    if "MLX_RANK" in environ and (ring or "MLX_JACCL_COORDINATOR" in environ):
-        return RankGroup(_mlx_engine())
-    return SINGLE_PROCESS
-
-
-def backend_on(world: ProcessGroup, backend: str) -> str:
-    """The backend of a run on these ranks; raises ConfigError where their launcher carries another."""
-    if world.size == 1 or backend in ("auto", world.backend):
-        return backend if world.size == 1 else world.backend
-    launcher = {"torch": "torchrun", "mlx": "mlx.launch"}[world.backend]
-    raise ConfigError(
-        f"{launcher} carries the {world.backend} backend, not {backend}",
-        where="model.backend",
-        fix=f"take --backend {world.backend}, or start with {'mlx.launch' if backend == 'mlx' else 'torchrun'}",
-    )
-
-
-def _torch_engine() -> Collectives:
-    try:
-        from sdpo_mlx.backends.torch.collectives import TorchCollectives
-    except ImportError as error:
-        fix = "pip install 'sdpo-mlx[torch]'"
-        raise ConfigError(f"torch cannot be imported: {error}", where="torchrun", fix=fix) from error
-    return TorchCollectives()
-
-
-def _mlx_engine() -> Collectives:
-    try:
-        from sdpo_mlx.backends.mlx.collectives import MLXCollectives
-    except ImportError as error:
-        raise ConfigError(f"mlx cannot be imported: {error}", where="mlx.launch", fix="install sdpo-mlx") from error
-    return MLXCollectives()

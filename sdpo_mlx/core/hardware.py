@@ -1,13 +1,11 @@
-"""How much memory this machine has, and how wide its numbers are."""
+"""How much memory this machine has."""
 
 from __future__ import annotations
 
 import os
-import platform
 import re
 from pathlib import Path
 
-from sdpo_mlx.config import ModelConfig
 from sdpo_mlx.core.errors import ConfigError
 
 CGROUP = Path("/sys/fs/cgroup/memory.max")
@@ -30,10 +28,3 @@ def bytes_of(text: str) -> int:
     if not found or not unit or float(found[1]) <= 0:
         raise ConfigError(f"{text!r} is no amount of memory", where="--memory", fix="write it as 16GB")
     return int(float(found[1]) * unit)
-
-
-def number_bytes(model: ModelConfig) -> int:
-    """Bytes of a number in the model: 4 on a CPU, whose 16-bit products are slow, else 2 unless asked otherwise."""
-    if model.dtype != "auto":
-        return 4 if model.dtype == "float32" else 2
-    return 2 if platform.system() == "Darwin" else 4

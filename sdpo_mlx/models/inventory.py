@@ -1,7 +1,6 @@
-"""Which models lie on this machine, wherever a person has them, and which of them it can train.
+"""Which models lie on this machine, wherever a person has them.
 
-Only names, headers and small files are read: no weights, no hashes, nothing is imported. Memory is `plan.py`'s, for the
-default settings, the smallest micro-batches and prompts of PROMPT tokens.
+Only names, headers and small files are read: no weights, no hashes, nothing is imported.
 """
 
 from __future__ import annotations
@@ -9,26 +8,17 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from sdpo_mlx.backends.memory_plan import choose, limit_of, memory, work_of
-from sdpo_mlx.config import Config
 from sdpo_mlx.core.errors import ConfigError
-from sdpo_mlx.core.hardware import number_bytes
 from sdpo_mlx.models import hub, license, lmstudio, ollama, resolve
-from sdpo_mlx.models.dimensions import ModelDims
 from sdpo_mlx.models.gguf.header import read_header
 from sdpo_mlx.models.safetensors_io import weight_files
 
-PROMPT = 512  # tokens of a task's prompt, where there is no task to measure
-FEEDBACK = 512  # tokens of a grader's words
-MOST_BLOCKS, MOST_WIDTH = 1_000, 10_000_000  # beyond these a configuration is no model's
 MOST_BESIDE = 1_000  # entries of the working folder that are looked at
 # Of those whose files don't say it: ours as the project, the other by its package.
 LICENCES: Mapping[str, str] = {resolve.EMBEDDED: "mit", "smollm2": "apache-2.0"}
-_REMAPPED = ("mistral", "iquestcoder", "xverse")  # types that mlx-lm reads as llama
 
 
 @dataclass(frozen=True)
@@ -53,14 +43,6 @@ class LocalModel:
         """The language model's part of the configuration."""
         part = self.config.get("text_config")
         return part if isinstance(part, Mapping) else self.config
-
-
-@dataclass(frozen=True)
-class Training:
-    """Whether a step fits here, and the bytes that it would hold; None where that cannot be told."""
-
-    verdict: Literal["yes", "no", "unknown"]
-    peak: float | None = None
 
 
 def items() -> Iterator[LocalModel]:
@@ -94,52 +76,6 @@ def item(name: str) -> LocalModel:
         terms, fetch, kind = LICENCES.get(name, ""), f"sdpo models fetch {name}", _quantisation(config)
         return LocalModel(name, source, target, config=config, quantisation=kind, licence=terms, fetch=fetch)
     return _folder(name, source, target, Path(target))
-
-
-def training(found: LocalModel, machine: int | None = None) -> Training:
-    """Whether a step of the default settings fits into this machine, or one of `machine` bytes."""
-    if found.trouble:
-        return Training("no")
-    kind = found.config.get("model_type")
-    if not found.config or (found.source not in ("ollama", "gguf") and not _readable(str(kind))):
-        return Training("unknown")
-    try:
-        shape = ModelDims.of(found.config, found.name)
-        if not _sane(shape):
-            return Training("unknown")
-        cfg = Config.model_validate({"model": {"name": found.name}})
-        context = PROMPT + cfg.rollout.max_tokens + FEEDBACK
-        # With memory to spare the plan would take more of it: told is what the smallest settings hold.
-        smallest = choose(shape, cfg, work_of(cfg, PROMPT, context, number_bytes(cfg.model)), 0.0)
-        peak, limit = memory(shape, cfg, smallest).highest, limit_of(cfg, machine)
-    except (ConfigError, ArithmeticError, AttributeError, TypeError):  # of a foreign configuration
-        return Training("unknown")
-    return Training("yes" if peak <= limit else "no", peak)
-
-
-def expected_size(found: LocalModel) -> float | None:
-    """Bytes of the weights of a model that is not here, by its configuration; None where that is not known."""
-    try:
-        shape = ModelDims.of(found.config, found.name)
-    except (ConfigError, ArithmeticError, AttributeError, TypeError):  # as in `training`
-        return None
-    return shape.weight_bytes(4 if found.quantisation == "float32" else 2) if _sane(shape) else None
-
-
-def _sane(shape: ModelDims) -> bool:
-    """Whether a model can have these dimensions: nobody should wait for a plan of a trillion blocks."""
-    numbers = [value for value in vars(shape).values() if isinstance(value, int)]
-    least = min(shape.layers, shape.width, shape.heads, shape.kv_heads, shape.head_width, shape.vocabulary)
-    return least >= 1 and min(numbers) >= 0 and max(numbers) <= MOST_WIDTH and shape.layers <= MOST_BLOCKS
-
-
-def _readable(kind: str) -> bool:
-    """Whether mlx-lm has this type of model; told by its files, since importing it takes a second."""
-    package = find_spec("mlx_lm")
-    places = package.submodule_search_locations if package is not None else None
-    if not places or not kind.isidentifier():
-        return False
-    return kind in _REMAPPED or any((Path(place) / "models" / f"{kind}.py").is_file() for place in places)
 
 
 def _hub(name: str, target: str) -> LocalModel:

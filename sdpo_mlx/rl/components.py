@@ -11,14 +11,14 @@ from typing import Any
 
 from sdpo_mlx import __version__
 from sdpo_mlx.backends.base import Policy
+from sdpo_mlx.backends.distributed.launch import backend_on
 from sdpo_mlx.backends.distributed.policy import DistributedPolicy, joined
 from sdpo_mlx.backends.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from sdpo_mlx.backends.distributed.serialization import decode, encode
-from sdpo_mlx.backends.memory_plan import fitting, limit_of, settled, work_of
-from sdpo_mlx.backends.registry import backend_on, open_policy
+from sdpo_mlx.backends.memory_plan import fitting, limit_of, number_bytes, settled, work_of
+from sdpo_mlx.backends.registry import open_policy
 from sdpo_mlx.config import Config
 from sdpo_mlx.core.errors import DataError
-from sdpo_mlx.core.hardware import number_bytes
 from sdpo_mlx.core.progress import StartTask, no_tasks
 from sdpo_mlx.models.chat_template import Chat, load_chat
 from sdpo_mlx.models.dimensions import ModelDims

@@ -9,7 +9,8 @@ import pytest
 from command import sdpo
 from model_folders import COMMIT, GB, listed, on_hub
 
-from sdpo_mlx.models import inventory, resolve
+from sdpo_mlx.backends.fit import memory_fit
+from sdpo_mlx.models import resolve
 
 
 @pytest.fixture(autouse=True)
@@ -39,7 +40,7 @@ def test_size_of_a_model_that_is_not_here_is_told_by_its_shape() -> None:
 def test_smollm2_is_known_before_it_is_fetched_and_ours_have_their_licence() -> None:
     found = listed()
     assert (found["smollm2"].licence, found["smollm2"].path) == ("apache-2.0", None)
-    assert inventory.training(found["smollm2"], 8 * GB).verdict == "yes"
+    assert memory_fit(found["smollm2"], 8 * GB).verdict == "yes"
     assert found["tiny"].licence == "mit"
 
 

@@ -22,6 +22,7 @@ from sdpo_cli import init_templates
 from sdpo_cli import main as cli
 from sdpo_cli.commands import init
 
+from sdpo_mlx.backends.fit import MemoryFit
 from sdpo_mlx.config import Config
 from sdpo_mlx.config.resolve import resolve, value_at
 from sdpo_mlx.core.errors import ConfigError
@@ -198,9 +199,9 @@ def stocked(monkeypatch: pytest.MonkeyPatch, *held: tuple[str, models.Source, fl
     found = [inventory.LocalModel(name, source, name, Path("x"), fetch=fetch) for name, source, _, fetch in held]
     found += [inventory.LocalModel("tiny", "embedded", "x", Path("x"))]
     peaks = {name: peak for name, _, peak, _ in held}
-    told = lambda each: inventory.Training("no" if each.name == "large" else "yes", peaks.get(each.name, 1.0))  # noqa: E731
+    told = lambda each: MemoryFit("no" if each.name == "large" else "yes", peaks.get(each.name, 1.0))  # noqa: E731
     monkeypatch.setattr(inventory, "items", lambda: iter(found))
-    monkeypatch.setattr(inventory, "training", told)
+    monkeypatch.setattr(init_templates, "memory_fit", told)
 
 
 def test_the_largest_model_here_that_can_be_trained_is_proposed(monkeypatch: pytest.MonkeyPatch) -> None:

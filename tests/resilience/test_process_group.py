@@ -18,10 +18,10 @@ from small_policies import make_samples
 from sdpo_mlx.backends.base import PolicyInfo, SamplingParams, Update, no_update
 from sdpo_mlx.backends.distributed import heartbeat, serialization
 from sdpo_mlx.backends.distributed import policy as distributed
+from sdpo_mlx.backends.distributed.launch import backend_on, open_process_group
 from sdpo_mlx.backends.distributed.policy import DistributedPolicy, joined
 from sdpo_mlx.backends.distributed.process_group import SINGLE_PROCESS, RankGroup
 from sdpo_mlx.backends.distributed.sharding import cut
-from sdpo_mlx.backends.registry import backend_on, open_process_group
 from sdpo_mlx.config import ObjectiveConfig, TeacherConfig
 from sdpo_mlx.core.errors import ConfigError, RankLostError
 from sdpo_mlx.types import Generation
@@ -242,5 +242,5 @@ def test_launcher_of_another_backend_is_refused() -> None:
 
     assert backend_on(Torch(), "auto") == "torch"
     assert backend_on(SINGLE_PROCESS, "auto") == "auto"
-    with pytest.raises(ConfigError, match="torchrun carries the torch backend, not mlx"):
+    with pytest.raises(ConfigError, match="torchrun starts the torch backend, not mlx"):
         backend_on(Torch(), "mlx")

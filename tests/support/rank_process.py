@@ -14,8 +14,8 @@ import numpy as np
 from small_policies import folder, make_policy, make_samples, stir
 
 from sdpo_mlx.backends.base import SamplingParams
+from sdpo_mlx.backends.distributed.launch import open_process_group
 from sdpo_mlx.backends.distributed.policy import joined
-from sdpo_mlx.backends.registry import open_process_group
 from sdpo_mlx.config import AdapterConfig, ModelConfig, ObjectiveConfig, TeacherConfig, TrainConfig
 
 OBJECTIVE = ObjectiveConfig(kind="hybrid", support="full")

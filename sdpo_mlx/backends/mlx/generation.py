@@ -18,8 +18,7 @@ from mlx_lm.generate import BatchGenerator
 from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.sample_utils import apply_top_p
 
-from sdpo_mlx.backends.base import SamplingParams
-from sdpo_mlx.backends.memory_plan import PREFILL
+from sdpo_mlx.backends.base import PREFILL, SamplingParams
 from sdpo_mlx.backends.mlx.drawing import draw
 from sdpo_mlx.backends.mlx.losses import at, row_sum
 from sdpo_mlx.types import Generation, IntArray

@@ -18,7 +18,7 @@ import numpy as np
 from mlx_lm.models.base import create_causal_mask
 from mlx_lm.models.cache import ArraysCache, ConcatenateKVCache, make_prompt_cache
 
-from sdpo_mlx.backends.memory_plan import CHUNK_BYTES
+from sdpo_mlx.backends.base import CHUNK_BYTES
 from sdpo_mlx.backends.packing import Unit, pack
 from sdpo_mlx.core.errors import ConfigError
 

@@ -13,6 +13,7 @@ from gguf_files import write_sample
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sdpo_mlx.backends.fit import memory_fit
 from sdpo_mlx.core.errors import ConfigError
 from sdpo_mlx.models import inventory, license
 from sdpo_mlx.models.gguf.header import read_header
@@ -68,7 +69,7 @@ def test_damaged_header_is_one_line(sample: Path, noise: bytes, place: int, cut:
         read_header(file).trouble()
     found = inventory.item(str(file))
     assert "\n" not in found.trouble
-    assert inventory.training(found).verdict in ("yes", "no", "unknown")
+    assert memory_fit(found).verdict in ("yes", "no", "unknown")
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from command import sdpo
 from gguf_files import write_sample
 from model_folders import COMMIT, GB, OLDER, listed, mlx_folder, on_hub
 
+from sdpo_mlx.backends.fit import memory_fit
 from sdpo_mlx.core.errors import ConfigError
 from sdpo_mlx.core.storage import cache_home
 from sdpo_mlx.models import hub, inventory, lmstudio, ollama, resolve
@@ -71,7 +72,7 @@ def test_hub_cache_is_listed_with_commit_size_licence_and_memory(home: Path) -> 
     assert (item.source, item.revision, item.size, item.quantisation) == ("hub", COMMIT, 100, "4-bit")
     assert item.licence == "apache-2.0"
     assert found[f"owner/model@{OLDER}"].revision == OLDER
-    small, large = inventory.training(item, GB), inventory.training(item, 400 * GB)
+    small, large = memory_fit(item, GB), memory_fit(item, 400 * GB)
     assert (small.verdict, large.verdict) == ("no", "yes")
     assert small.peak == large.peak
     assert 1 * GB < (large.peak or 0) < 100 * GB
@@ -129,7 +130,7 @@ def test_missing_shard_and_code_in_a_folder_are_told(home: Path) -> None:
     assert listed()["owner/model"].trouble == "1 of 2 files of weights are missing"
     (folder / "modeling_evil.py").touch()
     assert "holds code" in listed()["owner/model"].trouble
-    assert inventory.training(listed()["owner/model"]).verdict == "no"
+    assert memory_fit(listed()["owner/model"]).verdict == "no"
 
 
 # ---- LM Studio, and folders
@@ -148,7 +149,7 @@ def test_lm_studio_is_listed_and_its_gguf_imported_on_use(home: Path, place: str
     assert found["lmstudio:mlx-people/Model-4bit"].quantisation == "4-bit"
     item = found["lmstudio:people/Small-GGUF"]
     assert (item.quantisation, item.trouble, item.size) == ("Q8_0", "", sample.stat().st_size)
-    assert inventory.training(item, 64 * GB).verdict == "yes"
+    assert memory_fit(item, 64 * GB).verdict == "yes"
     assert not cache_home().exists()
     model = resolve.resolve("lmstudio:people/Small-GGUF")
     assert (model.source, model.revision) == ("lmstudio", hashlib.sha256(sample.read_bytes()).hexdigest())
@@ -173,7 +174,7 @@ def test_folder_for_mlx_beside_is_listed(home: Path) -> None:
     folder = mlx_folder(home / "mlx_model", "no front matter", model_type="no_such_type")
     item = listed()[str(folder)]
     assert (item.source, item.licence) == ("folder", "")
-    assert inventory.training(item).verdict == "unknown"
+    assert memory_fit(item).verdict == "unknown"
 
 
 # ---- Ollama
@@ -269,7 +270,7 @@ def test_blob_that_is_not_what_its_name_says_is_refused(home: Path, sample: Path
 )  # fmt: skip
 def test_absurd_configuration_is_unknown_at_once(home: Path, changes: dict[str, Any]) -> None:
     folder = mlx_folder(home / "odd", **changes)
-    assert inventory.training(listed()[str(folder)]).verdict == "unknown"
+    assert memory_fit(listed()[str(folder)]).verdict == "unknown"
     assert sdpo("models", "list")[0] == 0
 
 
