@@ -17,7 +17,7 @@ from model_folders import COMMIT, GB, OLDER, listed, mlx_folder, on_hub
 from sdpo_mlx.backends.fit import memory_fit
 from sdpo_mlx.core.errors import ConfigError
 from sdpo_mlx.core.storage import cache_home
-from sdpo_mlx.models import hub, inventory, lmstudio, ollama, resolve
+from sdpo_mlx.models import hub, lmstudio, ollama, resolve
 
 MODEL, TERMS = "application/vnd.ollama.image.model", "application/vnd.ollama.image.license"
 
