@@ -203,7 +203,8 @@ def _trained(setup: Components, folder: Any, interrupted: Any, plain: bool) -> T
 
     progress = Progress(Header.of(setup, folder.path), stopping=interrupted)
     with watching(progress, plain) as observe:
-        return fit(setup, folder, observe, interrupted, ["sdpo", *sys.argv[1:]], progress.work.doing)
+        command = ["sdpo", *sys.argv[1:]]
+        return fit(setup, folder, observe, interrupted, command=command, start_task=progress.work.doing)
 
 
 def _interrupted(folder: Any, code: int) -> int:

@@ -134,7 +134,7 @@ def test_the_card_of_a_coached_folder_tells_what_was_said_and_no_place(tmp_path:
     assert str(tmp_path) not in text
     assert str(resolve("tiny").path) not in text
     assert parcel(folder, "me/x").files == ("adapters.safetensors", "adapter_config.json", "README.md")
-    again = Coaching(build_components(setup.cfg), RunFolder.open(folder), itself=True)
+    again = Coaching(build_components(setup.requested), RunFolder.open(folder), itself=True)
     taught(again, TOLD)
     closed(again)
     assert "4 lessons with 2 remarks and 1 answers" in (folder / "README.md").read_text()
