@@ -14,7 +14,7 @@ from browser import browser
 
 def main() -> None:
     """Make the report, open it, and keep what the tab shows."""
-    from sdpo_mlx.runs.report.collect import read_story
+    from sdpo_mlx.runs.report.collect import read_run
     from sdpo_mlx.runs.report.html import page
 
     parser = argparse.ArgumentParser(description=__doc__)
@@ -25,7 +25,7 @@ def main() -> None:
     parser.add_argument("--selector", default="h1", help="what stands at the top")
     options = parser.parse_args()
     file = options.run / "report.html"
-    file.write_text(page([read_story(options.run)]), encoding="utf-8")
+    file.write_text(page([read_run(options.run)]), encoding="utf-8")
     with browser() as tab:
         tab.open(file.resolve(), width=options.width, height=options.height)
         tab.value(f"document.querySelector({options.selector!r}).scrollIntoView()")

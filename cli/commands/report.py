@@ -26,15 +26,15 @@ def command(
     Example: sdpo report runs/first
     """
     from sdpo_mlx.core.storage import write_text
-    from sdpo_mlx.runs.report.collect import read_stories
+    from sdpo_mlx.runs.report.collect import read_runs
     from sdpo_mlx.runs.report.html import page
 
-    stories = read_stories(runs)
-    text, place = page(stories), out or runs[0] / "report.html"
+    found = read_runs(runs)
+    text, place = page(found), out or runs[0] / "report.html"
     write_text(place, text)
-    render.warn([f"{story.name}: {fault}" for story in stories for fault in story.problems])
+    render.warn([f"{run.name}: {problem}" for run in found for problem in run.problems])
     if as_json:
-        shown = [{"run": s.name, "steps": len(s.steps), "rollouts": len(s.rollouts)} for s in stories]
+        shown = [{"run": s.name, "steps": len(s.steps), "rollouts": len(s.rollouts)} for s in found]
         render.document({"file": str(place), "bytes": len(text.encode()), "runs": shown})
     else:
         render.result([f"wrote {place} ({render.size(len(text.encode()))}); open it in a browser"])

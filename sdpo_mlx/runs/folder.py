@@ -31,6 +31,7 @@ from sdpo_mlx.core.storage import (
     write_text,
 )
 
+LESSONS = "coaching.jsonl"  # exists only in the folder of a coaching session
 ROLLOUTS = re.compile(r"step-(\d+)\.jsonl\.gz")
 
 

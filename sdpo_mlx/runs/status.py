@@ -12,11 +12,11 @@ from typing import Any, Literal
 
 from sdpo_mlx.core.errors import ConfigError
 from sdpo_mlx.runs.events import read_events
+from sdpo_mlx.runs.folder import LESSONS
 
 FIGURES = ("time", "step", "score", "low", "high", "adapter_step", "loss", "entropy", "lr")
 State = Literal["running", "finished", "stopped", "coached", "damaged"]
 MOST = 1e18  # no figure of a run is larger: a damaged line, or one that somebody made up
-LESSONS = "coaching.jsonl"  # what a coached folder has and no other
 
 
 @dataclass(frozen=True)

@@ -30,9 +30,8 @@ from sdpo_mlx.rl.optimization import LearnResult, learn, learning_rate
 from sdpo_mlx.rl.rollouts import rollout_seeds, sample
 from sdpo_mlx.runs import checkpoint
 from sdpo_mlx.runs.events import EventLog, read_events
-from sdpo_mlx.runs.folder import RunFolder
+from sdpo_mlx.runs.folder import LESSONS, RunFolder
 from sdpo_mlx.runs.rollout_records import records
-from sdpo_mlx.runs.status import LESSONS
 from sdpo_mlx.runs.targets import is_run, target_config
 from sdpo_mlx.training.lessons import Lesson, lesson_from
 from sdpo_mlx.training.model_card import Base, CardFacts, coached, lessons_again, model_card

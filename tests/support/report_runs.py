@@ -18,8 +18,8 @@ def shown(text: str) -> list[dict[str, Any]]:
 
 def story(rows: list[dict[str, Any]], **config: Any) -> RunData:
     """A run with these rollouts and nothing else."""
-    counts = [{"problem": r["problem"], "step": r["step"], "success": r["success"], "kind": "wrong"} for r in rows]
-    return RunData("made", [], [], [], config, {}, rows, counts, [])
+    outcomes = [{"problem": r["problem"], "step": r["step"], "success": r["success"], "kind": "wrong"} for r in rows]
+    return RunData("made", [], [], [], config, {}, rows, outcomes, [])
 
 
 def answered(step: int, tokens: int, piece: str, **more: Any) -> dict[str, Any]:

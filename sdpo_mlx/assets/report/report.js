@@ -1,5 +1,5 @@
 "use strict";
-// Everything foreign reaches the page through textContent alone.
+// Untrusted text reaches the page through textContent only.
 const made = (tag, text, name) => {
   const node = document.createElement(tag);
   if (text !== undefined) node.textContent = text;
@@ -8,7 +8,7 @@ const made = (tag, text, name) => {
 };
 const signed = (d) => (d < 0 ? "−" : "+") + Math.abs(d).toFixed(2);
 const percent = (p) => (100 * p).toFixed(p < 0.0995 ? 2 : 1) + " %";
-// Twice as far apart is one shade more.
+// One shade more for each doubling.
 const shade = (d) => {
   if (d === null || d === undefined || Math.abs(d) < 0.05) return "";
   const level = Math.min(6, Math.max(1, Math.round(Math.log2(Math.abs(d) / 0.05)) + 1));
@@ -17,14 +17,14 @@ const shade = (d) => {
 const visible = (text) =>
   text === "" ? "(part of a character)" : text.slice(0, 80).replace(/\n/g, "⏎").replace(/ /g, "␣");
 
-// A shaded token that would show nothing gets a sign.
+// A shaded token that is invisible gets a symbol.
 const sign = (piece) => (piece === "" ? "◌" : piece.trim() ? "" : piece.includes("\n") ? "⏎" : "␣".repeat(piece.length));
 const times = (d) => {
   const factor = Math.exp(Math.min(Math.abs(d), 23));
   const shown = factor < 10 ? factor.toFixed(1) : Math.round(factor).toLocaleString("en");
   return factor < 1.05 ? "as likely" : shown + " times " + (d < 0 ? "less" : "more") + " likely";
 };
-const SHORT = 400; // tokens of an answer beside others
+const SHORT = 400; // tokens of a rollout beside others
 
 function paint(row, frame, focusable) {
   frame.replaceChildren();
@@ -56,7 +56,7 @@ function explain(row, i, tip) {
   else line.append(made("b", "  log q − log p " + signed(d)), ": to the self-teacher " + times(d));
   tip.append(line);
   if (!row.top) {
-    if (d !== null) tip.append(made("div", "What else both held likely was not kept for this answer (log.candidates).", "soft"));
+    if (d !== null) tip.append(made("div", "The most likely tokens were not stored for this rollout (log.candidates).", "soft"));
     return;
   }
   const table = made("table"), head = made("tr");
@@ -86,7 +86,7 @@ function explain(row, i, tip) {
 const verdict = (row) =>
   row.turn < row.turns ? "not the last turn" : (row.success ? "right" : row.kind) + (row.finish === "length" ? ", cut off" : "");
 const place = (row) =>
-  "step " + row.step + ", answer " + row.index + (row.turns > 1 ? ", turn " + row.turn + " of " + row.turns : "");
+  "step " + row.step + ", rollout " + row.index + (row.turns > 1 ? ", turn " + row.turn + " of " + row.turns : "");
 const isFirst = (row) => row.index === 0 && row.turn === row.turns;
 
 function follow(rows, problem, frame, open) {
@@ -101,13 +101,13 @@ function follow(rows, problem, frame, open) {
       paint(row, map, false);
       map.tabIndex = 0;
       map.setAttribute("role", "region");
-      map.setAttribute("aria-label", "the answer of " + place(row));
+      map.setAttribute("aria-label", "rollout of " + place(row));
       box.append(line, map);
       return box;
     })
   );
   const seen = new Set(found.map((row) => row.step)).size;
-  if (seen < 2) frame.prepend(made("p", "Of this problem no two steps are kept here; the list of problems begins with those that have more.", "soft"));
+  if (seen < 2) frame.prepend(made("p", "Only one step has rollouts of this problem here; problems with more steps come first in the list.", "soft"));
 }
 
 // The token on the next or the last line that stands nearest.
@@ -164,7 +164,7 @@ function start(section) {
       })
     );
     if (row.pieces.length) show(row.parts.length ? row.parts[0] : 0);
-    else tip.replaceChildren("This answer has no token.");
+    else tip.replaceChildren("This rollout has no tokens.");
   };
   const list = () => {
     const here = rows.filter((each) => each.problem === problems.value);

@@ -22,7 +22,7 @@ from sdpo_mlx.models.chat_template import load_chat
 from sdpo_mlx.models.resolve import resolve
 from sdpo_mlx.rl.diagnostics import WORTH, candidates, due, pieces
 from sdpo_mlx.runs.folder import RunFolder
-from sdpo_mlx.runs.report.collect import read_stories, read_story
+from sdpo_mlx.runs.report.collect import read_run, read_runs
 from sdpo_mlx.runs.report.html import page
 
 HOSTILE = "</script><img src=x onerror=\"document.title='owned'\">\x1b[31m\u202egpj<b>&lt;{{x}}" + "y" * 300
@@ -66,7 +66,7 @@ def hostile(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_every_token_stands_with_its_divergence_and_both_candidates(made: Path) -> None:
     kept = {(1, r["problem"], r["index"]): r for r in RunFolder(made).read_rollouts(1)}
-    rows = [row for row in shown(page([read_story(made)])) if row["step"] == 1]
+    rows = [row for row in shown(page([read_run(made)])) if row["step"] == 1]
     assert rows
     for row in rows:
         record = kept[1, row["problem"], row["index"]]
@@ -116,7 +116,7 @@ def test_the_report_shows_the_steps_that_have_candidates(tmp_path: Path) -> None
     for step in range(1, 60):
         seen = {"candidates": {"student": [], "teacher": []}} if step % 8 == 1 else {}
         run.write_rollouts(step, [{"problem": f"p{step}", "index": 1, "answer": "", **seen}])
-    found = read_story(run.path).rollouts
+    found = read_run(run.path).rollouts
     assert sum("candidates" in row for row in found) == 8
 
 
@@ -129,17 +129,17 @@ def test_pieces_make_up_the_text_whatever_the_tokens() -> None:
 
 
 def test_equal_runs_give_equal_bytes(made: Path) -> None:
-    assert page([read_story(made)]) == page([read_story(made)])
+    assert page([read_run(made)]) == page([read_run(made)])
 
 
 def test_several_runs_are_laid_over_each_other(made: Path, hostile: Path) -> None:
-    text = page([read_story(made), read_story(hostile)])
+    text = page([read_run(made), read_run(hostile)])
     assert text.count("first held out") == text.count("hostile held out") > 0
     assert text.count('class="tokens"') == 2
 
 
 def test_nothing_may_be_fetched_and_only_its_own_script_runs(made: Path) -> None:
-    text = page([read_story(made)])
+    text = page([read_run(made)])
     assert "default-src 'none'" in text
     assert "unsafe" not in text
     assert not re.findall(r"<(?:link|iframe|object|embed|base|form|img)\b", text)
@@ -148,7 +148,7 @@ def test_nothing_may_be_fetched_and_only_its_own_script_runs(made: Path) -> None
 
 
 def test_hostile_text_opens_no_tag_and_loses_its_control_characters(hostile: Path) -> None:
-    text = page([read_story(hostile)])
+    text = page([read_run(hostile)])
     assert "<img" not in text
     assert not set(text) & set("\x1b\u202e")
     assert text.count("<script") == text.count("</script>") == 2
@@ -160,11 +160,11 @@ def test_a_damaged_folder_is_reported_with_what_there_is(made: Path, tmp_path: P
     (folder / "events.jsonl").write_bytes((made / "events.jsonl").read_bytes()[:-40])
     RunFolder(folder).rollouts_of(1).write_bytes(b"no gzip")
     RunFolder(folder).rollouts_of(2).write_bytes(gzip.compress(b'{"step": 2}\n[]\n'))
-    story = read_story(folder)
+    story = read_run(folder)
     assert {fault.split()[0] for fault in story.problems} >= {"config.yaml", "the"}
     assert "cannot be read" in page([story])
     with pytest.raises(ConfigError, match="no run here"):
-        read_story(tmp_path / "nothing")
+        read_run(tmp_path / "nothing")
 
 
 def test_the_command_writes_one_small_file(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -178,9 +178,9 @@ def test_runs_of_one_name_are_told_apart(made: Path, tmp_path: Path) -> None:
     other = tmp_path / "other" / made.name
     other.mkdir(parents=True)
     (other / "events.jsonl").write_text("")
-    names = [each.name for each in read_stories([made, other])]
+    names = [each.name for each in read_runs([made, other])]
     assert names == [f"{made.parent.name}/first", "other/first"]
-    assert [each.name for each in read_stories([made, made])] == ["first (1)", "first (2)"]
+    assert [each.name for each in read_runs([made, made])] == ["first (1)", "first (2)"]
 
 
 @pytest.fixture(scope="module")
@@ -192,7 +192,7 @@ def tab() -> Iterator[Browser]:
 
 
 def opened(tab: Browser, folder: Path, place: Path) -> None:
-    place.write_text(page([read_story(folder)]), encoding="utf-8")
+    place.write_text(page([read_run(folder)]), encoding="utf-8")
     tab.session, tab.said = "", []
     tab.open(place, width=1000, height=900)
 
@@ -224,7 +224,7 @@ def test_a_browser_shows_the_numbers_on_hovering_and_on_keys(tab: Browser, made:
     tab.press("Home")
     assert tab.value("document.activeElement.dataset.token") == "0"
     tab.value("document.querySelectorAll('input[name=axis]')[1].click()")
-    assert tab.value("document.querySelector('.charts:not([hidden])').textContent").count("sampled answers") > 0
+    assert tab.value("document.querySelector('.charts:not([hidden])').textContent").count("rollouts") > 0
     assert tab.said == []
 
 
@@ -246,7 +246,7 @@ def test_arrows_go_from_line_to_line(tab: Browser, made: Path, tmp_path: Path) -
 
 
 def test_a_telephone_shows_everything_without_scrolling_aside(tab: Browser, made: Path, tmp_path: Path) -> None:
-    text = page(read_stories([made, made]))
+    text = page(read_runs([made, made]))
     (tmp_path / "report.html").write_text(text, encoding="utf-8")
     tab.session, tab.said = "", []
     tab.open(tmp_path / "report.html", width=390, height=800)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from report_runs import answered, shown, story
 
 from sdpo_mlx.runs.folder import RunFolder
-from sdpo_mlx.runs.report.collect import read_story
+from sdpo_mlx.runs.report.collect import read_run
 from sdpo_mlx.runs.report.html import page
 from sdpo_mlx.runs.report.tables import problems
 from sdpo_mlx.runs.report.tokens import section
@@ -31,7 +31,7 @@ def test_tokens_never_take_more_than_their_room(tokens: int, piece: str, steps: 
     rows = [answered(step, tokens, piece) for step in range(steps)]
     text = section(story(rows), 0, room)
     block = re.search(r'<script type="application/json">(.*)</script>', text, re.DOTALL)
-    assert len(block[1]) <= room + 2 if block else "None has room" in text
+    assert len(block[1]) <= room + 2 if block else "No rollout fits" in text
     for found in json.loads(block[1]) if block else []:
         assert len(found["pieces"]) + found["cut"] == tokens
         assert len(found["d"]) == len(found["pieces"])
@@ -61,7 +61,7 @@ def test_each_turn_of_an_episode_has_its_own_tokens(tmp_path: Path) -> None:
     del last["candidates"]
     kept = ("pieces", "divergence", "candidates", "reply")
     run_folder.write_rollouts(1, [{**last, "earlier": [{name: first[name] for name in kept}]}])
-    turns = shown(page([read_story(run_folder.path)]))
+    turns = shown(page([read_run(run_folder.path)]))
     told = [(t["turn"], t["turns"], len(t["pieces"]), t["feedback"], len(t["teacher"])) for t in turns]
     assert told == [(1, 2, 2, "try again", 1), (2, 2, 3, "good", 3)]
     assert [bool(turn["top"]) for turn in turns] == [True, False]
