@@ -1,6 +1,6 @@
-"""What a shell may offer after TAB: models, tasks, runs, presets, kinds; and how its question reaches the one verb.
+"""Shell completion of models, tasks, runs, presets and kinds.
 
-Whoever asks waits for the answer key by key: nothing here imports what the verbs need, and no error is told.
+It runs at every TAB: nothing here imports what the commands need, and errors are silent.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-COMPLETING = "_SDPO_COMPLETE"  # of the shells' scripts: `complete_bash`, `source_zsh`, ...
+COMPLETING = "_SDPO_COMPLETE"  # set by the completion scripts: `complete_bash`, `source_zsh`, ...
 
-MOST = 200  # runs that are offered
-# Written out, since the settings themselves take half a second to import; a test holds them together.
+MAX_RUNS = 200
+# A copy, since importing the settings takes half a second; a test compares both.
 KINDS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "objective.kind": ("sdpo", "grpo", "hybrid"),
@@ -29,13 +29,13 @@ KINDS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     }
 )
 
-Offer = Callable[[str], list[str]]
+Completer = Callable[[str], list[str]]
 
 
-def offered(find: Callable[[str], Iterable[str]]) -> Offer:
-    """What typer asks for the values of an option: those that begin as was typed, no two alike, never an error."""
+def completer(find: Callable[[str], Iterable[str]]) -> Completer:
+    """Return typer's callback for the values of an option: distinct values with the typed prefix, never an error."""
 
-    def offer(incomplete: str) -> list[str]:
+    def complete(incomplete: str) -> list[str]:
         found: dict[str, None] = {}
         with contextlib.suppress(Exception):
             for value in find(incomplete):
@@ -43,12 +43,12 @@ def offered(find: Callable[[str], Iterable[str]]) -> Offer:
                     found[value] = None
         return list(found)
 
-    return offer
+    return complete
 
 
-def kinds(key: str) -> Offer:
-    """The choices of one setting."""
-    return offered(lambda _: KINDS[key])
+def kinds(key: str) -> Completer:
+    """Complete the choices of one setting."""
+    return completer(lambda _: KINDS[key])
 
 
 def _models(incomplete: str) -> Iterator[str]:
@@ -61,7 +61,7 @@ def _models(incomplete: str) -> Iterator[str]:
     for kept in (lmstudio.kept, ollama.pulled):
         with contextlib.suppress(Exception):
             yield from (each.name for each in kept())
-    yield from _places(incomplete, _is_model, ".gguf")
+    yield from _paths(incomplete, _is_model, ".gguf")
 
 
 def _is_model(folder: Path) -> bool:
@@ -72,16 +72,16 @@ def _tasks(incomplete: str) -> Iterator[str]:
     from sdpo_mlx.tasks.names import DESCRIPTIONS
 
     yield from DESCRIPTIONS
-    yield from _places(incomplete, lambda _: False, ".py")
+    yield from _paths(incomplete, lambda _: False, ".py")
 
 
 def _runs(incomplete: str) -> Iterator[str]:
-    """Run folders, the latest first: in `runs`, at what was typed, and one folder below it."""
+    """Yield run folders, latest first: in `runs`, at the typed path, and one folder below it."""
     typed = escape(incomplete)
     patterns = ("runs/*/events.jsonl", f"{typed}*/events.jsonl", f"{typed}*/*/events.jsonl")
     root = Path("/") if incomplete.startswith("/") else Path()
     found = {path for each in patterns for path in root.glob(each.lstrip("/")) if path.is_file()}
-    for path in sorted(found, key=lambda path: -path.stat().st_mtime)[:MOST]:
+    for path in sorted(found, key=lambda path: -path.stat().st_mtime)[:MAX_RUNS]:
         yield f"{'./' if incomplete.startswith('./') else ''}{path.parent}"
 
 
@@ -94,27 +94,27 @@ def _presets(incomplete: str) -> Iterator[str]:
     root = files("sdpo_configs")
     for folder, prefix in ((root, ""), (root / "paper", "paper/")):
         yield from sorted(prefix + e.name.removesuffix(".yaml") for e in folder.iterdir() if e.name.endswith(".yaml"))
-    yield from _places(incomplete, lambda _: False, ".yaml")
+    yield from _paths(incomplete, lambda _: False, ".yaml")
 
 
-def _places(incomplete: str, fits: Callable[[Path], bool], ending: str) -> Iterator[str]:
-    """Folders that fit and files of this ending; other folders, to go on from, once a path was begun."""
+def _paths(incomplete: str, fits: Callable[[Path], bool], suffix: str) -> Iterator[str]:
+    """Yield folders that fit, files with the suffix and, once a path was begun, other folders to continue from."""
     folder, _, begun = incomplete.rpartition("/")
     prefix = f"{folder}/" if "/" in incomplete else ""
     for path in sorted(Path(prefix or ".").expanduser().glob(f"{escape(begun)}*")):
-        if (path / "events.jsonl").exists():  # a run, which is no model
+        if (path / "events.jsonl").exists():  # a run, not a model
             continue
         if path.is_dir() and (fits(path) or prefix):
             yield f"{prefix}{path.name}{'' if fits(path) else '/'}"
-        elif path.suffix.lower() == ending and path.is_file():
+        elif path.suffix.lower() == suffix and path.is_file():
             yield prefix + path.name
 
 
-models, tasks, runs, targets, presets = map(offered, (_models, _tasks, _runs, _targets, _presets))
+models, tasks, runs, targets, presets = map(completer, (_models, _tasks, _runs, _targets, _presets))
 
 
 def words_so_far(environment: Mapping[str, str]) -> list[str]:
-    """What has been typed, without `sdpo` itself, as the shells' scripts hand it over."""
+    """Return the typed words after `sdpo`, as the completion scripts pass them."""
     line = environment.get("COMP_WORDS", environment.get("_TYPER_COMPLETE_ARGS", ""))
     try:
         return shlex.split(line)[1:]
@@ -123,7 +123,7 @@ def words_so_far(environment: Mapping[str, str]) -> list[str]:
 
 
 def answer(app: Callable[..., Any], environment: Mapping[str, str]) -> int:
-    """Print what can follow; the exit code, which fish asks for. Nothing goes wrong aloud."""
+    """Print the completions silently on errors; return the exit code, which fish needs."""
     instruction = environment.get(COMPLETING, "")
     if not instruction.startswith("complete"):  # the script itself
         return _code(app)
@@ -136,7 +136,7 @@ def answer(app: Callable[..., Any], environment: Mapping[str, str]) -> int:
     out = io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(io.StringIO()):
         code = _code(app)
-    # bash replaces what stands after the last colon.
+    # bash replaces only the part after the last colon.
     known = len(typed.rpartition(":")[0]) + 1 if ":" in typed else 0
     for line in out.getvalue().splitlines():
         print(line[known:])  # noqa: T201 - to the shell
@@ -144,12 +144,12 @@ def answer(app: Callable[..., Any], environment: Mapping[str, str]) -> int:
 
 
 def joined(words: list[str], at: int) -> tuple[list[str], int]:
-    """bash breaks words at `:` and `=`: `qwen:tiny` is one word again, `--model=x` two; `at` is the current word."""
+    """Undo bash's splitting at `:` and `=`: `qwen:tiny` becomes one word, `--model=x` two; `at` is the current word."""
     made: list[str] = []
     place, glued = at, False
     for n, word in enumerate(words):
         if word == "=" and made and made[-1].startswith("--"):
-            # bash's own word after it is a word of its own; while it is still missing, the value is blank
+            # The value is bash's next word; while it is still missing, it is blank.
             place -= int(n < at)
             if n == at:
                 made.append("")

@@ -1,4 +1,4 @@
-"""What to write here instead of an option or a verb that people bring along from mlx-lm, TRL or Unsloth."""
+"""Suggestions for arguments, options and commands of mlx-lm, TRL or Unsloth."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ VERBS: Mapping[str, str] = MappingProxyType(
 )
 
 
-def bare(word: str, flags: Collection[str]) -> str:
-    """The sentence for a word that no option stands before: which option takes such a thing."""
-    path = Path(word)
-    if word.endswith((".yaml", ".yml")):
+def bare(argument: str, flags: Collection[str]) -> str:
+    """Return the error for an argument without an option, naming the option that takes it; blank if none does."""
+    path = Path(argument)
+    if argument.endswith((".yaml", ".yml")):
         kinds = ["-c"]
     elif path.suffix == ".py":
         kinds = ["--task"]
@@ -40,18 +40,18 @@ def bare(word: str, flags: Collection[str]) -> str:
         kinds = ["--data"]
     else:
         kinds = ["--model", "--task"]
-    found = [f"{kind} {word}" for kind in kinds if kind in flags]
-    return f"{word!r} stands alone. Write {' or '.join(found)}" if found else ""
+    found = [f"{kind} {argument}" for kind in kinds if kind in flags]
+    return f"Unexpected argument {argument!r}. Did you mean {' or '.join(found)}?" if found else ""
 
 
 def instead(option: str, flags: Collection[str]) -> str:
-    """The sentence for an unknown option of a verb with these flags and `--set`; empty where nobody knows it."""
+    """Return a suggestion for an unknown option of a command with these flags and `--set`; blank if there is none."""
     from sdpo_mlx.config.keys import LEAVES, SECTIONS, brought_along
 
     found = brought_along(option.lstrip("-").replace("-", "_"))
     if found in SECTIONS:
-        return f"Set what is below {found}, as --{next(key for key in LEAVES if key.startswith(f'{found}.'))}"
+        return f"Use a setting of {found}, such as --{next(key for key in LEAVES if key.startswith(f'{found}.'))}"
     if found not in LEAVES:
         return f"{found[:1].upper()}{found[1:]}"
     own = f"--{found.rpartition('.')[2].replace('_', '-')}"
-    return f"Write {own if own in flags else f'--{found}'}"
+    return f"Use {own if own in flags else f'--{found}'}"

@@ -1,6 +1,6 @@
-"""A starter folder for each kind of task: example rows, the settings that fit, and a grader where it is one's own.
+"""The files of `sdpo init` for each kind of task: example rows, a config, and a custom grader for the task `own`.
 
-The settings say only what differs from the defaults and from the presets of model and task, and why.
+The config holds only what differs from the defaults and from the presets of model and task, and why.
 """
 
 from __future__ import annotations
@@ -17,25 +17,25 @@ from sdpo_mlx.config import JudgeConfig, json_schema
 from sdpo_mlx.core.errors import ConfigError
 from sdpo_mlx.models import inventory, resolve
 
-# What the environment is, in the order in which a person is asked.
+# The kinds of task, in the order in which they are listed.
 TASKS: Mapping[str, str] = {
-    "own": "graded by a Python function of yours",
-    "code": "programming problems, graded by their tests",
+    "own": "graded by your Python function",
+    "code": "programming problems, graded by tests",
     "math": "questions with one known answer, compared by value",
     "science": "multiple-choice questions",
-    "rubric": "free text, checked by rules (words, lengths, patterns, JSON)",
-    "judge": "free text, judged by a language model",
+    "rubric": "free text, graded by rules (words, lengths, patterns, JSON)",
+    "judge": "free text, graded by a language model",
 }
-ROWS, GRADER, SETTINGS, SCHEMA = "problems.jsonl", "my_task.py", "config.yaml", "schema.json"
+ROWS, GRADER, CONFIG, SCHEMA = "problems.jsonl", "my_task.py", "config.yaml", "schema.json"
 MOST_SUGGESTED = 8
-# What the environment says where it says more than right or wrong; others do so by default.
-_SPEAKS: Mapping[str, str] = {"science": "letter"}
-_SILENT = frozenset(("code", "math", "rubric", "judge"))  # tasks that must be told to say nothing
+# The value of task.feedback that explains errors, for tasks that do not by default.
+_EXPLAINS: Mapping[str, str] = {"science": "letter"}
+_EXPLAINS_BY_DEFAULT = frozenset(("code", "math", "rubric", "judge"))
 
 
 @dataclass(frozen=True)
 class InitChoices:
-    """The three questions: which model, which of TASKS, and whether the environment says what was wrong."""
+    """The model, one of TASKS, and whether the grader explains what is wrong."""
 
     model: str
     task: str = "own"
@@ -44,145 +44,145 @@ class InitChoices:
 
 @dataclass(frozen=True)
 class Suggestion:
-    """A model that this machine can train, by the name that `--model` takes, and a few words on it."""
+    """A model that this machine can train: its name for `--model`, and a short description."""
 
     name: str
     about: str
 
 
 def suggestions() -> list[Suggestion]:
-    """Models to choose from, the best first: those here by size, the embedded one, and what could be fetched."""
-    # A name with control characters in it could draw on the screen where it is proposed.
+    """Return models to choose from: local ones by size, the embedded one, then those that can be downloaded."""
+    # A name with control characters could draw on the screen.
     found = [(each, memory_fit(each)) for each in inventory.items() if each.name.isprintable()]
-    trainable = [(each, told.peak or 0.0) for each, told in found if told.verdict == "yes"]
+    trainable = [(each, fit.peak or 0.0) for each, fit in found if fit.verdict == "yes"]
     here = [pair for pair in trainable if pair[0].path and not pair[0].fetch and pair[0].source != "embedded"]
-    # A GGUF is unpacked on first use, to several times its size: what can be loaded as it is comes first.
+    # A GGUF is converted on first use, to several times its size: models that load directly come first.
     here.sort(key=lambda pair: (pair[0].source in ("ollama", "gguf"), -pair[1]))
     away = [pair for pair in trainable if pair[0].fetch]
-    listed = [Suggestion(each.name, f"here, a step holds about {peak / 2**30:.1f} GB") for each, peak in here]
-    listed.append(Suggestion(resolve.EMBEDDED, "here, proves that everything runs; too small to learn this"))
+    listed = [Suggestion(each.name, f"local, a step needs about {peak / 2**30:.1f} GB") for each, peak in here]
+    listed.append(Suggestion(resolve.EMBEDDED, "included, to check that everything runs; too small to learn this"))
     return listed[:MOST_SUGGESTED] + [
-        Suggestion(each.name, f"a step holds about {peak / 2**30:.1f} GB; get it with: {each.fetch}")
+        Suggestion(each.name, f"a step needs about {peak / 2**30:.1f} GB; download: {each.fetch}")
         for each, peak in away
     ]
 
 
 def checked_model(name: str) -> str:
-    """The name as the settings should hold it: folders and files absolute, for one starts from another folder.
+    """Return the name for the config, with folders and files as absolute paths, since runs start elsewhere.
 
-    Raises ConfigError for a name that means nothing.
+    Raises ConfigError for an unknown name.
     """
     source, target = resolve.meaning(name)
     return target if source in ("folder", "gguf") else name
 
 
 def checked_task(name: str) -> str:
-    """Raises ConfigError for a kind of task that there is no starter for."""
+    """Return the name; raises ConfigError for a kind of task without a starter."""
     if name not in TASKS:
         raise ConfigError(f"there is no starter for {name!r}", where="--task", fix=f"choose one of {', '.join(TASKS)}")
     return name
 
 
-def files(answers: InitChoices) -> dict[str, bytes]:
-    """The folder's files by name."""
-    kept = resources.files("sdpo_mlx").joinpath("assets", "starter")
-    made = {SETTINGS: settings(answers).encode(), ROWS: kept.joinpath(f"{answers.task}.jsonl").read_bytes()}
-    if answers.task == "own":
-        # A program of the user's is no module of ours, and lies there as a text.
-        made[GRADER] = kept.joinpath(f"{'telling' if answers.feedback else 'plain'}.py.txt").read_bytes()
+def files(choices: InitChoices) -> dict[str, bytes]:
+    """Return the files of the folder by name."""
+    assets = resources.files("sdpo_mlx").joinpath("assets", "starter")
+    made = {CONFIG: settings(choices).encode(), ROWS: assets.joinpath(f"{choices.task}.jsonl").read_bytes()}
+    if choices.task == "own":
+        # Stored as text: it is the user's program, not a module of this package.
+        made[GRADER] = assets.joinpath(f"{'telling' if choices.feedback else 'plain'}.py.txt").read_bytes()
     return made | {SCHEMA: (json.dumps(json_schema(), indent=2) + "\n").encode()}
 
 
-def next_steps(answers: InitChoices) -> list[str]:
-    """Commands to type in the folder, one after the other."""
-    task = f"./{GRADER}" if answers.task == "own" else answers.task
-    fetch = inventory.item(answers.model).fetch
-    judged = answers.task == "judge"  # checking its grader would need the judge
+def next_steps(choices: InitChoices) -> list[str]:
+    """Return the commands to run in the folder, in order."""
+    task = f"./{GRADER}" if choices.task == "own" else choices.task
+    fetch = inventory.item(choices.model).fetch
+    judged = choices.task == "judge"  # checking the grader needs the judge
     return [
         f"sdpo data check {ROWS} --task {task}",
         *([] if judged else [f"sdpo tasks check {task} --data {ROWS}"]),
         *([fetch] if fetch else []),
-        f"sdpo train -c {SETTINGS}",
-        *([f"sdpo train -c {SETTINGS} --model qwen"] if answers.model == resolve.EMBEDDED else []),
+        f"sdpo train -c {CONFIG}",
+        *([f"sdpo train -c {CONFIG} --model qwen"] if choices.model == resolve.EMBEDDED else []),
     ]
 
 
-def settings(answers: InitChoices) -> str:
-    """The text of config.yaml."""
+def settings(choices: InitChoices) -> str:
+    """Return the text of config.yaml."""
     sections = {
-        "model": [_line("name", answers.model, _model_note(answers))],
-        "task": _task(answers),
-        "rollout": _rollout(answers),
-        "teacher": _teacher(answers),
+        "model": [_line("name", choices.model, _model_note(choices))],
+        "task": _task(choices),
+        "rollout": _rollout(choices),
+        "teacher": _teacher(choices),
         "train": [
-            _line("steps", 20, "enough to see whether it learns; the best adapter is kept"),
+            _line("steps", 20, "enough to see whether it learns; the best adapter is saved"),
             _line("eval_every", 5, "steps between evaluations on the held-out rows"),
         ],
     }
     head = [
         f"# yaml-language-server: $schema={SCHEMA}",
-        f"# {answers.task}: {TASKS[answers.task]}.",
-        "# Paths are read from the folder you stand in. `sdpo config show -c config.yaml` shows every setting.",
+        f"# {choices.task}: {TASKS[choices.task]}.",
+        "# Paths are relative to the working directory. `sdpo config show -c config.yaml` shows every setting.",
     ]
     lines = [line for name, inside in sections.items() if inside for line in (f"{name}:", *inside)]
-    return "\n".join([*head, *lines, *_afterwards(answers)]) + "\n"
+    return "\n".join([*head, *lines, *_optional(choices)]) + "\n"
 
 
-def _task(answers: InitChoices) -> list[str]:
-    name = f"./{GRADER}" if answers.task == "own" else answers.task
-    lines = [_line("name", name), _line("data", f"./{ROWS}", "examples: put your own rows here")]
-    if answers.feedback and answers.task in _SPEAKS:
-        lines.append(
-            _line("feedback", _SPEAKS[answers.task], "says which option was wrong; `full` gives the right one")
-        )
-    if not answers.feedback and answers.task in _SILENT:
-        lines.append(_line("feedback", "none", "right or wrong only"))
+def _task(choices: InitChoices) -> list[str]:
+    name = f"./{GRADER}" if choices.task == "own" else choices.task
+    lines = [_line("name", name), _line("data", f"./{ROWS}", "examples: replace them with your rows")]
+    if choices.feedback and choices.task in _EXPLAINS:
+        lines.append(_line("feedback", _EXPLAINS[choices.task], "names the wrong option; `full` gives the correct one"))
+    if not choices.feedback and choices.task in _EXPLAINS_BY_DEFAULT:
+        lines.append(_line("feedback", "none", "correct or incorrect only"))
     return lines
 
 
-def _rollout(answers: InitChoices) -> list[str]:
+def _rollout(choices: InitChoices) -> list[str]:
     lengths = {"own": 32, "judge": 256}
-    why = "each answer learns from what was said of it" if answers.feedback else "one right answer teaches the others"
+    why = "each learns from its feedback" if choices.feedback else "a correct one teaches the others"
     lines = [
         _line("problems_per_step", 4),
-        _line("group_size", 4 if answers.feedback else 8, f"answers a problem: {why}"),
+        _line("group_size", 4 if choices.feedback else 8, f"rollouts per problem: {why}"),
     ]
-    if answers.task in lengths:
-        lines.append(_line("max_tokens", lengths[answers.task], "of an answer; what is longer is cut off and fails"))
+    if choices.task in lengths:
+        lines.append(_line("max_tokens", lengths[choices.task], "of a rollout; a longer one is truncated and fails"))
     return lines
 
 
-def _teacher(answers: InitChoices) -> list[str]:
-    lines = [] if answers.feedback else [_line("feedback", False, "right answers of the same group teach alone")]
-    if answers.task == "judge":
+def _teacher(choices: InitChoices) -> list[str]:
+    lines = [] if choices.feedback else [_line("feedback", False, "only correct rollouts of the same group teach")]
+    if choices.task == "judge":
         share = JudgeConfig().success
-        lines.append(_line("success_threshold", share, "as judge.success: answers so good are shown to the others"))
+        lines.append(
+            _line("success_threshold", share, "as judge.success: rollouts from this reward on are demonstrations")
+        )
     return lines
 
 
-def _afterwards(answers: InitChoices) -> Sequence[str]:
-    """What may be set besides, as comments."""
-    if answers.task == "judge":
+def _optional(choices: InitChoices) -> Sequence[str]:
+    """Return optional settings as comments."""
+    if choices.task == "judge":
         return (
-            "# The judge is this model itself, frozen. A larger one behind an OpenAI-compatible server judges better:",
+            "# The judge is this model itself, frozen. A larger model on an OpenAI-compatible server judges better:",
             "# judge:",
             "#   endpoint: http://127.0.0.1:8080/v1",
         )
-    if answers.task == "code":
+    if choices.task == "code":
         return (
-            "# Programs run in the sandbox for at most so long:",
+            "# Time limit of a program in the sandbox:",
             "# sandbox:",
             "#   seconds: 6.0",
         )
     return ()
 
 
-def _model_note(answers: InitChoices) -> str:
-    if answers.model != resolve.EMBEDDED:
+def _model_note(choices: InitChoices) -> str:
+    if choices.model != resolve.EMBEDDED:
         return ""
-    if answers.task == "judge":
-        return "too small to judge: name a larger one, or set judge.endpoint"
-    return "proves that everything runs, offline; learns nothing here. Then write: qwen"
+    if choices.task == "judge":
+        return "too small to judge: use a larger model, or set judge.endpoint"
+    return "checks that everything runs, offline; learns nothing here. Then use: qwen"
 
 
 def _line(key: str, value: object, note: str = "") -> str:

@@ -1,4 +1,4 @@
-"""The `sdpo` command: finds the verb, loads that verb's file alone, and turns errors into one line and a code."""
+"""The `sdpo` command: loads the file of one subcommand, and turns errors into one line and an exit code."""
 
 from __future__ import annotations
 
@@ -13,55 +13,56 @@ from types import MappingProxyType
 from typing import Annotated, Any
 
 import typer
+from sdpo_cli.options import ALIASES
 
 from sdpo_mlx import __version__
 from sdpo_mlx.core.errors import EXIT_BUG, EXIT_INTERRUPTED, EXIT_OK, SdpoError
 
 EXIT_USAGE = 2
-COMPLETING = "_SDPO_COMPLETE"  # as in completion.py, which only a shell needs
+COMPLETING = "_SDPO_COMPLETE"  # as in completion.py, which only completion imports
 _SETTING = re.compile(r"--([a-zA-Z_][\w-]*(?:\.[\w-]+)+)(?:=(.*))?", re.DOTALL)
 EXIT_BROKEN_PIPE = 141
 
-# Kept here so that `sdpo --help` imports none of the files.
+# Here rather than in the files of the commands, so that `sdpo --help` imports none of them.
 VERBS: Mapping[str, str] = MappingProxyType(
     {
         "train": "Train a model on a task by self-distillation.",
         "eval": "Score a run, a model, or a model with an adapter.",
-        "solve": "Test-time training on one hard problem.",
-        "coach": "Learn from your own remarks, answer by answer.",
-        "compare": "Pair two evaluations: the difference, and whether to believe it.",
-        "rollout": "Show one problem through the eyes of all involved.",
-        "runs": "A table of runs.",
-        "watch": "The live view of a run, from another terminal.",
-        "report": "What a run did, in one HTML file.",
-        "chat": "Talk to a run, with and without its adapter.",
-        "serve": "Answer OpenAI's clients with a run's adapter.",
-        "export": "Take an adapter to PEFT and back, or fuse it into its base.",
-        "push": "Send a run's adapter and card to a model hub.",
-        "plan": "Memory and time of a step, before it starts.",
-        "tasks": "List tasks, show one, check one, grade one answer.",
-        "data": "Check rows of your own, line by line.",
-        "init": "Write a starter folder: own task, rows, settings.",
+        "solve": "Solve one hard problem by test-time training.",
+        "coach": "Train interactively from your own feedback.",
+        "compare": "Compare two evaluations, paired by problem.",
+        "rollout": "Show rollouts, grades and teacher context for one problem.",
+        "runs": "List runs.",
+        "watch": "Watch a run from another terminal.",
+        "report": "Write an HTML report of a run.",
+        "chat": "Chat with a run, with and without its adapter.",
+        "serve": "Serve a run through an OpenAI-compatible API.",
+        "export": "Export an adapter: PEFT, GGUF, or fused into the base.",
+        "push": "Upload an adapter and its model card to the hub.",
+        "plan": "Estimate memory and time of a training step.",
+        "tasks": "List, show and check tasks; grade an answer.",
+        "data": "Check your data files.",
+        "init": "Write a starter folder: config, rows, grader.",
         "models": "List, show, import and fetch models.",
-        "config": "The resolved configuration.",
-        "doctor": "What this machine can do, and how to mend the rest.",
+        "config": "Show the resolved configuration.",
+        "doctor": "Check this machine and suggest fixes.",
     }
 )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run one command line and exit with its code (PROMISES.md)."""
-    _opened_streams()
+    """Run one command line and exit with its code."""
+    _open_streams()
     for stream in (sys.stdin, sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
     if COMPLETING in os.environ:
-        sys.exit(_completed())
+        sys.exit(_complete())
     sys.exit(run(list(sys.argv[1:] if arguments is None else arguments)))
 
 
-def _opened_streams() -> None:
-    """Whoever started us may have closed some: a file opened later must not take the place of one, nor it be None."""
+def _open_streams() -> None:
+    """Open standard streams that the parent closed, so that no file gets their descriptor and none is None."""
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         try:
             os.fstat(number)
@@ -70,15 +71,15 @@ def _opened_streams() -> None:
                 setattr(sys, name, os.fdopen(number, "w" if number else "r", encoding="utf-8"))
 
 
-def _completed() -> int:
-    """Answer a shell that asks what can follow; the exit code."""
+def _complete() -> int:
+    """Print completions for a shell; return the exit code."""
     from sdpo_cli import completion
 
     return completion.answer(application(completion.words_so_far(os.environ)), os.environ)
 
 
 def run(words: list[str]) -> int:
-    """The exit code of one command line; every error becomes one line on stderr."""
+    """Run one command line and return its exit code; every error becomes one line on stderr."""
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"] or ["--help"]
     words = [*words[1:], "--help"] if words[0] == "help" else words
@@ -88,54 +89,56 @@ def run(words: list[str]) -> int:
         sys.stdout.flush()
         return code if isinstance(code, int) else EXIT_OK
     except SdpoError as error:
-        return _ended(error.line(), error.exit_code, debug)
+        return _report(error.line(), error.exit_code, debug)
     except (KeyboardInterrupt, typer.Abort):
-        return _ended("interrupted", EXIT_INTERRUPTED, debug)
+        return _report("interrupted", EXIT_INTERRUPTED, debug)
     except BrokenPipeError:
-        _forget_output()
+        _discard_output()
         return EXIT_BROKEN_PIPE
-    except Exception as error:  # the boundary to the user: a traceback is for --debug
-        return _failed(error, debug)
+    except Exception as error:  # the boundary to the user: --debug shows the traceback
+        return _unexpected(error, debug)
 
 
-def _failed(error: Exception, debug: bool) -> int:
-    """The exit code and the line of what nobody further in could name better."""
+def _unexpected(error: Exception, debug: bool) -> int:
+    """Report an error that is no SdpoError; return its exit code."""
     if hasattr(error, "format_message"):
-        return _misused(error, debug)
-    if isinstance(error, OSError):  # the system refused: a full output, a name too long
+        return _usage_error(error, debug)
+    if isinstance(error, OSError):  # of the output or of a path: disk full, name too long
         from sdpo_mlx.core.storage import trouble
 
-        _forget_output()
-        refused = trouble(error, error.filename or "the output", "read" if error.filename else "write")
-        return _ended(refused.line(), refused.exit_code, debug)
+        _discard_output()
+        failure = trouble(error, error.filename or "the output", "read" if error.filename else "write")
+        return _report(failure.line(), failure.exit_code, debug)
     if isinstance(error, OverflowError):
-        said = f"a number is larger than anything can count with here: {error}. Write a smaller one."
-        return _ended(said, EXIT_USAGE, debug)
-    hint = "" if debug else " (--debug shows where)"
-    return _ended(f"a bug of ours: {type(error).__name__}: {error}{hint}", EXIT_BUG, debug)
+        return _report(f"a number is too large: {error}. Use a smaller one.", EXIT_USAGE, debug)
+    hint = "" if debug else ". Add --debug for the traceback."
+    return _report(f"internal error: {type(error).__name__}: {error}{hint}", EXIT_BUG, debug)
 
 
-def _forget_output() -> None:
-    """Nobody takes what is still buffered: it must not be tried again at exit."""
-    with suppress(OSError, ValueError):  # none at all, or a test's
+def _discard_output() -> None:
+    """Redirect stdout, so that its buffer is not written to a closed pipe at exit."""
+    with suppress(OSError, ValueError):  # no stdout, or one without a descriptor
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def application(words: Sequence[str]) -> typer.Typer:
-    """All verbs by name and line, and in full only the one that was asked for."""
-    # Plain help: readable in 80 columns, and quicker than with rich.
-    asked = next((word for word in words if not word.startswith("-")), "")
+    """Return the application, in which only the requested command is loaded."""
+    # Plain help: readable in 80 columns, and faster than with rich.
+    requested = _command_name(words)
     app = typer.Typer(
         rich_markup_mode=None,
-        add_completion=not asked or COMPLETING in os.environ,
+        add_completion=not requested or COMPLETING in os.environ,
         pretty_exceptions_enable=False,
-        context_settings={"help_option_names": ["--help", "-h"]},
+        context_settings={
+            "help_option_names": ["--help", "-h"],
+            "token_normalize_func": lambda name: ALIASES.get(name, name),
+        },
         callback=_root,
         name="sdpo",
     )
     for verb, line in VERBS.items():
-        if verb != asked:
-            app.command(verb, help=line)(_absent)
+        if verb != requested:
+            app.command(verb, help=line)(_not_loaded)
             continue
         module = import_module(f"sdpo_cli.commands.{verb}")
         if hasattr(module, "app"):
@@ -146,7 +149,7 @@ def application(words: Sequence[str]) -> typer.Typer:
 
 
 def with_settings(words: Sequence[str]) -> list[str]:
-    """`--section.key VALUE` and `--section.key=VALUE` as `--set section.key=VALUE`, for verbs that take --set."""
+    """Rewrite `--section.key VALUE` and `--section.key=VALUE` to `--set section.key=VALUE`, for commands with --set."""
     if not _takes_settings(words):
         return list(words)
     made, rest = [], list(words)
@@ -167,67 +170,72 @@ def with_settings(words: Sequence[str]) -> list[str]:
 
 
 def _takes_settings(words: Sequence[str]) -> bool:
-    """Whether the verb (or one of its own verbs) has the option --set; only that verb's file is loaded."""
-    asked = next((word for word in words if not word.startswith("-")), "")
-    if asked not in VERBS:
+    """Whether the command (or one of its subcommands) has the option --set; loads only its file."""
+    requested = _command_name(words)
+    if requested not in VERBS:
         return False
-    module = import_module(f"sdpo_cli.commands.{asked}")
+    module = import_module(f"sdpo_cli.commands.{requested}")
     group = getattr(module, "app", None)
     commands = [each.callback for each in group.registered_commands] if group else [module.command]
     return any("sets" in inspect.signature(each).parameters for each in commands)
 
 
-def _absent() -> None:
-    raise AssertionError("only the verb that was asked for is called")
+def _command_name(words: Sequence[str]) -> str:
+    return next((word for word in words if not word.startswith("-")), "")
 
 
-def _version(wanted: bool) -> None:
-    if wanted:
+def _not_loaded() -> None:
+    raise AssertionError("only the requested command is called")
+
+
+def _version(value: bool) -> None:
+    if value:
         typer.echo(f"sdpo-mlx {__version__}")
         raise typer.Exit
 
 
 def _root(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and leave.")
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
-    """SDPO on MLX: a language model learns your task from what the environment says.
+    """SDPO on MLX: train a language model on your task from feedback.
 
     Example: sdpo train --model tiny --task tiny
     """
 
 
-def _misused(error: Any, debug: bool) -> int:
-    """An error of the command line itself: unknown option, missing value."""
+def _usage_error(error: Any, debug: bool) -> int:
+    """Report an error of the command line: unknown option, missing value."""
     context = getattr(error, "ctx", None)
     if type(error).__name__ == "NoArgsIsHelpError":
         typer.echo(error.format_message(), err=True)
         return EXIT_USAGE
-    where = context.command_path if context is not None else "sdpo"
-    message = _told(error, context) or " ".join(str(error.format_message()).split()).rstrip(".")
+    command = context.command_path if context is not None else "sdpo"
+    message = _suggestion(error, context) or " ".join(str(error.format_message()).split()).rstrip(".")
     stop = "" if message.endswith("?") else "."
-    return _ended(f"{message}{stop} See `{where} --help`.", int(getattr(error, "exit_code", EXIT_USAGE)), debug)
+    return _report(f"{message}{stop} See `{command} --help`.", int(getattr(error, "exit_code", EXIT_USAGE)), debug)
 
 
-def _told(error: Any, context: Any) -> str:
-    """What to write instead of a word of another tool; empty where it is none."""
+def _suggestion(error: Any, context: Any) -> str:
+    """Return the error with what to write instead, for arguments known from other tools; otherwise blank."""
     from sdpo_cli import foreign
 
     option = getattr(error, "option_name", None)
     flags = [flag for param in context.command.params for flag in param.opts] if context is not None else []
-    if alone := re.match(r"Got unexpected extra arguments?\(?s?\)? \((\S+)\)", str(error.message)):
-        return foreign.bare(alone[1], flags)
+    if extra := re.match(r"Got unexpected extra arguments?\(?s?\)? \((\S+)\)", str(error.message)):
+        return foreign.bare(extra[1], flags)
     if option and type(error).__name__ == "NoSuchOption":
-        told = foreign.instead(option, flags) if "--set" in flags else ""
-        return f"No such option: {option}. {told}" if told else ""
+        advice = foreign.instead(option, flags) if "--set" in flags else ""
+        return f"No such option: {option}. {advice}" if advice else ""
     verb = re.match(r"No such command '([\w-]+)'", str(error.message))
-    told = foreign.VERBS.get(verb[1], "") if verb else ""
-    return f"No such command: {verb[1]}. Write `{told}`" if verb and told else ""
+    ours = foreign.VERBS.get(verb[1], "") if verb else ""
+    return f"No such command: {verb[1]}. Use `{ours}`" if verb and ours else ""
 
 
-def _ended(line: str, code: int, debug: bool) -> int:
+def _report(line: str, code: int, debug: bool) -> int:
+    """Print an error on one line; return its exit code."""
     from sdpo_mlx.core.text import display
 
     if debug:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from types import MappingProxyType
+from typing import Annotated, Any
 
 import typer
 from sdpo_cli import completion
@@ -13,7 +15,7 @@ Model = Annotated[
     typer.Option(
         "--model",
         metavar="NAME",
-        help="Alias, folder, or hub repository; tiny where none is named.",
+        help="Alias, folder, or hub repository; default: tiny.",
         autocompletion=completion.models,
     ),
 ]
@@ -22,40 +24,42 @@ TaskName = Annotated[
     typer.Option(
         "--task",
         metavar="NAME",
-        help="A name of `sdpo tasks list`, or a file of yours.",
+        help="A name from `sdpo tasks list`, or your Python file.",
         autocompletion=completion.tasks,
     ),
 ]
-Data = Annotated[str | None, typer.Option("--data", metavar="FILE", help="Problems of your own: a file, or hub:NAME.")]
+Data = Annotated[str | None, typer.Option("--data", metavar="FILE", help="Your problems: a file, or hub:NAME.")]
 ConfigFile = Annotated[
     Path | None,
     typer.Option(
         "-c",
         "--config",
         metavar="FILE",
-        help="Settings in YAML, a run's folder, or a shipped preset's name.",
+        help="YAML config, run folder, or preset name.",
         autocompletion=completion.presets,
     ),
 ]
 Sets = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting of `sdpo config show`; repeatable.")
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Any setting from `sdpo config show`; repeatable."),
 ]
-MaxTokens = Annotated[int | None, typer.Option("--max-tokens", metavar="N", min=1, help="Longest answer, in tokens.")]
-GroupSize = Annotated[int | None, typer.Option("--group-size", metavar="N", min=1, help="Answers for each problem.")]
-LearningRate = Annotated[float | None, typer.Option("--learning-rate", metavar="X", help="AdamW's learning rate.")]
+MaxTokens = Annotated[int | None, typer.Option("--max-tokens", metavar="N", min=1, help="Maximum tokens of a rollout.")]
+GroupSize = Annotated[int | None, typer.Option("--group-size", metavar="N", min=1, help="Rollouts per problem.")]
+LearningRate = Annotated[float | None, typer.Option("--learning-rate", metavar="X", help="AdamW learning rate.")]
 Problems = Annotated[
     int | None, typer.Option("--problems", metavar="N", min=1, help="Only the first N held-out problems.")
 ]
-Samples = Annotated[int | None, typer.Option("--samples", metavar="N", min=1, help="Answers for each problem.")]
-AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
+ProblemId = Annotated[str | None, typer.Option("--problem", metavar="ID", help="Problem id; default: the first.")]
+Adapter = Annotated[Path | None, typer.Option("--adapter", metavar="DIR", help="Adapter for the model.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 Plain = Annotated[bool, typer.Option("--plain", help="Plain lines, no live view.")]
-Seed = Annotated[int | None, typer.Option("--seed", metavar="N", help="Everything random follows from it.")]
+Seed = Annotated[int | None, typer.Option("--seed", metavar="N", help="Random seed.")]
 SandboxKind = Annotated[
     str | None,
     typer.Option(
         "--sandbox",
         metavar="KIND",
-        help="auto, bubblewrap, seatbelt, container; unconfined gives up containment.",
+        help="auto, bubblewrap, seatbelt, container; unconfined: no isolation.",
         autocompletion=completion.kinds("sandbox.kind"),
     ),
 ]
@@ -87,3 +91,27 @@ Target = Annotated[
     str, typer.Argument(metavar="TARGET", help="A run folder, or a model.", autocompletion=completion.targets)
 ]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.", autocompletion=completion.runs)]
+
+# The setting that each option of the same name sets.
+KEYS: Mapping[str, str] = MappingProxyType(
+    {
+        "model": "model.name",
+        "task": "task.name",
+        "data": "task.data",
+        "group_size": "rollout.group_size",
+        "max_tokens": "rollout.max_tokens",
+        "learning_rate": "train.learning_rate",
+        "objective": "objective.kind",
+        "teacher": "teacher.kind",
+        "backend": "model.backend",
+        "seed": "train.seed",
+        "sandbox": "sandbox.kind",
+    }
+)
+# Hidden names of options, accepted by every command that has the option: earlier ones, and mlx-lm's.
+ALIASES: Mapping[str, str] = MappingProxyType({"samples": "group-size", "answers": "group-size", "n": "group-size"})
+
+
+def settings(**values: Any) -> dict[str, Any]:
+    """Return the values of options as dotted settings; None for an option that was not given."""
+    return {KEYS[name]: value for name, value in values.items()}

@@ -1,4 +1,4 @@
-"""`sdpo chat`: a conversation in the terminal, with the adapter, without it, or both side by side."""
+"""`sdpo chat`: chat in the terminal with the adapter, without it, or with both."""
 
 from __future__ import annotations
 
@@ -16,31 +16,30 @@ if TYPE_CHECKING:
     from sdpo_mlx.runs.conversation import ChatModel, Conversation
 
 MAX_TOKENS = 512
-HINT = 'Ctrl-C stops an answer; """ begins and ends several lines; /new begins anew; /quit or Ctrl-D leaves'
+HINT = 'Ctrl-C stops the reply, """ starts and ends several lines, /new clears the chat, /quit or Ctrl-D quits'
 FENCE = '"""'
 
 
 def command(  # noqa: PLR0913 - typer reads the options off the signature
     target: options.Target,
     *,
-    adapter: Annotated[Path | None, typer.Option("--adapter", metavar="DIR", help="An adapter for the model.")] = None,
-    compare: Annotated[bool, typer.Option("--compare", help="Each answer twice: base, then adapter.")] = False,
-    prompt: Annotated[
-        str | None, typer.Option("--prompt", metavar="TEXT", help="Ask this one question, then leave.")
-    ] = None,
+    adapter: options.Adapter = None,
+    compare: Annotated[bool, typer.Option("--compare", help="Reply twice: base, then adapter.")] = False,
+    prompt: Annotated[str | None, typer.Option("--prompt", metavar="TEXT", help="Reply to one prompt.")] = None,
     max_tokens: Annotated[
-        int, typer.Option("--max-tokens", metavar="N", min=1, help="Longest answer, in tokens.")
+        int, typer.Option("--max-tokens", metavar="N", min=1, help="Maximum tokens of a reply.")
     ] = MAX_TOKENS,
     temperature: Annotated[
         float | None,
-        typer.Option("--temperature", metavar="T", min=0, help="0: the likeliest token; default: eval.temperature."),
+        typer.Option("--temperature", metavar="T", min=0, help="0: greedy; default: eval.temperature."),
     ] = None,
+    backend: options.Backend = None,
     seed: options.Seed = None,
     sets: options.Sets = None,
     plain: options.Plain = False,
     as_json: options.AsJson = False,
 ) -> None:
-    """Talk to a run, a model, or a model with an adapter.
+    """Chat with a run, a model, or a model with an adapter.
 
     Example: sdpo chat runs/first --compare
     """
@@ -48,20 +47,20 @@ def command(  # noqa: PLR0913 - typer reads the options off the signature
     from sdpo_mlx.runs.targets import adapter_home, target_config
 
     if as_json and prompt is None:
-        raise ConfigError("--json is for one question", where="--json", fix="add --prompt TEXT")
+        raise ConfigError("--json needs a prompt", where="--json", fix="add --prompt TEXT")
     if compare and adapter_home(target, adapter) is None:
         raise ConfigError("there is no adapter to compare", where=target, fix="name a run folder, or add --adapter DIR")
-    flags = {"train.seed": seed, "eval.temperature": temperature}
+    flags = options.settings(backend=backend, seed=seed) | {"eval.temperature": temperature}
     cfg = target_config(target, adapter, sets or [], flags)
-    with render.status(f"opening {cfg.model.name}", plain):
+    with render.status(f"loading {cfg.model.name}", plain):
         speaker = _opened(target, cfg, adapter, max_tokens)
     sides = _sides(speaker, compare)
     if prompt is None:
-        _talk(sides, _typed)
+        _chat(sides, _read_line)
     elif as_json:
-        render.document({"target": target, "prompt": prompt, "answers": [_silent(side, prompt) for side in sides]})
+        render.document({"target": target, "prompt": prompt, "answers": [_reply(side, prompt) for side in sides]})
     else:
-        _answered(sides, prompt)
+        _stream(sides, prompt)
 
 
 def _opened(target: str, cfg: Any, adapter: Path | None, max_tokens: int) -> ChatModel:
@@ -79,18 +78,18 @@ def _sides(speaker: ChatModel, compare: bool) -> list[Conversation]:
     return [Conversation(speaker, voice) for voice in (voices if compare else voices[-1:])]
 
 
-def _talk(sides: Sequence[Conversation], typed: Callable[[], str]) -> None:
-    """Questions and answers until the person leaves."""
+def _chat(sides: Sequence[Conversation], read_line: Callable[[], str]) -> None:
+    """Reply to messages until the user quits."""
     from sdpo_mlx.core.errors import DataError
 
-    render.say(HINT)
+    render.message(HINT)
     while True:
         try:
-            question = _question(typed)
+            question = _read_message(read_line)
         except EOFError:
             return
         except KeyboardInterrupt:
-            render.say(f"\n{HINT}")
+            render.message(f"\n{HINT}")
             continue
         if question == "/quit":
             return
@@ -98,35 +97,35 @@ def _talk(sides: Sequence[Conversation], typed: Callable[[], str]) -> None:
             for side in sides:
                 side.forget()
         elif question.startswith("/"):
-            render.say(f"{question.split()[0]} is no command here: {HINT}")
+            render.message(f"unknown command {question.split()[0]}: {HINT}")
         elif question:
             try:
-                _answered(sides, question, leave=False)
+                _stream(sides, question, once=False)
             except DataError as error:
-                render.say(error.line())
+                render.message(error.line())
 
 
-def _question(typed: Callable[[], str]) -> str:
-    """What was typed: one line, or all lines between two of FENCE."""
-    line = typed().strip()
+def _read_message(read_line: Callable[[], str]) -> str:
+    """Read one line, or all lines between two of FENCE."""
+    line = read_line().strip()
     if not line.startswith(FENCE):
         return line
     lines = [line.removeprefix(FENCE)]
     while not lines[-1].rstrip().endswith(FENCE):
-        lines.append(typed())
+        lines.append(read_line())
     lines[-1] = lines[-1].rstrip().removesuffix(FENCE)
     return "\n".join(lines).strip("\n")
 
 
-def _typed() -> str:
-    """One line; a terminal gets a prompt, and keys that edit where the system has them."""
+def _read_line() -> str:
+    """Read one line; a terminal gets a prompt, and line editing if the system has it."""
     with suppress(ImportError):
         import readline  # noqa: F401 - `input` uses it
     return input("> " if sys.stdin.isatty() else "")
 
 
-def _answered(sides: Sequence[Conversation], question: str, leave: bool = True) -> None:
-    """Every side's answer as it comes; Ctrl-C stops them all, and leaves where only one question was asked."""
+def _stream(sides: Sequence[Conversation], question: str, once: bool = True) -> None:
+    """Print the reply of every side as it arrives; Ctrl-C stops all, and ends the command if `once`."""
     from sdpo_mlx.core.interrupt import Interrupt
 
     with Interrupt() as interrupt:
@@ -134,25 +133,25 @@ def _answered(sides: Sequence[Conversation], question: str, leave: bool = True) 
             if len(sides) > 1:
                 render.result([f"{side.voice}:"])
             render.stream(side.ask(question, interrupt.requested))
-            _noted(side)
+            _notes(side)
             if interrupt.requested():
                 break
-    if interrupt.requested() and (leave or interrupt.exit_code != 130):
+    if interrupt.requested() and (once or interrupt.exit_code != 130):
         raise typer.Exit(interrupt.exit_code)
 
 
-def _noted(side: Conversation) -> None:
-    """What a person should know of an answer beside its words."""
-    said = side.last
-    if said.dropped:
-        render.say(f"(the context is full: the oldest {said.dropped} exchanges were forgotten)")
-    if said.finish == "length":
-        render.say(f"(cut off after {said.tokens} tokens; --max-tokens allows more)")
-    if said.finish == "interrupted":
-        render.say("(stopped)")
+def _notes(side: Conversation) -> None:
+    """Print notes on the last reply: dropped messages, truncation, interruption."""
+    reply = side.last
+    if reply.dropped:
+        render.message(f"(context full: dropped the oldest {render.plural(reply.dropped, 'exchange')})")
+    if reply.finish == "length":
+        render.message(f"(truncated at {reply.tokens} tokens; raise --max-tokens for more)")
+    if reply.finish == "interrupted":
+        render.message("(stopped)")
 
 
-def _silent(side: Conversation, question: str) -> dict[str, Any]:
+def _reply(side: Conversation, question: str) -> dict[str, Any]:
     from sdpo_mlx.core.interrupt import Interrupt
 
     with Interrupt() as interrupt:
@@ -160,5 +159,5 @@ def _silent(side: Conversation, question: str) -> dict[str, Any]:
             pass
     if interrupt.requested():
         raise typer.Exit(interrupt.exit_code)
-    said = side.last
-    return {"voice": side.voice, "text": said.text, "finish": said.finish, "tokens": said.tokens}
+    reply = side.last
+    return {"voice": side.voice, "text": reply.text, "finish": reply.finish, "tokens": reply.tokens}

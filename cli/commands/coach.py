@@ -1,4 +1,4 @@
-"""`sdpo coach TARGET`: the model answers, you say what was wrong, the step is made."""
+"""`sdpo coach TARGET`: train on your own feedback, one rollout at a time."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from sdpo_cli import options
-from sdpo_cli.commands.coach_session import QUIT, Tally, heard, session
+from sdpo_cli.commands.coach_session import QUIT, Tally, read_answer, session
+from sdpo_cli.commands.opening import open_components
 from sdpo_cli.terminal import render
 
 if TYPE_CHECKING:
@@ -24,10 +25,10 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Wish:
-    """What to ask and what to show; `asks` is `task`, `prompts` or `typed`."""
+class SessionOptions:
+    """Where problems come from (`source`: `task`, `prompts` or `typed`), and what to show."""
 
-    asks: str
+    source: str
     prompts: tuple[str, ...] = ()
     problems: int | None = None
     again: bool = False
@@ -41,82 +42,77 @@ def command(  # noqa: PLR0913 - typer reads the options off the signature
     data: options.Data = None,
     prompt: Annotated[
         list[str] | None,
-        typer.Option("--prompt", metavar="TEXT", help="Ask this instead of a task's problems; repeatable."),
+        typer.Option("--prompt", metavar="TEXT", help="Use this prompt instead of a task; repeatable."),
     ] = None,
     problems: Annotated[
         int | None, typer.Option("--problems", metavar="N", min=1, help="Stop after N problems.")
     ] = None,
-    answers: Annotated[
-        int | None, typer.Option("--answers", metavar="N", min=1, help="Answers for each problem; default: 1.")
+    group_size: Annotated[
+        int | None, typer.Option("--group-size", metavar="N", min=1, help="Rollouts per problem; default: 1.")
     ] = None,
-    again: Annotated[bool, typer.Option("--again", help="Show after each step what the same seed gives now.")] = False,
+    again: Annotated[bool, typer.Option("--again", help="Sample again with the same seed after each step.")] = False,
     replay: Annotated[
-        Path | None, typer.Option("--replay", metavar="FILE", help="Learn again from a coaching.jsonl.")
+        Path | None, typer.Option("--replay", metavar="FILE", help="Repeat the steps of a coaching.jsonl.")
     ] = None,
     out: Annotated[
         Path | None, typer.Option("--out", metavar="DIR", help="Run folder; default: runs/<name>-coach.")
     ] = None,
     learning_rate: Annotated[
         float | None,
-        typer.Option("--learning-rate", metavar="X", help="AdamW's learning rate; default: 0.4 of training's."),
+        typer.Option("--learning-rate", metavar="X", help="AdamW learning rate; default: 0.4 of training's."),
     ] = None,
     max_tokens: options.MaxTokens = None,
+    backend: options.Backend = None,
     seed: options.Seed = None,
     sets: options.Sets = None,
     sandbox: options.SandboxKind = None,
     plain: options.Plain = False,
     as_json: options.AsJson = False,
 ) -> None:
-    """Teach by hand: read an answer, type one line of what was wrong, and the step is made.
+    """Train interactively from your own feedback: read a rollout, type what is wrong, and one step is made.
 
-    Remarks come from the terminal, or line by line from a pipe. A line that is a JSON string ("...") may hold
-    several lines. Lessons are kept in coaching.jsonl; --replay makes the same steps again from that file.
+    Feedback is read from the terminal, or line by line from a pipe. A line that is a JSON string ("...") may contain
+    several lines. All feedback is saved in coaching.jsonl; --replay repeats the steps from that file.
 
     Example: sdpo coach runs/tiny-tiny-seed0 --problems 5
     """
-    flags = {
-        "task.name": task,
-        "task.data": data,
-        "rollout.group_size": answers,
-        "rollout.max_tokens": max_tokens,
-        "train.learning_rate": learning_rate,
-        "train.seed": seed,
-        "sandbox.kind": sandbox,
-    }
+    flags = options.settings(task=task, data=data, group_size=group_size, max_tokens=max_tokens, backend=backend)
+    flags |= options.settings(learning_rate=learning_rate, seed=seed, sandbox=sandbox)
     cfg, place = settings(target, sets or [], flags, replay), out or default_out(target)
-    # What is replayed goes on asking as it did.
-    source = target if replay is None else str(replay.parent)
-    wish = Wish(asked_by(source, bool(task or data), prompt), tuple(prompt or ()), problems, again, replay)
-    content, interrupted = coached(target, cfg, place, wish, plain=plain)
-    show(content, as_json=as_json, interrupted=interrupted)
+    # A replay keeps the source of its problems.
+    source = source_of(target if replay is None else str(replay.parent), bool(task or data), prompt)
+    chosen = SessionOptions(source, tuple(prompt or ()), problems, again, replay)
+    content, interrupted = coached(target, cfg, place, chosen, plain=plain)
+    if interrupted:
+        render.message("sdpo: interrupted, every lesson is saved. Run the same command again to resume.")
+    render.output(content, as_lines(content), as_json)
     if interrupted:
         raise typer.Exit(130)
 
 
-def coached(target: str, cfg: Config, place: Path, wish: Wish, *, plain: bool) -> tuple[dict[str, Any], bool]:
-    """Open all parts and hold the session: what came of it, and whether it was interrupted."""
+def coached(
+    target: str, cfg: Config, place: Path, chosen: SessionOptions, *, plain: bool
+) -> tuple[dict[str, Any], bool]:
+    """Run the session; return its document and whether it was interrupted."""
     from sdpo_mlx.runs.folder import RunFolder
-    from sdpo_mlx.runs.targets import is_run, open_target
+    from sdpo_mlx.runs.targets import is_run
     from sdpo_mlx.training.coaching import Coaching
 
     tally, interrupted = Tally(), False
     if hasattr(sys.stdin, "reconfigure"):
         sys.stdin.reconfigure(errors="replace")
     with RunFolder.open(place) as folder:
-        with render.status(f"opening {cfg.model.name}", plain) as doing:
-            setup = open_target(target, cfg, doing=doing)
-        render.say(setup.model.line())
-        render.warn(setup.warnings())
+        setup = open_components(cfg, plain, target)
         itself = place.resolve() == Path(target).resolve()
         origin = Path(target).resolve().name if is_run(Path(target)) else ""
         coaching = Coaching(setup, folder, itself=itself, origin=origin)
-        folder.write_manifest({**setup.manifest(["sdpo", *sys.argv[1:]]), "asks": wish.asks})
+        folder.write_manifest({**setup.manifest(["sdpo", *sys.argv[1:]]), "asks": chosen.source})
         try:
-            if wish.replay is not None:
-                _replay(coaching, wish.replay, tally)
+            if chosen.replay is not None:
+                _replay(coaching, chosen.replay, tally)
             else:
-                plays = wish.asks == "task" and hasattr(setup.task, "reply")
-                session(coaching, asked(setup, wish, coaching.step), tally, plays=plays, again=wish.again)
+                plays = chosen.source == "task" and hasattr(setup.task, "reply")
+                session(coaching, problems_of(setup, chosen, coaching.step), tally, plays=plays, again=chosen.again)
         except KeyboardInterrupt:
             interrupted = True
         finally:
@@ -125,7 +121,7 @@ def coached(target: str, cfg: Config, place: Path, wish: Wish, *, plain: bool) -
 
 
 def settings(target: str, sets: list[str], flags: dict[str, Any], replay: Path | None = None) -> Config:
-    """A coached folder's own settings, or of that whose lessons are replayed; else the target's for coaching."""
+    """Return the settings of the coached folder, or of the replayed one; otherwise the target's for coaching."""
     from sdpo_mlx.runs.targets import is_run, run_config
     from sdpo_mlx.training.coaching import coaching_config, is_coached
 
@@ -136,7 +132,7 @@ def settings(target: str, sets: list[str], flags: dict[str, Any], replay: Path |
 
 
 def default_out(target: str) -> Path:
-    """A coached folder itself, else `runs/<name>-coach`."""
+    """Return a coached folder itself, otherwise `runs/<name>-coach`."""
     from sdpo_mlx.training.coaching import is_coached
 
     path = Path(target)
@@ -146,8 +142,8 @@ def default_out(target: str) -> Path:
     return Path("runs") / f"{re.sub(r'[^A-Za-z0-9._-]+', '-', name).strip('-.')[:100] or 'model'}-coach"
 
 
-def asked_by(target: str, task: bool, prompts: list[str] | None) -> str:
-    """Where questions come from: `prompts`, a `task` (a run has one), or `typed` by the person."""
+def source_of(target: str, task: bool, prompts: list[str] | None) -> str:
+    """Return where problems come from: `prompts`, a `task` (a run has one), or `typed` on the terminal."""
     from sdpo_mlx.runs.folder import RunFolder
     from sdpo_mlx.runs.targets import is_run
     from sdpo_mlx.training.coaching import is_coached
@@ -159,9 +155,9 @@ def asked_by(target: str, task: bool, prompts: list[str] | None) -> str:
     return "task" if task or is_run(Path(target)) else "typed"
 
 
-def asked(setup: Components, wish: Wish, done: int) -> Iterator[Problem]:
-    """Questions in order; those of a task without end, and none twice in an epoch."""
-    return islice(_of_task(setup, done) if wish.asks == "task" else _of_texts(wish.prompts), wish.problems)
+def problems_of(setup: Components, chosen: SessionOptions, done: int) -> Iterator[Problem]:
+    """Yield problems in order; those of a task repeat without end, each once per epoch."""
+    return islice(_of_task(setup, done) if chosen.source == "task" else _of_texts(chosen.prompts), chosen.problems)
 
 
 def _of_task(setup: Components, done: int) -> Iterator[Problem]:
@@ -172,11 +168,11 @@ def _of_task(setup: Components, done: int) -> Iterator[Problem]:
 
 
 def _of_texts(prompts: Sequence[str]) -> Iterator[Problem]:
-    """The given prompts, or what the person types until an empty line."""
+    """Yield the given prompts, or those typed until an empty line."""
     from sdpo_mlx.core.storage import digest
     from sdpo_mlx.types import Problem
 
-    for text in prompts or iter(lambda: heard("ask the model: ") or QUIT, QUIT):
+    for text in prompts or iter(lambda: read_answer("prompt: ") or QUIT, QUIT):
         yield Problem(f"prompt-{digest(text.encode(errors='replace'))[:12]}", ({"role": "user", "content": text},))
 
 
@@ -189,11 +185,11 @@ def _replay(coaching: Coaching, file: Path, tally: Tally) -> None:
 
 
 def as_document(target: str, place: Path, coaching: Coaching, tally: Tally) -> dict[str, Any]:
-    """What came of it, for a program."""
+    """The result of the session for a program."""
     from sdpo_mlx.training.coaching import is_coached
 
     run, start = shlex.quote(str(place)), shlex.quote(target)
-    # Only from where the session began are they the same steps.
+    # A replay repeats the same steps only from the same starting point.
     again = [] if is_coached(Path(target)) else [f"sdpo coach {start} --replay {run}/coaching.jsonl --out DIR"]
     return {
         "target": target,
@@ -210,21 +206,15 @@ def as_document(target: str, place: Path, coaching: Coaching, tally: Tally) -> d
     }
 
 
-def show(content: dict[str, Any], *, as_json: bool, interrupted: bool) -> None:
-    if interrupted:
-        render.say("sdpo: interrupted, every lesson is saved; run the same command to go on.")
-    if as_json:
-        render.document(content)
-        return
+def as_lines(content: dict[str, Any]) -> list[str]:
+    """The same for a person."""
     counts = ", ".join(f"{name} {content[name]}" for name in ("lessons", "remarks", "good", "steps"))
-    render.result(
-        [
-            "",
-            f"this time {counts}; lessons in all {content['total']}",
-            f"lessons   {content['data']}",
-            f"adapter   {content['adapter']}",
-            "",
-            "next:",
-            *(f"  {each}" for each in content["next"]),
-        ]
-    )
+    return [
+        "",
+        f"this session: {counts}; total lessons {content['total']}",
+        f"lessons   {content['data']}",
+        f"adapter   {content['adapter']}",
+        "",
+        "next:",
+        *(f"  {each}" for each in content["next"]),
+    ]

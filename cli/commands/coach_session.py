@@ -1,4 +1,4 @@
-"""A coaching session on a terminal or a pipe: what is shown, what is heard, what is counted."""
+"""A coaching session on a terminal or a pipe: show rollouts, read feedback, train, count."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
     from sdpo_mlx.types import Feedback, Problem, Rollout
 
 SHOWN = 6_000  # characters of one text on a terminal
-HELP = "Say in one line what was wrong; empty: nothing to say, /good: it is right, /quit or Ctrl-D: end."
+HELP = "Type in one line what is wrong. Empty: no feedback, /good: correct, /quit or Ctrl-D: end."
 QUIT, GOOD = "/quit", "/good"
 
 
 @dataclass
 class Tally:
-    """What a session did."""
+    """The counts of a session."""
 
     lessons: int = 0
     remarks: int = 0
@@ -40,107 +40,107 @@ class Tally:
 
 
 @dataclass(frozen=True)
-class Answered:
-    """What the model said to one question: answers, or episodes with the environment's own verdicts."""
+class Sampled:
+    """The rollouts of one problem; episodes come with the environment's feedback."""
 
     rollouts: tuple[Rollout, ...]
-    verdicts: tuple[Feedback, ...] = ()
+    feedback: tuple[Feedback, ...] = ()
     last_decides: bool = True
 
 
 def session(coaching: Coaching, problems: Iterator[Problem], tally: Tally, *, plays: bool, again: bool) -> None:
-    """Ask, listen, learn, until the problems or the person's patience end; `plays` lets the environment reply."""
+    """Sample, read feedback and train until the problems end or the user quits; `plays` samples episodes."""
     from sdpo_mlx.training.lessons import Lesson
 
     if coaching.caught_up:
-        render.say(f"learned what was left from last time: {coaching.caught_up} lessons")
-    render.say(HELP)
+        render.message(f"trained on {render.plural(coaching.caught_up, 'lesson')} left from the last session")
+    render.message(HELP)
     for problem in problems:
-        render.say(f"\nlesson {coaching.step + 1}, {problem.id}:")
-        _lines(problem.messages[-1]["content"])
-        found = answered(coaching, problem, plays)
-        if not found.rollouts:
-            render.say("not asked: the prompt leaves no room for an answer")
+        render.message(f"\nlesson {coaching.step + 1}, {problem.id}:")
+        show_text(problem.messages[-1]["content"])
+        sampled = sample(coaching, problem, plays)
+        if not sampled.rollouts:
+            render.message("not sampled: the prompt leaves no tokens for a rollout")
             continue
-        remarks, over = listen(found)
+        remarks, over = read_remarks(sampled)
         if over and not any(remark.said for remark in remarks):
             return
-        lesson = Lesson(problem, found.rollouts, remarks, found.last_decides)
+        lesson = Lesson(problem, sampled.rollouts, remarks, sampled.last_decides)
         learned = coaching.teach(lesson)
         tally.add(lesson, learned)
-        render.say(_outcome(lesson, learned))
+        render.message(_outcome(lesson, learned))
         if over:
             return
         if again:
-            now = answered(coaching, problem, plays, [rollout.turns[0].seed for rollout in found.rollouts])
-            for rollout in now.rollouts:
-                render.say("the same seed gives now:")
-                _told(rollout)
+            seeds = [rollout.turns[0].seed for rollout in sampled.rollouts]
+            for rollout in sample(coaching, problem, plays, seeds).rollouts:
+                render.message("with the same seed now:")
+                _show_rollout(rollout)
 
 
-def answered(coaching: Coaching, problem: Problem, plays: bool, seeds: Sequence[int] | None = None) -> Answered:
-    """Answers or episodes, one a seed where seeds are given; no rollout where the prompt does not fit."""
+def sample(coaching: Coaching, problem: Problem, plays: bool, seeds: Sequence[int] | None = None) -> Sampled:
+    """Sample rollouts or episodes, one per seed if seeds are given; none if the prompt does not fit."""
     if not plays:
-        return Answered(coaching.ask(problem, seeds))
+        return Sampled(coaching.ask(problem, seeds))
     group = coaching.play(problem, seeds)
-    return Answered(group.rollouts, group.feedback, group.last_decides) if group else Answered(())
+    return Sampled(group.rollouts, group.feedback, group.last_decides) if group else Sampled(())
 
 
-def listen(found: Answered) -> tuple[tuple[Remark, ...], bool]:
-    """A remark for each answer or episode, and whether the person wants to end; what came after that is empty."""
+def read_remarks(sampled: Sampled) -> tuple[tuple[Remark, ...], bool]:
+    """Show each rollout and read a remark for it; return the remarks and whether the user quit."""
     from sdpo_mlx.training.lessons import Remark
 
-    count = len(found.rollouts)
+    count = len(sampled.rollouts)
     remarks = [Remark()] * count
-    for number, rollout in enumerate(found.rollouts):
+    for number, rollout in enumerate(sampled.rollouts):
         which = f" {number + 1} of {count}" if count > 1 else ""
-        what = "episode" if found.verdicts else "answer"
-        render.say(f"{what}{which}{' (cut off)' if rollout.finish == 'length' else ''}:")
-        _told(rollout)
-        if found.verdicts:
-            render.say(_verdict(found.verdicts[number]))
-        line = heard("what was wrong? ")
+        what = "episode" if sampled.feedback else "rollout"
+        render.message(f"{what}{which}{' (truncated)' if rollout.finish == 'length' else ''}:")
+        _show_rollout(rollout)
+        if sampled.feedback:
+            render.message(_grade(sampled.feedback[number]))
+        line = read_answer("what is wrong? ")
         if line is None or line == QUIT:
             return tuple(remarks), True
         remarks[number] = Remark(good=True) if line == GOOD else Remark(line)
     return tuple(remarks), False
 
 
-def _told(rollout: Rollout) -> None:
-    """An answer; in an episode each one numbered, with what the environment replied to it."""
+def _show_rollout(rollout: Rollout) -> None:
+    """Print a rollout; an episode turn by turn with the replies of the environment."""
     for number, exchange in enumerate(rollout.earlier, 1):
-        render.say(f"turn {number}:")
-        _lines(exchange.answer.text)
-        render.say("the environment replies:")
-        _lines(exchange.reply)
+        render.message(f"turn {number}:")
+        show_text(exchange.answer.text)
+        render.message("environment:")
+        show_text(exchange.reply)
     if rollout.earlier:
-        render.say(f"turn {len(rollout.earlier) + 1}:")
-    _lines(rollout.text)
+        render.message(f"turn {len(rollout.earlier) + 1}:")
+    show_text(rollout.text)
 
 
-def _verdict(feedback: Feedback) -> str:
-    """How the environment ends it, in one word; the person's line is what counts."""
+def _grade(feedback: Feedback) -> str:
+    """The environment's grade in one word; the user's feedback is what counts."""
     if feedback.kind == "grader_error":
         return f"the environment failed: {' '.join(render.untrusted(feedback.text, 300, ''))}"
-    return f"the environment calls it {'right' if feedback.success else 'wrong'}"
+    return f"graded by the environment: {'correct' if feedback.success else 'incorrect'}"
 
 
-def heard(question: str) -> str | None:
-    """One line of the person's, cleaned; None at the end. A JSON string may hold several lines."""
+def read_answer(question: str) -> str | None:
+    """Read one line, cleaned; None at the end of input. A JSON string may contain several lines."""
     from sdpo_mlx.core.text import clean
 
     while True:
-        line = _read(question)
+        line = _read_line(question)
         if line is None:
             return None
         line = line.strip()
         if re.fullmatch(r"/[a-z]+", line) and line not in (QUIT, GOOD):
-            render.say(f"{line} is not known. {HELP}")
+            render.message(f"unknown command {line}. {HELP}")
             continue
         return clean(_unquoted(line)).strip()
 
 
-def _read(question: str) -> str | None:
+def _read_line(question: str) -> str | None:
     if sys.stdin.isatty() and sys.stdout.isatty():
         import readline  # noqa: F401 - lets input() edit the line
 
@@ -168,13 +168,14 @@ def _unquoted(line: str) -> str:
 def _outcome(lesson: Lesson, learned: LearnResult) -> str:
     update = learned.update
     if update is not None and update.applied:
-        return f"learned: divergence {render.number(update.divergence)}, gradient {render.number(update.grad_norm)}"
+        return f"trained: divergence {render.number(update.divergence)}, gradient {render.number(update.grad_norm)}"
     if update is not None:
-        return f"nothing learned: {update.reason}"
-    said = any(remark.said for remark in lesson.remarks)
-    return f"nothing learned: {'the settings leave nothing to learn from this' if said else 'nothing was said'}"
+        return f"not trained: {update.reason}"
+    given = any(remark.said for remark in lesson.remarks)
+    return f"not trained: {'the settings leave nothing to learn from this' if given else 'no feedback was given'}"
 
 
-def _lines(text: str) -> None:
+def show_text(text: str) -> None:
+    """Print untrusted text, indented."""
     for line in render.untrusted(text.rstrip(), SHOWN):
-        render.say(line)
+        render.message(line)

@@ -1,4 +1,4 @@
-"""`sdpo config show`: the resolved configuration, and where each value comes from."""
+"""`sdpo config show`: the resolved configuration and the origin of each value."""
 
 from __future__ import annotations
 
@@ -14,55 +14,50 @@ from sdpo_mlx.config import Config
 from sdpo_mlx.config.resolve import Resolved, resolve, value_at
 from sdpo_mlx.core.errors import ConfigError
 
-app = typer.Typer(help="The resolved configuration.", no_args_is_help=True)
+app = typer.Typer(help="Show the resolved configuration.", no_args_is_help=True)
 
 
 @app.callback()
 def _config() -> None:
-    """The resolved configuration."""
+    """Show the resolved configuration."""
 
 
 @app.command()
 def show(  # noqa: PLR0913 - typer reads the options off the signature
-    run: Annotated[
-        Path | None, typer.Argument(metavar="RUN", help="A run folder: the settings it was made with.")
-    ] = None,
+    run: Annotated[Path | None, typer.Argument(metavar="RUN", help="A run folder: show its settings.")] = None,
     *,
     model: options.Model = None,
     task: options.TaskName = None,
     data: options.Data = None,
     config: options.ConfigFile = None,
     sets: options.Sets = None,
-    changed: Annotated[bool, typer.Option("--changed", help="Only what differs from the defaults.")] = False,
+    changed: Annotated[bool, typer.Option("--changed", help="Only values that differ from the defaults.")] = False,
     as_json: options.AsJson = False,
 ) -> None:
-    """Show every setting, its value and its origin.
+    """Show every setting with its value and origin.
 
-    An origin is a flag, --set, a file with its line, a preset, or the default.
+    The origin is a flag, --set, a file with its line, a preset, or the default.
 
     Example: sdpo config show --model qwen --task code --set train.steps=20
     """
     if run is not None and config is not None:
-        raise ConfigError("a run has its own settings", where="--config", fix="give the run, or -c FILE")
+        raise ConfigError("a run has its own settings", where="--config", fix="remove RUN or -c FILE")
     if run is not None and not (run / "config.yaml").is_file():
-        raise ConfigError(f"{run} is no run's folder", where="RUN", fix="`sdpo runs` lists them; a file is -c FILE")
-    flags = {"model.name": model, "task.name": task, "task.data": data}
-    resolved = resolve(run or config, sets or [], flags)
-    usual = Config()
-    different = [key for key in resolved.origins if value_at(resolved.config, key) != value_at(usual, key)]
-    if as_json:
-        content = {"config": resolved.config.model_dump(mode="json"), "origins": resolved.origins}
-        render.document({**content, "changed": different})
-    else:
-        render.result(as_lines(resolved, different if changed else None))
+        fix = "list run folders with `sdpo runs`, or use -c FILE for a file"
+        raise ConfigError(f"{run} is not a run folder", where="RUN", fix=fix)
+    resolved = resolve(run or config, sets or [], options.settings(model=model, task=task, data=data))
+    defaults = Config()
+    different = [key for key in resolved.origins if value_at(resolved.config, key) != value_at(defaults, key)]
+    content = {"config": resolved.config.model_dump(mode="json"), "origins": resolved.origins, "changed": different}
+    render.output(content, as_lines(resolved, different if changed else None), as_json)
 
 
 @app.command()
 def schema() -> None:
-    """Print the configuration's JSON Schema, for editors.
+    """Print the JSON Schema of the configuration, for editors.
 
-    They read it to complete and check a file. Write it beside the settings, `sdpo config schema > schema.json`, and
-    begin them with the line `# yaml-language-server: $schema=schema.json`.
+    Editors complete and check a config with it. Save it beside the config, `sdpo config schema > schema.json`, and
+    begin the config with the line `# yaml-language-server: $schema=schema.json`.
 
     Example: sdpo config schema
     """
@@ -72,9 +67,9 @@ def schema() -> None:
 
 
 def as_lines(resolved: Resolved, keys: Sequence[str] | None = None) -> list[str]:
-    """YAML with each value's origin as a comment beside it; it can be saved and used as a file.
+    """Return YAML with the origin of each value as a comment; it can be saved and used as a config.
 
-    `keys`: those to show, null for all.
+    `keys`: those to show, None for all.
     """
     lines: list[tuple[str, str]] = []
     path: list[str] = []
@@ -93,7 +88,7 @@ def as_lines(resolved: Resolved, keys: Sequence[str] | None = None) -> list[str]
 def _scalar(value: Any) -> str:
     import yaml
 
-    # One line whatever the value holds: a double-quoted scalar escapes line breaks and control characters.
+    # One line for any value: a double-quoted scalar escapes line breaks and control characters.
     style = '"' if isinstance(value, str) and not value.isprintable() else None
     text = yaml.safe_dump(value, default_flow_style=True, default_style=style, allow_unicode=True, width=10**6)
     return text.removesuffix("\n").removesuffix("\n...")

@@ -1,4 +1,4 @@
-"""`sdpo data`: rows of one's own, checked line by line."""
+"""`sdpo data`: check your rows line by line."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import typer
 from sdpo_cli import options
 from sdpo_cli.terminal import render
 
-app = typer.Typer(help="Check rows of your own.", no_args_is_help=True)
+app = typer.Typer(help="Check your rows.", no_args_is_help=True)
 
 
 @app.callback()
 def _data() -> None:
-    """Rows of your own."""
+    """Check your rows."""
 
 
 @app.command("check")
@@ -22,7 +22,9 @@ def check(
     task: options.TaskName = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Name every bad row with its line; exit code 3 where there is one.
+    """List every bad row with its line number.
+
+    Exit code 3 if there is a bad row.
 
     Example: sdpo data check problems.jsonl --task code
     """
@@ -30,13 +32,12 @@ def check(
     from sdpo_mlx.tasks.data.check import check_rows
 
     checked = check_rows(file, task)
-    if as_json:
-        bad = [{"line": row.line, "place": row.place, "what": row.what} for row in checked.bad]
-        found = {"task": checked.task, "rows": checked.rows, "splits": dict(checked.splits), "bad": bad}
-        render.document({"ok": not bad, "source": checked.source, **found})
-    else:
-        good = ", ".join(f"{count} {split}" for split, count in sorted(checked.splits.items(), reverse=True))
-        head = f"{checked.rows} rows read as {checked.task}: {len(checked.bad)} bad; problems: {good or 'none'}"
-        render.result([head, *(line for name in checked.named() for line in render.untrusted(name, 500))])
+    bad = [{"line": row.line, "place": row.place, "what": row.what} for row in checked.bad]
+    content = {"ok": not bad, "source": checked.source, "task": checked.task, "rows": checked.rows}
+    content |= {"splits": dict(checked.splits), "bad": bad}
+    good = ", ".join(f"{count} {split}" for split, count in sorted(checked.splits.items(), reverse=True))
+    head = f"{checked.rows} rows read as {checked.task}: {len(checked.bad)} bad; problems: {good or 'none'}"
+    lines = [head, *(line for name in checked.named() for line in render.untrusted(name, 500))]
+    render.output(content, lines, as_json)
     if checked.bad:
         raise typer.Exit(DataError.exit_code)

@@ -1,4 +1,4 @@
-"""`sdpo doctor`: what this machine can do, and how to mend what it can't."""
+"""`sdpo doctor`: check this machine and suggest fixes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ EXIT_CANNOT_RUN = 2
 
 
 def command(as_json: options.AsJson = False) -> None:
-    """Look at everything that training needs; each fault comes with its fix. Ends with 2 where training cannot run.
+    """Check this machine and suggest fixes.
+
+    Exit code 2 if training cannot run.
 
     Example: sdpo doctor
     """
@@ -25,26 +27,20 @@ def command(as_json: options.AsJson = False) -> None:
 
     findings = examine()
     usable = all(each.ok for each in findings if each.required)
-    if as_json:
-        render.document({"ok": usable, "findings": [asdict(each) for each in findings]})
-    else:
-        render.result(_lines(findings))
+    render.output({"ok": usable, "findings": [asdict(each) for each in findings]}, _lines(findings), as_json)
     if not usable:
         raise typer.Exit(EXIT_CANNOT_RUN)
 
 
 def _lines(findings: list[Finding]) -> list[str]:
-    """The findings as a table, then the fixes, those first without which nothing runs."""
-    lines = render.table(("", "", ""), [(_mark(each), each.name.replace("_", " "), each.found) for each in findings])[
-        1:
-    ]
+    """The findings as a table, then the fixes, those that stop training first."""
+    lines = render.columns([(_mark(each), each.name.replace("_", " "), each.found) for each in findings])
     if sys.platform == "darwin":
-        lines += ["", "What is asked of macOS was written without a Mac at hand: tell us where it is wrong."]
+        lines += ["", "The macOS checks have not been tested on a Mac yet. Please report what is wrong."]
     faults = sorted((each for each in findings if not each.ok), key=lambda each: not each.required)
-    stops = {True: " (training cannot run without it)", False: ""}
-    fixes = [(f"{each.name.replace('_', ' ')}:", f"{each.fix}{stops[each.required]}") for each in faults]
-    told = [f"  {line}" for line in render.table(("", ""), fixes)[1:]]
-    return [*lines, *(["", "to mend:", *told] if told else [])]
+    notes = {True: " (training cannot run without it)", False: ""}
+    fixes = [(f"{each.name.replace('_', ' ')}:", f"{each.fix}{notes[each.required]}") for each in faults]
+    return [*lines, *(["", "to fix:", *(f"  {line}" for line in render.columns(fixes))] if fixes else [])]
 
 
 def _mark(finding: Finding) -> str:

@@ -1,4 +1,4 @@
-"""`sdpo export`: an adapter for other tools, a fused model, or a PEFT adapter brought here."""
+"""`sdpo export`: an adapter for other tools, a fused model, or a PEFT adapter as an mlx-lm one."""
 
 from __future__ import annotations
 
@@ -11,79 +11,73 @@ import typer
 from sdpo_cli import completion, options
 from sdpo_cli.terminal import render
 
-BELONGS: Mapping[str, str] = MappingProxyType({"model": "mlx", "quantised": "fused", "kind": "gguf"})
+# Options that go with one --to only.
+FORMATS: Mapping[str, str] = MappingProxyType({"model": "mlx", "quantised": "fused", "kind": "gguf"})
 
 
 def command(
     target: Annotated[
         Path,
         typer.Argument(
-            metavar="TARGET", help="A run folder; a PEFT folder for --to mlx.", autocompletion=completion.runs
+            metavar="TARGET", help="A run folder; a PEFT folder with --to mlx.", autocompletion=completion.runs
         ),
     ],
     *,
-    to: Annotated[
-        Literal["peft", "mlx", "fused", "gguf", "gguf-lora"], typer.Option("--to", help="What to make of it.")
-    ],
+    to: Annotated[Literal["peft", "mlx", "fused", "gguf", "gguf-lora"], typer.Option("--to", help="Format.")],
     out: Annotated[
         Path | None, typer.Option("--out", metavar="DIR", help="New folder; default: TARGET-KIND beside the target.")
     ] = None,
-    model: Annotated[
-        str | None, typer.Option("--model", metavar="NAME", help="With --to mlx: the adapter's base.")
-    ] = None,
+    model: Annotated[str | None, typer.Option("--model", metavar="NAME", help="With --to mlx: the base model.")] = None,
     quantised: Annotated[bool, typer.Option("--quantised", help="With --to fused: quantise again.")] = False,
     kind: Annotated[
         Literal["F16", "BF16", "Q8_0"] | None,
-        typer.Option("--kind", help="With --to gguf: how weights are stored; default: F16."),
+        typer.Option("--kind", help="With --to gguf: data type; default: F16."),
     ] = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Take a run's adapter to other tools, or PEFT's here; says what to type there.
+    """Convert an adapter: to PEFT, to GGUF, fused into the base, or from PEFT to mlx-lm.
 
     Example: sdpo export runs/first --to peft
     """
     from sdpo_mlx.runs.export import formats
 
-    # `.` has no name of its own
+    # `.` and `..` have no name
     named = target if target.name not in ("", "..") else target.resolve()
-    _agree(target, to, model=model, quantised=quantised, kind=kind)
+    _check(target, to, model=model, quantised=quantised, kind=kind)
     place = out or named.with_name(f"{named.name}-{to}")
-    with render.status("", as_json) as doing:
-        doing(f"exporting {target}")
+    with render.status("", as_json) as start_task:
+        start_task(f"exporting {target}")
         if to == "mlx":
             made = formats.export_mlx(target, str(model), place)
         elif to == "fused":
-            made = formats.export_fused(target, place, quantised=quantised, doing=doing)
+            made = formats.export_fused(target, place, quantised=quantised, doing=start_task)
         elif to == "gguf":
-            made = formats.export_gguf(target, place, kind or "F16", doing)
+            made = formats.export_gguf(target, place, kind or "F16", start_task)
         elif to == "gguf-lora":
             made = formats.export_gguf_lora(target, place)
         else:
             made = formats.export_peft(target, place)
     render.warn(made.warnings)
-    if as_json:
-        said = {"next": dict(made.next_steps), "warnings": list(made.warnings)}
-        render.document({"folder": str(made.folder), **made.figures, **said})
-        return
-    told = [
+    content = {"folder": str(made.folder), **made.figures}
+    content |= {"next": dict(made.next_steps), "warnings": list(made.warnings)}
+    figures = [
         f"{name}: {value:.4g}" if isinstance(value, float) else f"{name}: {value}"
         for name, value in made.figures.items()
     ]
-    steps = [f"  {line}" for line in render.table(("", ""), [*made.next_steps.items()])[1:]]
-    render.result([f"wrote {made.folder} ({', '.join(told)})", "next, in", *steps])
+    steps = [f"  {line}" for line in render.columns([*made.next_steps.items()])]
+    render.output(content, [f"wrote {made.folder} ({', '.join(figures)})", "next:", *steps], as_json)
 
 
-def _agree(target: Path, to: str, **given: Any) -> None:
-    """Refuse what another --to is asked with, and --to mlx without its base."""
+def _check(target: Path, to: str, **given: Any) -> None:
+    """Raise ConfigError for options of another --to, and for --to mlx without a base model."""
     from sdpo_mlx.core.errors import ConfigError
 
-    for name, kind in BELONGS.items():
+    for name, kind in FORMATS.items():
         if given[name] and to != kind:
-            raise ConfigError(
-                f"--{name} means nothing with --to {to}", where="sdpo export", fix=f"it is for --to {kind}"
-            )
+            fix = f"use --to {kind}, or remove --{name}"
+            raise ConfigError(f"--{name} does not apply to --to {to}", where="sdpo export", fix=fix)
     if to == "mlx" and given["model"] is None:
         if (target / "config.yaml").is_file():  # a run
-            fix = f"use it as it is: mlx_lm.generate --model BASE --adapter-path {target}"
+            fix = f"use it directly: mlx_lm.generate --model BASE --adapter-path {target}"
             raise ConfigError(f"{target} is in mlx-lm's layout already", where="--to mlx", fix=fix)
-        raise ConfigError("the base of the adapter is not named", where="--model", fix="add --model NAME")
+        raise ConfigError("--to mlx needs the base model", where="--model", fix="add --model NAME")

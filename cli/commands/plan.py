@@ -1,4 +1,4 @@
-"""`sdpo plan`: what a step will hold and how long it will take, before any weight is read."""
+"""`sdpo plan`: memory and time of a step, estimated before any weight is read."""
 
 from __future__ import annotations
 
@@ -21,41 +21,38 @@ def command(  # noqa: PLR0913 - typer reads the options off the signature
     task: options.TaskName = None,
     data: options.Data = None,
     memory: Annotated[
-        str | None, typer.Option(metavar="SIZE", help="Plan for a machine with SIZE, as 16GB; default: this one.")
+        str | None,
+        typer.Option(metavar="SIZE", help="Plan for this much memory, for example 16GB; default: this machine."),
     ] = None,
     prompt_tokens: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="Tokens of the longest prompt; default: measured.")
+        int | None, typer.Option(metavar="N", min=1, help="Longest prompt; default: measured.")
     ] = None,
     max_tokens: options.MaxTokens = None,
     group_size: options.GroupSize = None,
     config: options.ConfigFile = None,
     sets: options.Sets = None,
+    backend: options.Backend = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Show memory and time of a step before it starts, and what would make it fit; ends with 1 where it does not.
+    """Estimate memory and time of a training step, and list settings that make it fit.
+
+    Exit code 1 if it does not fit.
 
     Example: sdpo plan --model tiny --task tiny --memory 16GB
     """
     from sdpo_mlx.config.resolve import resolve
 
-    flags = {
-        "model.name": model,
-        "task.name": task,
-        "task.data": data,
-        "rollout.max_tokens": max_tokens,
-        "rollout.group_size": group_size,
-    }
+    flags = options.settings(
+        model=model, task=task, data=data, max_tokens=max_tokens, group_size=group_size, backend=backend
+    )
     found = planned(resolve(config, sets or [], flags).config, memory, prompt_tokens)
-    if as_json:
-        render.document(found)
-    else:
-        render.result(lines(found))
+    render.output(found, as_lines(found), as_json)
     if not found["fits"]:
         raise typer.Exit(1)
 
 
 def planned(cfg: Config, size: str | None, prompt_tokens: int | None) -> dict[str, Any]:
-    """The plan as a document: bytes and seconds."""
+    """Return the plan as a document, in bytes and seconds."""
     from sdpo_mlx.backends.memory_plan import choose, limit_of, memory, number_bytes, remedies, work_of
     from sdpo_mlx.backends.step_time import times
     from sdpo_mlx.core.errors import ConfigError
@@ -64,8 +61,8 @@ def planned(cfg: Config, size: str | None, prompt_tokens: int | None) -> dict[st
     from sdpo_mlx.models.resolve import configuration
 
     if cfg.model.backend == "torch":
-        fix = "leave --backend out, or start: torch halves its micro-batches where memory runs out"
-        raise ConfigError("what torch holds is not planned", where="model.backend", fix=fix)
+        fix = "plan with --backend mlx, or start training: torch halves its micro-batches if memory runs out"
+        raise ConfigError("the memory of the torch backend is not estimated", where="model.backend", fix=fix)
     limit = limit_of(cfg, bytes_of(size) if size else None)
     shape = ModelDims.of(configuration(cfg.model.name), cfg.model.name)
     prompt, context = _lengths(cfg, prompt_tokens, shape.context)
@@ -90,7 +87,7 @@ def planned(cfg: Config, size: str | None, prompt_tokens: int | None) -> dict[st
 
 
 def here() -> Machine:
-    """This machine's rates, measured in two seconds."""
+    """Measure this machine's compute and memory rates; takes two seconds."""
     from sdpo_mlx.backends.mlx.device import block_gigaflops, gigabytes
     from sdpo_mlx.backends.step_time import Machine
 
@@ -105,34 +102,34 @@ def _lengths(cfg: Config, prompt_tokens: int | None, context_length: int) -> tup
 
     if prompt_tokens is not None:
         return prompt_tokens, prompt_tokens + cfg.rollout.max_tokens + FEEDBACK_TOKENS
-    # Another tokenizer's count is close enough where the model's own is not here.
+    # Token counts of another tokenizer are close enough if the model's own is not downloaded.
     chat = load_chat(tokenizer_folder(cfg.model.name), thinking=cfg.model.thinking)
     return lengths(chat, open_task(cfg).task, cfg, context_length)
 
 
-def lines(found: dict[str, Any]) -> list[str]:
-    """The plan for a person."""
+def as_lines(found: dict[str, Any]) -> list[str]:
+    """The same for a person."""
     work, seconds = found["work"], found["seconds"]
     rows = [[name, size(items["peak"]), _items(items)] for name, items in found["phases"].items()]
     how = "one graph" if work["keep"] else "block by block"
     phases = ", ".join(f"{name} {render.duration(seconds[name])}" for name in ("prefill", "decode", "teacher", "learn"))
     head = [
-        f"{found['model']}: {found['parameters'] / 1e6:,.1f} M parameters, {found['trainable'] / 1e6:,.2f} M trained",
-        f"{work['problems']} problems x {work['group']} answers of {work['answer']} tokens; "
-        f"prompts to {work['prompt']}, the teacher's to {work['context']}",
+        f"{found['model']}: {found['parameters'] / 1e6:,.1f} M parameters, {found['trainable'] / 1e6:,.2f} M trainable",
+        f"{work['problems']} problems x {work['group']} rollouts of {work['answer']} tokens; "
+        f"prompts up to {work['prompt']}, teacher sequences up to {work['context']}",
         f"always    {size(sum(found['always'].values()))} ({_items(found['always'])})",
         "",
-        *render.table(["phase", "peak", "of it"], rows),
+        *render.table(["phase", "peak", "parts"], rows),
         "",
         f"peak      {size(found['peak'])} of {size(found['limit'])}: {'fits' if found['fits'] else 'does not fit'}; "
-        f"most is {found['dominant']}",
-        f"chosen    micro-batches of {work['micro_batch']} tokens, {work['concurrency']} answers at once, {how}",
-        f"time      {render.duration(seconds['total'])} a step here with answers of full length: {phases}",
+        f"largest part: {found['dominant']}",
+        f"chosen    micro-batches of {work['micro_batch']} tokens, {work['concurrency']} rollouts at once, {how}",
+        f"time      {render.duration(seconds['total'])} per step here with rollouts of full length: {phases}",
     ]
     if found["remedies"]:
-        head += ["", "what would help:"]
+        head += ["", "to reduce memory:"]
     for each in found["remedies"]:
-        head.append(f"  {each['change']}  ({size(each['peak'])}{'' if each['fits'] else ', not enough'})")
+        head.append(f"  {each['change']}  ({size(each['peak'])}{'' if each['fits'] else ', does not fit'})")
     return head
 
 

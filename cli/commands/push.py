@@ -1,4 +1,4 @@
-"""`sdpo push`: a run's adapter and card to a model hub, after asking."""
+"""`sdpo push`: upload a run's adapter and model card to the Hugging Face Hub."""
 
 from __future__ import annotations
 
@@ -12,37 +12,35 @@ from sdpo_cli.terminal import render
 from sdpo_mlx.core.text import display
 
 
-def _agreed(question: str) -> bool:
-    """Whether the person says yes; asked on stderr, since stdout is for results. The end of input is a no."""
+def _confirmed(question: str) -> bool:
+    """Ask on stderr, since stdout is for results; the end of input means no."""
     sys.stderr.write(f"{display(question)} [y/N]: ")
     sys.stderr.flush()
-    said = sys.stdin.readline()
-    if not said.endswith("\n"):
+    reply = sys.stdin.readline()
+    if not reply.endswith("\n"):
         sys.stderr.write("\n")
-    return said.strip().lower() in ("y", "yes")
+    return reply.strip().lower() in ("y", "yes")
 
 
 def command(
     run: options.RunFolder,
     repository: Annotated[str, typer.Argument(metavar="REPO", help="OWNER/NAME on the hub.")],
     *,
-    public: Annotated[bool, typer.Option("--public", help="Visible to everybody; private otherwise.")] = False,
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    public: Annotated[bool, typer.Option("--public", help="Public repository; default: private.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")] = False,
     as_json: options.AsJson = False,
 ) -> None:
-    """Send a run's adapter and model card to a hub; asks first.
+    """Upload a run's adapter and model card to the hub, after confirmation.
 
     Example: sdpo push runs/first me/first-adapter
     """
     from sdpo_mlx.runs.export import hub
 
-    sending = hub.parcel(run, repository)
-    seen = "public" if public else "private"
-    if not yes and not _agreed(f"send {hub.described(sending)}, {seen}?"):
-        render.say("nothing was sent")
+    upload = hub.parcel(run, repository)
+    visibility = "public" if public else "private"
+    if not yes and not _confirmed(f"upload {hub.described(upload)}, {visibility}?"):
+        render.message("nothing was uploaded")
         raise typer.Exit(1)
-    address = hub.push(run, sending, public=public)
-    if as_json:
-        render.document({"address": address, "files": list(sending.files), "public": public})
-    else:
-        render.result([f"sent {', '.join(sending.files)} to {address} ({seen})"])
+    address = hub.push(run, upload, public=public)
+    lines = [f"uploaded {', '.join(upload.files)} to {address} ({visibility})"]
+    render.output({"address": address, "files": list(upload.files), "public": public}, lines, as_json)

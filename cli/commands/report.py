@@ -1,4 +1,4 @@
-"""`sdpo report RUN`: one HTML file that opens anywhere."""
+"""`sdpo report RUN`: one self-contained HTML file."""
 
 from __future__ import annotations
 
@@ -13,15 +13,13 @@ from sdpo_cli.terminal import render
 def command(
     runs: Annotated[
         list[Path],
-        typer.Argument(
-            metavar="RUN", help="A run folder; several are laid over each other.", autocompletion=completion.runs
-        ),
+        typer.Argument(metavar="RUN", help="A run folder; several are overlaid.", autocompletion=completion.runs),
     ],
     *,
     out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Default: RUN/report.html.")] = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Show what a run did, token by token, in one HTML file.
+    """Write one HTML file with curves and token heat maps of a run.
 
     Example: sdpo report runs/first
     """
@@ -33,8 +31,6 @@ def command(
     text, place = page(found), out or runs[0] / "report.html"
     write_text(place, text)
     render.warn([f"{run.name}: {problem}" for run in found for problem in run.problems])
-    if as_json:
-        shown = [{"run": s.name, "steps": len(s.steps), "rollouts": len(s.rollouts)} for s in found]
-        render.document({"file": str(place), "bytes": len(text.encode()), "runs": shown})
-    else:
-        render.result([f"wrote {place} ({render.size(len(text.encode()))}); open it in a browser"])
+    shown = [{"run": s.name, "steps": len(s.steps), "rollouts": len(s.rollouts)} for s in found]
+    content = {"file": str(place), "bytes": len(text.encode()), "runs": shown}
+    render.output(content, [f"wrote {place} ({render.size(content['bytes'])}); open it in a browser"], as_json)

@@ -17,22 +17,20 @@ DAY = 86_400
 
 
 def command(
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where runs lie, or one run.")] = Path("runs"),
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A folder of runs, or one run.")] = Path("runs"),
     *,
     as_json: options.AsJson = False,
 ) -> None:
-    """List the runs in a folder, the latest first.
+    """List the runs in a folder, latest first.
 
     Example: sdpo runs
     """
     from sdpo_mlx.runs.status import runs_in
 
     found = runs_in(folder)
-    if as_json:
-        render.document({"runs": [as_document(run) for run in found]})
-        return
     heads = ("run", "state", "model", "task", "steps", "held-out", "gain", "last event")
-    render.result(render.table(heads, [as_row(run, time.time()) for run in found]))
+    lines = render.table(heads, [as_row(run, time.time()) for run in found])
+    render.output({"runs": [as_document(run) for run in found]}, lines, as_json)
 
 
 def as_document(run: RunState) -> dict[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -15,14 +14,14 @@ from sdpo_cli.terminal import render
 def command(
     target: options.Target,
     *,
-    adapter: Annotated[Path | None, typer.Option("--adapter", metavar="DIR", help="An adapter for the model.")] = None,
+    adapter: options.Adapter = None,
     host: Annotated[
-        str, typer.Option("--host", metavar="NAME", help="Address to listen on; 0.0.0.0: for other machines too.")
+        str, typer.Option("--host", metavar="NAME", help="Address to listen on; 0.0.0.0: all interfaces.")
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", metavar="N", min=1, max=65535, help="Port to listen on.")] = 8080,
     sets: options.Sets = None,
 ) -> None:
-    """Answer programs that speak to OpenAI's chat interface, with the adapter, until Ctrl-C.
+    """Serve the model with its adapter through an OpenAI-compatible API until Ctrl-C.
 
     Example: sdpo serve runs/first --port 8080
     """
@@ -36,10 +35,12 @@ def command(
     if home is not None:
         RunFolder(home).load_adapter()
     model = resolve.resolve(cfg.model.name)
-    render.say(f"{model.line()}{f', adapter {home}' if home else ''}")
-    render.say(f"http://{host}:{port}/v1/chat/completions answers once the model is loaded; Ctrl-C ends")
-    render.say("for people you trust: it asks nobody who they are")
+    render.message(f"{model.line()}{f', adapter {home}' if home else ''}")
+    render.message(
+        f"http://{host}:{port}/v1/chat/completions is ready when the model is loaded; Ctrl-C stops the server"
+    )
+    render.message("no authentication: expose it only to users you trust")
     serve(model.path, home, host, port)
-    # MLX aborts in Python's own way out once a thread that computed has ended.
+    # MLX aborts in Python's normal exit after a thread that computed has ended.
     sys.stderr.flush()
     os._exit(0)

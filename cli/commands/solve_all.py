@@ -1,4 +1,4 @@
-"""discovery@k over all problems of a task: the second half of `sdpo solve`."""
+"""`sdpo solve --every-problem`: discovery@k over all problems of a task."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sdpo_cli.terminal import render
-from sdpo_cli.terminal.pace import Pace
+from sdpo_cli.terminal.progress import TaskProgress
 
 if TYPE_CHECKING:
     from sdpo_mlx.rl.components import Components
     from sdpo_mlx.training.discovery import Record
     from sdpo_mlx.training.test_time import Budget, Method
 
-SEARCHES, RESULT, PICTURE = "searches.jsonl", "discovery.json", "discovery.svg"
+SEARCHES, RESULT, CHART = "searches.jsonl", "discovery.json", "discovery.svg"
 SHARES = (0.25, 0.5, 0.9)
 
 
@@ -24,10 +24,10 @@ def measured(
     methods: Sequence[Method],
     seeds: int,
     budget: Budget,
-    folder: Path,
+    out: Path | None,
     interrupted: Callable[[], bool],
 ) -> tuple[dict[str, Any], list[str]]:
-    """Make what searches the folder lacks, write curves and picture there; the document and its lines."""
+    """Run the searches that the folder lacks and write the curves there; return the document and its lines."""
     from sdpo_mlx.core.errors import StorageError
     from sdpo_mlx.core.storage import plain, trouble
     from sdpo_mlx.runs.report.svg import line_chart
@@ -36,40 +36,34 @@ def measured(
     problems = list({each.id: each for split in ("train", "held_out") for each in setup.task.problems(split)}.values())
     first = setup.cfg.train.seed
     plan = Plan(problems, methods, range(first, first + seeds), budget)
+    folder = out or Path("discovery")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise StorageError(f"cannot make the folder: {error.strerror}", where=str(folder)) from error
-    progress = _Progress(len(problems) * len(methods) * seeds)
-    records = measure(setup, plan, folder / SEARCHES, progress.show, interrupted)
+        raise StorageError(f"cannot create the folder: {error.strerror}", where=str(folder)) from error
+    total = len(problems) * len(methods) * seeds
+    progress = TaskProgress("searches")
+    progress.update(0, total)
+
+    def show(record: Record) -> None:
+        progress.update(progress.done + 1, total)
+        end = f"solved by attempt {record.solved}" if record.solved else f"not solved in {record.attempts} attempts"
+        render.message(f"{progress.summary()}  {record.method}  {record.problem}  seed {record.seed}: {end}")
+
+    records = measure(setup, plan, folder / SEARCHES, show, interrupted)
     content = as_document(setup, records, budget)
     try:
         (folder / RESULT).write_text(json.dumps(plain(content), indent=1) + "\n", encoding="utf-8")
         title = f"discovery@k on {setup.cfg.task.name}"
-        words = {"title": title, "x_label": "attempts", "y_label": "probability of a success"}
-        (folder / PICTURE).write_text(line_chart(_series(content), **words, y_range=(0, 1)), encoding="utf-8")
+        labels = {"title": title, "x_label": "attempts", "y_label": "probability of a success"}
+        (folder / CHART).write_text(line_chart(_series(content), **labels, y_range=(0, 1)), encoding="utf-8")
     except OSError as error:
         raise trouble(error, folder) from error
-    return content, [*as_lines(content), f"wrote {folder / RESULT} and {folder / PICTURE}"]
-
-
-class _Progress:
-    """One line a search: how many are done, and how long the rest takes."""
-
-    def __init__(self, searches: int) -> None:
-        self.searches, self.done = searches, 0
-        self.pace = Pace("searches")
-        self.pace.tell(0, searches)
-
-    def show(self, record: Record) -> None:
-        self.done += 1
-        end = f"solved by attempt {record.solved}" if record.solved else f"not in {record.attempts} attempts"
-        self.pace.tell(self.done, self.searches)
-        render.say(f"{self.pace.words()}  {record.method}  {record.problem}  seed {record.seed}: {end}")
+    return content, [*as_lines(content), f"wrote {folder / RESULT} and {folder / CHART}"]
 
 
 def as_document(setup: Components, records: Sequence[Record], budget: Budget) -> dict[str, Any]:
-    """The curve of each method, and how many attempts each needs for the same probability."""
+    """The curve of each method, and the attempts that each needs for the same probability."""
     from sdpo_mlx.training.discovery import attempts_for, by_method, curve
 
     ks = sorted({*(2**i for i in range(budget.attempts.bit_length())), budget.attempts})
@@ -93,7 +87,7 @@ def as_document(setup: Components, records: Sequence[Record], budget: Budget) ->
 
 
 def as_lines(content: dict[str, Any]) -> list[str]:
-    """A table of the curves, a column a method."""
+    """A table of the curves, one column per method."""
     methods = content["methods"]
     ks = sorted({point["k"] for found in methods.values() for point in found["curve"]})
     cells = {m: {p["k"]: p for p in found["curve"]} for m, found in methods.items()}
@@ -102,9 +96,8 @@ def as_lines(content: dict[str, Any]) -> list[str]:
         (f"for {share}", *(str(found["attempts for"][share] or "not reached") for found in methods.values()))
         for share in map(str, SHARES)
     ]
-    head = (
-        f"{content['task']}: {content['problems']} problems, {content['seeds']} seeds each; discovery@k, 95 % interval"
-    )
+    counts = f"{render.plural(content['problems'], 'problem')}, {render.plural(content['seeds'], 'seed')} each"
+    head = f"{content['task']}: {counts}; discovery@k, 95 % interval"
     return [head, *render.table(("attempts", *methods), rows), "", *render.table(("attempts", *methods), need)]
 
 

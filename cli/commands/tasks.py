@@ -1,4 +1,4 @@
-"""`sdpo tasks`: which tasks there are, what one looks like, and what its grader says to an answer."""
+"""`sdpo tasks`: list tasks, show one, check a grader, grade one answer."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import sys
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from sdpo_cli import completion, options
@@ -14,31 +14,29 @@ from sdpo_cli.terminal import render
 
 if TYPE_CHECKING:
     from sdpo_mlx.tasks.base import Task
-    from sdpo_mlx.types import Problem
+    from sdpo_mlx.types import Feedback, Problem
 
 app = typer.Typer(help="List tasks, show one, check one, grade one answer.", no_args_is_help=True)
 
 Name = Annotated[
     str,
     typer.Argument(
-        metavar="TASK", help="A name of `sdpo tasks list`, or a file of yours.", autocompletion=completion.tasks
+        metavar="TASK", help="A name from `sdpo tasks list`, or your Python file.", autocompletion=completion.tasks
     ),
 ]
-ProblemId = Annotated[str | None, typer.Option("--problem", metavar="ID", help="Default: the first held-out one.")]
+ProblemId = Annotated[str | None, typer.Option("--problem", metavar="ID", help="Default: the first held-out problem.")]
 
 
 @app.command("list")
 def list_tasks(as_json: options.AsJson = False) -> None:
-    """Show the tasks, one a line.
+    """List the shipped tasks.
 
     Example: sdpo tasks list
     """
     from sdpo_mlx.tasks.registry import DESCRIPTIONS
 
-    if as_json:
-        render.document({"tasks": [{"name": name, "description": text} for name, text in DESCRIPTIONS.items()]})
-    else:
-        render.result(render.table(("task", "what it is"), list(DESCRIPTIONS.items())))
+    content = {"tasks": [{"name": name, "description": text} for name, text in DESCRIPTIONS.items()]}
+    render.output(content, render.table(("task", "description"), list(DESCRIPTIONS.items())), as_json)
 
 
 @app.command("show")
@@ -49,7 +47,7 @@ def show(
     sandbox: options.SandboxKind = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Show a task: its size, what its feedback can say, and one problem.
+    """Show a task: its size, its kinds of feedback, and one problem.
 
     Example: sdpo tasks show code
     """
@@ -57,12 +55,10 @@ def show(
     chosen = find_problem(opened, problem)
     counts = {split: len(opened.problems(split)) for split in ("train", "held_out")}
     references = sum(problem.reference is not None for problem in opened.problems("train"))
-    if as_json:
-        content = {"name": task, "description": opened.description, "feedback": opened.feedback_modes, **counts}
-        tools = {"tools": list(chosen.tools)} if chosen.tools else {}
-        content["references"] = references
-        render.document({**content, "problem": {"id": chosen.id, "messages": list(chosen.messages), **tools}})
-        return
+    content = {"name": task, "description": opened.description, "feedback": opened.feedback_modes, **counts}
+    tools = {"tools": list(chosen.tools)} if chosen.tools else {}
+    content["references"] = references
+    content["problem"] = {"id": chosen.id, "messages": list(chosen.messages), **tools}
     sizes = f"{counts['train']} train ({references} with a reference answer), {counts['held_out']} held-out"
     lines = [f"{task}: {opened.description}", f"problems: {sizes}"]
     lines += [f"feedback: {', '.join(opened.feedback_modes)} (the first is the default)", f"problem {chosen.id}:"]
@@ -70,7 +66,7 @@ def show(
         lines += [f"  {message['role']}:", *render.untrusted(message["content"], indent="    ")]
     for tool in chosen.tools:
         lines += ["  tool:", *render.untrusted(json.dumps(tool["function"], ensure_ascii=False), indent="    ")]
-    render.result(lines)
+    render.output(content, lines, as_json)
 
 
 @app.command("grade")
@@ -78,7 +74,7 @@ def grade_answer(
     task: Name,
     *,
     problem: ProblemId = None,
-    answer: Annotated[str, typer.Option("--answer", metavar="FILE", help="The answer's text; - reads stdin.")] = "-",
+    answer: Annotated[str, typer.Option("--answer", metavar="FILE", help="A file with the answer; -: stdin.")] = "-",
     data: options.Data = None,
     sandbox: options.SandboxKind = None,
     sets: options.Sets = None,
@@ -86,7 +82,7 @@ def grade_answer(
 ) -> None:
     """Grade one answer: reward, success, kind, feedback.
 
-    In a task of several turns it counts as the first one.
+    In a task of several turns it is graded as the first turn.
 
     Example: sdpo tasks grade code --problem fizzbuzz --answer answer.md
     """
@@ -94,13 +90,10 @@ def grade_answer(
 
     text = _read(answer)
     opened = _open(task, data, sandbox, sets, grades=True)
-    verdict = grade(opened, find_problem(opened, problem), text)
-    if as_json:
-        content = {"reward": verdict.reward, "success": verdict.success}
-        render.document({**content, "kind": verdict.kind, "feedback": verdict.text})
-        return
-    lines = [f"reward {verdict.reward:g}  success {'yes' if verdict.success else 'no'}  kind {verdict.kind}"]
-    render.result([*lines, *(render.untrusted(verdict.text) if verdict.text.strip() else [])])
+    feedback = grade(opened, find_problem(opened, problem), text)
+    lines = [f"reward {feedback.reward:g}  success {'yes' if feedback.success else 'no'}  kind {feedback.kind}"]
+    lines += render.untrusted(feedback.text) if feedback.text.strip() else []
+    render.output(feedback_record(feedback), lines, as_json)
 
 
 @app.command("check")
@@ -111,9 +104,9 @@ def check(
     sets: options.Sets = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Try a grader on fake answers, say what is odd.
+    """Check a grader with fake answers and report problems.
 
-    Exit code 3 where something is at fault.
+    Exit code 3 if there is an error.
 
     Example: sdpo tasks check ./my_task.py
     """
@@ -123,27 +116,35 @@ def check(
     from sdpo_mlx.tasks.check import check_task
 
     report = check_task(_open(task, data, sandbox, sets, grades=True))
-    if as_json:
-        found = [asdict(each) for each in report.oddities]
-        render.document({"ok": report.ok, **report.counts, "gradings": 2 * len(report.trials), "oddities": found})
-    else:
-        head = f"{report.counts['train']} train and {report.counts['held_out']} held-out problems"
-        lines = [f"{head}, {len(report.trials)} fake answers graded twice"]
-        lines += [f"{each.level}: {each.what}. {each.fix}." for each in report.oddities]
-        render.result([*lines, *([] if report.oddities else ["nothing odd found"])])
+    content = {"ok": report.ok, **report.counts, "gradings": 2 * len(report.trials)}
+    content["oddities"] = [asdict(each) for each in report.oddities]
+    counts = f"{report.counts['train']} train and {report.counts['held_out']} held-out problems"
+    lines = [f"{counts}, {len(report.trials)} fake answers graded twice"]
+    lines += [f"{each.level}: {each.what}. {each.fix}." for each in report.oddities]
+    render.output(content, [*lines, *([] if report.oddities else ["no problems found"])], as_json)
     if not report.ok:
         raise typer.Exit(DataError.exit_code)
 
 
+def feedback_record(feedback: Feedback) -> dict[str, Any]:
+    """Feedback as JSON."""
+    return {
+        "reward": feedback.reward,
+        "success": feedback.success,
+        "kind": feedback.kind,
+        "feedback": feedback.text,
+    }
+
+
 def find_problem(task: Task, name: str | None) -> Problem:
-    """A problem of either split by its id, or the first; raises ConfigError with the nearest id."""
+    """Return a problem of either split by its id, or the first; raises ConfigError with the closest id."""
     from sdpo_mlx.core.errors import ConfigError
 
     problems = [*task.problems("held_out"), *task.problems("train")]
     found = next((each for each in problems if name is None or each.id == name), None)
     if found is None:
         near = get_close_matches(name or "", [each.id for each in problems], 1, 0.5)
-        hint = f"did you mean {near[0]}?" if near else f"an id is, for example, {problems[0].id}" if problems else ""
+        hint = f"did you mean {near[0]}?" if near else f"use an id such as {problems[0].id}" if problems else ""
         raise ConfigError(f"task {task.name} has no problem {name!r}", where="--problem", fix=hint)
     return found
 
@@ -151,7 +152,7 @@ def find_problem(task: Task, name: str | None) -> Problem:
 def _open(
     name: str, data: str | None, sandbox: str | None, sets: list[str] | None = None, *, grades: bool = False
 ) -> Task:
-    """The task alone; where it `grades` by a judge, a frozen base is served as in a run."""
+    """Open the task; if it `grades` with a judge, serve a frozen base model as in a run."""
     from sdpo_mlx.config.resolve import resolve
     from sdpo_mlx.core.errors import ConfigError
     from sdpo_mlx.tasks.registry import open_task
@@ -163,7 +164,7 @@ def _open(
         from sdpo_mlx.tasks.judge.server import serve_where_needed
 
         if found.origins["model.name"] == "default":
-            fix = "give --set model.name=NAME for a frozen base, or --set judge.endpoint=URL for a server"
+            fix = "add --set model.name=NAME for a frozen base, or --set judge.endpoint=URL for a server"
             raise ConfigError(f"task {name} needs a judge", where="judge.endpoint", fix=fix)
         serve_where_needed(task, models.resolve(found.config.model.name))
     return task

@@ -124,7 +124,7 @@ def help_out(world: ProcessGroup) -> int:
 def _left(world: ProcessGroup, error: RankLostError) -> NoReturn:
     """Leave for good: quietly where rank 0 ended, for it has said why."""
     if not error.ended:
-        render.say(f"sdpo: {error.line()}")
+        render.message(f"sdpo: {error.line()}")
     world.close()
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
@@ -176,7 +176,9 @@ def train(cfg: Config, out: Path, shown: Shown, world: ProcessGroup) -> int:
         render.result(summary(setup, out, outcome, seconds))
     if shown.require_gain is not None and not 100 * outcome.difference >= shown.require_gain:
         points = render.number(100 * outcome.difference)
-        render.say(f"sdpo: held-out rose by {points} points, {shown.require_gain:g} were asked for (--require-gain).")
+        render.message(
+            f"sdpo: held-out rose by {points} points, {shown.require_gain:g} were asked for (--require-gain)."
+        )
         return EXIT_TOO_LITTLE
     return 0
 
@@ -189,22 +191,22 @@ def _opened(cfg: Config, plain: bool, world: ProcessGroup) -> Components:
     became = f" -> {ALIASES[name]}" if name in ALIASES else ""
     with render.status(f"opening {name}{became}", plain) as doing:
         setup = build_components(cfg, world, start_task=doing)
-    render.say(setup.model.line())
+    render.message(setup.model.line())
     if planned := setup.plan_line():
-        render.say(planned)
+        render.message(planned)
     return setup
 
 
 def _trained(setup: Components, folder: Any, interrupted: Any, plain: bool) -> TrainingResult:
-    from sdpo_cli.terminal.live import watching
+    from sdpo_cli.terminal.live_view import run_view
     from sdpo_cli.terminal.progress import Header, Progress
 
     from sdpo_mlx.trainer import fit
 
     progress = Progress(Header.of(setup, folder.path), stopping=interrupted)
-    with watching(progress, plain) as observe:
+    with run_view(progress, plain) as observe:
         command = ["sdpo", *sys.argv[1:]]
-        return fit(setup, folder, observe, interrupted, command=command, start_task=progress.work.doing)
+        return fit(setup, folder, observe, interrupted, command=command, start_task=progress.tasks.start)
 
 
 def _interrupted(folder: Any, code: int) -> int:
@@ -213,7 +215,7 @@ def _interrupted(folder: Any, code: int) -> int:
 
     saved = checkpoint.steps(folder.checkpoints)
     where = f"saved at step {max(saved)}" if saved else "nothing to save yet"
-    render.say(f"sdpo: interrupted, {where}; run the same command to go on.")
+    render.message(f"sdpo: interrupted, {where}; run the same command to go on.")
     return code or EXIT_INTERRUPTED
 
 

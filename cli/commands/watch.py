@@ -1,4 +1,4 @@
-"""`sdpo watch RUN`: the live view of a run that another process makes, or of a finished one."""
+"""`sdpo watch RUN`: the live view of a run in another process, or of a finished run."""
 
 from __future__ import annotations
 
@@ -14,58 +14,61 @@ from sdpo_cli.terminal import render
 if TYPE_CHECKING:
     from sdpo_cli.terminal.progress import Sample
 
-PAUSE = 0.5  # seconds between two looks at the file
-LAST = {
+POLL_SECONDS = 0.5
+EVENTS = {
     "step": "the last step",
-    "eval": "the last score",
-    "run_started": "its start",
-    "resumed": "it went on",
-    "forgetting": "forgetting was measured",
-    "checkpoint": "it was saved",
+    "eval": "the last evaluation",
+    "run_started": "the start",
+    "resumed": "resuming",
+    "forgetting": "measuring forgetting",
+    "checkpoint": "the last checkpoint",
     "warning": "a warning",
 }
-HOW_ON = {"stopped": "; the command that began it goes on", "finished": "; `sdpo report` shows all of it"}
+NEXT = {
+    "stopped": ". Run the command that started it again to resume",
+    "finished": ". `sdpo report` shows the whole run",
+}
 
 
 def command(
     run: options.RunFolder,
     *,
-    once: Annotated[bool, typer.Option("--once", help="Show how it stands and leave.")] = False,
+    once: Annotated[bool, typer.Option("--once", help="Show the current state and exit.")] = False,
     plain: options.Plain = False,
 ) -> None:
-    """Watch a run from another terminal until it ends; Ctrl-C leaves it running.
+    """Watch a run from another terminal until it ends. Ctrl-C stops watching, not the run.
 
     Example: sdpo watch runs/first --once
     """
-    from sdpo_cli.terminal.live import watching
+    from sdpo_cli.terminal.live_view import run_view
     from sdpo_cli.terminal.progress import Progress
 
     from sdpo_mlx.core.interrupt import Interrupt
     from sdpo_mlx.runs.status import EventFollower, is_running, runs_in, state_of
 
-    steps = runs_in(run)[0].steps  # one line where there is no run
+    steps = runs_in(run)[0].steps  # raises if there is no run
     follower, progress = EventFollower(run / "events.jsonl"), Progress(_header(run, steps))
-    with Interrupt() as interrupt, watching(progress, plain) as observe:
+    with Interrupt() as interrupt, run_view(progress, plain) as observe:
         while not interrupt.requested():
             alive = is_running(run)
             for event in follower.new():
-                # a coached folder has as many steps as lessons so far
+                # a coached run has one step per lesson so far
                 progress.header = replace(progress.header, steps=max(progress.header.steps, event["step"]))
                 observe(event, ())
-                progress.work.doing(f"since {LAST.get(event['type'], event['type'])}")
+                progress.tasks.start(f"since {EVENTS.get(event['type'], event['type'])}")
                 if event["type"] == "step":
                     progress.sample = _sample(run, event["step"]) or progress.sample
             if once or not alive:
                 break
-            time.sleep(PAUSE)
+            time.sleep(POLL_SECONDS)
     if interrupt.requested():
         raise typer.Exit(interrupt.exit_code)
     found = state_of(run)
-    render.say(f"{found.state} at step {found.step} of {found.steps}{HOW_ON.get(found.state, '')}")
+    render.message(f"{found.state} at step {found.step} of {found.steps}{NEXT.get(found.state, '')}")
 
 
 def _header(run: Path, steps: int) -> Any:
-    """What the run's own settings say; where it runs stands in its manifest."""
+    """Read the run's settings, and its device from the manifest."""
     from sdpo_cli.terminal.progress import Header
 
     from sdpo_mlx.core.errors import SdpoError
@@ -74,10 +77,10 @@ def _header(run: Path, steps: int) -> Any:
 
     cfg = run_config(run)
     try:
-        told = RunFolder(run).read_manifest().get("policy")
+        policy = RunFolder(run).read_manifest().get("policy")
     except SdpoError:
-        told = None
-    policy = told if isinstance(told, dict) else {}
+        policy = None
+    policy = policy if isinstance(policy, dict) else {}
     return Header(
         model=cfg.model.name,
         task=cfg.task.name,
@@ -91,7 +94,7 @@ def _header(run: Path, steps: int) -> Any:
 
 
 def _sample(run: Path, step: int) -> Sample | None:
-    """A failure with feedback of this step, as the live view of the run itself shows."""
+    """Return a failed rollout with feedback of this step, as the live view of the run shows it."""
     from sdpo_cli.terminal.progress import Sample
 
     from sdpo_mlx.core.errors import StorageError
@@ -99,7 +102,7 @@ def _sample(run: Path, step: int) -> Sample | None:
 
     try:
         rows = RunFolder(run).read_rollouts(step)
-    except StorageError:  # being written
+    except StorageError:  # not complete yet
         return None
     row = next((row for row in rows if not row.get("success") and row.get("feedback")), rows[0] if rows else None)
     if row is None:

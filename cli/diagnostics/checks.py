@@ -1,4 +1,4 @@
-"""What this machine can do for a run, and how to mend what it can't; looking never raises."""
+"""All checks of `sdpo doctor`, in order; none raises."""
 
 from __future__ import annotations
 
@@ -9,31 +9,29 @@ from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
-from sdpo_cli.diagnostics import cpu, disk, macos, packages
-from sdpo_cli.diagnostics.finding import Finding, looked, unchecked
+from sdpo_cli.diagnostics import disk, hardware, packages
+from sdpo_cli.diagnostics.finding import Finding, run_check
 
 from sdpo_mlx import __version__
 from sdpo_mlx.core.hardware import total_memory
 
-SLOW_GFLOPS = 10.0  # the reference BLAS reaches 4; any other 100 and more, where nothing else runs
+SLOW_GFLOPS = 10.0  # the reference BLAS reaches 4, any other 100 and more on an idle machine
 MAC = "darwin"
-NO_MAC = "only a Mac has it"
-CARDS = (Path("/dev/nvidiactl"), Path("/dev/dxg"))  # where a driver of NVIDIA's is at work; the second one on WSL
+NVIDIA_DEVICES = (Path("/dev/nvidiactl"), Path("/dev/dxg"))  # present with NVIDIA's driver; the second on WSL
 
 
 def examine() -> list[Finding]:
-    """Everything, in the order a person would ask."""
-    looks = (
+    """Run all checks."""
+    checks = (
         ("python", _python, True),
         ("packages", packages.needed, True),
-        ("chip", cpu.look, False),
-        ("memory", cpu.memory, False),
+        ("chip", hardware.chip, False),
+        ("memory", hardware.memory, False),
         ("backend", _backend, True),
         ("blas", _blas, False),
         ("metal", _metal, False),
-        ("wired_limit", _wired, False),
-        ("display", _display, False),
-        ("power", _power, False),
+        ("wired_limit", _wired_limit, False),
+        ("power", hardware.power, False),
         ("sandbox", _sandbox, False),
         ("disk", disk.runs, True),
         ("cache", disk.caches, False),
@@ -41,7 +39,7 @@ def examine() -> list[Finding]:
         ("torch", _torch, False),
         ("extras", packages.extras, False),
     )
-    return [finding for name, look, required in looks for finding in looked(name, look, required)]
+    return [finding for name, check, required in checks for finding in run_check(name, check, required)]
 
 
 def _python() -> Iterator[Finding]:
@@ -54,7 +52,7 @@ def _backend() -> Iterator[Finding]:
     try:
         from sdpo_mlx.backends.mlx.device import device_facts, device_line
     except (ImportError, OSError) as error:
-        fix = "install sdpo-mlx again, with a Python for arm64 on macOS (Apple silicon) or on Linux"
+        fix = "reinstall sdpo-mlx on Linux, or on Apple silicon with a Python for arm64"
         yield Finding("backend", False, f"mlx cannot be imported: {error}"[:300], fix, required=True)
         return
     facts = {"mlx": packages.installed("mlx"), "device": str(device_facts().get("device_name") or "")}
@@ -74,19 +72,19 @@ def _blas() -> Iterator[Finding]:
 
 
 def blas_fix(blas: str, machine: str) -> str:
-    """How to multiply faster, by the library in use and the kind of processor."""
+    """The fix for slow matrix products, by BLAS library and processor."""
     if blas != "reference":
-        return "other programs are using the processor, or OMP_NUM_THREADS is low: look, and run `sdpo doctor` again"
+        return "close programs that use the CPU, check OMP_NUM_THREADS, and run `sdpo doctor` again"
     return "pip install 'sdpo-mlx[fast-cpu]'" if machine in ("x86_64", "AMD64") else "apt install libopenblas0-pthread"
 
 
 def _metal() -> Iterator[Finding]:
     if sys.platform != MAC:
-        yield Finding("metal", True, "no: that is Apple's; `backend` says what computes here", facts={"metal": False})
+        yield Finding("metal", True, "no: only on a Mac; see `backend`", facts={"metal": False})
         return
     from sdpo_mlx.backends.mlx.device import device_facts, gigaflops, has_metal
 
-    found = macos.metal(has_metal(), device_facts())
+    found = hardware.metal(has_metal(), device_facts())
     if found.ok:
         speed = gigaflops(gpu=True)
         facts = {**found.facts, "gflops": round(speed, 1)}
@@ -94,26 +92,15 @@ def _metal() -> Iterator[Finding]:
     yield found
 
 
-def _wired() -> Iterator[Finding]:
+def _wired_limit() -> Iterator[Finding]:
     if sys.platform != MAC:
-        yield unchecked("wired_limit", NO_MAC)
+        yield Finding("wired_limit", True, "not checked: only on a Mac", checked=False)
         return
     from sdpo_mlx.backends.mlx.device import device_facts
 
     recommended = device_facts().get("max_recommended_working_set_size")
-    setting = macos.said("sysctl", "-n", "iogpu.wired_limit_mb")
-    yield macos.wired(setting, total_memory(), recommended if isinstance(recommended, int) else 0)
-
-
-def _display() -> Iterator[Finding]:
-    yield macos.display(macos.said("pmset", "-g")) if sys.platform == MAC else unchecked("display", NO_MAC)
-
-
-def _power() -> Iterator[Finding]:
-    if sys.platform == MAC:
-        yield macos.battery(macos.said("pmset", "-g", "batt"), macos.said("pmset", "-g"))
-    else:
-        yield unchecked("power", "asked of Macs alone")
+    setting = hardware.sysctl("iogpu.wired_limit_mb")
+    yield hardware.wired_limit(setting, total_memory(), recommended if isinstance(recommended, int) else 0)
 
 
 def _sandbox() -> Iterator[Finding]:
@@ -124,14 +111,14 @@ def _sandbox() -> Iterator[Finding]:
     try:
         sandbox = open_sandbox(SandboxConfig())
     except SandboxError as error:
-        found = f"{error.what}; only tasks that run programs (code) need one"
+        found = f"{error.what}; only tasks that run code need one"
         yield Finding("sandbox", False, found, error.fix, facts={"kind": None, "holds": [], "fails": []})
         return
     checks = sandbox.self_test()
-    holds, fails = ([name for name, ok in checks.items() if ok is wanted] for wanted in (True, False))
-    note = " (not yet run on a Mac by us: please tell us)" if sandbox.kind == "seatbelt" else ""
+    holds, fails = ([name for name, ok in checks.items() if ok is expected] for expected in (True, False))
+    note = " (not yet tested on a Mac: please report)" if sandbox.kind == "seatbelt" else ""
     found = f"{sandbox.kind}{note}: {', '.join(holds)}" + (f"; fails: {', '.join(fails)}" if fails else "")
-    fix = "set sandbox.kind to container, with podman or docker"
+    fix = "set sandbox.kind to container and install podman or docker"
     yield Finding("sandbox", not fails, found, fix, facts={"kind": sandbox.kind, "holds": holds, "fails": fails})
 
 
@@ -140,23 +127,23 @@ def _models() -> Iterator[Finding]:
 
     resolve("tiny")
     here = ["tiny", *(folder.name for folder in local_models())]
-    found = f"in our cache: {', '.join(here)}; `sdpo models list` looks everywhere"
+    found = f"in the cache: {', '.join(here)}; `sdpo models list` shows all"
     yield Finding("models", True, found, facts={"here": here})
 
 
 def _torch() -> Iterator[Finding]:
-    made, card = packages.installed("torch"), any(each.exists() for each in CARDS)
-    make = partial(Finding, "torch", facts={"version": made or None, "nvidia_driver": card})
+    installed, card = packages.installed("torch"), any(each.exists() for each in NVIDIA_DEVICES)
+    finding = partial(Finding, "torch", facts={"version": installed or None, "nvidia_driver": card})
     install = "pip install 'sdpo-mlx[torch]'"
-    if not made or find_spec("peft") is None:
-        why = "an NVIDIA driver is here; to use the card" if card else "needed for --backend torch alone"
-        yield make(True, f"not installed; {why}: {install}")
+    if not installed or find_spec("peft") is None:
+        why = "to use the NVIDIA card" if card else "only needed for --backend torch"
+        yield finding(True, f"not installed; {why}: {install}")
     elif card or sys.platform == MAC:
         try:
             from sdpo_mlx.backends.torch.device import device_line
 
-            yield make(True, device_line())
-        except Exception as error:  # whatever a library that does not fit its driver raises
-            yield make(False, f"torch {made} does not load: {type(error).__name__}: {error}"[:300], install)
+            yield finding(True, device_line())
+        except Exception as error:  # any error of a library that does not match its driver
+            yield finding(False, f"torch {installed} does not load: {type(error).__name__}: {error}"[:300], install)
     else:
-        yield make(True, f"torch {made}, not loaded: no NVIDIA driver here, so it would run on the processor")
+        yield finding(True, f"torch {installed}, not loaded: no NVIDIA driver, it would run on the CPU")

@@ -1,4 +1,4 @@
-"""Room on the disk where runs and models go, and what lies in the caches; a walk ends when its time is over."""
+"""Checks of free disk space for runs and models, and of the size of the caches."""
 
 from __future__ import annotations
 
@@ -13,47 +13,47 @@ from sdpo_cli.diagnostics.finding import Finding
 from sdpo_mlx.core.storage import cache_home
 from sdpo_mlx.models import hub
 
-LITTLE = 2 << 30  # bytes; a fetched small model with its import takes about one GB
-NOTHING = 100 << 20  # bytes with which no run gets far
-SECONDS = 0.5  # for walking through one cache
+MIN_FREE = 2 << 30  # bytes; a small model takes about one GB
+NO_SPACE = 100 << 20  # bytes; a run fails soon
+SECONDS = 0.5  # for measuring one cache
 GB = 1 << 30
 
 
 def runs() -> Iterator[Finding]:
-    """Where `sdpo train` puts runs that are given no other place."""
+    """The default folder of runs."""
     folder = Path.cwd() / "runs"
     here = nearest(folder)
     free, writable = shutil.disk_usage(here).free, os.access(here, os.W_OK)
-    fix = "free some space, or name another place with --out" if writable else "go to a folder that you may write to"
-    found = f"{free / GB:.1f} GB free at {folder}{'' if writable else ', which cannot be written'}"
+    fix = "free some space, or use --out on another disk" if writable else "change to a writable folder"
+    found = f"{free / GB:.1f} GB free at {folder}{'' if writable else ', not writable'}"
     facts = {"path": str(folder), "free_bytes": free, "writable": writable}
-    yield Finding("disk", writable and free > LITTLE, found, fix, not writable or free < NOTHING, facts=facts)
+    yield Finding("disk", writable and free > MIN_FREE, found, fix, not writable or free < NO_SPACE, facts=facts)
 
 
 def caches() -> Iterator[Finding]:
-    """Our own cache and the hub's: where, how large, how much room is left."""
-    yield _cache("cache", cache_home(), "choose another folder with the environment variable SDPO_HOME")
-    yield _cache("hub_cache", hub.root(), "choose another folder with the environment variable HF_HOME")
+    """The caches of sdpo and the hub: path, size, free space."""
+    yield _cache("cache", cache_home(), "set the environment variable SDPO_HOME to another folder")
+    yield _cache("hub_cache", hub.root(), "set the environment variable HF_HOME to another folder")
 
 
 def _cache(name: str, folder: Path, elsewhere: str) -> Finding:
     here = nearest(folder)
     free, writable = shutil.disk_usage(here).free, os.access(here, os.W_OK | os.X_OK)
-    size, whole = held(folder)
+    size, whole = folder_size(folder)
     facts = {"path": str(folder), "bytes": size, "whole": whole, "free_bytes": free, "writable": writable}
-    holds = f"holds {'' if whole else 'at least '}{size / GB:.2f} GB" if folder.is_dir() else "not made yet"
-    found = f"{folder}: {holds}, {free / GB:.1f} GB free{'' if writable else ', cannot be written'}"
+    used = f"{'' if whole else 'at least '}{size / GB:.2f} GB used" if folder.is_dir() else "not created yet"
+    found = f"{folder}: {used}, {free / GB:.1f} GB free{'' if writable else ', not writable'}"
     fix = f"free some space, or {elsewhere}" if writable else elsewhere
-    return Finding(name, writable and free > LITTLE, found, fix, facts=facts)
+    return Finding(name, writable and free > MIN_FREE, found, fix, facts=facts)
 
 
 def nearest(folder: Path) -> Path:
-    """The folder, or the first above it that exists."""
+    """Return the folder, or its closest parent that exists."""
     return next(each for each in (folder, *folder.parents) if each.is_dir())
 
 
-def held(folder: Path, seconds: float = SECONDS) -> tuple[int, bool]:
-    """Bytes of the files below, links not followed, and whether the walk came to its end in time."""
+def folder_size(folder: Path, seconds: float = SECONDS) -> tuple[int, bool]:
+    """Return the bytes of all files, without following links, and whether the time was enough to count them all."""
     until, waiting, total = time.monotonic() + seconds, [folder], 0
     while waiting:
         try:
@@ -65,6 +65,6 @@ def held(folder: Path, seconds: float = SECONDS) -> tuple[int, bool]:
                         waiting.append(Path(entry.path))
                     elif entry.is_file(follow_symlinks=False):
                         total += entry.stat(follow_symlinks=False).st_size
-        except OSError:  # vanished or forbidden
+        except OSError:  # deleted meanwhile, or no permission
             continue
     return total, True

@@ -1,4 +1,4 @@
-"""One thing that `sdpo doctor` looked at; a look that breaks is a finding too."""
+"""One result of `sdpo doctor`; a check that raises is a finding too."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from typing import Any
 
 from sdpo_mlx.core.errors import SdpoError
 
-AGAIN = "install sdpo-mlx again"
+REINSTALL = "reinstall sdpo-mlx"
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What was found, in words and as `facts` for a program.
+    """What was found, as text and as `facts` for a program.
 
-    `fix` is for a finding that is not `ok`; `required` where that fault stops `sdpo train`; `checked` is false where
-    nobody looked, as at a Mac's settings on Linux.
+    `fix` goes with a finding that is not `ok`; `required`: the fault stops `sdpo train`; `checked` is false for a check
+    that does not apply, such as a Mac's settings on Linux.
     """
 
     name: str
@@ -28,23 +28,18 @@ class Finding:
     facts: Mapping[str, Any] = field(default_factory=dict)
 
 
-Look = Callable[[], Iterable[Finding]]
+Check = Callable[[], Iterable[Finding]]
 
 
-def unchecked(name: str, why: str) -> Finding:
-    """What was not looked at, and why."""
-    return Finding(name, True, f"not checked: {why}", checked=False)
+def run_check(name: str, check: Check, required: bool = False) -> list[Finding]:
+    """Return the findings of a check, or its error as one; never raises.
 
-
-def looked(name: str, look: Look, required: bool = False) -> list[Finding]:
-    """What a look finds; where it breaks, that. Never raises.
-
-    `required` counts where it breaks; a fix stands only with a fault, and with every fault.
+    `required` applies to the error. A finding has a fix if and only if it is not ok.
     """
     try:
-        found = list(look())
+        found = list(check())
     except SdpoError as error:
         found = [Finding(name, False, error.what, error.fix, required)]
-    except Exception as error:  # a broken machine is what this is for
-        found = [Finding(name, False, f"{type(error).__name__}: {error}"[:300], AGAIN, required)]
-    return [replace(each, fix="" if each.ok else each.fix or AGAIN) for each in found]
+    except Exception as error:  # a broken installation is what this command is for
+        found = [Finding(name, False, f"{type(error).__name__}: {error}"[:300], REINSTALL, required)]
+    return [replace(each, fix="" if each.ok else each.fix or REINSTALL) for each in found]

@@ -1,4 +1,4 @@
-"""What is installed of the packages that sdpo-mlx names: those it needs, and each of its extras."""
+"""Checks of installed packages: the required ones, and each extra."""
 
 from __future__ import annotations
 
@@ -10,14 +10,13 @@ from sdpo_cli.diagnostics.finding import Finding
 
 OURS = "sdpo-mlx"
 SHOWN = ("mlx", "mlx-lm", "numpy")
-MOST_NAMED = 4  # packages of one extra that are told with their versions
-# For those who change sdpo-mlx; a user's machine is not worse without.
+MOST_NAMED = 4  # packages of one extra that are listed with their versions
 PURPOSES: Mapping[str, str] = {
-    "fast-cpu": "fast products on Linux without a GPU",
-    "results": "drawing measured curves",
-    "docs": "building the documents",
-    "math": "more forms of right answers in the task math",
-    "datasets": "rows in parquet, and hub:NAME",
+    "fast-cpu": "fast matrix products on Linux without a GPU",
+    "results": "plots of measured curves",
+    "docs": "building the docs",
+    "math": "more answer formats in the task math",
+    "datasets": "Parquet files and hub:NAME",
     "humaneval": "the 164 problems of HumanEval",
     "rubric": "checks by JSON Schema",
     "torch": "--backend torch",
@@ -26,29 +25,29 @@ PURPOSES: Mapping[str, str] = {
     "wandb": "curves in Weights & Biases",
     "trackio": "curves in trackio",
     "mlflow": "curves in MLflow",
-    "dev": "changing sdpo-mlx",
+    "dev": "developing sdpo-mlx",
 }
 
 
 def needed() -> Iterator[Finding]:
-    """The packages without which nothing runs, in the versions that are asked for."""
-    wanted = [each for each in _requirements() if _applies(each, "")]
-    faults = [fault for each in wanted if (fault := _fault(each))]
-    told = {name: found for name in SHOWN if (found := installed(name))}
-    versions = ", ".join(f"{name} {found}" for name, found in told.items())
+    """Required packages and their versions."""
+    required = [each for each in _requirements() if _applies(each, "")]
+    faults = [fault for each in required if (fault := _fault(each))]
+    shown = {name: found for name in SHOWN if (found := installed(name))}
+    versions = ", ".join(f"{name} {found}" for name, found in shown.items())
     found = "; ".join([versions, *faults] if versions else faults)
-    yield Finding("packages", not faults, found, "pip install --upgrade sdpo-mlx", True, facts=told)
+    yield Finding("packages", not faults, found, "pip install --upgrade sdpo-mlx", True, facts=shown)
 
 
 def extras() -> Iterator[Finding]:
-    """Every extra: what of it is here, or the line that installs it. A missing one is no fault, a wrong version is."""
+    """Every extra: its packages, or the command that installs it. Only a wrong version is a fault."""
     requirements = _requirements()
     for name in metadata(OURS).get_all("Provides-Extra") or []:
         yield extra(str(name), [each for each in requirements if _only_for(each, str(name))])
 
 
 def extra(name: str, requirements: list[Requirement]) -> Finding:
-    """One extra by its requirements."""
+    """One extra."""
     line = f"pip install 'sdpo-mlx[{name}]'"
     purpose = f" ({PURPOSES[name]})" if name in PURPOSES else ""
     here = {each.name: installed(each.name) for each in requirements if _applies(each, name)}
@@ -56,18 +55,18 @@ def extra(name: str, requirements: list[Requirement]) -> Finding:
     facts = {"installed": versions, "missing": sorted(set(here) - set(versions)), "install": line}
     title = f"extra {name}"
     if not here:
-        return Finding(title, True, f"nothing to install on this machine{purpose}", facts=facts)
+        return Finding(title, True, f"not needed on this machine{purpose}", facts=facts)
     if wrong := [fault for each in requirements if each.name in versions and (fault := _fault(each))]:
         return Finding(title, False, "; ".join(wrong), f"{line} --upgrade", facts=facts)
     if len(versions) < len(here):
-        count = f"{len(versions)} of {len(here)} packages here" if versions else "not installed"
+        count = f"{len(versions)} of {len(here)} packages installed" if versions else "not installed"
         return Finding(title, True, f"{count}{purpose}: {line}", facts=facts)
-    told = [f"{package} {found}" for package, found in versions.items()]
-    return Finding(title, True, ", ".join(told) if len(told) <= MOST_NAMED else f"{len(told)} packages", facts=facts)
+    named = [f"{package} {found}" for package, found in versions.items()]
+    return Finding(title, True, ", ".join(named) if len(named) <= MOST_NAMED else f"{len(named)} packages", facts=facts)
 
 
 def installed(name: str) -> str:
-    """The version of a package, blank where it is missing."""
+    """Return the version of a package, blank if it is missing."""
     try:
         return version(name)
     except PackageNotFoundError:
@@ -83,7 +82,7 @@ def _applies(requirement: Requirement, extra_name: str) -> bool:
 
 
 def _only_for(requirement: Requirement, extra_name: str) -> bool:
-    """Whether it belongs to the extra, on this machine or another."""
+    """Whether it belongs to the extra, on any machine."""
     return requirement.marker is not None and f'extra == "{extra_name}"' in str(requirement.marker)
 
 
@@ -93,4 +92,4 @@ def _fault(requirement: Requirement) -> str:
         return f"{requirement.name} is missing"
     if requirement.specifier.contains(found, prereleases=True):
         return ""
-    return f"{requirement.name} {found} is here, wanted is {requirement.specifier}"
+    return f"{requirement.name} {found} is installed, required is {requirement.specifier}"

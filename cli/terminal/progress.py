@@ -1,4 +1,4 @@
-"""What a run's events add up to for somebody who watches; no drawing here."""
+"""Progress of a run and of the task at hand: state for the views, no drawing."""
 
 from __future__ import annotations
 
@@ -7,14 +7,70 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from sdpo_cli.terminal.pace import RunningTask
+from sdpo_cli.terminal.render import duration
 
-from sdpo_mlx.rl.components import Components
-from sdpo_mlx.types import RolloutGroup
+if TYPE_CHECKING:  # so that `sdpo models list`, which shows progress too, loads no model code
+    from sdpo_mlx.core.progress import ProgressCallback
+    from sdpo_mlx.rl.components import Components
+    from sdpo_mlx.types import RolloutGroup
 
 WARNINGS_KEPT = 3
+MIN_SECONDS = 1.0  # of work before a remaining time is estimated
+MIN_SHARE = 0.1  # of the work as well: of rollouts decoded in one batch, the first finished one says little
+
+
+class TaskProgress:
+    """One long task; the first `update` sets the baseline, since cached items took no time."""
+
+    def __init__(self, name: str, clock: Callable[[], float] = time.monotonic) -> None:
+        self.name, self.clock, self.started = name, clock, clock()
+        self.done = self.total = 0
+        self._baseline: tuple[int, float] | None = None
+
+    def update(self, done: int, total: int) -> None:
+        """Record how many items are done; a total of 0 is unknown."""
+        self.done, self.total = done, total
+        self._baseline = self._baseline or (done, self.clock())
+
+    def seconds_left(self) -> float | None:
+        """Estimate from the rate so far; None before there is one."""
+        if self._baseline is None or not self.total:
+            return None
+        (already, since), now = self._baseline, self.clock()
+        if self.done - already < max(1, MIN_SHARE * (self.total - already)) or now - since < MIN_SECONDS:
+            return None
+        return (now - since) / (self.done - already) * max(0, self.total - self.done)
+
+    def summary(self) -> str:
+        """`12/64  0:42 left`; the elapsed time if the total is unknown."""
+        left, elapsed = self.seconds_left(), duration(self.clock() - self.started)
+        return "  ".join(part for part in (self.count(), f"{duration(left)} left" if left else elapsed) if part)
+
+    def count(self) -> str:
+        """`12/64`, `12` if the total is unknown, blank before the first update."""
+        return f"{self.done}/{self.total}" if self.total else str(self.done or "")
+
+
+@dataclass
+class TaskTracker:
+    """The current task; `start` is a `StartTask`, and `on_update` is called at each update."""
+
+    on_update: Callable[[TaskProgress], None] = lambda _: None
+    clock: Callable[[], float] = time.monotonic
+    current: TaskProgress | None = None
+
+    def start(self, name: str) -> ProgressCallback:
+        """Begin the next task and return its progress callback; a blank name ends the current one."""
+        task = self.current = TaskProgress(name, self.clock) if name else None
+
+        def update(done: int, total: int) -> None:
+            if task is not None:
+                task.update(done, total)
+                self.on_update(task)
+
+        return update
 
 
 @dataclass(frozen=True)
@@ -32,7 +88,7 @@ class Header:
 
     @classmethod
     def of(cls, setup: Components, out: Path) -> Header:
-        """Read it off the parts of a run."""
+        """Read it off the components of a run."""
         cfg, info = setup.cfg, setup.policy.info
         return cls(
             model=cfg.model.name,
@@ -46,14 +102,14 @@ class Header:
         )
 
     def line(self) -> str:
-        """All of it for one line."""
+        """All of it in one line."""
         what = f"{self.model} on {self.task}, {self.objective}, teacher {self.teacher}, {self.steps} steps"
         return f"{what}, {self.device}, out {self.out}"
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One answer to look at; all of it is untrusted."""
+    """One rollout to show; all of it is untrusted text."""
 
     problem: str
     answer: str
@@ -63,7 +119,7 @@ class Sample:
 
 @dataclass
 class Progress:
-    """Grows with `observe`; `step` counts completed steps."""
+    """The state of a run, updated by `observe`; `step` counts completed steps."""
 
     header: Header
     clock: Callable[[], float] = time.monotonic
@@ -75,29 +131,28 @@ class Progress:
     sample: Sample | None = None
     before: Mapping[str, Any] | None = None
     stopping: Callable[[], bool] = lambda: False
-    work: RunningTask = field(default_factory=RunningTask)
-    rollouts: int = 0
+    tasks: TaskTracker = field(default_factory=TaskTracker)
     _marks: list[tuple[int, float]] = field(default_factory=list)
 
     def observe(self, event: Mapping[str, Any], groups: Sequence[RolloutGroup] = ()) -> None:
-        """Take in one event; `groups` are those of a step."""
+        """Update from one event; `groups` are those of a step."""
         kind, self.step = event["type"], max(self.step, int(event["step"]))
         if kind == "step":
-            self.latest, self.rollouts = event, sum(len(group.rollouts) for group in groups)
+            self.latest = event
             self.success += [] if event.get("success/rate") is None else [event["success/rate"]]
-            self.sample = telling(groups) or self.sample
+            self.sample = pick_sample(groups) or self.sample
         elif kind == "eval" and event.get("final"):
             self.before = event if event.get("adapter") == "none" else self.before
         elif kind == "eval":
             self.evals.append(event)
         elif kind == "warning":
             self.warnings = [*self.warnings, str(event.get("message", ""))][-WARNINGS_KEPT:]
-        if kind in ("run_started", "resumed"):  # what it took before it was stopped says nothing of now
+        if kind in ("run_started", "resumed"):  # the time before an interruption does not count
             self._marks.clear()
         if kind in ("step", "run_started", "resumed"):
             self._marks.append((self.step, event.get("time") or self.clock()))
         elif kind == "run_finished":
-            self.work.doing("")
+            self.tasks.start("")
 
     @property
     def best(self) -> Mapping[str, Any] | None:
@@ -105,32 +160,32 @@ class Progress:
         return max(self.evals, key=lambda event: event.get("score") or -math.inf, default=None)
 
     def seconds_left(self) -> float | None:
-        """From the pace since the run began or went on; None before its first step."""
+        """Estimate from the rate since the run started or resumed; None before its first step."""
         (first, begun), (last, ended) = (self._marks or [(0, 0.0)])[0], (self._marks or [(0, 0.0)])[-1]
         if last == first:
             return None
         return (ended - begun) / (last - first) * (self.header.steps - last)
 
     def with_context(self) -> float | None:
-        """Share of the last step's rollouts for which the self-teacher had something to go by."""
+        """Share of the last step's rollouts that have a teacher context."""
         shares = [self.latest.get(f"teacher/with_{what}") for what in ("demonstration", "feedback")]
         known = [share for share in shares if share is not None]
         return min(1.0, sum(known)) if known else None
 
     def skips(self) -> dict[str, int]:
-        """Why the others had none: rollouts of the last step by reason, zeros left out."""
+        """Skipped rollouts of the last step by reason, zeros left out."""
         found = {name.removeprefix("skip/"): value for name, value in self.latest.items() if name.startswith("skip/")}
         return {reason: int(count) for reason, count in found.items() if count}
 
     def speed(self, tokens: str, *times: str) -> float | None:
-        """Tokens a second in one part of the last step; None where it took no time."""
+        """Tokens per second in one part of the last step; None if it took no time."""
         seconds = sum(self.latest.get(f"time/{name}") or 0.0 for name in times)
         count = self.latest.get(f"tokens/{tokens}") or 0
         return count / seconds if seconds > 0 and count else None
 
 
-def telling(groups: Sequence[RolloutGroup]) -> Sample | None:
-    """A failure with feedback where there is one, else the first answer."""
+def pick_sample(groups: Sequence[RolloutGroup]) -> Sample | None:
+    """Return a failed rollout with feedback if there is one, otherwise the first rollout."""
     pairs = [(g.problem, r, f) for g in groups for r, f in zip(g.rollouts, g.feedback, strict=True)]
     chosen = next(((p, r, f) for p, r, f in pairs if not f.success and f.text.strip()), pairs[0] if pairs else None)
     if chosen is None:

@@ -1,6 +1,6 @@
-"""Everything that a person reads: results on stdout, messages on stderr; `waiting.py` and `live_view.py` draw.
+"""Text output: results on stdout, messages on stderr; `console.py` and `live_view.py` draw.
 
-Text of models, datasets and graders passes `untrusted` on its way out, and never is markup.
+Text of models, datasets and graders passes `untrusted` on its way out, and is never markup.
 """
 
 from __future__ import annotations
@@ -17,49 +17,57 @@ from typing import TYPE_CHECKING, Any
 from sdpo_mlx.core.text import Screen, display
 
 if TYPE_CHECKING:
-    from sdpo_cli.terminal.pace import Pace
+    from sdpo_cli.terminal.progress import TaskProgress
 
     from sdpo_mlx.core.progress import StartTask
 
-QUIET_SECONDS = 10.0  # between two lines of progress
-NOT_DRAWN_ON = ("", "dumb", "unknown")  # values of TERM
+PROGRESS_SECONDS = 10.0  # between two plain lines of progress
+PLAIN_TERMINALS = ("", "dumb", "unknown")  # values of TERM
 SPARKS = "▁▂▃▄▅▆▇█"
 
 
-def say(line: str) -> None:
-    """One message on stderr."""
+def message(line: str) -> None:
+    """Print one message on stderr."""
     sys.stderr.write(display(line) + "\n")
     sys.stderr.flush()
 
 
 def warn(warnings: Sequence[str]) -> None:
-    """What a person should know first, on stderr."""
+    """Print warnings on stderr, one a line."""
     for warning in warnings:
-        say(f"warning: {warning}")
+        message(f"warning: {warning}")
 
 
 def result(lines: Sequence[str]) -> None:
-    """A result for a person, on stdout."""
+    """Print a result for a person on stdout."""
     for line in lines:
         sys.stdout.write(display(line, 100_000) + "\n")
     sys.stdout.flush()
 
 
 def document(content: Mapping[str, Any]) -> None:
-    """A result for a program: one JSON document on stdout, ASCII, without NaN."""
+    """Print a result for a program: one JSON document on stdout, ASCII, without NaN."""
     from sdpo_mlx.core.storage import plain
 
     sys.stdout.write(json.dumps(plain(content), indent=2, allow_nan=False) + "\n")
     sys.stdout.flush()
 
 
+def output(content: Mapping[str, Any], lines: Sequence[str], as_json: bool) -> None:
+    """Print the document with `--json`, otherwise the lines."""
+    if as_json:
+        document(content)
+    else:
+        result(lines)
+
+
 def untrusted(text: str, limit: int = 2_000, indent: str = "  ") -> list[str]:
-    """Lines of a foreign text, indented so that none can pass for one of ours."""
+    """Return the lines of an untrusted text, indented so that none looks like ours."""
     return [indent + line for line in display(text, limit).expandtabs(4).split("\n")]
 
 
 def stream(pieces: Iterable[str], indent: str = "  ") -> None:
-    """A foreign text on stdout while it comes: made inert and indented as `untrusted` does."""
+    """Print an untrusted text on stdout as it arrives, escaped and indented as by `untrusted`."""
     screen = Screen()
 
     def put(text: str) -> None:
@@ -75,32 +83,42 @@ def stream(pieces: Iterable[str], indent: str = "  ") -> None:
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Aligned columns; the last one runs on."""
+    """Return aligned columns under a heading; the last column is not padded."""
     cells = [[" ".join(display(str(cell)).split()) for cell in row] for row in [head, *rows]]
     widths = [max(len(row[i]) for row in cells) for i in range(len(head) - 1)]
     return ["  ".join([*(f"{c:<{w}}" for c, w in zip(row, widths, strict=False)), row[-1]]).rstrip() for row in cells]
 
 
+def columns(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return aligned columns without a heading."""
+    return table([""] * len(rows[0]), rows)[1:] if rows else []
+
+
 def percent(share: float | None) -> str:
-    """`34.1 %`, `-` where there is no number."""
+    """`34.1 %`, `-` if there is no number."""
     return "-" if share is None or math.isnan(share) else f"{100 * share:.1f} %"
 
 
 def span(low: float | None, high: float | None) -> str:
-    """An interval of shares, ` (30.2 to 38.0)`; empty where there is none."""
+    """An interval of shares, ` (30.2 to 38.0)`; empty if there is none."""
     if low is None or high is None or math.isnan(low) or math.isnan(high):
         return ""
     return f" ({100 * low:.1f} to {100 * high:.1f})"
 
 
 def number(value: float | None) -> str:
-    """Three digits that matter, `-` where there is no number."""
+    """Three significant digits, `-` if there is no number."""
     return "-" if value is None or math.isnan(value) else f"{value:.3g}"
 
 
-def rate(each_second: float | None) -> str:
-    """A speed in whole units, `-` where there is no number."""
-    return "-" if each_second is None or math.isnan(each_second) else f"{each_second:,.0f}"
+def rate(per_second: float | None) -> str:
+    """A speed in whole units, `-` if there is no number."""
+    return "-" if per_second is None or math.isnan(per_second) else f"{per_second:,.0f}"
+
+
+def plural(number: int, noun: str) -> str:
+    """`1 problem`, `4 problems`."""
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")
 
 
 def duration(seconds: float) -> str:
@@ -126,52 +144,53 @@ def sparkline(shares: Sequence[float], width: int = 40) -> str:
 
 
 def is_live(plain: bool) -> bool:
-    """Whether stderr is a terminal that may be drawn on."""
-    wanted = not plain and "NO_COLOR" not in os.environ and os.environ.get("TERM", "") not in NOT_DRAWN_ON
-    return wanted and sys.stderr.isatty()
+    """Whether stderr is a terminal that can be drawn on."""
+    allowed = not plain and "NO_COLOR" not in os.environ and os.environ.get("TERM", "") not in PLAIN_TERMINALS
+    return allowed and sys.stderr.isatty()
 
 
-def speaks_unicode() -> bool:
-    """Whether the locale says that the terminal shows more than ASCII.
+def supports_unicode() -> bool:
+    """Whether the locale is UTF-8.
 
-    Where nobody says anything (`C`, over ssh for one) Python itself sets LC_CTYPE; that tells nothing of a terminal.
+    Python sets LC_CTYPE=C.UTF-8 itself if no locale is set (over ssh, for example): that value says nothing about
+    the terminal.
     """
-    general = os.environ.get("LANG", "")
-    own = os.environ.get("LC_CTYPE", "")
-    made_up = own == "C.UTF-8" and general in ("", "C", "POSIX")
-    named = os.environ.get("LC_ALL") or ("" if made_up else own) or general
-    return "utf" in named.lower() and (sys.stderr.encoding or "").lower().startswith("utf")
+    lang = os.environ.get("LANG", "")
+    ctype = os.environ.get("LC_CTYPE", "")
+    set_by_python = ctype == "C.UTF-8" and lang in ("", "C", "POSIX")
+    locale = os.environ.get("LC_ALL") or ("" if set_by_python else ctype) or lang
+    return "utf" in locale.lower() and (sys.stderr.encoding or "").lower().startswith("utf")
 
 
 @contextmanager
-def status(what: str, plain: bool) -> Iterator[StartTask]:
-    """Show that something takes its time, how far it has come and how long the rest takes.
+def status(name: str, plain: bool) -> Iterator[StartTask]:
+    """Show the progress of long tasks, beginning with `name`, and yield the function that starts the next one.
 
-    Gives what begins the next piece of work by its name, which in turn gives what tells how far it has come. On a
-    terminal one line that goes at the end; elsewhere a line now and then, the first at once unless `what` is blank.
+    A terminal shows one line, removed at the end; otherwise a line is printed now and then, the first at once unless
+    `name` is blank.
     """
-    from sdpo_cli.terminal.pace import RunningTask
+    from sdpo_cli.terminal.progress import TaskTracker
 
     if not is_live(plain):
-        if what:
-            say(what)
-        yield RunningTask(now_and_then()).doing
+        if name:
+            message(name)
+        yield TaskTracker(progress_lines()).start
         return
-    from sdpo_cli.terminal.waiting import Waiting, drawing
+    from sdpo_cli.terminal.console import StatusLine, draw
 
-    work = RunningTask()
-    work.doing(what)
-    with drawing(Waiting(work), transient=True):
-        yield work.doing
+    tasks = TaskTracker()
+    tasks.start(name)
+    with draw(StatusLine(tasks), transient=True):
+        yield tasks.start
 
 
-def now_and_then() -> Callable[[Pace], None]:
-    """Says how far a piece of work has come, unless something was said just before."""
-    said = [time.monotonic()]
+def progress_lines() -> Callable[[TaskProgress], None]:
+    """Return a callback that prints the progress of a task, at most every PROGRESS_SECONDS."""
+    printed = [time.monotonic()]
 
-    def heard(pace: Pace) -> None:
-        if time.monotonic() - said[0] >= QUIET_SECONDS:
-            say(f"{pace.what}: {pace.words()}")
-            said[0] = time.monotonic()
+    def on_update(task: TaskProgress) -> None:
+        if time.monotonic() - printed[0] >= PROGRESS_SECONDS:
+            message(f"{task.name}: {task.summary()}")
+            printed[0] = time.monotonic()
 
-    return heard
+    return on_update

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sdpo_cli import main
 from sdpo_cli.commands import rollout
-from sdpo_cli.terminal import live, progress, render
+from sdpo_cli.terminal import live_view, progress, render
 from sdpo_cli.terminal.progress import Header, Progress, Sample
 
 from sdpo_mlx.types import Feedback, Problem, Rollout, RolloutGroup
@@ -102,7 +102,7 @@ def test_a_bug_is_one_line_and_with_debug_a_traceback(monkeypatch: pytest.Monkey
     monkeypatch.setattr(main, "application", broken)
     code, out, err = sdpo("tasks", "list")
     assert (code, out) == (1, "")
-    assert err.startswith("sdpo: a bug of ours: RuntimeError: a red herring")
+    assert err.startswith("sdpo: internal error: RuntimeError: a red herring")
     assert len(err.splitlines()) == 1
     assert "Traceback" in sdpo("--debug", "tasks", "list")[2]
 
@@ -168,7 +168,7 @@ def test_foreign_text_is_inert_in_plain_lines(text: str) -> None:
     err, out = io.StringIO(), io.StringIO()
     watched = Progress(HEADER)
     with redirect_stderr(err), redirect_stdout(out):
-        with live.watching(watched, plain=True) as observe:
+        with live_view.run_view(watched, plain=True) as observe:
             observe({"type": "step", "step": 1, "loss": None}, groups_of(text))
             observe({"type": "warning", "step": 1, "message": text}, ())
         row = {"answer": text, "finish": "stop", "tokens": 2, "reward": 0.0, "kind": "wrong", "feedback": text}
@@ -182,22 +182,22 @@ def test_foreign_text_is_inert_in_plain_lines(text: str) -> None:
 @given(HOSTILE)
 def test_foreign_text_is_no_markup_in_the_live_view(text: str) -> None:
     from rich.console import Console
-    from sdpo_cli.terminal.live_view import Picture
+    from sdpo_cli.terminal.live_view import LiveView
 
     watched = Progress(HEADER, warnings=[text])
     watched.observe({"type": "step", "step": 1, "success/rate": 0.5}, groups_of(text))
     drawn = io.StringIO()
-    Console(file=drawn, width=100, color_system=None).print(Picture(watched))
+    Console(file=drawn, width=100, color_system=None).print(LiveView(watched))
     assert harmless(drawn.getvalue())
 
 
 def test_markup_is_shown_as_it_was_written() -> None:
     from rich.console import Console
-    from sdpo_cli.terminal.live_view import Picture
+    from sdpo_cli.terminal.live_view import LiveView
 
     drawn = io.StringIO()
     sample = Sample("Write f(x)", "[bold]x[/bold] [/nothing]", "wrong", "[red]no")
-    Console(file=drawn, width=100).print(Picture(Progress(HEADER, sample=sample)))
+    Console(file=drawn, width=100).print(LiveView(Progress(HEADER, sample=sample)))
     assert "[bold]x[/bold] [/nothing]" in drawn.getvalue()
 
 
@@ -218,8 +218,8 @@ def test_a_live_view_needs_a_terminal_and_no_objection(monkeypatch: pytest.Monke
 
 
 def test_a_failure_with_feedback_is_the_telling_sample() -> None:
-    assert progress.telling(groups_of("said")) == Sample("said", "said", "wrong", "said")
-    assert progress.telling([]) is None
+    assert progress.pick_sample(groups_of("said")) == Sample("said", "said", "wrong", "said")
+    assert progress.pick_sample([]) is None
 
 
 # ---- commands
@@ -257,11 +257,20 @@ def test_doctor_looks_at_everything_and_survives_what_is_missing(monkeypatch: py
 
 
 def test_rollout_shows_why_a_teacher_sees_nothing() -> None:
-    words = ("rollout", "--n", "1", "--plain", "--set", "teacher.feedback=false", "--set", "task.feedback=none")
+    words = (
+        "rollout",
+        "--group-size",
+        "1",
+        "--plain",
+        "--set",
+        "teacher.feedback=false",
+        "--set",
+        "task.feedback=none",
+    )
     code, out, _ = sdpo(*words)
     assert code == 0
     assert "Write f(x):" in out
-    assert "nothing to go by: no demonstration and no feedback (no_signal)" in out
+    assert "no teacher context: no demonstration and no feedback (no_signal)" in out
 
 
 def test_training_twice_goes_on_and_eval_finds_the_run() -> None:
@@ -313,7 +322,7 @@ def test_an_interrupted_run_is_saved_and_says_how_to_go_on() -> None:
 
 
 def test_a_process_writes_no_escape_and_json_alone_on_stdout() -> None:
-    done = process("rollout", "--n", "1", "--json", TERM="xterm-256color")
+    done = process("rollout", "--group-size", "1", "--json", TERM="xterm-256color")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["rollouts"]
     assert "\x1b" not in done.stdout + done.stderr

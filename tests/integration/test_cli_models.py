@@ -34,7 +34,7 @@ def test_size_of_a_model_that_is_not_here_is_told_by_its_shape() -> None:
     assert rows["tiny"]["size_estimate"] is None
     lines = {line.split()[0]: line for line in sdpo("models", "list")[1].splitlines() if line}
     assert "~2.1 GB" in lines["qwen"]
-    assert "unknown until it is here" in lines["qwen3.5"]
+    assert "unknown until downloaded" in lines["qwen3.5"]
 
 
 def test_smollm2_is_known_before_it_is_fetched_and_ours_have_their_licence() -> None:

@@ -1,7 +1,7 @@
 """What a run's events add up to for somebody who watches."""
 
 import pytest
-from sdpo_cli.terminal import live
+from sdpo_cli.terminal import live_view
 from sdpo_cli.terminal.progress import Header, Progress
 
 HEADER = Header("tiny", "tiny", "sdpo", "ema", "cpu float32", "runs/x", 10, 4)
@@ -39,4 +39,4 @@ def test_skips_are_named_with_their_numbers() -> None:
     watched = Progress(HEADER)
     event = {"type": "step", "step": 1, "skip/no_signal": 3, "skip/too_long": 0, "teacher/with_feedback": 0.25}
     watched.observe({**event, "teacher/with_demonstration": 0.0})
-    assert live.context_words(watched) == "25.0 % (no_signal 3)"
+    assert live_view.context_summary(watched) == "25.0 % (no_signal 3)"

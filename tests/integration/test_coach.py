@@ -201,7 +201,7 @@ def test_a_scripted_session_saves_lessons_and_adapter_and_replays_to_equal_bytes
     assert code == 0
     told = json.loads(out)
     assert [told[name] for name in ("lessons", "remarks", "good", "steps", "total")] == [4, 2, 1, 3, 4]
-    assert "/god is not known" in err
+    assert "unknown command /god" in err
     assert told["next"][-1] == "sdpo coach tiny --replay a/coaching.jsonl --out DIR"
     assert [row["answers"][0]["feedback"] for row in rows("a")] == ["line 1: no", "", "", "line 1: ok\nline 2: no"]
     code, out, _ = sdpo("coach", "tiny", "--replay", "a/coaching.jsonl", "--out", "b", "--plain", "--json")
@@ -210,8 +210,8 @@ def test_a_scripted_session_saves_lessons_and_adapter_and_replays_to_equal_bytes
     code, out, err = typed(monkeypatch, "it is wrong\n", "coach", "a", "--plain", "--again", "--problems", "1")
     assert code == 0
     assert "lesson 5" in err
-    assert "the same seed gives now:" in err
-    assert "lessons in all 5" in out
+    assert "with the same seed now:" in err
+    assert "total lessons 5" in out
     assert "--replay" not in out  # from here they would be other steps
     assert weights("a") != weights("b")
 
@@ -225,9 +225,9 @@ def test_prompts_can_be_given_or_typed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [row["messages"][0]["content"] for row in rows("a")] == ["f(x): sort", "g(x)"]
     code, out, err = typed(monkeypatch, "f(x): sort\nno\n/quit\nnever read\n", *words)
     assert (code, json.loads(out)["run"]) == (0, "runs/tiny-coach")
-    assert "ask the model:" in err
+    assert "prompt:" in err
     assert [row["messages"][0]["content"] for row in rows("runs/tiny-coach")] == ["f(x): sort"]
-    assert coach.asked_by("runs/tiny-coach", False, None) == "typed"
+    assert coach.source_of("runs/tiny-coach", False, None) == "typed"
 
 
 def test_an_interrupt_ends_with_130_and_every_lesson_saved(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -247,7 +247,7 @@ def test_an_interrupt_ends_with_130_and_every_lesson_saved(monkeypatch: pytest.M
 
 
 def test_a_hostile_answer_is_inert_on_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
-    coach_session._lines("\x1b[31mred\x1b[0m \x07[bold]x[/bold]\n\u202egnal\nwhat was wrong? ")
+    coach_session.show_text("\x1b[31mred\x1b[0m \x07[bold]x[/bold]\n\u202egnal\nwhat is wrong? ")
     said = capsys.readouterr().err
     assert "\x1b" not in said
-    assert said == "".join(f"  {line}\n" for line in display("red [bold]x[/bold]\ngnal\nwhat was wrong?").split("\n"))
+    assert said == "".join(f"  {line}\n" for line in display("red [bold]x[/bold]\ngnal\nwhat is wrong?").split("\n"))

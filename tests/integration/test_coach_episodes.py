@@ -44,8 +44,8 @@ def test_episodes_are_played_coached_and_made_again_to_equal_bytes(monkeypatch: 
     code, out, err = typed(monkeypatch, said, *GAME, "--problems", "2", "--json", "--out", "a")
     assert code == 0
     assert [json.loads(out)[name] for name in ("lessons", "remarks", "good", "steps")] == [2, 1, 1, 2]
-    assert "the environment replies:" in err
-    assert "the environment calls it" in err
+    assert "environment:" in err
+    assert "graded by the environment:" in err
     answer = rows("a")[0]["answers"][0]
     assert [list(turn) for turn in answer["earlier"]] == [["answer", "reply", "finish", "seed", "ids", "logps"]]
     assert answer["earlier"][0]["reply"] in err.replace("\n  ", "\n")
@@ -55,7 +55,7 @@ def test_episodes_are_played_coached_and_made_again_to_equal_bytes(monkeypatch: 
     code, _, err = typed(monkeypatch, "it is wrong\n", "coach", "b", "--plain", "--again", "--problems", "1")
     assert code == 0
     assert "lesson 3" in err
-    assert "the same seed gives now:" in err
+    assert "with the same seed now:" in err
 
 
 def test_one_remark_teaches_every_turn_and_the_models_tokens_alone() -> None:

@@ -51,7 +51,7 @@ def test_difference_is_paired_and_problems_are_named() -> None:
     assert found.scores[0].score == pytest.approx(0.5)
     lines = as_lines(["A", "B"], found)
     assert "B won 1, lost 1, even 1" in lines
-    assert "problems left out: 1 only A has, 2 only B has" in lines
+    assert "problems left out: 1 only in A, 2 only in B" in lines
     document = as_document(["A", "B"], found)
     assert (document["problems"], document["even"], document["sentence"]) == (3, 1, lines[-1])
 
@@ -227,7 +227,7 @@ def test_an_adapter_is_compared_with_its_model() -> None:
 MISTAKES = [
     (["tiny"], 2, "nothing to compare it with"),
     (["run", "other"], 2, "different tasks (tiny and tiny:mid)"),
-    (["run", "--adapter-a", "run"], 2, "adapter of its own"),
+    (["run", "--adapter-a", "run"], 2, "own adapter"),
     (["config.yaml", "run"], 3, "not a saved evaluation"),
     (["run", "absent"], 2, "absent"),
 ]

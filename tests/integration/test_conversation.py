@@ -154,7 +154,7 @@ def test_a_full_context_forgets_the_oldest_exchange_and_says_so(
     side = Conversation(speaker, "base")
     words = "word " * (400 // len(speaker.chat.encode_plain(" word")))
     for number in range(3):
-        chatting._answered([side], f"{number} {words}", leave=False)
+        chatting._stream([side], f"{number} {words}", once=False)
     kept = side.messages[0]["content"]
     assert kept.startswith("1 ")
     assert "oldest" in capsys.readouterr().err
@@ -184,10 +184,10 @@ def test_an_interrupt_stops_the_answer_and_the_talk_goes_on(
             raise KeyboardInterrupt
         return str(line)
 
-    chatting._talk([side], next_line)
+    chatting._chat([side], next_line)
     err = capsys.readouterr().err
     assert "(stopped)" in err
-    assert "/what is no command" in err
+    assert "unknown command /what" in err
     assert next(typed) == "unread"
     assert side.messages == []
 
@@ -204,9 +204,9 @@ def test_a_question_of_several_lines_is_one_question() -> None:
         except StopIteration:
             raise EOFError from None
 
-    assert [chatting._question(typed) for _ in range(3)] == ["plain", "first\n\n  last", "one"]
+    assert [chatting._read_message(typed) for _ in range(3)] == ["plain", "first\n\n  last", "one"]
     with pytest.raises(EOFError):
-        chatting._question(typed)
+        chatting._read_message(typed)
 
 
 def test_chat_compares_base_and_adapter_for_a_person_and_a_program(run: Path) -> None:

@@ -68,7 +68,7 @@ def test_the_starter_folder_passes_its_own_check_and_trains(
         ["config.yaml", "my_task.py", "problems.jsonl", "schema.json"]
     )
     assert cli.run(["tasks", "check", "./my_task.py", "--data", "problems.jsonl"]) == 0
-    assert "nothing odd found" in capsys.readouterr().out
+    assert "no problems found" in capsys.readouterr().out
     assert cli.run(["data", "check", "problems.jsonl", "--task", "./my_task.py"]) == 0
     assert cli.run(["train", "-c", "config.yaml", "--steps", "1", "--out", "run", "--plain", *SMALL]) == 0
     assert (nowhere / "mine" / "run" / "adapters.safetensors").is_file()
@@ -160,7 +160,7 @@ def test_a_file_that_is_there_is_never_written_over(nowhere: Path) -> None:
     (nowhere / "config.yaml").write_text("mine")
     code, _, err = sdpo("init", str(nowhere))
     assert code == 2
-    assert "is there already" in err
+    assert "already exists" in err
     assert [path.name for path in nowhere.iterdir()] == ["config.yaml"]
     assert (nowhere / "config.yaml").read_text() == "mine"
 
@@ -282,14 +282,14 @@ def test_questions_take_numbers_names_and_enter(
     monkeypatch: pytest.MonkeyPatch, typed: tuple[str, ...], answers: tuple[str, str, bool]
 ) -> None:
     asked = scripted(monkeypatch, *typed)
-    assert init._asked(None, None, None) == init_templates.InitChoices(*answers)
+    assert init.ask_choices(None, None, None) == init_templates.InitChoices(*answers)
     assert len(asked) == len(typed)
     assert list(dict.fromkeys(asked)) == ["model", "task", "feedback"]
 
 
 def test_what_flags_answer_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     assert scripted(monkeypatch) == []
-    assert init._asked("tiny", "math", False) == init_templates.InitChoices("tiny", "math", False)
+    assert init.ask_choices("tiny", "math", False) == init_templates.InitChoices("tiny", "math", False)
 
 
 def at_a_terminal(folder: Path, typed: bytes, *words: str) -> tuple[int, str]:

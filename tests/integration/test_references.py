@@ -218,7 +218,7 @@ def test_rollout_says_where_the_demonstration_came_from() -> None:
         "tiny",
         "--task",
         "tiny",
-        "--n",
+        "--group-size",
         "1",
         "--plain",
         "--teacher.demonstration",
@@ -226,7 +226,7 @@ def test_rollout_says_where_the_demonstration_came_from() -> None:
     )
     code, out, _ = sdpo(*words)
     assert code == 0
-    assert "(the row's own reference as the solution)" in out
+    assert "(solution: the reference answer of the dataset)" in out
     found = json.loads(sdpo(*words, "--json")[1])
     assert [row["teacher"]["demonstration"] for row in found["rollouts"]] == ["dataset"]
 

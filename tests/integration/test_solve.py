@@ -216,7 +216,7 @@ def test_the_command_solves_shows_and_keeps(
     found = json.loads(told.out)["methods"]["sdpo"]
     assert found["tried"][found["solved"] - 1]["success"]
     assert len(found["tried"]) == found["attempts"]
-    assert "the environment:" in told.err
+    assert "  feedback:" in told.err
     assert f"{found['attempts']} of 64 attempts" in told.err
     kept = tmp_path / "kept"
     assert f"attempt {found['solved']} of {found['attempts']} solved it" in (kept / "README.md").read_text()

@@ -146,7 +146,7 @@ def test_plan_says_what_fits_without_weights() -> None:
         "plan", "--model", "qwen:8b", "--prompt-tokens", "300", "--memory", "6GB", "--max-tokens", "2048"
     )
     assert code == 1
-    assert "what would help:" in out
+    assert "to reduce memory:" in out
 
 
 def test_run_that_would_not_fit_stops_before_it_loads(tmp_path: Path) -> None:

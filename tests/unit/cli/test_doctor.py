@@ -1,4 +1,4 @@
-"""`sdpo doctor`: every part of a machine, its faults and their fixes; macOS by what its commands would print."""
+"""`sdpo doctor`: every check, its faults and their fixes; macOS by what its commands would print."""
 
 from __future__ import annotations
 
@@ -7,32 +7,21 @@ import re
 import sys
 from importlib.metadata import metadata
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 from command import sdpo
 from packaging.requirements import Requirement
 from paths import ROOT
-from sdpo_cli.diagnostics import checks, cpu, disk, macos, packages
-from sdpo_cli.diagnostics.finding import Finding, looked
+from sdpo_cli.diagnostics import checks, disk, hardware, packages
+from sdpo_cli.diagnostics.finding import Finding, run_check
 
 from sdpo_mlx.core.errors import SandboxError
 
 GB = 2**30
 KEYS = {"name", "ok", "found", "fix", "required", "checked", "facts"}
-# As macOS prints them, by its manuals; written here, not recorded.
-PMSET = """System-wide power settings:
-Currently in use:
- standby              1
- disksleep            10
- sleep                1 (sleep prevented by powerd)
- displaysleep         {display}
- lowpowermode         {low}
-"""
-ON_BATTERY = """Now drawing from 'Battery Power'
- -InternalBattery-0 (id=4653155)\t87%; discharging; 5:12 remaining present: true"""
-ON_MAINS = """Now drawing from 'AC Power'
- -InternalBattery-0 (id=4653155)\t100%; charged; 0:00 remaining present: true"""
 METAL = {
     "resource_limit": 499000,
     "max_buffer_length": 9534832640,
@@ -43,22 +32,18 @@ METAL = {
 }
 
 
-def pmset(display: str = "10", low: int = 0) -> str:
-    return PMSET.replace("{display}", display).replace("{low}", str(low))
-
-
 # ---- the whole
 
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
-    """The document by name, in an empty folder, with caches of nobody's, and without a word to macOS."""
+    """The findings by name, in an empty folder, with empty caches, and without any command of macOS."""
     folder = tmp_path_factory.mktemp("doctor")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setenv("SDPO_HOME", str(folder / "cache"))
         patch.setenv("HF_HOME", str(folder / "hub"))
-        patch.setattr(macos, "said", lambda *_: pytest.fail("a command of macOS's was called"))
+        patch.setattr(hardware, "sysctl", lambda _: pytest.fail("a command of macOS was called"))
         code, out, _ = sdpo("doctor", "--json")
     document = json.loads(out)
     assert (code, document["ok"]) == (0, True)
@@ -67,8 +52,8 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]
     return {each["name"]: each for each in document["findings"]}
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="what Linux says")
-def test_doctor_tells_facts_of_every_part_and_asks_macos_nothing(
+@pytest.mark.skipif(sys.platform != "linux", reason="the facts of Linux")
+def test_doctor_reports_facts_of_every_part_without_commands_of_macos(
     found: dict[str, dict[str, Any]], tmp_path: Path
 ) -> None:
     facts = {name: each["facts"] for name, each in found.items()}
@@ -81,9 +66,10 @@ def test_doctor_tells_facts_of_every_part_and_asks_macos_nothing(
     assert (facts["cache"]["bytes"], facts["cache"]["whole"]) == (0, True)
     assert facts["models"]["here"] == ["tiny"]
     assert facts["sandbox"]["kind"] in (None, "bubblewrap")
-    unseen = {name for name, each in found.items() if not each["checked"]}
-    assert unseen == {"wired_limit", "display", "power"}
-    assert all(found[name]["found"].startswith("not checked") for name in unseen)
+    unchecked = {name for name, each in found.items() if not each["checked"]}
+    assert unchecked == {"wired_limit"}
+    assert found["wired_limit"]["found"].startswith("not checked")
+    assert set(facts["power"]) == {"on_battery", "charge_percent"}
     assert {f"extra {name}" for name in metadata("sdpo-mlx").get_all("Provides-Extra") or []} <= set(found)
 
 
@@ -115,17 +101,17 @@ def test_person_reads_a_line_a_finding_and_fixes_below(monkeypatch: pytest.Monke
     assert "\x1b" not in out
     lines = out.splitlines()
     assert [line.split()[0] for line in lines[:3]] == ["no", "no", "--"]
-    mending = lines[lines.index("to mend:") + 1 :]
-    assert [line.split(":")[0].strip() for line in mending] == ["backend", "cache of ours"]
-    assert "training cannot run" in mending[0]
+    fixes = lines[lines.index("to fix:") + 1 :]
+    assert [line.split(":")[0].strip() for line in fixes] == ["backend", "cache of ours"]
+    assert "training cannot run" in fixes[0]
 
 
 @pytest.mark.parametrize("raised", [RuntimeError("odd"), SandboxError("no such thing"), KeyError("x")])
-def test_look_that_breaks_is_a_finding_with_a_fix(raised: Exception) -> None:
-    def look() -> list[Finding]:
+def test_check_that_raises_is_a_finding_with_a_fix(raised: Exception) -> None:
+    def check() -> list[Finding]:
         raise raised
 
-    (broken,) = looked("part", look, required=True)
+    (broken,) = run_check("part", check, required=True)
     assert (broken.name, broken.ok, broken.required) == ("part", False, True)
     assert broken.fix
 
@@ -143,28 +129,41 @@ def test_missing_mlx_stops_training_and_the_rest_is_still_told(monkeypatch: pyte
 # ---- chip, memory, BLAS
 
 
-def test_processor_is_named_by_what_the_kernel_gives() -> None:
-    assert cpu.processor("processor\t: 0\nmodel name\t: AMD  EPYC 7B13\nmodel\t: 1\n") == "AMD EPYC 7B13"
-    arm = "processor\t: 0\nBogoMIPS\t: 243.75\nCPU implementer\t: 0x41\nCPU part\t: 0xd0c\n"
-    assert cpu.processor(arm) == "ARM Neoverse N1"
-    board = arm.replace("0xd0c", "0xd0b") + "\nModel\t\t: Raspberry Pi 5 Model B Rev 1.0\n"
-    assert cpu.processor(board) == "ARM Cortex-A76 (Raspberry Pi 5 Model B Rev 1.0)"
-    assert cpu.processor("CPU implementer\t: 0x61\nCPU part\t: 0x022\n") == "Apple part 0x022"
-    assert cpu.processor("CPU implementer\t: 0xee\nCPU part\t: zzz\n") == "maker 0xee part zzz"
-    assert cpu.processor("") == ""
+def test_chip_has_a_name_without_mlx(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "sdpo_mlx.backends.mlx.device", None)
+    (found,) = hardware.chip()
+    assert (found.ok, bool(found.facts["chip"])) == (True, True)
 
 
-def test_available_memory_is_read_in_bytes() -> None:
-    assert cpu.available("MemTotal:  100 kB\nMemAvailable:     64 kB\n") == 64 * 1024
-    assert cpu.available("MemTotal:  100 kB\n") is None
-
-
-def test_little_memory_is_a_fault_that_says_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    (tmp_path / "meminfo").write_text("MemAvailable: 500000 kB\n")
-    monkeypatch.setattr(cpu, "MEMINFO", tmp_path / "meminfo")
-    (little,) = cpu.memory()
-    assert not little.ok
+def test_little_memory_is_a_fault_with_a_fix(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=500_000_000))
+    (little,) = hardware.memory()
+    assert (little.ok, little.facts["available_bytes"]) == (False, 500_000_000)
     assert "close other programs" in little.fix
+
+
+def test_available_memory_is_at_most_that_of_the_container(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hardware, "total_memory", lambda: 2 * GB)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=64 * GB))
+    (found,) = hardware.memory()
+    assert (found.ok, found.facts["available_bytes"]) == (True, 2 * GB)
+
+
+@pytest.mark.parametrize(
+    ("sensor", "ok", "on_battery", "charge"),
+    [
+        (SimpleNamespace(percent=87.4, power_plugged=False), False, True, 87),
+        (SimpleNamespace(percent=100, power_plugged=True), True, False, 100),
+        (SimpleNamespace(percent=50, power_plugged=None), True, None, 50),
+        (None, True, None, None),
+    ],
+)
+def test_only_a_machine_on_battery_is_at_fault(
+    monkeypatch: pytest.MonkeyPatch, sensor: Any, ok: bool, on_battery: bool | None, charge: int | None
+) -> None:
+    monkeypatch.setattr(psutil, "sensors_battery", lambda: sensor)
+    (found,) = hardware.power()
+    assert (found.ok, found.facts) == (ok, {"on_battery": on_battery, "charge_percent": charge})
 
 
 def test_fix_for_slow_products_goes_by_library_and_processor() -> None:
@@ -181,9 +180,9 @@ def test_cache_is_measured_without_following_links_and_not_without_end(tmp_path:
     (tmp_path / "a" / "b" / "file").write_bytes(b"x" * 1000)
     (tmp_path / "again").symlink_to(tmp_path / "a" / "b" / "file")
     (tmp_path / "round").symlink_to(tmp_path)
-    assert disk.held(tmp_path) == (1000, True)
-    assert disk.held(tmp_path, seconds=-1.0)[1] is False
-    assert disk.held(tmp_path / "absent") == (0, True)
+    assert disk.folder_size(tmp_path) == (1000, True)
+    assert disk.folder_size(tmp_path, seconds=-1.0)[1] is False
+    assert disk.folder_size(tmp_path / "absent") == (0, True)
     assert disk.nearest(tmp_path / "a" / "not" / "there") == tmp_path / "a"
 
 
@@ -209,35 +208,35 @@ def test_extra_says_version_or_line_and_finds_what_is_too_old() -> None:
     assert "pip install 'sdpo-mlx[made-up]'" in gone.found
     old = packages.extra("made-up", [Requirement("numpy>=999; extra == 'made-up'")])
     assert not old.ok
-    assert "wanted is >=999" in old.found
+    assert "required is >=999" in old.found
     elsewhere = packages.extra("made-up", [Requirement("mkl; sys_platform == 'plan9' and extra == 'made-up'")])
-    assert elsewhere.found == "nothing to install on this machine"
+    assert elsewhere.found == "not needed on this machine"
 
 
 # ---- macOS, by what its commands print
 
 
-def test_mac_chip_is_named_and_rosetta_is_a_fault() -> None:
-    assert macos.chip("Apple M2 Pro", "0") == Finding("chip", True, "Apple M2 Pro", facts={"chip": "Apple M2 Pro"})
-    assert "arm64" in macos.chip("Apple M2 Pro", "1").fix
-    assert not macos.chip("Intel(R) Core(TM) i7-9750H CPU @ 2.60GHz", "").ok
-    assert macos.chip("", "").found == "unknown"
+def test_mac_chip_is_a_fault_for_intel_and_rosetta() -> None:
+    assert hardware.mac_chip("Apple M2 Pro", "0") == ("Apple M2 Pro", "")
+    assert "arm64" in hardware.mac_chip("Apple M2 Pro", "1")[1]
+    assert "Apple silicon" in hardware.mac_chip("Intel(R) Core(TM) i7-9750H CPU @ 2.60GHz", "")[1]
+    assert hardware.mac_chip("", "") == ("", "")
 
 
-def test_metal_is_told_by_mlx_s_word() -> None:
-    assert macos.metal(True, METAL).found == "yes: Apple M1, applegpu_g13g"
-    assert macos.metal(True, {}).found == "yes"
-    assert macos.metal(False, METAL).fix
+def test_metal_is_what_mlx_reports() -> None:
+    assert hardware.metal(True, METAL).found == "yes: Apple M1, applegpu_g13g"
+    assert hardware.metal(True, {}).found == "yes"
+    assert hardware.metal(False, METAL).fix
 
 
 @pytest.mark.parametrize(
     ("setting", "memory", "ok", "words"),
     [
-        ("0", 16 * GB, True, "the system's default"),
+        ("0", 16 * GB, True, "the system default"),
         ("0", 64 * GB, True, "sudo sysctl iogpu.wired_limit_mb=57344"),
-        ("14000", 16 * GB, False, "too little"),
+        ("14000", 16 * GB, False, "too little left"),
         ("4096", 16 * GB, False, "less than the default"),
-        ("12000", 16 * GB, True, "is set to 12000"),
+        ("12000", 16 * GB, True, "is 12000"),
         ("", 16 * GB, True, "cannot be read"),
         ("sysctl: unknown oid", 16 * GB, True, "cannot be read"),
     ],
@@ -245,63 +244,45 @@ def test_metal_is_told_by_mlx_s_word() -> None:
 def test_wired_limit_is_a_fault_only_where_setting_it_back_helps(
     setting: str, memory: int, ok: bool, words: str
 ) -> None:
-    finding = macos.wired(setting, memory, int(0.7 * memory))
+    finding = hardware.wired_limit(setting, memory, int(0.7 * memory))
     assert finding.ok is ok
     assert words in finding.found
     assert bool(finding.fix) is not ok
-    small_by_default = setting == "0" and memory < macos.LARGE
+    small_by_default = setting == "0" and memory < hardware.LARGE
     assert not small_by_default or "sysctl" not in finding.found
 
 
 def test_recommended_size_that_mlx_does_not_give_is_said() -> None:
-    assert "three quarters" in macos.wired("0", 16 * GB, 0).found
-    assert macos.wired("0", 16 * GB, 11453251584).facts["recommended_bytes"] == 11453251584
+    assert "three quarters" in hardware.wired_limit("0", 16 * GB, 0).found
+    assert hardware.wired_limit("0", 16 * GB, 11453251584).facts["recommended_bytes"] == 11453251584
 
 
-def test_display_that_stays_on_is_a_fault_and_sleep_comes_with_caffeinate() -> None:
-    sleeps = macos.display(pmset("10"))
-    assert (sleeps.ok, sleeps.facts["display_sleep_minutes"]) == (True, 10)
-    assert "caffeinate -ims" in sleeps.found
-    for kept_on in (pmset("0"), pmset("10 (display sleep prevented by Player)")):
-        assert not macos.display(kept_on).ok
-        assert "caffeinate" in macos.display(kept_on).fix
-    assert macos.display("").facts["display_sleep_minutes"] is None
+def test_sysctl_that_is_missing_fails_or_hangs_is_blank(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert hardware.sysctl("any") == ""
+    for program, printed in (("echo word", "word"), ("exit 3", ""), ("exec /bin/sleep 30", "")):
+        (tmp_path / "sysctl").write_text(f"#!/bin/sh\n{program}\n")
+        (tmp_path / "sysctl").chmod(0o755)
+        monkeypatch.setattr(hardware, "SECONDS", 0.5 if "sleep" in program else 30.0)
+        assert hardware.sysctl("any") == printed
 
 
-def test_battery_and_low_power_are_faults_and_a_desktop_is_fine() -> None:
-    on_battery = macos.battery(ON_BATTERY, pmset())
-    assert (on_battery.ok, on_battery.facts["charge_percent"]) == (False, 87)
-    assert macos.battery(ON_MAINS, pmset()).ok
-    assert not macos.battery(ON_MAINS, pmset(low=1)).ok
-    assert macos.battery("Now drawing from 'AC Power'", "").facts["on_battery"] is False
-    assert macos.battery("", "").facts["on_battery"] is None
-
-
-def test_command_that_is_missing_fails_or_hangs_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert macos.said("no-such-command-anywhere") == ""
-    assert macos.said(sys.executable, "-c", "raise SystemExit(3)") == ""
-    assert macos.said(sys.executable, "-c", "print('word')") == "word"
-    monkeypatch.setattr(macos, "SECONDS", 0.2)
-    assert macos.said(sys.executable, "-c", "import time; time.sleep(30)") == ""
-
-
-def test_macs_looks_come_together_from_what_commands_print(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The order of commands alone: that these words are macOS's own was not checked on a Mac."""
-    told = {
-        ("sysctl", "-n", "machdep.cpu.brand_string"): "Apple M1",
-        ("sysctl", "-n", "sysctl.proc_translated"): "0",
-        ("sysctl", "-n", "iogpu.wired_limit_mb"): "0",
-        ("pmset", "-g"): pmset("0"),
-        ("pmset", "-g", "batt"): ON_BATTERY,
+def test_checks_of_a_mac_combine_what_its_commands_print(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests the order of commands alone: that these texts are macOS's own was not checked on a Mac."""
+    printed = {
+        "machdep.cpu.brand_string": "Apple M1",
+        "sysctl.proc_translated": "0",
+        "iogpu.wired_limit_mb": "0",
     }
-    speed = pytest.importorskip("sdpo_mlx.backends.mlx.device")
+    device = pytest.importorskip("sdpo_mlx.backends.mlx.device")
     monkeypatch.setattr(sys, "platform", "darwin")
-    monkeypatch.setattr(macos, "said", lambda *words: told[words])
-    monkeypatch.setattr(speed, "device_facts", lambda: METAL)
-    looks = (cpu.look, checks._metal, checks._wired, checks._display, checks._power)
-    found = {each.name: each for look in looks for each in looked("part", look)}
+    monkeypatch.setattr(hardware, "sysctl", printed.__getitem__)
+    monkeypatch.setattr(device, "device_facts", lambda: METAL)
+    monkeypatch.setattr(psutil, "sensors_battery", lambda: SimpleNamespace(percent=80, power_plugged=False))
+    parts = (hardware.chip, checks._metal, checks._wired_limit, hardware.power)
+    found = {each.name: each for check in parts for each in run_check("part", check)}
     assert found["chip"].found.startswith("Apple M1, ")
     assert not found["metal"].ok
     assert found["wired_limit"].facts["recommended_bytes"] == 11453251584
-    assert "never sleeps" in found["display"].found
+    assert "caffeinate -ims" in found["power"].found
     assert not found["power"].ok

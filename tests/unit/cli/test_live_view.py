@@ -12,10 +12,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from rich.cells import cell_len
 from rich.console import Console
-from sdpo_cli.terminal import render, waiting
-from sdpo_cli.terminal.live_view import Picture
-from sdpo_cli.terminal.pace import Pace, RunningTask
-from sdpo_cli.terminal.progress import Header, Progress, Sample
+from sdpo_cli.terminal import console as terminal_console
+from sdpo_cli.terminal import render
+from sdpo_cli.terminal.live_view import LiveView
+from sdpo_cli.terminal.progress import Header, Progress, Sample, TaskProgress, TaskTracker
 from sdpo_cli.terminal.sample_view import MOST_LINES, sample_lines, steady
 
 from sdpo_mlx.types import Feedback, Problem, Rollout, RolloutGroup
@@ -45,7 +45,7 @@ def watched(text: str = "x", step: int = 3) -> Progress:
     progress.observe({"type": "eval", "step": 0, "score": 0.25, "low": 0.1, "high": 0.4}, ())
     progress.observe({"type": "step", "step": step, "success/rate": 0.5, "loss": 0.1}, [group])
     progress.observe({"type": "warning", "step": step, "message": text}, ())
-    progress.work.doing("sampling")(2, 8)
+    progress.tasks.start("sampling")(2, 8)
     return progress
 
 
@@ -55,13 +55,14 @@ def drawn(progress: Progress, width: int, height: int) -> list[str]:
     console = Console(
         file=out, width=width, height=height, color_system=None, force_terminal=True, legacy_windows=False
     )
-    console.print(Picture(progress), end="")
+    console.print(LiveView(progress), end="")
     return out.getvalue().splitlines()
 
 
 @settings(deadline=None, max_examples=60)
 @given(TEXTS, st.integers(12, 200), st.integers(3, 60))
 @example(TRICKS[5], 40, 30)
+@example("0\xa00", 12, 8)
 @example(TRICKS[4], 41, 24)
 def test_no_text_leaves_its_place_on_any_terminal(text: str, width: int, height: int) -> None:
     lines = drawn(watched(text), width, height)
@@ -108,7 +109,7 @@ def test_the_view_says_that_it_stops_and_nothing_of_it_at_the_end() -> None:
     progress = watched()
     progress.stopping = lambda: True
     assert "stopping" in "\n".join(drawn(progress, 80, 24))
-    progress.work.doing("")
+    progress.tasks.start("")
     assert "stopping" not in "\n".join(drawn(progress, 80, 24))
 
 
@@ -148,13 +149,17 @@ def at_terminal(monkeypatch: pytest.MonkeyPatch, **environment: str) -> Iterator
     for name, value in {"TERM": "xterm", "LANG": "en_US.UTF-8", **environment}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr("sys.stderr", terminal)
-    monkeypatch.setattr(waiting.Screen, "size", property(lambda self: waiting.ConsoleDimensions(terminal.columns, 10)))
+    monkeypatch.setattr(
+        terminal_console.TerminalConsole,
+        "size",
+        property(lambda self: terminal_console.ConsoleDimensions(terminal.columns, 10)),
+    )
     yield terminal
 
 
 def test_a_changed_size_clears_the_screen_and_an_unchanged_one_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
     with at_terminal(monkeypatch) as terminal:
-        drawing, console = waiting.Drawn(Picture(watched())), waiting.Screen()
+        drawing, console = terminal_console.TerminalView(LiveView(watched())), terminal_console.TerminalConsole()
         console.print(drawing)
         console.print(drawing)
         assert "\x1b[2J" not in terminal.getvalue()
@@ -168,7 +173,7 @@ def test_the_cursor_comes_back_and_the_last_picture_stays(monkeypatch: pytest.Mo
     with (
         at_terminal(monkeypatch, TERM=term) as terminal,
         pytest.raises(KeyboardInterrupt),
-        waiting.drawing(Picture(watched())),
+        terminal_console.draw(LiveView(watched())),
     ):
         raise KeyboardInterrupt
     shown = terminal.getvalue()
@@ -190,7 +195,7 @@ def test_the_locale_decides_about_letters(
     monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], unicode: bool
 ) -> None:
     with at_terminal(monkeypatch, **environment) as terminal:
-        waiting.Screen().print(waiting.Drawn(Picture(watched("漢字…"))))
+        terminal_console.TerminalConsole().print(terminal_console.TerminalView(LiveView(watched("漢字…"))))
     assert ("╭" in terminal.getvalue()) == unicode
     assert terminal.getvalue().isascii() != unicode
 
@@ -205,12 +210,12 @@ def test_a_terminal_that_cannot_move_its_cursor_gets_plain_lines(monkeypatch: py
 
 
 def test_a_wait_says_what_is_done_and_goes_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    work = RunningTask()
-    work.doing("copying [red]漢字\x1b[31m " * 5)(3, 9)
-    with at_terminal(monkeypatch) as terminal, waiting.drawing(waiting.Waiting(work), transient=True):
+    work = TaskTracker()
+    work.start("copying [red]漢字\x1b[31m " * 5)(3, 9)
+    with at_terminal(monkeypatch) as terminal, terminal_console.draw(terminal_console.StatusLine(work), transient=True):
         pass
     out = io.StringIO()
-    Console(file=out, width=30, color_system=None).print(waiting.Waiting(work))
+    Console(file=out, width=30, color_system=None).print(terminal_console.StatusLine(work))
     assert "copying [red]漢字" in out.getvalue()
     assert cell_len(out.getvalue().rstrip("\n")) < 30
     assert "\x1b[2K" in terminal.getvalue()
@@ -218,22 +223,22 @@ def test_a_wait_says_what_is_done_and_goes_at_the_end(monkeypatch: pytest.Monkey
 
 def test_time_left_follows_the_pace_and_leaves_out_what_was_there() -> None:
     now = [0.0]
-    pace = Pace("answers", clock=lambda: now[0])
-    pace.tell(40, 100)
-    assert (pace.seconds_left(), pace.words()) == (None, "40/100  0:00")
+    pace = TaskProgress("answers", clock=lambda: now[0])
+    pace.update(40, 100)
+    assert (pace.seconds_left(), pace.summary()) == (None, "40/100  0:00")
     now[0] = 30.0
-    pace.tell(45, 100)
+    pace.update(45, 100)
     assert pace.seconds_left() is None  # too little is done to say
-    pace.tell(70, 100)
-    assert (pace.seconds_left(), pace.words()) == (30.0, "70/100  0:30 left")
-    pace.tell(100, 100)
-    assert pace.words() == "100/100  0:30"
+    pace.update(70, 100)
+    assert (pace.seconds_left(), pace.summary()) == (30.0, "70/100  0:30 left")
+    pace.update(100, 100)
+    assert pace.summary() == "100/100  0:30"
 
 
 def test_plain_lines_about_work_are_rare(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     now = [0.0]
     monkeypatch.setattr(render.time, "monotonic", lambda: now[0])
-    tell = RunningTask(render.now_and_then(), clock=lambda: now[0]).doing("tensors")
+    tell = TaskTracker(render.progress_lines(), clock=lambda: now[0]).start("tensors")
     for done in range(0, 61):
         now[0] = float(done)
         tell(done, 60)

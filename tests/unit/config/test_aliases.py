@@ -10,19 +10,19 @@ from sdpo_cli import foreign, main
 from sdpo_mlx.config.keys import ELSEWHERE, FOREIGN, LEAVES, SECTIONS
 
 OPTIONS = [
-    (["train", "--lr", "1e-4"], "Write --learning-rate."),
-    (["plan", "--lr", "1e-4"], "Write --train.learning_rate."),
-    (["train", "--num-generations=8"], "Write --group-size."),
-    (["train", "--batch-size", "4"], "Write --rollout.problems_per_step."),
-    (["train", "--temperature", "0.7"], "Write --rollout.temperature."),
+    (["train", "--lr", "1e-4"], "Use --learning-rate."),
+    (["plan", "--lr", "1e-4"], "Use --train.learning_rate."),
+    (["train", "--num-generations=8"], "Use --group-size."),
+    (["train", "--batch-size", "4"], "Use --rollout.problems_per_step."),
+    (["train", "--temperature", "0.7"], "Use --rollout.temperature."),
     (["train", "--beta", "0.1"], "no KL penalty"),
     (["train", "--resume-adapter-file", "a.safetensors"], "--out RUN --resume"),
-    (["train", "--lora-parameters", "x"], "below model.adapter"),
-    (["lora", "--train"], "Write `sdpo train`."),
-    (["train", "smollm2"], "Write --model smollm2 or --task smollm2."),
-    (["train", "my_task.py"], "Write --task my_task.py."),
-    (["solve", "tests"], "Write --data tests."),
-    (["plan", "absent.yaml"], "Write -c absent.yaml."),
+    (["train", "--lora-parameters", "x"], "of model.adapter"),
+    (["lora", "--train"], "Use `sdpo train`."),
+    (["train", "smollm2"], "Did you mean --model smollm2 or --task smollm2?"),
+    (["train", "my_task.py"], "Did you mean --task my_task.py?"),
+    (["solve", "tests"], "Did you mean --data tests?"),
+    (["plan", "absent.yaml"], "Did you mean -c absent.yaml?"),
 ]
 
 
@@ -41,7 +41,7 @@ def test_every_word_of_another_tool_leads_to_something_that_is_here() -> None:
     assert not set(FOREIGN) & set(ELSEWHERE)
     for name in (*FOREIGN, *ELSEWHERE):
         told = foreign.instead(f"--{name.replace('_', '-')}", ["--steps", "--set"])
-        named = re.search(r"(?:Write|Set .* as) --([\w.]+)$", told)
+        named = re.search(r"(?:Use|Use a setting of .*, such as) --([\w.]+)$", told)
         assert told[:1].isupper() or told[:1] == "`"
         assert named is None or named[1] in LEAVES or named[1] == "steps"
 

@@ -285,4 +285,4 @@ def test_list_tells_a_person_what_a_program_is_told(home: Path) -> None:
     row, line = rows["owner/model"], next(line for line in lines if line.startswith("owner/model"))
     assert (row["here"], row["trains"] in line) == (True, True)
     assert "apache-2.0" in line
-    assert "not here: sdpo models fetch qwen" in next(line for line in lines if line.startswith("qwen "))
+    assert "not downloaded: sdpo models fetch qwen" in next(line for line in lines if line.startswith("qwen "))
