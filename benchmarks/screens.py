@@ -1,7 +1,7 @@
-"""What the commands look like, as text: `python benchmarks/screens.py` runs each in a pseudo-terminal.
+"""Record the screens of `docs/terminal.md`: `python benchmarks/screens.py` runs each command in a pseudo-terminal.
 
-Writes `docs/screens/*.txt` and puts the same into `docs/terminal.md`. Times, paths and figures of the machine are made
-neutral, so that a new recording differs where the screens do. Needs pyte (`pip install pyte`).
+Replaces the text block after each `<!-- screen NAME -->`. Times, paths and figures of the machine are replaced by
+placeholders, so that a new recording differs only if a screen does. Needs pyte (`pip install pyte`).
 """
 
 from __future__ import annotations
@@ -23,9 +23,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGE, FOLDER = ROOT / "docs" / "terminal.md", ROOT / "docs" / "screens"
-LONGEST = 300.0  # seconds that a command may take
-MACHINES_OWN: Sequence[tuple[str, str]] = (
+PAGE = ROOT / "docs" / "terminal.md"
+TIMEOUT = 300.0  # seconds without output
+BLOCK = re.compile(r"<!-- screen ([\w-]+) -->\n```text\n((?:(?!```)[\s\S])*)```")
+PLACEHOLDERS: Sequence[tuple[str, str]] = (
     (r"\b(?:\d+:)?\d+:\d\d\b", "-:--"),
     (r"(?<![\w./:])(?:/[\w.@+-]+)+/([\w.@+-]+)", r"/.../\1"),
     (r"\b[\d.,]+ (GFLOP/s|cores|GB free)", r"N \1"),
@@ -37,7 +38,7 @@ MACHINES_OWN: Sequence[tuple[str, str]] = (
 
 @dataclass(frozen=True)
 class Screen:
-    """One command on a terminal of this size; `middle` is what its screen shows when it is caught on the way."""
+    """One command on a terminal of this size; `middle` matches the screen to record while the command runs."""
 
     name: str
     command: str
@@ -52,8 +53,8 @@ SCREENS = (
     Screen("train-narrow", TRAIN.replace("first", "second"), 40, 12, r"step +[23]/6[\s\S]*now +(sampling|learning)"),
     Screen("watch", "sdpo watch runs/first --once", lines=22),
     Screen("runs", "sdpo runs", 100, 4),
-    Screen("eval", "sdpo eval runs/first --problems 8 --samples 4 --plain", lines=26),
-    Screen("compare", "sdpo compare runs/first --problems 16 --samples 2 --plain", lines=32),
+    Screen("eval", "sdpo eval runs/first --problems 8 --group-size 4 --plain", lines=26),
+    Screen("compare", "sdpo compare runs/first --problems 16 --group-size 2 --plain", lines=32),
     Screen("solve", "sdpo solve --model tiny --task tiny:mid --attempts 24 --group-size 4 --plain", 100, 56),
     Screen("plan", "sdpo plan --model tiny --task tiny", 110, 16),
     Screen("models", "sdpo models list", 100, 12),
@@ -63,7 +64,7 @@ SCREENS = (
 
 
 def recorded(screen: Screen, folder: Path, environment: Mapping[str, str]) -> dict[str, str]:
-    """The screen at the end by its name and, where one is asked for, in the middle as `<name>-running`."""
+    """Return the final screen by its name and, if `middle` is set, the one that matches as `<name>-running`."""
     import pyte
 
     shown = pyte.Screen(screen.columns, screen.lines)
@@ -82,7 +83,7 @@ def recorded(screen: Screen, folder: Path, environment: Mapping[str, str]) -> di
 
 
 def run(screen: Screen, folder: Path, environment: Mapping[str, str], look: Callable[[bytes], None]) -> None:
-    """Run the command at a terminal of the screen's size, and hand on what it writes there."""
+    """Run the command on a terminal of the screen's size, and pass its output to `look`."""
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", screen.lines, screen.columns, 0, 0))
     words = shlex.split(screen.command)
@@ -91,10 +92,10 @@ def run(screen: Screen, folder: Path, environment: Mapping[str, str], look: Call
             words, cwd=folder, env=environment, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True
         ) as process:
             os.close(theirs)
-            while select.select([ours], [], [], LONGEST)[0]:
+            while select.select([ours], [], [], TIMEOUT)[0]:
                 try:
                     content = os.read(ours, 65_536)
-                except OSError:  # Linux: nobody holds the other end any more
+                except OSError:  # Linux: the command has closed its end
                     break
                 if not content:
                     break
@@ -106,17 +107,17 @@ def run(screen: Screen, folder: Path, environment: Mapping[str, str], look: Call
 
 
 def text_of(display: Sequence[str]) -> str:
-    """The lines without blanks at their ends and at the end of all."""
+    """Return the lines without trailing blanks."""
     return "\n".join(line.rstrip() for line in display).rstrip() + "\n"
 
 
 def neutral(text: str) -> str:
-    """The same without what only this machine and this hour say; a frame keeps its right side where it was."""
+    """Replace times, paths and figures of this machine by placeholders; the border of a frame stays in place."""
     lines = []
     for line in text.splitlines():
         changed = line
-        for pattern, put in MACHINES_OWN:
-            changed = re.sub(pattern, put, changed)
+        for pattern, placeholder in PLACEHOLDERS:
+            changed = re.sub(pattern, placeholder, changed)
         if changed != line and line.endswith("│"):
             inner = changed[:-1].rstrip()
             changed = f"{inner:<{len(line) - 1}}│"
@@ -124,35 +125,35 @@ def neutral(text: str) -> str:
     return "\n".join(lines) + "\n"
 
 
+def screens_in(page: str) -> dict[str, str]:
+    """Return the screens of the page by name."""
+    return {found[1]: found[2] for found in BLOCK.finditer(page)}
+
+
 def put_into(page: str, screens: Mapping[str, str]) -> str:
-    """The page with each block after `<!-- screen NAME -->` made what the screen shows."""
-
-    def block(found: re.Match[str]) -> str:
-        return f"<!-- screen {found[1]} -->\n```text\n{screens[found[1]]}```"
-
-    return re.sub(r"<!-- screen ([\w-]+) -->\n```text\n(?:(?!```)[\s\S])*```", block, page)
+    """Return the page with these screens in place of those of the same name."""
+    return BLOCK.sub(lambda found: f"<!-- screen {found[1]} -->\n```text\n{screens.get(found[1], found[2])}```", page)
 
 
 def main() -> None:
     """Record all screens, or those that are named."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("names", nargs="*", help="only these; what comes before them runs all the same")
+    parser.add_argument("names", nargs="*", help="only these; the commands before them run all the same")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as work:
-        kept = {
+        environment = {
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
             "HOME": work,
             "SDPO_HOME": f"{work}/home",
+            "TERM": "xterm-256color",
+            "LC_ALL": "C.UTF-8",
+            "OMP_NUM_THREADS": "1",
         }
-        environment = {**kept, "TERM": "xterm-256color", "LC_ALL": "C.UTF-8", "OMP_NUM_THREADS": "1"}
-        FOLDER.mkdir(exist_ok=True)
         for screen in SCREENS:
-            for name, text in recorded(screen, Path(work), environment).items():
-                if not options.names or screen.name in options.names:
-                    (FOLDER / f"{name}.txt").write_text(neutral(text), encoding="utf-8")
-                    print(f"docs/screens/{name}.txt")
-    screens = {file.stem: file.read_text(encoding="utf-8") for file in FOLDER.glob("*.txt")}
-    PAGE.write_text(put_into(PAGE.read_text(encoding="utf-8"), screens), encoding="utf-8")
+            found = {name: neutral(text) for name, text in recorded(screen, Path(work), environment).items()}
+            if not options.names or screen.name in options.names:
+                PAGE.write_text(put_into(PAGE.read_text(encoding="utf-8"), found), encoding="utf-8")
+                print(*found)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The recorded screens: the page shows what the files hold, and the recorder sees what a command draws."""
+"""The recorded screens of docs/terminal.md, and the recorder that makes them."""
 
 from __future__ import annotations
 
@@ -10,26 +10,33 @@ from pathlib import Path
 import pytest
 import screens
 
-FILES = {file.stem: file.read_text(encoding="utf-8") for file in screens.FOLDER.glob("*.txt")}
+RECORDED = screens.screens_in(screens.PAGE.read_text(encoding="utf-8"))
 
 
-def test_the_page_shows_every_recorded_screen_as_it_is() -> None:
+def test_page_shows_every_command_that_is_recorded() -> None:
     page = screens.PAGE.read_text(encoding="utf-8")
-    assert set(re.findall(r"<!-- screen ([\w-]+) -->", page)) <= set(FILES)
-    assert screens.put_into(page, FILES) == page
-    wanted = {screen.name for screen in screens.SCREENS}
-    wanted |= {f"{screen.name}-running" for screen in screens.SCREENS if screen.middle}
-    assert set(FILES) == wanted
+    possible = {screen.name for screen in screens.SCREENS}
+    possible |= {f"{screen.name}-running" for screen in screens.SCREENS if screen.middle}
+    assert page.count("<!-- screen ") == len(RECORDED)
+    assert set(RECORDED) <= possible
+    assert {name.removesuffix("-running") for name in RECORDED} == {screen.name for screen in screens.SCREENS}
 
 
-@pytest.mark.parametrize("name", sorted(FILES))
+def test_a_recording_replaces_its_block_alone() -> None:
+    page = screens.PAGE.read_text(encoding="utf-8")
+    assert screens.put_into(page, RECORDED) == page
+    changed = screens.put_into(page, {"runs": "new\n", "absent": "x\n"})
+    assert screens.screens_in(changed) == {**RECORDED, "runs": "new\n"}
+
+
+@pytest.mark.parametrize("name", sorted(RECORDED))
 def test_a_recording_fits_its_screen_and_names_no_place(name: str) -> None:
     screen = next(each for each in screens.SCREENS if name in (each.name, f"{each.name}-running"))
-    lines = FILES[name].splitlines()
+    lines = RECORDED[name].splitlines()
     assert len(lines) <= screen.lines
     assert max(map(len, lines)) <= screen.columns
-    assert screens.neutral(FILES[name]) == FILES[name]
-    assert not re.search(r"(?<![\w./:])/(?:tmp|home|root|work|usr|opt|Users)\b", FILES[name])
+    assert screens.neutral(RECORDED[name]) == RECORDED[name]
+    assert not re.search(r"(?<![\w./:])/(?:tmp|home|root|work|usr|opt|Users)\b", RECORDED[name])
 
 
 def test_what_belongs_to_one_machine_is_made_neutral_and_the_frame_stays() -> None:
