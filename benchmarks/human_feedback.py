@@ -181,7 +181,7 @@ def coached(course: Lessons, person: Person, seed: int, extra: tuple[str, ...]) 
 
 def answers(coaching: Coaching, problem: Problem) -> tuple[Rollout, ...]:
     """One answer, or one episode where the environment replies."""
-    if not hasattr(coaching.setup.task, "reply"):
+    if coaching.setup.task.max_turns == 1:
         return coaching.ask(problem)
     group = coaching.play(problem)
     if group is None:

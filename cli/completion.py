@@ -69,7 +69,7 @@ def _is_model(folder: Path) -> bool:
 
 
 def _tasks(incomplete: str) -> Iterator[str]:
-    from sdpo_mlx.tasks.names import DESCRIPTIONS
+    from sdpo_mlx.tasks.registry import DESCRIPTIONS
 
     yield from DESCRIPTIONS
     yield from _paths(incomplete, lambda _: False, ".py")

@@ -22,7 +22,7 @@ from sdpo_mlx.models.chat_template import load_chat
 from sdpo_mlx.rl.distillation import distillation_batch
 from sdpo_mlx.rl.optimization import learn
 from sdpo_mlx.rl.rollouts import Sampler, rollout_seeds, sample
-from sdpo_mlx.tasks.base import Split
+from sdpo_mlx.tasks.base import Split, Task
 from sdpo_mlx.types import Feedback, Problem
 
 HOUSE_STYLE = {
@@ -36,7 +36,7 @@ HOUSE_STYLE = {
 LINE = re.compile(r"x = (\w+)\.(\w+)\(x\)")
 
 
-class HouseStyle:
+class HouseStyle(Task):
     """Programs of two lines that must use the house's names."""
 
     name = "house-style"

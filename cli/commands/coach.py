@@ -111,7 +111,7 @@ def coached(
             if chosen.replay is not None:
                 _replay(coaching, chosen.replay, tally)
             else:
-                plays = chosen.source == "task" and hasattr(setup.task, "reply")
+                plays = chosen.source == "task" and setup.task.replies
                 session(coaching, problems_of(setup, chosen, coaching.step), tally, plays=plays, again=chosen.again)
         except KeyboardInterrupt:
             interrupted = True

@@ -159,14 +159,13 @@ def _open(
 
     found = resolve(None, sets or [], {"task.name": name, "task.data": data, "sandbox.kind": sandbox})
     task = open_task(found.config).task
-    if grades and getattr(task, "needs_base", False):
+    if grades and task.needs_model:
         from sdpo_mlx.models import resolve as models
-        from sdpo_mlx.tasks.judge.server import serve_where_needed
 
         if found.origins["model.name"] == "default":
             fix = "add --set model.name=NAME for a frozen base, or --set judge.endpoint=URL for a server"
             raise ConfigError(f"task {name} needs a judge", where="judge.endpoint", fix=fix)
-        serve_where_needed(task, models.resolve(found.config.model.name))
+        task.start(models.resolve(found.config.model.name))
     return task
 
 

@@ -134,7 +134,7 @@ def cache_key(setup: Components, spec: EvalSpec, adapter: Path | None) -> dict[s
         "sampling": {**sampling, "eos_ids": sorted(spec.sampling.eos_ids)},
         "task": cfg.task.model_dump(mode="json"),
         "data": identity(data) if data else None,
-        "own": getattr(setup.task, "fingerprint", None),
+        "own": setup.task.fingerprint,
         "grading": [cfg.judge.model_dump(mode="json"), cfg.sandbox.model_dump(mode="json"), setup.sandbox],
     }
 

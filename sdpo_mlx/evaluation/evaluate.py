@@ -14,7 +14,7 @@ from sdpo_mlx.evaluation.cache import CachedRollout, RolloutCache, problem_key, 
 from sdpo_mlx.evaluation.spec import EvalSpec
 from sdpo_mlx.models.chat_template import Chat
 from sdpo_mlx.rl.rollouts import ProgressPolicy, rollout_seeds, sample
-from sdpo_mlx.tasks.base import Task, turns_of
+from sdpo_mlx.tasks.base import Task
 from sdpo_mlx.types import Problem
 
 BATCHES_PER_WRITE = 2  # with a cache, this many times `concurrency` rollouts are sampled between two writes
@@ -132,7 +132,7 @@ class _EvalRun:
         self, part: Sequence[SampleKey], interrupted: Callable[[], bool], on_done: Callable[[int], None]
     ) -> None:
         """Sample and grade some rollouts, and store them."""
-        single = turns_of(self.task) == 1
+        single = self.task.max_turns == 1
 
         def on_progress(done: int, unfinished: int) -> None:
             # With several turns, only episodes without a next turn are done.

@@ -25,8 +25,7 @@ from sdpo_mlx.models.dimensions import ModelDims
 from sdpo_mlx.models.resolve import ResolvedModel, resolve
 from sdpo_mlx.tasks.base import Task
 from sdpo_mlx.tasks.data.sources import identity
-from sdpo_mlx.tasks.judge.server import serve_where_needed
-from sdpo_mlx.tasks.registry import Opened, open_task
+from sdpo_mlx.tasks.registry import open_task
 
 # Resuming may change these settings: they prolong, move, observe or record a run. All others identify it.
 FREE_ON_RESUME: dict[str, Any] = {
@@ -88,7 +87,7 @@ class Components:
             "model": self.model.record(),
             "policy": self.policy_record(),
             "data": identity(self.cfg.task.data) if self.cfg.task.data else None,
-            "task_sha256": getattr(self.task, "fingerprint", None),
+            "task_sha256": self.task.fingerprint,
             "versions": versions(),
             "sandbox": self.sandbox,
             "sandbox_self_test": dict(self.self_test),
@@ -115,7 +114,7 @@ def build_components(
     cfg: Config,
     group: ProcessGroup = SINGLE_PROCESS,
     *,
-    task: Task | None = None,
+    task: object | None = None,
     learns: bool = True,
     start_task: StartTask = no_tasks,
 ) -> Components:
@@ -129,14 +128,14 @@ def build_components(
     backend = backend_on(group, cfg.model.backend)
     cfg = cfg.model_copy(update={"model": cfg.model.model_copy(update={"backend": backend})})
     start_task(f"opening the task {cfg.task.name}")
-    opened = open_task(cfg) if task is None else Opened(task)
+    opened = open_task(cfg, task)
     if not opened.task.problems("train"):
         raise DataError("the task has no training problems", where=cfg.task.data or cfg.task.name)
     if learns:
         _check_references(cfg, opened.task)
     start_task(f"resolving {cfg.model.name}")
     model = resolve(cfg.model.name, start_task)
-    serve_where_needed(opened.task, model)
+    opened.task.start(model)
     start_task(f"reading the tokenizer of {cfg.model.name}")
     chat = load_chat(model.path, thinking=cfg.model.thinking)
     planned = _plan(cfg, model, chat, opened.task)

@@ -13,7 +13,7 @@ from sdpo_mlx.backends.base import Policy, SamplingParams, Scores
 from sdpo_mlx.core.seeding import derive
 from sdpo_mlx.models.chat_template import Chat
 from sdpo_mlx.rl.optimization import SampleKey
-from sdpo_mlx.tasks.base import Task, turns_of
+from sdpo_mlx.tasks.base import Task
 from sdpo_mlx.tasks.grading import Graders
 from sdpo_mlx.types import DistillSample, Feedback, IntArray, Rollout, RolloutGroup
 
@@ -81,7 +81,7 @@ def choose(
 
     Empty for a task of several turns: later contexts contain what the student wrote in earlier turns.
     """
-    if turns_of(task) > 1:
+    if task.max_turns > 1:
         return []
     firsts: dict[str, DistillSample] = {}
     for sample in samples:

@@ -128,7 +128,7 @@ def sample(
     groups = []
     for i in fitting:
         rollouts, feedback = zip(*(closed[i, n] for n in range(len(seeds[i]))), strict=True)
-        groups.append(RolloutGroup(problems[i], rollouts, feedback, last_decides=not hasattr(task, "grade_turns")))
+        groups.append(RolloutGroup(problems[i], rollouts, feedback, last_decides=not task.grades_episodes))
     return Sampled(tuple(groups), skips, generated, time.perf_counter() - begun - generated)
 
 

@@ -1,59 +1,80 @@
-"""What a task is: problems, and a grader that says in words what went wrong.
+"""The contract of a task: problems, and a grader that explains in words what went wrong.
 
-One method is the heart: `grade`. Whatever it raises becomes the feedback kind `grader_error` in
-`sampling.py`, never a verdict on the model. A task in which the environment answers and the model goes on
-has two things more, `turns` and `reply`; where the last answer alone does not decide, also `grade_turns`.
+Only `grade` must be written. Whatever a method raises becomes the feedback kind `grader_error` (`grading.py`),
+never a verdict on the model.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal, Protocol
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Literal
 
 from sdpo_mlx.types import Feedback, Problem
 
+if TYPE_CHECKING:
+    from sdpo_mlx.models.resolve import ResolvedModel
+
 Split = Literal["train", "held_out"]
+SPLITS: tuple[Split, ...] = ("train", "held_out")
 
 
-class Task(Protocol):
-    """A family of problems with one grader."""
+class Task(ABC):
+    """A family of problems with one grader.
 
-    name: str
-    description: str
-    feedback_modes: tuple[str, ...]  # the first is the default of `task.feedback`
-
-    def problems(self, split: Split) -> Sequence[Problem]:
-        """The rows of one split, always in the same order."""
-
-    def grade(self, problem: Problem, text: str, *, truncated: bool = False) -> Feedback:
-        """Judge one answer (special tokens removed); `truncated` when it ran out of tokens.
-
-        Thread-safe; may raise anything: the caller turns it into `grader_error`.
-        """
-
-
-class TurnTask(Task, Protocol):
-    """A task of several turns: an episode is answer, reply, answer, … and its verdict comes at the end.
-
-    Every method is a pure function of the problem and the answers so far: what the environment hides lies in
-    `problem.private` and is played again from there, so that nothing has to be kept between two turns.
+    In a task of several turns an episode is answer, reply, answer, ... and is graded at its end. All methods are
+    thread-safe and pure functions of the problem and the answers so far: hidden state lies in `problem.private`
+    and is computed again from there, so that nothing has to be kept between two turns.
     """
 
-    turns: int  # the most answers of an episode; `task.max_turns` lowers it
+    name: str = "task"
+    description: str = ""
+    feedback_modes: tuple[str, ...] = ("default",)  # the first is the default of `task.feedback`
+    max_turns: int = 1  # answers per episode; the setting `task.max_turns` lowers it
+    fingerprint: str | None = None  # identifies the grader's code, if it is not part of this package
+    rows: Sequence[Problem] = ()  # the problems of both splits, each with its split in `private["split"]`
+
+    def problems(self, split: Split) -> Sequence[Problem]:
+        """Return the problems of one split, always in the same order."""
+        return [problem for problem in self.rows if problem.private["split"] == split]
+
+    @abstractmethod
+    def grade(self, problem: Problem, text: str, *, truncated: bool = False) -> Feedback:
+        """Grade one answer (special tokens removed); `truncated` if it ran out of tokens."""
 
     def reply(self, problem: Problem, answers: Sequence[str]) -> str | None:
-        """What the environment says after these answers, or None where the episode is over.
-
-        It is asked only while there are turns left, and may raise anything as `grade` may.
-        """
+        """Return the environment's reply to these answers, None if the episode is over; called while turns are left."""
+        return None
 
     def grade_turns(self, problem: Problem, answers: Sequence[str], *, truncated: bool = False) -> Feedback:
-        """Judge the whole episode; `truncated` when its last answer ran out of tokens.
+        """Grade a whole episode; `truncated` if its last answer ran out of tokens. The default grades that."""
+        return self.grade(problem, answers[-1], truncated=truncated)
 
-        May be left out: then `grade` judges the last answer.
-        """
+    def solution(self, problem: Problem) -> str | None:
+        """Return an answer that is known to be right, for `sdpo tasks check`; None if there is none."""
+        return None
 
+    def counters(self) -> Mapping[str, float]:
+        """Return running totals for the event log, such as requests and their cost."""
+        return {}
 
-def turns_of(task: Task) -> int:
-    """The most answers of one episode; 1 for a task without `turns`."""
-    return max(1, int(getattr(task, "turns", 1)))
+    def start(self, model: ResolvedModel) -> None:
+        """Prepare to grade; called once before sampling with the base model of the run."""
+
+    def close(self) -> None:
+        """Release what `start` opened; safe to call twice."""
+
+    @property
+    def needs_model(self) -> bool:
+        """Whether grading needs the base model, which `start` gets."""
+        return False
+
+    @property
+    def replies(self) -> bool:
+        """Whether this is a task of several turns."""
+        return type(self).reply is not Task.reply
+
+    @property
+    def grades_episodes(self) -> bool:
+        """Whether all answers of an episode count; otherwise its last answer is a solution by itself."""
+        return type(self).grade_turns is not Task.grade_turns

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from sdpo_mlx.core.text import FEEDBACK_LIMIT
-from sdpo_mlx.tasks.base import Split, Task, turns_of
+from sdpo_mlx.tasks.base import SPLITS, Split, Task
 from sdpo_mlx.tasks.dataset import HELD_OUT_EVERY
 from sdpo_mlx.tasks.grading import grade
 from sdpo_mlx.types import Feedback, Problem
@@ -26,7 +26,6 @@ HANG_SECONDS = 20.0
 LEAST_TELLING = 4  # characters from which a private value in the feedback is no accident
 _DIGIT = re.compile(r"[0-9]")
 _ADDRESS = re.compile(r"\b0x[0-9a-fA-F]{6,}\b")
-SPLITS: tuple[Split, ...] = ("train", "held_out")
 
 
 @dataclass(frozen=True)
@@ -89,10 +88,9 @@ def fake_answers(problem: Problem) -> list[str]:
 
 def _known_answers(task: Task, problem: Problem) -> tuple[list[str], list[str]]:
     """The task's own right answer where it gives one, and that answer damaged in a few ways."""
-    solution = getattr(task, "solution", None)
-    if solution is None:
+    right = task.solution(problem)
+    if right is None:
         return [], []
-    right = str(solution(problem))
     damaged = (
         right[: len(right) // 2],
         right[1:],
@@ -159,7 +157,7 @@ def _of_problems(task: Task, splits: Mapping[Split, Sequence[Problem]]) -> Itera
         yield Oddity("fault", "double_ids", f"the id {double[0]} stands for several problems", "give each its own id")
     trained = {str(problem.messages) for problem in train}
     shared = sum(str(problem.messages) in trained for problem in held_out)
-    if shared and not double and turns_of(task) == 1:  # a game's opening says nothing of what is hidden
+    if shared and not double and task.max_turns == 1:  # a game's opening says nothing of what is hidden
         what = f"{shared} of {len(held_out)} held-out problems are trained on too, word for word"
         yield Oddity(
             "hint", "shared_prompts", what, "keep them in one split: a score on them shows memory, not learning"

@@ -10,12 +10,10 @@ from typing import Any
 from sdpo_mlx.config import TaskConfig
 from sdpo_mlx.core.errors import ConfigError
 from sdpo_mlx.core.seeding import derive
-from sdpo_mlx.tasks.base import Split
 from sdpo_mlx.tasks.data.jsonl import collect
 from sdpo_mlx.tasks.data.sources import collect_rows
 from sdpo_mlx.types import Problem
 
-SPLITS: tuple[Split, ...] = ("train", "held_out")
 HELD_OUT_EVERY = 5  # one problem in five is held out where the rows themselves say nothing
 
 
@@ -40,11 +38,6 @@ def with_splits(problems: Sequence[Problem]) -> list[Problem]:
     order = sorted(range(len(problems)), key=lambda i: derive("held-out", problems[i].id))
     held_out = set(order[: len(problems) // HELD_OUT_EVERY])
     return [_put(problem, "held_out" if i in held_out else "train") for i, problem in enumerate(problems)]
-
-
-def in_split(problems: Sequence[Problem], split: Split) -> list[Problem]:
-    """The problems of one split, in the rows' order."""
-    return [problem for problem in problems if problem.private["split"] == split]
 
 
 def feedback_mode(task: str, wanted: str | None, modes: Sequence[str]) -> str:

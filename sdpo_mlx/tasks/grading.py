@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 
 from sdpo_mlx.core.text import FEEDBACK_LIMIT, clean
-from sdpo_mlx.tasks.base import Task, turns_of
+from sdpo_mlx.tasks.base import Task
 from sdpo_mlx.types import Feedback, Problem, Rollout
 
 GRADER_SECONDS = 120.0  # a grader that takes longer hangs; tasks have shorter limits themselves
@@ -26,12 +26,8 @@ def grade(task: Task, problem: Problem, text: str, *, earlier: Sequence[str] = (
 
     `earlier` are the episode's answers before `text`; a task with `grade_turns` grades them all.
     """
-    whole = getattr(task, "grade_turns", None)
     try:
-        if whole is None:
-            given = task.grade(problem, text, truncated=truncated)
-        else:
-            given = whole(problem, (*earlier, text), truncated=truncated)
+        given = task.grade_turns(problem, (*earlier, text), truncated=truncated)
         if len(given.text) > FEEDBACK_ERROR_LENGTH:
             raise ValueError(f"the grader's feedback has {len(given.text):,} characters")
         reward, success, feedback = float(given.reward), bool(given.success), clean(given.text, FEEDBACK_LIMIT)
@@ -49,10 +45,9 @@ def respond(task: Task, problem: Problem, rollout: Rollout, *, over: bool = Fals
     `over` means that no further turn is possible. A reply that fails ends the episode as `grader_error`.
     """
     answers, truncated = rollout.answers, rollout.finish == "length"
-    reply: Callable[[Problem, Sequence[str]], object] | None = getattr(task, "reply", None)
     try:
-        if reply is not None and not over and not truncated and len(answers) < turns_of(task):
-            text = reply(problem, answers)
+        if not over and not truncated and len(answers) < task.max_turns:
+            text: object = task.reply(problem, answers)
             if isinstance(text, str):
                 return clean(text, FEEDBACK_LIMIT)
             if text is not None:

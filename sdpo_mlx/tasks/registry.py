@@ -1,129 +1,224 @@
-"""Tasks by name; each is imported only when it was chosen."""
+"""The shipped tasks: one record each. A task's own modules are imported only when it is chosen."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-from sdpo_mlx.config import Config, TaskConfig
 from sdpo_mlx.core.errors import ConfigError
-from sdpo_mlx.tasks.base import Task, turns_of
-from sdpo_mlx.tasks.custom.load import is_own, open_own
-from sdpo_mlx.tasks.names import DESCRIPTIONS
+
+if TYPE_CHECKING:
+    from sdpo_mlx.config import Config
+    from sdpo_mlx.tasks.base import Task
+    from sdpo_mlx.types import Problem
+
+Parser = Callable[[dict[str, Any], str], "Sequence[Problem]"]
 
 
 @dataclass(frozen=True)
-class Opened:
-    """A task ready to grade, and the sandbox it uses (`none` when it executes nothing)."""
+class OpenedTask:
+    """A task ready to grade, and the sandbox that it uses (`none` if it executes nothing)."""
 
     task: Task
     sandbox: str = "none"
     self_test: Mapping[str, bool] = field(default_factory=dict)
 
 
-def open_task(cfg: Config) -> Opened:
-    """Build the task, shipped or one in a file; opens and tests the sandbox first where it runs programs.
+@dataclass(frozen=True)
+class TaskRecord:
+    """What `--task NAME` or `NAME:VARIANT` opens, and the function that parses its rows."""
 
-    Raises ConfigError for an unknown name or mode, DataError for bad rows, SandboxError without a sandbox.
+    name: str
+    description: str
+    variants: Mapping[str, str]  # the documented ones, with their descriptions
+    open: Callable[[Config, str], OpenedTask]  # (settings, variant)
+    parser: str = ""  # module:function under `sdpo_mlx.tasks`; empty if the task has its own problems
+
+
+def open_task(cfg: Config, source: object | None = None) -> OpenedTask:
+    """Open the task that the settings name, or `source`, a task object of a program (`custom.load.adapt`).
+
+    A task that runs programs opens and tests its sandbox first. Raises ConfigError for an unknown name or mode,
+    DataError for bad rows, SandboxError without a sandbox.
     """
-    opened = _opened(cfg)
+    opened = _open(cfg, source)
     if cfg.task.max_turns is not None:
-        _limit_turns(opened.task, cfg.task.max_turns)
+        if not opened.task.replies:
+            fix = "leave it out, or choose a task of several turns, such as game"
+            raise ConfigError(f"the task {opened.task.name} has one turn", where="task.max_turns", fix=fix)
+        opened.task.max_turns = min(opened.task.max_turns, cfg.task.max_turns)
     return opened
 
 
-def _opened(cfg: Config) -> Opened:
-    if is_own(cfg.task.name):
-        return Opened(open_own(cfg.task))
+def row_parser(task: str) -> Parser:
+    """Return the function that turns a row into problems (none if the row is skipped, several in a few formats).
+
+    For a user's file: the parser of rows with a prompt. Raises ConfigError for a task that reads no rows.
+    """
+    from sdpo_mlx.tasks.custom.load import is_file
+    from sdpo_mlx.types import Problem
+
+    record = TASKS.get(task.partition(":")[0])
+    path = "custom.values:to_problem" if is_file(task) else record.parser if record else ""
+    if not path:
+        fix = f"choose one of {', '.join(ROW_TASKS)}, or a file of yours"
+        raise ConfigError(f"the task {task!r} reads no rows", where="--task", fix=fix)
+    module, _, function = path.partition(":")
+    parse = getattr(import_module(f"sdpo_mlx.tasks.{module}"), function)
+
+    def parsed(row: dict[str, Any], where: str) -> Sequence[Problem]:
+        found = parse(row, where)
+        return [found] if isinstance(found, Problem) else found or []
+
+    return parsed
+
+
+def _open(cfg: Config, source: object | None) -> OpenedTask:
+    from sdpo_mlx.tasks.custom.load import adapt, is_file, open_file
+
+    if source is not None:
+        return OpenedTask(adapt(source, cfg.task))
+    if is_file(cfg.task.name):
+        return OpenedTask(open_file(cfg.task))
     family, _, variant = cfg.task.name.partition(":")
-    if family not in _OPENERS:
+    record = TASKS.get(family)
+    if record is None:
         near = get_close_matches(cfg.task.name, DESCRIPTIONS, n=1)
         hint = f"did you mean {near[0]}?" if near else f"the tasks are {', '.join(DESCRIPTIONS)}"
         raise ConfigError(f"there is no task {cfg.task.name!r}", where="task.name", fix=hint)
-    return _OPENERS[family](variant, cfg)
-
-
-def _limit_turns(task: Task, most: int) -> None:
-    """Let episodes have at most so many answers. Raises ConfigError for a task without turns."""
-    if not hasattr(task, "reply"):
-        fix = "leave it out, or choose a task of several turns, such as game"
-        raise ConfigError(f"the task {task.name} has one turn", where="task.max_turns", fix=fix)
-    task.turns = min(turns_of(task), most)  # type: ignore[attr-defined]
-
-
-def no_data(task: TaskConfig) -> None:
-    """For tasks with problems of their own. Raises ConfigError when `task.data` is given."""
-    if task.data is not None:
-        family = task.name.partition(":")[0]
+    if variant and not record.variants:
+        raise ConfigError(f"the task {family} has no variant {variant!r}", where="task.name", fix=f"write {family}")
+    if cfg.task.data is not None and not record.parser:
         fix = "name a task that reads rows, as --task code or --task ./my_task.py, or leave --data out"
         raise ConfigError(f"the task {family} has its own problems", where="task.data", fix=fix)
+    return record.open(cfg, variant)
 
 
-def _tiny(variant: str, cfg: Config) -> Opened:
+def _tiny(cfg: Config, variant: str) -> OpenedTask:
     from sdpo_mlx.tasks.tiny.task import TinyTask
 
-    no_data(cfg.task)
-    return Opened(TinyTask(variant, cfg.task.feedback))
+    return OpenedTask(TinyTask(variant, cfg.task.feedback))
 
 
-def _code(level: str, cfg: Config) -> Opened:
+def _code(cfg: Config, level: str) -> OpenedTask:
     from sdpo_mlx.sandbox.choice import open_sandbox
     from sdpo_mlx.tasks.code.task import CodeTask
 
     sandbox = open_sandbox(cfg.sandbox)
-    return Opened(CodeTask(sandbox, cfg.task, level), sandbox.kind, sandbox.self_test())
+    return OpenedTask(CodeTask(sandbox, cfg.task, level), sandbox.kind, sandbox.self_test())
 
 
-def _tools(variant: str, cfg: Config) -> Opened:
-    from sdpo_mlx.tasks.tools.task import ToolsTask
-
-    return Opened(ToolsTask(cfg.task, variant))
-
-
-def _science(domain: str, cfg: Config) -> Opened:
-    from sdpo_mlx.tasks.science.task import ScienceTask
-
-    return Opened(ScienceTask(cfg.task, domain))
-
-
-def _math(level: str, cfg: Config) -> Opened:
+def _math(cfg: Config, level: str) -> OpenedTask:
     from sdpo_mlx.tasks.math.task import MathTask
 
-    return Opened(MathTask(cfg.task, level))
+    return OpenedTask(MathTask(cfg.task, level))
 
 
-def _rubric(variant: str, cfg: Config) -> Opened:
-    from sdpo_mlx.tasks.rubric.task import RubricTask
+def _tools(cfg: Config, variant: str) -> OpenedTask:
+    from sdpo_mlx.tasks.tools.task import ToolsTask
 
-    if variant:
-        raise ConfigError(f"the task rubric has no variant {variant!r}", where="task.name", fix="write rubric")
-    return Opened(RubricTask(cfg.task))
+    return OpenedTask(ToolsTask(cfg.task, variant))
 
 
-def _judge(variant: str, cfg: Config) -> Opened:
-    from sdpo_mlx.tasks.judge.task import JudgeTask
+def _science(cfg: Config, domain: str) -> OpenedTask:
+    from sdpo_mlx.tasks.science.task import ScienceTask
 
-    if variant:
-        raise ConfigError(f"the task judge has no variant {variant!r}", where="task.name", fix="write judge")
-    return Opened(JudgeTask(cfg.task, cfg.judge))
+    return OpenedTask(ScienceTask(cfg.task, domain))
 
 
-def _game(variant: str, cfg: Config) -> Opened:
+def _game(cfg: Config, variant: str) -> OpenedTask:
     from sdpo_mlx.tasks.game.guessing import GuessingGame
     from sdpo_mlx.tasks.game.library import LibraryGame
 
-    no_data(cfg.task)
-    return Opened(LibraryGame(cfg.task) if variant == "library" else GuessingGame(cfg.task, variant))
+    return OpenedTask(LibraryGame(cfg.task) if variant == "library" else GuessingGame(cfg.task, variant))
 
 
-_OPENERS: Mapping[str, Callable[[str, Config], Opened]] = {
-    "tiny": _tiny,
-    "code": _code,
-    "math": _math,
-    "tools": _tools,
-    "science": _science,
-    "game": _game,
-    "rubric": _rubric,
-    "judge": _judge,
+def _rubric(cfg: Config, _: str) -> OpenedTask:
+    from sdpo_mlx.tasks.rubric.task import RubricTask
+
+    return OpenedTask(RubricTask(cfg.task))
+
+
+def _judge(cfg: Config, _: str) -> OpenedTask:
+    from sdpo_mlx.tasks.judge.task import JudgeTask
+
+    return OpenedTask(JudgeTask(cfg.task, cfg.judge))
+
+
+TASKS: Mapping[str, TaskRecord] = {
+    record.name: record
+    for record in (
+        TaskRecord(
+            "tiny",
+            "list programs in a library whose names only the environment knows (the embedded task)",
+            {
+                "mid": "the same with four or five operations, where the embedded model starts near 0",
+                "hard": "the same with five or six operations, for training at test time",
+            },
+            _tiny,
+        ),
+        TaskRecord(
+            "code",
+            "Python problems, tests run in a sandbox",
+            {"easy": "the same up to the level easy, for small models (also :one_liner, :medium)"},
+            _code,
+            "code.formats.detect:problem_from_any",
+        ),
+        TaskRecord(
+            "math",
+            "problems with one final answer, compared by value; also GSM8K, MATH, AIME and DeepMath rows",
+            {"easy": "the same up to the level easy, for small models (also :medium)"},
+            _math,
+            "math.formats:problem_from_row",
+        ),
+        TaskRecord(
+            "tools",
+            "requests to answer with tool calls, as lines Action and Action Input",
+            {
+                "json": "the same with the JSON calls of the model's own chat template",
+                "paper": "as tools, judged by the paper's looser rule",
+            },
+            _tools,
+            "tools.formats:problems_from_row",
+        ),
+        TaskRecord(
+            "science",
+            "multiple-choice questions in physics, chemistry, biology, materials",
+            {"physics": "the same in one domain (also :chemistry, :biology, :materials)"},
+            _science,
+            "science.formats:problem_from_row",
+        ),
+        TaskRecord(
+            "game",
+            "find what is hidden by asking, in several turns (also :number, :code, :map)",
+            {"library": "a game of two turns that the embedded model learns: the reply tells which names exist"},
+            _game,
+        ),
+        TaskRecord(
+            "rubric",
+            "free text judged by checks that each row carries: words, patterns, JSON, language",
+            {},
+            _rubric,
+            "rubric.task:problem_from_row",
+        ),
+        TaskRecord(
+            "judge",
+            "questions of any kind; a language model remarks on each answer and scores it",
+            {},
+            _judge,
+            "judge.task:problem_from_row",
+        ),
+    )
 }
+
+# All documented names, each variant after its task.
+DESCRIPTIONS: Mapping[str, str] = {
+    f"{record.name}:{variant}" if variant else record.name: text
+    for record in TASKS.values()
+    for variant, text in {"": record.description, **record.variants}.items()
+}
+# On a tie the first one is taken as a file's format, so the most general ones come last.
+ROW_TASKS = tuple(record.name for record in TASKS.values() if record.parser)

@@ -17,7 +17,7 @@ import numpy as np
 from sdpo_mlx.core.errors import DataError
 from sdpo_mlx.core.text import FEEDBACK_LIMIT, clean, well_formed
 from sdpo_mlx.models.chat_template import Chat
-from sdpo_mlx.tasks.custom.values import problem_of
+from sdpo_mlx.tasks.custom.values import to_problem
 from sdpo_mlx.tasks.data.jsonl import collect
 from sdpo_mlx.teacher import history
 from sdpo_mlx.types import Exchange, Feedback, Problem, Rollout, RolloutGroup
@@ -108,7 +108,7 @@ def lesson_from(row: Mapping[str, Any], where: str, chat: Chat, vocab_size: int)
         fix = "replay it on the model that gave these answers"
         raise DataError("its ids come from another tokenizer", where=where, fix=fix)
     asked = {"id": row["problem"], "messages": row["messages"], "tools": row.get("tools", ())}
-    problem = problem_of(asked, where)
+    problem = to_problem(asked, where)
     bad = next(_faults(row, vocab_size), "")
     if bad:
         fix = "take the row as it was saved; only feedback and success may be changed"

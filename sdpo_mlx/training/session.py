@@ -162,8 +162,8 @@ class TrainingSession:
         facts = self._facts(state, sampled, clock)
         metrics = step_metrics(groups, batch.samples, batch.contexts.values(), skips, update, facts)
         extra = {"non_finite": list(update.non_finite)} if update and update.non_finite else {}
-        counters: Callable[[], Mapping[str, float]] = getattr(self.components.task, "counters", dict)
-        self.emit({"type": "step", "step": step, **metrics, **self._teacher_success, **counters(), **extra}, groups)
+        counts = self.components.task.counters()
+        self.emit({"type": "step", "step": step, **metrics, **self._teacher_success, **counts, **extra}, groups)
         policy_warnings = update.warnings if update else ()
         self.warn(step, (*health.warnings, *monitor.compare(self._teacher_success), *policy_warnings))
         if policy_warnings:  # the policy changed from what the manifest says, such as its micro-batch size

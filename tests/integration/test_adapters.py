@@ -13,7 +13,7 @@ from small_runs import settings, trained
 from sdpo_mlx.config import TaskConfig
 from sdpo_mlx.core.errors import ConfigError
 from sdpo_mlx.tasks.check import check_task
-from sdpo_mlx.tasks.custom.load import OwnTask, open_own
+from sdpo_mlx.tasks.custom.load import CustomTask, open_file
 from sdpo_mlx.tasks.grading import grade
 
 TASKSET = """
@@ -45,18 +45,18 @@ __all__ = ["BackwardsTaskset"]
 """
 
 
-def opened(name: str) -> OwnTask:
-    return open_own(TaskConfig(name=f"{EXAMPLES}/{name}"))
+def opened(name: str) -> CustomTask:
+    return open_file(TaskConfig(name=f"{EXAMPLES}/{name}"))
 
 
 @pytest.fixture
-def gym() -> OwnTask:
+def gym() -> CustomTask:
     pytest.importorskip("reasoning_gym", reason="reasoning-gym is not installed: pip install reasoning-gym")
     return opened("reasoning_gym_task.py:leg_counting")
 
 
 @pytest.fixture
-def taskset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> OwnTask:
+def taskset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> CustomTask:
     pytest.importorskip("verifiers.v1", reason="verifiers is not installed: pip install verifiers")
     (tmp_path / "backwards_words.py").write_text(TASKSET, encoding="utf-8")
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -64,7 +64,7 @@ def taskset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> OwnTask:
     return opened("verifiers_task.py:backwards_words")
 
 
-def test_reasoning_gym_scores_its_own_answers_and_says_what_it_read(gym: OwnTask) -> None:
+def test_reasoning_gym_scores_its_own_answers_and_says_what_it_read(gym: CustomTask) -> None:
     for problem in gym.problems("held_out")[:5]:
         right = gym.solution(problem)
         assert grade(gym, problem, f"Let me count.\n{right}").success
@@ -74,7 +74,7 @@ def test_reasoning_gym_scores_its_own_answers_and_says_what_it_read(gym: OwnTask
         assert json.dumps(problem.private["entry"]["answer"]) not in wrong.text
 
 
-def test_reasoning_gym_shares_no_question_between_its_splits(gym: OwnTask) -> None:
+def test_reasoning_gym_shares_no_question_between_its_splits(gym: CustomTask) -> None:
     train, held_out = ({p.messages[0]["content"] for p in gym.problems(split)} for split in ("train", "held_out"))
     assert len(train) > 300
     assert len(held_out) > 70
@@ -87,7 +87,7 @@ def test_reasoning_gym_names_an_unknown_data_set() -> None:
         opened("reasoning_gym_task.py:nothing_like_it")
 
 
-def test_verifiers_rewards_are_weighed_and_named(taskset: OwnTask) -> None:
+def test_verifiers_rewards_are_weighed_and_named(taskset: CustomTask) -> None:
     problem = next(p for p in taskset.problems("train") if "12 backwards" in p.messages[0]["content"])
     assert grade(taskset, problem, "21").success
     part = grade(taskset, problem, "12")
@@ -95,7 +95,7 @@ def test_verifiers_rewards_are_weighed_and_named(taskset: OwnTask) -> None:
     assert grade(taskset, problem, "a long answer").text == "brief: 0.00 of 1\nright word: 0.00 of 1"
 
 
-def test_verifiers_taskset_without_end_is_cut(taskset: OwnTask) -> None:
+def test_verifiers_taskset_without_end_is_cut(taskset: CustomTask) -> None:
     assert len(taskset.problems("train")) + len(taskset.problems("held_out")) == 1_000
 
 
@@ -103,7 +103,7 @@ def test_verifiers_taskset_without_end_is_cut(taskset: OwnTask) -> None:
 def test_adapter_has_nothing_odd_and_a_run_goes_through(
     name: str, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
-    task: OwnTask = request.getfixturevalue(name)
+    task: CustomTask = request.getfixturevalue(name)
     assert [each for each in check_task(task).oddities if each.level == "fault"] == []
     cfg = settings(task={"name": task.name}, train={"steps": 1})
     state = trained(tmp_path / "run", cfg)

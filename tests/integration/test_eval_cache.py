@@ -25,6 +25,7 @@ from sdpo_mlx.evaluation.document import EvalDocument, read_evaluation
 from sdpo_mlx.evaluation.evaluate import Evaluation, _parts, evaluate
 from sdpo_mlx.evaluation.spec import EvalSpec, eval_spec
 from sdpo_mlx.rl.components import Components, build_components
+from sdpo_mlx.tasks.base import Task
 from sdpo_mlx.types import Feedback
 
 SETTINGS = settings(
@@ -130,7 +131,7 @@ def test_an_interrupted_exam_goes_on_where_it_was(tmp_path: Path) -> None:
 
 
 def test_what_could_not_be_graded_is_asked_again(tmp_path: Path) -> None:
-    class Broken:
+    class Broken(Task):
         def grade(self, problem: Any, text: str, *, truncated: bool = False) -> Feedback:
             if problem.id == first:
                 raise RuntimeError("the judge is away")

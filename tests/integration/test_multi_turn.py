@@ -19,6 +19,7 @@ from sdpo_mlx.models.chat_template import Chat
 from sdpo_mlx.rl.components import Components, build_components
 from sdpo_mlx.rl.distillation import distillation_batch
 from sdpo_mlx.rl.rollouts import rollout_seeds, sample
+from sdpo_mlx.tasks.base import Task
 from sdpo_mlx.tasks.grading import grade
 from sdpo_mlx.teacher import history, transcript
 from sdpo_mlx.types import Feedback, Problem, RolloutGroup
@@ -27,13 +28,13 @@ PASS = Feedback(1.0, True, "", "pass")
 WRONG = Feedback(0.0, False, "not yet", "wrong")
 
 
-class Talk:
+class Talk(Task):
     """An environment that replies whatever it is given, and judges whole episodes."""
 
     name, description, feedback_modes = "talk", "", ("",)
 
     def __init__(self, turns: int, reply: Callable[[Sequence[str]], Any], judge: Any = WRONG) -> None:
-        self.turns, self._reply, self._judge = turns, reply, judge
+        self.max_turns, self._reply, self._judge = turns, reply, judge
 
     def problems(self, split: str) -> Sequence[Problem]:
         return [Problem(name, ({"role": "user", "content": f"Write f(x): {name}"},)) for name in ("sort", "reverse")]

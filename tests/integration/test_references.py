@@ -145,8 +145,8 @@ ROWS = [
     (formats.problem_from_row, {"problem": "1?", "answer": 1, "reference": "One."}, "One.\n\n\\boxed{1}"),
     (rubric.problem_from_row, {"prompt": "Capital?", "checks": CHECKS, "reference": "Paris"}, "Paris"),
     (rubric.problem_from_row, {"prompt": "Capital?", "checks": CHECKS}, None),
-    (values.problem_of, {"prompt": "Say a.", "reference": "It is a."}, "It is a."),
-    (values.problem_of, {"prompt": "Say a."}, None),
+    (values.to_problem, {"prompt": "Say a.", "reference": "It is a."}, "It is a."),
+    (values.to_problem, {"prompt": "Say a."}, None),
 ]
 
 

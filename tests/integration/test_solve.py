@@ -16,6 +16,7 @@ from sdpo_mlx.config.resolve import resolve
 from sdpo_mlx.core.errors import DataError, StorageError
 from sdpo_mlx.rl.components import Components, build_components
 from sdpo_mlx.runs.status import state_of
+from sdpo_mlx.tasks.base import Task
 from sdpo_mlx.tasks.code.formats.detect import problem_from_any
 from sdpo_mlx.tasks.code.problem_folder import row_of
 from sdpo_mlx.training.discovery import Plan, Record, attempts_for, curve, measure, read
@@ -44,7 +45,7 @@ def problem(opened: Components) -> Problem:
     return opened.task.problems("train")[1]
 
 
-class Mute:
+class Mute(Task):
     """The task without its words: pass or fail alone, and nothing ever passes where `hopeless`."""
 
     name, description, feedback_modes = "mute", "", ("none",)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from sdpo_mlx.rl.components import UNCONFINED, build_components
 from sdpo_mlx.runs.events import read_events
 from sdpo_mlx.runs.folder import RunFolder
 from sdpo_mlx.tasks import registry
-from sdpo_mlx.tasks.registry import Opened
+from sdpo_mlx.tasks.registry import OpenedTask
 from sdpo_mlx.tasks.tiny.task import TinyTask
 from sdpo_mlx.trainer import fit
 
@@ -27,10 +28,10 @@ RUN = settings(train={"steps": 1, "eval_every": 0}, rollout={"problems_per_step"
 def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
     """The small task, as if it ran programs in a sandbox of this kind."""
 
-    def opener(variant: str, cfg: Config) -> Opened:
-        return Opened(TinyTask(variant, cfg.task.feedback), str(request.param))
+    def open_tiny(cfg: Config, variant: str) -> OpenedTask:
+        return OpenedTask(TinyTask(variant, cfg.task.feedback), str(request.param))
 
-    monkeypatch.setitem(registry._OPENERS, "tiny", opener)
+    monkeypatch.setitem(registry.TASKS, "tiny", replace(registry.TASKS["tiny"], open=open_tiny))
     monkeypatch.chdir(tmp_path)
     return str(request.param)
 

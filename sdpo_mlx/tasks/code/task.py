@@ -16,13 +16,13 @@ from pathlib import Path
 from sdpo_mlx.config import TaskConfig
 from sdpo_mlx.core.errors import ConfigError
 from sdpo_mlx.sandbox.base import Sandbox
-from sdpo_mlx.tasks.base import Split
+from sdpo_mlx.tasks.base import Task
 from sdpo_mlx.tasks.code.extract import extract_code
 from sdpo_mlx.tasks.code.feedback import FEEDBACK_MODES, failure_text, no_program_text
 from sdpo_mlx.tasks.code.formats.detect import problem_from_any
 from sdpo_mlx.tasks.code.problem_folder import is_problem, row_of
 from sdpo_mlx.tasks.code.runner import Test, TestOutcome, Turnstile, run_tests
-from sdpo_mlx.tasks.dataset import feedback_mode, in_split, load_problems, with_splits
+from sdpo_mlx.tasks.dataset import feedback_mode, load_problems, with_splits
 from sdpo_mlx.types import Feedback, FeedbackKind, Problem
 
 _REMEMBERED = 4_096
@@ -30,12 +30,12 @@ LEVELS = ("one_liner", "easy", "medium", "interview")  # `code:easy` holds the l
 Verdict = tuple[tuple[TestOutcome, ...], tuple[TestOutcome, ...]]  # tests that may be told, hidden tests
 
 
-class CodeTask:
+class CodeTask(Task):
     """Write a Python program; all its tests must pass."""
 
     name = "code"
     description = "Python problems, tests run in a sandbox"
-    feedback_modes: tuple[str, ...] = FEEDBACK_MODES
+    feedback_modes = FEEDBACK_MODES
 
     def __init__(self, sandbox: Sandbox, cfg: TaskConfig | None = None, level: str = "") -> None:
         """`cfg.data`: rows as `code_layouts.py` reads, or the folder of one problem as `code_folder.py` reads it;
@@ -51,14 +51,10 @@ class CodeTask:
         self._sandbox = sandbox
         wanted = LEVELS[: LEVELS.index(level) + 1] if level else None
         problems = _by_hand(cfg) or load_problems(cfg, "code/problems.jsonl", problem_from_any)
-        self._problems = [p for p in problems if wanted is None or p.private["level"] in wanted]
+        self.rows = [p for p in problems if wanted is None or p.private["level"] in wanted]
         self._turnstile = Turnstile()
         self._verdicts: OrderedDict[str, Verdict] = OrderedDict()
         self._lock = threading.Lock()
-
-    def problems(self, split: Split) -> Sequence[Problem]:
-        """The rows of one split, in the file's order."""
-        return in_split(self._problems, split)
 
     def grade(self, problem: Problem, text: str, *, truncated: bool = False) -> Feedback:
         """Reward 1 when all tests pass, else 0 with the reason in words; raises when the sandbox fails."""

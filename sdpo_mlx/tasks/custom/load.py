@@ -1,18 +1,18 @@
-"""A task from one Python file of the user's own: `--task ./my_task.py`, or `./my_task.py:NAME`.
+"""User-defined tasks: one Python file (`--task ./my_task.py`, or `./my_task.py:NAME`), or an object in a program.
 
-The file holds two functions, `problems` and `grade`, or one class with two such methods. With `--data` and rows
-that carry a `prompt`, `grade` alone is enough.
+The file holds two functions, `problems` and `grade`, or one class with two such methods (a subclass of `Task` or
+not). With `--data` and rows that have a `prompt`, `grade` alone is enough.
 
-- `problems()` or `problems(split)` gives rows: dictionaries with `prompt` (text) or `messages`, optionally `id`,
+- `problems()` or `problems(split)` returns rows: dictionaries with `prompt` (text) or `messages`, optionally `id`,
   `tools` (for the chat template), `split` (`train`, `held_out`), `family`, `reference` (a right answer, which only
-  a self-teacher may be shown), and whatever `grade` wants to know, which the model never sees; or `Problem` objects.
-  Where no row names a split, one in five is held out.
-- `grade(problem, answer)` or `grade(problem, answer, truncated)` gives a number, true or false, a pair
+  the self-teacher may see), and whatever `grade` needs, which the model never sees; or `Problem` objects. A list in
+  place of the function works too. If no row has a split, one in five is held out.
+- `grade(problem, answer)` or `grade(problem, answer, truncated)` returns a number, true or false, a pair
   `(reward, feedback)`, a dictionary with `reward` and optionally `feedback`, `success`, `kind`, or a `Feedback`.
-  Success is a reward of 1 or more unless said otherwise. It gets what `problems` gave, and runs on several threads.
-- optional: `solution(problem)`, an answer known to be right, for `sdpo tasks check`; and for several turns `turns`,
-  `reply(problem, answers)`, `grade_turns(problem, answers)` as in `base.py`.
-- `data`, `feedback` and `variant` are passed on to `problems`, or to the class, where a parameter bears that name.
+  Success is a reward of 1 or more unless given. `problem` is what `problems` returned; several threads call it.
+- optional: `solution(problem)`, an answer that is known to be right, for `sdpo tasks check`; and for several turns
+  `turns` (answers per episode), `reply(problem, answers)` and `grade_turns(problem, answers)` as in `base.py`.
+- `data`, `feedback` and `variant` are passed to `problems`, or to the class, if it has a parameter of that name.
 
 The file is the user's own program and runs as such; nothing that a model wrote is executed by this module.
 """
@@ -24,195 +24,294 @@ import importlib.util
 import inspect
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sdpo_mlx.config import TaskConfig
 from sdpo_mlx.core.errors import ConfigError, SdpoError
-from sdpo_mlx.tasks.base import Split
-from sdpo_mlx.tasks.custom.values import feedback_of, problem_of
+from sdpo_mlx.tasks.base import SPLITS, Split, Task
+from sdpo_mlx.tasks.custom.values import to_feedback, to_problem
 from sdpo_mlx.tasks.data.sources import collect_rows
-from sdpo_mlx.tasks.dataset import SPLITS, in_split, with_splits
+from sdpo_mlx.tasks.dataset import with_splits
 from sdpo_mlx.types import Feedback, Problem
 
-PASSED_ON = ("data", "feedback", "variant")
+if TYPE_CHECKING:
+    from sdpo_mlx.models.resolve import ResolvedModel
+
+Options = Mapping[str, str | None]  # `data`, `feedback`, `variant`
+METHODS = ("grade", "solution", "reply", "grade_turns")
+TASK_METHODS = ("counters", "start", "close")  # taken from subclasses of Task only: other objects may mean anything
 
 
-def is_own(name: str) -> bool:
-    """Whether a task's name means a file."""
+def is_file(name: str) -> bool:
+    """Return whether a task's name means a Python file."""
     return name.partition(".py:")[0].removesuffix(".py") != name or "/" in name
 
 
-def open_own(cfg: TaskConfig) -> OwnTask:
-    """The task in the file that `cfg.name` names.
+def open_file(cfg: TaskConfig) -> CustomTask:
+    """Return the task in the file that `cfg.name` names.
 
-    Raises ConfigError for a file without a task or with a mistake in it, DataError for rows that are none.
+    Raises ConfigError for a file without a task or with a mistake in it, DataError for bad rows.
     """
-    file, variant = _path_and_variant(cfg.name)
-    module = _load(file)
-    given = {"data": cfg.data, "feedback": cfg.feedback, "variant": variant}
+    head, found, name = cfg.name.rpartition(".py:")
+    file, variant = Path(f"{head}.py" if found else cfg.name).expanduser(), (name or None) if found else None
+    if not file.is_file():
+        fix = "name a Python file with a task; `sdpo init` writes one"
+        raise ConfigError(f"there is no file {file}", where="task.name", fix=fix)
+    origin = Origin(str(file), file)
+    module = _load(file, origin)
+    options = {"data": cfg.data, "feedback": cfg.feedback, "variant": variant}
     if callable(getattr(module, "grade", None)):
-        return OwnTask(cfg, file, module, given)
-    found = _task_class(module, file, variant)
-    if variant == found.__name__:
-        given["variant"] = None
-    made = _guarded(file, lambda: found(**_accepted(found, given, file)))
-    return OwnTask(cfg, file, made, {"data": None, "feedback": None, "variant": None})
+        return CustomTask(module, cfg, origin, options)
+    task_class = _task_class(module, file, variant)
+    if variant == task_class.__name__:
+        options["variant"] = None
+    source = origin.guarded(lambda: task_class(**_accepted(task_class, options, origin)))
+    return CustomTask(source, cfg, origin, dict.fromkeys(options))
 
 
-class OwnTask:
-    """What a user's file gives, as the loop expects it."""
+def adapt(source: object, cfg: TaskConfig | None = None) -> Task:
+    """Return a task object of a program as a `Task`.
 
-    def __init__(self, cfg: TaskConfig, file: Path, source: Any, given: dict[str, str | None]) -> None:
-        """`source` is the module or the object with `problems` and `grade`; `given` what is passed to `problems`."""
-        self.name = cfg.name
-        self.description = (inspect.getdoc(source) or f"the task in {file.name}").partition("\n")[0]
-        self.feedback_modes: tuple[str, ...] = tuple(getattr(source, "feedback_modes", ("its own",)))
-        self.fingerprint = hashlib.sha256(file.read_bytes()).hexdigest()
-        self._file = file
-        self._grade = source.grade
-        self._extra = _parameters(source.grade) & {"truncated"}
-        pairs = _rows(cfg, file, source, given)
-        self._given = {problem.id: row for problem, row in pairs}
-        self._problems = with_splits([problem for problem, _ in pairs])
-        self._optional(source)
+    Accepts a `Task`, any object with `grade` and `problems` (a method or a list; `cfg.data` can replace it), or a
+    pair `(problems, grade)`; the forms of rows and grades are those of a task file. `cfg` also gives the name.
+    Raises ConfigError for anything else, DataError for bad rows.
+    """
+    if isinstance(source, Task) and type(source).__module__.startswith("sdpo_mlx."):
+        return source
+    if isinstance(source, tuple) and len(source) == 2:
+        pair, source = source, ModuleType("custom")
+        vars(source).update(problems=pair[0], grade=pair[1])
+    if inspect.isclass(source) or not callable(getattr(source, "grade", None)):
+        what = f"the class {source.__name__}" if inspect.isclass(source) else f"{type(source).__name__}"
+        fix = "give an object with the methods problems and grade, or a pair of functions (problems, grade)"
+        raise ConfigError(f"{what} is not a task", where="task", fix=fix)
+    kind = source.__name__ if isinstance(source, ModuleType) else type(source).__name__
+    cfg = cfg or TaskConfig(name=str(getattr(source, "name", "") or kind))
+    options = {"data": cfg.data, "feedback": cfg.feedback, "variant": None}
+    return CustomTask(source, cfg, Origin(f"task {cfg.name}"), options)
 
-    def problems(self, split: Split) -> Sequence[Problem]:
-        """The rows of one split, in the order that the file gave them."""
-        return in_split(self._problems, split)
 
-    def grade(self, problem: Problem, text: str, *, truncated: bool = False) -> Feedback:
-        """What the file's `grade` says, as a Feedback; raises whatever it raises, TypeError for what is no verdict."""
-        extra = dict.fromkeys(self._extra, truncated)
-        verdict: Feedback = self._noted(lambda: feedback_of(self._grade(self._row(problem), text, **extra)))
-        return verdict
+@dataclass(frozen=True)
+class Origin:
+    """Where a custom task comes from, for error messages."""
 
-    def _optional(self, source: Any) -> None:
-        """What a task may have besides: a solution to check with, several turns; absent here where absent there."""
-        if callable(getattr(source, "solution", None)):
-            self.solution = lambda problem: source.solution(self._row(problem))
-        if callable(getattr(source, "reply", None)):
-            self.turns = int(source.turns)
-            self.reply = lambda problem, answers: self._noted(lambda: source.reply(self._row(problem), answers))
-        if callable(getattr(source, "grade_turns", None)):
-            extra = _parameters(source.grade_turns) & {"truncated"}
-            self.grade_turns = lambda problem, answers, truncated=False: self._noted(
-                lambda: feedback_of(source.grade_turns(self._row(problem), answers, **dict.fromkeys(extra, truncated)))
-            )
+    label: str
+    file: Path | None = None
 
-    def _noted(self, action: Callable[[], Any]) -> Any:
-        """The action's result; what it raises bears a note on the line of the file that was at work."""
+    def guarded(self, action: Callable[[], Any]) -> Any:
+        """Return the action's result; an exception becomes a ConfigError with the line of the file that raised it."""
         try:
             return action()
+        except SdpoError:
+            raise
+        except (Exception, SystemExit) as error:
+            message = f"{type(error).__name__}: {error}".partition("\n")[0]
+            fix = "correct the file; `--debug` shows the whole traceback" if self.file else "correct the task"
+            raise ConfigError(f"{self.label} cannot be used: {message}", where=self.line(error), fix=fix) from error
+
+    def line(self, error: BaseException) -> str:
+        """Return `file:line` of the last frame inside the task's file."""
+        if isinstance(error, SyntaxError) and error.lineno:
+            return f"{error.filename}:{error.lineno}"
+        if self.file is None:
+            return ""
+        frames = traceback.extract_tb(error.__traceback__)
+        lines = [frame.lineno for frame in frames if Path(frame.filename).name == self.file.name]
+        return f"{self.file}:{lines[-1]}" if lines else str(self.file)
+
+
+class CustomTask(Task):
+    """A user's module or object with the interface of `Task`."""
+
+    def __init__(self, source: Any, cfg: TaskConfig, origin: Origin, options: Options) -> None:
+        """`source` has `grade` and, unless `cfg.data` is given, `problems`, which gets the `options` that it accepts.
+
+        Raises ConfigError, DataError.
+        """
+        self.name = cfg.name
+        documented = source if isinstance(source, ModuleType) else type(source)
+        text = getattr(source, "description", "") or inspect.cleandoc(documented.__doc__ or "")
+        self.description = (
+            text.partition("\n")[0] or f"the task in {origin.file.name if origin.file else 'this program'}"
+        )
+        self.feedback_modes = tuple(getattr(source, "feedback_modes", Task.feedback_modes))
+        self.fingerprint = _fingerprint(source, origin)
+        self._source, self._origin = source, origin
+        names = (*METHODS, *(TASK_METHODS if isinstance(source, Task) else ()))
+        self._methods = {name: method for name in names if callable(method := _own(source, name))}
+        pairs = _rows(source, cfg, origin, options)
+        self._given = {problem.id: row for problem, row in pairs}
+        self.rows = with_splits([problem for problem, _ in pairs])
+        if self.replies:
+            turns = getattr(source, "turns", getattr(source, "max_turns", None))
+            if not isinstance(turns, int) or turns < 1:
+                fix = "set `turns` to the most answers of an episode"
+                raise ConfigError(f"{origin.label} defines reply but not turns", where="task.name", fix=fix)
+            self.max_turns = turns
+
+    def grade(self, problem: Problem, text: str, *, truncated: bool = False) -> Feedback:
+        """Return the grade as a Feedback; raises whatever `grade` raises, TypeError for a result of no known form."""
+        return to_feedback(self._call("grade", self._row(problem), text, truncated=truncated))
+
+    def reply(self, problem: Problem, answers: Sequence[str]) -> str | None:
+        """Return what the user's `reply` returns."""
+        reply: str | None = self._call("reply", self._row(problem), answers)
+        return reply
+
+    def grade_turns(self, problem: Problem, answers: Sequence[str], *, truncated: bool = False) -> Feedback:
+        """Return the grade of an episode, by `grade` if the user has no `grade_turns`."""
+        if not self.grades_episodes:
+            return self.grade(problem, answers[-1], truncated=truncated)
+        return to_feedback(self._call("grade_turns", self._row(problem), answers, truncated=truncated))
+
+    def solution(self, problem: Problem) -> str | None:
+        """Return the user's solution, None if there is no such function."""
+        solution = self._call("solution", self._row(problem))
+        return None if solution is None else str(solution)
+
+    def counters(self) -> Mapping[str, float]:
+        """Return the counters of a subclass of Task."""
+        return self._call("counters") or {}
+
+    def start(self, model: ResolvedModel) -> None:
+        """Start a subclass of Task."""
+        self._call("start", model)
+
+    def close(self) -> None:
+        """Close a subclass of Task."""
+        self._call("close")
+
+    @property
+    def needs_model(self) -> bool:
+        """Whether a subclass of Task needs the base model."""
+        return isinstance(self._source, Task) and self._source.needs_model
+
+    @property
+    def replies(self) -> bool:
+        """Whether the user's task has `reply`."""
+        return "reply" in self._methods
+
+    @property
+    def grades_episodes(self) -> bool:
+        """Whether the user's task has `grade_turns`."""
+        return "grade_turns" in self._methods
+
+    def _call(self, name: str, *arguments: Any, **options: Any) -> Any:
+        """Call the user's method, if there is one, with the options that it accepts; an error gets its line as note."""
+        method = self._methods.get(name)
+        if method is None:
+            return None
+        accepted = _parameters(method) if options else set()
+        try:
+            return method(*arguments, **{key: value for key, value in options.items() if key in accepted})
         except Exception as error:
-            note = _line_in(self._file, error)
-            if note not in getattr(error, "__notes__", ()):  # one exception may be raised again and again
+            note = self._origin.line(error)
+            if note and note not in getattr(error, "__notes__", ()):  # an exception may be raised more than once
                 error.add_note(note)
             raise
 
     def _row(self, problem: Problem) -> Any:
-        """What the file gave for a problem."""
+        """Return what the user's `problems` gave for a problem."""
         return self._given.get(problem.id, problem)
 
 
-def _path_and_variant(name: str) -> tuple[Path, str | None]:
-    head, found, variant = name.rpartition(".py:")
-    path = Path(f"{head}.py" if found else name).expanduser()
-    if not path.is_file():
-        fix = "name a Python file with a task; `sdpo init` writes one"
-        raise ConfigError(f"there is no file {path}", where="task.name", fix=fix)
-    return path, (variant or None) if found else None
-
-
-def _load(file: Path) -> ModuleType:
+def _load(file: Path, origin: Origin) -> ModuleType:
     """Run the file as a module; its own folder comes first on the path, as for any script."""
     spec = importlib.util.spec_from_file_location(f"own_task_{file.stem}", file)
     if spec is None or spec.loader is None:
-        raise ConfigError(f"{file} is no Python file", where="task.name", fix="give it the ending .py")
+        raise ConfigError(f"{file} is not a Python file", where="task.name", fix="name a file that ends in .py")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses look themselves up there
     folder = str(file.resolve().parent)
     sys.path[:0] = [] if folder in sys.path else [folder]
-    _guarded(file, lambda: spec.loader.exec_module(module) if spec.loader else None)
+    origin.guarded(lambda: spec.loader.exec_module(module) if spec.loader else None)
     return module
 
 
 def _task_class(module: ModuleType, file: Path, variant: str | None) -> type[Any]:
-    """The class with both methods that the file itself defines; its name chooses among several."""
-    own = [each for each in vars(module).values() if inspect.isclass(each) and each.__module__ == module.__name__]
-    found = [each for each in own if all(callable(getattr(each, name, None)) for name in ("problems", "grade"))]
+    """Return the class with both methods that the file itself defines; its name chooses among several."""
+    classes = [each for each in vars(module).values() if inspect.isclass(each) and each.__module__ == module.__name__]
+    found = [each for each in classes if all(callable(getattr(each, name, None)) for name in ("problems", "grade"))]
     named = [each for each in found if each.__name__ == variant]
     if len(named or found) == 1:
         return (named or found)[0]
     names = ", ".join(each.__name__ for each in found)
-    what = f"{file} holds several tasks: {names}" if found else f"{file} holds no task"
+    what = f"{file} defines several tasks: {names}" if found else f"{file} defines no task"
     fix = f"choose one with {file}:NAME" if found else "define the functions problems and grade, or a class with both"
     raise ConfigError(what, where="task.name", fix=fix)
 
 
-def _rows(cfg: TaskConfig, file: Path, source: Any, given: dict[str, str | None]) -> list[tuple[Problem, Any]]:
-    """Problems with what the file gave for each; from `--data` where the file has no `problems`."""
-    if not callable(getattr(source, "problems", None)):
+def _own(source: Any, name: str) -> Any:
+    """Return an attribute that the user defined, None if it is missing or only inherited from Task."""
+    inherited = isinstance(source, Task) and getattr(type(source), name, None) is getattr(Task, name)
+    return None if inherited else getattr(source, name, None)
+
+
+def _rows(source: Any, cfg: TaskConfig, origin: Origin, options: Options) -> list[tuple[Problem, Any]]:
+    """Return problems with the row of each; rows of `cfg.data` if the source has no `problems`."""
+    problems = _own(source, "problems") or (list(source.rows) if isinstance(source, Task) else None)
+    if not problems:
         if cfg.data is None:
             fix = "define problems(), or give rows with a prompt by --data"
-            raise ConfigError(f"{file} defines no problems", where="task.name", fix=fix)
-        return collect_rows(cfg.data, lambda row, where: (problem_of(row, where), row), cfg.on_error).items
-    parameters = _accepted(source.problems, given, file)
-    if "split" not in _parameters(source.problems):
-        return _problems(file, _guarded(file, partial(_listed, source.problems, parameters)), None)
+            raise ConfigError(f"{origin.label} defines no problems", where="task.name", fix=fix)
+        return collect_rows(cfg.data, lambda row, where: (to_problem(row, where), row), cfg.on_error).items
+    accepted = _accepted(problems, options, origin)
+    splits: tuple[Split | None, ...] = SPLITS if "split" in _parameters(problems) else (None,)
     pairs = []
-    for split in SPLITS:
-        rows = _guarded(file, partial(_listed, source.problems, {"split": split, **parameters}))
-        pairs += _problems(file, rows, split)
+    for split in splits:
+        arguments = accepted | ({"split": split} if split else {})
+        rows = origin.guarded(partial(_listed, problems, arguments))
+        inside = f" of {split}" if split else ""
+        for number, row in enumerate(rows, 1):  # a row without an id gets its number
+            pairs.append((to_problem(row, f"{origin.label}, problem {number}{inside}", split, number), row))
     return pairs
 
 
-def _listed(problems: Callable[..., Any], parameters: dict[str, Any]) -> list[Any]:
-    return list(problems(**parameters))
+def _listed(problems: Any, arguments: dict[str, str | None]) -> list[Any]:
+    return list(problems(**arguments) if callable(problems) else problems)
 
 
-def _problems(file: Path, rows: list[Any], split: Split | None) -> list[tuple[Problem, Any]]:
-    """Checked problems; a row without an id gets its number."""
-    inside = f" of {split}" if split else ""
-    return [
-        (problem_of(row, f"{file}, problem {number}{inside}", split, number), row) for number, row in enumerate(rows, 1)
-    ]
-
-
-def _accepted(target: Callable[..., Any], given: dict[str, str | None], file: Path) -> dict[str, str | None]:
-    """What `target` has a parameter for. Raises ConfigError where the user gave something it has none for."""
+def _accepted(target: Any, options: Options, origin: Origin) -> dict[str, str | None]:
+    """Return the options that `target` has a parameter for. Raises ConfigError if a given one is not accepted."""
     names = _parameters(target)
-    for name, value in given.items():
+    for name, value in options.items():
         if value is not None and name not in names:
             fix = f"leave it out, or add a parameter `{name}` to problems (or to the class)"
-            raise ConfigError(f"the task in {file} takes no {name}", where=f"task.{name}", fix=fix)
-    return {name: given[name] for name in PASSED_ON if name in names and name in given}
+            raise ConfigError(f"the task in {origin.label} takes no {name}", where=f"task.{name}", fix=fix)
+    return {name: value for name, value in options.items() if name in names}
 
 
-def _parameters(target: Callable[..., Any]) -> set[str]:
+def _parameters(target: Any) -> set[str]:
     try:
         return set(inspect.signature(target).parameters)
     except (TypeError, ValueError):
         return set()
 
 
-def _guarded(file: Path, action: Callable[[], Any]) -> Any:
-    """The action's result; whatever the file raises becomes one line with the line it was raised in."""
+def _fingerprint(source: Any, origin: Origin) -> str:
+    """Return a digest of the task's file, or of the object's methods and attributes.
+
+    Unique if the methods have no source text, so that grades of another program are never reused.
+    """
+    if origin.file is not None:
+        return hashlib.sha256(origin.file.read_bytes()).hexdigest()
+    members = (
+        vars(source) if isinstance(source, ModuleType) else {**vars(type(source)), **getattr(source, "__dict__", {})}
+    )
+    functions = [each for each in members.values() if inspect.isfunction(each)]
+    values = {
+        name: each
+        for name, each in members.items()
+        if not inspect.isfunction(each) and not name.startswith(("__", "_abc"))
+    }
     try:
-        return action()
-    except SdpoError:
-        raise
-    except (Exception, SystemExit) as error:
-        said = f"{type(error).__name__}: {error}".partition("\n")[0]
-        fix = "mend the file; `--debug` shows the whole traceback"
-        raise ConfigError(f"{file} cannot be used: {said}", where=_line_in(file, error), fix=fix) from error
-
-
-def _line_in(file: Path, error: BaseException) -> str:
-    if isinstance(error, SyntaxError) and error.lineno:
-        return f"{error.filename}:{error.lineno}"
-    own = [f for f in traceback.extract_tb(error.__traceback__) if Path(f.filename).name == file.name]
-    return f"{file}:{own[-1].lineno}" if own else str(file)
+        text = "\n".join([*map(inspect.getsource, functions), repr(values)])
+    except (OSError, TypeError):
+        text = uuid.uuid4().hex
+    return hashlib.sha256(text.encode(errors="replace")).hexdigest()

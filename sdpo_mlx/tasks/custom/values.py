@@ -1,4 +1,4 @@
-"""What a user's own task gives, in every form that is allowed, as our types."""
+"""Convert what a user-defined task returns, in every accepted form, into `Problem` and `Feedback`."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ _SHOWN = {"id", "prompt", "messages", "tools", "split", "family"}
 _FORMS = "return a number, true or false, (reward, feedback), a dictionary with reward, or a Feedback"
 
 
-def problem_of(row: Any, where: str, split: Split | None = None, number: int = 0) -> Problem:
-    """A problem from a dictionary or a Problem; `split` and `number` fill in what the row does not say.
+def to_problem(row: Any, where: str, split: Split | None = None, number: int = 0) -> Problem:
+    """Return a problem from a dictionary or a Problem; `split` and `number` are used if the row has none.
 
     Raises DataError that names `where`.
     """
@@ -28,7 +28,7 @@ def problem_of(row: Any, where: str, split: Split | None = None, number: int = 0
         return replace(row, private={**row.private, "split": chosen}) if chosen else row
     if not isinstance(row, Mapping):
         fix = 'give dictionaries such as {"id": "a", "prompt": "..."}'
-        raise DataError(f"a problem is no dictionary but {type(row).__name__}", where=where, fix=fix)
+        raise DataError(f"a problem is not a dictionary but {type(row).__name__}", where=where, fix=fix)
     named = split or row.get("split", "")
     if named not in ("", "train", "held_out"):
         raise DataError("split is neither train nor held_out", where=where, fix="write one of the two")
@@ -40,33 +40,33 @@ def problem_of(row: Any, where: str, split: Split | None = None, number: int = 0
 
 
 def _messages(row: Mapping[str, Any], where: str) -> tuple[Message, ...]:
-    """The row's messages, or its prompt as the only one."""
+    """Return the row's messages, or its prompt as the only one."""
     prompt = row.get("prompt")
     if isinstance(prompt, str) and prompt.strip():
         return ({"role": "user", "content": prompt},)
     messages = row.get("messages", prompt if isinstance(prompt, list) else None)
     if not isinstance(messages, list | tuple) or not messages:
-        raise DataError("prompt is missing or no text", where=where, fix='write "prompt": "..." or "messages": [...]')
+        raise DataError("prompt is missing or not text", where=where, fix='write "prompt": "..." or "messages": [...]')
     for message in messages:
         known = isinstance(message, Mapping) and message.get("role") in ROLES
         if not known or not isinstance(message.get("content"), str):
             fix = 'write {"role": "user", "content": "..."}; roles are system, user, assistant'
             raise DataError("a message has no known role or no text", where=where, fix=fix)
     if not any(message["role"] == "user" for message in messages):
-        raise DataError("no message is the user's", where=where, fix="the question stands in a user message")
+        raise DataError("no message has the role user", where=where, fix="write the question as a user message")
     return tuple(cast(Message, {"role": message["role"], "content": message["content"]}) for message in messages)
 
 
 def _tools(row: Mapping[str, Any], where: str) -> tuple[Mapping[str, Any], ...]:
-    """The row's tools, for the chat template's own `tools`; none where the row names none."""
+    """Return the row's tools, for the chat template's `tools`."""
     tools = row.get("tools", ())
     if not isinstance(tools, list | tuple):
-        raise DataError("tools is no list", where=where, fix="list the tools, each with a name and parameters")
+        raise DataError("tools is not a list", where=where, fix="list the tools, each with a name and parameters")
     return tuple(tool_from(tool, f"{where}, tool {number}") for number, tool in enumerate(tools, 1))
 
 
-def feedback_of(given: Any) -> Feedback:
-    """A Feedback from every form that `grade` may return; raises TypeError or ValueError for anything else."""
+def to_feedback(given: Any) -> Feedback:
+    """Return a Feedback from every form that `grade` may return. Raises TypeError or ValueError for anything else."""
     if isinstance(given, Feedback):
         return given
     if isinstance(given, tuple) and len(given) == 2:
@@ -76,22 +76,22 @@ def feedback_of(given: Any) -> Feedback:
     return _feedback({"reward": given})
 
 
-def _feedback(said: Mapping[str, Any]) -> Feedback:
-    unknown = set(said) - {"reward", "feedback", "success", "kind"}
-    reward, text = said.get("reward"), said.get("feedback")
+def _feedback(grade: Mapping[str, Any]) -> Feedback:
+    unknown = set(grade) - {"reward", "feedback", "success", "kind"}
+    reward, text = grade.get("reward"), grade.get("feedback")
     if unknown or (not isinstance(reward, bool | int | float) and not _is_scalar(reward)):
         got = f"the unknown key {sorted(map(str, unknown))[0]!r}" if unknown else f"{type(reward).__name__} as reward"
-        raise TypeError(f"grade gave {got}; {_FORMS}")
+        raise TypeError(f"grade returned {got}; {_FORMS}")
     if text is not None and not isinstance(text, str):
-        raise TypeError(f"grade gave {type(text).__name__} as feedback; {_FORMS}")
+        raise TypeError(f"grade returned {type(text).__name__} as feedback; {_FORMS}")
     value = float(cast(float, reward))
-    success = bool(said.get("success", value >= 1.0))
-    kind = said.get("kind", "pass" if success else "wrong")
+    success = bool(grade.get("success", value >= 1.0))
+    kind = grade.get("kind", "pass" if success else "wrong")
     if kind not in KINDS:
-        raise ValueError(f"grade gave the kind {kind!r}; the kinds are {', '.join(KINDS)}")
+        raise ValueError(f"grade returned the kind {kind!r}; the kinds are {', '.join(KINDS)}")
     return Feedback(value, success, "" if success else text or "", kind)
 
 
 def _is_scalar(value: Any) -> bool:
-    """Numbers of numpy and alike."""
+    """Return whether this is a number of numpy or a similar library."""
     return getattr(value, "shape", None) == () and hasattr(value, "__float__")

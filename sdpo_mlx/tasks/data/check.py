@@ -10,7 +10,7 @@ from sdpo_mlx.core.errors import ConfigError, DataError
 from sdpo_mlx.tasks.data.jsonl import BadRow, Row, parse_rows
 from sdpo_mlx.tasks.data.sources import scan_rows
 from sdpo_mlx.tasks.dataset import with_splits
-from sdpo_mlx.tasks.parsers import PARSERS, row_parser
+from sdpo_mlx.tasks.registry import ROW_TASKS, row_parser
 
 GLANCE = 100  # rows that decide whose format a file has
 
@@ -56,11 +56,11 @@ def _checked(source: str, task: str, rows: Iterable[Row | BadRow]) -> Checked:
 
 def _task_of(rows: Sequence[Row], source: str) -> str:
     """The task whose parser takes most rows; the earlier in the list where two take as many."""
-    taken = {task: _takes(task, rows, source) for task in PARSERS}
+    taken = {task: _takes(task, rows, source) for task in ROW_TASKS}
     best = max(taken, key=lambda task: taken[task])
     if rows and not taken[best]:
         fields = ", ".join(sorted(rows[0].value)[:12])
-        fix = f"name the task with --task: {', '.join(PARSERS)}, or a file of yours"
+        fix = f"name the task with --task: {', '.join(ROW_TASKS)}, or a file of yours"
         raise DataError(f"no task reads rows with the fields {fields}", where=source, fix=fix)
     return best
 

@@ -17,8 +17,8 @@ from sdpo_mlx.config import TaskConfig
 from sdpo_mlx.core.errors import ConfigError
 from sdpo_mlx.core.seeding import rng
 from sdpo_mlx.core.text import strip_thinking
-from sdpo_mlx.tasks.base import Split
-from sdpo_mlx.tasks.dataset import SPLITS, feedback_mode
+from sdpo_mlx.tasks.base import SPLITS, Split, Task
+from sdpo_mlx.tasks.dataset import feedback_mode
 from sdpo_mlx.types import Feedback, Problem
 
 Cells = tuple[int, ...]
@@ -108,10 +108,10 @@ PUZZLES: Mapping[str, Puzzle] = {
 }
 
 
-class GuessingGame:
+class GuessingGame(Task):
     """Find what is hidden within a number of guesses; variants are the names of single puzzles."""
 
-    feedback_modes: tuple[str, ...] = FEEDBACK_MODES
+    feedback_modes = FEEDBACK_MODES
 
     def __init__(self, cfg: TaskConfig, variant: str = "") -> None:
         """Raises ConfigError for an unknown puzzle or feedback mode."""
@@ -123,7 +123,7 @@ class GuessingGame:
         self.description = f"find what is hidden by asking: {', '.join(names)}"
         self.feedback = feedback_mode(self.name, cfg.feedback, FEEDBACK_MODES)
         self._splits = _splits(names, cfg.max_turns)
-        self.turns = max(problem.private["guesses"] for split in SPLITS for problem in self._splits[split])
+        self.max_turns = max(problem.private["guesses"] for split in SPLITS for problem in self._splits[split])
 
     def problems(self, split: Split) -> Sequence[Problem]:
         """The rows of one split; no secret of one range stands in both."""

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from sdpo_mlx.config import TaskConfig, TeacherConfig
 from sdpo_mlx.core.seeding import rng
-from sdpo_mlx.tasks.base import Split
+from sdpo_mlx.tasks.base import Split, Task
 from sdpo_mlx.tasks.dataset import feedback_mode
 from sdpo_mlx.tasks.tiny.library import FEEDBACK_MODES, OPERATIONS, cut_off, judge
 from sdpo_mlx.tasks.tiny.task import draw_inputs, question
@@ -23,17 +23,17 @@ SIZES: tuple[tuple[Split, int], ...] = (("train", 120), ("held_out", 64))
 LENGTHS = (2, 3)
 
 
-class LibraryGame:
+class LibraryGame(Task):
     """Write a chain of operations, hear which names exist in this problem's own library, and mend it."""
 
     name = "game:library"
     description = "list programs in a library that hides other names in every problem; the reply tells them"
-    feedback_modes: tuple[str, ...] = FEEDBACK_MODES
+    feedback_modes = FEEDBACK_MODES
 
     def __init__(self, cfg: TaskConfig) -> None:
         """Raises ConfigError for an unknown feedback mode."""
         self.feedback = feedback_mode("game:library", cfg.feedback, FEEDBACK_MODES)
-        self.turns = min(TURNS, cfg.max_turns or TURNS)
+        self.max_turns = min(TURNS, cfg.max_turns or TURNS)
         self._splits = _problems()
 
     def problems(self, split: Split) -> Sequence[Problem]:

@@ -15,9 +15,6 @@ import time
 from pathlib import Path
 
 from sdpo_mlx.core.errors import ConfigError
-from sdpo_mlx.models.resolve import ResolvedModel
-from sdpo_mlx.tasks.base import Task
-from sdpo_mlx.tasks.judge.task import JudgeTask
 
 START_SECONDS = 300.0  # large models take their time to load
 # The pipe on stdin closes when its owner dies, however that happens; then the server must not live on.
@@ -28,18 +25,6 @@ sys.argv = ["mlx_lm.server", *sys.argv[1:]]
 from mlx_lm.server import main
 main()
 """
-
-
-def serve_where_needed(task: Task, model: ResolvedModel) -> BaseServer | None:
-    """Serve the base for a task that wants it as its judge; None for any other.
-
-    Raises ConfigError when the server does not come up.
-    """
-    if not isinstance(task, JudgeTask) or not task.needs_base:
-        return None
-    server = BaseServer(model.path, task.judge.max_tokens)
-    task.use(server.endpoint, model.weights_sha256)
-    return server
 
 
 class BaseServer:

@@ -9,18 +9,21 @@ score is worth a look with `sdpo rollout`.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sdpo_mlx.config import JudgeConfig, TaskConfig
 from sdpo_mlx.core.errors import DataError
 from sdpo_mlx.core.storage import digest
 from sdpo_mlx.core.text import clean, shorten_middle, strip_thinking
-from sdpo_mlx.tasks.base import Split
-from sdpo_mlx.tasks.custom.values import problem_of
-from sdpo_mlx.tasks.dataset import feedback_mode, in_split, load_problems
+from sdpo_mlx.tasks.base import Task
+from sdpo_mlx.tasks.custom.values import to_problem
+from sdpo_mlx.tasks.dataset import feedback_mode, load_problems
 from sdpo_mlx.tasks.judge.client import JudgeClient, JudgeError
+from sdpo_mlx.tasks.judge.server import BaseServer
 from sdpo_mlx.types import Feedback, Message, Problem
+
+if TYPE_CHECKING:
+    from sdpo_mlx.models.resolve import ResolvedModel
 
 FEEDBACK_MODES = ("remarks", "score", "none")
 FULL_SCORE = 10
@@ -37,12 +40,12 @@ _SYSTEM = (
 )
 
 
-class JudgeTask:
+class JudgeTask(Task):
     """Answer well in the eyes of a judge."""
 
     name = "judge"
     description = "any question; a language model remarks on the answer and scores it"
-    feedback_modes: tuple[str, ...] = FEEDBACK_MODES
+    feedback_modes = FEEDBACK_MODES
 
     def __init__(self, cfg: TaskConfig | None = None, judge: JudgeConfig | None = None) -> None:
         """`cfg.data`: rows with `prompt` (or `messages`) and optionally `criteria` and `reference`, both text.
@@ -51,25 +54,30 @@ class JudgeTask:
         """
         cfg, self.judge = cfg or TaskConfig(name=self.name), judge or JudgeConfig()
         self.feedback = feedback_mode(self.name, cfg.feedback, FEEDBACK_MODES)
-        self._problems = load_problems(cfg, "judge/problems.jsonl", problem_from_row)
+        self.rows = load_problems(cfg, "judge/problems.jsonl", problem_from_row)
+        self._server: BaseServer | None = None
         self._client = JudgeClient(self.judge, self.judge.endpoint) if self.judge.endpoint else None
 
     @property
-    def needs_base(self) -> bool:
-        """Whether somebody has to serve the base model and call `use`."""
+    def needs_model(self) -> bool:
+        """Whether no endpoint is set, so that the base model is the judge."""
         return self._client is None
 
-    def use(self, endpoint: str, identity: str) -> None:
-        """Ask this endpoint from now on; equal identities answer alike, whatever their port."""
-        self._client = JudgeClient(self.judge, endpoint, identity)
+    def start(self, model: ResolvedModel) -> None:
+        """Serve the base model as judge if no endpoint is set. Raises ConfigError if the server does not start."""
+        if self._client is None:
+            self._server = BaseServer(model.path, self.judge.max_tokens)
+            # equal weights answer alike, whatever the port
+            self._client = JudgeClient(self.judge, self._server.endpoint, model.weights_sha256)
+
+    def close(self) -> None:
+        """Stop the server that `start` started."""
+        if self._server is not None:
+            self._server.close()
 
     def counters(self) -> dict[str, float]:
         """What the judge was asked and what it cost, for the event stream."""
         return self._client.counters() if self._client else {}
-
-    def problems(self, split: Split) -> Sequence[Problem]:
-        """The rows of one split, in the file's order."""
-        return in_split(self._problems, split)
 
     def grade(self, problem: Problem, text: str, *, truncated: bool = False) -> Feedback:
         """The judge's score as reward from 0 to 1, its remarks as feedback.
@@ -95,7 +103,7 @@ def problem_from_row(row: dict[str, Any], where: str) -> Problem:
     for name in ("criteria", "reference"):
         if not isinstance(row.get(name, ""), str):
             raise DataError(f"{name} is no text", where=where, fix=f"write {name} as a sentence, or leave it out")
-    return problem_of(row, where)
+    return to_problem(row, where)
 
 
 def judge_messages(problem: Problem, answer: str) -> tuple[Message, ...]:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from sdpo_mlx.config import TaskConfig
 from sdpo_mlx.core.errors import ConfigError
-from sdpo_mlx.tasks.base import Split
-from sdpo_mlx.tasks.dataset import feedback_mode, in_split, load_problems
+from sdpo_mlx.tasks.base import Task
+from sdpo_mlx.tasks.dataset import feedback_mode, load_problems
 from sdpo_mlx.tasks.math.compare import beyond, compare
 from sdpo_mlx.tasks.math.extract import LONGEST_ANSWER, find_answer
 from sdpo_mlx.tasks.math.feedback import FEEDBACK_MODES, no_answer_text, right_answer_text, wrong_text
@@ -16,12 +14,12 @@ from sdpo_mlx.tasks.math.verify_process import Symbolic, installed
 from sdpo_mlx.types import Feedback, FeedbackKind, Problem
 
 
-class MathTask:
+class MathTask(Task):
     """Find the one right value; it counts in any equal form."""
 
     name = "math"
     description = "problems with one final answer, compared by value"
-    feedback_modes: tuple[str, ...] = FEEDBACK_MODES
+    feedback_modes = FEEDBACK_MODES
 
     def __init__(self, cfg: TaskConfig | None = None, variant: str = "") -> None:
         """`cfg.data`: rows as `math_rows.py` says, None for the shipped problems; `variant`: problems up to a level.
@@ -36,14 +34,10 @@ class MathTask:
         self._symbolic = Symbolic() if installed() else None
         problems = load_problems(cfg, "math/problems.jsonl", problem_from_row)
         wanted = LEVELS[: LEVELS.index(variant) + 1] if variant else None
-        self._problems = [p for p in problems if wanted is None or p.private["level"] in wanted]
-        if not self._problems:
+        self.rows = [p for p in problems if wanted is None or p.private["level"] in wanted]
+        if not self.rows:
             fix = "choose another level, or rows that say their level"
             raise ConfigError(f"no problem is of the level {variant}", where="task.name", fix=fix)
-
-    def problems(self, split: Split) -> Sequence[Problem]:
-        """The rows of one split, in the file's order."""
-        return in_split(self._problems, split)
 
     def grade(self, problem: Problem, text: str, *, truncated: bool = False) -> Feedback:
         """Reward 1 when the final answer equals the right one, else 0 with the reason in words."""

@@ -19,8 +19,8 @@ from typing import Any
 from sdpo_mlx.config import TaskConfig
 from sdpo_mlx.core.errors import DataError
 from sdpo_mlx.core.text import strip_thinking
-from sdpo_mlx.tasks.base import Split
-from sdpo_mlx.tasks.dataset import feedback_mode, in_split, load_problems
+from sdpo_mlx.tasks.base import Task
+from sdpo_mlx.tasks.dataset import feedback_mode, load_problems
 from sdpo_mlx.tasks.references import checked
 from sdpo_mlx.tasks.rubric.checks import Check, check_from_row
 from sdpo_mlx.types import Feedback, Message, Problem
@@ -32,12 +32,12 @@ _FIELDS = frozenset(("id", "prompt", "messages", "checks", "split", "family", "r
 _ROLES = ("system", "user", "assistant")
 
 
-class RubricTask:
+class RubricTask(Task):
     """Answer so that every check of the row holds."""
 
     name = "rubric"
     description = "free text judged by checks that each row carries"
-    feedback_modes: tuple[str, ...] = FEEDBACK_MODES
+    feedback_modes = FEEDBACK_MODES
 
     def __init__(self, cfg: TaskConfig | None = None) -> None:
         """`cfg.data`: rows as above, None for the shipped ones; `cfg.feedback`: None for `checks`.
@@ -47,11 +47,7 @@ class RubricTask:
         """
         cfg = cfg or TaskConfig(name=self.name)
         self.feedback = feedback_mode(self.name, cfg.feedback, FEEDBACK_MODES)
-        self._problems = load_problems(cfg, "rubric/problems.jsonl", problem_from_row)
-
-    def problems(self, split: Split) -> Sequence[Problem]:
-        """The rows of one split, in the file's order."""
-        return in_split(self._problems, split)
+        self.rows = load_problems(cfg, "rubric/problems.jsonl", problem_from_row)
 
     def grade(self, problem: Problem, text: str, *, truncated: bool = False) -> Feedback:
         """Reward: the weighted share of checks that hold; raises when a row's pattern runs away."""

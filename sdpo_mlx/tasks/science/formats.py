@@ -69,6 +69,12 @@ def question_from_row(row: dict[str, Any], where: str) -> Question | None:
     raise DataError("no layout of multiple-choice questions is known by these fields", where=where, fix=fix)
 
 
+def problem_from_row(row: dict[str, Any], where: str) -> Problem | None:
+    """Return the problem of a row, None if it is not multiple choice. Raises DataError that names `where`."""
+    question = question_from_row(row, where)
+    return problem_from_question(question) if question else None
+
+
 def problem_from_question(question: Question) -> Problem:
     """The prompt with shuffled options; `private` holds options (as lettered), right, domain, level, split."""
     order = shuffled(question)

@@ -19,10 +19,10 @@ from importlib import resources
 from sdpo_mlx.config import TaskConfig
 from sdpo_mlx.core.errors import ConfigError, DataError
 from sdpo_mlx.core.text import shorten_middle, strip_thinking
-from sdpo_mlx.tasks.base import Split
+from sdpo_mlx.tasks.base import Task
 from sdpo_mlx.tasks.data.jsonl import collect
 from sdpo_mlx.tasks.data.sources import collect_rows
-from sdpo_mlx.tasks.dataset import feedback_mode, in_split, with_splits
+from sdpo_mlx.tasks.dataset import feedback_mode, with_splits
 from sdpo_mlx.tasks.science.formats import LETTERS, Question, normalised, problem_from_question, question_from_row
 from sdpo_mlx.types import Feedback, Problem
 
@@ -34,12 +34,12 @@ _CLOSE = re.compile("</answer>", re.IGNORECASE)
 _LETTER = re.compile(r"(?:(?:option|choice|answer)\s*:?\s*)?\(?([A-Za-z])(?:\)|\.|:|(?=\s*$))\s*(.*)", re.DOTALL | re.I)
 
 
-class ScienceTask:
+class ScienceTask(Task):
     """Choose the one right option."""
 
     name = "science"
     description = "multiple-choice questions; the answer is a letter between answer tags"
-    feedback_modes: tuple[str, ...] = FEEDBACK_MODES
+    feedback_modes = FEEDBACK_MODES
 
     def __init__(self, cfg: TaskConfig | None = None, variant: str = "") -> None:
         """`cfg.data`: rows as `science_rows.py` says, None for the shipped ones; `variant` keeps one domain.
@@ -49,11 +49,7 @@ class ScienceTask:
         cfg = cfg or TaskConfig(name=self.name)
         self.feedback = feedback_mode(self.name, cfg.feedback, FEEDBACK_MODES)
         problems = _load(cfg)
-        self._problems = _of_domain(problems, variant) if variant else problems
-
-    def problems(self, split: Split) -> Sequence[Problem]:
-        """The rows of one split, in the file's order."""
-        return in_split(self._problems, split)
+        self.rows = _of_domain(problems, variant) if variant else problems
 
     def grade(self, problem: Problem, text: str, *, truncated: bool = False) -> Feedback:
         """Reward 1 for the right letter; an answer from which no letter can be read is `invalid`."""

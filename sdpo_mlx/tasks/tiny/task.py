@@ -14,7 +14,7 @@ import numpy as np
 
 from sdpo_mlx.core.errors import ConfigError
 from sdpo_mlx.core.seeding import rng
-from sdpo_mlx.tasks.base import Split
+from sdpo_mlx.tasks.base import Split, Task
 from sdpo_mlx.tasks.tiny.library import FEEDBACK_MODES, LIBRARY, OPERATIONS, apply, cut_off, judge, prior, solution
 from sdpo_mlx.types import Feedback, Problem
 
@@ -39,10 +39,10 @@ _VARIANTS = {
 }
 
 
-class TinyTask:
+class TinyTask(Task):
     """Write a function as a chain of operations from a library with hidden names."""
 
-    feedback_modes: tuple[str, ...] = FEEDBACK_MODES
+    feedback_modes = FEEDBACK_MODES
 
     def __init__(self, variant: str = "", feedback: str | None = None) -> None:
         """`variant` is empty, `mid` or `hard`; `feedback` one of `feedback_modes`, None for the first.

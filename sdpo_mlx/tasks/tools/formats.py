@@ -41,7 +41,7 @@ _DESCRIBED = re.compile(r"\s*(Required\.)?\s*(\w+)?(?:\[[^\]]*\])?[.\s]*(.*)", r
 _TYPES = ("string", "integer", "number", "boolean", "array", "object")
 
 
-def problems_from_row(row: dict[str, Any], where: str, form: Form) -> list[Problem]:
+def problems_from_row(row: dict[str, Any], where: str, form: Form = "actions") -> list[Problem]:
     """The problems of one row; `private` holds the calls expected, ordered and split.
 
     In the form `actions` the tools stand in the question, their schemas in `private`; in the form `json` they are

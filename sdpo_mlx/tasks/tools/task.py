@@ -10,9 +10,9 @@ from typing import Any
 
 from sdpo_mlx.config import TaskConfig
 from sdpo_mlx.core.errors import ConfigError
-from sdpo_mlx.tasks.base import Split
+from sdpo_mlx.tasks.base import Task
 from sdpo_mlx.tasks.data.sources import collect_rows
-from sdpo_mlx.tasks.dataset import feedback_mode, in_split, load_problems, with_splits
+from sdpo_mlx.tasks.dataset import feedback_mode, load_problems, with_splits
 from sdpo_mlx.tasks.tools.formats import problems_from_row, schemas_of
 from sdpo_mlx.tasks.tools.grade import FEEDBACK_MODES, Case, all_right, merged_right, told
 from sdpo_mlx.tasks.tools.parse import Call, Form, read_calls
@@ -26,7 +26,7 @@ _WANTED = {
 }
 
 
-class ToolsTask:
+class ToolsTask(Task):
     """Call the right tools with the right arguments.
 
     The variant `` asks for `Action:` lines, `json` for the JSON calls of the model's own chat template, `paper`
@@ -34,7 +34,7 @@ class ToolsTask:
     """
 
     description = "requests to answer with tool calls"
-    feedback_modes: tuple[str, ...] = FEEDBACK_MODES
+    feedback_modes = FEEDBACK_MODES
 
     def __init__(self, cfg: TaskConfig | None = None, variant: str = "") -> None:
         """`cfg.data`: rows as `tools_rows.py` says, None for the shipped problems.
@@ -49,11 +49,7 @@ class ToolsTask:
         self.feedback = feedback_mode("tools", cfg.feedback, FEEDBACK_MODES)
         self.form: Form = "json" if variant == "json" else "actions"
         self._merged = variant == "paper"
-        self._problems = self._load(cfg)
-
-    def problems(self, split: Split) -> Sequence[Problem]:
-        """The rows of one split, in the file's order."""
-        return in_split(self._problems, split)
+        self.rows = self._load(cfg)
 
     def grade(self, problem: Problem, text: str, *, truncated: bool = False) -> Feedback:
         """Reward 1 for exactly the expected calls, else 0 and what differs."""

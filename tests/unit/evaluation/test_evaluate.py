@@ -14,6 +14,7 @@ from small_runs import settings
 from sdpo_mlx.evaluation.evaluate import Evaluation, ProblemScore, evaluate
 from sdpo_mlx.evaluation.spec import EvalSpec, held_out, sampling_params
 from sdpo_mlx.rl.components import Components, build_components
+from sdpo_mlx.tasks.base import Task
 from sdpo_mlx.types import Feedback
 
 SETTINGS = settings(eval={"problems": 4, "samples": 3})
@@ -32,7 +33,7 @@ def score(task: Any = None, seed: int = 0, purpose: str = "eval", **changes: Any
     return evaluate(parts.policy, task, parts.chat, EvalSpec(problems, sampling, cfg.samples, seed, purpose))
 
 
-class Judged:
+class Judged(Task):
     """The embedded task with another judge, which also keeps the answers."""
 
     def __init__(self, judge: Callable[[str, str], Feedback]) -> None:

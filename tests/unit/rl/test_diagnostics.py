@@ -16,6 +16,7 @@ from sdpo_mlx.rl.components import Components, build_components
 from sdpo_mlx.rl.diagnostics import choose, teacher_success, teacher_weights
 from sdpo_mlx.rl.distillation import distillation_batch
 from sdpo_mlx.rl.rollouts import sample
+from sdpo_mlx.tasks.base import Task
 from sdpo_mlx.training.health import TEACHER_ENOUGH, HealthMonitor
 from sdpo_mlx.types import DistillSample, Feedback, RolloutGroup
 
@@ -45,13 +46,13 @@ def chosen(setup: Components) -> list[tuple[RolloutGroup, DistillSample]]:
 def test_it_is_the_teacher_that_writes_from_its_context(setup: Components, chosen: Any) -> None:
     heard: list[tuple[str, str]] = []
 
-    class Task:
+    class Graded(Task):
         def grade(self, problem: Any, text: str, *, truncated: bool = False) -> Feedback:
             heard.append((problem.id, text))
             return Feedback(1.0, True, "", "pass")
 
     greedy = replace(GREEDY, eos_ids=setup.chat.eos_ids)
-    found = teacher_success(setup.policy, Task(), setup.chat, chosen, greedy, seed=1)  # type: ignore[arg-type]
+    found = teacher_success(setup.policy, Graded(), setup.chat, chosen, greedy, seed=1)  # type: ignore[arg-type]
     expected, state = [], setup.policy.state()
     setup.policy.load_student(state["teacher"])
     for group, each in chosen:
@@ -68,13 +69,13 @@ def test_it_is_the_teacher_that_writes_from_its_context(setup: Components, chose
 def test_an_answer_that_could_not_be_graded_counts_for_neither(setup: Components, chosen: Any) -> None:
     first = chosen[0][0].problem.id
 
-    class Task:
+    class Graded(Task):
         def grade(self, problem: Any, text: str, *, truncated: bool = False) -> Feedback:
             if problem.id == first:
                 raise RuntimeError("no")
             return Feedback(0.0, False, "", "wrong")
 
-    found = teacher_success(setup.policy, Task(), setup.chat, chosen, GREEDY, seed=1)  # type: ignore[arg-type]
+    found = teacher_success(setup.policy, Graded(), setup.chat, chosen, GREEDY, seed=1)  # type: ignore[arg-type]
     assert found["teacher/answers"] == 3
     assert found["teacher/success"] == 0.0
     assert found["teacher/student"] == pytest.approx(sum(group.pass_rate for group, _ in chosen[1:]) / 3)
@@ -103,7 +104,7 @@ def test_one_answer_a_problem_is_chosen_where_the_context_leaves_room(setup: Com
 
 def test_episodes_of_several_turns_are_left_out(chosen: Any) -> None:
     class Game:
-        turns = 2
+        max_turns = 2
 
     groups, samples = zip(*chosen, strict=True)
     assert choose(groups, samples, Game(), 10_000, 8) == []  # type: ignore[arg-type]

@@ -18,6 +18,7 @@ from sdpo_mlx.core.text import FEEDBACK_LIMIT
 from sdpo_mlx.rl import rollouts
 from sdpo_mlx.rl.rollouts import Sampler, rollout_seeds, sample
 from sdpo_mlx.tasks import grading
+from sdpo_mlx.tasks.base import Task
 from sdpo_mlx.tasks.grading import Graders, grade
 from sdpo_mlx.types import Feedback, Generation, IntArray, Problem, Rollout
 
@@ -34,7 +35,7 @@ def rollout(text: str = "answer") -> Rollout:
     return Rollout(ids, ids, np.zeros(1, np.float32), "stop", 0, text)
 
 
-class OwnTask:
+class OwnTask(Task):
     """A task whose grader is any function of (problem, text)."""
 
     name, description, feedback_modes = "own", "", ("",)

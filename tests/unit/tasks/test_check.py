@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from sdpo_mlx.tasks import check
-from sdpo_mlx.tasks.base import Split
+from sdpo_mlx.tasks.base import Split, Task
 from sdpo_mlx.tasks.check import Report, check_task
 from sdpo_mlx.types import Feedback, Problem
 
@@ -33,7 +33,7 @@ def fair(problem: Problem, text: str) -> Feedback:
 
 
 @dataclass
-class Made:
+class Made(Task):
     """A task with chosen faults."""
 
     verdict: Verdict = fair

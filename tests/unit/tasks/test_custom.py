@@ -1,4 +1,4 @@
-"""A task in one file of the user's own: every allowed form works, every mistake is one line that says where."""
+"""User-defined tasks: every accepted form works, every mistake is one line that names its place."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ import pytest
 
 from sdpo_mlx.config import Config, TaskConfig
 from sdpo_mlx.core.errors import ConfigError, DataError, SdpoError
-from sdpo_mlx.tasks.base import Task
-from sdpo_mlx.tasks.custom.values import feedback_of
+from sdpo_mlx.tasks.base import Split, Task
+from sdpo_mlx.tasks.custom.load import adapt
+from sdpo_mlx.tasks.custom.values import to_feedback
 from sdpo_mlx.tasks.grading import grade
 from sdpo_mlx.tasks.registry import open_task
-from sdpo_mlx.types import Feedback
+from sdpo_mlx.tasks.tiny.task import TinyTask
+from sdpo_mlx.types import Feedback, Problem
 
 FUNCTIONS = '''
 """Sums in words."""
@@ -79,7 +81,7 @@ def test_one_class_is_a_task_and_gets_what_was_given(tmp_path: Path) -> None:
 def test_a_name_chooses_among_several_classes(tmp_path: Path) -> None:
     two = CLASS + CLASS.replace("class Sums", "class Others").replace('"1 + 1?"', '"2 + 0?"')
     assert opened(tmp_path, two, ":Others").problems("train")[0].messages[0]["content"] == "2 + 0?"
-    assert "several tasks: Sums, Others" in refused(tmp_path, two).line()
+    assert "defines several tasks: Sums, Others" in refused(tmp_path, two).line()
 
 
 def test_grade_alone_is_enough_with_rows(tmp_path: Path) -> None:
@@ -113,7 +115,7 @@ def test_neighbouring_modules_can_be_imported(tmp_path: Path) -> None:
     ],
 )
 def test_every_form_of_a_verdict_is_understood(given: Any, reward: float, success: bool, text: str) -> None:
-    found = feedback_of(given)
+    found = to_feedback(given)
     assert (found.reward, found.success, found.text) == (reward, success, text)
 
 
@@ -134,15 +136,15 @@ def test_what_is_no_verdict_is_the_graders_fault(tmp_path: Path, given: Any) -> 
         ("import nothing_like_this\n", "nothing_like_this", "mine.py:1"),
         ("x = 1\n\ny = 1 / 0\n", "division by zero", "mine.py:3"),
         ("raise SystemExit(3)\n", "SystemExit", "mine.py:1"),
-        ("def problems():\n    return []\n", "holds no task", "task.name"),
+        ("def problems():\n    return []\n", "defines no task", "task.name"),
         ("def grade(p, a):\n    return 1\n", "defines no problems", "task.name"),
-        ("def problems():\n    return [1]\ndef grade(p, a):\n    return 1\n", "no dictionary", "mine.py, problem 1"),
+        ("def problems():\n    return [1]\ndef grade(p, a):\n    return 1\n", "not a dictionary", "mine.py, problem 1"),
         ("def problems():\n    return 7\ndef grade(p, a):\n    return 1\n", "TypeError", "mine.py"),
         ("def problems():\n    raise ValueError('why')\ndef grade(p, a):\n    return 1\n", "why", "mine.py:2"),
         ("def problems():\n    return [{'q': 1}]\ndef grade(p, a):\n    return 1\n", "prompt is missing", "problem 1"),
         (FUNCTIONS.replace('"sum"', '"split": "test", "sum"'), "neither train nor held_out", "problem 1"),
         (FUNCTIONS.replace('"prompt": f"{n} + {n}?"', '"messages": [{"role": "me"}]'), "no known role", "problem 1"),
-        (FUNCTIONS.replace('"sum"', '"tools": "add", "sum"'), "tools is no list", "problem 1"),
+        (FUNCTIONS.replace('"sum"', '"tools": "add", "sum"'), "tools is not a list", "problem 1"),
         (FUNCTIONS.replace('"sum"', '"tools": [{"description": 1}], "sum"'), "no object with a name", "tool 1"),
     ],
 )
@@ -176,3 +178,111 @@ def test_tools_of_a_row_reach_the_chat_template(tmp_path: Path) -> None:
     for problem in task.problems("train"):
         assert [each["function"]["name"] for each in problem.tools] == ["add"]
         assert problem.tools[0]["type"] == "function"
+
+
+ROWS = [{"id": n, "prompt": f"Say {n}.", "n": n} for n in range(10)]
+
+
+def echo(problem: dict[str, Any], answer: str) -> tuple[bool, str]:
+    return answer == str(problem["n"]), "another number"
+
+
+class Echo:
+    """Repeat a number."""
+
+    problems = ROWS
+
+    def grade(self, problem: dict[str, Any], answer: str) -> tuple[bool, str]:
+        return echo(problem, answer)
+
+
+class Patient(Task):
+    """A subclass with a method of each kind."""
+
+    max_turns = 3
+    needs_model = True  # type: ignore[assignment]
+
+    def __init__(self) -> None:
+        self.started: list[Any] = []
+
+    def problems(self, split: Split) -> Any:
+        return [Problem(f"{split}-{n}", ({"role": "user", "content": "Hi."},)) for n in range(2)]
+
+    def grade(self, problem: Problem, text: str, *, truncated: bool = False) -> Any:
+        return not truncated
+
+    def reply(self, problem: Problem, answers: Any) -> str | None:
+        return f"{problem.id}: {len(answers)}"
+
+    def counters(self) -> dict[str, float]:
+        return {"calls": 3.0}
+
+    def start(self, model: Any) -> None:
+        self.started.append(model)
+
+
+@pytest.mark.parametrize("source", [Echo(), (ROWS, echo), (lambda: ROWS, echo)], ids=["object", "list", "functions"])
+def test_an_object_or_a_pair_becomes_a_task(source: object) -> None:
+    task = adapt(source)
+    assert isinstance(task, Task)
+    assert (len(task.problems("train")), len(task.problems("held_out"))) == (8, 2)
+    problem = task.problems("train")[0]
+    assert grade(task, problem, problem.id) == Feedback(1.0, True, "", "pass")
+    assert grade(task, problem, "x") == Feedback(0.0, False, "another number", "wrong")
+    assert not task.replies
+    assert (task.max_turns, task.solution(problem), task.counters(), task.needs_model) == (1, None, {}, False)
+
+
+def test_a_subclass_keeps_its_hooks_and_its_grades_may_have_any_form() -> None:
+    source = Patient()
+    task = adapt(source)
+    problem = task.problems("held_out")[0]
+    assert (task.replies, task.grades_episodes, task.max_turns, task.needs_model) == (True, False, 3, True)
+    assert (task.reply(problem, ["a"]), task.counters()) == ("held_out-0: 1", {"calls": 3.0})
+    assert grade(task, problem, "x") == Feedback(1.0, True, "", "pass")
+    assert not grade(task, problem, "x", earlier=["y"], truncated=True).success
+    task.start("model")  # type: ignore[arg-type]
+    task.close()
+    assert source.started == ["model"]
+
+
+def test_a_shipped_task_is_returned_unchanged() -> None:
+    task = TinyTask()
+    assert adapt(task) is task
+
+
+def test_a_limit_on_turns_holds_for_an_object_too() -> None:
+    assert open_task(Config(task=TaskConfig(name="mine", max_turns=2)), Patient()).task.max_turns == 2
+    with pytest.raises(ConfigError, match="has one turn"):
+        open_task(Config(task=TaskConfig(name="mine", max_turns=2)), Echo())
+
+
+def test_a_subclass_in_a_file_needs_only_grade_with_rows(tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"prompt": "Say hi", "want": "hi"}\n')
+    source = (
+        "from sdpo_mlx.tasks.base import Task\nclass Mine(Task):\n    def __init__(self, data): pass\n"
+        "    def grade(self, problem, text, *, truncated=False): return text == problem['want']\n"
+    )
+    task = opened(tmp_path, source, data=str(rows))
+    assert task.grade(task.problems("train")[0], "hi").success
+    assert not task.replies
+
+
+@pytest.mark.parametrize("source", [None, 3, "code", Echo, (ROWS, 3), object()])
+def test_anything_else_is_refused_in_one_line(source: object) -> None:
+    with pytest.raises(ConfigError, match="is not a task") as caught:
+        adapt(source)
+    assert "\n" not in caught.value.line()
+
+
+def test_several_turns_need_a_number_of_turns(tmp_path: Path) -> None:
+    source = FUNCTIONS + "def reply(problem, answers):\n    return None\n"
+    assert "defines reply but not turns" in refused(tmp_path, source).line()
+    assert opened(tmp_path, source + "turns = 2\n").max_turns == 2
+
+
+def test_the_fingerprint_follows_the_grader() -> None:
+    other = (ROWS, lambda problem, answer: 1.0)
+    assert adapt((ROWS, echo)).fingerprint == adapt((ROWS, echo)).fingerprint
+    assert len({adapt(source).fingerprint for source in ((ROWS, echo), other, Echo(), Patient())}) == 4

@@ -15,10 +15,10 @@ from sdpo_cli import main as cli
 
 from sdpo_mlx.core.errors import DataError
 from sdpo_mlx.tasks.data.check import check_rows
-from sdpo_mlx.tasks.parsers import PARSERS, row_parser
+from sdpo_mlx.tasks.registry import ROW_TASKS, row_parser
 
 OWN = "./mine.py"  # rows with a prompt; the file itself is not opened
-READERS = [*PARSERS, OWN]
+READERS = [*ROW_TASKS, OWN]
 ASSETS = resources.files("sdpo_mlx").joinpath("assets")
 JSON = st.recursive(
     st.none()
@@ -47,7 +47,7 @@ def refusal(task: str, row: dict[str, Any]) -> str | None:
     return None
 
 
-@pytest.mark.parametrize("task", PARSERS)
+@pytest.mark.parametrize("task", ROW_TASKS)
 def test_the_shipped_rows_of_each_task_are_good_and_recognised(task: str) -> None:
     checked = check_rows(str(shipped(task)))
     assert (checked.task, checked.bad) == (task, ())
@@ -99,7 +99,7 @@ def test_no_parser_raises_anything_but_a_data_error_for_random_rows(task: str, r
     assert refusal(task, row) is None or "rows.jsonl:1" in str(refusal(task, row))
 
 
-@pytest.mark.parametrize("task", PARSERS)
+@pytest.mark.parametrize("task", ROW_TASKS)
 @settings(max_examples=80, deadline=None)
 @given(data=st.data())
 def test_no_parser_raises_anything_but_a_data_error_for_damaged_rows(task: str, data: st.DataObject) -> None:

@@ -147,7 +147,7 @@ def test_splits_share_no_secret_of_one_range_and_have_their_size() -> None:
 def test_problems_are_the_same_in_every_process_and_fewer_turns_are_told() -> None:
     assert game().problems("train") == GAME.problems("train")
     short = game(max_turns=2)
-    assert short.turns == 2
+    assert short.max_turns == 2
     assert all("within 2 guesses" in p.messages[0]["content"] for p in short.problems("held_out"))
     assert [p.id for p in short.problems("train")] == [p.id for p in GAME.problems("train")]
 

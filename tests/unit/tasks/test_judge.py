@@ -17,7 +17,6 @@ from sdpo_mlx.models.resolve import resolve
 from sdpo_mlx.tasks.grading import grade
 from sdpo_mlx.tasks.judge import client
 from sdpo_mlx.tasks.judge.client import JudgeError
-from sdpo_mlx.tasks.judge.server import serve_where_needed
 from sdpo_mlx.tasks.judge.task import JudgeTask, judge_messages, read_score
 from sdpo_mlx.tasks.registry import open_task
 from sdpo_mlx.types import Feedback
@@ -178,12 +177,11 @@ def test_the_frozen_base_is_served_and_ends_when_closed(monkeypatch: pytest.Monk
     monkeypatch.setenv("SDPO_HOME", str(tmp_path))
     monkeypatch.setenv("OPENAI_API_KEY", "")
     task = JudgeTask(TaskConfig(name="judge"), JudgeConfig(max_tokens=4, retries=0))
-    assert task.needs_base
-    server = serve_where_needed(task, resolve("tiny"))
-    assert server is not None
-    assert not task.needs_base
+    assert task.needs_model
+    task.start(resolve("tiny"))
+    assert not task.needs_model
     found = graded(task)
-    server.close()
+    task.close()
     assert (found.kind, "no line `Score: N`" in found.text) == ("grader_error", True)  # the tiny model cannot judge
     assert task.counters()["judge/tokens/out"] > 0
     assert graded(task, "Another.").text.startswith("JudgeError: the judge cannot be asked")
