@@ -90,7 +90,7 @@ def two_tries(setup: Components) -> None:
             return None
         return teacher_messages(problem.messages, None, "This is wrong.", None, TeacherConfig())[-1]["content"]
 
-    task.turns, task.reply = 2, reply
+    task.max_turns, task.reply = 2, reply
 
 
 @dataclass(frozen=True)
