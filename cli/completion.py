@@ -113,7 +113,7 @@ def _paths(incomplete: str, fits: Callable[[Path], bool], suffix: str) -> Iterat
 models, tasks, runs, targets, presets = map(completer, (_models, _tasks, _runs, _targets, _presets))
 
 
-def words_so_far(environment: Mapping[str, str]) -> list[str]:
+def typed_arguments(environment: Mapping[str, str]) -> list[str]:
     """Return the typed words after `sdpo`, as the completion scripts pass them."""
     line = environment.get("COMP_WORDS", environment.get("_TYPER_COMPLETE_ARGS", ""))
     try:

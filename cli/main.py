@@ -75,17 +75,17 @@ def _complete() -> int:
     """Print completions for a shell; return the exit code."""
     from sdpo_cli import completion
 
-    return completion.answer(application(completion.words_so_far(os.environ)), os.environ)
+    return completion.answer(application(completion.typed_arguments(os.environ)), os.environ)
 
 
-def run(words: list[str]) -> int:
+def run(arguments: list[str]) -> int:
     """Run one command line and return its exit code; every error becomes one line on stderr."""
-    debug = "--debug" in words
-    words = [word for word in words if word != "--debug"] or ["--help"]
-    words = [*words[1:], "--help"] if words[0] == "help" else words
+    debug = "--debug" in arguments
+    arguments = [argument for argument in arguments if argument != "--debug"] or ["--help"]
+    arguments = [*arguments[1:], "--help"] if arguments[0] == "help" else arguments
     try:
-        app = application(words)
-        code = app(with_settings(words), prog_name="sdpo", standalone_mode=False)
+        app = application(arguments)
+        code = app(with_settings(arguments), prog_name="sdpo", standalone_mode=False)
         sys.stdout.flush()
         return code if isinstance(code, int) else EXIT_OK
     except SdpoError as error:
@@ -121,10 +121,10 @@ def _discard_output() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def application(words: Sequence[str]) -> typer.Typer:
+def application(arguments: Sequence[str]) -> typer.Typer:
     """Return the application, in which only the requested command is loaded."""
     # Plain help: readable in 80 columns, and faster than with rich.
-    requested = _command_name(words)
+    requested = _command_name(arguments)
     app = typer.Typer(
         rich_markup_mode=None,
         add_completion=not requested or COMPLETING in os.environ,
@@ -148,18 +148,18 @@ def application(words: Sequence[str]) -> typer.Typer:
     return app
 
 
-def with_settings(words: Sequence[str]) -> list[str]:
+def with_settings(arguments: Sequence[str]) -> list[str]:
     """Rewrite `--section.key VALUE` and `--section.key=VALUE` to `--set section.key=VALUE`, for commands with --set."""
-    if not _takes_settings(words):
-        return list(words)
-    made, rest = [], list(words)
+    if not _takes_settings(arguments):
+        return list(arguments)
+    made, rest = [], list(arguments)
     while rest:
-        word = rest.pop(0)
-        named = _SETTING.fullmatch(word)
-        if word == "--":
-            return [*made, word, *rest]
+        argument = rest.pop(0)
+        named = _SETTING.fullmatch(argument)
+        if argument == "--":
+            return [*made, argument, *rest]
         if named is None:
-            made.append(word)
+            made.append(argument)
             continue
         value = named[2]
         if value is None and rest and not rest[0].startswith("--"):
@@ -169,9 +169,9 @@ def with_settings(words: Sequence[str]) -> list[str]:
     return made
 
 
-def _takes_settings(words: Sequence[str]) -> bool:
+def _takes_settings(arguments: Sequence[str]) -> bool:
     """Whether the command (or one of its subcommands) has the option --set; loads only its file."""
-    requested = _command_name(words)
+    requested = _command_name(arguments)
     if requested not in VERBS:
         return False
     module = import_module(f"sdpo_cli.commands.{requested}")
@@ -180,8 +180,8 @@ def _takes_settings(words: Sequence[str]) -> bool:
     return any("sets" in inspect.signature(each).parameters for each in commands)
 
 
-def _command_name(words: Sequence[str]) -> str:
-    return next((word for word in words if not word.startswith("-")), "")
+def _command_name(arguments: Sequence[str]) -> str:
+    return next((argument for argument in arguments if not argument.startswith("-")), "")
 
 
 def _not_loaded() -> None:

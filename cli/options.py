@@ -10,6 +10,13 @@ from typing import Annotated, Any
 import typer
 from sdpo_cli import completion
 
+
+def _choice(option: str, key: str) -> Any:
+    """An option for a setting with fixed choices."""
+    names = ", ".join(completion.KINDS[key])
+    return typer.Option(option, metavar="KIND", help=f"{names}.", autocompletion=completion.kinds(key))
+
+
 Model = Annotated[
     str | None,
     typer.Option(
@@ -54,39 +61,10 @@ Adapter = Annotated[Path | None, typer.Option("--adapter", metavar="DIR", help="
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 Plain = Annotated[bool, typer.Option("--plain", help="Plain lines, no live view.")]
 Seed = Annotated[int | None, typer.Option("--seed", metavar="N", help="Random seed.")]
-SandboxKind = Annotated[
-    str | None,
-    typer.Option(
-        "--sandbox",
-        metavar="KIND",
-        help="auto, bubblewrap, seatbelt, container; unconfined: no isolation.",
-        autocompletion=completion.kinds("sandbox.kind"),
-    ),
-]
-Objective = Annotated[
-    str | None,
-    typer.Option(
-        "--objective",
-        metavar="KIND",
-        help="sdpo, grpo, hybrid.",
-        autocompletion=completion.kinds("objective.kind"),
-    ),
-]
-Teacher = Annotated[
-    str | None,
-    typer.Option(
-        "--teacher",
-        metavar="KIND",
-        help="ema, trust_region, frozen, live.",
-        autocompletion=completion.kinds("teacher.kind"),
-    ),
-]
-Backend = Annotated[
-    str | None,
-    typer.Option(
-        "--backend", metavar="NAME", help="auto, mlx, torch.", autocompletion=completion.kinds("model.backend")
-    ),
-]
+SandboxKind = Annotated[str | None, _choice("--sandbox", "sandbox.kind")]
+Objective = Annotated[str | None, _choice("--objective", "objective.kind")]
+Teacher = Annotated[str | None, _choice("--teacher", "teacher.kind")]
+Backend = Annotated[str | None, _choice("--backend", "model.backend")]
 Target = Annotated[
     str, typer.Argument(metavar="TARGET", help="A run folder, or a model.", autocompletion=completion.targets)
 ]

@@ -53,8 +53,8 @@ def command(  # noqa: PLR0913 - typer reads the options off the signature
     flags = options.settings(backend=backend, seed=seed) | {"eval.temperature": temperature}
     cfg = target_config(target, adapter, sets or [], flags)
     with render.status(f"loading {cfg.model.name}", plain):
-        speaker = _opened(target, cfg, adapter, max_tokens)
-    sides = _sides(speaker, compare)
+        model = _opened(target, cfg, adapter, max_tokens)
+    sides = _sides(model, compare)
     if prompt is None:
         _chat(sides, _read_line)
     elif as_json:
@@ -71,11 +71,11 @@ def _opened(target: str, cfg: Any, adapter: Path | None, max_tokens: int) -> Cha
     return open_speaker(target, cfg, sampling, adapter)
 
 
-def _sides(speaker: ChatModel, compare: bool) -> list[Conversation]:
+def _sides(model: ChatModel, compare: bool) -> list[Conversation]:
     from sdpo_mlx.runs.conversation import Conversation
 
-    voices = list(speaker.voices)
-    return [Conversation(speaker, voice) for voice in (voices if compare else voices[-1:])]
+    voices = list(model.voices)
+    return [Conversation(model, voice) for voice in (voices if compare else voices[-1:])]
 
 
 def _chat(sides: Sequence[Conversation], read_line: Callable[[], str]) -> None:

@@ -207,7 +207,7 @@ def as_document(target: str, place: Path, coaching: Coaching, tally: Tally) -> d
 
 
 def as_lines(content: dict[str, Any]) -> list[str]:
-    """The same for a person."""
+    """Return the lines of the text output."""
     counts = ", ".join(f"{name} {content[name]}" for name in ("lessons", "remarks", "good", "steps"))
     return [
         "",

@@ -143,7 +143,7 @@ def as_document(names: list[str], found: Comparison) -> dict[str, Any]:
 
 
 def as_lines(names: list[str], found: Comparison) -> list[str]:
-    """The same for a person."""
+    """Return the lines of the text output."""
     low, high = found.interval
     ends = "" if math.isnan(low) else f" ({100 * low:+.1f} to {100 * high:+.1f}, 95 % interval)"
     even = len(found.pairs) - len(found.won) - len(found.lost)

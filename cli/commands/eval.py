@@ -147,7 +147,7 @@ def check_writable(out: Path) -> None:
 
 
 def as_lines(content: dict[str, Any]) -> list[str]:
-    """The same for a person."""
+    """Return the lines of the text output."""
     ks = sorted(int(name.removeprefix("pass@")) for name in content if name.startswith("pass@"))
     rows = [
         (p["id"], f"{sum(p['successes'])}/{len(p['successes'])}", f"{_mean(p['rewards']):.2f}", p["family"])

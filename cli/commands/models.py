@@ -142,7 +142,7 @@ def fetch_model(
 
 
 def _shown(document: dict[str, Any], repository: str) -> list[str]:
-    """One model for a person: its fields, then the next command."""
+    """Return the text output: the fields of a model, then the next command."""
     fields = {**document, "size": _size(document), "trains": _trains(document)}
     hidden = ("here", "trains_bytes", "size_estimate", "fetch", "max_position_embeddings")
     lines = [f"{key}: {value}" for key, value in fields.items() if value not in ("", "-", None) and key not in hidden]
@@ -158,7 +158,7 @@ def _shown(document: dict[str, Any], repository: str) -> list[str]:
 
 
 def _row(found: LocalModel, training: MemoryFit) -> dict[str, Any]:
-    """One model for a program; a size of 0 is unknown, and `size_estimate` is then computed from its dimensions."""
+    """Return the JSON fields of a model; a size of 0 is unknown, and `size_estimate` is computed from its shape."""
     from sdpo_mlx.backends.fit import expected_size
 
     return {

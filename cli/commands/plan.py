@@ -108,7 +108,7 @@ def _lengths(cfg: Config, prompt_tokens: int | None, context_length: int) -> tup
 
 
 def as_lines(found: dict[str, Any]) -> list[str]:
-    """The same for a person."""
+    """Return the lines of the text output."""
     work, seconds = found["work"], found["seconds"]
     rows = [[name, size(items["peak"]), _items(items)] for name, items in found["phases"].items()]
     how = "one graph" if work["keep"] else "block by block"
@@ -138,5 +138,5 @@ def _items(items: dict[str, float]) -> str:
 
 
 def size(held: float) -> str:
-    """Bytes for a person."""
+    """Return bytes in MB or GB."""
     return f"{held / GB:.1f} GB" if held >= GB else f"{held / 2**20:.0f} MB"

@@ -123,7 +123,7 @@ def _source(demonstration: Demonstration | None) -> int | str | None:
 
 
 def as_lines(content: dict[str, Any]) -> list[str]:
-    """The same for a person; a context that several rollouts share is shown once."""
+    """Return the lines of the text output; a context that several rollouts share is shown once."""
     lines = [f"problem {content['problem']}", "student prompt:", *_text(content["student"]["rendered"])]
     if content["skip"]:
         lines.append(f"not sampled: the prompt leaves no tokens for a rollout ({content['skip']})")

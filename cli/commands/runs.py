@@ -52,7 +52,7 @@ def as_document(run: RunState) -> dict[str, Any]:
 
 
 def as_row(run: RunState, now: float) -> tuple[str, ...]:
-    """The same for a person."""
+    """Return the lines of the text output."""
     if run.state == "damaged":
         return (run.path.name, "damaged", "-", "-", "-", "-", "-", "-")
     mean, low, high = run.difference

@@ -133,14 +133,14 @@ def _solved(
         check_place(keep)
     initial = setup.policy.state()
     searches: dict[str, Search] = {}
-    kept: dict[str, list[dict[str, Any]]] = {}
+    attempts: dict[str, list[dict[str, Any]]] = {}
     for each in methods_of(method):
         setup.policy.load_state(initial)
         log = _AttemptLog(each, budget.attempts)
         on_progress = start_task(f"{each}, attempts")
         searches[each] = solve(setup, problem, each, budget, log.show, interrupted, on_progress)
-        kept[each] = log.rows
-    content = as_document(setup, problem, searches, kept)
+        attempts[each] = log.rows
+    content = as_document(setup, problem, searches, attempts)
     lines = as_lines(content)
     if keep is not None:
         keep_search(setup, keep, problem, searches["sdpo"], ["sdpo", *sys.argv[1:]])
@@ -202,7 +202,7 @@ def as_document(
 
 
 def as_lines(content: dict[str, Any]) -> list[str]:
-    """The same for a person: the result of each method, and the best answer."""
+    """Return the lines of the text output: the result of each method, and the best answer."""
     methods = content["methods"]
     lines = [f"problem {content['problem']}"]
     for method, found in methods.items():

@@ -39,14 +39,14 @@ def warn(warnings: Sequence[str]) -> None:
 
 
 def result(lines: Sequence[str]) -> None:
-    """Print a result for a person on stdout."""
+    """Print a text result on stdout."""
     for line in lines:
         sys.stdout.write(display(line, 100_000) + "\n")
     sys.stdout.flush()
 
 
 def document(content: Mapping[str, Any]) -> None:
-    """Print a result for a program: one JSON document on stdout, ASCII, without NaN."""
+    """Print a JSON result: one document on stdout, ASCII, without NaN."""
     from sdpo_mlx.core.storage import plain
 
     sys.stdout.write(json.dumps(plain(content), indent=2, allow_nan=False) + "\n")
@@ -152,8 +152,8 @@ def is_live(plain: bool) -> bool:
 def supports_unicode() -> bool:
     """Whether the locale is UTF-8.
 
-    Python sets LC_CTYPE=C.UTF-8 itself if no locale is set (over ssh, for example): that value says nothing about
-    the terminal.
+    Python sets LC_CTYPE=C.UTF-8 itself if no locale is set (over ssh, for example): that value does not
+    describe the terminal.
     """
     lang = os.environ.get("LANG", "")
     ctype = os.environ.get("LC_CTYPE", "")
