@@ -6,17 +6,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-
-pytest.importorskip("torch", reason="torch is not installed: pip install -e '.[torch]'")
-pytest.importorskip("peft", reason="peft is not installed: pip install -e '.[torch]'")
-pytest.importorskip("mlx.core")
-
 from backend_pairs import make_pair, torch_gradient
 from loss_cases import AGGREGATIONS, CASES, SUPPORTS, TEACHERS
+from requirements import needs_torch
 from small_policies import assert_same_gradient, expected, found, make_samples, term_size
 
 from sdpo_mlx.config import ObjectiveConfig
 from sdpo_mlx.core.errors import ConfigError
+
+pytestmark = needs_torch
 
 ARCHITECTURES = ("qwen3", "llama", "gemma3", "smollm2")
 PAIRS: dict[str, Any] = {}

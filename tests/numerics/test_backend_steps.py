@@ -7,12 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-
-pytest.importorskip("torch", reason="torch is not installed: pip install -e '.[torch]'")
-pytest.importorskip("peft", reason="peft is not installed: pip install -e '.[torch]'")
-pytest.importorskip("mlx.core")
-
 from backend_pairs import make_pair, make_torch
+from requirements import needs_torch
 from small_policies import make_policy, make_samples
 from small_runs import Watcher, assert_same, events, settings, trained, with_value
 
@@ -20,6 +16,8 @@ from sdpo_mlx.backends.base import SamplingParams
 from sdpo_mlx.config import ObjectiveConfig, TeacherConfig
 from sdpo_mlx.core.errors import ConfigError
 from sdpo_mlx.objective import ema_closed_form
+
+pytestmark = needs_torch
 
 ARCHITECTURES = ("qwen3", "llama", "gemma3", "smollm2")
 LONG = np.arange(30, dtype=np.int32) % 50 + 4

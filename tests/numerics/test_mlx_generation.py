@@ -14,8 +14,6 @@ from sdpo_mlx.backends.base import SamplingParams
 from sdpo_mlx.objective import log_softmax
 
 mx = pytest.importorskip("mlx.core")
-generation = pytest.importorskip("sdpo_mlx.backends.mlx.generation")
-draw = pytest.importorskip("sdpo_mlx.backends.mlx.drawing").draw
 
 EOS = frozenset({3, 7, 11, 19, 23, 31})
 PROMPTS = [np.arange(n, dtype=np.int32) * 5 % VOCABULARY for n in (12, 1, 7)]
@@ -35,6 +33,8 @@ def params(**options: Any) -> SamplingParams:
 
 def run(policy: Any, sampling: SamplingParams, prompts: Any = PROMPTS, seeds: Any = SEEDS, **options: Any) -> Any:
     """Every rollout by its seed."""
+    from sdpo_mlx.backends.mlx import generation
+
     found = generation.generate(policy.model.whole, prompts, replace(sampling, **options), seeds)
     return {seeds[prompt][rollout]: one for prompt, rollout, one in found}
 
@@ -144,6 +144,8 @@ def test_draws_follow_the_models_distribution(policies: Any) -> None:
 def test_long_prompts_in_pieces_give_the_same_answers(
     architecture: str, policies: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from sdpo_mlx.backends.mlx import generation
+
     policy, prompts = policies(architecture), [np.arange(n, dtype=np.int32) * 7 % VOCABULARY for n in (30, 4, 5)]
     whole = run(policy, params(), prompts)
     monkeypatch.setattr(generation, "PREFILL", 4)
@@ -153,6 +155,8 @@ def test_long_prompts_in_pieces_give_the_same_answers(
 
 
 def test_interruption_between_tokens_closes_the_generator(policies: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sdpo_mlx.backends.mlx import generation
+
     closed, asked, close = [], [], generation.BatchGenerator.close
 
     def pressed() -> bool:
@@ -179,6 +183,8 @@ def test_teacher_is_scored_with_its_own_weights(policies: Any) -> None:
 
 @pytest.mark.parametrize("words", [3, 512, 1_300])
 def test_draw_follows_its_probabilities_and_never_takes_an_impossible_word(words: int) -> None:
+    from sdpo_mlx.backends.mlx.drawing import draw
+
     rng, rows = np.random.default_rng(words), 4_000
     possible = rng.choice(words, size=min(words, 3), replace=False)
     weights = np.zeros(words, np.float32)
@@ -191,6 +197,8 @@ def test_draw_follows_its_probabilities_and_never_takes_an_impossible_word(words
 
 
 def test_draw_of_a_row_depends_on_its_key_alone() -> None:
+    from sdpo_mlx.backends.mlx.drawing import draw
+
     probs = mx.softmax(mx.random.normal((6, 700), key=mx.random.key(0)), axis=-1)
     keys = mx.random.split(mx.random.key(1), 6)
     alone = [draw(probs[row : row + 1], keys[row : row + 1]).item() for row in range(6)]

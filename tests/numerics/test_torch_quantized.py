@@ -7,18 +7,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-
-pytest.importorskip("torch", reason="torch is not installed: pip install -e '.[torch]'")
-pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed: pip install -e '.[bitsandbytes]'")
-pytest.importorskip("mlx.core")
-
 from backend_pairs import make_torch, torch_gradient
+from requirements import needs
 from small_policies import assert_same_gradient, folder, make_policy, make_samples
 from small_runs import Watcher, assert_same, settings, trained
 
 from sdpo_mlx.backends.registry import open_policy
 from sdpo_mlx.config import AdapterConfig, ModelConfig, ObjectiveConfig, TeacherConfig, TrainConfig
 from sdpo_mlx.core.errors import ConfigError
+
+pytestmark = needs("torch", "bitsandbytes", extra="torch,bitsandbytes")
 
 OBJECTIVE = ObjectiveConfig(kind="hybrid", support="full")
 

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 from paths import SUPPORT
-from ranks import BACKENDS, environments, launcher, needs_torch, start_ranks
+from ranks import BACKENDS, environments, launcher, start_ranks
+from requirements import needs_torch
 from small_runs import ONE_THREAD
 
 import sdpo_mlx

@@ -9,19 +9,16 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
+from requirements import needs_torch
 from small_runs import ONE_THREAD
 
 from sdpo_mlx.backends.distributed.process_group import RankGroup
 
 TESTS = Path(__file__).parent
-needs_torch = pytest.mark.skipif(
-    find_spec("torch") is None or find_spec("peft") is None, reason="torch is missing: pip install -e '.[torch]'"
-)
 BACKENDS = ["mlx", pytest.param("torch", marks=needs_torch)]
 
 

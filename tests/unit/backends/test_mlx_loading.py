@@ -16,8 +16,6 @@ from sdpo_mlx.core.errors import ConfigError
 from sdpo_mlx.runs.folder import RunFolder
 
 mx = pytest.importorskip("mlx.core")
-loading = pytest.importorskip("sdpo_mlx.backends.mlx.loading")
-trunk = pytest.importorskip("sdpo_mlx.backends.mlx.model")
 
 
 @pytest.fixture
@@ -27,6 +25,8 @@ def copied(tmp_path: Path) -> Path:
 
 
 def refused(path: Path, match: str) -> None:
+    from sdpo_mlx.backends.mlx import loading
+
     with pytest.raises(ConfigError, match=match) as error:
         loading.load(path, ModelConfig())
     assert "\n" not in str(error.value)
@@ -78,6 +78,8 @@ def test_parts_with_other_names_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("architecture", ["qwen3", "gemma3"])
 @pytest.mark.parametrize("part", ["embed", "head"])
 def test_wrong_parts_are_noticed(architecture: str, part: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sdpo_mlx.backends.mlx import model as trunk
+
     right = getattr(trunk.Trunk, part)
     factor = {"embed": 1.5, "head": 1.1}[part]
     monkeypatch.setattr(trunk.Trunk, part, lambda self, given: right(self, given) * factor)
@@ -85,11 +87,15 @@ def test_wrong_parts_are_noticed(architecture: str, part: str, monkeypatch: pyte
 
 
 def test_missed_window_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    from sdpo_mlx.backends.mlx import model as trunk
+
     monkeypatch.setattr(trunk, "_window", lambda *_: None)
     refused(folder("gemma3"), "window")
 
 
 def test_rows_that_feel_their_neighbours_are_noticed() -> None:
+    from sdpo_mlx.backends.mlx import loading
+
     model, _ = loading.load(folder("qwen3"), ModelConfig())
     assert loading.check_batching(model.whole, 61) < 1e-5
 
@@ -133,6 +139,9 @@ def test_dora_on_a_mixture_of_experts_is_refused_in_one_line() -> None:
 
 
 def test_model_that_cannot_share_prompts_is_run_unshared(monkeypatch: pytest.MonkeyPatch) -> None:
+    from sdpo_mlx.backends.mlx import loading
+    from sdpo_mlx.backends.mlx import model as trunk
+
     after = trunk.Block._after
     monkeypatch.setattr(trunk.Block, "_after", lambda self, before, rows: after(self, None, rows))
     model, _ = loading.load(folder("qwen3"), ModelConfig())
