@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from coaching_sessions import CHAT, COACH, LOGPS, TEXT, TOLD, closed, opened, rows, taught, typed, weights
+from coaching_sessions import COACH, LOGPS, TEXT, TOLD, closed, opened, rows, taught, tiny_chat, typed, weights
 from command import sdpo
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -147,11 +147,11 @@ def test_a_lesson_comes_back_from_its_row_whole(text: str, said: str, good: bool
     message = {"role": "user", "content": f"f {asked}"}
     problem = Problem("p", (message,))  # type: ignore[arg-type]
     ids = np.arange(len(logps), dtype=np.int32)
-    prompt = CHAT.render(problem.messages)
+    prompt = tiny_chat().render(problem.messages)
     rollout = Rollout(prompt, ids, np.array(logps, np.float32), "stop", 7, text)
     lesson = Lesson(problem, (rollout,), (Remark(said, good),))
-    row = json.loads(json.dumps(lesson.row(CHAT.tokenizer_hash)))
-    back = lesson_from(row, "f:1", CHAT, 512)
+    row = json.loads(json.dumps(lesson.row(tiny_chat().tokenizer_hash)))
+    back = lesson_from(row, "f:1", tiny_chat(), 512)
     assert back.problem.messages == problem.messages
     assert np.array_equal(back.rollouts[0].ids_T, ids)
     assert back.rollouts[0].logps_T.tobytes() == rollout.logps_T.tobytes()
@@ -183,10 +183,10 @@ BAD: list[tuple[dict[str, Any], str]] = [
 
 @pytest.mark.parametrize(("change", "said"), BAD)
 def test_a_bad_row_is_named_with_its_line(change: dict[str, Any], said: str) -> None:
-    good = {**ROW, "tokenizer": CHAT.tokenizer_hash}
+    good = {**ROW, "tokenizer": tiny_chat().tokenizer_hash}
     Path("rows.jsonl").write_text(f"{json.dumps(good)}\n{json.dumps({**good, **change})}\n")
     with pytest.raises(DataError, match=said) as caught:
-        read_lessons(Path("rows.jsonl"), CHAT, 512)
+        read_lessons(Path("rows.jsonl"), tiny_chat(), 512)
     assert "rows.jsonl:2" in caught.value.line()
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from coaching_sessions import CHAT, COACH, LOGPS, TEXT, TOLD, closed, opened, rows, taught, typed, weights
+from coaching_sessions import COACH, LOGPS, TEXT, TOLD, closed, opened, rows, taught, tiny_chat, typed, weights
 from command import sdpo
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -96,14 +96,14 @@ TURNS = st.lists(st.tuples(TEXT, TEXT, LOGPS), min_size=1, max_size=3)
 def test_an_episode_comes_back_from_its_row_with_every_prompt(turns: Any, decides: bool) -> None:
     problem, earlier, last = Problem("p", ({"role": "user", "content": "f"},)), tuple[Exchange, ...](), None
     for seed, (text, reply, logps) in enumerate(turns):
-        prompt = CHAT.render((*problem.messages, *history(earlier)))
+        prompt = tiny_chat().render((*problem.messages, *history(earlier)))
         ids = np.arange(len(logps), dtype=np.int32)
         last = Rollout(prompt, ids, np.array(logps, np.float32), "stop", seed, text)
         earlier = (*earlier, Exchange(last, reply))
     assert last is not None
     rollout = replace(last, earlier=earlier[:-1])
-    row = json.loads(json.dumps(Lesson(problem, (rollout,), (Remark("no"),), decides).row(CHAT.tokenizer_hash)))
-    back = lesson_from(row, "f:1", CHAT, 512)
+    row = json.loads(json.dumps(Lesson(problem, (rollout,), (Remark("no"),), decides).row(tiny_chat().tokenizer_hash)))
+    back = lesson_from(row, "f:1", tiny_chat(), 512)
     assert back.last_decides == decides
     assert back.rollouts[0].answers == rollout.answers
     assert [e.reply for e in back.rollouts[0].earlier] == [e.reply for e in rollout.earlier]

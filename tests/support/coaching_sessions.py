@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from command import sdpo
 from hypothesis import strategies as st
 from small_runs import settings as run_settings
 
-from sdpo_mlx.models.chat_template import load_chat
+from sdpo_mlx.models.chat_template import Chat, load_chat
 from sdpo_mlx.models.resolve import resolve
 from sdpo_mlx.rl.components import build_components
 from sdpo_mlx.runs.folder import RunFolder
@@ -22,6 +23,12 @@ from sdpo_mlx.training.lessons import Lesson, Remark
 
 COACH = {"log": {"samples": 0}, "objective": {"support": "full"}, "rollout": {"group_size": 1, "max_tokens": 24}}
 TOLD = Remark("line 2: AttributeError: x = rotate.roll(x): module 'rotate' has no attribute 'roll'.")
+
+
+@cache
+def tiny_chat() -> Chat:
+    """The chat template of the embedded model; importing this module must load no tokenizer."""
+    return load_chat(resolve("tiny").path)
 
 
 def typed(monkeypatch: pytest.MonkeyPatch, said: str, *words: str) -> tuple[int, str, str]:
@@ -56,6 +63,5 @@ def weights(folder: str | Path) -> bytes:
     return (Path(folder) / "adapters.safetensors").read_bytes()
 
 
-CHAT = load_chat(resolve("tiny").path)
 TEXT = st.text(st.characters(codec="utf-8"), max_size=20)
 LOGPS = st.lists(st.floats(-30, 0, width=32), min_size=1, max_size=5)
