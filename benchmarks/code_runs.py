@@ -41,7 +41,7 @@ def main() -> None:
     options = parser.parse_args()
     setup = build_components(resolve(None, [], {"model.name": "smollm2", "task.name": "code:easy"}).config)
     untouched = setup.policy.state()["student"]
-    rows = [{"label": "untouched", **_score(setup)}]
+    rows = [{"label": "base", **_score(setup)}]
     for kind in options.kinds:
         folder = RUNS / f"code-{kind}"
         command = ["train", "--model", "smollm2", "--task", "code:easy", *KINDS[kind], "--steps"]

@@ -57,7 +57,7 @@ Arm = tuple[str, tuple[str, ...], Callable[[Components], None]]
 ARMS: tuple[Arm, ...] = (
     ("SDFT: the row's reference, no feedback", SDFT, lambda _: None),
     ("SDFT with the reverse KL", (*SDFT, "objective.alpha=1.0"), lambda _: None),
-    ("SDPO: siblings and feedback", (), lambda _: None),
+    ("SDPO: demonstrations and feedback", (), lambda _: None),
     ("control: the reference of another problem", SDFT, shuffled),
     (
         "control: neither reference nor feedback",
@@ -72,12 +72,12 @@ COACH = ("log.samples=0",)
 Person = Callable[[Remark, Remark], Remark]  # the true remark, the last true one about another answer -> what is said
 PERSONS: tuple[tuple[str, Person, tuple[str, ...]], ...] = (
     ("a person who names the first wrong line and marks what is right", lambda true, _last: true, ()),
-    ("only the lines, no marks", lambda true, _last: Remark(true.text), ()),
-    ("only the marks, no lines", lambda true, _last: Remark(good=true.good), ()),
+    ("only lines, no marks", lambda true, _last: Remark(true.text), ()),
+    ("only marks, no lines", lambda true, _last: Remark(good=true.good), ()),
     ("control: lines about another answer, no marks", lambda true, last: Remark(last.text if true.text else ""), ()),
     ("control: only `This is wrong.`, no marks", lambda true, _last: Remark("This is wrong." if true.text else ""), ()),
-    ("control: no word", lambda _true, _last: Remark(), ()),
-    ("lines and marks at the whole training rate", lambda true, _last: true, ("train.learning_rate=5e-3",)),
+    ("control: no feedback", lambda _true, _last: Remark(), ()),
+    ("lines and marks at the full training rate", lambda true, _last: true, ("train.learning_rate=5e-3",)),
 )
 
 

@@ -1,6 +1,6 @@
-"""docs/performance.md and its picture, from the figures in docs/figures: `python benchmarks/performance_page.py`.
+"""Write docs/performance.md and its charts from docs/figures: `python benchmarks/performance_page.py`.
 
-Each file there was written by the program of its name with `--out`; `rows.json` by `performance.py`.
+Each file in docs/figures is the `--out` of the benchmark of its name; `rows.json` that of `performance.py`.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from typing import Any
 from sdpo_mlx.runs.report.svg import Series, line_chart
 
 DOCS = Path(__file__).parents[1] / "docs"
-WORDS = {"ours": "sdpo-mlx, SDPO", "peer": "mlx-lm-lora, GRPO", "peer-checkpointed": "mlx-lm-lora, GRPO, recomputing"}
+LABELS = {"ours": "sdpo-mlx, SDPO", "peer": "mlx-lm-lora, GRPO", "peer-checkpointed": "mlx-lm-lora, GRPO, recomputing"}
 
 
 def main() -> None:
-    """Write both."""
+    """Write the page and the charts."""
     figures = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in (DOCS / "figures").glob("*.json")}
     text = (Path(__file__).parent / "performance_page.md").read_text(encoding="utf-8")
     parts = {
@@ -27,7 +27,7 @@ def main() -> None:
         "peer": peer(figures["mlx_lm_lora"]),
         "startup": startup(figures["startup"]),
         "long": long_run(figures["long_run"]),
-        "candidates": looks(figures["candidates"]["rows"]),
+        "candidates": candidates(figures["candidates"]["rows"]),
     }
     for name, part in parts.items():
         text = text.replace(f"<!-- {name} -->", part)
@@ -37,9 +37,9 @@ def main() -> None:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """All rows, ratios last."""
+    """Return the table of all comparisons."""
     lines = [
-        "| ours / theirs | case | s | s | peak MB | peak MB | time ratio (range) | peak ratio | aim |",
+        "| ours / theirs | case | s | s | peak MB | peak MB | time ratio (range) | peak ratio | target |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
@@ -54,7 +54,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def growth(rows: list[dict[str, Any]]) -> str:
-    """The exponents."""
+    """Return the table of exponents."""
     lines = ["| dimension | from | to | time | peak memory |", "|---|---|---|---|---|"]
     for row in rows:
         slopes, values = row["exponents"], row["values"]
@@ -78,18 +78,18 @@ def growth_chart(rows: list[dict[str, Any]], key: str) -> str:
 
 
 def peer(sides: dict[str, Any]) -> str:
-    """Seconds and both peaks of a whole step."""
-    lines = ["| | s a step | peak, MLX | peak, process | time / ours | MLX / ours |", "|---|---|---|---|---|---|"]
+    """Return the table of seconds and peaks of a whole step."""
+    lines = ["| | s per step | peak, MLX | peak, process | time / ours | MLX / ours |", "|---|---|---|---|---|---|"]
     ours = sides["ours"]
     for side, row in sides.items():
         held = [f"{row[name] / 2**30:.2f} GiB" for name in ("mlx", "resident")]
         ratios = [f"{row[name] / ours[name]:.2f}" for name in ("seconds", "mlx")]
-        lines.append(f"| {WORDS[side]} | {row['seconds']:.1f} | {' | '.join(held)} | {' | '.join(ratios)} |")
+        lines.append(f"| {LABELS[side]} | {row['seconds']:.1f} | {' | '.join(held)} | {' | '.join(ratios)} |")
     return "\n".join(lines)
 
 
 def startup(found: dict[str, list[float]]) -> str:
-    """Medians and ranges of what one waits for."""
+    """Return the table of start-up times: medians and ranges."""
     lines = ["| | s (range) |", "|---|---|"]
     for name, values in found.items():
         middle = sorted(values)[len(values) // 2]
@@ -98,30 +98,31 @@ def startup(found: dict[str, list[float]]) -> str:
 
 
 def long_run(found: dict[str, Any]) -> str:
-    """One paragraph."""
+    """Return the paragraph about the long run."""
     shares = ", ".join(f"{name} {share:.1%}" for name, share in found["shares"].items())
     return (
         f"{found['steps']} steps of the embedded model, {found['seconds a step']:.2f} s each: "
-        f"{found['active bytes a step']:.0f} bytes a step more in MLX's counter,\n"
+        f"{found['active bytes a step']:.0f} bytes per step more in MLX's counter,\n"
         f"{found['resident bytes a step']:,.0f} in the process, "
-        f"{found['resident bytes a step, free memory given back']:,.0f} after free memory was given back;\n"
+        f"{found['resident bytes a step, free memory given back']:,.0f} after free memory was returned to the system;\n"
         f"open files {found['files'][0]} at the first step, {found['files'][1]} at the last.\n"
+        f""
         f"Where the time went: {shares}. Outside model computation: {found['outside model computation']:.1%}."
     )
 
 
-def looks(rows: list[dict[str, Any]]) -> str:
-    """Share of a step, ratios and bytes."""
+def candidates(rows: list[dict[str, Any]]) -> str:
+    """Return the table of the cost of `log.candidates`: share of a step, ratios and bytes."""
     lines = [
-        "| case | a look, s | every | share | step / without (range) | step / no rollouts kept | bytes a step |",
+        "| case | s | every n steps | share | step / without (range) | step / no rollouts stored | bytes per step |",
         "|---|---|---|---|---|---|---|",
     ]
     for row in rows:
         pairs = [row["ratios"][name] for name in ("candidates 0", "samples 0")]
-        told = [f"{pair['ratio']:.2f} ({pair['low']:.2f} to {pair['high']:.2f})" for pair in pairs]
+        ratios = [f"{pair['ratio']:.2f} ({pair['low']:.2f} to {pair['high']:.2f})" for pair in pairs]
         size = row["bytes a step"]
         lines.append(
-            f"| {row['case']} | {row['look']:.3f} | {row['every']} | {row['share']:.1%} | {' | '.join(told)} "
+            f"| {row['case']} | {row['look']:.3f} | {row['every']} | {row['share']:.1%} | {' | '.join(ratios)} "
             f"| {size['candidates 1']:,.0f} (without {size['candidates 0']:,.0f}) |"
         )
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""docs/results.md and its pictures, from docs/results.json."""
+"""Write docs/results.md and its chart from docs/results.json."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ DRAWN = ("SDPO, default contexts", "GRPO, best learning rate")
 
 HEAD = """# Results
 
-Made by `make results` from `docs/results.json`, which holds every curve. Each score is the share of successes among
-256 answers to the 64 held-out problems (160 for `tiny:mid`), sampled at temperature 1; "best, fresh" evaluates the
-best adapter once more on other seeds, so that choosing it does not flatter it. "Generations to 85 %" counts sampled
-training answers until the first held-out evaluation at or above 0.85.
+`make results` writes this page from `docs/results.json`, which holds every curve. Each score is the share of
+successes among 256 rollouts on the 64 held-out problems (160 for `tiny:mid`), sampled at temperature 1. "Best, fresh"
+evaluates the best adapter again with other seeds, because the score that chose it is optimistic. "Rollouts to 85 %"
+counts training rollouts until the first held-out evaluation at or above 0.85.
 """
 
 
 def write_page(store: Store, docs: Path) -> None:
-    """Write the page and the pictures that the store has runs for."""
+    """Write the page and the chart for the sections that `store` has runs of."""
     parts = [HEAD]
     for section, title, text in SECTIONS:
         runs = [run for run in store["runs"] if run["section"] == section]
@@ -50,48 +50,50 @@ SECTIONS = (
     (
         "main",
         "The embedded model on its embedded task",
-        "8 problems x 8 rollouts a step; the preset `tiny`, 5 seeds. The last two rows are controls: with the "
-        "learning rate at 0 no byte of the adapter changes; contexts of other problems still name parts of the "
-        "library, which is why they help a little.",
+        "8 problems x 8 rollouts per step, the preset `tiny`, 5 seeds. The last two rows are controls. With learning "
+        "rate 0 no byte of the adapter changes. Contexts of other problems still name parts of the library, so they "
+        "help a little.",
     ),
     ("versus", "Against GRPO with fewer rollouts and on harder problems", "3 seeds."),
     ("sweep", "GRPO's learning rate", "2 seeds each; the best one is used above."),
     (
         "ablation",
         "What matters inside SDPO",
-        "3 seeds each, the preset but for what the row says.",
+        "3 seeds each; the preset, except for the first column.",
     ),
-    ("beyond", "Hybrid, question weights, routing", "3 seeds each, the preset but for what the row says."),
+    ("beyond", "Hybrid, question weights, routing", "3 seeds each; the preset, except for the first column."),
     (
         "game",
         "Several turns",
-        "`game:library`: the library hides other names in every problem, the reply to a first answer names them. 3 "
-        "seeds, 64 held-out problems, 4 answers each. With one turn the names can only be guessed.",
+        "`game:library`: the library hides other names in every problem, and the reply to a first answer names them. "
+        "3 seeds, 64 held-out problems, 4 rollouts each. With one turn the model can only guess the names.",
     ),
     (
         "torch",
         "The same on PyTorch",
-        "The embedded task with the preset, 5 seeds a backend. Both draw their answers by other random numbers.",
+        "The embedded task with the preset, 5 seeds a backend. The backends sample with different random numbers.",
     ),
 )
 CODE_HEAD = """## Real weights: SmolLM2-135M on Python problems
 
-`sdpo train --model smollm2 --task code:easy --objective KIND --steps 12`: the 65 training problems up to the level
-easy, 2 a step with 8 rollouts each, one seed; scored on the 27 held-out problems of those levels, whose families are
-in no training problem, at temperature 0.7. "Among sampled answers" is the success rate of the training rollouts in the
+`sdpo train --model smollm2 --task code:easy --objective KIND --steps 12`: the 65 training problems up to level easy,
+2 per step with 8 rollouts each, one seed. Scores are on the 27 held-out problems of those levels at temperature 0.7;
+no training problem is of their families. "Training rollouts" is the success rate of the training rollouts in the
 first and last third of the steps."""
-TEACHER = """Is the self-teacher better than the student? The untouched model on the training problems: {shares}."""
-READING = """How we read the runs of November 2026: flat curves. No objective moved the held-out score beyond its
-interval after 192 sampled answers, neither here nor when there were 80 easier problems, and the sampled answers' own
-rates go the same way under all three, since each step has the same two problems. The diagnosis says why SDPO has
-little to teach here: a model of this size follows a solution that it is shown, but the environment's words about its
-failures do not help it (those contexts stand on problems it had failed, which are harder than the average; still,
-nothing points upwards), and with a success rate this low most contexts are feedback alone. All three teach the form:
-answers without a code block become fewer, most so with GRPO, and fail in their programs instead. The paper sees
-the same limit below about 2B parameters; the hybrid that it recommends there does not differ either at this budget.
-`sdpo-torch` is SDPO once more with the same settings and the same seeds for problems, on PyTorch (its answers draw
-other random numbers): both curves go up and down on the same steps, and each score lies in the other's interval."""
-CODE_FOOT = "`python benchmarks/code_runs.py` · {machine} · {samples} answers a problem, intervals over problems."
+TEACHER = """Is the self-teacher better than the student? The base model on the training problems: {shares}."""
+READING = """How we read these runs (November 2026): flat curves. After 192 rollouts no objective moved the held-out
+score beyond its interval, neither here nor with 80 easier problems. The success rates of the training rollouts move
+together under all three, because each step uses the same two problems.
+
+Why SDPO teaches little here: a model of this size can use a demonstration, but the feedback on its failures does not
+help it. (Contexts with feedback belong to problems that it failed, which are harder than the average; still, nothing
+points upwards.) With such a low success rate most contexts hold feedback only. All three objectives teach the format:
+rollouts without a code block become fewer, most with GRPO, and fail in their programs instead. The paper sees the
+same limit below about 2B parameters. The hybrid that it recommends there does not differ at this budget.
+
+`sdpo-torch` is SDPO with the same settings and the same seeds for problems, on PyTorch (its rollouts use other random
+numbers). Both curves rise and fall at the same steps, and each score lies in the other's interval."""
+CODE_FOOT = "`python benchmarks/code_runs.py` · {machine} · {samples} rollouts per problem, intervals over problems."
 
 
 def _curves(runs: Runs) -> str:
@@ -109,7 +111,7 @@ def _curves(runs: Runs) -> str:
 
 def _table(runs: Runs) -> str:
     lines = [
-        "| run | seeds | start | last step (range) | best, fresh (range) | generations to 85 % |",
+        "| run | seeds | start | last step (range) | best, fresh (range) | rollouts to 85 % |",
         "|---|---|---|---|---|---|",
     ]
     for label in dict.fromkeys(run["label"] for run in runs):
@@ -121,10 +123,10 @@ def _row(label: str, runs: Runs) -> str:
     last = [run["curve"][-1][2] for run in runs]
     fresh = [run["final"]["score"] for run in runs]
     reached = [generations_until(run, TARGET) for run in runs]
-    shown = ", ".join("never" if value is None else str(value) for value in reached)
+    rollouts = ", ".join("never" if value is None else str(value) for value in reached)
     start = mean(run["curve"][0][2] for run in runs)
-    same = "" if any(run["changed"] for run in runs) else "; no byte changed"
-    return f"| {label} | {len(runs)} | {start:.2f} | {_spread(last)}{same} | {_spread(fresh)} | {shown} |"
+    unchanged = "" if any(run["changed"] for run in runs) else "; no byte changed"
+    return f"| {label} | {len(runs)} | {start:.2f} | {_spread(last)}{unchanged} | {_spread(fresh)} | {rollouts} |"
 
 
 def _spread(values: Sequence[float]) -> str:
@@ -138,8 +140,8 @@ def _footer(section: str, runs: Runs) -> str:
 
 def _code_table(code: Mapping[str, Any]) -> str:
     lines = [
-        "| | held-out (95 %) | against untouched (95 %) | among sampled answers | passes, wrong, error, invalid "
-        "| tokens an answer | generations | minutes |",
+        "| | held-out (95 %) | against base (95 %) | training rollouts | passes, wrong, error, invalid "
+        "| tokens per rollout | rollouts | minutes |",
         "|---|---|---|---|---|---|---|---|",
     ]
     return "\n".join([*lines, *map(_code_row, code["rows"])])
