@@ -12,7 +12,6 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-import os
 import re
 import secrets
 from collections.abc import Mapping, Sequence
@@ -24,6 +23,7 @@ import numpy as np
 
 from sdpo_mlx.core.errors import ConfigError
 from sdpo_mlx.core.text import well_formed
+from sdpo_mlx.models.tokenizer import auto_tokenizer
 from sdpo_mlx.models.tool_schemas import check_shown, guard
 from sdpo_mlx.types import IntArray, Message
 
@@ -179,15 +179,11 @@ def load_chat(path: str | Path, *, thinking: bool = False) -> Chat:
     `thinking` is handed to the template (Qwen3's `enable_thinking`). Raises ConfigError where the folder has
     no tokenizer that can be read, or no chat template.
     """
-    # Only its tokenizers are used: no word to every user that PyTorch is missing.
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-    from transformers import AutoTokenizer
-
     folder = Path(path)
     if not folder.is_dir():
         raise ConfigError("no model folder here", where=str(path), fix="give the folder that holds tokenizer.json")
     try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
+        tokenizer: Any = auto_tokenizer().from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
         backend = tokenizer.backend_tokenizer
     except Exception as error:  # whatever a damaged or exotic folder makes the loader raise
         what = f"the tokenizer cannot be read: {' '.join(str(error).split())[:200]}"

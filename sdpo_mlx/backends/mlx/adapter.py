@@ -15,8 +15,8 @@ import mlx.nn as nn
 import numpy as np
 import numpy.typing as npt
 from mlx.utils import tree_flatten, tree_unflatten
-from mlx_lm.tuner.utils import linear_to_lora_layers
 
+from sdpo_mlx.backends.mlx.mlx_lm_api import linear_to_lora_layers
 from sdpo_mlx.config import AdapterConfig
 from sdpo_mlx.core.errors import ConfigError
 

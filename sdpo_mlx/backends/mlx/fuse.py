@@ -11,9 +11,8 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_unflatten
-from mlx_lm.tuner.utils import load_adapters
-from mlx_lm.utils import dequantize_model, load_model, save_config, save_model
 
+from sdpo_mlx.backends.mlx.mlx_lm_api import dequantize_model, load_adapters, load_model, save_config, save_model
 from sdpo_mlx.core.errors import ConfigError, StorageError
 from sdpo_mlx.core.progress import StartTask, no_tasks, track
 from sdpo_mlx.types import IntArray

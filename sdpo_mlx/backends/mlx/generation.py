@@ -14,13 +14,11 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
-from mlx_lm.generate import BatchGenerator
-from mlx_lm.models.cache import make_prompt_cache
-from mlx_lm.sample_utils import apply_top_p
 
 from sdpo_mlx.backends.base import PREFILL, SamplingParams
 from sdpo_mlx.backends.mlx.drawing import draw
 from sdpo_mlx.backends.mlx.losses import at, row_sum
+from sdpo_mlx.backends.mlx.mlx_lm_api import BatchGenerator, apply_top_p, make_prompt_cache
 from sdpo_mlx.types import Generation, IntArray
 
 # The likeliest of V words has at least 1 / V, so that only below this could all exponentials of a row vanish.

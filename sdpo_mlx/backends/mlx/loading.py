@@ -11,9 +11,8 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
-from mlx_lm.models.cache import make_prompt_cache
-from mlx_lm.utils import load_model
 
+from sdpo_mlx.backends.mlx.mlx_lm_api import load_model, make_prompt_cache
 from sdpo_mlx.backends.mlx.model import Model, SplitModel, check_parity
 from sdpo_mlx.config import ModelConfig
 from sdpo_mlx.core.errors import ConfigError

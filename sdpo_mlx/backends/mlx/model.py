@@ -15,10 +15,9 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
-from mlx_lm.models.base import create_causal_mask
-from mlx_lm.models.cache import ArraysCache, ConcatenateKVCache, make_prompt_cache
 
 from sdpo_mlx.backends.base import CHUNK_BYTES
+from sdpo_mlx.backends.mlx.mlx_lm_api import ArraysCache, ConcatenateKVCache, create_causal_mask, make_prompt_cache
 from sdpo_mlx.backends.packing import Unit, pack
 from sdpo_mlx.core.errors import ConfigError
 

@@ -16,11 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
-from mlx_lm import server
 
 from sdpo_mlx.backends.mlx.loading import device_name
 from sdpo_mlx.core.errors import ConfigError
 from sdpo_mlx.models.hub import root
+from sdpo_mlx.models.tokenizer import torch_free_imports
+
+with torch_free_imports():
+    from mlx_lm import server
 
 
 class OneModel(server.ModelProvider):  # type: ignore[misc]  # mlx-lm has no types

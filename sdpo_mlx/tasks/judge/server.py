@@ -22,7 +22,9 @@ _PROGRAM = """
 import os, sys, threading
 threading.Thread(target=lambda: (sys.stdin.buffer.read(), os._exit(0)), daemon=True).start()
 sys.argv = ["mlx_lm.server", *sys.argv[1:]]
-from mlx_lm.server import main
+from sdpo_mlx.models.tokenizer import torch_free_imports
+with torch_free_imports():
+    from mlx_lm.server import main
 main()
 """
 

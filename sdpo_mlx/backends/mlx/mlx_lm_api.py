@@ -1,0 +1,30 @@
+"""Everything that this backend uses of mlx-lm, except its server.
+
+mlx-lm imports `transformers.AutoTokenizer`, and that imports torch: here it gets one that does not. So no other
+module of this package imports mlx-lm directly.
+"""
+
+from sdpo_mlx.models.tokenizer import torch_free_imports
+
+with torch_free_imports():
+    from mlx_lm.generate import BatchGenerator
+    from mlx_lm.models.base import create_causal_mask
+    from mlx_lm.models.cache import ArraysCache, ConcatenateKVCache, make_prompt_cache
+    from mlx_lm.sample_utils import apply_top_p
+    from mlx_lm.tuner.utils import linear_to_lora_layers, load_adapters
+    from mlx_lm.utils import dequantize_model, load_model, save_config, save_model
+
+__all__ = [
+    "ArraysCache",
+    "BatchGenerator",
+    "ConcatenateKVCache",
+    "apply_top_p",
+    "create_causal_mask",
+    "dequantize_model",
+    "linear_to_lora_layers",
+    "load_adapters",
+    "load_model",
+    "make_prompt_cache",
+    "save_config",
+    "save_model",
+]
