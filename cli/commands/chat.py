@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -13,7 +12,7 @@ from sdpo_cli import options
 from sdpo_cli.terminal import render
 
 if TYPE_CHECKING:
-    from sdpo_mlx.runs.conversation import ChatModel, Conversation
+    from sdpo_mlx.runs.conversation import Conversation
 
 MAX_TOKENS = 512
 HINT = 'Ctrl-C stops the reply, """ starts and ends several lines, /new clears the chat, /quit or Ctrl-D quits'
@@ -53,29 +52,18 @@ def command(  # noqa: PLR0913 - typer reads the options off the signature
     flags = options.settings(backend=backend, seed=seed) | {"eval.temperature": temperature}
     cfg = target_config(target, adapter, sets or [], flags)
     with render.status(f"loading {cfg.model.name}", plain):
-        model = _opened(target, cfg, adapter, max_tokens)
-    sides = _sides(model, compare)
+        from sdpo_mlx.backends.base import SamplingParams
+        from sdpo_mlx.runs.conversation import Conversation, open_speaker
+
+        sampling = SamplingParams(max_tokens, cfg.eval.temperature, cfg.eval.top_p, frozenset(), concurrency=1)
+        model = open_speaker(target, cfg, sampling, adapter)
+    sides = [Conversation(model, voice) for voice in list(model.voices)[0 if compare else -1 :]]
     if prompt is None:
         _chat(sides, _read_line)
     elif as_json:
         render.document({"target": target, "prompt": prompt, "answers": [_reply(side, prompt) for side in sides]})
     else:
         _stream(sides, prompt)
-
-
-def _opened(target: str, cfg: Any, adapter: Path | None, max_tokens: int) -> ChatModel:
-    from sdpo_mlx.backends.base import SamplingParams
-    from sdpo_mlx.runs.conversation import open_speaker
-
-    sampling = SamplingParams(max_tokens, cfg.eval.temperature, cfg.eval.top_p, frozenset(), concurrency=1)
-    return open_speaker(target, cfg, sampling, adapter)
-
-
-def _sides(model: ChatModel, compare: bool) -> list[Conversation]:
-    from sdpo_mlx.runs.conversation import Conversation
-
-    voices = list(model.voices)
-    return [Conversation(model, voice) for voice in (voices if compare else voices[-1:])]
 
 
 def _chat(sides: Sequence[Conversation], read_line: Callable[[], str]) -> None:

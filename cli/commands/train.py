@@ -203,7 +203,9 @@ def _trained(setup: Components, folder: Any, interrupted: Any, plain: bool) -> T
 
     from sdpo_mlx.trainer import fit
 
-    progress = Progress(Header.of(setup, folder.path), stopping=interrupted)
+    info = setup.policy.info
+    header = Header.of(setup.cfg, f"{info.backend} {info.device} {info.dtype}", folder.path)
+    progress = Progress(header, stopping=interrupted)
     with run_view(progress, plain) as observe:
         command = ["sdpo", *sys.argv[1:]]
         return fit(setup, folder, observe, interrupted, command=command, start_task=progress.tasks.start)

@@ -81,16 +81,8 @@ def _header(run: Path, steps: int) -> Any:
     except SdpoError:
         policy = None
     policy = policy if isinstance(policy, dict) else {}
-    return Header(
-        model=cfg.model.name,
-        task=cfg.task.name,
-        objective=cfg.objective.kind,
-        teacher=cfg.teacher.kind,
-        device=" ".join(str(policy.get(name, "?")) for name in ("backend", "device", "dtype")),
-        out=str(run),
-        steps=steps,
-        rollouts=cfg.rollout.problems_per_step * cfg.rollout.group_size,
-    )
+    device = " ".join(str(policy.get(name, "?")) for name in ("backend", "device", "dtype"))
+    return replace(Header.of(cfg, device, run), steps=steps)
 
 
 def _sample(run: Path, step: int) -> Sample | None:

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 from sdpo_cli.terminal.render import duration
 
 if TYPE_CHECKING:  # so that `sdpo models list`, which shows progress too, loads no model code
+    from sdpo_mlx.config import Config
     from sdpo_mlx.core.progress import ProgressCallback
-    from sdpo_mlx.rl.components import Components
     from sdpo_mlx.types import RolloutGroup
 
 WARNINGS_KEPT = 3
@@ -84,21 +84,18 @@ class Header:
     device: str
     out: str
     steps: int
-    rollouts: int
 
     @classmethod
-    def of(cls, setup: Components, out: Path) -> Header:
-        """Read it off the components of a run."""
-        cfg, info = setup.cfg, setup.policy.info
+    def of(cls, cfg: Config, device: str, out: Path) -> Header:
+        """Read it off the settings of a run."""
         return cls(
             model=cfg.model.name,
             task=cfg.task.name,
             objective=cfg.objective.kind,
             teacher=cfg.teacher.kind,
-            device=f"{info.backend} {info.device} {info.dtype}",
+            device=device,
             out=str(out),
             steps=cfg.train.steps,
-            rollouts=cfg.rollout.problems_per_step * cfg.rollout.group_size,
         )
 
     def line(self) -> str:

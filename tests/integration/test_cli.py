@@ -33,7 +33,7 @@ COMMANDS = [
     ["config", "show"],
     ["data", "check"],
 ]
-HEADER = Header("tiny", "tiny", "sdpo", "ema", "cpu float32", "runs/x", 10, 4)
+HEADER = Header("tiny", "tiny", "sdpo", "ema", "cpu float32", "runs/x", 10)
 
 
 @pytest.fixture(autouse=True)

@@ -4,7 +4,7 @@ import pytest
 from sdpo_cli.terminal import live_view
 from sdpo_cli.terminal.progress import Header, Progress
 
-HEADER = Header("tiny", "tiny", "sdpo", "ema", "cpu float32", "runs/x", 10, 4)
+HEADER = Header("tiny", "tiny", "sdpo", "ema", "cpu float32", "runs/x", 10)
 
 
 def test_time_left_follows_the_pace_of_this_process() -> None:

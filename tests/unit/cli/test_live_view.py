@@ -20,7 +20,7 @@ from sdpo_cli.terminal.sample_view import MOST_LINES, sample_lines, steady
 
 from sdpo_mlx.types import Feedback, Problem, Rollout, RolloutGroup
 
-HEADER = Header("tiny", "tiny", "sdpo", "ema", "cpu float32", "runs/x", 10, 4)
+HEADER = Header("tiny", "tiny", "sdpo", "ema", "cpu float32", "runs/x", 10)
 TRICKS = (
     "[bold]x[/bold] [/nothing]",
     "\x1b[2J\x1b[31mred",
