@@ -125,12 +125,10 @@ def _solved(
     start_task: StartTask,
 ) -> tuple[dict[str, Any], list[str]]:
     """Search with each method, each from the initial weights."""
-    from sdpo_mlx.training.kept import check_place
-    from sdpo_mlx.training.kept import keep as keep_search
-    from sdpo_mlx.training.test_time import solve
+    from sdpo_mlx.training.test_time import check_output, save_search, solve
 
     if keep is not None:
-        check_place(keep)
+        check_output(keep)
     initial = setup.policy.state()
     searches: dict[str, Search] = {}
     attempts: dict[str, list[dict[str, Any]]] = {}
@@ -143,7 +141,7 @@ def _solved(
     content = as_document(setup, problem, searches, attempts)
     lines = as_lines(content)
     if keep is not None:
-        keep_search(setup, keep, problem, searches["sdpo"], ["sdpo", *sys.argv[1:]])
+        save_search(setup, keep, problem, searches["sdpo"], ["sdpo", *sys.argv[1:]])
         content["kept"] = str(keep)
         lines.append(f"saved the adapter in {keep}; next: sdpo eval {shlex.quote(str(keep))}")
     return content, lines

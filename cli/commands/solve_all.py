@@ -12,7 +12,7 @@ from sdpo_cli.terminal.progress import TaskProgress
 
 if TYPE_CHECKING:
     from sdpo_mlx.rl.components import Components
-    from sdpo_mlx.training.discovery import Record
+    from sdpo_mlx.training.discovery import SearchRecord
     from sdpo_mlx.training.test_time import Budget, Method
 
 SEARCHES, RESULT, CHART = "searches.jsonl", "discovery.json", "discovery.svg"
@@ -45,7 +45,7 @@ def measured(
     progress = TaskProgress("searches")
     progress.update(0, total)
 
-    def show(record: Record) -> None:
+    def show(record: SearchRecord) -> None:
         progress.update(progress.done + 1, total)
         end = f"solved by attempt {record.solved}" if record.solved else f"not solved in {record.attempts} attempts"
         render.message(f"{progress.summary()}  {record.method}  {record.problem}  seed {record.seed}: {end}")
@@ -62,7 +62,7 @@ def measured(
     return content, [*as_lines(content), f"wrote {folder / RESULT} and {folder / CHART}"]
 
 
-def as_document(setup: Components, records: Sequence[Record], budget: Budget) -> dict[str, Any]:
+def as_document(setup: Components, records: Sequence[SearchRecord], budget: Budget) -> dict[str, Any]:
     """The curve of each method, and the attempts that each needs for the same probability."""
     from sdpo_mlx.training.discovery import attempts_for, by_method, curve
 

@@ -10,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from sdpo_mlx import __version__
-from sdpo_mlx.backends.base import Policy
+from sdpo_mlx.backends.base import CONCURRENCY, Policy, SamplingParams
 from sdpo_mlx.backends.distributed.launch import backend_on
 from sdpo_mlx.backends.distributed.policy import DistributedPolicy, joined
 from sdpo_mlx.backends.distributed.process_group import SINGLE_PROCESS, ProcessGroup
@@ -62,6 +62,13 @@ class Components:
     def requested(self) -> Config:
         """The configuration without what the memory plan filled in, as `config.yaml` records it."""
         return _with_values(self.cfg, dict.fromkeys(self.planned))
+
+    @property
+    def sampling(self) -> SamplingParams:
+        """How rollouts are sampled in training."""
+        rollout, eos_ids = self.cfg.rollout, self.chat.eos_ids
+        at_once = rollout.concurrency or CONCURRENCY
+        return SamplingParams(rollout.max_tokens, rollout.temperature, rollout.top_p, eos_ids, at_once)
 
     def identity(self) -> dict[str, Any]:
         """Return what must be equal when a run is resumed; the plan may differ, it changes memory only."""

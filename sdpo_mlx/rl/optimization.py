@@ -5,12 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from sdpo_mlx.backends.base import Policy, Update
 from sdpo_mlx.config import Config, TrainConfig
-from sdpo_mlx.rl.distillation import Batch
-from sdpo_mlx.types import DistillSample, FloatArray, Rollout, RolloutGroup
+from sdpo_mlx.types import DistillSample, FloatArray
 
 SampleKey = tuple[str, int, int]  # problem id, index of the rollout, turn
 
@@ -90,53 +88,3 @@ def combine(updates: Sequence[Update]) -> Update | None:
         non_finite=tuple(dict.fromkeys(name for update in counted for name in update.non_finite)),
         warnings=tuple(dict.fromkeys(message for update in counted for message in update.warnings)),
     )
-
-
-def records(
-    groups: Sequence[RolloutGroup],
-    batch: Batch,
-    learned: LearnResult,
-    more: Callable[[SampleKey, Rollout], Mapping[str, Any]] = lambda *_: {},
-) -> list[dict[str, Any]]:
-    """What `rollouts/step-*.jsonl.gz` keeps of each rollout: prompt, answer, verdict, context, divergence.
-
-    `more` gives what else is known of a turn. An episode of several turns has its last answer there, and all before it
-    with their replies under `earlier`.
-    """
-    rows = []
-    for group in groups:
-        for index, (rollout, feedback) in enumerate(zip(group.rollouts, group.feedback, strict=True)):
-            context = batch.contexts.get((group.problem.id, index))
-            turns = [
-                {**_answer(turn, learned.divergence.get(place)), **more(place, turn)}
-                for t, turn in enumerate(rollout.turns)
-                for place in [(group.problem.id, index, t)]
-            ]
-            earlier = [
-                {**turn, "reply": exchange.reply} for turn, exchange in zip(turns, rollout.earlier, strict=False)
-            ]
-            rows.append(
-                {
-                    "problem": group.problem.id,
-                    "index": index,
-                    "prompt": list(group.problem.messages),
-                    **({"earlier": earlier} if earlier else {}),
-                    **turns[-1],
-                    "reward": feedback.reward,
-                    "success": feedback.success,
-                    "kind": feedback.kind,
-                    "feedback": feedback.text,
-                    "teacher": list(context.messages) if context else None,
-                }
-            )
-    return rows
-
-
-def _answer(turn: Rollout, divergence: FloatArray | None) -> dict[str, Any]:
-    return {
-        "seed": turn.seed,
-        "answer": turn.text,
-        "ids": turn.ids_T.tolist(),
-        "finish": turn.finish,
-        "divergence": None if divergence is None else [round(float(x), 4) for x in divergence],
-    }

@@ -230,7 +230,7 @@ class Coaching:
         facts = CardFacts(
             name=self.folder.path.resolve().name,
             base=base,
-            story=coached(self.origin, self.step, said["remarks"], said["good"]),
+            description=coached(self.origin, self.step, said["remarks"], said["good"]),
             unscored=UNSCORED,
             versions=versions(),
             again=lessons_again(base, self.origin, FILE),

@@ -1,29 +1,27 @@
-"""discovery@k: the probability that one of the first k attempts succeeds, over problems and seeds (SDPO.md, section 7).
+"""discovery@k: the probability that one of the first k attempts succeeds, over problems and seeds.
 
-Searches are kept one a line, so that a measurement that was stopped goes on with the searches it lacks.
+Each search is one line of a file, so that an interrupted measurement resumes with the missing searches.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from sdpo_mlx.config import Config
 from sdpo_mlx.core import statistics
 from sdpo_mlx.core.errors import StorageError
-from sdpo_mlx.core.storage import trouble
+from sdpo_mlx.core.jsonl import JsonlWriter, numbered_lines
 from sdpo_mlx.rl.components import Components
-from sdpo_mlx.training.test_time import Budget, Method, Search, solve
+from sdpo_mlx.training.test_time import Budget, Method, solve
 from sdpo_mlx.types import Problem
 
 Point = tuple[int, float, statistics.Interval]  # k, discovery@k, its 95 % interval
 
 
 @dataclass(frozen=True)
-class Record:
-    """One search: how many attempts it had, and which of them was the first success (None: none was)."""
+class SearchRecord:
+    """One search: its number of attempts, and which of them was the first success (None if none was)."""
 
     method: str
     problem: str
@@ -33,7 +31,7 @@ class Record:
     seconds: float
 
     def within(self, k: int) -> float | None:
-        """1 or 0: whether one of the first k attempts succeeded; None where the search ended before without one."""
+        """Return 1 or 0: whether one of the first k attempts succeeded; None if the search ended earlier without."""
         if self.solved is not None:
             return float(self.solved <= k)
         return 0.0 if k <= self.attempts else None
@@ -41,7 +39,7 @@ class Record:
 
 @dataclass(frozen=True)
 class Plan:
-    """What is measured: every problem with every seed and method, each search within the budget."""
+    """Every problem with every seed and method, each search within the budget."""
 
     problems: Sequence[Problem]
     methods: Sequence[Method]
@@ -49,7 +47,7 @@ class Plan:
     budget: Budget
 
     def searches(self) -> Iterator[tuple[Method, Problem, int]]:
-        """In an order that gives every method a whole round of problems before the next seed."""
+        """Yield the searches so that every method gets a round of problems before the next seed."""
         for seed in self.seeds:
             for method in self.methods:
                 for problem in self.problems:
@@ -57,52 +55,50 @@ class Plan:
 
 
 def measure(
-    setup: Components,
+    components: Components,
     plan: Plan,
     file: Path,
-    observe: Callable[[Record], None] = lambda _: None,
+    on_search: Callable[[SearchRecord], None] = lambda _: None,
     interrupted: Callable[[], bool] = lambda: False,
-) -> list[Record]:
-    """Make the searches of the plan that `file` lacks, each from the untouched policy; all records in the plan's order.
+) -> list[SearchRecord]:
+    """Run the searches of the plan that `file` lacks, each from the initial policy; return all in the plan's order.
 
-    A search in the file counts if it was as long as this budget or succeeded. The policy is left untouched.
+    A search in the file counts if it had the whole budget or succeeded. The policy is restored at the end.
     """
     known = {(r.method, r.problem, r.seed): r for r in read(file) if r.solved or r.attempts >= plan.budget.attempts}
-    untouched, records = setup.policy.state(), []
+    initial, records = components.policy.state(), []
     try:
         for method, problem, seed in plan.searches():
             record = known.get((method, problem.id, seed))
             if record is None:
-                setup.policy.load_state(untouched)
-                seeded = replace(setup, cfg=_with_seed(setup, seed))
+                components.policy.load_state(initial)
+                train = components.cfg.train.model_copy(update={"seed": seed})
+                seeded = replace(components, cfg=components.cfg.model_copy(update={"train": train}))
                 found = solve(seeded, problem, method, plan.budget, interrupted=interrupted)
-                record = _record(found, method, problem, seed)
-                _append(file, record)
-            observe(record)
+                seconds = round(found.seconds, 3)
+                record = SearchRecord(method, problem.id, seed, found.solved, found.attempts, seconds)
+                with JsonlWriter(file) as writer:
+                    writer.append([asdict(record)])
+            on_search(record)
             records.append(record)
     finally:
-        setup.policy.load_state(untouched)
+        components.policy.load_state(initial)
     return records
 
 
-def read(file: Path) -> list[Record]:
-    """The records of a file; a last line that was cut off is left out. Raises StorageError for any other damage."""
-    if not file.exists():
-        return []
-    lines = file.read_text(encoding="utf-8").split("\n")
+def read(file: Path) -> list[SearchRecord]:
+    """Return the records of a file without a torn last line. Raises StorageError for any other damage."""
     records = []
-    for number, line in enumerate(lines, 1):
+    for number, row in numbered_lines(file):
         try:
-            records += [Record(**json.loads(line))] if line.strip() else []
-        except (ValueError, TypeError) as error:
-            if number == len(lines):
-                break
-            raise StorageError("no search can be read", where=f"{file}:{number}", fix="delete the line") from error
+            records.append(SearchRecord(**(row or {})))
+        except TypeError as error:
+            raise StorageError("the search cannot be read", where=f"{file}:{number}", fix="delete the line") from error
     return records
 
 
-def curve(records: Sequence[Record], ks: Sequence[int], seed: int = 0) -> list[Point]:
-    """discovery@k with its 95 % interval, clustered by problem; a k that some search did not reach is left out."""
+def curve(records: Sequence[SearchRecord], ks: Sequence[int], seed: int = 0) -> list[Point]:
+    """Return discovery@k with its 95 % interval, clustered by problem, up to the k that every search reached."""
     points: list[Point] = []
     for k in ks:
         rows: dict[str, list[float]] = {}
@@ -116,8 +112,8 @@ def curve(records: Sequence[Record], ks: Sequence[int], seed: int = 0) -> list[P
     return points
 
 
-def attempts_for(records: Sequence[Record], share: float) -> int | None:
-    """The smallest k with discovery@k of at least `share`; None where the searches do not come so far."""
+def attempts_for(records: Sequence[SearchRecord], share: float) -> int | None:
+    """Return the smallest k with discovery@k of at least `share`; None if the searches do not reach it."""
     firsts = sorted({record.solved for record in records if record.solved is not None})
     for k in firsts:
         reached = [record.within(k) for record in records]
@@ -126,28 +122,9 @@ def attempts_for(records: Sequence[Record], share: float) -> int | None:
     return None
 
 
-def by_method(records: Sequence[Record]) -> Mapping[str, list[Record]]:
-    """The records of each method, in the order of their first appearance."""
-    found: dict[str, list[Record]] = {}
+def by_method(records: Sequence[SearchRecord]) -> Mapping[str, list[SearchRecord]]:
+    """Return the records of each method, in the order of their first appearance."""
+    found: dict[str, list[SearchRecord]] = {}
     for record in records:
         found.setdefault(record.method, []).append(record)
     return found
-
-
-def _with_seed(setup: Components, seed: int) -> Config:
-    return setup.cfg.model_copy(update={"train": setup.cfg.train.model_copy(update={"seed": seed})})
-
-
-def _record(found: Search, method: str, problem: Problem, seed: int) -> Record:
-    return Record(method, problem.id, seed, found.solved, found.attempts, round(found.seconds, 3))
-
-
-def _append(file: Path, record: Record) -> None:
-    try:
-        text = file.read_bytes() if file.exists() else b""
-        if text and not text.endswith(b"\n"):  # a line that was cut off by a kill
-            file.write_bytes(text[: text.rfind(b"\n") + 1])
-        with file.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(asdict(record)) + "\n")
-    except OSError as error:
-        raise trouble(error, file) from error

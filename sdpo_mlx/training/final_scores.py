@@ -113,7 +113,7 @@ def card_facts(components: Components, folder: RunFolder, result: TrainingResult
     return CardFacts(
         name=folder.path.resolve().name,
         base=Base.of(components.model),
-        story=trained(components.cfg, state.step, state.generations, components.sandbox),
+        description=trained(components.cfg, state.step, state.generations, components.sandbox),
         before=result.before.result if result.before else None,
         after=result.after.result if result.after else None,
         versions=versions(),

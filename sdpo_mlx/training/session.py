@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from sdpo_mlx.backends.base import CONCURRENCY, SamplingParams
+from sdpo_mlx.backends.base import SamplingParams
 from sdpo_mlx.core.progress import StartTask, no_tasks
 from sdpo_mlx.core.seeding import derive
 from sdpo_mlx.evaluation.evaluate import Evaluation, evaluate
@@ -82,9 +82,7 @@ class TrainingSession:
     @property
     def sampling(self) -> SamplingParams:
         """How rollouts are sampled."""
-        rollout = self.cfg.rollout
-        eos_ids, at_once = self.components.chat.eos_ids, rollout.concurrency or CONCURRENCY
-        return SamplingParams(rollout.max_tokens, rollout.temperature, rollout.top_p, eos_ids, at_once)
+        return self.components.sampling
 
     def seeds(self, step: int, problems: Sequence[Problem]) -> list[list[int]]:
         """Return one seed for each rollout of this step."""

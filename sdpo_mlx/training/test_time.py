@@ -1,37 +1,41 @@
-"""Test-time SDPO: one problem, attempt after attempt, until one succeeds or the budget ends (SDPO.md, section 7).
+"""Test-time SDPO: one problem, attempt after attempt, until one succeeds or the budget ends.
 
-Three ways to spend the same attempts: `sdpo` learns from the feedback between two batches, `best-of-k` samples the
-untouched model, `multi-turn` holds one conversation with everything that the environment said. Nothing succeeds
-before the end, so the self-teacher's contexts are feedback alone; where the environment says nothing, SDPO has
-nothing to learn from and its attempts are best-of-k's.
+Three methods spend the same attempts: `sdpo` learns from the feedback between two batches, `best-of-k` samples the
+untouched model, `multi-turn` holds one conversation with all feedback. Before the end there is no success, so the
+teacher's contexts hold feedback alone; without feedback SDPO has nothing to learn from and equals best-of-k.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal, Protocol
+from pathlib import Path
+from typing import Literal
 
-from sdpo_mlx.backends.base import CONCURRENCY, SamplingParams, Update
+from sdpo_mlx.backends.base import Update
 from sdpo_mlx.core.errors import ConfigError, DataError
 from sdpo_mlx.core.progress import ProgressCallback, no_progress
 from sdpo_mlx.core.seeding import derive
-from sdpo_mlx.rl.components import Components
+from sdpo_mlx.rl.components import Components, versions
 from sdpo_mlx.rl.distillation import distillation_batch
 from sdpo_mlx.rl.optimization import learn
 from sdpo_mlx.rl.rollouts import ProgressPolicy, rollout_seeds, sample
+from sdpo_mlx.runs.events import EventLog
+from sdpo_mlx.runs.folder import RunFolder
 from sdpo_mlx.teacher import CLOSING_LINE, history
+from sdpo_mlx.training.model_card import Base, CardFacts, model_card, searched
 from sdpo_mlx.types import Exchange, Feedback, Message, Problem, Rollout, RolloutGroup
 
 Method = Literal["sdpo", "best-of-k", "multi-turn"]
 METHODS: tuple[Method, ...] = ("sdpo", "best-of-k", "multi-turn")
-WRONG = "This is not right."  # what a conversation goes on with where the environment has no words
+WRONG = "This is not right."  # the reply in a conversation if there is no feedback text
+UNSCORED = "None: it was made for one problem. In the whole folder `sdpo eval .` measures it on others of that task."
 
 
 @dataclass(frozen=True)
 class Budget:
-    """How long to search: attempts, and seconds where they are limited; whichever ends first."""
+    """How long to search: attempts, and seconds if they are limited; whichever ends first."""
 
     attempts: int
     seconds: float | None = None
@@ -39,7 +43,7 @@ class Budget:
 
 @dataclass(frozen=True)
 class Attempt:
-    """One answer with its verdict; `number` counts from 1 in the order of sampling."""
+    """One graded rollout; `number` counts from 1 in the order of sampling."""
 
     number: int
     rollout: Rollout
@@ -47,8 +51,8 @@ class Attempt:
 
 
 @dataclass(frozen=True)
-class Tried:
-    """One batch of attempts, and the update that was made before it (None: nothing was learned)."""
+class AttemptBatch:
+    """One batch of attempts, and the update before it (None if nothing was learned)."""
 
     attempts: tuple[Attempt, ...]
     update: Update | None
@@ -64,41 +68,35 @@ class Search:
     seconds: float
 
 
-class Searcher(Protocol):
-    """A way to choose the next attempts."""
-
-    def ask(self, step: int, size: int, tell: ProgressCallback = no_progress) -> RolloutGroup:
-        """At most `size` further answers, told as they come."""
-
-    @property
-    def update(self) -> Update | None:
-        """What was learned since the answers before."""
-
-
 def solve(
-    setup: Components,
+    components: Components,
     problem: Problem,
     method: Method,
     budget: Budget,
-    observe: Callable[[Tried], None] = lambda _: None,
+    on_batch: Callable[[AttemptBatch], None] = lambda _: None,
     interrupted: Callable[[], bool] = lambda: False,
-    tell: ProgressCallback = no_progress,
+    on_progress: ProgressCallback = no_progress,
 ) -> Search:
-    """Try until the first success or the end of the budget; the policy stays as it is by then.
+    """Sample attempts until the first success or the end of the budget; the policy keeps its last weights.
 
-    With a success the student holds the weights that wrote it. Everything follows from `train.seed`, the problem and
-    the method. Tells attempts of the budget. Raises KeyboardInterrupt when `interrupted()` turns true, DataError where
-    the prompt leaves no room.
+    After a success the student holds the weights that sampled it. Everything follows from `train.seed`, the problem
+    and the method. `on_progress` receives attempts of the budget. Raises KeyboardInterrupt if `interrupted()` returns
+    True, DataError if the prompt leaves no room for a rollout.
     """
-    searcher, begun, best, count, step = searcher_of(setup, problem, method, interrupted), time.monotonic(), None, 0, 0
-    while count < budget.attempts and (count == 0 or not _over(budget, begun)):
-        size = min(setup.cfg.rollout.group_size, budget.attempts - count)
-        group = searcher.ask(step, size, _after(count, budget.attempts, tell))
-        answers = zip(group.rollouts, group.feedback, strict=True)
-        attempts = tuple(Attempt(count + n, *answer) for n, answer in enumerate(answers, 1))
-        observe(Tried(attempts, searcher.update))
+    searcher, begun = searcher_of(components, problem, method, interrupted), time.monotonic()
+    best: Attempt | None = None
+    count = step = 0
+    while count < budget.attempts:
+        if count and budget.seconds is not None and time.monotonic() - begun >= budget.seconds:
+            break
+        size = min(components.cfg.rollout.group_size, budget.attempts - count)
+        group = searcher.next_group(step, size, lambda n, _, done=count: on_progress(done + n, budget.attempts))  # type: ignore[misc]
+        graded = zip(group.rollouts, group.feedback, strict=True)
+        attempts = tuple(Attempt(count + n, *each) for n, each in enumerate(graded, 1))
+        on_batch(AttemptBatch(attempts, searcher.update))
         count, step = count + len(attempts), step + 1
-        best = max((best, *attempts) if best else attempts, key=lambda each: (each.feedback.success, _reward(each)))
+        # Of equal attempts `max` keeps the earliest.
+        best = max((best, *attempts) if best else attempts, key=lambda a: (a.feedback.success, a.feedback.reward))
         if best.feedback.success:
             break
     if best is None:
@@ -106,110 +104,121 @@ def solve(
     return Search(best.number if best.feedback.success else None, best, count, time.monotonic() - begun)
 
 
-def _after(count: int, total: int, tell: ProgressCallback) -> ProgressCallback:
-    """Tells attempts of the whole budget from inside a batch."""
-    return lambda done, _: tell(count + done, total)
-
-
-def searcher_of(setup: Components, problem: Problem, method: Method, interrupted: Callable[[], bool]) -> Searcher:
-    """The searcher of a method's name; raises ConfigError for another name."""
-    kinds: dict[str, type[_Resampling]] = {
-        "sdpo": _SelfDistillation,
-        "best-of-k": _Resampling,
-        "multi-turn": _Conversation,
-    }
+def searcher_of(components: Components, problem: Problem, method: str, interrupted: Callable[[], bool]) -> BestOfK:
+    """Return the searcher of a method; raises ConfigError for an unknown name."""
+    kinds: dict[str, type[BestOfK]] = {"sdpo": SelfDistillation, "best-of-k": BestOfK, "multi-turn": MultiTurn}
     if method not in kinds:
         raise ConfigError(f"there is no method {method!r}", where="--method", fix=f"choose one of {', '.join(kinds)}")
-    return kinds[method](setup, problem, interrupted)
-
-
-def _over(budget: Budget, begun: float) -> bool:
-    return budget.seconds is not None and time.monotonic() - begun >= budget.seconds
-
-
-def _reward(attempt: Attempt) -> float:
-    """Best comes first; of equals the earliest stays, since `max` keeps the first."""
-    return attempt.feedback.reward
+    return kinds[method](components, problem, interrupted)
 
 
 @dataclass
-class _Resampling:
-    """Best of k: the same question again, nothing remembered."""
+class BestOfK:
+    """Sample the same prompt again and again; `update` is what was learned since the group before."""
 
-    setup: Components
+    components: Components
     problem: Problem
     interrupted: Callable[[], bool]
     update: Update | None = None
 
-    def ask(self, step: int, size: int, tell: ProgressCallback = no_progress) -> RolloutGroup:
-        """Answers to the bare problem."""
-        return self.answers(self.problem, step, size, tell)
+    def next_group(self, step: int, size: int, on_progress: ProgressCallback = no_progress) -> RolloutGroup:
+        """Return at most `size` further rollouts."""
+        return self.sample(self.problem, step, size, on_progress)
 
-    def answers(self, problem: Problem, step: int, size: int, tell: ProgressCallback) -> RolloutGroup:
-        setup = self.setup
-        seeds = rollout_seeds("solve", setup.cfg.train.seed, step, [problem], size)
-        writer = ProgressPolicy(setup.policy, lambda: tell)
-        found = sample(writer, setup.task, setup.chat, [problem], self.sampling, seeds, self.interrupted)
+    def sample(self, problem: Problem, step: int, size: int, on_progress: ProgressCallback) -> RolloutGroup:
+        """Sample and grade rollouts of this problem; raises DataError if its prompt is too long."""
+        parts = self.components
+        seeds = rollout_seeds("solve", parts.cfg.train.seed, step, [problem], size)
+        policy = ProgressPolicy(parts.policy, lambda: on_progress)
+        found = sample(policy, parts.task, parts.chat, [problem], parts.sampling, seeds, self.interrupted)
         if not found.groups:
             fix = "lower rollout.max_tokens, or choose a model with a longer context"
-            raise DataError("the problem leaves no room for an answer", where=problem.id, fix=fix)
+            raise DataError("the prompt leaves no room for a rollout", where=problem.id, fix=fix)
         return found.groups[0]
-
-    @property
-    def sampling(self) -> SamplingParams:
-        rollout = self.setup.cfg.rollout
-        at_once = self.setup.cfg.rollout.concurrency or CONCURRENCY
-        return SamplingParams(rollout.max_tokens, rollout.temperature, rollout.top_p, self.setup.chat.eos_ids, at_once)
 
 
 @dataclass
-class _SelfDistillation(_Resampling):
-    """SDPO: before the next batch, one step on the last one with what the environment said about it."""
+class SelfDistillation(BestOfK):
+    """SDPO: before the next batch, one step on the last one with its feedback."""
 
     last: RolloutGroup | None = None
 
-    def ask(self, step: int, size: int, tell: ProgressCallback = no_progress) -> RolloutGroup:
-        """Answers of the student that has learned from all before."""
+    def next_group(self, step: int, size: int, on_progress: ProgressCallback = no_progress) -> RolloutGroup:
+        """Learn from the last group, then sample the next."""
         if self.last is not None:
-            self.update = self._learned(self.last, step - 1)
-        self.last = self.answers(self.problem, step, size, tell)
+            parts, cfg = self.components, self.components.cfg
+            batch = distillation_batch(
+                [self.last],
+                parts.chat,
+                cfg.teacher,
+                cfg.objective,
+                context_length=parts.policy.info.context_length,
+                seed=derive(cfg.train.seed, step - 1),
+            )
+            self.update = learn(parts.policy, batch.samples, cfg, step - 1, self.interrupted).update
+        self.last = self.sample(self.problem, step, size, on_progress)
         return self.last
-
-    def _learned(self, group: RolloutGroup, step: int) -> Update | None:
-        setup, cfg = self.setup, self.setup.cfg
-        batch = distillation_batch(
-            [group],
-            setup.chat,
-            cfg.teacher,
-            cfg.objective,
-            context_length=setup.policy.info.context_length,
-            seed=derive(cfg.train.seed, step),
-        )
-        return learn(setup.policy, batch.samples, cfg, step, self.interrupted).update
 
 
 @dataclass
-class _Conversation(_Resampling):
-    """Multi-turn: one answer at a time, each after all earlier answers and what was said about them.
+class MultiTurn(BestOfK):
+    """One rollout at a time, each after all earlier ones and their feedback.
 
-    Where the conversation outgrows the model's context its oldest answers go, with what was said about them.
+    If the conversation outgrows the model's context, its oldest exchanges are dropped.
     """
 
-    said: list[tuple[Message, ...]] = field(default_factory=list)
+    exchanges: list[tuple[Message, ...]] = field(default_factory=list)
 
-    def ask(self, step: int, size: int, tell: ProgressCallback = no_progress) -> RolloutGroup:  # noqa: ARG002 - one at a time
-        """One answer to the conversation so far."""
-        group = self.answers(self._extended(), step, 1, tell)
+    def next_group(self, step: int, size: int, on_progress: ProgressCallback = no_progress) -> RolloutGroup:  # noqa: ARG002 - one at a time
+        """Sample one rollout after the conversation so far."""
+        group = self.sample(self._extended(), step, 1, on_progress)
         rollout, feedback = group.rollouts[0], group.feedback[0]
         reply = f"{feedback.text.strip() or WRONG}\n\n{CLOSING_LINE}"
-        self.said.append(history((*rollout.earlier, Exchange(replace(rollout, earlier=()), reply))))
+        self.exchanges.append(history((*rollout.earlier, Exchange(replace(rollout, earlier=()), reply))))
         return group
 
     def _extended(self) -> Problem:
-        room = self.setup.policy.info.context_length - self.setup.cfg.rollout.max_tokens
-        while self.said:
-            messages = (*self.problem.messages, *(message for exchange in self.said for message in exchange))
-            if self.setup.chat.render(messages, tools=self.problem.tools).size <= room:
+        room = self.components.policy.info.context_length - self.components.cfg.rollout.max_tokens
+        while self.exchanges:
+            messages = (*self.problem.messages, *(message for exchange in self.exchanges for message in exchange))
+            if self.components.chat.render(messages, tools=self.problem.tools).size <= room:
                 return replace(self.problem, messages=messages)
-            del self.said[0]
+            del self.exchanges[0]
         return self.problem
+
+
+def check_output(folder: Path) -> None:
+    """Raise ConfigError, before anything is sampled, if `save_search` cannot or must not write here."""
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError("the output path is a file", where=str(folder), fix="choose another --keep")
+    if (folder / "checkpoints").exists():
+        raise ConfigError("the output folder already contains a run", where=str(folder), fix="choose another --keep")
+
+
+def save_search(components: Components, folder: Path, problem: Problem, search: Search, command: Sequence[str]) -> None:
+    """Save the student as a run folder, so that every command that takes a run takes it too.
+
+    An earlier search saved there is replaced. `step` counts batches of attempts.
+    """
+    check_output(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    run, batches = RunFolder(folder), -(-search.attempts // components.cfg.rollout.group_size)
+    run.save_adapter(components.policy.state()["student"], components.policy.adapter_config())
+    run.write_config(components.requested)
+    run.write_manifest({**components.manifest(list(command)), "problem": problem.id, "solved": search.solved})
+    facts = CardFacts(
+        name=folder.resolve().name,
+        base=Base.of(components.model),
+        description=searched(components.cfg, problem.id, search.attempts, search.solved),
+        unscored=UNSCORED,
+        versions=versions(),
+    )
+    run.write_card(model_card(facts, components.requested))
+    run.events.unlink(missing_ok=True)
+    config = components.requested.model_dump(mode="json")
+    config["train"]["steps"] = batches
+    solved = 1.0 if search.solved else 0.0
+    with EventLog(run.events) as log:
+        log.emit({"type": "run_started", "step": 0, "config": config})
+        log.emit({"type": "step", "step": batches, "generations/total": search.attempts, "groups/solved": solved})
+        log.emit({"type": "run_finished", "step": batches})

@@ -128,8 +128,8 @@ def test_the_card_of_a_coached_folder_tells_what_was_said_and_no_place(tmp_path:
         "pipeline_tag": "text-generation",
         "tags": ["mlx", "lora", "sdpo", "reinforcement-learning"],
     }
-    assert "3 lessons with 1 remarks and 1 answers marked as good" in text
-    assert "with the adapter of `first`" in text
+    assert "3 lessons with 1 comments and 1 rollouts marked as good" in text
+    assert "from the adapter of `first`" in text
     assert "sdpo coach first --replay coaching.jsonl" in text
     assert str(tmp_path) not in text
     assert str(resolve("tiny").path) not in text
@@ -137,7 +137,7 @@ def test_the_card_of_a_coached_folder_tells_what_was_said_and_no_place(tmp_path:
     again = Coaching(build_components(setup.requested), RunFolder.open(folder), itself=True)
     taught(again, TOLD)
     closed(again)
-    assert "4 lessons with 2 remarks and 1 answers" in (folder / "README.md").read_text()
+    assert "4 lessons with 2 comments and 1 rollouts" in (folder / "README.md").read_text()
     assert "adapter of `first`" in (folder / "README.md").read_text()
 
 

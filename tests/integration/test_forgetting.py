@@ -227,5 +227,5 @@ def test_the_card_tells_what_was_forgotten() -> None:
     facts = CardFacts("demo", Base("base"), "trained.")
     found = Forgetting(0.01234, 0.001, TextScore(9.5, 1.0), TextScore(9.75, 1.1))
     text = model_card(replace(facts, forgetting=found), Config())
-    assert "0.0123 nats a token" in text
+    assert "0.0123 nats per token" in text
     assert "from 9.50 to 9.75" in text

@@ -19,8 +19,8 @@ from sdpo_mlx.runs.status import state_of
 from sdpo_mlx.tasks.base import Task
 from sdpo_mlx.tasks.code.formats.detect import problem_from_any
 from sdpo_mlx.tasks.code.problem_folder import row_of
-from sdpo_mlx.training.discovery import Plan, Record, attempts_for, curve, measure, read
-from sdpo_mlx.training.test_time import WRONG, Budget, Tried, searcher_of, solve
+from sdpo_mlx.training.discovery import Plan, SearchRecord, attempts_for, curve, measure, read
+from sdpo_mlx.training.test_time import WRONG, AttemptBatch, Budget, searcher_of, solve
 from sdpo_mlx.types import Feedback, Problem
 
 
@@ -74,7 +74,7 @@ def same(first: dict[str, np.ndarray], second: dict[str, np.ndarray]) -> bool:
 def test_a_hard_problem_is_solved_where_as_many_samples_of_the_untouched_model_fail(
     setup: Components, problem: Problem
 ) -> None:
-    untouched, seen = setup.policy.state(), list[Tried]()
+    untouched, seen = setup.policy.state(), list[AttemptBatch]()
     found = solve(setup, problem, "sdpo", Budget(64), seen.append)
     assert found.solved is not None
     assert found.solved <= found.attempts <= 64
@@ -90,7 +90,7 @@ def test_a_search_is_the_same_again_with_the_same_seed(setup: Components, proble
 
     def texts(seed: int, method: Any) -> list[str]:
         setup.policy.load_state(untouched)
-        seen = list[Tried]()
+        seen = list[AttemptBatch]()
         seeded = replace(setup, cfg=settings(**{"train.seed": seed}))
         solve(seeded, problem, method, Budget(10), seen.append)
         return [each.rollout.text for tried in seen for each in tried.attempts]
@@ -111,7 +111,7 @@ def test_only_sdpo_moves_the_weights(setup: Components, problem: Problem) -> Non
 
 def test_nothing_is_learned_from_an_environment_without_words(setup: Components, problem: Problem) -> None:
     before, mute = student(setup), replace(setup, task=Mute(setup.task, hopeless=True))
-    distilled, resampled = list[Tried](), list[Tried]()
+    distilled, resampled = list[AttemptBatch](), list[AttemptBatch]()
     solve(mute, problem, "sdpo", Budget(16), distilled.append)
     solve(mute, problem, "best-of-k", Budget(16), resampled.append)
     assert same(student(setup), before)
@@ -127,16 +127,18 @@ def test_a_conversation_holds_what_was_said_and_loses_the_oldest_where_it_gets_t
     searcher: Any = searcher_of(
         replace(setup, task=Mute(setup.task, hopeless=True)), problem, "multi-turn", lambda: False
     )
-    first, second = searcher.ask(0, 8), searcher.ask(1, 8)
+    first, second = searcher.next_group(0, 8), searcher.next_group(1, 8)
     shown = setup.chat.reveal(second.rollouts[0].prompt_ids)
     assert len(first.rollouts) == len(second.rollouts) == 1
     assert first.rollouts[0].text in shown
     assert WRONG in shown
     room = setup.policy.info.context_length - setup.cfg.rollout.max_tokens
-    sizes = [searcher.ask(step, 1).rollouts[0].prompt_ids.size for step in range(2, 26)]
+    sizes = [searcher.next_group(step, 1).rollouts[0].prompt_ids.size for step in range(2, 26)]
     assert max(sizes) <= room
-    assert len(searcher.said) < 26
-    assert setup.chat.reveal(searcher.ask(26, 1).rollouts[0].prompt_ids).count(problem.messages[-1]["content"]) == 1
+    assert len(searcher.exchanges) < 26
+    assert (
+        setup.chat.reveal(searcher.next_group(26, 1).rollouts[0].prompt_ids).count(problem.messages[-1]["content"]) == 1
+    )
 
 
 def test_the_budget_ends_a_search_by_attempts_and_by_time(setup: Components, problem: Problem) -> None:
@@ -151,7 +153,7 @@ def test_an_interrupted_measurement_goes_on_and_leaves_the_policy_untouched(setu
     before, file = student(setup), tmp_path / "searches.jsonl"
     problems = setup.task.problems("train")[:2]
     plan = Plan(problems, ("sdpo", "best-of-k"), (0, 1), Budget(8))
-    done = list[Record]()
+    done = list[SearchRecord]()
     with pytest.raises(KeyboardInterrupt):
         measure(setup, plan, file, done.append, lambda: len(done) >= 3)
     assert same(student(setup), before)
@@ -172,8 +174,8 @@ def test_damage_within_the_searches_names_its_line(tmp_path: Path) -> None:
 
 
 def test_discovery_counts_first_successes_over_problems_and_seeds() -> None:
-    def record(problem: str, seed: int, solved: int | None, attempts: int = 64) -> Record:
-        return Record("sdpo", problem, seed, solved, solved or attempts, 1.0)
+    def record(problem: str, seed: int, solved: int | None, attempts: int = 64) -> SearchRecord:
+        return SearchRecord("sdpo", problem, seed, solved, solved or attempts, 1.0)
 
     found = [record("a", 0, 4), record("a", 1, None), record("b", 0, 20), record("b", 1, 1)]
     shares = {k: share for k, share, _ in curve(found, [1, 4, 19, 20, 64])}
@@ -230,7 +232,7 @@ def test_the_command_solves_shows_and_keeps(
     assert "none of 1 attempts" in (kept / "README.md").read_text()
     (kept / "checkpoints").mkdir()  # as a training run has
     assert run([*words, "--attempts", "1", "--keep", str(kept)]) == 2
-    assert "a run lies here" in capsys.readouterr().err
+    assert "already contains a run" in capsys.readouterr().err
     assert run([*words, "--attempts", "1", "--method", "best-of-k"]) == 1
     assert "not solved in 1 attempts" in capsys.readouterr().out
 

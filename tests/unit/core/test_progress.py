@@ -74,7 +74,7 @@ def test_a_run_says_what_it_does_and_a_search_counts_its_attempts(
 
     attempts: list[tuple[int, int]] = []
     problem = setup.task.problems("held_out")[0]
-    found = solve(setup, problem, "best-of-k", Budget(3), tell=lambda *how: attempts.append(how))
+    found = solve(setup, problem, "best-of-k", Budget(3), on_progress=lambda *how: attempts.append(how))
     assert attempts[0] == (0, 3)
     assert attempts[-1] == (found.attempts, 3)
 

@@ -156,7 +156,7 @@ def test_the_card_names_base_result_and_use_and_survives_hostile_names() -> None
     front = front_of(text)
     assert (front["base_model"], front["base_model_relation"], front["license"]) == (name, "adapter", "apache-2.0")
     assert "| this adapter | 94.0 % | 91.0 to 96.0 % | 64 x 4 |" in text
-    assert "1920 sampled answers" in text
+    assert "1920 rollouts" in text
     for command in ("mlx_lm.generate", "sdpo chat", "sdpo serve", "mlx_lm.fuse", "ollama create", "vllm"):
         assert command in text
     assert "$HOME" not in text.split("\n---\n", 1)[1]
@@ -179,7 +179,7 @@ def test_the_card_of_a_base_that_is_no_repository_leaks_no_folder(tmp_path: Path
 
 def test_the_use_lines_find_a_base_that_is_known_by_name() -> None:
     base = Base.of(resolve("tiny"))
-    line = base.before_use()[1]
+    line = base.setup_lines()[1]
     assert str(resolve("tiny").path) not in line
     program = line.removeprefix('BASE="$(python -c "').removesuffix('")"')
     found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

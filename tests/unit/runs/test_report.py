@@ -20,7 +20,7 @@ from small_runs import settings, trained
 from sdpo_mlx.core.errors import ConfigError
 from sdpo_mlx.models.chat_template import load_chat
 from sdpo_mlx.models.resolve import resolve
-from sdpo_mlx.rl.diagnostics import WORTH, candidates, due, pieces
+from sdpo_mlx.rl.diagnostics import ROLLOUTS_PER_LOOK, candidates, due, pieces
 from sdpo_mlx.runs.folder import RunFolder
 from sdpo_mlx.runs.report.collect import read_run, read_runs
 from sdpo_mlx.runs.report.html import page
@@ -105,7 +105,7 @@ def test_looking_changes_nothing_in_training(made: Path, tmp_path: Path) -> None
 def test_looks_are_rare_where_steps_are_small_and_the_first_step_has_one(count: int, rollouts: int) -> None:
     looked = sum(due(step, count, rollouts) for step in range(640)) * count
     assert due(0, count, rollouts)
-    assert looked <= 640 * rollouts / WORTH + count
+    assert looked <= 640 * rollouts / ROLLOUTS_PER_LOOK + count
     assert not due(0, 0, rollouts)
 
 
