@@ -103,39 +103,22 @@ class EvalTarget:
 
 def score(side: EvalTarget, interrupted: Callable[[], bool]) -> EvalDocument:
     """Open the target and evaluate it; cached rollouts are not sampled again."""
-    from sdpo_mlx.evaluation.cache import rollout_cache
-    from sdpo_mlx.evaluation.document import EvalDocument
-    from sdpo_mlx.evaluation.evaluate import evaluate
-    from sdpo_mlx.evaluation.spec import eval_spec, settings_record
-    from sdpo_mlx.runs.folder import adapter_sha256
+    from sdpo_mlx.evaluation.document import score as evaluated
 
-    started = time.monotonic()
     setup = open_components(side.cfg, side.plain, None if side.bare else side.target, side.adapter)
-    spec, home = eval_spec(setup), side.home
-    cache = None if side.no_cache else rollout_cache(setup, spec, home)
-    counts: list[int] = []
-    with render.status(f"sampling {render.plural(spec.samples, 'rollout')} per problem", side.plain) as start_task:
-        report = start_task("rollouts")
-
-        def on_progress(done: int, total: int) -> None:
-            counts.append(done)
-            report(done, total)
-
-        found = evaluate(setup.policy, setup.task, setup.chat, spec, interrupted, cache, on_progress)
-    if counts[0] and cache is not None:
-        render.message(f"{render.plural(counts[0], 'rollout')} from the cache ({cache.path})")
-    sampling = {name: getattr(spec.sampling, name) for name in ("temperature", "top_p", "max_tokens")}
-    return EvalDocument(
-        found,
-        target=side.name,
-        task=setup.cfg.task.name,
-        conditions={"samples": found.samples, "seed": found.seed, "sampling": sampling},
-        settings=settings_record(setup.cfg),
-        model=setup.model.record(),
-        adapter=adapter_sha256(home) if home is not None else None,
-        seconds=time.monotonic() - started,
-        cached=None if cache is None else {"path": str(cache.path), "answers": counts[0]},
-    )
+    rollouts = render.plural(setup.cfg.eval.samples, "rollout")
+    with render.status(f"sampling {rollouts} per problem", side.plain) as start_task:
+        found = evaluated(
+            setup,
+            side.name,
+            side.home,
+            use_cache=not side.no_cache,
+            interrupted=interrupted,
+            on_progress=start_task("rollouts"),
+        )
+    if found.cached and found.cached["answers"]:
+        render.message(f"{render.plural(found.cached['answers'], 'rollout')} from the cache ({found.cached['path']})")
+    return found
 
 
 def check_writable(out: Path) -> None:

@@ -47,16 +47,9 @@ def command(
     place = out or named.with_name(f"{named.name}-{to}")
     with render.status("", as_json) as start_task:
         start_task(f"exporting {target}")
-        if to == "mlx":
-            made = formats.export_mlx(target, str(model), place)
-        elif to == "fused":
-            made = formats.export_fused(target, place, quantised=quantised, doing=start_task)
-        elif to == "gguf":
-            made = formats.export_gguf(target, place, kind or "F16", start_task)
-        elif to == "gguf-lora":
-            made = formats.export_gguf_lora(target, place)
-        else:
-            made = formats.export_peft(target, place)
+        made = formats.export(
+            target, to, place, base=model or "", quantised=quantised, kind=kind or "F16", start_task=start_task
+        )
     render.warn(made.warnings)
     content = {"folder": str(made.folder), **made.figures}
     content |= {"next": dict(made.next_steps), "warnings": list(made.warnings)}

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from sdpo_mlx.core.errors import DataError
+from sdpo_mlx.core.progress import ProgressCallback, no_progress
 from sdpo_mlx.core.storage import guarded, json_line, plain, write_bytes, write_text
-from sdpo_mlx.evaluation.evaluate import Evaluation, ProblemScore
+from sdpo_mlx.evaluation.cache import rollout_cache
+from sdpo_mlx.evaluation.evaluate import Evaluation, ProblemScore, evaluate
+from sdpo_mlx.evaluation.spec import eval_spec, settings_record
+from sdpo_mlx.rl.components import Components
+from sdpo_mlx.runs.folder import adapter_sha256
 
 MAX_BYTES = 1_000_000_000
 CONDITIONS = ("samples", "seed", "sampling")  # equal in two evaluations that are fully comparable
@@ -82,6 +88,42 @@ class EvalDocument:
             seconds=content.get("seconds", 0.0),
             cached=content.get("kept"),
         )
+
+
+def score(
+    components: Components,
+    target: str,
+    adapter: Path | None,
+    *,
+    use_cache: bool = True,
+    interrupted: Callable[[], bool] = lambda: False,
+    on_progress: ProgressCallback = no_progress,
+) -> EvalDocument:
+    """Evaluate the student as it is; rollouts of an earlier evaluation come from the cache.
+
+    `adapter` is the folder of the adapter that the student holds, None for the untouched model.
+    Raises KeyboardInterrupt; rollouts that were graded by then are in the cache.
+    """
+    started, spec, counts = time.monotonic(), eval_spec(components), list[int]()
+    cache = rollout_cache(components, spec, adapter) if use_cache else None
+
+    def count(done: int, total: int) -> None:
+        counts.append(done)
+        on_progress(done, total)
+
+    found = evaluate(components.policy, components.task, components.chat, spec, interrupted, cache, count)
+    sampling = {name: getattr(spec.sampling, name) for name in ("temperature", "top_p", "max_tokens")}
+    return EvalDocument(
+        found,
+        target=target,
+        task=components.cfg.task.name,
+        conditions={"samples": found.samples, "seed": found.seed, "sampling": sampling},
+        settings=settings_record(components.cfg),
+        model=components.model.record(),
+        adapter=adapter_sha256(adapter) if adapter is not None else None,
+        seconds=time.monotonic() - started,
+        cached=None if cache is None else {"path": str(cache.path), "answers": counts[0]},
+    )
 
 
 def save_evaluation(path: Path, document: EvalDocument) -> None:

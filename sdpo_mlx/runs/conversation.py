@@ -19,6 +19,7 @@ from sdpo_mlx.core.seeding import derive
 from sdpo_mlx.core.text import strip_thinking
 from sdpo_mlx.models import resolve
 from sdpo_mlx.models.chat_template import Chat, load_chat
+from sdpo_mlx.rl.components import Components
 from sdpo_mlx.runs.folder import RunFolder
 from sdpo_mlx.runs.targets import adapter_home
 from sdpo_mlx.types import IntArray, Message
@@ -46,6 +47,13 @@ class ChatModel:
         self.policy, self.chat, self.sampling, self.seed, self.voices = policy, chat, sampling, seed, voices
         self.context = policy.info.context_length
         self._speaks: AdapterChoice | None = None
+
+    @classmethod
+    def of(cls, components: Components, sampling: SamplingParams) -> ChatModel:
+        """Return the model of open components as it is, with the adapter that its student holds."""
+        policy, chat = components.policy, components.chat
+        sampling = replace(sampling, eos_ids=chat.eos_ids)
+        return cls(policy, chat, sampling, components.cfg.train.seed, {"model": policy.state()["student"]})
 
     def as_voice(self, voice: AdapterChoice) -> Policy:
         """The policy with that voice's weights in place."""

@@ -88,6 +88,16 @@ class RunFolder:
             os.close(self._lock)
             self._lock = None
 
+    def remove_if_unused(self) -> None:
+        """Remove a folder without events, and its parent `runs` if that is empty then."""
+        if self.events.exists():
+            return
+        (self.path / ".lock").unlink(missing_ok=True)
+        parents = [self.path.parent] if self.path.parent.name == "runs" else []
+        for folder in (self.rollouts, self.checkpoints, self.path, *parents):
+            if folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()
+
     def __enter__(self) -> RunFolder:
         return self
 

@@ -27,6 +27,9 @@ class OpenedTask:
     self_test: Mapping[str, bool] = field(default_factory=dict)
 
 
+IN_MEMORY = "python:"  # begins the recorded name of a task that was passed as a Python object
+
+
 @dataclass(frozen=True)
 class TaskRecord:
     """What `--task NAME` or `NAME:VARIANT` opens, and the function that parses its rows."""
@@ -83,6 +86,9 @@ def _open(cfg: Config, source: object | None) -> OpenedTask:
         return OpenedTask(adapt(source, cfg.task))
     if is_file(cfg.task.name):
         return OpenedTask(open_file(cfg.task))
+    if cfg.task.name.startswith(IN_MEMORY):
+        fix = "load the run in Python, with the task: sdpo_mlx.load_run(folder, task=my_task)"
+        raise ConfigError("the task was a Python object, which no file holds", where=cfg.task.name, fix=fix)
     family, _, variant = cfg.task.name.partition(":")
     record = TASKS.get(family)
     if record is None:

@@ -46,6 +46,30 @@ class Exported:
     warnings: tuple[str, ...] = ()
 
 
+def export(
+    target: Path,
+    to: str,
+    out: Path,
+    *,
+    base: str = "",
+    quantised: bool = False,
+    kind: Kind = "F16",
+    start_task: StartTask = no_tasks,
+) -> Exported:
+    """Export a run to `peft`, `fused`, `gguf` or `gguf-lora`, or a PEFT adapter on `base` to `mlx`."""
+    if to == "mlx":
+        return export_mlx(target, base, out)
+    if to == "fused":
+        return export_fused(target, out, quantised=quantised, doing=start_task)
+    if to == "gguf":
+        return export_gguf(target, out, kind, start_task)
+    if to == "gguf-lora":
+        return export_gguf_lora(target, out)
+    if to == "peft":
+        return export_peft(target, out)
+    raise ConfigError(f"unknown export format {to!r}", fix="Use peft, fused, gguf, gguf-lora or mlx")
+
+
 def export_peft(run: Path, out: Path) -> Exported:
     """The run's adapter in PEFT's layout; raises ConfigError where it has no such form."""
     from safetensors.numpy import save
