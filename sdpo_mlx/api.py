@@ -72,11 +72,11 @@ KEYS: Mapping[str, str] = {
 class Display(Protocol):
     """What is shown of a run while it opens and trains."""
 
-    def opening(self, cfg: Config) -> AbstractContextManager[StartTask]:
+    def opening(self, cfg: Config, /) -> AbstractContextManager[StartTask]:
         """Show that the components are being opened."""
 
     def training(
-        self, components: Components, folder: RunFolder, interrupted: Callable[[], bool]
+        self, components: Components, folder: RunFolder, interrupted: Callable[[], bool], /
     ) -> AbstractContextManager[tuple[OnEvent, StartTask]]:
         """Show the training; return what receives its events and its tasks."""
 
@@ -245,12 +245,12 @@ class Silent:
     def __init__(self, callbacks: Sequence[Callback] = ()) -> None:
         self.callbacks = callbacks
 
-    def opening(self, cfg: Config) -> AbstractContextManager[StartTask]:
+    def opening(self, _cfg: Config, /) -> AbstractContextManager[StartTask]:
         """See `Display.opening`."""
         return nullcontext(no_tasks)
 
     def training(
-        self, components: Components, folder: RunFolder, interrupted: Callable[[], bool]
+        self, _components: Components, _folder: RunFolder, _interrupted: Callable[[], bool], /
     ) -> AbstractContextManager[tuple[OnEvent, StartTask]]:
         """See `Display.training`."""
         return nullcontext((self._on_event, no_tasks))
@@ -265,7 +265,7 @@ class ProgressBar(Silent):
 
     @contextmanager
     def training(
-        self, components: Components, folder: RunFolder, interrupted: Callable[[], bool]
+        self, components: Components, folder: RunFolder, _interrupted: Callable[[], bool], /
     ) -> Iterator[tuple[OnEvent, StartTask]]:
         """See `Display.training`."""
         from tqdm.auto import tqdm
