@@ -15,6 +15,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import cache
 from typing import Any
 
 import regex
@@ -22,13 +23,37 @@ import regex
 from sdpo_mlx.core.errors import DataError
 from sdpo_mlx.core.text import shorten_middle
 from sdpo_mlx.tasks.rubric import json_schema
-from sdpo_mlx.tasks.rubric.language import NAMES, language_of
 
 _FIELDS = ("kind", "value", "feedback", "weight", "ignore_case")
 _QUOTED = 80
 _BULLET = re.compile(r"[ \t]*(?:[-*+•]|\d{1,3}[.)])[ \t]+\S")
 _SENTENCE_END = re.compile(r"[.!?…。！？]+[\"'”’)\]]*(?=\s|$)")
 Judge = Callable[[Any, str], str]
+LANGUAGES: Mapping[str, str] = {
+    "en": "English",
+    "de": "German",
+    "fr": "French",
+    "es": "Spanish",
+    "it": "Italian",
+    "pt": "Portuguese",
+    "nl": "Dutch",
+    "sv": "Swedish",
+    "pl": "Polish",
+    "ru": "Russian",
+    "uk": "Ukrainian",
+    "el": "Greek",
+    "zh": "Chinese",
+    "ja": "Japanese",
+    "ko": "Korean",
+    "ar": "Arabic",
+    "he": "Hebrew",
+    "hi": "Hindi",
+    "th": "Thai",
+}
+# Measured on 91 sentences of two to six words: the lowest confidence of a right answer is 0.45, while one word
+# of no language in particular ("42", "Paris", "qwrt zxcv") reaches at most 0.27.
+LEAST_CONFIDENCE = 0.4
+LANGUAGE_SAMPLE = 20_000  # characters that are enough to recognise a language
 
 
 @dataclass(frozen=True)
@@ -143,8 +168,8 @@ def _keys_fault(value: Any) -> str:
 def _language_fault(value: Any) -> str:
     return (
         ""
-        if isinstance(value, str) and value in NAMES
-        else f"the value must be a code of a language: {', '.join(NAMES)}"
+        if isinstance(value, str) and value in LANGUAGES
+        else f"the value must be a code of a language: {', '.join(LANGUAGES)}"
     )
 
 
@@ -220,8 +245,23 @@ def _language_judge(value: str, answer: str) -> str:
     found = language_of(answer)
     if found == value:
         return ""
-    guess = f"it reads as {NAMES[found]}" if found else "its language cannot be told"
-    return f"The answer must be in {NAMES[value]}, and {guess}."
+    guess = f"it reads as {LANGUAGES[found]}" if found else "its language cannot be told"
+    return f"The answer must be in {LANGUAGES[value]}, and {guess}."
+
+
+@cache
+def _language_identifier() -> Any:
+    from py3langid.langid import MODEL_FILE, LanguageIdentifier  # 0.5 s and 100 MB, only when a row needs it
+
+    identifier = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True, min_confidence=LEAST_CONFIDENCE)
+    identifier.set_languages(list(LANGUAGES))
+    return identifier
+
+
+def language_of(text: str) -> str | None:
+    """Return the code of the text's language among `LANGUAGES`, None if it is not clear."""
+    found, _ = _language_identifier().classify(text[:LANGUAGE_SAMPLE])
+    return found if found in LANGUAGES else None
 
 
 def _count(noun: str, count: Callable[[str], int], least: bool, most: bool) -> Kind:
@@ -276,7 +316,7 @@ KINDS: Mapping[str, Kind] = {
     "json": Kind(_json_fault, _json_judge, lambda value: f"JSON {value}" if value else "JSON"),
     "json_keys": Kind(_keys_fault, _keys_judge, lambda value: f"JSON object with the fields {', '.join(value)}"),
     "json_schema": Kind(json_schema.check_schema, _schema_judge, lambda _: "JSON that fits its schema"),
-    "language": Kind(_language_fault, _language_judge, lambda value: f"in {NAMES[value]}"),
+    "language": Kind(_language_fault, _language_judge, lambda value: f"in {LANGUAGES[value]}"),
     "words": _count("word", count_words, True, True),
     "min_words": _count("word", count_words, True, False),
     "max_words": _count("word", count_words, False, True),
