@@ -10,7 +10,6 @@ from paths import DATA
 
 from sdpo_mlx.tasks.base import Split
 
-SOLUTIONS = DATA / "code_solutions"
 TOO_SLOW = {"code/fibonacci_number", "code/stairs_ways", "code/common_subsequence"}  # what is wrong with wrong2
 SPLITS: tuple[Split, ...] = ("train", "held_out")
 Row = dict[str, Any]
@@ -21,4 +20,11 @@ def read_rows() -> list[Row]:
     return [json.loads(line) for line in text.splitlines()]
 
 
+def read_solutions() -> dict[tuple[str, str], str]:
+    lines = (DATA / "code_solutions.jsonl").read_text(encoding="utf-8").split("\n")
+    rows = [json.loads(line) for line in lines if line]
+    return {(row["slug"], row["kind"]): row["source"] for row in rows}
+
+
 ROWS = read_rows()
+SOLUTIONS = read_solutions()  # programs by problem and kind: right, wrong, wrong2

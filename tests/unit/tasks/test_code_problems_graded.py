@@ -23,8 +23,8 @@ def task() -> CodeTask:
     return CodeTask(open_sandbox(SandboxConfig()))
 
 
-def grade(task: CodeTask, problem: Problem, kind: str = "") -> Feedback:
-    source = (SOLUTIONS / f"{problem.id.removeprefix('code/')}{kind}.py").read_text(encoding="utf-8")
+def grade(task: CodeTask, problem: Problem, kind: str = "right") -> Feedback:
+    source = SOLUTIONS[problem.id.removeprefix("code/"), kind]
     return task.grade(problem, f"Here it is.\n```python\n{source}```\n")
 
 
@@ -62,14 +62,14 @@ def endings(task: CodeTask, split: Split) -> list[Problem]:
     return [problem for problem in task.problems(split) if problem.id not in TOO_SLOW]
 
 
-@pytest.mark.parametrize(("split", "kind"), [("train", ".wrong"), ("held_out", ".wrong2")])
+@pytest.mark.parametrize(("split", "kind"), [("train", "wrong"), ("held_out", "wrong2")])
 def test_a_third_of_the_wrong_solutions_is_a_failure_that_is_told_why(task: CodeTask, split: Split, kind: str) -> None:
     check_wrong(task, endings(task, split)[::3], kind)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("split", SPLITS)
-@pytest.mark.parametrize("kind", [".wrong", ".wrong2"])
+@pytest.mark.parametrize("kind", ["wrong", "wrong2"])
 def test_every_wrong_solution_is_a_failure_that_is_told_why(task: CodeTask, split: Split, kind: str) -> None:
     check_wrong(task, endings(task, split), kind)
 
@@ -81,6 +81,6 @@ def test_program_that_takes_for_ever_is_told_so(name: str) -> None:
         pytest.skip("bubblewrap is missing: apt install bubblewrap")
     hurried = CodeTask(open_sandbox(SandboxConfig(seconds=1.0)))
     problem = next(p for p in hurried.problems("train") if p.id == name)
-    said = grade(hurried, problem, ".wrong2")
+    said = grade(hurried, problem, "wrong2")
     assert said.kind == "timeout"
     assert said.text == "All visible tests pass, but some hidden tests fail."

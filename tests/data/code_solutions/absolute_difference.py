@@ -1,2 +1,0 @@
-def absolute_difference(a, b):
-    return abs(a - b)

@@ -1,2 +1,0 @@
-def all_equal(items):
-    return items[0] == items[-1]

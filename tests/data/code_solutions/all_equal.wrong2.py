@@ -1,2 +1,0 @@
-def all_equal(items):
-    return len(set(items)) == 1

@@ -1,2 +1,0 @@
-def alternate_sum(numbers):
-    return sum(numbers[::2]) - sum(numbers[1::2])

@@ -1,2 +1,0 @@
-def best_seller(sales):
-    return max(sales, key=sales.get) if sales else None

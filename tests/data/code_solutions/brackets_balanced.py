@@ -1,9 +1,0 @@
-def brackets_balanced(text):
-    pairs = {")": "(", "]": "[", "}": "{"}
-    stack = []
-    for ch in text:
-        if ch in "([{":
-            stack.append(ch)
-        elif ch in pairs and (not stack or stack.pop() != pairs[ch]):
-            return False
-    return not stack

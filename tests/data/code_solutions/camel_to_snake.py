@@ -1,8 +1,0 @@
-def camel_to_snake(name):
-    out = ""
-    for i, ch in enumerate(name):
-        if ch.isupper():
-            out += "_" if i else ""
-            ch = ch.lower()
-        out += ch
-    return out

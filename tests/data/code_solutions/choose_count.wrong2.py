@@ -1,7 +1,0 @@
-def choose_count(n, k):
-    if k > n:
-        return 0
-    result = 1.0
-    for i in range(k):
-        result = result * (n - i) / (i + 1)
-    return int(result)

@@ -1,2 +1,0 @@
-def chunk_list(items, size):
-    return [items[i : i + size] for i in range(0, len(items) - size + 1, size)]

@@ -1,2 +1,0 @@
-def clock_text(seconds):
-    return f"{seconds // 3600 % 24}:{seconds // 60 % 60:02}:{seconds % 60:02}"

@@ -1,6 +1,0 @@
-def common_divisor(numbers):
-    result = 0
-    for number in numbers:
-        while number:
-            result, number = number, result % number
-    return result

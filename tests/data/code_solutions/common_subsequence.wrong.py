@@ -1,2 +1,0 @@
-def common_subsequence(left, right):
-    return len(set(left) & set(right))

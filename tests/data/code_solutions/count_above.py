@@ -1,2 +1,0 @@
-def count_above(numbers, limit):
-    return sum(number > limit for number in numbers)

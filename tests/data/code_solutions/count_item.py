@@ -1,2 +1,0 @@
-def count_item(items, target):
-    return items.count(target)

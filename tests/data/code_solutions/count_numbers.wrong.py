@@ -1,2 +1,0 @@
-def count_numbers(text):
-    return sum(letter.isdigit() for letter in text)

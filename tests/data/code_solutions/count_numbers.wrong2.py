@@ -1,2 +1,0 @@
-def count_numbers(text):
-    return sum(word.isdigit() for word in text.split())

@@ -1,2 +1,0 @@
-def count_ones(n):
-    return bin(n).count("1")

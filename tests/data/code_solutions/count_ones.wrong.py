@@ -1,2 +1,0 @@
-def count_ones(n):
-    return str(n).count("1")

@@ -1,2 +1,0 @@
-def count_vowels(text):
-    return sum(ch in "aeiou" for ch in text)

@@ -1,2 +1,0 @@
-def count_vowels(text):
-    return len({ch for ch in text.lower() if ch in "aeiou"})

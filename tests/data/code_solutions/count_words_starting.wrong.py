@@ -1,2 +1,0 @@
-def count_words_starting(sentence, letter):
-    return sentence.lower().count(letter)

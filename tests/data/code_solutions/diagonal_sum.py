@@ -1,2 +1,0 @@
-def diagonal_sum(rows):
-    return sum(row[index] for index, row in enumerate(rows))

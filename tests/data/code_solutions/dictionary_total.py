@@ -1,2 +1,0 @@
-def dictionary_total(prices):
-    return sum(prices.values())

@@ -1,2 +1,0 @@
-def digit_sum(n):
-    return sum(int(digit) for digit in str(abs(n)))

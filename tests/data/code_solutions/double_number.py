@@ -1,2 +1,0 @@
-def double_number(n):
-    return n * 2

@@ -1,2 +1,0 @@
-def double_number(n):
-    return n + n if n > 0 else 0

@@ -1,6 +1,0 @@
-def elevator_travel(start, calls):
-    travelled = 0
-    for floor in calls:
-        travelled += abs(floor - start)
-        start = floor
-    return travelled

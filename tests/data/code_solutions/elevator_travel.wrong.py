@@ -1,2 +1,0 @@
-def elevator_travel(start, calls):
-    return sum(abs(floor - start) for floor in calls)

@@ -1,2 +1,0 @@
-def first_items(items, count):
-    return items[:max(count, 1)]

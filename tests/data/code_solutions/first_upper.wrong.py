@@ -1,2 +1,0 @@
-def first_upper(text):
-    return text.capitalize()

@@ -1,2 +1,0 @@
-def flatten_nested(items):
-    return [int(digit) for digit in str(items) if digit.isdigit()]

@@ -1,2 +1,0 @@
-def flip_rows(rows):
-    return rows[::-1]

@@ -1,2 +1,0 @@
-def friend_groups(people, friends):
-    return people - len(friends)

@@ -1,6 +1,0 @@
-def give_change(amount):
-    notes = []
-    for value in (50, 20, 10, 5, 2, 1):
-        notes += [value] * (amount // value)
-        amount %= value
-    return notes

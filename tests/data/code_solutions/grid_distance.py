@@ -1,2 +1,0 @@
-def grid_distance(left, right):
-    return abs(left[0] - right[0]) + abs(left[1] - right[1])

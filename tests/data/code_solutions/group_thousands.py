@@ -1,2 +1,0 @@
-def group_thousands(n):
-    return f"{n:,}"

@@ -1,2 +1,0 @@
-def hours_to_minutes(hours, minutes):
-    return hours * 100 + minutes

@@ -1,2 +1,0 @@
-def integer_root(n):
-    return round(n ** 0.5)

@@ -1,2 +1,0 @@
-def integer_root(n):
-    return int(n ** 0.5)

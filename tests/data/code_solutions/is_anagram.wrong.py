@@ -1,2 +1,0 @@
-def is_anagram(left, right):
-    return set(left.lower()) - {" "} == set(right.lower()) - {" "}

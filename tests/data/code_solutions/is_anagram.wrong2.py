@@ -1,2 +1,0 @@
-def is_anagram(left, right):
-    return sorted(left.lower().strip()) == sorted(right.lower().strip())

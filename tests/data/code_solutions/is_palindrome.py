@@ -1,3 +1,0 @@
-def is_palindrome(text):
-    cleaned = text.replace(" ", "").lower()
-    return cleaned == cleaned[::-1]

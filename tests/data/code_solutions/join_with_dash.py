@@ -1,2 +1,0 @@
-def join_with_dash(words):
-    return "-".join(words)

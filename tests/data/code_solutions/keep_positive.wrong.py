@@ -1,2 +1,0 @@
-def keep_positive(numbers):
-    return [n for n in numbers if n >= 0]

@@ -1,2 +1,0 @@
-def lamp_states(count, presses):
-    return sorted(set(presses))

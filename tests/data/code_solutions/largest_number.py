@@ -1,2 +1,0 @@
-def largest_number(numbers):
-    return max(numbers) if numbers else None

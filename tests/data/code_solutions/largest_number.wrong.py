@@ -1,5 +1,0 @@
-def largest_number(numbers):
-    best = 0
-    for number in numbers:
-        best = max(best, number)
-    return best

@@ -1,2 +1,0 @@
-def last_character(text):
-    return text[-1]

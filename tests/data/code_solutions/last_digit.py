@@ -1,2 +1,0 @@
-def last_digit(n):
-    return abs(n) % 10

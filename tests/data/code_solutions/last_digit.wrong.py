@@ -1,2 +1,0 @@
-def last_digit(n):
-    return str(n)[-1] if n < 10 else n % 10

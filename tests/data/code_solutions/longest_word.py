@@ -1,2 +1,0 @@
-def longest_word(sentence):
-    return max(sentence.split(), key=len, default="")

@@ -1,2 +1,0 @@
-def minimum_maximum(numbers):
-    return [min(numbers), max(numbers)] if numbers else []

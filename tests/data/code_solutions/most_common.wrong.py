@@ -1,2 +1,0 @@
-def most_common(numbers):
-    return max(numbers, key=numbers.count)

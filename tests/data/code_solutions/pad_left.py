@@ -1,2 +1,0 @@
-def pad_left(number, width):
-    return str(number).zfill(width)

@@ -1,2 +1,0 @@
-def pascal_row(index):
-    return [int(digit) for digit in str(11 ** index)]

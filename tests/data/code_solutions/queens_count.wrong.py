@@ -1,6 +1,0 @@
-def queens_count(size):
-    def place(row, columns):
-        if row == size:
-            return 1
-        return sum(place(row + 1, [*columns, c]) for c in range(size) if c not in columns)
-    return place(0, [])

@@ -1,2 +1,0 @@
-def rectangle_area(width, height):
-    return max(0, width) * max(0, height)

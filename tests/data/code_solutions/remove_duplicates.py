@@ -1,2 +1,0 @@
-def remove_duplicates(items):
-    return list(dict.fromkeys(items))

@@ -1,2 +1,0 @@
-def remove_repeats(text):
-    return "".join(dict.fromkeys(text))

@@ -1,2 +1,0 @@
-def remove_spaces(text):
-    return text.strip()

@@ -1,2 +1,0 @@
-def repeat_text(text, times):
-    return " ".join([text] * times)

@@ -1,2 +1,0 @@
-def reverse_bits(n, width):
-    return int(format(n, "b").zfill(width)[::-1], 2)

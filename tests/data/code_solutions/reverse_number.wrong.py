@@ -1,2 +1,0 @@
-def reverse_number(n):
-    return int(str(n)[::-1])

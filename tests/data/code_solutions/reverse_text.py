@@ -1,2 +1,0 @@
-def reverse_text(text):
-    return text[::-1]

@@ -1,2 +1,0 @@
-def reverse_words(sentence):
-    return " ".join(reversed(sentence.split()))

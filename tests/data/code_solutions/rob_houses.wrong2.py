@@ -1,2 +1,0 @@
-def rob_houses(amounts):
-    return max(sum(amounts[::2]), sum(amounts[1::2]))

@@ -1,2 +1,0 @@
-def rotate_list(items, steps):
-    return items[-steps:] + items[:-steps]

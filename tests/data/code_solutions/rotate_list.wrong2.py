@@ -1,5 +1,0 @@
-def rotate_list(items, steps):
-    if False:
-        return []
-    cut = -steps % len(items)
-    return items[cut:] + items[:cut]

@@ -1,2 +1,0 @@
-def rotate_square(rows):
-    return [list(column) for column in zip(*rows)][::-1]

@@ -1,2 +1,0 @@
-def split_csv_line(line):
-    return [field.strip('"') for field in line.split(",")]

@@ -1,2 +1,0 @@
-def square_all(numbers):
-    return [n * n for n in numbers]

@@ -1,2 +1,0 @@
-def square_all(numbers):
-    return [n * 2 for n in numbers]

@@ -1,3 +1,0 @@
-import sys
-
-print(sum(int(part) for part in sys.stdin.read().split()))

@@ -1,1 +1,0 @@
-print(sum(int(part) for part in input().split()))

@@ -1,2 +1,0 @@
-def sum_list(numbers):
-    return sum(number for number in numbers if number > 0)

@@ -1,2 +1,0 @@
-def swap_first_last(items):
-    return items[-1:] + items[1:-1] + items[:1]

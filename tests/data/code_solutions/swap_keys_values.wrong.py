@@ -1,2 +1,0 @@
-def swap_keys_values(mapping):
-    return {value: key for key, value in mapping.items()}

@@ -1,6 +1,0 @@
-def top_words(text, k):
-    counts = {}
-    for word in text.lower().split():
-        counts[word] = counts.get(word, 0) + 1
-    ranked = sorted(counts.items(), key=lambda pair: pair[1], reverse=True)
-    return [[word, count] for word, count in ranked[:k]]

@@ -1,2 +1,0 @@
-def transpose_matrix(rows):
-    return [list(column) for column in zip(*rows, strict=True)]

@@ -1,5 +1,0 @@
-def triangle_kind(a, b, c):
-    a, b, c = sorted((a, b, c))
-    if a <= 0 or a + b <= c:
-        return "none"
-    return {1: "equilateral", 2: "isosceles", 3: "scalene"}[len({a, b, c})]

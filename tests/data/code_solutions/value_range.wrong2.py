@@ -1,2 +1,0 @@
-def value_range(numbers):
-    return max(numbers) - min(numbers)

@@ -1,2 +1,0 @@
-def vowel_positions(text):
-    return [text.index(letter) for letter in text if letter in "aeiouAEIOU"]

@@ -1,2 +1,0 @@
-def word_lengths(words):
-    return [len(word) for word in words if word]

@@ -1,2 +1,0 @@
-def word_lengths(words):
-    return [len(word.strip()) for word in words]
