@@ -5,14 +5,14 @@ from __future__ import annotations
 import errno
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-from small_runs import ONE_THREAD, assert_same, events, finish, last_state, settings, start, trained
+from child_processes import sdpo_child
+from small_runs import assert_same, events, finish, last_state, settings, start, trained
+from waiting import wait_until
 
 from sdpo_mlx.core import storage
 from sdpo_mlx.core.errors import StorageError
@@ -21,14 +21,17 @@ from sdpo_mlx.runs import checkpoint
 from sdpo_mlx.runs.events import read_events
 from sdpo_mlx.runs.folder import RunFolder
 
-SETTINGS = settings()
+# Few short rollouts: what these tests are about is the run around them.
+SETTINGS = settings(
+    rollout={"problems_per_step": 1, "group_size": 2, "max_tokens": 12}, eval={"problems": 1, "max_tokens": 12}
+)
 SAVE_EVERY = SETTINGS.train.save_every
 # How often each place is passed between two checkpoints, roughly: a kill is aimed at one of these calls.
 AIMS = {
-    "generation": 18,
-    "gradient": 3,
-    "apply": 3,
-    "teacher": 3,
+    "generation": 6,
+    "gradient": 2,
+    "apply": 2,
+    "teacher": 2,
     "event": 6,
     "adapter": 1,
     "rollouts": 2,
@@ -59,9 +62,8 @@ def killed(folder: Path, draw: Any, aimed: bool) -> bool:
         )
     else:
         process = start(folder, SETTINGS)
-        assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n"
-        time.sleep(float(draw.uniform(0.0, 1.5)))
+        process.wait_for_line("ready")
+        time.sleep(float(draw.uniform(0.0, 1.0)))
         process.kill()
     code, said = finish(process)
     assert code in (0, -signal.SIGKILL), said
@@ -96,7 +98,7 @@ def test_killed_runs_end_as_if_nothing_had_happened(kills: int, undisturbed: Pat
 
 
 INT, TERM = signal.SIGINT, signal.SIGTERM
-SIGNALS = [("generation", 20, INT), ("gradient", 3, TERM), ("score", 3, INT), ("put", 3, TERM)]
+SIGNALS = [("generation", 8, INT), ("gradient", 3, TERM), ("score", 3, INT), ("put", 3, TERM)]
 MORE = [("generation", 9, TERM), ("gradient", 2, INT), ("apply", 4, INT), ("score", 2, TERM), ("fill", 1, INT)]
 MORE += [("teacher", 2, INT), ("fsync", 14, INT), ("adapter", 1, TERM), ("rollouts", 4, INT), ("prune", 1, INT)]
 
@@ -144,20 +146,20 @@ def test_a_second_process_is_turned_away(tmp_path: Path) -> None:
 
 def test_the_command_saves_on_a_signal_and_goes_on(tmp_path: Path) -> None:
     sets = ["rollout.problems_per_step=2", "train.save_every=2", "eval.problems=2", "eval.samples=1"]
-    command = [sys.executable, "-m", "sdpo_cli.main", "train", "--model", "tiny", "--task", "tiny", "--plain"]
+    command = ["train", "--model", "tiny", "--task", "tiny", "--plain"]
     command += ["--steps", "6", "--group-size", "4", "--max-tokens", "24", "--out", str(tmp_path / "run")]
     command += [f"--set={each}" for each in sets]
-    process = subprocess.Popen(command, env=ONE_THREAD, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    while not events(tmp_path / "run", "step") and process.poll() is None:
-        time.sleep(0.02)
+    process = sdpo_child(command, tmp_path)
+    wait_until(lambda: events(tmp_path / "run", "step") or process.returncode is not None)
     process.send_signal(signal.SIGINT)
-    said = process.communicate(timeout=120)[1]
+    _, said = process.communicate()
     assert process.returncode == 130, said
     found = checkpoint.load(tmp_path / "run" / "checkpoints")
     assert found is not None
     assert found.step == max(event["step"] for event in events(tmp_path / "run", "step"))
-    resumed = subprocess.run(command, env=ONE_THREAD, capture_output=True, text=True, timeout=120, check=False)
-    assert resumed.returncode == 0, resumed.stderr
+    resumed = sdpo_child(command, tmp_path)
+    _, said = resumed.communicate()
+    assert resumed.returncode == 0, said
     assert [e["step"] for e in events(tmp_path / "run", "step")] == [1, 2, 3, 4, 5, 6]
 
 

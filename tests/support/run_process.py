@@ -1,18 +1,14 @@
-"""A training process for the survival tests: `python run_process.py FOLDER SETTINGS HOOK`.
+"""What the child process of a survival test runs: `sdpo train` without its display.
 
-It does what `sdpo train` does, without the showing. SETTINGS is the configuration as JSON; HOOK says where it
-hits itself with a signal: `{"place": "put", "count": 3, "signal": 9}` (null: nowhere). It tells on stdout when
-training begins, so that the parent can aim from outside.
+A hook such as `{"place": "put", "count": 3, "signal": 9}` sends a signal to the process itself before that call.
 """
 
 from __future__ import annotations
 
 import itertools
-import json
 import os
-import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -60,13 +56,13 @@ def hook(place: str, count: int, number: int, times: int = 1) -> None:
     setattr(owner, name, hit)
 
 
-def run(folder: Path, settings: str, hooked: str) -> int:
-    """Train in `folder`; the exit code that the command line gives."""
+def run(folder: str, settings: str, hooked: Mapping[str, Any] | None) -> int:
+    """Train in `folder`; return the exit code of the command line. "ready" on stdout means that training begins."""
     cfg = Config.model_validate_json(settings)
-    if where := json.loads(hooked):
-        hook(where["place"], where["count"], where["signal"], where.get("times", 1))
+    if hooked:
+        hook(hooked["place"], hooked["count"], hooked["signal"], hooked.get("times", 1))
     try:
-        with RunFolder.open(folder) as opened, Interrupt() as interrupt:
+        with RunFolder.open(Path(folder)) as opened, Interrupt() as interrupt:
             try:
                 setup = build_components(cfg)
                 print("ready", flush=True)
@@ -77,8 +73,3 @@ def run(folder: Path, settings: str, hooked: str) -> int:
         print(error.line(), file=sys.stderr)
         return error.exit_code
     return 0
-
-
-if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job starts with it ignored
-    sys.exit(run(Path(sys.argv[1]), sys.argv[2], sys.argv[3]))

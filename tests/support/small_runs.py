@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from paths import SUPPORT
+from child_processes import ONE_THREAD, Child
+from run_process import run
 
 from sdpo_mlx.config import Config
 from sdpo_mlx.rl.components import Components, build_components
@@ -22,8 +19,6 @@ from sdpo_mlx.trainer import train
 from sdpo_mlx.training.session import TrainingSession, TrainState
 from sdpo_mlx.types import RolloutGroup
 
-DRIVER = SUPPORT / "run_process.py"
-ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
 SMALL: dict[str, dict[str, Any]] = {
     "model": {"name": "tiny", "adapter": {"rank": 8}},
     "rollout": {"problems_per_step": 2, "group_size": 4, "max_tokens": 24},
@@ -84,16 +79,16 @@ def trained(
             run.close()
 
 
-def start(folder: Path, cfg: Config, hook: Mapping[str, Any] | None = None) -> subprocess.Popen[str]:
-    """A training process of its own."""
-    command = [sys.executable, str(DRIVER), str(folder), cfg.model_dump_json(), json.dumps(hook)]
-    return subprocess.Popen(command, env=ONE_THREAD, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+def start(folder: Path, cfg: Config, hook: Mapping[str, Any] | None = None) -> Child:
+    """Start a training run in a child process."""
+    return Child(run, (str(folder), cfg.model_dump_json(), hook), ONE_THREAD, folder.parent)
 
 
-def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
-    """Its exit code and what it said on stderr."""
-    _, said = process.communicate(timeout=120)
-    return process.returncode, said
+def finish(process: Child) -> tuple[int, str]:
+    """Wait for its end; return its exit code and stderr."""
+    _, stderr = process.communicate()
+    assert process.returncode is not None
+    return process.returncode, stderr
 
 
 def events(folder: Path, *kinds: str) -> list[dict[str, Any]]:
