@@ -32,7 +32,7 @@ from sdpo_mlx.runs.folder import RunFolder
 from sdpo_mlx.tasks.tiny.library import LIBRARY, judge
 from sdpo_mlx.teacher import teacher_messages
 from sdpo_mlx.training.coaching import Coaching, coaching_config, fingerprint
-from sdpo_mlx.training.lessons import Lesson, Remark
+from sdpo_mlx.training.lessons import HumanFeedback, Lesson
 from sdpo_mlx.types import Problem, Rollout
 
 STORE = Path(__file__).resolve().parent.parent / "docs" / "figures" / "sdft.json"
@@ -69,14 +69,24 @@ ARMS: tuple[Arm, ...] = (
 
 # One line a remark: the words in which the embedded model learned to read feedback, the first fault alone.
 COACH = ("log.samples=0",)
-Person = Callable[[Remark, Remark], Remark]  # the true remark, the last true one about another answer -> what is said
+Person = Callable[
+    [HumanFeedback, HumanFeedback], HumanFeedback
+]  # the true remark, the last true one about another answer -> what is said
 PERSONS: tuple[tuple[str, Person, tuple[str, ...]], ...] = (
     ("a person who names the first wrong line and marks what is right", lambda true, _last: true, ()),
-    ("only lines, no marks", lambda true, _last: Remark(true.text), ()),
-    ("only marks, no lines", lambda true, _last: Remark(good=true.good), ()),
-    ("control: lines about another answer, no marks", lambda true, last: Remark(last.text if true.text else ""), ()),
-    ("control: only `This is wrong.`, no marks", lambda true, _last: Remark("This is wrong." if true.text else ""), ()),
-    ("control: no feedback", lambda _true, _last: Remark(), ()),
+    ("only lines, no marks", lambda true, _last: HumanFeedback(true.text), ()),
+    ("only marks, no lines", lambda true, _last: HumanFeedback(good=true.good), ()),
+    (
+        "control: lines about another answer, no marks",
+        lambda true, last: HumanFeedback(last.text if true.text else ""),
+        (),
+    ),
+    (
+        "control: only `This is wrong.`, no marks",
+        lambda true, _last: HumanFeedback("This is wrong." if true.text else ""),
+        (),
+    ),
+    ("control: no feedback", lambda _true, _last: HumanFeedback(), ()),
     ("lines and marks at the full training rate", lambda true, _last: true, ("train.learning_rate=5e-3",)),
 )
 
@@ -163,14 +173,14 @@ def coached(course: Lessons, person: Person, seed: int, extra: tuple[str, ...]) 
     curve = [[0, 0, score(setup)]]
     with tempfile.TemporaryDirectory() as folder, RunFolder.open(Path(folder, "coach")) as place:
         coaching = Coaching(setup, place)
-        start, last = coaching.start, Remark()
+        start, last = coaching.start, HumanFeedback()
         for step in range(course.count):
             problem = sampler.batch(step)[0]
             rollouts = answers(coaching, problem)
             true = remark_of(problem, rollouts[0].text)
             said, last = person(true, last), true if true.text else last
             heard["good" if said.good else "remark" if said.text else "nothing"] += 1
-            coaching.teach(Lesson(problem, rollouts, (said,)))
+            coaching.learn(Lesson(problem, rollouts, (said,)))
             if (step + 1) % course.every == 0:
                 curve.append([step + 1, step + 1, score(setup)])
         coaching.close()
@@ -181,20 +191,20 @@ def coached(course: Lessons, person: Person, seed: int, extra: tuple[str, ...]) 
 
 def answers(coaching: Coaching, problem: Problem) -> tuple[Rollout, ...]:
     """One answer, or one episode where the environment replies."""
-    if coaching.setup.task.max_turns == 1:
-        return coaching.ask(problem)
-    group = coaching.play(problem)
+    if coaching.components.task.max_turns == 1:
+        return coaching.sample(problem)
+    group = coaching.sample_episodes(problem)
     if group is None:
         raise ValueError(f"{problem.id} does not fit")
     return group.rollouts
 
 
-def remark_of(problem: Problem, answer: str) -> Remark:
+def remark_of(problem: Problem, answer: str) -> HumanFeedback:
     """What a person who knows the library would say in one line: the first wrong line, and what it should be."""
     hidden = problem.private
     library = hidden.get("library", LIBRARY)
     verdict = judge(hidden["operations"], hidden["inputs"], answer, library=library, mode="first_error")
-    return Remark(good=True) if verdict.success else Remark(verdict.text)
+    return HumanFeedback(good=True) if verdict.success else HumanFeedback(verdict.text)
 
 
 def score(setup: Components) -> float:

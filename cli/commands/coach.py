@@ -179,7 +179,7 @@ def _of_texts(prompts: Sequence[str]) -> Iterator[Problem]:
 def _replay(coaching: Coaching, file: Path, tally: Tally) -> None:
     from sdpo_mlx.training.lessons import read_lessons
 
-    lessons = read_lessons(file, coaching.setup.chat, coaching.setup.policy.info.vocab_size)
+    lessons = read_lessons(file, coaching.components.chat, coaching.components.policy.info.vocab_size)
     for lesson, learned in coaching.replay(lessons):
         tally.add(lesson, learned)
 
@@ -194,7 +194,7 @@ def as_document(target: str, place: Path, coaching: Coaching, tally: Tally) -> d
     return {
         "target": target,
         "run": str(place),
-        "model": coaching.setup.model.record(),
+        "model": coaching.components.model.record(),
         "lessons": tally.lessons,
         "remarks": tally.remarks,
         "good": tally.good,

@@ -14,7 +14,7 @@ from sdpo_cli.terminal import render
 if TYPE_CHECKING:
     from sdpo_mlx.rl.optimization import LearnResult
     from sdpo_mlx.training.coaching import Coaching
-    from sdpo_mlx.training.lessons import Lesson, Remark
+    from sdpo_mlx.training.lessons import HumanFeedback, Lesson
     from sdpo_mlx.types import Feedback, Problem, Rollout
 
 SHOWN = 6_000  # characters of one text on a terminal
@@ -34,8 +34,8 @@ class Tally:
     def add(self, lesson: Lesson, learned: LearnResult) -> None:
         """Count one lesson."""
         self.lessons += 1
-        self.remarks += sum(bool(remark.text) for remark in lesson.remarks)
-        self.good += sum(remark.good for remark in lesson.remarks)
+        self.remarks += sum(bool(each.text) for each in lesson.feedback)
+        self.good += sum(each.good for each in lesson.feedback)
         self.steps += bool(learned.update and learned.update.applied)
 
 
@@ -62,11 +62,11 @@ def session(coaching: Coaching, problems: Iterator[Problem], tally: Tally, *, pl
         if not sampled.rollouts:
             render.message("not sampled: the prompt leaves no tokens for a rollout")
             continue
-        remarks, over = read_remarks(sampled)
-        if over and not any(remark.said for remark in remarks):
+        feedback, over = read_feedback(sampled)
+        if over and not any(each.given for each in feedback):
             return
-        lesson = Lesson(problem, sampled.rollouts, remarks, sampled.last_decides)
-        learned = coaching.teach(lesson)
+        lesson = Lesson(problem, sampled.rollouts, feedback, sampled.last_decides)
+        learned = coaching.learn(lesson)
         tally.add(lesson, learned)
         render.message(_outcome(lesson, learned))
         if over:
@@ -81,17 +81,17 @@ def session(coaching: Coaching, problems: Iterator[Problem], tally: Tally, *, pl
 def sample(coaching: Coaching, problem: Problem, plays: bool, seeds: Sequence[int] | None = None) -> Sampled:
     """Sample rollouts or episodes, one per seed if seeds are given; none if the prompt does not fit."""
     if not plays:
-        return Sampled(coaching.ask(problem, seeds))
-    group = coaching.play(problem, seeds)
+        return Sampled(coaching.sample(problem, seeds))
+    group = coaching.sample_episodes(problem, seeds)
     return Sampled(group.rollouts, group.feedback, group.last_decides) if group else Sampled(())
 
 
-def read_remarks(sampled: Sampled) -> tuple[tuple[Remark, ...], bool]:
-    """Show each rollout and read a remark for it; return the remarks and whether the user quit."""
-    from sdpo_mlx.training.lessons import Remark
+def read_feedback(sampled: Sampled) -> tuple[tuple[HumanFeedback, ...], bool]:
+    """Show each rollout and read feedback for it; return the feedback and whether the user quit."""
+    from sdpo_mlx.training.lessons import HumanFeedback
 
     count = len(sampled.rollouts)
-    remarks = [Remark()] * count
+    feedback = [HumanFeedback()] * count
     for number, rollout in enumerate(sampled.rollouts):
         which = f" {number + 1} of {count}" if count > 1 else ""
         what = "episode" if sampled.feedback else "rollout"
@@ -101,9 +101,9 @@ def read_remarks(sampled: Sampled) -> tuple[tuple[Remark, ...], bool]:
             render.message(_grade(sampled.feedback[number]))
         line = read_answer("what is wrong? ")
         if line is None or line == QUIT:
-            return tuple(remarks), True
-        remarks[number] = Remark(good=True) if line == GOOD else Remark(line)
-    return tuple(remarks), False
+            return tuple(feedback), True
+        feedback[number] = HumanFeedback(good=True) if line == GOOD else HumanFeedback(line)
+    return tuple(feedback), False
 
 
 def _show_rollout(rollout: Rollout) -> None:
@@ -171,7 +171,7 @@ def _outcome(lesson: Lesson, learned: LearnResult) -> str:
         return f"trained: divergence {render.number(update.divergence)}, gradient {render.number(update.grad_norm)}"
     if update is not None:
         return f"not trained: {update.reason}"
-    given = any(remark.said for remark in lesson.remarks)
+    given = any(each.given for each in lesson.feedback)
     return f"not trained: {'the settings leave nothing to learn from this' if given else 'no feedback was given'}"
 
 

@@ -23,7 +23,7 @@ from sdpo_mlx.rl.components import build_components
 from sdpo_mlx.runs.folder import RunFolder
 from sdpo_mlx.training import coaching as module
 from sdpo_mlx.training.coaching import Coaching
-from sdpo_mlx.training.lessons import Lesson, Remark, lesson_from, read_lessons
+from sdpo_mlx.training.lessons import HumanFeedback, Lesson, lesson_from, read_lessons
 from sdpo_mlx.types import Problem, Rollout
 
 WORDS = ("coach", "tiny", "--task", "tiny", "--plain", "--max-tokens", "24")
@@ -39,17 +39,17 @@ def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_a_session_goes_on_where_it_was_and_can_be_made_again_from_its_file(tmp_path: Path) -> None:
     whole = opened("whole")
-    taught(whole, TOLD, Remark(), TOLD)
+    taught(whole, TOLD, HumanFeedback(), TOLD)
     closed(whole)
     half = opened("half")
-    taught(half, TOLD, Remark())
+    taught(half, TOLD, HumanFeedback())
     closed(half)
     rest = opened("half")
     assert rest.step == 2
     taught(rest, TOLD)
     closed(rest)
     again = opened("again")
-    lessons = read_lessons(Path("whole/coaching.jsonl"), again.setup.chat, again.setup.policy.info.vocab_size)
+    lessons = read_lessons(Path("whole/coaching.jsonl"), again.components.chat, again.components.policy.info.vocab_size)
     assert len(list(again.replay(lessons))) == 3
     assert list(again.replay(lessons)) == []  # all made already
     with pytest.raises(DataError, match="other lessons"):
@@ -84,9 +84,9 @@ def test_a_lesson_that_a_kill_left_unlearned_is_learned_when_the_folder_is_opene
 def test_nothing_said_changes_no_byte_and_a_good_answer_teaches_itself() -> None:
     coaching = opened("quiet", teacher={"own_success": True})
     before = weights("quiet")
-    taught(coaching, Remark())
+    taught(coaching, HumanFeedback())
     assert weights("quiet") == before
-    taught(coaching, Remark(good=True))
+    taught(coaching, HumanFeedback(good=True))
     closed(coaching)
     assert weights("quiet") != before
     assert coaching.step == 2
@@ -105,9 +105,11 @@ def test_coaching_lets_words_and_marks_count_whatever_the_model_has_learned_from
 
 def test_a_good_answer_teaches_its_sibling_and_silence_beside_it_nothing() -> None:
     coaching = opened("pair", rollout={"group_size": 3, "max_tokens": 24})
-    problem = coaching.setup.task.problems("train")[0]
-    rollouts = coaching.ask(problem)
-    learned = coaching.teach(Lesson(problem, rollouts, (Remark(good=True), Remark("This is wrong."), Remark())))
+    problem = coaching.components.task.problems("train")[0]
+    rollouts = coaching.sample(problem)
+    learned = coaching.learn(
+        Lesson(problem, rollouts, (HumanFeedback(good=True), HumanFeedback("This is wrong."), HumanFeedback()))
+    )
     closed(coaching)
     assert learned.update is not None
     assert learned.update.applied
@@ -134,7 +136,7 @@ def test_another_folder_or_start_or_settings_are_refused(tmp_path: Path) -> None
     with pytest.raises(ConfigError, match="start was"):
         Coaching(setup, RunFolder("mine"))
     trained(tmp_path / "run", run_settings(train={"steps": 1, "eval_every": 0}))
-    with pytest.raises(ConfigError, match="a training run lies here"):
+    with pytest.raises(ConfigError, match="contains a training run"):
         Coaching(setup, RunFolder("run"))
 
 
@@ -149,7 +151,7 @@ def test_a_lesson_comes_back_from_its_row_whole(text: str, said: str, good: bool
     ids = np.arange(len(logps), dtype=np.int32)
     prompt = tiny_chat().render(problem.messages)
     rollout = Rollout(prompt, ids, np.array(logps, np.float32), "stop", 7, text)
-    lesson = Lesson(problem, (rollout,), (Remark(said, good),))
+    lesson = Lesson(problem, (rollout,), (HumanFeedback(said, good),))
     row = json.loads(json.dumps(lesson.row(tiny_chat().tokenizer_hash)))
     back = lesson_from(row, "f:1", tiny_chat(), 512)
     assert back.problem.messages == problem.messages
@@ -157,7 +159,7 @@ def test_a_lesson_comes_back_from_its_row_whole(text: str, said: str, good: bool
     assert back.rollouts[0].logps_T.tobytes() == rollout.logps_T.tobytes()
     assert np.array_equal(back.rollouts[0].prompt_ids, prompt)
     assert (back.rollouts[0].text, back.rollouts[0].finish, back.rollouts[0].seed) == (text, "stop", 7)
-    assert back.remarks[0].good == good
+    assert back.feedback[0].good == good
 
 
 ANSWER = {"answer": "x", "feedback": "no", "success": False, "finish": "stop", "seed": 1, "ids": [1], "logps": [-1.0]}
@@ -165,19 +167,19 @@ ROW = {"problem": "p", "messages": [{"role": "user", "content": "f"}], "answers"
 BAD: list[tuple[dict[str, Any], str]] = [
     ({"tokenizer": "other"}, "another tokenizer"),
     ({"messages": []}, "prompt is missing"),
-    ({"answers": {}}, "answers is no list"),
-    ({"answers": [3]}, "no object"),
-    ({"answers": [{**ANSWER, "ids": [1, 2]}]}, "one an id"),
-    ({"answers": [{**ANSWER, "ids": [10**9]}]}, "no tokens"),
-    ({"answers": [{**ANSWER, "ids": [True]}]}, "no tokens"),
-    ({"answers": [{**ANSWER, "logps": [None]}]}, "no log-probs"),
-    ({"answers": [{**ANSWER, "logps": [0.5]}]}, "no log-probs"),
+    ({"answers": {}}, "answers is not a list"),
+    ({"answers": [3]}, "not an object"),
+    ({"answers": [{**ANSWER, "ids": [1, 2]}]}, "one per id"),
+    ({"answers": [{**ANSWER, "ids": [10**9]}]}, "not tokens"),
+    ({"answers": [{**ANSWER, "ids": [True]}]}, "not tokens"),
+    ({"answers": [{**ANSWER, "logps": [None]}]}, "not log-probs"),
+    ({"answers": [{**ANSWER, "logps": [0.5]}]}, "not log-probs"),
     ({"answers": [{**ANSWER, "feedback": 3}]}, "feedback of an answer"),
     ({"answers": [{**ANSWER, "finish": "end"}]}, "finish"),
     ({"last_decides": 1}, "last_decides"),
     ({"answers": [{**ANSWER, "earlier": {}}]}, "earlier"),
     ({"answers": [{**ANSWER, "earlier": [ANSWER]}]}, "reply of an answer"),
-    ({"answers": [{**ANSWER, "earlier": [{**ANSWER, "reply": "", "ids": [10**9]}]}]}, "no tokens"),
+    ({"answers": [{**ANSWER, "earlier": [{**ANSWER, "reply": "", "ids": [10**9]}]}]}, "not tokens"),
 ]
 
 

@@ -24,7 +24,7 @@ from sdpo_mlx.runs.folder import RunFolder
 from sdpo_mlx.runs.status import state_of
 from sdpo_mlx.teacher import history
 from sdpo_mlx.training.coaching import Coaching
-from sdpo_mlx.training.lessons import Lesson, Remark, lesson_from
+from sdpo_mlx.training.lessons import HumanFeedback, Lesson, lesson_from
 from sdpo_mlx.types import Exchange, Problem, Rollout
 
 
@@ -60,16 +60,16 @@ def test_episodes_are_played_coached_and_made_again_to_equal_bytes(monkeypatch: 
 
 def test_one_remark_teaches_every_turn_and_the_models_tokens_alone() -> None:
     coaching = opened("game", task={"name": "game:library"}, rollout={"group_size": 1, "max_tokens": 48})
-    problem = coaching.setup.task.problems("train")[0]
-    group = coaching.play(problem)
+    problem = coaching.components.task.problems("train")[0]
+    group = coaching.sample_episodes(problem)
     assert group is not None
     rollout = group.rollouts[0]
     assert len(rollout.turns) == 2
-    learned = coaching.teach(Lesson(problem, group.rollouts, (TOLD,), group.last_decides))
+    learned = coaching.learn(Lesson(problem, group.rollouts, (TOLD,), group.last_decides))
     closed(coaching)
     assert learned.update is not None
     assert learned.update.tokens == sum(turn.ids_T.size for turn in rollout.turns)
-    again = coaching.play(problem, [rollout.turns[0].seed])
+    again = coaching.sample_episodes(problem, [rollout.turns[0].seed])
     assert again is not None
     assert again.rollouts[0].turns[0].seed == rollout.turns[0].seed
 
@@ -80,10 +80,10 @@ def test_an_environment_that_fails_is_told_and_the_person_still_asked(capsys: py
     def broken(_problem: Problem, _answers: Any) -> str:
         raise ValueError("no such \x1b[31mworld")
 
-    coaching.setup.task.reply = broken  # type: ignore[attr-defined]
-    found = coach_session.answered(coaching, coaching.setup.task.problems("train")[0], plays=True)
+    coaching.components.task.reply = broken  # type: ignore[attr-defined]
+    found = coach_session.sample(coaching, coaching.components.task.problems("train")[0], plays=True)
     assert len(found.rollouts) == 1
-    assert coach_session._verdict(found.verdicts[0]) == "the environment failed: ValueError: no such world"
+    assert coach_session._grade(found.feedback[0]) == "the environment failed: ValueError: no such world"
     closed(coaching)
     assert "\x1b" not in capsys.readouterr().err
 
@@ -102,7 +102,9 @@ def test_an_episode_comes_back_from_its_row_with_every_prompt(turns: Any, decide
         earlier = (*earlier, Exchange(last, reply))
     assert last is not None
     rollout = replace(last, earlier=earlier[:-1])
-    row = json.loads(json.dumps(Lesson(problem, (rollout,), (Remark("no"),), decides).row(tiny_chat().tokenizer_hash)))
+    row = json.loads(
+        json.dumps(Lesson(problem, (rollout,), (HumanFeedback("no"),), decides).row(tiny_chat().tokenizer_hash))
+    )
     back = lesson_from(row, "f:1", tiny_chat(), 512)
     assert back.last_decides == decides
     assert back.rollouts[0].answers == rollout.answers
@@ -119,7 +121,7 @@ def test_the_card_of_a_coached_folder_tells_what_was_said_and_no_place(tmp_path:
     folder = tmp_path / "with a person"
     setup = build_components(run_settings(**{**COACH, "task": {"name": "tiny"}}))
     coaching = Coaching(setup, RunFolder.open(folder), origin="first")
-    taught(coaching, TOLD, Remark(good=True), Remark())
+    taught(coaching, TOLD, HumanFeedback(good=True), HumanFeedback())
     closed(coaching)
     text = (folder / "README.md").read_text()
     front = yaml.safe_load(text.split("\n---\n")[0].removeprefix("---\n"))

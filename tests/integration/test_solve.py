@@ -248,7 +248,7 @@ def test_the_command_measures_all_problems_and_draws(tmp_path: Path, capsys: pyt
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--minutes", "0"], "no time"),
+        (["--minutes", "0"], "not positive"),
         (["--out", "x"], "--out"),
         (["--every-problem", "--keep", "x"], "--keep"),
         (["--keep", "x", "--method", "multi-turn"], "adapter"),

@@ -19,10 +19,10 @@ from sdpo_mlx.models.resolve import resolve
 from sdpo_mlx.rl.components import build_components
 from sdpo_mlx.runs.folder import RunFolder
 from sdpo_mlx.training.coaching import Coaching
-from sdpo_mlx.training.lessons import Lesson, Remark
+from sdpo_mlx.training.lessons import HumanFeedback, Lesson
 
 COACH = {"log": {"samples": 0}, "objective": {"support": "full"}, "rollout": {"group_size": 1, "max_tokens": 24}}
-TOLD = Remark("line 2: AttributeError: x = rotate.roll(x): module 'rotate' has no attribute 'roll'.")
+TOLD = HumanFeedback("line 2: AttributeError: x = rotate.roll(x): module 'rotate' has no attribute 'roll'.")
 
 
 @cache
@@ -47,12 +47,12 @@ def closed(coaching: Coaching) -> None:
     coaching.folder.close()
 
 
-def taught(coaching: Coaching, *remarks: Remark) -> None:
-    problems = coaching.setup.task.problems("train")
+def taught(coaching: Coaching, *remarks: HumanFeedback) -> None:
+    problems = coaching.components.task.problems("train")
     for remark in remarks:
         problem = problems[coaching.step]
-        rollouts = coaching.ask(problem)
-        coaching.teach(Lesson(problem, rollouts, (remark,) * len(rollouts)))
+        rollouts = coaching.sample(problem)
+        coaching.learn(Lesson(problem, rollouts, (remark,) * len(rollouts)))
 
 
 def rows(folder: str | Path) -> list[dict[str, Any]]:
