@@ -5,16 +5,16 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from child_processes import ONE_THREAD, Child, sdpo_child
 from paths import SUPPORT
 from ranks import BACKENDS, environments, launcher, start_ranks
 from requirements import needs_torch
-from small_runs import ONE_THREAD
+from waiting import HANG_SECONDS, wait_until
 
 import sdpo_mlx
 from sdpo_mlx.runs import checkpoint
@@ -24,10 +24,10 @@ from sdpo_mlx.runs.folder import RunFolder
 DRIVER = SUPPORT / "rank_process.py"
 TRAIN = ["train", "--model", "tiny", "--task", "tiny", "--plain", "--out", "run", "--set", "eval.problems=2"]
 TRAIN += ["--set", "eval.samples=1", "--set", "rollout.problems_per_step=4", "--set", "train.save_every=50"]
-SDPO = ["-c", "from sdpo_cli.main import main; main()"]
+TRAIN += ["--group-size", "2", "--max-tokens", "16"]
 
 
-# Both engines answer and learn like one in the quick suite; what the loop does around them is the same for either.
+# In the default suite torch starts two ranks in `test_mistake_of_rank_0_ends_the_others_quietly`.
 TORCH_SLOW = ["mlx", pytest.param("torch", marks=[needs_torch, pytest.mark.slow])]
 
 
@@ -44,7 +44,7 @@ def gap(ours: dict[str, Any], theirs: dict[str, Any], prefix: str) -> float:
     return float(np.sqrt(difference / sum(float((theirs[n].astype(float) ** 2).sum()) for n in names)))
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", TORCH_SLOW)
 def test_two_ranks_answer_and_learn_like_one(backend: str, tmp_path: Path) -> None:
     environment = {**ONE_THREAD, "PYTHONPATH": str(DRIVER.parent)}
     alone, both = tmp_path / "one.npz", tmp_path / "two.npz"
@@ -55,7 +55,7 @@ def test_two_ranks_answer_and_learn_like_one(backend: str, tmp_path: Path) -> No
             cwd=tmp_path,
             capture_output=True,
             text=True,
-            timeout=240,
+            timeout=HANG_SECONDS,
             stdin=subprocess.DEVNULL,
             check=False,
         )
@@ -79,13 +79,17 @@ def steps_done(folder: Path) -> int:
         return 0
 
 
-def trained_until(ranks: list[subprocess.Popen[str]], folder: Path, steps: int) -> None:
-    """Wait until so many steps are done; fails where a rank ended before."""
-    until = time.monotonic() + 120
-    while steps_done(folder) < steps:
-        assert all(rank.poll() is None for rank in ranks), ranks[0].communicate()
-        assert time.monotonic() < until
-        time.sleep(0.05)
+def sdpo(folder: Path, *words: str) -> tuple[int | None, str]:
+    """Train in one process; return its exit code and stderr."""
+    child = sdpo_child([*TRAIN, *words], folder)
+    _, said = child.communicate()
+    return child.returncode, said
+
+
+def trained_until(ranks: list[Child], folder: Path, steps: int) -> None:
+    """Wait until so many steps are done; fail if a rank ends before."""
+    wait_until(lambda: steps_done(folder) >= steps or any(rank.returncode is not None for rank in ranks))
+    assert all(rank.returncode is None for rank in ranks), ranks[0].communicate()
 
 
 @pytest.mark.parametrize(
@@ -93,17 +97,17 @@ def trained_until(ranks: list[subprocess.Popen[str]], folder: Path, steps: int) 
     [
         ("mlx", "killed"),
         pytest.param("torch", "killed", marks=[needs_torch, pytest.mark.slow]),
-        # Half a minute of silence each; the heartbeat's own test (test_world.py) is quick.
+        # Half a minute of silence each; the heartbeat's own test (test_process_group.py) is quick.
         pytest.param("mlx", "frozen", marks=pytest.mark.slow),
         pytest.param("torch", "frozen", marks=[needs_torch, pytest.mark.slow]),
     ],
 )
 def test_lost_rank_ends_the_run_with_its_state_saved(backend: str, how: str, tmp_path: Path) -> None:
-    ranks = start_ranks(backend, 2, tmp_path, [*SDPO, *TRAIN, "--steps", "500", "--backend", backend])
+    ranks = start_ranks(backend, 2, tmp_path, [*TRAIN, "--steps", "500", "--backend", backend])
     try:
         trained_until(ranks, tmp_path, 2)
         ranks[1].send_signal(signal.SIGKILL if how == "killed" else signal.SIGSTOP)
-        _, said = ranks[0].communicate(timeout=60)
+        _, said = ranks[0].communicate()
     finally:
         for rank in ranks:
             rank.kill()
@@ -112,27 +116,19 @@ def test_lost_rank_ends_the_run_with_its_state_saved(backend: str, how: str, tmp
     assert "Traceback" not in said
     done = steps_done(tmp_path)
     assert max(checkpoint.steps(RunFolder(tmp_path / "run").checkpoints)) == done
-    again = subprocess.run(
-        [sys.executable, *SDPO, *TRAIN, "--steps", str(done + 1), "--backend", backend],
-        env=ONE_THREAD,
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert again.returncode == 0, again.stderr
-    assert "not bit for bit" in again.stderr
+    code, said = sdpo(tmp_path, "--steps", str(done + 1), "--backend", backend)
+    assert code == 0, said
+    assert "not bit for bit" in said
     assert steps_done(tmp_path) == done + 1
 
 
 @pytest.mark.parametrize("backend", TORCH_SLOW)
 def test_interrupt_of_any_rank_saves_and_ends_all(backend: str, tmp_path: Path) -> None:
-    ranks = start_ranks(backend, 2, tmp_path, [*SDPO, *TRAIN, "--steps", "500", "--backend", backend])
+    ranks = start_ranks(backend, 2, tmp_path, [*TRAIN, "--steps", "500", "--backend", backend])
     try:
         trained_until(ranks, tmp_path, 1)
         ranks[1].send_signal(signal.SIGINT)
-        said = [rank.communicate(timeout=60)[1] for rank in ranks]
+        said = [rank.communicate()[1] for rank in ranks]
     finally:
         for rank in ranks:
             rank.kill()
@@ -142,11 +138,9 @@ def test_interrupt_of_any_rank_saves_and_ends_all(backend: str, tmp_path: Path) 
 
 @pytest.mark.parametrize("backend", TORCH_SLOW)
 def test_run_of_one_rank_goes_on_on_two(backend: str, tmp_path: Path) -> None:
-    words = [*SDPO, *TRAIN, "--backend", backend, "--steps"]
-    alone = {"env": ONE_THREAD, "cwd": tmp_path, "capture_output": True, "timeout": 120}
-    subprocess.run([sys.executable, *words, "1"], check=True, **alone)
-    ranks = start_ranks(backend, 2, tmp_path, [*words, "2"])
-    said = [rank.communicate(timeout=100)[1] for rank in ranks]
+    assert sdpo(tmp_path, "--backend", backend, "--steps", "1")[0] == 0
+    ranks = start_ranks(backend, 2, tmp_path, [*TRAIN, "--backend", backend, "--steps", "2"])
+    said = [rank.communicate()[1] for rank in ranks]
     assert [rank.returncode for rank in ranks] == [0, 0], said
     assert "not bit for bit" in said[0]
     assert steps_done(tmp_path) == 2
@@ -154,8 +148,8 @@ def test_run_of_one_rank_goes_on_on_two(backend: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_mistake_of_rank_0_ends_the_others_quietly(backend: str, tmp_path: Path) -> None:
-    ranks = start_ranks(backend, 2, tmp_path, [*SDPO, *TRAIN, "--set", "train.lerning_rate=1", "--backend", backend])
-    said = [rank.communicate(timeout=60)[1] for rank in ranks]
+    ranks = start_ranks(backend, 2, tmp_path, [*TRAIN, "--set", "train.lerning_rate=1", "--backend", backend])
+    said = [rank.communicate()[1] for rank in ranks]
     assert [rank.returncode for rank in ranks] == [2, 0], said
     assert "did you mean train.learning_rate?" in said[0]
     assert "sdpo:" not in said[1]
@@ -166,11 +160,10 @@ def test_model_missing_on_another_rank_is_said_by_rank_0(tmp_path: Path) -> None
     for home in homes:
         home.mkdir()
     (homes[0] / "base").symlink_to(Path(sdpo_mlx.__file__).with_name("assets") / "tiny")
-    words = [*SDPO, *TRAIN, "--model", "./base"]
     ranks = [
-        subprocess.Popen([sys.executable, *words], env=env, cwd=home, stderr=subprocess.PIPE, text=True)
-        for env, home in zip(environments("mlx", 2, tmp_path), homes, strict=True)
+        sdpo_child([*TRAIN, "--model", "./base"], home, environment)
+        for environment, home in zip(environments("mlx", 2, tmp_path), homes, strict=True)
     ]
-    said = [rank.communicate(timeout=60)[1] for rank in ranks]
+    said = [rank.communicate()[1] for rank in ranks]
     assert ranks[0].returncode == 2, said
     assert "(rank 1)" in said[0]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import socket
-import subprocess
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -13,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from child_processes import ONE_THREAD, Child, sdpo_child
 from requirements import needs_torch
-from small_runs import ONE_THREAD
+from waiting import HANG_SECONDS
 
 from sdpo_mlx.backends.distributed.process_group import RankGroup
 
@@ -43,20 +43,9 @@ def environments(backend: str, size: int, folder: Path) -> list[dict[str, str]]:
     return [{**common, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(size)]
 
 
-def start_ranks(backend: str, size: int, folder: Path, command: Sequence[str]) -> list[subprocess.Popen[str]]:
-    """One process a rank, rank 0 first; nobody watches over them."""
-    return [
-        subprocess.Popen(
-            [sys.executable, *command],
-            env=env,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            errors="replace",
-            cwd=folder,
-        )
-        for env in environments(backend, size, folder)
-    ]
+def start_ranks(backend: str, size: int, folder: Path, words: Sequence[str]) -> list[Child]:
+    """Start `sdpo` once per rank, rank 0 first."""
+    return [sdpo_child(words, folder, environment) for environment in environments(backend, size, folder)]
 
 
 def launcher(backend: str, size: int) -> list[str]:
@@ -108,5 +97,5 @@ def on_threads(size: int, part: Callable[[RankGroup], Any]) -> list[Any]:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join(HANG_SECONDS)
     return results
