@@ -30,6 +30,7 @@ from sdpo_mlx.runs.folder import RunFolder
 from sdpo_mlx.runs.report.collect import read_runs
 from sdpo_mlx.runs.report.html import page
 from sdpo_mlx.runs.targets import run_config
+from sdpo_mlx.runs.tracking.registry import check
 from sdpo_mlx.tasks.registry import IN_MEMORY
 from sdpo_mlx.trainer import fit
 from sdpo_mlx.training.final_scores import TrainingResult
@@ -211,6 +212,7 @@ def run_training(
 
     A folder that was made for nothing is removed again. Raises KeyboardInterrupt with the state saved.
     """
+    check(cfg.log.sinks)
     existed = out.exists()
     folder = RunFolder.open(out)
     try:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from sdpo_mlx.training.session import OnEvent
 
 EXIT_TOO_LITTLE = 1
+OUT = "Run folder; default: runs/<model>-<task>-seed<n>."
 SHOW_CURSOR = "\x1b[?25h"
 
 
@@ -37,15 +38,8 @@ def command(  # noqa: PLR0913 - typer reads the options off the signature
     data: options.Data = None,
     config: options.ConfigFile = None,
     sets: options.Sets = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            "--out", "--adapter-path", metavar="DIR", help="Run folder; default: runs/<model>-<task>-seed<n>."
-        ),
-    ] = None,
-    steps: Annotated[
-        int | None, typer.Option("--steps", "--iters", metavar="N", help="Steps of the whole run.")
-    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", "--adapter-path", metavar="DIR", help=OUT)] = None,
+    steps: Annotated[int | None, typer.Option("--steps", "--iters", metavar="N", help="Steps in total.")] = None,
     learning_rate: options.LearningRate = None,
     group_size: options.GroupSize = None,
     max_tokens: options.MaxTokens = None,
@@ -66,7 +60,6 @@ def command(  # noqa: PLR0913 - typer reads the options off the signature
     Example: sdpo train --model qwen --task code --steps 50
     """
     from sdpo_mlx.api import default_out, run_training
-    from sdpo_mlx.runs.tracking.registry import check
 
     flags = {
         "model.name": model,
@@ -86,15 +79,13 @@ def command(  # noqa: PLR0913 - typer reads the options off the signature
     }
     with process_group() as group:
         cfg = settings(config, sets or [], flags, out if resume else None, resume=resume)
-        check(cfg.log.sinks)
         place, begun = out or default_out(cfg), time.monotonic()
         with interruptible_training(place) as interrupt:
             result, components = run_training(
                 cfg, place, TerminalDisplay(plain), interrupt, group=group, command=["sdpo", *sys.argv[1:]]
             )
-    seconds = time.monotonic() - begun
-    document = as_document(components, place, result, seconds)
-    render.output(document, summary(components, place, result, seconds), as_json)
+    shown = components, place, result, time.monotonic() - begun
+    render.output(as_document(*shown), summary(*shown), as_json)
     if require_gain is not None and not 100 * result.difference >= require_gain:
         points = render.number(100 * result.difference)
         render.message(f"sdpo: held-out score rose by {points} points, less than --require-gain {require_gain:g}.")

@@ -304,7 +304,7 @@ def test_resume_takes_its_settings_from_the_run_and_refuses_others() -> None:
 def test_too_little_gain_fails_a_run_that_asked_for_it() -> None:
     code, out, err = sdpo(*TRAIN, "--steps", "0", "--out", "run", "--require-gain", "30")
     assert code == 1
-    assert "30 were asked for" in err.splitlines()[-1]
+    assert "less than --require-gain 30" in err.splitlines()[-1]
     assert "next:" in out
 
 
@@ -318,7 +318,7 @@ def test_an_interrupted_run_is_saved_and_says_how_to_go_on() -> None:
         run.send_signal(signal.SIGTERM)
         last = run.stderr.read().splitlines()[-1]
     assert run.returncode == 143
-    assert re.fullmatch(r"sdpo: interrupted, saved at step \d+; run the same command to go on\.", last)
+    assert re.fullmatch(r"sdpo: interrupted, saved at step \d+\. Run the same command to resume\.", last)
 
 
 def test_a_process_writes_no_escape_and_json_alone_on_stdout() -> None:

@@ -207,7 +207,7 @@ def test_a_run_alone_is_compared_with_its_base_and_models_are_asked_like_the_run
     assert (found["first"]["name"], found["second"]["name"]) == ("the base of run", "run")
     assert found["problems"] == 2
     code, again, err = sdpo("compare", "tiny", "run", "--json", "--plain")
-    assert err.count("2 rollouts were in the cache") == 2  # the base's are those of the model
+    assert err.count("2 rollouts from the cache") == 2  # the base's are those of the model
     assert {**json.loads(again), "first": {**json.loads(again)["first"], "name": "the base of run"}} == found
     assert list((Path("home") / "evals").iterdir())
     assert list((Path("run") / "evals").iterdir())
