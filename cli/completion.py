@@ -52,15 +52,12 @@ def kinds(key: str) -> Completer:
 
 
 def _models(incomplete: str) -> Iterator[str]:
-    from sdpo_mlx.models import hub, lmstudio, ollama, resolve
+    from sdpo_mlx.models.resolve import ALIASES, EMBEDDED, FETCHED, SOURCES
 
-    yield from (resolve.EMBEDDED, *resolve.FETCHED, *resolve.ALIASES)
-    fetched = {resolve.fetched_folder(name) for name in resolve.FETCHED}
-    yield from (str(folder) for folder in resolve.local_models() if folder not in fetched)
-    yield from (found.repository for found in hub.snapshots())
-    for kept in (lmstudio.kept, ollama.pulled):
+    yield from (EMBEDDED, *FETCHED, *ALIASES)
+    for source in SOURCES:
         with contextlib.suppress(Exception):
-            yield from (each.name for each in kept())
+            yield from (found.name for found in source.local())
     yield from _paths(incomplete, _is_model, ".gguf")
 
 

@@ -63,7 +63,7 @@ def show(
     Example: sdpo models show tiny
     """
     from sdpo_mlx.backends.fit import memory_fit
-    from sdpo_mlx.models import inventory
+    from sdpo_mlx.models import hub, inventory
     from sdpo_mlx.models import resolve as models
 
     found = inventory.item(name)
@@ -72,7 +72,7 @@ def show(
     if found.path is not None and found.path.is_dir() and not found.fetch:
         document |= models.opened(name, found.target, found.path, found.source, found.revision).record()
     elif found.path is None and found.source == "hub":
-        document["revision"] = models.hub_commit(found.target)
+        document["revision"] = hub.latest_commit(found.target)
     keys = ("model_type", "hidden_size", "num_hidden_layers", "vocab_size", "max_position_embeddings", "torch_dtype")
     document |= {key: config[key] for key in keys if key in config}
     repository = found.target.partition("@")[0]
@@ -172,7 +172,7 @@ def _row(found: LocalModel, training: MemoryFit) -> dict[str, Any]:
         "size_estimate": None if found.size else expected_size(found),
         "quantisation": found.quantisation,
         "context": found.text_config.get("max_position_embeddings"),
-        "licence": found.licence,
+        "licence": found.license,
         "trains": training.verdict,
         "trains_bytes": training.peak,
         "fetch": found.fetch,

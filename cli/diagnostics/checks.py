@@ -123,10 +123,10 @@ def _sandbox() -> Iterator[Finding]:
 
 
 def _models() -> Iterator[Finding]:
-    from sdpo_mlx.models.resolve import local_models, resolve
+    from sdpo_mlx.models.resolve import cached_folders, resolve
 
     resolve("tiny")
-    here = ["tiny", *(folder.name for folder in local_models())]
+    here = ["tiny", *(folder.name for folder in cached_folders())]
     found = f"in the cache: {', '.join(here)}; `sdpo models list` shows all"
     yield Finding("models", True, found, facts={"here": here})
 

@@ -1,4 +1,9 @@
-"""The model hub's own cache: `models--<owner>--<name>/snapshots/<commit>/`, and which commit a branch stood at."""
+"""Models of the Hugging Face hub: downloads, and what lies in the hub's own cache.
+
+The cache is listed here, in `models--<owner>--<name>/snapshots/<commit>/`, and not by `huggingface_hub.scan_cache_dir`
+(2.4): that takes 0.3 s to import, which shell completion would pay at every TAB, and leaves out a repository of which
+one file is missing.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +11,26 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from sdpo_mlx.core.errors import ConfigError
+from sdpo_mlx.core.progress import ProgressCallback, StartTask
+
+# Nothing that runs code when it is loaded; README.md is the model card, which names the license.
+ALLOWED = ("*.safetensors", "*.json", "*.txt", "*.jinja", "*.model", "README.md")
+MEGABYTE = 1 << 20
+_FIX = "check the name and the network, or name a folder; `sdpo models list` shows what is here"
+_CAUSES = {
+    "RepositoryNotFoundError": "no such repository, or it is private",
+    "GatedRepoError": "the repository asks you to accept its terms first",
+    "RevisionNotFoundError": "no such revision",
+    "HFValidationError": "that is not a repository's name",
+}
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """One repository at one commit; `current` where its main branch stood there when it was last asked."""
+    """One repository at one commit; `current` if its main branch was there when the hub was last asked."""
 
     repository: str
     commit: str
@@ -19,7 +39,7 @@ class Snapshot:
 
 
 def root() -> Path:
-    """`$HF_HUB_CACHE`, `$HF_HOME/hub`, or the folder that the hub's client takes without them."""
+    """Return the cache's folder: `$HF_HUB_CACHE`, `$HF_HOME/hub`, or the default of `huggingface_hub`."""
     if chosen := os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE"):
         return Path(chosen).expanduser()
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
@@ -27,35 +47,97 @@ def root() -> Path:
 
 
 def snapshots() -> Iterator[Snapshot]:
-    """Every commit of every model repository, by name."""
+    """Yield every cached commit of every model repository, by name."""
     try:
-        folders = sorted(root().glob("models--*--*"))
-    except OSError:
-        return
-    for folder in folders:
-        owner, _, name = folder.name.removeprefix("models--").partition("--")
-        yield from _of(folder, f"{owner}/{name}")
-
-
-def snapshot(repository: str, revision: str = "main") -> Snapshot | None:
-    """The repository at a branch, a tag or a commit, where it is here."""
-    folder = root() / f"models--{repository.replace('/', '--')}"
-    commit = _commit(folder, revision) or revision
-    return next((each for each in _of(folder, repository) if each.commit == commit), None)
-
-
-def _of(folder: Path, repository: str) -> Iterator[Snapshot]:
-    current = _commit(folder, "main")
-    try:
-        found = sorted(path for path in (folder / "snapshots").iterdir() if path.is_dir())
+        found = sorted(path for path in root().glob("models--*--*/snapshots/*") if path.is_dir())
     except OSError:
         return
     for path in found:
-        yield Snapshot(repository, path.name, path, path.name == current)
+        folder = path.parents[1]
+        owner, _, name = folder.name.removeprefix("models--").partition("--")
+        yield Snapshot(f"{owner}/{name}", path.name, path, path.name == _commit(folder, "main"))
+
+
+def snapshot(target: str) -> Snapshot | None:
+    """Return the cached files of `owner/name[@branch, tag or commit]`, None if there are none."""
+    repository, _, revision = target.partition("@")
+    folder = root() / f"models--{repository.replace('/', '--')}"
+    commit = _commit(folder, revision or "main") or revision
+    return next((each for each in snapshots() if (each.repository, each.commit) == (repository, commit)), None)
+
+
+def download(name: str, target: str, start_task: StartTask) -> Path:
+    """Return the folder of `owner/name[@revision]`, named by its commit; cached files are not downloaded again.
+
+    Raises ConfigError if the hub cannot be reached or refuses.
+    """
+    from huggingface_hub import snapshot_download
+
+    repository, _, revision = target.partition("@")
+    bar = progress_bar(start_task(f"getting {target}, in MB"))
+    try:
+        folder = snapshot_download(
+            repository, revision=revision or "main", allow_patterns=list(ALLOWED), tqdm_class=bar
+        )
+    except Exception as error:  # the client passes on its transport's errors too
+        raise _error(name, target, error) from error
+    return Path(folder)
+
+
+def config_file(name: str, target: str) -> Path:
+    """Return the path of a repository's config.json, downloaded if it is not cached; raises ConfigError."""
+    from huggingface_hub import hf_hub_download
+
+    repository, _, revision = target.partition("@")
+    try:
+        return Path(hf_hub_download(repository, "config.json", revision=revision or "main"))
+    except Exception as error:  # as in `download`
+        raise _error(name, target, error) from error
+
+
+def latest_commit(target: str) -> str:
+    """Return the commit of a repository's main branch or pinned revision; blank if the hub does not answer."""
+    from huggingface_hub import HfApi
+
+    repository, _, revision = target.partition("@")
+    try:
+        return str(HfApi().model_info(repository, revision=revision or "main", timeout=5).sha or "")
+    except Exception:  # as in `download`
+        return ""
+
+
+def progress_bar(on_progress: ProgressCallback) -> type[Any]:
+    """Return a class for `snapshot_download(tqdm_class=...)` that reports megabytes instead of drawing a bar."""
+    from huggingface_hub.utils import tqdm  # type: ignore[attr-defined]
+
+    class ProgressBar(tqdm):
+        """Several of them may count the same bytes, each in its own stage."""
+
+        def update(self, n: float | None = 1) -> bool | None:
+            moved: bool | None = super().update(n)
+            # A bar that is switched off in the hub's settings has neither unit nor count.
+            if not self.disable and self.unit == "B" and self.total:
+                on_progress(int(self.n) // MEGABYTE, int(self.total) // MEGABYTE)
+            return moved
+
+        def display(self, *_: Any, **__: Any) -> None:
+            """Draw nothing."""
+
+        def close(self) -> None:
+            """Leave no line behind."""
+            self.disable = True
+
+    return ProgressBar
+
+
+def _error(name: str, target: str, error: Exception) -> ConfigError:
+    kind = type(error).__name__
+    cause = _CAUSES.get(kind, f"the hub cannot be reached and it is not cached ({kind})")
+    return ConfigError(f"cannot get {target!r}: {cause}", where=name, fix=_FIX)
 
 
 def _commit(folder: Path, revision: str) -> str:
-    """The commit of a branch or tag, blank where there is none of this name."""
+    """Return the cached commit of a branch or tag; blank if there is none."""
     if ".." in Path(revision).parts:
         return ""
     try:

@@ -1,35 +1,39 @@
-"""Under which licence a model lies here, as far as its files say."""
+"""The license of a model, read from the front matter of its model card (README.md)."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
 
-LONGEST = 60  # characters to show
-MOST_CARD = 1 << 16  # bytes
-_FRONT = re.compile(r"\A\ufeff?---\s*\n(.*?)\n---\s*(?:\n|\Z)", re.DOTALL)
-_LINE = re.compile(r"^(license(?:_name|_link)?):[ \t]*(\S.*)$", re.MULTILINE)
+import yaml
+
+MAX_SHOWN = 60  # characters
+MAX_CARD = 1 << 16  # bytes
+_FRONT_MATTER = re.compile(r"\A\ufeff?---\s*\n(.*?)\n---\s*(?:\n|\Z)", re.DOTALL)
+_KEYS = ("license", "license_name", "license_link")
 
 
 def of_folder(folder: Path) -> str:
-    """What the model card's front matter names; blank where there is none."""
-    named = terms(folder)
-    plain = named.get("license", "")
-    return shown(named.get("license_name", plain) if plain in ("", "other") else plain)
+    """Return the license's name as one short line; blank if the card names none."""
+    found = terms(folder)
+    plain = found.get("license", "")
+    return shown(found.get("license_name", plain) if plain in ("", "other") else plain)
 
 
 def terms(folder: Path) -> dict[str, str]:
-    """The front matter's own lines about the licence: `license`, and for one of its own name and link."""
+    """Return the card's `license`, `license_name` and `license_link`, those that it has."""
     try:
         with (folder / "README.md").open("rb") as file:
-            card = file.read(MOST_CARD).decode("utf-8", errors="replace")
-    except OSError:
+            card = file.read(MAX_CARD).decode("utf-8", errors="replace")
+        front = _FRONT_MATTER.match(card.replace("\r\n", "\n"))
+        content = yaml.safe_load(front[1]) if front else None
+    except (OSError, ValueError, RecursionError, yaml.YAMLError):
         return {}
-    front = _FRONT.match(card.replace("\r\n", "\n"))
-    return {key: value.strip().strip("\"'") for key, value in _LINE.findall(front[1])} if front else {}
+    found = content if isinstance(content, dict) else {}
+    return {key: " ".join(found[key].split()) for key in _KEYS if isinstance(found.get(key), str)}
 
 
 def shown(text: str) -> str:
-    """One short line."""
+    """Return the text as one short line."""
     line = " ".join(text.split())
-    return line if len(line) <= LONGEST else f"{line[: LONGEST - 3]}..."
+    return line if len(line) <= MAX_SHOWN else f"{line[: MAX_SHOWN - 3]}..."

@@ -1,6 +1,6 @@
-"""What Ollama keeps on this machine: manifests that name layers, and the layers as files named by their hash.
+"""Models of Ollama: manifests that name layers, and the layers as files named by their hash.
 
-A manifest lies in `manifests/<host>/<owner>/<name>/<tag>`; the layer with the weights is a GGUF. Manifests are foreign
+A manifest is `manifests/<host>/<owner>/<name>/<tag>`; the layer with the weights is a GGUF. Manifests are untrusted
 text: a digest must be a digest, so that no name leads out of the folder of blobs.
 """
 
@@ -10,40 +10,29 @@ import json
 import os
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sdpo_mlx.core.errors import ConfigError
+from sdpo_mlx.models.source import Located, Source
 
 PREFIX = "ollama:"
 LIBRARY = "library"  # the owner that Ollama leaves out of a name
-MOST_MANIFEST = 1 << 20  # bytes
-MOST_LICENCE = 1 << 16
+MAX_MANIFEST = 1 << 20  # bytes
+MAX_LICENSE = 1 << 16
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
-_MODEL, _LICENCE, _ADAPTER = "image.model", "image.license", "image.adapter"
-
-
-@dataclass(frozen=True)
-class Pulled:
-    """One model of Ollama's: `trouble` says why it cannot be used here, and is blank where it can."""
-
-    name: str
-    file: Path | None
-    digest: str
-    licence: str
-    trouble: str
+_MODEL, _LICENSE, _ADAPTER = "image.model", "image.license", "image.adapter"
 
 
 def roots() -> list[Path]:
-    """Where Ollama keeps models: `$OLLAMA_MODELS`, else this user's folder and that of its service."""
+    """Return the folders where Ollama keeps models: `$OLLAMA_MODELS`, or this user's and the service's."""
     if chosen := os.environ.get("OLLAMA_MODELS"):
         return [Path(chosen).expanduser()]
     return [Path.home() / ".ollama" / "models", Path("/usr/share/ollama/.ollama/models")]
 
 
-def pulled() -> Iterator[Pulled]:
-    """Every model, by name."""
+def local() -> Iterator[Located]:
+    """Yield every model, by name."""
     seen = set()
     for root in roots():
         for manifest, parts in _manifests(root):
@@ -52,22 +41,21 @@ def pulled() -> Iterator[Pulled]:
                 yield _read(name, root, manifest)
 
 
-def find(typed: str) -> Pulled:
-    """The model of a name as `ollama run` takes it: `llama3.2`, `llama3.2:1b`, `owner/name:tag`; raises ConfigError."""
-    wanted = typed.removeprefix(PREFIX)
-    wanted = wanted if ":" in wanted.rpartition("/")[2] else f"{wanted}:latest"
+def find(typed: str) -> Located:
+    """Return the model of a name as `ollama run` takes it (`llama3.2`, `owner/name:tag`); raises ConfigError."""
+    name = typed.removeprefix(PREFIX)
+    name = name if ":" in name.rpartition("/")[2] else f"{name}:latest"
     for root in roots():
         for manifest, parts in _manifests(root):
-            host, owner, name, tag = parts
-            full = f"{owner}/{name}:{tag}"
-            if wanted in (_name(parts).removeprefix(PREFIX), full, f"{host}/{full}"):
+            full = f"{parts[1]}/{parts[2]}:{parts[3]}"
+            if name in (_name(parts).removeprefix(PREFIX), full, f"{parts[0]}/{full}"):
                 return _read(_name(parts), root, manifest)
-    fix = f"get it with `ollama pull {wanted.removesuffix(':latest')}`; `sdpo models list` shows what is here"
-    raise ConfigError(f"Ollama has no model {wanted!r} here", where=typed, fix=fix)
+    fix = f"get it with `ollama pull {name.removesuffix(':latest')}`; `sdpo models list` shows what is here"
+    raise ConfigError(f"Ollama has no model {name!r} here", where=typed, fix=fix)
 
 
 def _manifests(root: Path) -> Iterator[tuple[Path, tuple[str, ...]]]:
-    """Files four levels down, with host, owner, name and tag."""
+    """Yield the manifests with host, owner, name and tag."""
     home = root / "manifests"
     try:
         for path in sorted(home.glob("*/*/*/*")):
@@ -82,46 +70,51 @@ def _name(parts: tuple[str, ...]) -> str:
     return f"{PREFIX}{name}:{tag}" if owner == LIBRARY else f"{PREFIX}{host}/{owner}/{name}:{tag}"
 
 
-def _read(name: str, root: Path, manifest: Path) -> Pulled:
+def _read(name: str, root: Path, manifest: Path) -> Located:
     try:
         layers = _layers(manifest)
         if any(kind.endswith(_ADAPTER) for kind, _ in layers):
-            return Pulled(name, None, "", "", "a LoRA of Ollama's own lies on top of it; use the model below it")
+            raise ValueError("it has a LoRA of Ollama's on top; use the model below it")
         digest = next((digest for kind, digest in layers if kind.endswith(_MODEL)), "")
         if not digest:
-            return Pulled(name, None, "", "", "no GGUF in it: it runs elsewhere, or is kept in another format")
+            raise ValueError("it holds no GGUF: it runs elsewhere, or has another format")
         file = _blob(root, digest)
-        licences = [_first_line(_blob(root, digest)) for kind, digest in layers if kind.endswith(_LICENCE)]
+        licenses = [_first_line(_blob(root, digest)) for kind, digest in layers if kind.endswith(_LICENSE)]
     except ValueError as error:
-        return Pulled(name, None, "", "", f"its manifest is refused: {error}")
-    missing = "" if file.is_file() else f"its weights are gone; `ollama pull {name.removeprefix(PREFIX)}` gets them"
-    return Pulled(name, file, digest.partition(":")[2], next(filter(None, licences), ""), missing)
+        return Located(name, "ollama", "", trouble=str(error))
+    if not file.is_file():
+        pull = f"ollama pull {name.removeprefix(PREFIX)}"
+        return Located(name, "ollama", str(file), trouble=f"its weights are missing; `{pull}` gets them", fetch=pull)
+    return Located(name, "ollama", str(file), file, digest.partition(":")[2], next(filter(None, licenses), ""))
 
 
 def _layers(manifest: Path) -> list[tuple[str, str]]:
-    """Kind and digest of each layer; ValueError where the manifest is none."""
+    """Return kind and digest of each layer; raises ValueError for a damaged manifest."""
     try:
         with manifest.open("rb") as file:
-            content = file.read(MOST_MANIFEST + 1)
-        found: Any = json.loads(content) if len(content) <= MOST_MANIFEST else None
+            content = file.read(MAX_MANIFEST + 1)
+        found: Any = json.loads(content) if len(content) <= MAX_MANIFEST else None
     except (OSError, RecursionError, ValueError) as error:
-        raise ValueError("it cannot be read as JSON") from error
+        raise ValueError("its manifest cannot be read as JSON") from error
     layers = found.get("layers") if isinstance(found, dict) else None
     if not isinstance(layers, list) or not all(isinstance(layer, Mapping) for layer in layers):
-        raise ValueError("it lists no layers" if len(content) <= MOST_MANIFEST else "it is larger than any manifest")
+        raise ValueError("its manifest lists no layers, or is larger than any real one")
     return [(str(layer.get("mediaType", "")), str(layer.get("digest", ""))) for layer in layers]
 
 
 def _blob(root: Path, digest: str) -> Path:
     if not _DIGEST.fullmatch(digest):
-        raise ValueError("a layer's digest is no SHA-256")
+        raise ValueError("a digest in its manifest is no SHA-256")
     return root / "blobs" / digest.replace(":", "-")
 
 
 def _first_line(file: Path) -> str:
     try:
         with file.open("rb") as content:
-            text = content.read(MOST_LICENCE).decode("utf-8", errors="replace")
+            text = content.read(MAX_LICENSE).decode("utf-8", errors="replace")
     except OSError:
         return ""
     return next((line.strip() for line in text.splitlines() if line.strip()), "")
+
+
+SOURCE = Source("ollama", lambda name: name if name.startswith(PREFIX) else None, lambda name, _: find(name), local)

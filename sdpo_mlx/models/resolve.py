@@ -1,4 +1,4 @@
-"""What a model name means: an alias, a folder, or a repository on the hub, and whether its files are safe.
+"""From a model's name to its files: one table of sources, and the check that the files are safe.
 
 Safe means safetensors and JSON only. A folder with a pickle or with code of its own is refused before
 anything in it is opened by a library; code from a model folder is never run.
@@ -9,24 +9,23 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from sdpo_mlx.core.errors import ConfigError
 from sdpo_mlx.core.progress import StartTask, no_tasks
 from sdpo_mlx.core.storage import cache_home
-from sdpo_mlx.models import lmstudio, ollama
+from sdpo_mlx.models import hub, lmstudio, ollama
 from sdpo_mlx.models.gguf import cache
 from sdpo_mlx.models.gguf.header import read_header
 from sdpo_mlx.models.safetensors_io import weight_files, weights_sha256
+from sdpo_mlx.models.source import Located, Source, SourceKind
 
-Source = Literal["embedded", "folder", "fetched", "hub", "lmstudio", "ollama", "gguf"]
-
-# Hub repositories by alias. They stand for a repository, not for a commit: which commit of `main` was
-# loaded is resolved at run time and kept in the run's manifest; `name@commit` pins it.
+# Hub repositories by alias. They stand for a repository, not for a commit: the commit of `main` is
+# resolved at run time and kept in the run's manifest; `name@commit` pins it.
 ALIASES: Mapping[str, str] = {
     "qwen": "mlx-community/Qwen3-4B-Instruct-2507-4bit",
     "qwen:tiny": "mlx-community/Qwen3-0.6B-4bit",
@@ -34,126 +33,101 @@ ALIASES: Mapping[str, str] = {
     "qwen3.5": "mlx-community/Qwen3.5-4B-MLX-4bit",
 }
 EMBEDDED = "tiny"
-FETCHED = ("smollm2",)
-ALLOWED = ("*.safetensors", "*.json", "*.txt", "*.jinja", "*.model", "README.md")  # the card names the licence
-_REFUSED = (
-    ".bin",
-    ".pt",
-    ".pth",
-    ".pkl",
-    ".pickle",
-    ".ckpt",
-    ".py",
-    ".pyc",
-    ".so",
-    ".dylib",
-    ".npy",
-    ".npz",
-    ".joblib",
-)
+FETCHED: Mapping[str, str] = {"smollm2": "apache-2.0"}  # models of `sdpo models fetch` that no hub serves: license
+CODE = (".py", ".pyc", ".so", ".dylib")
+PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".npy", ".npz", ".joblib")
 _CODE_KEYS = ("auto_map", "model_file", "custom_pipelines")
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
 
 
 @dataclass(frozen=True)
 class ResolvedModel:
-    """A model on this machine: `name` as typed, `target` what it became, `path` its folder.
+    """A model on this machine: `name` as typed, `target` what it stands for, `path` its folder.
 
-    `revision` is the hub's commit, or the SHA-256 of the GGUF that it was made of, empty elsewhere;
-    `weights_sha256` is the hash of the weights file, or of the lines `<hash>  <name>` where there are several.
+    `revision` is the hub's commit, or the SHA-256 of the GGUF that it was made of, otherwise empty;
+    `weights_sha256` is the hash of the weights file, or of the lines `<hash>  <name>` if there are several.
     """
 
     name: str
     target: str
     path: Path
-    source: Source
+    source: SourceKind
     revision: str
     weights_sha256: str
 
     def line(self) -> str:
-        """What to print, so that nobody has to guess what an alias became."""
+        """Return the line to print: what the name stands for, the commit and the hash."""
         commit = f" at {self.revision[:12]}" if self.revision else ""
         arrow = f" -> {self.target}" if self.target != self.name else ""
         return f"{self.name}{arrow}{commit} ({self.source}, weights {self.weights_sha256[:12]})"
 
     def record(self) -> dict[str, str]:
-        """The same for a manifest or `--json`."""
-        return {
-            "name": self.name,
-            "target": self.target,
-            "path": str(self.path),
-            "source": self.source,
-            "revision": self.revision,
-            "weights_sha256": self.weights_sha256,
-        }
-
-
-def fetched_folder(alias: str) -> Path:
-    """Where `sdpo models fetch` puts a model."""
-    return cache_home() / "models" / alias
+        """Return the fields for a manifest or `--json`."""
+        return {**vars(self), "path": str(self.path)}
 
 
 def resolve(name: str, doing: StartTask = no_tasks) -> ResolvedModel:
-    """Find a model, downloading from the hub where the name says so, and check that its files are safe.
+    """Find a model, downloading it if it is on the hub, and check that its files are safe.
 
     Aliases win over folders of the same name (`./qwen` means the folder). Raises ConfigError.
     """
     source, target = meaning(name)
-    if source == "fetched":
-        return _fetched(name)
     if source == "hub":
-        return _from_hub(name, target, doing)
-    file = gguf_of(name)
-    if file is None:
-        found = lmstudio.find(name).path if source == "lmstudio" else Path(target)
-        return opened(name, name if source == "embedded" else str(found), found, source)
-    folder, sha256 = cache.imported(file, ollama.find(name).digest if source == "ollama" else "", doing)
-    return ResolvedModel(name, str(file), folder, source, sha256, weights_sha256(folder))
+        folder = hub.download(name, target, doing)
+        return opened(name, target, folder, source, folder.name)
+    found = locate(name)
+    path = _usable(found)
+    if path.is_dir():
+        return opened(name, name if source == "embedded" else found.target, path, source)
+    folder, sha256 = cache.imported(path, found.revision, doing)
+    return ResolvedModel(name, str(path), folder, source, sha256, weights_sha256(folder))
 
 
-def meaning(name: str) -> tuple[Source, str]:
-    """What kind of thing a name is, and which folder, file or repository it stands for; nothing is opened or fetched.
+def meaning(name: str) -> tuple[SourceKind, str]:
+    """Return the kind of a name, and which folder, file or repository it stands for; opens and fetches nothing.
 
-    Raises ConfigError for a name that means nothing.
+    Raises ConfigError for an unknown name.
     """
-    if name == EMBEDDED:
-        return "embedded", str(files("sdpo_mlx") / "assets" / "tiny")
-    if name in FETCHED:
-        return "fetched", str(fetched_folder(name))
-    if name.startswith(ollama.PREFIX):
-        return "ollama", name
-    if name.startswith(lmstudio.PREFIX):
-        return "lmstudio", name
-    target = ALIASES.get(name, name)
-    place = None if name in ALIASES else _place(name)
-    if place:
-        if place.is_dir() or place.suffix.lower() == ".gguf":
-            return "folder" if place.is_dir() else "gguf", str(place)
+    for source in SOURCES:
+        if (target := source.match(name)) is not None:
+            return source.kind, target
+    if _on_disk(name):
         fix = "name the folder that holds config.json and safetensors, or a GGUF"
         raise ConfigError("a model is a folder, this is a file", where=name, fix=fix)
-    if not is_repository(target):
-        raise ConfigError(f"unknown model {name!r}", fix=_suggest(name))
-    return "hub", target
+    raise ConfigError(f"unknown model {name!r}", fix=_suggest(name))
 
 
-def is_repository(target: str) -> bool:
-    """Whether this is a repository's name on the hub, with a commit or without."""
-    whole = _REPOSITORY.fullmatch(target) and target.partition("@")[0].count("/") == 1
-    return bool(whole) and not target.endswith((".gguf", ".safetensors"))
+def locate(name: str) -> Located:
+    """Return where a model's files are, without downloading; raises ConfigError for an unknown name."""
+    kind, target = meaning(name)
+    return next(source for source in SOURCES if source.kind == kind).locate(name, target)
 
 
-def gguf_of(name: str) -> Path | None:
-    """The GGUF file that a name stands for, None for a model in another form; raises ConfigError where it is gone."""
+def configuration(name: str) -> Mapping[str, Any]:
+    """Return a model's config.json without its weights; for the hub it may be downloaded. Raises ConfigError."""
+    if known := shipped_configuration(ALIASES.get(name, name)):
+        return known
     source, target = meaning(name)
-    if source == "ollama":
-        found = ollama.find(name)
-        if found.file is None or found.trouble:
-            raise ConfigError(found.trouble, where=name, fix="`sdpo models list` shows what can be used")
-        return found.file
-    if source == "lmstudio":
-        path = lmstudio.find(name).path
-        return None if path.is_dir() else path
-    return Path(target) if source == "gguf" else None
+    path = hub.config_file(name, target).parent if source == "hub" else _usable(locate(name))
+    return _read_json(path / "config.json", required=True) if path.is_dir() else read_header(path).config()
+
+
+def shipped_configuration(target: str) -> Mapping[str, Any]:
+    """Return the part of config.json that is shipped for a known repository; empty for others."""
+    known = json.loads((files("sdpo_mlx") / "assets" / "shapes.json").read_text(encoding="utf-8"))
+    return dict(known.get(target, {}))
+
+
+def tokenizer_folder(name: str) -> Path:
+    """Return the folder of a model's tokenizer if it is on this machine, otherwise the embedded model's."""
+    path = locate(name).path
+    return path if path is not None and (path / "tokenizer.json").is_file() else _embedded_folder()
+
+
+def opened(name: str, target: str, folder: Path, source: SourceKind, revision: str = "") -> ResolvedModel:
+    """Check and hash a model folder; raises ConfigError."""
+    check_folder(folder)
+    return ResolvedModel(name, target, folder, source, revision, weights_sha256(folder))
 
 
 def check_folder(folder: Path) -> None:
@@ -162,128 +136,123 @@ def check_folder(folder: Path) -> None:
     Only names are looked at, and JSON is parsed; nothing is imported, nothing run. Raises ConfigError.
     """
     for file in sorted(folder.rglob("*")):
-        if file.suffix.lower() in _REFUSED and file.is_file():
-            what = "code" if file.suffix.lower() in (".py", ".pyc", ".so", ".dylib") else "weights that may run code"
-            raise ConfigError(f"refused: {file.name!r} holds {what}", where=str(folder), fix=_safe_fix(file))
+        if file.suffix.lower() in CODE + PICKLES and file.is_file():
+            what = "code" if file.suffix.lower() in CODE else "weights that may run code"
+            fix = f"use a copy of the model without {file.name!r}: only safetensors and JSON are needed"
+            raise ConfigError(f"refused: {file.name!r} holds {what}", where=str(folder), fix=fix)
     for name in ("config.json", "tokenizer_config.json"):
         held = [key for key in _CODE_KEYS if key in _read_json(folder / name, required=name == "config.json")]
         if held:
-            fix = "use a model that needs no code of its own"
+            fix = "use a model that needs no custom code"
             raise ConfigError(f"refused: {name} asks for the model's own code ({held[0]})", where=str(folder), fix=fix)
     if not weight_files(folder):
         fix = "use a folder with safetensors, or `sdpo models import FILE.gguf`"
         raise ConfigError("no safetensors weights here", where=str(folder), fix=fix)
 
 
-def local_models() -> list[Path]:
-    """Folders of models that lie in the cache already."""
+def fetched_folder(name: str) -> Path:
+    """Return where `sdpo models fetch` puts a model that no hub serves."""
+    return cache_home() / "models" / name
+
+
+def cached_folders() -> list[Path]:
+    """Return the folders of fetched models and imported GGUFs."""
     root = cache_home() / "models"
     found = root.iterdir() if root.is_dir() else iter(())
     return sorted(folder for folder in found if not folder.name.startswith(".") and (folder / "config.json").is_file())
 
 
-def configuration(name: str) -> Mapping[str, Any]:
-    """A model's config.json, without its weights: of a folder, of the hub's cache or the hub, or shipped for aliases.
-
-    Raises ConfigError.
-    """
-    if known := shipped_configuration(ALIASES.get(name, name)):
-        return known
-    source, target = meaning(name)
-    if source != "hub":
-        file = gguf_of(name)
-        folder = lmstudio.find(name).path if source == "lmstudio" else Path(target)
-        return _read_json(folder / "config.json", required=True) if file is None else read_header(file).config()
-    from huggingface_hub import hf_hub_download
-
-    repository, _, wanted = target.partition("@")
-    try:
-        return _read_json(Path(hf_hub_download(repository, "config.json", revision=wanted or "main")), required=True)
-    except Exception as error:  # as in `_from_hub`
-        raise ConfigError(f"cannot get {target!r}: {_hub_cause(error)}", where=name, fix=_HUB_FIX) from error
+def _usable(found: Located) -> Path:
+    """Return the path of a model that is on this machine; raises ConfigError otherwise."""
+    if found.trouble:
+        raise ConfigError(found.trouble, where=found.name, fix="`sdpo models list` shows what can be used")
+    if found.path is None:
+        raise ConfigError(f"model {found.name!r} is not on this machine yet", fix=f"run: {found.fetch}")
+    return found.path
 
 
-def shipped_configuration(target: str) -> Mapping[str, Any]:
-    """The part of config.json that we know of an alias's repository by heart; empty for others."""
-    known = json.loads((files("sdpo_mlx") / "assets" / "shapes.json").read_text(encoding="utf-8"))
-    return dict(known.get(target, {}))
+# ---- sources
 
 
-def tokenizer_folder(name: str) -> Path:
-    """The folder of a model's tokenizer where it is here; else the embedded model's."""
-    folder = _folder_of(name)
-    return folder if (folder / "tokenizer.json").is_file() else _folder_of(EMBEDDED)
+def _embedded_folder() -> Path:
+    return Path(str(files("sdpo_mlx") / "assets" / "tiny"))
 
 
-def _folder_of(name: str) -> Path:
-    if name == EMBEDDED:
-        return Path(str(files("sdpo_mlx") / "assets" / "tiny"))
-    if name in FETCHED:
-        return fetched_folder(name)
-    return (None if name in ALIASES else _place(name)) or Path(name)
-
-
-def _fetched(name: str) -> ResolvedModel:
-    folder = fetched_folder(name)
-    if not (folder / "config.json").is_file():
-        raise ConfigError(f"model {name!r} is not on this machine yet", fix=f"run: sdpo models fetch {name}")
-    return opened(name, str(folder), folder, "fetched")
-
-
-def opened(name: str, target: str, folder: Path, source: Source, revision: str = "") -> ResolvedModel:
-    """A model whose folder is known, checked and hashed; raises ConfigError."""
-    check_folder(folder)
-    return ResolvedModel(name, target, folder, source, revision, weights_sha256(folder))
-
-
-def _from_hub(name: str, target: str, doing: StartTask) -> ResolvedModel:
-    """Download (or find in the hub's own cache) a repository's safe files; the commit is the folder's name."""
-    from huggingface_hub import snapshot_download
-
-    from sdpo_mlx.models.hub_progress import telling
-
-    repository, _, wanted = target.partition("@")
-    try:
-        bar = telling(doing(f"getting {target}, in MB"))
-        folder = Path(
-            snapshot_download(repository, revision=wanted or "main", allow_patterns=list(ALLOWED), tqdm_class=bar)
-        )
-    except Exception as error:  # the client lets its transport's own errors through as well
-        raise ConfigError(f"cannot get {target!r}: {_hub_cause(error)}", where=name, fix=_HUB_FIX) from error
-    return opened(name, target, folder, "hub", folder.name)
-
-
-def hub_commit(target: str) -> str:
-    """The commit at which a repository stands now (or its pinned revision), blank where the hub does not say."""
-    from huggingface_hub import HfApi
-
-    repository, _, wanted = target.partition("@")
-    try:
-        return str(HfApi().model_info(repository, revision=wanted or "main", timeout=5).sha or "")
-    except Exception:  # as in `_from_hub`
-        return ""
-
-
-_HUB_FIX = "check the name and the network, or name a folder; `sdpo models list` shows what is here"
-
-
-def _hub_cause(error: Exception) -> str:
-    kinds = {
-        "RepositoryNotFoundError": "no such repository, or it is private",
-        "GatedRepoError": "the repository asks you to accept its terms first",
-        "RevisionNotFoundError": "no such revision",
-        "HFValidationError": "that is not a repository's name",
-    }
-    return kinds.get(type(error).__name__, f"the hub cannot be reached and it is not cached ({type(error).__name__})")
-
-
-def _place(name: str) -> Path | None:
-    """The absolute path of what lies on the disk under this name, if anything does."""
+def _on_disk(name: str) -> Path | None:
+    """Return the absolute path of the file or folder of this name, None if there is none."""
     try:
         path = Path(name).expanduser().resolve()
         return path if name and path.exists() else None
     except (OSError, RuntimeError, ValueError):  # too long, an unknown user's home, a NUL
         return None
+
+
+def _is_repository(name: str) -> bool:
+    """Whether this is `owner/name` or `owner/name@revision`."""
+    whole = _REPOSITORY.fullmatch(name) and name.partition("@")[0].count("/") == 1
+    return bool(whole) and not name.endswith((".gguf", ".safetensors"))
+
+
+def _match_hub(name: str) -> str | None:
+    return ALIASES.get(name) or (name if _is_repository(name) and not _on_disk(name) else None)
+
+
+def _match_folder(name: str) -> str | None:
+    path = _on_disk(name)
+    return str(path) if path and path.is_dir() else None
+
+
+def _match_gguf(name: str) -> str | None:
+    path = _on_disk(name)
+    return str(path) if path and path.suffix.lower() == ".gguf" else None
+
+
+def _at(kind: SourceKind, terms: str = "") -> Callable[[str, str], Located]:
+    return lambda name, target: Located(name, kind, target, Path(target), license=terms)
+
+
+def _fetched(name: str, target: str) -> Located:
+    here = (Path(target) / "config.json").is_file()
+    fetch = "" if here else f"sdpo models fetch {name}"
+    return Located(name, "fetched", target, Path(target) if here else None, license=FETCHED[name], fetch=fetch)
+
+
+def _hub(name: str, target: str) -> Located:
+    found = hub.snapshot(target)
+    if found is not None and weight_files(found.path):
+        return Located(name, "hub", target, found.path, found.commit)
+    if found is not None and (ggufs := sorted(found.path.glob("*.gguf"))):
+        trouble = f"the repository holds GGUF files; name one of them, as {ggufs[0]}"
+        return Located(name, "hub", target, found.path, found.commit, trouble=trouble)
+    return Located(name, "hub", target, fetch=f"sdpo models fetch {name}")
+
+
+def _cached_hub() -> Iterator[Located]:
+    for found in hub.snapshots():
+        name = found.repository if found.current else f"{found.repository}@{found.commit}"
+        if not (found.path / "config.json").is_file():
+            yield from (Located(str(file), "gguf", str(file), file) for file in sorted(found.path.glob("*.gguf")))
+        elif _is_repository(name):
+            fetch = "" if weight_files(found.path) else f"sdpo models fetch {name}"
+            yield Located(name, "hub", name, found.path, found.commit, fetch=fetch)
+
+
+def _imported() -> Iterator[Located]:
+    for path in cached_folders():
+        if path.name not in FETCHED:
+            yield Located(str(path), "folder", str(path), path)
+
+
+# In the order in which names are matched and models are listed.
+SOURCES = (
+    Source("embedded", lambda name: str(_embedded_folder()) if name == EMBEDDED else None, _at("embedded", "mit")),
+    Source("fetched", lambda name: str(fetched_folder(name)) if name in FETCHED else None, _fetched),
+    Source("hub", _match_hub, _hub, _cached_hub),
+    lmstudio.SOURCE,
+    ollama.SOURCE,
+    Source("folder", _match_folder, _at("folder"), _imported),
+    Source("gguf", _match_gguf, _at("gguf")),
+)
 
 
 def _suggest(name: str) -> str:
@@ -293,10 +262,6 @@ def _suggest(name: str) -> str:
     close = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.5)
     hint = f"did you mean {close[0]!r}? " if close else ""
     return f"{hint}known: {', '.join(known)}; or give a folder or a repository as owner/name"
-
-
-def _safe_fix(file: Path) -> str:
-    return f"use a copy of the model without {file.name!r}: safetensors and JSON are all that is needed"
 
 
 def _read_json(path: Path, *, required: bool) -> Mapping[str, Any]:

@@ -10,7 +10,7 @@ from command import sdpo
 from model_folders import COMMIT, GB, listed, on_hub
 
 from sdpo_mlx.backends.fit import memory_fit
-from sdpo_mlx.models import resolve
+from sdpo_mlx.models import hub, resolve
 
 
 @pytest.fixture(autouse=True)
@@ -20,7 +20,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("SDPO_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(resolve, "hub_commit", lambda _: "")
+    monkeypatch.setattr(hub, "latest_commit", lambda _: "")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -37,19 +37,19 @@ def test_size_of_a_model_that_is_not_here_is_told_by_its_shape() -> None:
     assert "unknown until downloaded" in lines["qwen3.5"]
 
 
-def test_smollm2_is_known_before_it_is_fetched_and_ours_have_their_licence() -> None:
+def test_smollm2_is_known_before_it_is_fetched_and_ours_have_their_license() -> None:
     found = listed()
-    assert (found["smollm2"].licence, found["smollm2"].path) == ("apache-2.0", None)
+    assert (found["smollm2"].license, found["smollm2"].path) == ("apache-2.0", None)
     assert memory_fit(found["smollm2"], 8 * GB).verdict == "yes"
-    assert found["tiny"].licence == "mit"
+    assert found["tiny"].license == "mit"
 
 
 def test_commit_that_the_hub_does_not_tell_is_said_beside_the_repository(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(resolve, "hub_commit", lambda _: "")
+    monkeypatch.setattr(hub, "latest_commit", lambda _: "")
     out = sdpo("models", "show", "qwen")[1]
-    assert f"pinned: {resolve.ALIASES['qwen']}, its commit unknown" in out
+    assert f"pinned: {resolve.ALIASES['qwen']}, commit unknown" in out
     assert "sdpo models fetch qwen" in out
-    monkeypatch.setattr(resolve, "hub_commit", lambda _: COMMIT)
+    monkeypatch.setattr(hub, "latest_commit", lambda _: COMMIT)
     assert f"pinned: {resolve.ALIASES['qwen']}@{COMMIT}" in sdpo("models", "show", "qwen")[1]
 
 

@@ -50,8 +50,8 @@ class Header:
     quantisation: str
 
     @property
-    def licence(self) -> str:
-        """What the file calls its licence."""
+    def license(self) -> str:
+        """Return the license that the file names; blank if it names none."""
         return str(self.metadata.get("general.license") or "")
 
     def config(self) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from small_runs import settings
 from sdpo_mlx.core.progress import track
 from sdpo_mlx.models import fetch
 from sdpo_mlx.models.gguf.reader import import_gguf
-from sdpo_mlx.models.hub_progress import MEGABYTE, telling
+from sdpo_mlx.models.hub import MEGABYTE, progress_bar
 from sdpo_mlx.models.safetensors_io import Stored, write_weights
 from sdpo_mlx.rl.components import build_components
 from sdpo_mlx.runs.folder import RunFolder
@@ -104,7 +104,7 @@ def test_a_download_is_told_by_what_lies_there(tmp_path: Path, monkeypatch: pyte
 
 def test_a_hub_s_bar_that_is_switched_off_says_nothing() -> None:
     told: list[tuple[int, int]] = []
-    bar = telling(lambda *how: told.append(how))(total=4 * MEGABYTE, unit="B", disable=True)
+    bar = progress_bar(lambda *how: told.append(how))(total=4 * MEGABYTE, unit="B", disable=True)
     bar.update(MEGABYTE)
     bar.close()
     assert told == []
@@ -115,7 +115,7 @@ def test_the_hub_s_bars_tell_bytes_and_draw_nothing(capsys: pytest.CaptureFixtur
 
     enable_progress_bars()  # transformers, where another test has loaded it, may have switched them off
     told: list[tuple[int, int]] = []
-    bar = telling(lambda *how: told.append(how))
+    bar = progress_bar(lambda *how: told.append(how))
     files = bar(total=3, desc="Fetching 3 files", unit="it")
     files.update(1)
     with bar(desc="Downloading", total=0, initial=0, unit="B", unit_scale=True, name="huggingface_hub.x") as taken:

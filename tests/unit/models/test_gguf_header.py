@@ -1,4 +1,4 @@
-"""Headers of GGUF files and licences: what a listing reads of a model, and what it makes of damage."""
+"""Headers of GGUF files and licenses: what a listing reads of a model, and what it makes of damage."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_header_says_what_the_import_will(tmp_path: Path, arch: str, tied: bool)
     assert all(read_gguf(file)[0][key] == value for key, value in header.metadata.items() if value is not None)
 
 
-def test_header_finds_licence_mixture_and_what_cannot_be_imported(tmp_path: Path) -> None:
+def test_header_finds_license_mixture_and_what_cannot_be_imported(tmp_path: Path) -> None:
     def written(name: str, arch: str, **numbers: int) -> Any:
         writer = gguf.GGUFWriter(tmp_path / name, arch)
         writer.add_license("mit")
@@ -53,7 +53,7 @@ def test_header_finds_licence_mixture_and_what_cannot_be_imported(tmp_path: Path
         return read_header(tmp_path / name)
 
     late = written("x.gguf", "llama", general__file_type=15)
-    assert (late.licence, late.quantisation, late.vocabulary, late.trouble()) == ("mit", "Q4_K_M", 3, "")
+    assert (late.license, late.quantisation, late.vocabulary, late.trouble()) == ("mit", "Q4_K_M", 3, "")
     assert written("model-IQ4_XS.gguf", "llama").trouble() == "weights stored as IQ4_XS cannot be imported"
     assert "'falcon' is not supported" in written("y.gguf", "falcon").trouble()
     assert written("llama-3.2-1b-instruct-q4_k_m.gguf", "llama").quantisation == "Q4_K_M"
@@ -83,6 +83,6 @@ def test_damaged_header_is_one_line(sample: Path, noise: bytes, place: int, cut:
         ("---\nlicense: " + "x" * 500 + "\n---\n", "x" * 57 + "..."),
     ],
 )
-def test_licence_is_the_cards(tmp_path: Path, card: str, said: str) -> None:
+def test_license_is_the_cards(tmp_path: Path, card: str, said: str) -> None:
     (tmp_path / "README.md").write_text(card)
     assert license.of_folder(tmp_path) == said

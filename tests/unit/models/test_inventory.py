@@ -64,13 +64,13 @@ def in_ollama(root: Path, place: str, gguf_file: bytes, terms: str = "") -> None
 # ---- the hub
 
 
-def test_hub_cache_is_listed_with_commit_size_licence_and_memory(home: Path) -> None:
+def test_hub_cache_is_listed_with_commit_size_license_and_memory(home: Path) -> None:
     on_hub(home, "owner/model")
     on_hub(home, "owner/model", OLDER, current=False)
     found = listed()
     item = found["owner/model"]
     assert (item.source, item.revision, item.size, item.quantisation) == ("hub", COMMIT, 100, "4-bit")
-    assert item.licence == "apache-2.0"
+    assert item.license == "apache-2.0"
     assert found[f"owner/model@{OLDER}"].revision == OLDER
     small, large = memory_fit(item, GB), memory_fit(item, 400 * GB)
     assert (small.verdict, large.verdict) == ("no", "yes")
@@ -173,7 +173,7 @@ def test_lm_studio_name_of_several_files_asks_which(home: Path) -> None:
 def test_folder_for_mlx_beside_is_listed(home: Path) -> None:
     folder = mlx_folder(home / "mlx_model", "no front matter", model_type="no_such_type")
     item = listed()[str(folder)]
-    assert (item.source, item.licence) == ("folder", "")
+    assert (item.source, item.license) == ("folder", "")
     assert memory_fit(item).verdict == "unknown"
 
 
@@ -186,7 +186,7 @@ def test_ollama_is_listed_and_imported_on_use(home: Path, sample: Path, monkeypa
     in_ollama(root, "other.host/somebody/small/latest", sample.read_bytes())
     found = listed()
     item = found["ollama:small:1b"]
-    assert (item.source, item.trouble, item.licence) == ("ollama", "", "Some Licence, version 2")
+    assert (item.source, item.trouble, item.license) == ("ollama", "", "Some Licence, version 2")
     assert item.size == sample.stat().st_size
     assert "ollama:other.host/somebody/small:latest" in found
     model = resolve.resolve("ollama:small:1b")
@@ -204,15 +204,15 @@ def test_ollamas_folder_is_where_the_environment_says(
     home: Path, sample: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     in_ollama(home / "moved", "h/library/m/latest", sample.read_bytes())
-    assert list(ollama.pulled()) == []
+    assert list(ollama.local()) == []
     monkeypatch.setenv("OLLAMA_MODELS", str(home / "moved"))
-    assert [each.name for each in ollama.pulled()] == ["ollama:m:latest"]
+    assert [each.name for each in ollama.local()] == ["ollama:m:latest"]
 
 
 HOSTILE: dict[str, Any] = {
     "not json": b"\xff{",
     "deep": b"[" * 100_000,
-    "huge": b" " * (ollama.MOST_MANIFEST + 1),
+    "huge": b" " * (ollama.MAX_MANIFEST + 1),
     "a list": [],
     "no layers": {"layers": 7},
     "odd layers": {"layers": ["x"]},
@@ -240,7 +240,7 @@ def test_hostile_manifests_are_listed_with_a_reason_and_refused_in_one_line(home
     assert len(found) == len(HOSTILE) + 1
     for name, each in found.items():
         assert each.trouble
-        assert "secret" not in each.target + each.licence
+        assert "secret" not in each.target + each.license
         with pytest.raises(ConfigError) as caught:
             resolve.resolve(name)
         assert len(caught.value.line().splitlines()) == 1

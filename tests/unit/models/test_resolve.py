@@ -23,7 +23,8 @@ from sdpo_mlx.core.storage import cache_home
 from sdpo_mlx.models import fetch as fetching
 from sdpo_mlx.models.fetch import PARCELS, Parcel, fetch
 from sdpo_mlx.models.gguf.reader import import_gguf
-from sdpo_mlx.models.resolve import ALIASES, ALLOWED, check_folder, fetched_folder, resolve
+from sdpo_mlx.models.hub import ALLOWED
+from sdpo_mlx.models.resolve import ALIASES, check_folder, fetched_folder, resolve
 from sdpo_mlx.models.safetensors_io import weights_sha256
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
