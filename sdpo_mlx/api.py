@@ -30,7 +30,7 @@ from sdpo_mlx.runs.folder import RunFolder
 from sdpo_mlx.runs.report.collect import read_runs
 from sdpo_mlx.runs.report.html import page
 from sdpo_mlx.runs.targets import run_config
-from sdpo_mlx.runs.tracking.registry import check
+from sdpo_mlx.runs.tracking.manager import check
 from sdpo_mlx.tasks.registry import IN_MEMORY
 from sdpo_mlx.trainer import fit
 from sdpo_mlx.training.final_scores import TrainingResult

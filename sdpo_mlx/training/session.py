@@ -245,7 +245,7 @@ class TrainingSession:
         """Append to the event log, call `on_event`, and pass it to the trackers; warn if a tracker fails."""
         written = self.log.emit(event)
         self.on_event(written, groups)
-        self.warn(written["step"], self.trackers.tell(written))
+        self.warn(written["step"], self.trackers.send(written))
 
     def warn(self, step: int, messages: Sequence[str]) -> None:
         """Emit one warning event for each message."""

@@ -1,6 +1,6 @@
-"""MLflow: a database in the run folder, or the server that `MLFLOW_TRACKING_URI` names; its variables win.
+"""MLflow: a database in the run folder, or the server that `MLFLOW_TRACKING_URI` names; `MLFLOW_*` variables win.
 
-A local database and no folder of files: MLflow refuses the latter since its version 3.
+The local store is a database, since MLflow 3 refuses a folder of files.
 """
 
 from __future__ import annotations
@@ -16,31 +16,31 @@ from sdpo_mlx.runs.tracking.base import PROJECT, RunLocation, flat, numbers
 
 RUN_TAG = "sdpo-mlx.run"
 _FORBIDDEN = re.compile(r"[^/\w.\- ]")
-_LONGEST_TAG, _MOST_PARAMS = 5_000, 100
+_MAX_TAG, _MAX_PARAMS = 5_000, 100  # MLflow's limits of a tag's characters and of a request's parameters
 
 
-def open_run(place: RunLocation) -> MLflow:
-    """Begin the run, or go on with the one that bears our id."""
+def open_run(location: RunLocation) -> MLflow:
+    """Start the run, or resume the one with our id."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read while it is imported
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # seven, its own number, take minutes
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # its default of seven takes minutes
     from mlflow import MlflowClient
 
     if "MLFLOW_LOGGING_LEVEL" not in os.environ:
         for name in ("mlflow", "alembic"):
             logging.getLogger(name).setLevel(logging.ERROR)
-    own = "MLFLOW_TRACKING_URI" not in os.environ
-    client = MlflowClient(f"sqlite:///{place.folder / 'mlflow.db'}" if own else None)
-    experiment = _experiment(client, (place.folder / "mlflow-artifacts").as_uri() if own else None)
-    found = client.search_runs([experiment], f"tags.`{RUN_TAG}` = '{place.id}'")
+    local = "MLFLOW_TRACKING_URI" not in os.environ
+    client = MlflowClient(f"sqlite:///{location.folder / 'mlflow.db'}" if local else None)
+    experiment = _experiment(client, (location.folder / "mlflow-artifacts").as_uri() if local else None)
+    found = client.search_runs([experiment], f"tags.`{RUN_TAG}` = '{location.id}'")
     if found:
         client.update_run(found[0].info.run_id, status="RUNNING")
         return MLflow(client, found[0].info.run_id)
-    run = client.create_run(experiment, run_name=place.name, tags={RUN_TAG: place.id}).info.run_id
+    run = client.create_run(experiment, run_name=location.name, tags={RUN_TAG: location.id}).info.run_id
     from mlflow.entities import Param
 
-    params = [Param(_allowed(key), str(value)) for key, value in flat(place.config)]
-    for start in range(0, len(params), _MOST_PARAMS):
-        client.log_batch(run, params=params[start : start + _MOST_PARAMS])
+    params = [Param(_allowed(key), str(value)) for key, value in flat(location.config)]
+    for start in range(0, len(params), _MAX_PARAMS):
+        client.log_batch(run, params=params[start : start + _MAX_PARAMS])
     return MLflow(client, run)
 
 
@@ -51,7 +51,7 @@ def _experiment(client: Any, artifacts: str | None) -> str:
 
 
 def _allowed(name: str) -> str:
-    """A name without the characters that MLflow forbids on some system: `pass@1` becomes `pass_1`."""
+    """Return a name without the characters that MLflow forbids: `pass@1` becomes `pass_1`."""
     return _FORBIDDEN.sub("_", name)
 
 
@@ -62,11 +62,11 @@ class MLflow:
         self._client, self._run = client, run
 
     def log(self, event: Mapping[str, Any]) -> None:
-        """All numbers in one request, or a tag."""
+        """Send all numbers in one request, or a warning as a tag."""
         step = int(event["step"])
         if event["type"] == "warning":
             which = hashlib.sha256(event["message"].encode()).hexdigest()[:6]
-            self._client.set_tag(self._run, f"warning.{step}.{which}", event["message"][:_LONGEST_TAG])
+            self._client.set_tag(self._run, f"warning.{step}.{which}", event["message"][:_MAX_TAG])
             return
         from mlflow.entities import Metric
 
@@ -74,5 +74,5 @@ class MLflow:
         self._client.log_batch(self._run, [Metric(_allowed(n), v, when, step) for n, v in numbers(event).items()])
 
     def close(self, finished: bool) -> None:
-        """Say how the run ended."""
+        """Set the run's final status."""
         self._client.set_terminated(self._run, "FINISHED" if finished else "KILLED")

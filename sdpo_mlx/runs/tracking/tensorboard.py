@@ -1,4 +1,4 @@
-"""TensorBoard: event files in the run folder's `tensorboard`, written by its own writer, without TensorFlow."""
+"""TensorBoard: event files in the run folder's `tensorboard`, written without TensorFlow."""
 
 from __future__ import annotations
 
@@ -15,35 +15,35 @@ from tensorboard.util.tensor_util import make_tensor_proto
 from sdpo_mlx.runs.tracking.base import RunLocation, numbers
 
 
-def open_run(place: RunLocation) -> TensorBoard:
-    """Go on in the run's folder with a file of its own; readers then forget what earlier ones say of later steps."""
-    writer = EventFileWriter(str(place.folder / "tensorboard"))
-    writer.add_event(Event(step=place.told + 1, session_log=SessionLog(status=SessionLog.START)))
-    return TensorBoard(writer, place)
+def open_run(location: RunLocation) -> TensorBoard:
+    """Start a new event file; its START event makes readers drop later steps of earlier files."""
+    writer = EventFileWriter(str(location.folder / "tensorboard"))
+    writer.add_event(Event(step=location.last_step + 1, session_log=SessionLog(status=SessionLog.START)))
+    return TensorBoard(writer, location)
 
 
 class TensorBoard:
-    """Scalars under the events' names; settings and warnings as text. Each event is on disk at once."""
+    """Scalars under the names in the events; settings and warnings as text. Each event is flushed."""
 
-    def __init__(self, writer: Any, place: RunLocation) -> None:
+    def __init__(self, writer: Any, location: RunLocation) -> None:
         self._writer = writer
-        if place.told < 0:
-            self._say("config", f"```yaml\n{yaml.safe_dump(dict(place.config), sort_keys=False)}```", 0, None)
+        if location.last_step < 0:
+            self._write_text("config", f"```yaml\n{yaml.safe_dump(dict(location.config), sort_keys=False)}```", 0, None)
 
     def log(self, event: Mapping[str, Any]) -> None:
-        """One record of all numbers, or a text."""
+        """Write all numbers as one record, or a warning as text."""
         step, when = int(event["step"]), event["time"]
         if event["type"] == "warning":
-            self._say("warning", event["message"], step, when)
+            self._write_text("warning", event["message"], step, when)
             return
         values = [Summary.Value(tag=name, simple_value=value) for name, value in numbers(event).items()]
         self._write(Event(step=step, wall_time=when, summary=Summary(value=values)))
 
-    def close(self, finished: bool) -> None:  # noqa: ARG002 - its files know no end
+    def close(self, finished: bool) -> None:  # noqa: ARG002 - event files have no end status
         """Close the file."""
         self._writer.close()
 
-    def _say(self, tag: str, text: str, step: int, when: float | None) -> None:
+    def _write_text(self, tag: str, text: str, step: int, when: float | None) -> None:
         tensor = make_tensor_proto(text, dtype="string")
         value = Summary.Value(tag=tag, tensor=tensor, metadata=create_summary_metadata(tag, ""))
         self._write(Event(step=step, wall_time=when, summary=Summary(value=[value])))

@@ -1,4 +1,4 @@
-"""Weights & Biases: online where one is logged in, else offline in the run folder; its `WANDB_*` variables win."""
+"""Weights & Biases: online if logged in, otherwise offline in the run folder; `WANDB_*` variables win."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import wandb
 
 from sdpo_mlx.runs.tracking.base import PROJECT, RunLocation, numbers
 
-# Nothing on the terminal, and an end to waiting for the network; what wasn't sent stays in the folder for `wandb sync`.
+# No terminal output, and network timeouts; unsent data stays in the folder for `wandb sync`.
 QUIET: Mapping[str, Any] = {
     "silent": True,
     "console": "off",
@@ -20,15 +20,15 @@ QUIET: Mapping[str, Any] = {
 }
 
 
-def open_run(place: RunLocation) -> WeightsAndBiases:
-    """Begin the run, or go on with it under its id."""
+def open_run(location: RunLocation) -> WeightsAndBiases:
+    """Start or resume the run under its id."""
     settings = wandb.Settings(**_unless_set(QUIET))
     wandb.setup(settings=settings)
-    where = {"project": PROJECT, "name": place.name, "dir": str(place.folder), "resume": "allow"}
-    given = {**_unless_set(where), **_unless_set({"id": place.id}, "WANDB_RUN_")}
+    run = {"project": PROJECT, "name": location.name, "dir": str(location.folder), "resume": "allow"}
+    given = {**_unless_set(run), **_unless_set({"id": location.id}, "WANDB_RUN_")}
     if not wandb.login(prompt=False, verify=False):
         given |= _unless_set({"mode": "offline"})
-    return WeightsAndBiases(wandb.init(config=dict(place.config), settings=settings, **given))
+    return WeightsAndBiases(wandb.init(config=dict(location.config), settings=settings, **given))
 
 
 def _unless_set(values: Mapping[str, Any], prefix: str = "WANDB_") -> dict[str, Any]:
@@ -36,17 +36,17 @@ def _unless_set(values: Mapping[str, Any], prefix: str = "WANDB_") -> dict[str, 
 
 
 class WeightsAndBiases:
-    """A row an event, `step` on the x axis."""
+    """One row per event, `step` on the x axis."""
 
     def __init__(self, run: Any) -> None:
         self._run = run
         run.define_metric("*", step_metric="step")
 
     def log(self, event: Mapping[str, Any]) -> None:
-        """One row; a warning is a text in it."""
-        said = {"warning": event["message"]} if event["type"] == "warning" else numbers(event)
-        self._run.log({"step": int(event["step"]), **said})
+        """Send one row; a warning is a text in it."""
+        values = {"warning": event["message"]} if event["type"] == "warning" else numbers(event)
+        self._run.log({"step": int(event["step"]), **values})
 
     def close(self, finished: bool) -> None:
-        """Send the rest, for as long as `finish_timeout` allows."""
+        """Send the rest within `finish_timeout`."""
         self._run.finish(exit_code=0 if finished else 1)
