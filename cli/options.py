@@ -11,10 +11,10 @@ import typer
 from sdpo_cli import completion
 
 
-def _choice(option: str, key: str) -> Any:
+def _choice(option: str, key: str, note: str = "") -> Any:
     """An option for a setting with fixed choices."""
     names = ", ".join(completion.KINDS[key])
-    return typer.Option(option, metavar="KIND", help=f"{names}.", autocompletion=completion.kinds(key))
+    return typer.Option(option, metavar="KIND", help=f"{names}{note}.", autocompletion=completion.kinds(key))
 
 
 Model = Annotated[
@@ -61,7 +61,7 @@ Adapter = Annotated[Path | None, typer.Option("--adapter", metavar="DIR", help="
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 Plain = Annotated[bool, typer.Option("--plain", help="Plain lines, no live view.")]
 Seed = Annotated[int | None, typer.Option("--seed", metavar="N", help="Random seed.")]
-SandboxKind = Annotated[str | None, _choice("--sandbox", "sandbox.kind")]
+SandboxKind = Annotated[str | None, _choice("--sandbox", "sandbox.kind", " (no isolation)")]
 Objective = Annotated[str | None, _choice("--objective", "objective.kind")]
 Teacher = Annotated[str | None, _choice("--teacher", "teacher.kind")]
 Backend = Annotated[str | None, _choice("--backend", "model.backend")]

@@ -7,6 +7,7 @@ EXIT_OK = 0
 EXIT_BUG = 1
 EXIT_INTERRUPTED = 130
 EXIT_TERMINATED = 143
+_COMMANDS = ("pip ", "sdpo ")  # a fix that is a command keeps its case
 
 
 class SdpoError(Exception):
@@ -19,9 +20,12 @@ class SdpoError(Exception):
         super().__init__(self.line())
 
     def line(self) -> str:
-        """The one line that a user reads: `<what> (<where>). <how to mend it>.`"""
+        """Return the one line that a user reads: `<what> (<where>). <Fix>.`"""
         head = f"{self.what} ({self.where})" if self.where else self.what
-        return f"{_ended(head)} {_ended(self.fix)}" if self.fix else _ended(head)
+        if not self.fix:
+            return _ended(head)
+        fix = self.fix if self.fix.startswith(_COMMANDS) else self.fix[:1].upper() + self.fix[1:]
+        return f"{_ended(head)} {_ended(fix)}"
 
 
 def _ended(sentence: str) -> str:

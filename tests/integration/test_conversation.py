@@ -226,7 +226,7 @@ def test_chat_compares_base_and_adapter_for_a_person_and_a_program(run: Path) ->
     [
         (("chat", "tiny", "--compare"), "no adapter to compare"),
         (("chat", "tiny", "--json"), "--prompt"),
-        (("chat", "tinny"), "did you mean 'tiny'"),
+        (("chat", "tinny"), "Did you mean 'tiny'"),
         (("serve", "tiny", "--adapter", "absent"), "no adapter here"),
         (("serve", "tiny", "--host", "no.such.host.invalid"), "cannot listen"),
     ],

@@ -336,5 +336,5 @@ def test_yes_at_a_terminal_asks_nothing(nowhere: Path) -> None:
 
 
 def test_unknown_kind_is_refused_before_anything_is_asked() -> None:
-    with pytest.raises(ConfigError, match="choose one of own, code"):
+    with pytest.raises(ConfigError, match="Choose one of own, code"):
         init_templates.checked_task("nothing")

@@ -206,7 +206,7 @@ def test_question_of_push_leaves_stdout_to_results(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(sys, "stdin", io.StringIO(""))
     code, out, err = sdpo("push", "run", "me/first", "--json")
     assert (code, out) == (1, "")
-    assert "nothing was sent" in err
+    assert "nothing was uploaded" in err
 
 
 def test_every_verb_is_known_to_refuse_an_unknown_option() -> None:

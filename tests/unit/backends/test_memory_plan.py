@@ -160,7 +160,7 @@ def test_run_that_would_not_fit_stops_before_it_loads(tmp_path: Path) -> None:
 def test_plan_of_torch_is_refused_in_one_line() -> None:
     code, _, err = sdpo("plan", "--model", "tiny", "--set", "model.backend=torch")
     assert code == ConfigError.exit_code
-    assert "not planned" in err
+    assert "not estimated" in err
 
 
 def test_metals_limits_are_given_back(monkeypatch: pytest.MonkeyPatch) -> None:

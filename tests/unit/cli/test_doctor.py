@@ -75,7 +75,7 @@ def test_doctor_reports_facts_of_every_part_without_commands_of_macos(
 
 def test_documented_names_and_facts_are_those_of_the_document(found: dict[str, dict[str, Any]]) -> None:
     page = (ROOT / "docs" / "formats.md").read_text(encoding="utf-8")
-    section = page.partition("## What `sdpo doctor --json` says")[2].partition("\n## ")[0]
+    section = page.partition("## `sdpo doctor --json`")[2].partition("\n## ")[0]
     rows = {
         line.split("|")[1]: set(re.findall(r"`([\w-]+)`", line.split("|")[2]))
         for line in section.splitlines()

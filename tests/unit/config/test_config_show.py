@@ -66,10 +66,10 @@ def test_neither_a_missing_run_nor_two_sources_are_guessed_at(folder: Path) -> N
     run_folder(folder)
     code, _, err = sdpo("config", "show", "second")
     assert (code, len(err.splitlines())) == (2, 1)
-    assert "no run's folder" in err
+    assert "not a run folder" in err
     code, _, err = sdpo("config", "show", "first", "-c", "qwen")
     assert code == 2
-    assert "give the run, or -c FILE" in err
+    assert "Remove RUN or -c FILE" in err
 
 
 def test_nothing_changed_is_an_empty_answer() -> None:

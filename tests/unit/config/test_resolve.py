@@ -158,7 +158,7 @@ def test_several_faults_are_told_at_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        ("train.steps", "--set 'train.steps': is no assignment. write --set train.steps=20."),
+        ("train.steps", "--set 'train.steps': is no assignment. Write --set train.steps=20."),
         ("=3", "is no assignment"),
         ("train=3", "--set: train: is a section, set one of its keys: steps, "),
         ("train.lerning_rate=3", "--set: train.lerning_rate: did you mean train.learning_rate?"),
@@ -174,7 +174,7 @@ def test_faulty_set_option_is_told(option: str, message: str) -> None:
 
 
 def test_unknown_file_is_told_with_a_near_preset(tmp_path: Path) -> None:
-    assert "did you mean tiny?" in _refused(Path("tny"))
+    assert "Did you mean tiny?" in _refused(Path("tny"))
     assert "no such file and no such preset" in _refused(tmp_path)
     (tmp_path / "latin.yaml").write_bytes(b"task: {name: \xff}")
     assert "is not UTF-8 text" in _refused(tmp_path / "latin.yaml")

@@ -336,7 +336,7 @@ def test_full_disk_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.Mon
         raise OSError(28, os.strerror(28))
 
     monkeypatch.setattr(safetensors_io, "_write_tensor", full)
-    with pytest.raises(StorageError, match="free some space"):
+    with pytest.raises(StorageError, match="Free some space"):
         import_gguf(path, tmp_path / "out")
     assert list(tmp_path.iterdir()) == [path]
 

@@ -162,7 +162,7 @@ def test_lm_studio_name_of_several_files_asks_which(home: Path) -> None:
     folder.mkdir(parents=True)
     for name in ("a-Q4_0.gguf", "b-Q8_0.gguf"):
         (folder / name).touch()
-    with pytest.raises(ConfigError, match="name one of: lmstudio:people/Two/a-Q4_0"):
+    with pytest.raises(ConfigError, match="Name one of: lmstudio:people/Two/a-Q4_0"):
         lmstudio.find("lmstudio:people/Two")
     assert lmstudio.find("lmstudio:people/Two/b-Q8_0.gguf").path == folder / "b-Q8_0.gguf"
     assert "damaged" in listed()["lmstudio:people/Two/a-Q4_0.gguf"].trouble

@@ -116,7 +116,7 @@ def test_broken_configuration_is_one_line(folder: Path, content: bytes) -> None:
     ("typed", "meant"), [("qwn", "qwen"), ("smolm2", "smollm2"), ("Tiny", "tiny"), ("qwen:8", "qwen:8b")]
 )
 def test_unknown_alias_is_answered_with_the_nearest(typed: str, meant: str) -> None:
-    with pytest.raises(ConfigError, match=f"did you mean '{meant}'"):
+    with pytest.raises(ConfigError, match=f"Did you mean '{meant}'"):
         resolve(typed)
 
 
@@ -144,7 +144,7 @@ def test_gguf_that_is_none_and_file_that_is_no_model_are_one_line(tmp_path: Path
 
 
 def test_model_that_must_be_fetched_says_how() -> None:
-    with pytest.raises(ConfigError, match="run: sdpo models fetch smollm2"):
+    with pytest.raises(ConfigError, match="Run: sdpo models fetch smollm2"):
         resolve("smollm2")
 
 

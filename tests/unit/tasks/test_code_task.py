@@ -256,7 +256,7 @@ def test_turnstile_lets_nobody_in_beside_one_who_is_alone() -> None:
 
 
 def test_unknown_mode_is_a_configuration_error() -> None:
-    with pytest.raises(ConfigError, match="choose one of public"):
+    with pytest.raises(ConfigError, match="Choose one of public"):
         CodeTask(Broken(), TaskConfig(feedback="loud"))
 
 

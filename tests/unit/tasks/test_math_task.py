@@ -218,7 +218,7 @@ def test_registry_opens_the_task_with_its_levels() -> None:
     opened = open_task(Config.model_validate({"task": {"name": "math:easy"}, "model": {"name": "tiny"}}))
     assert opened.sandbox == "none"
     assert {p.private["level"] for p in opened.task.problems("train")} == {"easy"}
-    for name, said in (("math:huge", "math has no level 'huge'"), ("mathe", "did you mean math")):
+    for name, said in (("math:huge", "math has no level 'huge'"), ("mathe", "Did you mean math")):
         with pytest.raises(ConfigError, match=said):
             open_task(Config.model_validate({"task": {"name": name}, "model": {"name": "tiny"}}))
 

@@ -273,7 +273,7 @@ def test_variant_keeps_one_domain() -> None:
     task = ScienceTask(variant="physics")
     assert {problem.private["domain"] for problem in task.problems("train")} == {"physics"}
     assert task.problems("held_out")
-    with pytest.raises(ConfigError, match="did you mean physics"):
+    with pytest.raises(ConfigError, match="Did you mean physics"):
         ScienceTask(variant="phisics")
 
 

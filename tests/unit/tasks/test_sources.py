@@ -160,7 +160,7 @@ def test_scan_gives_good_and_bad_rows_in_order(tmp_path: Path) -> None:
 def test_errors_of_the_task_name_the_row(tmp_path: Path) -> None:
     def parse(row: dict[str, Any], where: str) -> str:
         if row["id"] == "b":
-            raise DataError("has no tests", where=where, fix="give it some")
+            raise DataError("has no tests", where=where, fix="Give it some")
         return where
 
     path = _written(tmp_path, "json")
