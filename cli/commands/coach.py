@@ -102,17 +102,19 @@ def coached(
     if hasattr(sys.stdin, "reconfigure"):
         sys.stdin.reconfigure(errors="replace")
     with RunFolder.open(place) as folder:
-        setup = open_components(cfg, plain, target)
+        components = open_components(cfg, plain, target)
         itself = place.resolve() == Path(target).resolve()
         origin = Path(target).resolve().name if is_run(Path(target)) else ""
-        coaching = Coaching(setup, folder, itself=itself, origin=origin)
-        folder.write_manifest({**setup.manifest(["sdpo", *sys.argv[1:]]), "asks": chosen.source})
+        coaching = Coaching(components, folder, itself=itself, origin=origin)
+        folder.write_manifest({**components.manifest(["sdpo", *sys.argv[1:]]), "asks": chosen.source})
         try:
             if chosen.replay is not None:
                 _replay(coaching, chosen.replay, tally)
             else:
-                plays = chosen.source == "task" and setup.task.replies
-                session(coaching, problems_of(setup, chosen, coaching.step), tally, plays=plays, again=chosen.again)
+                plays = chosen.source == "task" and components.task.replies
+                session(
+                    coaching, problems_of(components, chosen, coaching.step), tally, plays=plays, again=chosen.again
+                )
         except KeyboardInterrupt:
             interrupted = True
         finally:
@@ -155,15 +157,15 @@ def source_of(target: str, task: bool, prompts: list[str] | None) -> str:
     return "task" if task or is_run(Path(target)) else "typed"
 
 
-def problems_of(setup: Components, chosen: SessionOptions, done: int) -> Iterator[Problem]:
+def problems_of(components: Components, chosen: SessionOptions, done: int) -> Iterator[Problem]:
     """Yield problems in order; those of a task repeat without end, each once per epoch."""
-    return islice(_of_task(setup, done) if chosen.source == "task" else _of_texts(chosen.prompts), chosen.problems)
+    return islice(_of_task(components, done) if chosen.source == "task" else _of_texts(chosen.prompts), chosen.problems)
 
 
-def _of_task(setup: Components, done: int) -> Iterator[Problem]:
+def _of_task(components: Components, done: int) -> Iterator[Problem]:
     from sdpo_mlx.rl.rollouts import Sampler
 
-    sampler = Sampler(setup.task.problems("train"), 1, setup.cfg.train.seed)
+    sampler = Sampler(components.task.problems("train"), 1, components.cfg.train.seed)
     return (sampler.batch(number)[0] for number in count(done))
 
 

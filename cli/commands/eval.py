@@ -104,11 +104,11 @@ def score(side: EvalTarget, interrupted: Callable[[], bool]) -> EvalDocument:
     """Open the target and evaluate it; cached rollouts are not sampled again."""
     from sdpo_mlx.evaluation.document import score as evaluated
 
-    setup = open_components(side.cfg, side.plain, None if side.bare else side.target, side.adapter)
-    rollouts = render.plural(setup.cfg.eval.samples, "rollout")
+    components = open_components(side.cfg, side.plain, None if side.bare else side.target, side.adapter)
+    rollouts = render.plural(components.cfg.eval.samples, "rollout")
     with render.status(f"sampling {rollouts} per problem", side.plain) as start_task:
         found = evaluated(
-            setup,
+            components,
             side.name,
             side.home,
             use_cache=not side.no_cache,

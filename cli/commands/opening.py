@@ -22,12 +22,12 @@ def open_components(cfg: Config, plain: bool, target: str | None = None, adapter
 
     with render.status(f"loading {cfg.model.name}", plain) as start_task:
         if target is None:
-            setup = build_components(cfg, start_task=start_task)
+            components = build_components(cfg, start_task=start_task)
         else:
-            setup = open_target(target, cfg, adapter, start_task)
-    render.message(setup.model.line())
-    render.warn(setup.warnings())
-    return setup
+            components = open_target(target, cfg, adapter, start_task)
+    render.message(components.model.line())
+    render.warn(components.warnings())
+    return components
 
 
 @contextmanager

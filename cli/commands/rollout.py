@@ -52,40 +52,40 @@ def command(  # noqa: PLR0913 - typer reads the options off the signature
         raise ConfigError("a run has its own model and settings", where="--run", fix="remove --model and -c")
     cfg = run_config(run, sets or [], flags) if run is not None else resolve(config, sets or [], flags).config
     with interruptible() as interrupted:
-        setup = open_components(cfg, plain, str(run) if run is not None else None)
-        content = _sampled(setup, find_problem(setup.task, problem), interrupted)
+        components = open_components(cfg, plain, str(run) if run is not None else None)
+        content = _sampled(components, find_problem(components.task, problem), interrupted)
     render.output(content, as_lines(content), as_json)
 
 
-def _sampled(setup: Components, problem: Problem, interrupted: Any) -> dict[str, Any]:
+def _sampled(components: Components, problem: Problem, interrupted: Any) -> dict[str, Any]:
     """Sample one group and build its teacher contexts as the first step of training does."""
     from sdpo_mlx.backends.base import SamplingParams
     from sdpo_mlx.core.seeding import derive
     from sdpo_mlx.rl.distillation import distillation_batch
     from sdpo_mlx.rl.rollouts import rollout_seeds, sample
 
-    cfg, chat = setup.cfg, setup.chat
+    cfg, chat = components.cfg, components.chat
     rollout = cfg.rollout
     sampling = SamplingParams(rollout.max_tokens, rollout.temperature, rollout.top_p, chat.eos_ids)
     seeds = rollout_seeds("rollout", cfg.train.seed, 0, [problem], rollout.group_size)
-    found = sample(setup.policy, setup.task, chat, [problem], sampling, seeds, interrupted)
+    found = sample(components.policy, components.task, chat, [problem], sampling, seeds, interrupted)
     batch = distillation_batch(
         found.groups,
         chat,
         cfg.teacher,
         cfg.objective,
-        context_length=setup.policy.info.context_length,
+        context_length=components.policy.info.context_length,
         seed=derive(cfg.train.seed, 0),
     )
-    return as_document(setup, problem, found, batch)
+    return as_document(components, problem, found, batch)
 
 
-def as_document(setup: Components, problem: Problem, found: Sampled, batch: Batch) -> dict[str, Any]:
+def as_document(components: Components, problem: Problem, found: Sampled, batch: Batch) -> dict[str, Any]:
     """Everything, in full; `teacher` is null if there is no context, and `skip` is then the reason."""
     reasons = {skip.index: skip.reason for skip in (*found.skips, *batch.skips)}
 
     def prompt(messages: Sequence[Any]) -> dict[str, Any]:
-        rendered = setup.chat.reveal(setup.chat.render(messages, tools=problem.tools))
+        rendered = components.chat.reveal(components.chat.render(messages, tools=problem.tools))
         return {"messages": list(messages), "rendered": rendered}
 
     rows = []
@@ -105,8 +105,8 @@ def as_document(setup: Components, problem: Problem, found: Sampled, batch: Batc
                 }
             )
     return {
-        "model": setup.model.record(),
-        "task": setup.cfg.task.name,
+        "model": components.model.record(),
+        "task": components.cfg.task.name,
         "problem": problem.id,
         "student": prompt(problem.messages),
         "skip": reasons.get(-1),

@@ -79,13 +79,13 @@ def command(  # noqa: PLR0913 - typer reads the options off the signature
     _check(every_problem, problem=problem, keep=keep, out=out, method=method, minutes=minutes, seeds=seeds)
     cfg, plain = resolve(config, sets or [], flags).config, plain or as_json
     with interruptible() as interrupted:
-        setup, budget = open_components(cfg, plain), Budget(attempts, minutes and 60 * minutes)
+        components, budget = open_components(cfg, plain), Budget(attempts, minutes and 60 * minutes)
         if every_problem:
-            content, lines = measured(setup, methods_of(method or "all"), seeds, budget, out, interrupted)
+            content, lines = measured(components, methods_of(method or "all"), seeds, budget, out, interrupted)
         else:
             with render.status("", plain) as start_task:
-                chosen = find_problem(setup.task, problem)
-                content, lines = _solved(setup, chosen, method or "sdpo", budget, keep, interrupted, start_task)
+                chosen = find_problem(components.task, problem)
+                content, lines = _solved(components, chosen, method or "sdpo", budget, keep, interrupted, start_task)
     render.output(content, lines, as_json)
     if not content.get("found", True):
         raise typer.Exit(EXIT_NOT_SOLVED)
@@ -116,7 +116,7 @@ def _check(every_problem: bool, **given: Any) -> None:
 
 
 def _solved(
-    setup: Components,
+    components: Components,
     problem: Problem,
     method: str,
     budget: Budget,
@@ -129,19 +129,19 @@ def _solved(
 
     if keep is not None:
         check_output(keep)
-    initial = setup.policy.state()
+    initial = components.policy.state()
     searches: dict[str, Search] = {}
     attempts: dict[str, list[dict[str, Any]]] = {}
     for each in methods_of(method):
-        setup.policy.load_state(initial)
+        components.policy.load_state(initial)
         log = _AttemptLog(each, budget.attempts)
         on_progress = start_task(f"{each}, attempts")
-        searches[each] = solve(setup, problem, each, budget, log.show, interrupted, on_progress)
+        searches[each] = solve(components, problem, each, budget, log.show, interrupted, on_progress)
         attempts[each] = log.rows
-    content = as_document(setup, problem, searches, attempts)
+    content = as_document(components, problem, searches, attempts)
     lines = as_lines(content)
     if keep is not None:
-        save_search(setup, keep, problem, searches["sdpo"], ["sdpo", *sys.argv[1:]])
+        save_search(components, keep, problem, searches["sdpo"], ["sdpo", *sys.argv[1:]])
         content["kept"] = str(keep)
         lines.append(f"saved the adapter in {keep}; next: sdpo eval {shlex.quote(str(keep))}")
     return content, lines
@@ -178,12 +178,12 @@ def _row(attempt: Any) -> dict[str, Any]:
 
 
 def as_document(
-    setup: Components, problem: Problem, searches: dict[str, Search], rows: dict[str, list[dict[str, Any]]]
+    components: Components, problem: Problem, searches: dict[str, Search], rows: dict[str, list[dict[str, Any]]]
 ) -> dict[str, Any]:
     """Every attempt of every method; `solved` is the number of the first success or null."""
     return {
-        "model": setup.model.record(),
-        "task": setup.cfg.task.name,
+        "model": components.model.record(),
+        "task": components.cfg.task.name,
         "problem": problem.id,
         "found": any(search.solved is not None for search in searches.values()),
         "methods": {

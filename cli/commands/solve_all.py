@@ -20,7 +20,7 @@ SHARES = (0.25, 0.5, 0.9)
 
 
 def measured(
-    setup: Components,
+    components: Components,
     methods: Sequence[Method],
     seeds: int,
     budget: Budget,
@@ -33,8 +33,10 @@ def measured(
     from sdpo_mlx.runs.report.svg import line_chart
     from sdpo_mlx.training.discovery import Plan, measure
 
-    problems = list({each.id: each for split in ("train", "held_out") for each in setup.task.problems(split)}.values())
-    first = setup.cfg.train.seed
+    problems = list(
+        {each.id: each for split in ("train", "held_out") for each in components.task.problems(split)}.values()
+    )
+    first = components.cfg.train.seed
     plan = Plan(problems, methods, range(first, first + seeds), budget)
     folder = out or Path("discovery")
     try:
@@ -50,11 +52,11 @@ def measured(
         end = f"solved by attempt {record.solved}" if record.solved else f"not solved in {record.attempts} attempts"
         render.message(f"{progress.summary()}  {record.method}  {record.problem}  seed {record.seed}: {end}")
 
-    records = measure(setup, plan, folder / SEARCHES, show, interrupted)
-    content = as_document(setup, records, budget)
+    records = measure(components, plan, folder / SEARCHES, show, interrupted)
+    content = as_document(components, records, budget)
     try:
         (folder / RESULT).write_text(json.dumps(plain(content), indent=1) + "\n", encoding="utf-8")
-        title = f"discovery@k on {setup.cfg.task.name}"
+        title = f"discovery@k on {components.cfg.task.name}"
         labels = {"title": title, "x_label": "attempts", "y_label": "probability of a success"}
         (folder / CHART).write_text(line_chart(_series(content), **labels, y_range=(0, 1)), encoding="utf-8")
     except OSError as error:
@@ -62,16 +64,16 @@ def measured(
     return content, [*as_lines(content), f"wrote {folder / RESULT} and {folder / CHART}"]
 
 
-def as_document(setup: Components, records: Sequence[SearchRecord], budget: Budget) -> dict[str, Any]:
+def as_document(components: Components, records: Sequence[SearchRecord], budget: Budget) -> dict[str, Any]:
     """The curve of each method, and the attempts that each needs for the same probability."""
     from sdpo_mlx.training.discovery import attempts_for, by_method, curve
 
     ks = sorted({*(2**i for i in range(budget.attempts.bit_length())), budget.attempts})
     return {
-        "model": setup.cfg.model.name,
-        "weights": setup.model.weights_sha256,
-        "task": setup.cfg.task.name,
-        "feedback": setup.cfg.task.feedback,
+        "model": components.cfg.model.name,
+        "weights": components.model.weights_sha256,
+        "task": components.cfg.task.name,
+        "feedback": components.cfg.task.feedback,
         "problems": len({record.problem for record in records}),
         "seeds": len({record.seed for record in records}),
         "methods": {
