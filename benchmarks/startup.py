@@ -32,7 +32,7 @@ def main() -> None:
             ("python, nothing imported", spent("-c", "pass")),
             ("import mlx_lm", spent("-c", "import mlx_lm")),
             ("sdpo --help", spent(*SDPO, "--help")),
-            ("first token", spent(*SDPO, "rollout", *ON_TINY, "--n", "1", "--set", "rollout.max_tokens=1")),
+            ("first token", spent(*SDPO, "rollout", *ON_TINY, "--group-size", "1", "--set", "rollout.max_tokens=1")),
             ("first step", first_step()),
         ):
             found.setdefault(name, []).append(seconds)

@@ -76,9 +76,12 @@ KEYS: Mapping[str, str] = MappingProxyType(
         "model": "model.name",
         "task": "task.name",
         "data": "task.data",
+        "steps": "train.steps",
         "group_size": "rollout.group_size",
         "max_tokens": "rollout.max_tokens",
+        "num_layers": "model.adapter.layers",
         "learning_rate": "train.learning_rate",
+        "grad_checkpoint": "train.grad_checkpoint",
         "objective": "objective.kind",
         "teacher": "teacher.kind",
         "backend": "model.backend",
@@ -86,8 +89,10 @@ KEYS: Mapping[str, str] = MappingProxyType(
         "sandbox": "sandbox.kind",
     }
 )
-# Hidden names of options, accepted by every command that has the option: earlier ones, and mlx-lm's.
-ALIASES: Mapping[str, str] = MappingProxyType({"samples": "group-size", "answers": "group-size", "n": "group-size"})
+# Hidden names of options, accepted by every command that has the option: earlier ones, and one of mlx-lm.
+ALIASES: Mapping[str, str] = MappingProxyType(
+    {"samples": "group-size", "answers": "group-size", "n": "group-size", "iters": "steps"}
+)
 
 
 def settings(**values: Any) -> dict[str, Any]:

@@ -39,7 +39,7 @@ def command(  # noqa: PLR0913 - typer reads the options off the signature
     config: options.ConfigFile = None,
     sets: options.Sets = None,
     out: Annotated[Path | None, typer.Option("--out", "--adapter-path", metavar="DIR", help=OUT)] = None,
-    steps: Annotated[int | None, typer.Option("--steps", "--iters", metavar="N", help="Steps in total.")] = None,
+    steps: Annotated[int | None, typer.Option("--steps", metavar="N", help="Steps in total.")] = None,
     learning_rate: options.LearningRate = None,
     group_size: options.GroupSize = None,
     max_tokens: options.MaxTokens = None,
@@ -61,22 +61,10 @@ def command(  # noqa: PLR0913 - typer reads the options off the signature
     """
     from sdpo_mlx.api import default_out, run_training
 
-    flags = {
-        "model.name": model,
-        "task.name": task,
-        "task.data": data,
-        "train.steps": steps,
-        "train.learning_rate": learning_rate,
-        "rollout.group_size": group_size,
-        "rollout.max_tokens": max_tokens,
-        "model.adapter.layers": num_layers,
-        "train.grad_checkpoint": grad_checkpoint,
-        "objective.kind": objective,
-        "teacher.kind": teacher,
-        "model.backend": backend,
-        "train.seed": seed,
-        "sandbox.kind": sandbox,
-    }
+    flags = options.settings(model=model, task=task, data=data, steps=steps, learning_rate=learning_rate)
+    flags |= options.settings(group_size=group_size, max_tokens=max_tokens, objective=objective, teacher=teacher)
+    flags |= options.settings(num_layers=num_layers, grad_checkpoint=grad_checkpoint)
+    flags |= options.settings(backend=backend, seed=seed, sandbox=sandbox)
     with process_group() as group:
         cfg = settings(config, sets or [], flags, out if resume else None, resume=resume)
         place, begun = out or default_out(cfg), time.monotonic()
@@ -150,7 +138,7 @@ class TerminalDisplay:
 
         name = cfg.model.name
         target = f" -> {ALIASES[name]}" if name in ALIASES else ""
-        with render.status(f"opening {name}{target}", self.plain) as start_task:
+        with render.status(f"loading {name}{target}", self.plain) as start_task:
             yield start_task
 
     @contextmanager

@@ -113,7 +113,7 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     train = ["train", "--model", "tiny", "--task", "tiny", "--plain", "--out", str(folder), "--set", "eval.problems=2"]
     for steps in ("1", "2"):
         assert run([*train, "--steps", steps, "--set", "rollout.problems_per_step=2"]) == 0
-    assert run(["eval", str(folder), "--problems", "1", "--samples", "1"]) == 0
+    assert run(["eval", str(folder), "--problems", "1", "--group-size", "1"]) == 0
     assert run(["report", str(folder)]) == 0
     return folder
 

@@ -224,7 +224,18 @@ def test_parts_hold_every_place_once_and_problems_whole(sizes: list[int], size: 
 def test_the_command_keeps_saves_and_repeats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("SDPO_HOME", str(tmp_path / "home"))
-    words = ["eval", "tiny", "--problems", "3", "--samples", "2", "--set", "rollout.max_tokens=12", "--plain", "--json"]
+    words = [
+        "eval",
+        "tiny",
+        "--problems",
+        "3",
+        "--group-size",
+        "2",
+        "--set",
+        "rollout.max_tokens=12",
+        "--plain",
+        "--json",
+    ]
     code, out, _ = sdpo(*words, "--no-cache")
     assert code == 0
     assert not (tmp_path / "home").exists()
@@ -247,4 +258,4 @@ def test_the_command_keeps_saves_and_repeats(tmp_path: Path, monkeypatch: pytest
     assert [line["reward"] for line in lines] == [reward for p in saved.scores.problems for reward in p.rewards]
     greedy = json.loads(sdpo("eval", "tiny", "--greedy", "--problems", "2", "--plain", "--json")[1])
     assert (greedy["samples"], greedy["sampling"]["temperature"]) == (1, 0.0)
-    assert sdpo("eval", "tiny", "--greedy", "--samples", "3")[0] == 2
+    assert sdpo("eval", "tiny", "--greedy", "--group-size", "3")[0] == 2

@@ -69,7 +69,7 @@ def test_fused_model_can_be_evaluated_like_any_other(runs: dict[str, Path], tmp_
         "tiny",
         "--problems",
         "2",
-        "--samples",
+        "--group-size",
         "1",
         "--json",
         "--no-cache",

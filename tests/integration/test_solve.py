@@ -225,7 +225,7 @@ def test_the_command_solves_shows_and_keeps(
     assert f"attempt {found['solved']} of {found['attempts']} solved it" in (kept / "README.md").read_text()
     state = state_of(kept)
     assert (state.state, state.task, state.generations) == ("finished", "tiny:hard", found["attempts"])
-    assert run(["eval", str(kept), "--problems", "1", "--samples", "1", "--json"]) == 0
+    assert run(["eval", str(kept), "--problems", "1", "--group-size", "1", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["target"] == str(kept)
     assert run([*words, "--attempts", "1", "--keep", str(kept)]) == 1  # kept again
     assert state_of(kept).generations == 1

@@ -51,7 +51,7 @@ def test_a_run_is_stamped_with_its_sandbox(kind: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "words",
     [
-        ["eval", "tiny", "--problems", "1", "--samples", "1", "--plain", "--json"],
+        ["eval", "tiny", "--problems", "1", "--group-size", "1", "--plain", "--json"],
         ["rollout", "--json"],
         ["train", "--out", "run", "--set", "train.steps=1", "--set", "eval.problems=1", "--plain", "--json"],
     ],

@@ -204,9 +204,9 @@ def test_the_locale_decides_about_letters(
 def test_a_terminal_that_cannot_move_its_cursor_gets_plain_lines(monkeypatch: pytest.MonkeyPatch, term: str) -> None:
     with at_terminal(monkeypatch, TERM=term) as terminal:
         assert not render.is_live(plain=False)
-        with render.status("opening tiny", plain=False) as doing:
+        with render.status("loading tiny", plain=False) as doing:
             doing("loading")(1, 2)
-    assert terminal.getvalue() == "opening tiny\n"
+    assert terminal.getvalue() == "loading tiny\n"
 
 
 def test_a_wait_says_what_is_done_and_goes_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,11 +29,15 @@ def parsed(verb: str, *words: str) -> dict[str, Any]:
     return dict(group.commands[verb].make_context(verb, list(words), parent=context).params)
 
 
-@pytest.mark.parametrize("name", ["--group-size", *(f"--{alias}" for alias in options.ALIASES)])
+@pytest.mark.parametrize("name", ["--group-size", "--samples", "--answers", "--n"])
 @pytest.mark.parametrize("verb", SAMPLING)
 def test_rollouts_per_problem_has_one_name_and_its_aliases_work(verb: str, name: str) -> None:
     for words in ([name, "3"], [f"{name}=3"]):
         assert parsed(verb, *SAMPLING[verb], *words)["group_size"] == 3
+
+
+def test_steps_is_accepted_under_the_name_of_mlx_lm() -> None:
+    assert parsed("train", "--iters", "7")["steps"] == 7
 
 
 @pytest.mark.parametrize("verb", SAMPLING)
