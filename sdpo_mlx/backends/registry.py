@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from sdpo_mlx.backends.base import Policy
+from sdpo_mlx.backends.learner import Learner
 from sdpo_mlx.config import ModelConfig, TeacherConfig, TrainConfig
 from sdpo_mlx.core.errors import ConfigError
 
 
-def open_policy(path: Path, model: ModelConfig, teacher: TeacherConfig, train: TrainConfig) -> Policy:
+def open_policy(path: Path, model: ModelConfig, teacher: TeacherConfig, train: TrainConfig) -> Learner:
     """The base at `path` with fresh, equal student and teacher adapters; raises ConfigError without the backend."""
     return _torch(path, model, teacher, train) if model.backend == "torch" else _mlx(path, model, teacher, train)
 
 
-def _mlx(path: Path, model: ModelConfig, teacher: TeacherConfig, train: TrainConfig) -> Policy:
+def _mlx(path: Path, model: ModelConfig, teacher: TeacherConfig, train: TrainConfig) -> Learner:
     if model.bits is not None:
         fix = "name a model that is quantised already (mlx_lm.convert -q makes one), or take --backend torch"
         raise ConfigError("mlx does not quantise a base while loading it", where="model.bits", fix=fix)
@@ -26,7 +26,7 @@ def _mlx(path: Path, model: ModelConfig, teacher: TeacherConfig, train: TrainCon
     return policy.open_policy(path, model, teacher, train)
 
 
-def _torch(path: Path, model: ModelConfig, teacher: TeacherConfig, train: TrainConfig) -> Policy:
+def _torch(path: Path, model: ModelConfig, teacher: TeacherConfig, train: TrainConfig) -> Learner:
     try:
         from sdpo_mlx.backends.torch import policy
     except ImportError as error:

@@ -12,7 +12,7 @@ from typing import Any
 from sdpo_mlx import __version__
 from sdpo_mlx.backends.base import CONCURRENCY, Policy, SamplingParams
 from sdpo_mlx.backends.distributed.launch import backend_on
-from sdpo_mlx.backends.distributed.policy import DistributedPolicy, joined
+from sdpo_mlx.backends.distributed.policy import DistributedPolicy
 from sdpo_mlx.backends.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from sdpo_mlx.backends.distributed.serialization import decode, encode
 from sdpo_mlx.backends.memory_plan import fitting, limit_of, number_bytes, settled, work_of
@@ -175,13 +175,10 @@ def _check_references(cfg: Config, task: Task) -> None:
 
 def _policy(cfg: Config, model: ResolvedModel | None, group: ProcessGroup) -> Policy:
     """Open the policy on these ranks; every rank opens the base itself."""
-
-    def opened() -> tuple[Policy, str]:
+    with group.together():
         found = model or resolve(cfg.model.name)
-        return open_policy(found.path, cfg.model, cfg.teacher, cfg.train), found.weights_sha256
-
-    own, weights = group.together(opened)
-    return joined(own, weights, group) if group.size > 1 else own
+        own = open_policy(found.path, cfg.model, cfg.teacher, cfg.train)
+    return DistributedPolicy(own, found.weights_sha256, group) if group.size > 1 else own
 
 
 def _plan(cfg: Config, model: ResolvedModel, chat: Chat, task: Task) -> Config:

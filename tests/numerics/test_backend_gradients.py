@@ -124,7 +124,7 @@ def test_kept_activations_are_fewer_where_blocks_run_twice() -> None:
     import torch
 
     from sdpo_mlx.backends.packing import pack
-    from sdpo_mlx.backends.torch.gradient import _rows
+    from sdpo_mlx.backends.torch.gradient import hidden_states
 
     _, policy = make_pair("qwen3")
     samples, kept = make_samples(11), []
@@ -134,7 +134,7 @@ def test_kept_activations_are_fewer_where_blocks_run_twice() -> None:
         kept.clear()
         model = replace(policy.model, recompute=recompute)
         with torch.autograd.graph.saved_tensors_hooks(lambda t: (kept.append(t.numel()), t)[1], lambda t: t):
-            _rows(model, unit)
+            hidden_states(model, unit)
         return sum(kept)
 
     assert counted(True) < counted(False) / 2
@@ -148,22 +148,23 @@ def test_torch_refuses_an_embedding_as_a_linear_layer() -> None:
 def test_step_that_runs_out_of_memory_is_taken_again_in_smaller_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
-    from sdpo_mlx.backends.torch import policy as room
+    from sdpo_mlx.backends.learner import Learner
+    from sdpo_mlx.backends.torch import policy as module
 
     _, policy = make_pair("qwen3", micro_batch_tokens=400)
     samples, objective = make_samples(11, "hybrid"), ObjectiveConfig(kind="hybrid", support="full")
     loss, grads = torch_gradient(policy, samples, objective)
-    real, seen = room.gradient, []
+    real, seen = Learner.gradient, []
 
-    def short_of_memory(model: Any, parameters: Any, lesson: Any, budget: int, checkpoint: Any) -> Any:
-        seen.append(budget)
-        if budget > 100:
-            for parameter in parameters.values():
+    def short_of_memory(policy: Any, *rest: Any) -> Any:
+        seen.append(policy.budget)
+        if policy.budget > 100:
+            for parameter in policy.parameters.values():
                 parameter.grad = torch.full_like(parameter, 7.0)  # what an unfinished pass may leave behind
             raise torch.OutOfMemoryError
-        return real(model, parameters, lesson, budget, checkpoint)
+        return real(policy, *rest)
 
-    monkeypatch.setattr(room, "gradient", short_of_memory)
+    monkeypatch.setattr(Learner, "gradient", short_of_memory)
     again, other = torch_gradient(policy, samples, objective)
     assert (seen, policy.budget) == ([400, 200, 100], 100)
     assert again == pytest.approx(loss, rel=1e-5)
@@ -172,7 +173,7 @@ def test_step_that_runs_out_of_memory_is_taken_again_in_smaller_parts(monkeypatc
     assert "parts of 100 tokens" in policy.learn(samples, objective, 1e-3).warnings[0]
     assert policy.learn(samples, objective, 1e-3).warnings == ()
     assert policy.info.details["micro_batch_tokens"] == "100"
-    monkeypatch.setattr(room, "SMALLEST_BUDGET", 1_000)
+    monkeypatch.setattr(module, "SMALLEST_BUDGET", 1_000)
     policy.budget = 400
-    with pytest.raises(ConfigError, match="does not hold one answer"):
+    with pytest.raises(ConfigError, match="out of memory in a step on one rollout"):
         torch_gradient(policy, samples, objective)

@@ -91,7 +91,7 @@ def test_gradient_ignores_micro_batch_and_order(architecture: str) -> None:
     objective = ObjectiveConfig(kind="hybrid", support="sequence", alpha=1.0, aggregation="sequence_mean_token_mean")
     reference = found(policy, samples, objective)
     for budget, order in [(1, [0, 1, 2, 3, 4]), (10_000, [0, 1, 2, 3, 4]), (40, [4, 2, 0, 3, 1]), (1, [3, 1, 4, 0, 2])]:
-        policy.train_cfg = policy.train_cfg.model_copy(update={"micro_batch_tokens": budget})
+        policy.budget = budget
         again = found(policy, [samples[i] for i in order], objective)
         assert again.loss == pytest.approx(reference.loss, rel=1e-5)
         assert_same_gradient(again.grads, reference.grads, 1e-5)
@@ -100,11 +100,11 @@ def test_gradient_ignores_micro_batch_and_order(architecture: str) -> None:
 
 
 def test_gradient_ignores_padding_ids(monkeypatch: pytest.MonkeyPatch) -> None:
-    from sdpo_mlx.backends.mlx import gradient
+    from sdpo_mlx.backends import learner
 
     policy, samples, objective = make_policy("gemma3"), make_samples(11), ObjectiveConfig(support="full")
-    policy.train_cfg = policy.train_cfg.model_copy(update={"micro_batch_tokens": 10_000})
-    reference, pack, padded = found(policy, samples, objective), gradient.pack, []
+    policy.budget = 10_000
+    reference, pack, padded = found(policy, samples, objective), learner.pack, []
 
     def filled(*arguments: Any, **options: Any) -> Any:
         units = pack(*arguments, **options)
@@ -124,7 +124,7 @@ def test_gradient_ignores_padding_ids(monkeypatch: pytest.MonkeyPatch) -> None:
             assert flat.size == starts[-1]
         return units
 
-    monkeypatch.setattr(gradient, "pack", filled)
+    monkeypatch.setattr(learner, "pack", filled)
     again = found(policy, samples, objective)
     assert sum(padded) > 0
     assert again.loss == reference.loss

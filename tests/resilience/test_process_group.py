@@ -19,7 +19,7 @@ from sdpo_mlx.backends.base import PolicyInfo, SamplingParams, Update, no_update
 from sdpo_mlx.backends.distributed import heartbeat, serialization
 from sdpo_mlx.backends.distributed import policy as distributed
 from sdpo_mlx.backends.distributed.launch import backend_on, open_process_group
-from sdpo_mlx.backends.distributed.policy import DistributedPolicy, joined
+from sdpo_mlx.backends.distributed.policy import DistributedPolicy
 from sdpo_mlx.backends.distributed.process_group import SINGLE_PROCESS, RankGroup
 from sdpo_mlx.backends.distributed.sharding import cut
 from sdpo_mlx.config import ObjectiveConfig, TeacherConfig
@@ -33,7 +33,7 @@ class Counting:
     """A policy of one number: each answer is its seed, each step adds one."""
 
     def __init__(self, start: float = 0.0) -> None:
-        self.weight, self.teacher, self.world = np.array([start], np.float32), 0, SINGLE_PROCESS
+        self.weight, self.teacher, self.group = np.array([start], np.float32), 0, SINGLE_PROCESS
         self.asked: list[int] = []
 
     @property
@@ -65,13 +65,13 @@ class Counting:
 def acted(size: int, lead: Any, own: Any = Counting) -> list[Any]:
     """`lead(policy)` on rank 0 while the others serve; each rank's result, the others' own policies."""
 
-    def part(world: RankGroup) -> Any:
+    def part(group: RankGroup) -> Any:
         mine = own()
-        policy = joined(mine, "base", world)
+        policy = DistributedPolicy(mine, "base", group)
         try:
-            return policy.serve() or mine if world.rank else lead(policy)
+            return policy.serve() or mine if group.rank else lead(policy)
         finally:
-            world.close()
+            group.close()
 
     return on_threads(size, part)
 
@@ -98,7 +98,9 @@ def test_message_arrives_as_it_was_sent(plain: Any) -> None:
 
 def test_samples_arrive_as_they_were_sent() -> None:
     sent = make_samples(0, "hybrid")
-    heard = serialization.to_samples(*serialization.decode(serialization.encode(*serialization.of_samples(sent))))
+    heard = serialization.decode_samples(
+        *serialization.decode(serialization.encode(*serialization.encode_samples(sent)))
+    )
     for ours, theirs in zip(heard, sent, strict=True):
         for name, value in vars(theirs).items():
             np.testing.assert_array_equal(getattr(ours, name), value)
@@ -119,24 +121,24 @@ def test_rank_that_strays_is_given_rank_0s_state_and_it_is_said() -> None:
     class Straying(Counting):
         def learn(self, *args: Any, **options: Any) -> Update:
             update = super().learn(*args, **options)
-            if self.world.rank == 1:
+            if self.group.rank == 1:
                 self.weight = self.weight + 0.5
             return update
 
     def lead(policy: DistributedPolicy) -> Any:
         words = [policy.learn([], ObjectiveConfig(), 1.0).warnings for _ in range(distributed.CHECK_EVERY)]
-        return words, policy.own.weight
+        return words, policy.local.weight
 
     (words, weight), other = acted(2, lead, Straying)
     assert not any(words[:-1])
-    assert "rank 1 had come to other weights" in words[-1][0]
+    assert "rank 1 diverged from rank 0" in words[-1][0]
     np.testing.assert_array_equal(other.weight, weight)
 
 
 def test_fault_on_another_rank_is_told_on_rank_0_and_the_ranks_go_on() -> None:
     class Refusing(Counting):
         def load_state(self, state: Any) -> None:
-            if self.world.rank == 1:
+            if self.group.rank == 1:
                 raise ConfigError("it does not fit")
             super().load_state(state)
 
@@ -144,7 +146,7 @@ def test_fault_on_another_rank_is_told_on_rank_0_and_the_ranks_go_on() -> None:
         with pytest.raises(ConfigError, match=r"it does not fit \(rank 1\)"):
             policy.load_state({"student": {"w": np.ones(1, np.float32)}})
         policy.update_teacher(TeacherConfig())
-        return policy.own.teacher
+        return policy.local.teacher
 
     assert [acted(2, lead, Refusing)[0]] == [1]
 
@@ -163,9 +165,9 @@ def test_interrupt_of_rank_0_stops_all_ranks_between_two_answers() -> None:
 
 @pytest.mark.parametrize("what", ["base", "adapter"])
 def test_ranks_that_hold_something_else_are_refused(what: str) -> None:
-    def part(world: RankGroup) -> Any:
-        own = Counting(float(world.rank) if what == "adapter" else 0.0)
-        return joined(own, f"base {world.rank}" if what == "base" else "base", world)
+    def part(group: RankGroup) -> Any:
+        own = Counting(float(group.rank) if what == "adapter" else 0.0)
+        return DistributedPolicy(own, f"base {group.rank}" if what == "base" else "base", group)
 
     for error in on_threads(2, part):
         assert isinstance(error, ConfigError)
@@ -175,8 +177,8 @@ def test_ranks_that_hold_something_else_are_refused(what: str) -> None:
 def test_rank_lost_after_a_step_was_taken_is_told_before_the_next_answers() -> None:
     class Leaving(Counting):
         def learn(self, *args: Any, **options: Any) -> Update:
-            if self.world.rank == 1 and self.weight[0] > 0:
-                for line in self.world._pulse._sockets:  # as where the machine loses its power
+            if self.group.rank == 1 and self.weight[0] > 0:
+                for line in self.group._heartbeat._connections:  # as where the machine loses its power
                     line.close()
                 raise SystemExit
             return super().learn(*args, **options)
@@ -188,7 +190,7 @@ def test_rank_lost_after_a_step_was_taken_is_told_before_the_next_answers() -> N
         policy.update_teacher(TeacherConfig())
         with pytest.raises(RankLostError, match="rank 1 was lost"):
             list(policy.generate([], SAMPLING, []))
-        return policy.own.teacher, [update.applied for update in updates]
+        return policy.local.teacher, [update.applied for update in updates]
 
     assert acted(2, lead, Leaving)[0] == (1, [True, True])
 
@@ -197,18 +199,18 @@ def test_stranger_without_the_secret_is_not_taken_for_a_rank() -> None:
     import socket
 
     leader = heartbeat.HeartbeatServer("127.0.0.1", 2)
-    welcome = threading.Thread(target=leader.welcome, daemon=True)
+    welcome = threading.Thread(target=leader.accept_all, daemon=True)
     welcome.start()
-    host, port, _ = leader.ticket
+    host, port, _ = leader.address
     with socket.create_connection((host, port)) as line:
         line.sendall(b"0000 1\n")
         assert line.recv(1) == b""
     assert welcome.is_alive()
-    other = heartbeat.HeartbeatClient(leader.ticket, 1)
+    other = heartbeat.HeartbeatClient(leader.address, 1)
     welcome.join(10)
     assert not welcome.is_alive()
     other.close()
-    assert leader.news.wait(10)
+    assert leader.changed.wait(10)
     assert leader.ended
     assert not leader.lost
     leader.close()
@@ -219,12 +221,12 @@ def test_rank_that_falls_silent_is_lost(frozen: bool, monkeypatch: pytest.Monkey
     monkeypatch.setattr(heartbeat, "SILENCE", 1.0)
     monkeypatch.setattr(heartbeat, "BEAT_SECONDS", 0.1)
     if frozen:
-        monkeypatch.setattr(heartbeat.Heartbeat, "_beat", lambda *_: None)
+        monkeypatch.setattr(heartbeat.Heartbeat, "_send", lambda *_: None)
     leader = heartbeat.HeartbeatServer("127.0.0.1", 2)
-    welcome = threading.Thread(target=leader.welcome, daemon=True)
+    welcome = threading.Thread(target=leader.accept_all, daemon=True)
     welcome.start()
-    other = heartbeat.HeartbeatClient(leader.ticket, 1)
-    assert leader.news.wait(3.0) is frozen
+    other = heartbeat.HeartbeatClient(leader.address, 1)
+    assert leader.changed.wait(3.0) is frozen
     assert leader.lost == ("rank 1" if frozen else "")
     assert not leader.ended
     for each in (other, leader):

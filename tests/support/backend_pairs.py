@@ -39,7 +39,7 @@ def torch_gradient(
     take = policy._apply
 
     def seen(found: Any, *rest: Any) -> Any:
-        kept.append((found.loss, to_numpy({name: each.grad for name, each in policy.parameters.items()})))
+        kept.append((found.loss, to_numpy(found.grads)))
         return take(found, *rest)
 
     policy._apply = seen

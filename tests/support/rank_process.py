@@ -15,7 +15,7 @@ from small_policies import folder, make_policy, make_samples, stir
 
 from sdpo_mlx.backends.base import SamplingParams
 from sdpo_mlx.backends.distributed.launch import open_process_group
-from sdpo_mlx.backends.distributed.policy import joined
+from sdpo_mlx.backends.distributed.policy import DistributedPolicy
 from sdpo_mlx.config import AdapterConfig, ModelConfig, ObjectiveConfig, TeacherConfig, TrainConfig
 
 OBJECTIVE = ObjectiveConfig(kind="hybrid", support="full")
@@ -43,8 +43,7 @@ def kept_gradient(own: Any, policy: Any) -> dict[str, Any]:
     take = own._apply
 
     def seen(found: Any, *rest: Any) -> Any:
-        arrays = getattr(found, "grads", None) or {name: each.grad for name, each in own.parameters.items()}
-        kept.update({f"gradient/{name}": np.array(array).reshape(-1) for name, array in arrays.items()})
+        kept.update({f"gradient/{name}": np.array(array).reshape(-1) for name, array in found.grads.items()})
         return take(found, *rest)
 
     own._apply = seen
@@ -71,13 +70,13 @@ def led(own: Any, policy: Any) -> dict[str, Any]:
 
 
 def main(backend: str, out: Path) -> None:
-    world, own = open_process_group(), own_policy(backend)
-    policy = joined(own, "base", world) if world.size > 1 else own
-    if world.rank:
+    group, own = open_process_group(), own_policy(backend)
+    policy = DistributedPolicy(own, "base", group) if group.size > 1 else own
+    if group.rank:
         policy.serve()
     else:
-        np.savez(out, ranks=np.array(world.size), **led(own, policy))
-    world.close()
+        np.savez(out, ranks=np.array(group.size), **led(own, policy))
+    group.close()
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Whether the other ranks are still there: a heartbeat beside the engine, since a frozen rank closes no connection.
+"""Whether the other ranks still run: a heartbeat beside the collectives, since a frozen rank closes no connection.
 
-Each rank sends rank 0 a byte every two seconds and gets one back. A connection that closes, or says nothing for
-`SILENCE` seconds, is a lost rank. The last byte of an orderly end is another one, so that an end is no loss.
+Each rank sends rank 0 a byte every two seconds and receives one in return. A connection that closes, or is silent for
+`SILENCE` seconds, is a lost rank. An orderly end sends another byte, so that it is not taken for a loss.
 """
 
 from __future__ import annotations
@@ -13,60 +13,60 @@ import threading
 from contextlib import suppress
 
 BEAT_SECONDS = 2.0
-SILENCE = 30.0  # seconds; a Mac that swaps may keep a thread waiting for some of them
+SILENCE = 30.0  # seconds; a Mac that swaps may suspend a thread for several of them
 ALIVE, BYE = b"\x01", b"\x02"
 SECRET_BYTES = 16
 
 
 class Heartbeat:
-    """One rank's heartbeats; `lost` names the rank that went away, `ended` says that one said good-bye."""
+    """One rank's connections; `lost` is the rank that disappeared, `ended` is whether one ended in good order."""
 
     def __init__(self) -> None:
         self.lost: str = ""
         self.ended = False
-        self.news = threading.Event()  # one of the two
-        self._sockets: list[socket.socket] = []
+        self.changed = threading.Event()  # one of the two
+        self._connections: list[socket.socket] = []
         self._closing = False
 
     def close(self) -> None:
-        """Say good-bye and stop."""
+        """Send the end and stop."""
         self._closing = True
-        for each in self._sockets:
+        for each in self._connections:
             with suppress(OSError):
                 each.sendall(BYE)
             with suppress(OSError):
                 each.close()
 
-    def follow(self, line: socket.socket, name: str) -> None:
-        """Beat on a connection and listen to it, each in a thread of its own."""
-        line.settimeout(SILENCE)
-        self._sockets.append(line)
-        threading.Thread(target=self._beat, args=(line,), daemon=True).start()
-        threading.Thread(target=self._listen, args=(line, name), daemon=True).start()
+    def follow(self, connection: socket.socket, name: str) -> None:
+        """Send and receive on a connection, each in a thread of its own."""
+        connection.settimeout(SILENCE)
+        self._connections.append(connection)
+        threading.Thread(target=self._send, args=(connection,), daemon=True).start()
+        threading.Thread(target=self._receive, args=(connection, name), daemon=True).start()
 
-    def _beat(self, line: socket.socket) -> None:
+    def _send(self, connection: socket.socket) -> None:
         pause = threading.Event()
         with suppress(OSError):
             while not self._closing:
-                line.sendall(ALIVE)
+                connection.sendall(ALIVE)
                 pause.wait(BEAT_SECONDS)
 
-    def _listen(self, line: socket.socket, name: str) -> None:
+    def _receive(self, connection: socket.socket, name: str) -> None:
         try:
-            while said := line.recv(64):
-                if BYE in said:
+            while received := connection.recv(64):
+                if BYE in received:
                     self.ended = True
-                    self.news.set()
+                    self.changed.set()
                     return
         except OSError:
             pass
         if not self._closing:
             self.lost = self.lost or name
-            self.news.set()
+            self.changed.set()
 
 
 class HeartbeatServer(Heartbeat):
-    """Rank 0's side: listens at an address that the others can reach; `ticket` is what they need to find it."""
+    """Rank 0's side: listens on a free port; `address` is the host, port and secret that a client needs."""
 
     def __init__(self, host: str, size: int) -> None:
         super().__init__()
@@ -74,28 +74,28 @@ class HeartbeatServer(Heartbeat):
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         self._server = socket.create_server((host, 0), family=family, backlog=size)
         self._size = size
-        self.ticket = [host, self._server.getsockname()[1], self._secret]
+        self.address = [host, self._server.getsockname()[1], self._secret]
 
-    def welcome(self) -> None:
-        """Wait for all others; raises OSError where one does not come."""
+    def accept_all(self) -> None:
+        """Wait for all other ranks; raise OSError if one does not connect."""
         self._server.settimeout(SILENCE)
-        while len(self._sockets) < self._size - 1:
-            line, _ = self._server.accept()
-            line.settimeout(SILENCE)
-            said = line.makefile("r", encoding="ascii", errors="replace").readline(64).split()
-            if len(said) == 2 and hmac.compare_digest(said[0].encode(), self._secret.encode()):
-                self.follow(line, f"rank {said[1]}")
+        while len(self._connections) < self._size - 1:
+            connection, _ = self._server.accept()
+            connection.settimeout(SILENCE)
+            received = connection.makefile("r", encoding="ascii", errors="replace").readline(64).split()
+            if len(received) == 2 and hmac.compare_digest(received[0].encode(), self._secret.encode()):
+                self.follow(connection, f"rank {received[1]}")
             else:
-                line.close()
+                connection.close()
         self._server.close()
 
 
 class HeartbeatClient(Heartbeat):
-    """Another rank's side; raises OSError where rank 0 cannot be reached."""
+    """Another rank's side; raises OSError if rank 0 cannot be reached."""
 
-    def __init__(self, ticket: list[object], rank: int) -> None:
+    def __init__(self, address: list[object], rank: int) -> None:
         super().__init__()
-        host, port, secret = ticket
-        line = socket.create_connection((str(host), int(str(port))), timeout=SILENCE)
-        line.sendall(f"{secret} {rank}\n".encode())
-        self.follow(line, "rank 0")
+        host, port, secret = address
+        connection = socket.create_connection((str(host), int(str(port))), timeout=SILENCE)
+        connection.sendall(f"{secret} {rank}\n".encode())
+        self.follow(connection, "rank 0")

@@ -1,8 +1,8 @@
-"""The policy of a run on several ranks: rank 0 says what to do, every rank does its share, all end up equal.
+"""The policy of a run on several ranks: rank 0 broadcasts each call, every rank does its share, all end up equal.
 
 Rank 0 runs the loop, the task and the run folder; its policy is this one. The others hold the same model and serve
-its calls (`serve`). Answers are shared out by rollout, gradients by sample under the *global* normalisation and
-then summed, so that every rank takes the same optimizer step. State and figures cross; the weights of the base do not.
+its calls (`serve`). Rollouts are shared here; the gradient is shared inside `Learner.learn`, by sample, under the
+*global* normalisation. State and figures are sent; the weights of the base are not.
 """
 
 from __future__ import annotations
@@ -13,34 +13,55 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from typing import Any
 
-from sdpo_mlx.backends.base import Arrays, Policy, PolicyInfo, SamplingParams, Scores, Update, no_update
+from sdpo_mlx.backends.base import Arrays, PolicyInfo, SamplingParams, Scores, Update, no_update
 from sdpo_mlx.backends.distributed.process_group import ProcessGroup
-from sdpo_mlx.backends.distributed.serialization import decode, encode, of_answers, of_samples, to_answers, to_samples
+from sdpo_mlx.backends.distributed.serialization import (
+    decode,
+    decode_rollouts,
+    decode_samples,
+    encode,
+    encode_rollouts,
+    encode_samples,
+)
 from sdpo_mlx.backends.distributed.sharding import cut
+from sdpo_mlx.backends.learner import Learner
 from sdpo_mlx.config import ObjectiveConfig, TeacherConfig
 from sdpo_mlx.core.errors import ConfigError, RankLostError
 from sdpo_mlx.types import DistillSample, Generation, IntArray, Role
 
 CHECK_EVERY = 10  # optimizer steps between two comparisons of the ranks' states
 Interrupted = Callable[[], bool]
-Answer = tuple[int, int, Generation]
+Rollout = tuple[int, int, Generation]  # prompt, rollout of the prompt, tokens
 
 
 class DistributedPolicy:
-    """One policy a rank, moved together."""
+    """One local policy per rank, kept equal. `base_hash` is the hash of the base model, which all ranks must hold.
 
-    def __init__(self, own: Policy, world: ProcessGroup) -> None:
-        self.own, self.world, self.steps = own, world, 0
-        # Between a batch's first step and the next batch a lost rank is only noted: the batch ends on this rank
+    Raise ConfigError if a rank holds another base or starts with another adapter.
+    """
+
+    def __init__(self, local: Learner, base_hash: str, group: ProcessGroup) -> None:
+        self.local, self.group, self.steps = local, group, 0
+        # Between a batch's first step and the next batch a lost rank is only recorded: rank 0 finishes the batch
         # alone, so that what is then saved is the state after a whole step.
-        self._moved = False
+        self._stepped = False
         self._lost: RankLostError | None = None
+        received = [decode(each)[0] for each in group.gather(encode([base_hash, digest(local.state()).hex()]))]
+        for rank, (base, start) in enumerate(received):
+            if base != received[0][0]:
+                fix = "fetch the model again there"
+                raise ConfigError("this rank holds other weights of the base", where=f"rank {rank}", fix=fix)
+            if start != received[0][1]:
+                fix = "install equal versions on all ranks"
+                raise ConfigError("this rank starts with another adapter", where=f"rank {rank}", fix=fix)
+        local.group = group
+        group.idle = True
 
     @property
     def info(self) -> PolicyInfo:
-        """What this policy is; the device says on how many ranks."""
-        info = self.own.info
-        return replace(info, device=f"{info.device} x {self.world.size}")
+        """See `Policy.info`; the device includes the number of ranks."""
+        info = self.local.info
+        return replace(info, device=f"{info.device} x {self.group.size}")
 
     def generate(
         self,
@@ -48,37 +69,29 @@ class DistributedPolicy:
         sampling: SamplingParams,
         seeds: Sequence[Sequence[int]],
         interrupted: Interrupted = lambda: False,
-    ) -> Iterator[Answer]:
-        """See `Policy.generate`; what other ranks sampled comes after this one's."""
-        self._moved = False
+    ) -> Iterator[Rollout]:
+        """See `Policy.generate`; the rollouts of other ranks come after this one's."""
+        self._stepped = False
         if self._lost is not None:
             raise self._lost
         plain = {**asdict(sampling), "eos_ids": sorted(sampling.eos_ids)}
         rows = [[int(seed) for seed in row] for row in seeds]
-        with self._told("generate", [plain, rows], {str(i): prompt for i, prompt in enumerate(prompts)}):
-            fault: KeyboardInterrupt | None = None
-            try:
-                yield from self._share(prompts, sampling, rows, interrupted)
-            except KeyboardInterrupt as error:
-                fault = error
-
-            def part() -> bytes:
-                if fault is not None:
-                    raise fault
-                return b""
-
-            others = self._collected(self.world.together(part))
-        yield from others
+        with self._on_all_ranks("generate", [plain, rows], {str(i): prompt for i, prompt in enumerate(prompts)}):
+            with self.group.together():
+                yield from self._own_rollouts(prompts, sampling, rows, interrupted)
+            others = [decode_rollouts(*decode(each)) for each in self.group.gather(b"") if each]
+        for rollouts in others:
+            yield from rollouts
 
     def stream(self, prompt: IntArray, sampling: SamplingParams, seed: int) -> Iterator[int]:
         """See `Policy.stream`; rank 0 alone."""
-        return self.own.stream(prompt, sampling, seed)
+        return self.local.stream(prompt, sampling, seed)
 
     def score(
         self, role: Role, sequences: Sequence[IntArray], spans: Sequence[tuple[int, int]], top_k: int = 0
     ) -> list[Scores]:
         """See `Policy.score`; rank 0 alone."""
-        return self.own.score(role, sequences, spans, top_k)
+        return self.local.score(role, sequences, spans, top_k)
 
     def learn(
         self,
@@ -90,12 +103,13 @@ class DistributedPolicy:
         interrupted: Interrupted = lambda: False,
     ) -> Update:
         """See `Policy.learn`; every `CHECK_EVERY` steps the ranks' states are compared."""
-        rows, arrays = of_samples(samples)
+        rows, arrays = encode_samples(samples)
+        plain = [rows, objective.model_dump(mode="json"), learning_rate, temperature]
         try:
-            with self._told("learn", [rows, objective.model_dump(mode="json"), learning_rate, temperature], arrays):
+            with self._on_all_ranks("learn", plain, arrays):
                 return self._learn(samples, objective, learning_rate, temperature, interrupted)
         except RankLostError as error:
-            if not self._moved:
+            if not self._stepped:
                 raise
             self._lost = error
             return no_update("rank_lost")
@@ -103,103 +117,91 @@ class DistributedPolicy:
     def update_teacher(self, teacher: TeacherConfig) -> None:
         """See `Policy.update_teacher`."""
         try:
-            with self._told("update_teacher", teacher.model_dump(mode="json")):
+            with self._on_all_ranks("update_teacher", teacher.model_dump(mode="json")):
                 pass
         except RankLostError as error:
             self._lost = error
-        self.own.update_teacher(teacher)
+        self.local.update_teacher(teacher)
 
     def state(self) -> Mapping[str, Arrays]:
         """See `Policy.state`; rank 0's, which is every rank's."""
-        return self.own.state()
+        return self.local.state()
 
     def load_state(self, state: Mapping[str, Arrays]) -> None:
         """See `Policy.load_state`; on every rank."""
-        with self._told("load_state", None, _flat(state)):
-            self.world.together(lambda: self.own.load_state(state))
+        with self._on_all_ranks("load_state", None, _flat(state)), self.group.together():
+            self.local.load_state(state)
 
     def load_student(self, arrays: Arrays) -> None:
         """See `Policy.load_student`; on every rank."""
-        with self._told("load_student", None, arrays):
-            self.world.together(lambda: self.own.load_student(arrays))
+        with self._on_all_ranks("load_student", None, arrays), self.group.together():
+            self.local.load_student(arrays)
 
     def adapter_config(self) -> dict[str, Any]:
         """See `Policy.adapter_config`."""
-        return self.own.adapter_config()
+        return self.local.adapter_config()
 
     def memory(self) -> dict[str, int]:
         """See `Policy.memory`; rank 0's."""
-        return self.own.memory()
+        return self.local.memory()
 
     def serve(self, interrupted: Interrupted = lambda: False) -> None:
-        """On another rank: do what rank 0 says until it says that this is the end; raises RankLostError without."""
+        """On another rank: run rank 0's calls until it ends the group. Raise RankLostError if rank 0 disappears."""
         while True:
-            (kind, plain), arrays = decode(self.world.broadcast(b""))
+            (kind, plain), arrays = decode(self.group.broadcast(b""))
             if kind == "end":
                 return
-            # What stops one part is told to rank 0, which decides what becomes of the run.
+            # Rank 0 receives what stops a call here, and decides what becomes of the run.
             with suppress(KeyboardInterrupt, ConfigError):
                 self._serve(kind, plain, arrays, interrupted)
 
     def _serve(self, kind: str, plain: Any, arrays: Mapping[str, Any], interrupted: Interrupted) -> None:
         if kind == "generate":
             sampling = SamplingParams(**{**plain[0], "eos_ids": frozenset(plain[0]["eos_ids"])})
-            self._answer([arrays[str(i)] for i in range(len(plain[1]))], sampling, plain[1], interrupted)
+            prompts = [arrays[str(i)] for i in range(len(plain[1]))]
+            with self.group.together():
+                rollouts = encode(*encode_rollouts(list(self._own_rollouts(prompts, sampling, plain[1], interrupted))))
+            self.group.gather(rollouts)
         elif kind == "learn":
-            samples, objective = to_samples(plain[0], arrays), ObjectiveConfig(**plain[1])
+            samples, objective = decode_samples(plain[0], arrays), ObjectiveConfig(**plain[1])
             self._learn(samples, objective, plain[2], plain[3], interrupted)
         elif kind == "update_teacher":
-            self.own.update_teacher(TeacherConfig(**plain))
-        elif kind == "load_state":
-            self.world.together(lambda: self.own.load_state(_nested(arrays)))
-        elif kind == "load_student":
-            self.world.together(lambda: self.own.load_student(arrays))
+            self.local.update_teacher(TeacherConfig(**plain))
+        else:
+            with self.group.together():
+                if kind == "load_state":
+                    self.local.load_state(_nested(arrays))
+                else:
+                    self.local.load_student(arrays)
 
     @contextmanager
-    def _told(self, kind: str, plain: Any, arrays: Mapping[str, Any] | None = None) -> Iterator[None]:
-        """Say what all do now; afterwards the others wait again, unless something broke that they don't know of."""
-        self.world.quiet = False
-        self.world.broadcast(encode([kind, plain], arrays))
+    def _on_all_ranks(self, kind: str, plain: Any, arrays: Mapping[str, Any] | None = None) -> Iterator[None]:
+        """Start a call on all ranks; afterwards the others wait again, unless this one failed on its own."""
+        self.group.idle = False
+        self.group.broadcast(encode([kind, plain], arrays))
         try:
             yield
         except (KeyboardInterrupt, ConfigError):
-            self.world.quiet = True
+            self.group.idle = True
             raise
-        self.world.quiet = True
+        self.group.idle = True
 
-    def _share(
+    def _own_rollouts(
         self,
         prompts: Sequence[IntArray],
         sampling: SamplingParams,
         seeds: Sequence[Sequence[int]],
         interrupted: Interrupted,
-    ) -> Iterator[Answer]:
-        """This rank's answers, in the places that they have among all."""
+    ) -> Iterator[Rollout]:
+        """This rank's rollouts, at the places that they have among all."""
         places = [(at, n) for at, row in enumerate(seeds) for n in range(len(row))]
-        own = [places[i] for i in cut([1.0] * len(places), self.world.size)[self.world.rank]]
-        mine = {at: [n for each, n in own if each == at] for at in dict.fromkeys(at for at, _ in own)}
-        asked = [prompts[at] for at in mine], sampling, [[seeds[at][n] for n in rows] for at, rows in mine.items()]
-        back = list(mine.items())
-        for i, k, answer in self.own.generate(*asked, interrupted):
-            yield back[i][0], back[i][1][k], answer
-
-    def _answer(
-        self,
-        prompts: Sequence[IntArray],
-        sampling: SamplingParams,
-        seeds: Sequence[Sequence[int]],
-        interrupted: Interrupted,
-    ) -> None:
-        """Another rank's side of `generate`."""
-
-        def part() -> bytes:
-            return encode(*of_answers(list(self._share(prompts, sampling, seeds, interrupted))))
-
-        self._collected(self.world.together(part))
-
-    def _collected(self, own: bytes) -> list[Answer]:
-        """What all ranks but this one's own empty word said."""
-        return [answer for each in self.world.gather(own) if each for answer in to_answers(*decode(each))]
+        own = [places[i] for i in cut([1.0] * len(places), self.group.size)[self.group.rank]]
+        chosen = {at: [n for each, n in own if each == at] for at in dict.fromkeys(at for at, _ in own)}
+        own_prompts = [prompts[at] for at in chosen]
+        own_seeds = [[seeds[at][n] for n in rows] for at, rows in chosen.items()]
+        back = list(chosen.items())
+        for i, k, rollout in self.local.generate(own_prompts, sampling, own_seeds, interrupted):
+            yield back[i][0], back[i][1][k], rollout
 
     def _learn(
         self,
@@ -209,49 +211,28 @@ class DistributedPolicy:
         temperature: float,
         interrupted: Interrupted,
     ) -> Update:
-        update = self.own.learn(samples, objective, learning_rate, temperature=temperature, interrupted=interrupted)
-        self.steps, self._moved = self.steps + 1, self._moved or update.applied
+        update = self.local.learn(samples, objective, learning_rate, temperature=temperature, interrupted=interrupted)
+        self.steps, self._stepped = self.steps + 1, self._stepped or update.applied
         if self.steps % CHECK_EVERY:
             return update
         try:
-            return replace(update, warnings=(*update.warnings, *self._compared()))
+            return replace(update, warnings=(*update.warnings, *self._synchronized()))
         except RankLostError as error:
             self._lost = error
             return update
 
-    def _compared(self) -> tuple[str, ...]:
-        """Give every rank the state of rank 0 where one differs, and a word about it."""
-        digests = [each.hex() for each in self.world.gather(digest(self.own.state()))]
-        astray = [rank for rank, each in enumerate(digests) if each != digests[0]]
-        if not astray:
+    def _synchronized(self) -> tuple[str, ...]:
+        """Load rank 0's state on all ranks that differ from it. Return a warning that names them."""
+        digests = [each.hex() for each in self.group.gather(digest(self.local.state()))]
+        diverged = [rank for rank, each in enumerate(digests) if each != digests[0]]
+        if not diverged:
             return ()
-        state = encode(None, _flat(self.own.state())) if self.world.rank == 0 else b""
-        heard = decode(self.world.broadcast(state))[1]
-        if self.world.rank in astray:
-            self.own.load_state(_nested(heard))
-        names = ", ".join(f"rank {rank}" for rank in astray)
-        return (f"{names} had come to other weights than rank 0, and was given rank 0's",)
-
-
-def joined(own: Policy, weights: str, world: ProcessGroup) -> DistributedPolicy:
-    """The policy of all ranks; `weights` is the hash of the base, which all must hold.
-
-    Raises ConfigError where a rank has another base or begins with other adapters.
-    """
-    heard = [decode(each)[0] for each in world.gather(encode([weights, digest(own.state()).hex()]))]
-    for rank, (base, start) in enumerate(heard):
-        if base != heard[0][0]:
-            raise ConfigError(
-                "this rank holds other weights of the base", where=f"rank {rank}", fix="fetch it again there"
-            )
-        if start != heard[0][1]:
-            raise ConfigError(
-                "this rank begins with another adapter", where=f"rank {rank}", fix="install equal versions"
-            )
-    policy = DistributedPolicy(own, world)
-    world.quiet = True
-    own.world = world  # type: ignore[attr-defined]  # both backends' policies have one
-    return policy
+        state = encode(None, _flat(self.local.state())) if self.group.rank == 0 else b""
+        received = decode(self.group.broadcast(state))[1]
+        if self.group.rank in diverged:
+            self.local.load_state(_nested(received))
+        names = ", ".join(f"rank {rank}" for rank in diverged)
+        return (f"{names} diverged from rank 0; its state was reset to rank 0's",)
 
 
 def digest(state: Mapping[str, Arrays]) -> bytes:

@@ -1,16 +1,15 @@
-"""Several processes as one trainer: what a policy may ask of the other ranks, whatever engine carries it.
+"""Several processes as one trainer: what a policy may ask of the other ranks, whatever library carries it.
 
-`ALONE` is the world of one process and does nothing. Rank 0 leads, the others do their share of what it says
-(`distributed.py`). Every call to the engine runs in a thread of its own, so that a rank that died or froze ends
-the wait instead of prolonging it.
+`SINGLE_PROCESS` is the group of one process and does nothing. Rank 0 leads, the others do their share of what it
+broadcasts (`policy.py`). Collectives run in a thread of their own, so that a rank that died or froze ends the wait.
 """
 
 from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import Any, Protocol, TypeVar
 
 from sdpo_mlx.backends.distributed.heartbeat import Heartbeat, HeartbeatClient, HeartbeatServer
@@ -18,10 +17,10 @@ from sdpo_mlx.backends.distributed.serialization import decode, encode
 from sdpo_mlx.core.errors import ConfigError, RankLostError, SdpoError
 
 T = TypeVar("T")
-GLANCE_SECONDS = 0.5  # how often a wait looks up for lost ranks
+POLL_SECONDS = 0.5  # how often a wait checks the heartbeat
+GRACE_SECONDS = 2.0  # that the heartbeat has to find out why a collective failed
 INTERRUPTED = "interrupted"
 END = encode(["end", None])
-GRACE = 2.0  # seconds that the heartbeat has to say why a collective failed
 
 
 class Collectives(Protocol):
@@ -29,152 +28,155 @@ class Collectives(Protocol):
 
     rank: int
     size: int
-    leader: str  # where the others reach rank 0
+    leader: str  # the address at which the others reach rank 0
     backend: str
 
     def gather(self, own: bytes) -> list[bytes]:
-        """Every rank's bytes, in the order of the ranks, on every rank."""
+        """Return every rank's bytes, in the order of the ranks, on every rank."""
 
-    def broadcast(self, said: bytes) -> bytes:
-        """Rank 0's bytes, on every rank; what the others give is ignored."""
+    def broadcast(self, message: bytes) -> bytes:
+        """Return rank 0's bytes on every rank; what the others pass is ignored."""
 
     def total(self, arrays: Mapping[str, Any]) -> dict[str, Any]:
-        """The sum over ranks of each array; equal bits on every rank."""
+        """Return the sum over ranks of each array; equal bits on every rank."""
 
     def close(self) -> None:
-        """Part in good order; all ranks do."""
+        """Leave in good order; all ranks do."""
 
 
 class ProcessGroup:
     """The ranks of one run; a rank's calls must come in the same order on all ranks.
 
-    `quiet` says that the other ranks wait to hear what comes next.
+    `idle` is whether the other ranks wait for rank 0's next call.
     """
 
     rank, size, backend = 0, 1, ""
-    quiet = False
+    idle = False
 
     def gather(self, own: bytes) -> list[bytes]:
-        """Every rank's bytes, in the order of the ranks."""
+        """Return every rank's bytes, in the order of the ranks."""
         return [own]
 
-    def broadcast(self, said: bytes) -> bytes:
-        """Rank 0's bytes."""
-        return said
+    def broadcast(self, message: bytes) -> bytes:
+        """Return rank 0's bytes."""
+        return message
 
     def total(self, arrays: Mapping[str, Any]) -> dict[str, Any]:
-        """The sum of each array over all ranks."""
+        """Return the sum of each array over all ranks."""
         return dict(arrays)
 
-    def together(self, part: Callable[[], T]) -> T:
-        """This rank's part of something that all do; raises what it raises, and what another's part raised.
+    def together(self) -> AbstractContextManager[None]:
+        """Run a block that every rank runs; raise what it raises, or what it raised on another rank.
 
-        Raises KeyboardInterrupt on all ranks where one was interrupted.
+        Raise KeyboardInterrupt on all ranks if one was interrupted.
         """
-        return part()
+        return nullcontext()
 
     def close(self) -> None:
-        """Tell the others that this is the end."""
+        """End the group."""
 
 
 SINGLE_PROCESS = ProcessGroup()
 
 
 class RankGroup(ProcessGroup):
-    """More than one process on an engine."""
+    """More than one process, connected by collectives."""
 
-    def __init__(self, engine: Collectives) -> None:
-        self.engine, self.rank, self.size, self.backend = engine, engine.rank, engine.size, engine.backend
+    def __init__(self, collectives: Collectives) -> None:
+        self.collectives, self.backend = collectives, collectives.backend
+        self.rank, self.size = collectives.rank, collectives.size
         self._calls: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        self._pulse = Heartbeat()
-        threading.Thread(target=self._carry, daemon=True).start()
-        self._pulse = self._connected()
+        self._heartbeat = Heartbeat()
+        threading.Thread(target=self._run_calls, daemon=True).start()
+        self._heartbeat = self._connected()
 
     def gather(self, own: bytes) -> list[bytes]:
-        """See `World.gather`."""
-        return self._waited(lambda: self.engine.gather(own))
+        """See `ProcessGroup.gather`."""
+        return self._call(lambda: self.collectives.gather(own))
 
-    def broadcast(self, said: bytes) -> bytes:
-        """See `World.broadcast`."""
-        return self._waited(lambda: self.engine.broadcast(said))
+    def broadcast(self, message: bytes) -> bytes:
+        """See `ProcessGroup.broadcast`."""
+        return self._call(lambda: self.collectives.broadcast(message))
 
     def total(self, arrays: Mapping[str, Any]) -> dict[str, Any]:
-        """See `World.total`."""
-        return self._waited(lambda: self.engine.total(arrays))
+        """See `ProcessGroup.total`."""
+        return self._call(lambda: self.collectives.total(arrays))
 
-    def together(self, part: Callable[[], T]) -> T:
-        """See `World.together`."""
-        result, word = None, ""
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """See `ProcessGroup.together`."""
+        status = ""
         fault: BaseException | None = None
         try:
-            result = part()
+            yield
         except KeyboardInterrupt as error:
-            word, fault = INTERRUPTED, error
+            status, fault = INTERRUPTED, error
         except Exception as error:
-            word = error.what if isinstance(error, SdpoError) else f"{type(error).__name__}: {error}"
+            status = error.what if isinstance(error, SdpoError) else f"{type(error).__name__}: {error}"
             fault = error
-        words = [decode(each)[0] for each in self.gather(encode(word))]
+        statuses = [decode(each)[0] for each in self.gather(encode(status))]
         if fault is not None:
             raise fault
-        if INTERRUPTED in words:
+        if INTERRUPTED in statuses:
             raise KeyboardInterrupt
-        for rank, said in enumerate(words):
-            if said:
-                raise ConfigError(said, where=f"rank {rank}", fix="mend it there; the run goes on from its last state")
-        return result  # type: ignore[return-value]  # no fault: the part returned
+        for rank, each in enumerate(statuses):
+            if each:
+                fix = "fix it there and run the same command again; it resumes from the last checkpoint"
+                raise ConfigError(each, where=f"rank {rank}", fix=fix)
 
     def close(self) -> None:
-        """See `World.close`; a rank that waits to hear more hears the end."""
+        """See `ProcessGroup.close`; idle ranks receive the end."""
         with suppress(RankLostError):
-            if self.quiet and self.rank == 0:
+            if self.idle and self.rank == 0:
                 self.broadcast(END)
-            if self.quiet:
-                self._waited(self.engine.close)
-        self._pulse.close()
+            if self.idle:
+                self._call(self.collectives.close)
+        self._heartbeat.close()
 
-    def _carry(self) -> None:
+    def _run_calls(self) -> None:
         while True:
             self._calls.get()()
 
-    def _waited(self, call: Callable[[], T]) -> T:
+    def _call(self, collective: Callable[[], T]) -> T:
         done: queue.SimpleQueue[tuple[T | None, Exception | None]] = queue.SimpleQueue()
 
-        def carry() -> None:
+        def run() -> None:
             try:
-                done.put((call(), None))
+                done.put((collective(), None))
             except Exception as error:
                 done.put((None, error))
 
-        self._calls.put(carry)
+        self._calls.put(run)
         while True:
             try:
-                result, error = done.get(timeout=GLANCE_SECONDS)
+                result, error = done.get(timeout=POLL_SECONDS)
                 break
             except queue.Empty:
-                self._look()
+                self._check_heartbeat()
         if error is not None:
-            self._pulse.news.wait(GRACE)
-            self._look()
-            raise RankLostError(self._pulse.lost or "another rank", str(error)) from error
-        return result  # type: ignore[return-value]  # no error: the call returned
+            self._heartbeat.changed.wait(GRACE_SECONDS)
+            self._check_heartbeat()
+            raise RankLostError(self._heartbeat.lost or "another rank", str(error)) from error
+        return result  # type: ignore[return-value]  # no error: the collective returned
 
-    def _look(self) -> None:
-        if self._pulse.ended:
+    def _check_heartbeat(self) -> None:
+        if self._heartbeat.ended:
             raise RankLostError("rank 0" if self.rank else "another rank", "it ended", ended=True)
-        if self._pulse.lost:
-            raise RankLostError(self._pulse.lost, "no sign of life")
+        if self._heartbeat.lost:
+            raise RankLostError(self._heartbeat.lost, "no heartbeat")
 
     def _connected(self) -> Heartbeat:
-        """Heartbeats between rank 0 and each other rank."""
+        """Connect the heartbeats of rank 0 and each other rank."""
         try:
-            leader = HeartbeatServer(self.engine.leader, self.size) if self.rank == 0 else None
-            ticket = decode(self.broadcast(encode(leader.ticket if leader else None)))[0]
-            if leader is None:
-                return HeartbeatClient(ticket, self.rank)
-            leader.welcome()
+            server = HeartbeatServer(self.collectives.leader, self.size) if self.rank == 0 else None
+            address = decode(self.broadcast(encode(server.address if server else None)))[0]
+            if server is None:
+                return HeartbeatClient(address, self.rank)
+            server.accept_all()
         except OSError as error:
-            fix = "let the ranks reach rank 0 on any port (the firewall of its machine)"
             raise ConfigError(
-                f"the ranks cannot reach each other: {error}", where=self.engine.leader, fix=fix
+                f"the ranks cannot reach each other: {error}",
+                where=self.collectives.leader,
+                fix="allow connections to rank 0 on any port in the firewall of its machine",
             ) from error
-        return leader
+        return server

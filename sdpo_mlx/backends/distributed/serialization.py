@@ -1,4 +1,4 @@
-"""What ranks say to each other, as bytes: JSON for plain values, safetensors for arrays. Never a pickle."""
+"""Messages between ranks as bytes: JSON for plain values, safetensors for arrays. Never a pickle."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy.typing as npt
 from sdpo_mlx.types import DistillSample, Generation
 
 Array = npt.NDArray[Any]
-HEADER = 8  # bytes that say how long the JSON is
+HEADER = 8  # bytes of the length of the JSON
 ARRAYS = ("student_ids", "teacher_ids", "rollout_logps_T")
 SPANS = ("student_span", "teacher_span")
 PLAIN = ("problem_id", "index", "distil_weight", "policy_weight", "advantage", "turn")
@@ -35,15 +35,15 @@ def decode(message: bytes) -> tuple[Any, dict[str, Array]]:
     return json.loads(message[HEADER:end]), load(message[end:])
 
 
-def of_samples(samples: Sequence[DistillSample]) -> tuple[list[dict[str, Any]], dict[str, Array]]:
+def encode_samples(samples: Sequence[DistillSample]) -> tuple[list[dict[str, Any]], dict[str, Array]]:
     """Samples as plain values and arrays."""
     rows = [{name: getattr(sample, name) for name in (*SPANS, *PLAIN)} for sample in samples]
     arrays = {f"{i}.{name}": getattr(sample, name) for i, sample in enumerate(samples) for name in ARRAYS}
     return rows, arrays
 
 
-def to_samples(rows: Sequence[Mapping[str, Any]], arrays: Mapping[str, Array]) -> list[DistillSample]:
-    """What `of_samples` was given."""
+def decode_samples(rows: Sequence[Mapping[str, Any]], arrays: Mapping[str, Array]) -> list[DistillSample]:
+    """What `encode_samples` was given."""
     samples = []
     for i, row in enumerate(rows):
         fields: dict[str, Any] = {name: row[name] for name in PLAIN}
@@ -52,16 +52,16 @@ def to_samples(rows: Sequence[Mapping[str, Any]], arrays: Mapping[str, Array]) -
     return samples
 
 
-def of_answers(answers: Sequence[tuple[int, int, Generation]]) -> tuple[list[list[Any]], dict[str, Array]]:
-    """Answers with their places as plain values and arrays."""
-    rows = [[at, n, answer.finish] for at, n, answer in answers]
-    ids = {f"{i}.ids": answer.ids_T for i, (_, _, answer) in enumerate(answers)}
-    logps = {f"{i}.logps": answer.logps_T for i, (_, _, answer) in enumerate(answers)}
+def encode_rollouts(rollouts: Sequence[tuple[int, int, Generation]]) -> tuple[list[list[Any]], dict[str, Array]]:
+    """Rollouts with their places as plain values and arrays."""
+    rows = [[at, n, rollout.finish] for at, n, rollout in rollouts]
+    ids = {f"{i}.ids": rollout.ids_T for i, (_, _, rollout) in enumerate(rollouts)}
+    logps = {f"{i}.logps": rollout.logps_T for i, (_, _, rollout) in enumerate(rollouts)}
     return rows, ids | logps
 
 
-def to_answers(rows: Sequence[Sequence[Any]], arrays: Mapping[str, Array]) -> list[tuple[int, int, Generation]]:
-    """What `of_answers` was given."""
+def decode_rollouts(rows: Sequence[Sequence[Any]], arrays: Mapping[str, Array]) -> list[tuple[int, int, Generation]]:
+    """What `encode_rollouts` was given."""
     return [
         (at, n, Generation(arrays[f"{i}.ids"], arrays[f"{i}.logps"], finish)) for i, (at, n, finish) in enumerate(rows)
     ]

@@ -1,22 +1,20 @@
-"""Which rank does which part of a step, and how the parts' figures come together again; pure numpy."""
+"""Which rank does which part of a step, and how the ranks' gradients become one; pure numpy."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from sdpo_mlx.backends.distributed.process_group import ProcessGroup
 from sdpo_mlx.backends.distributed.serialization import decode, encode
+from sdpo_mlx.backends.loss_head import Gradient, RowStatistics
 from sdpo_mlx.types import DistillSample
-
-Row = TypeVar("Row", bound=tuple[Any, ...])
-Parts = tuple[float, list[Row], tuple[int, ...]]  # loss, figures a sample, samples with a gradient that is not finite
 
 
 def cut(costs: Sequence[float], size: int) -> list[list[int]]:
-    """Places 0, 1, … in `size` runs of about equal cost, in order: what shares a prompt mostly stays together."""
+    """Split places 0, 1, ... into `size` runs of about equal cost, in order: shared prompts mostly stay together."""
     middles = np.cumsum(costs) - np.asarray(costs, dtype=float) / 2
     total = float(np.sum(costs)) or 1.0
     ranks = np.minimum((middles / total * size).astype(int), size - 1)
@@ -24,27 +22,26 @@ def cut(costs: Sequence[float], size: int) -> list[list[int]]:
 
 
 def shares(samples: Sequence[DistillSample], size: int) -> list[list[int]]:
-    """The places of the samples that each rank learns from."""
+    """Return the places of the samples that each rank computes."""
     return cut([sample.student_ids.size + sample.teacher_ids.size for sample in samples], size)
 
 
-def pooled(
-    world: ProcessGroup,
-    own: Parts[Row],
-    samples: Sequence[DistillSample],
-    make: Callable[..., Row],
-    names: Sequence[str],
-) -> Parts[Row]:
-    """The parts of all ranks as one, equal on every rank; `names` are the columns of a sample's figures."""
-    if world.size == 1:
+def pooled(group: ProcessGroup, own: Gradient, samples: Sequence[DistillSample]) -> Gradient:
+    """Return the sum of the ranks' gradients, with the statistics of all samples; equal on every rank."""
+    if group.size == 1:
         return own
-    loss, figures, suspects = own
     columns = {
-        name: np.concatenate([np.asarray(getattr(f, name), np.float32) for f in figures] or [np.zeros(0, np.float32)])
-        for name in names
+        name: np.concatenate([np.zeros(0, np.float32), *(getattr(each, name) for each in own.statistics)])
+        for name in RowStatistics._fields
     }
-    heard = [decode(each) for each in world.gather(encode([loss, list(suspects)], columns))]
+    parts = [decode(each) for each in group.gather(encode([own.loss, list(own.suspects)], columns))]
     ends = np.cumsum([sample.ids_T.size for sample in samples])[:-1]
-    whole = [np.split(np.concatenate([arrays[name] for _, arrays in heard]), ends) for name in names]
-    rows = [make(**dict(zip(names, row, strict=True))) for row in zip(*whole, strict=True)]
-    return sum(part[0] for part, _ in heard), rows, tuple(i for part, _ in heard for i in part[1])
+    # Ranks hold consecutive samples, so that their rows one after the other are in the order of the samples.
+    whole = [np.split(np.concatenate([arrays[name] for _, arrays in parts]), ends) for name in RowStatistics._fields]
+    return replace(
+        own,
+        loss=sum(loss for (loss, _), _ in parts),
+        grads=group.total(own.grads),
+        statistics=[RowStatistics(*figures) for figures in zip(*whole, strict=True)],
+        suspects=tuple(i for (_, suspects), _ in parts for i in suspects),
+    )

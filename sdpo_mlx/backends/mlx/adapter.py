@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from mlx.utils import tree_flatten, tree_unflatten
 
+from sdpo_mlx.backends.learner import adapted_layers, check_arrays, lora_parameters
 from sdpo_mlx.backends.mlx.mlx_lm_api import linear_to_lora_layers
 from sdpo_mlx.config import AdapterConfig
 from sdpo_mlx.core.errors import ConfigError
@@ -40,7 +41,8 @@ def attach(model: nn.Module, cfg: AdapterConfig, seed: int) -> Weights:
     else:
         model.freeze()
         try:
-            linear_to_lora_layers(model, _blocks(model, cfg), lora_parameters(cfg), use_dora=cfg.kind == "dora")
+            layers = adapted_layers(cfg, len(model.layers))
+            linear_to_lora_layers(model, layers, lora_parameters(cfg), use_dora=cfg.kind == "dora")
         except ValueError as error:
             fix = "use lora, or name other layers in model.adapter.keys"
             raise ConfigError(str(error).rstrip("."), where="model.adapter.kind", fix=fix) from error
@@ -52,21 +54,6 @@ def attach(model: nn.Module, cfg: AdapterConfig, seed: int) -> Weights:
     assign(model, weights)
     mx.eval(weights)
     return weights
-
-
-def lora_parameters(cfg: AdapterConfig) -> dict[str, Any]:
-    """mlx-lm's `lora_parameters` for an adapter configuration."""
-    keys = {"keys": list(cfg.keys)} if cfg.keys is not None else {}
-    return {"rank": cfg.rank, "scale": cfg.scale, "dropout": cfg.dropout, **keys}
-
-
-def adapter_config(model: nn.Module, cfg: AdapterConfig) -> dict[str, Any]:
-    """What `adapter_config.json` says, so that mlx-lm loads the run folder as it is."""
-    return {
-        "fine_tune_type": cfg.kind,
-        "num_layers": _blocks(model, cfg),
-        "lora_parameters": lora_parameters(cfg),
-    }
 
 
 def assign(model: nn.Module, weights: Mapping[str, mx.array]) -> None:
@@ -100,14 +87,5 @@ def to_numpy(weights: Mapping[str, mx.array]) -> dict[str, npt.NDArray[Any]]:
 
 def from_numpy(arrays: Mapping[str, npt.NDArray[Any]], like: Mapping[str, mx.array], what: str) -> Weights:
     """Arrays from outside, checked against the names and shapes of `like`; raises ConfigError."""
-    wrong = sorted(set(arrays) ^ set(like)) or [n for n in like if arrays[n].shape != like[n].shape]
-    if wrong:
-        raise ConfigError(
-            f"the {what} does not fit this model: {wrong[0]} differs", fix="use the model and adapter it was made with"
-        )
+    check_arrays(arrays, {name: array.shape for name, array in like.items()}, what)
     return {name: mx.array(arrays[name]) for name in like}
-
-
-def _blocks(model: nn.Module, cfg: AdapterConfig) -> int:
-    depth = len(model.layers)
-    return depth if cfg.layers < 0 else min(cfg.layers, depth)

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 
 class MLXCollectives:
-    """See `world.Engine`. The collectives have a stream of their own, so that a stuck one holds up nothing else."""
+    """See `Collectives`. The collectives have a stream of their own, so that a stuck one holds up nothing else."""
 
     backend = "mlx"
 
@@ -24,7 +24,7 @@ class MLXCollectives:
         self._stream: mx.Stream | None = None
 
     def gather(self, own: bytes) -> list[bytes]:
-        """See `Engine.gather`."""
+        """See `Collectives.gather`."""
         counts = self._run(mx.distributed.all_gather, np.array([len(own)], np.int32))
         width = max(1, int(counts.max()))  # a collective of nothing hangs
         padded = np.zeros(width, np.uint8)
@@ -32,16 +32,16 @@ class MLXCollectives:
         rows = self._run(mx.distributed.all_gather, padded).reshape(self.size, width)
         return [row[: int(count)].tobytes() for row, count in zip(rows, counts, strict=True)]
 
-    def broadcast(self, said: bytes) -> bytes:
-        """See `Engine.broadcast`: a sum to which only rank 0 adds something."""
-        own = np.frombuffer(said if self.rank == 0 else b"", np.uint8)
+    def broadcast(self, message: bytes) -> bytes:
+        """See `Collectives.broadcast`: a sum to which only rank 0 adds something."""
+        own = np.frombuffer(message if self.rank == 0 else b"", np.uint8)
         count = int(self._run(mx.distributed.all_sum, np.array([own.size], np.int32))[0])
         buffer = np.zeros(max(1, count), np.uint8)
         buffer[: own.size] = own
         return self._run(mx.distributed.all_sum, buffer)[:count].tobytes()
 
     def total(self, arrays: Mapping[str, Any]) -> dict[str, Any]:
-        """See `Engine.total`: one sum over all arrays, in float32."""
+        """See `Collectives.total`: one sum over all arrays, in float32."""
         names, own = list(arrays), {name: np.array(array.astype(mx.float32)) for name, array in arrays.items()}
         flat = self._run(mx.distributed.all_sum, np.concatenate([own[name].reshape(-1) for name in names]))
         ends = np.cumsum([own[name].size for name in names])[:-1]
@@ -52,7 +52,7 @@ class MLXCollectives:
         }
 
     def close(self) -> None:
-        """See `Engine.close`: nobody hangs up before all have come to this."""
+        """See `Collectives.close`: no rank closes its connection before all are here."""
         self._run(mx.distributed.all_sum, np.ones(1, np.int32))
 
     def _run(self, collective: Any, own: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -65,7 +65,7 @@ class MLXCollectives:
 
 
 def _leader() -> str:
-    """Where rank 0 is, as the launcher told all ranks."""
+    """The address of rank 0, from the launcher's environment variables."""
     if coordinator := os.environ.get("MLX_JACCL_COORDINATOR"):
         return coordinator.rpartition(":")[0].strip("[]")
     hosts = json.loads(Path(os.environ["MLX_HOSTFILE"]).read_text(encoding="utf-8"))

@@ -1,133 +1,123 @@
-"""The gradient of one step in three phases, so that neither a batch's logits nor a trunk's activations exist.
+"""The gradient of one step in three phases, so that neither a batch's logits nor a model's activations are all held.
 
-(A) The trunk runs block after block; each block's input is kept. (B) Head, loss and the gradient with respect
-to the hidden states, a chunk of response positions at a time; the teacher is there as hidden states, so even
-the full-vocabulary divergence never holds more than one chunk. (C) Backwards through the blocks, each from
-its kept input. Units and chunks add up, since all normalisation lies in the rows' weights.
+(A) The model runs block after block; each block's input is kept. (B) Head, loss and the gradient with respect to the
+hidden states, a chunk of response positions at a time. (C) Backwards through the blocks, each from its kept input.
+With `keep` A and C are one graph, which B interrupts: faster by one forward pass, larger by all activations.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
 
-from sdpo_mlx.backends.mlx.adapter import Weights, active, assign
-from sdpo_mlx.backends.mlx.blockwise import backward, dropout, forward
-from sdpo_mlx.backends.mlx.loss_head import Head, LearnBatch, cut
-from sdpo_mlx.backends.mlx.losses import RowStatistics
+from sdpo_mlx.backends.loss_head import GradientPass, LearnBatch, Rows, RowStatistics, TeacherSet, Weights, by_member
+from sdpo_mlx.backends.mlx.adapter import active, assign
+from sdpo_mlx.backends.mlx.blockwise import backward, dropout, forward, outside_blocks
+from sdpo_mlx.backends.mlx.losses import row_loss
 from sdpo_mlx.backends.mlx.model import Model, read
-from sdpo_mlx.backends.packing import Unit, pack
+from sdpo_mlx.backends.packing import Unit
 from sdpo_mlx.core.seeding import derive
-from sdpo_mlx.types import IntArray
 
 
-@dataclass
-class Gradient:
-    """What one pass over all samples gives: the gradient by name, and figures a sample (numpy).
+class MLXGradientPass(GradientPass):
+    """See `GradientPass`. The student's weights are in the model between units."""
 
-    `suspects` are the samples of the units whose gradient was not finite.
-    """
+    def __init__(self, batch: LearnBatch, model: Model, student: Weights, keep: bool) -> None:
+        super().__init__(batch, model.chunk, model.shares)
+        self.model, self.student, self.keep = model, student, keep
+        self.grads = {name: mx.zeros_like(array) for name, array in student.items()}
+        self.head_names = outside_blocks(model.trunk, student)
 
-    loss: float
-    grads: Weights
-    statistics: list[RowStatistics]
-    suspects: tuple[int, ...] = ()
+    def add(self, unit: Unit, seed: int) -> tuple[float, list[RowStatistics], bool]:
+        """See `GradientPass.add`."""
+        model, found = self.model, list[Any]()
 
+        def surrogate(weights: Weights) -> mx.array:
+            """A scalar whose gradient is that of the loss: phase B runs inside the trace, on a copy."""
+            assign(model.whole, weights)
+            nodes = model.trunk.enter(unit)
+            for index, block in enumerate(model.trunk.blocks):
+                with dropout(model.whole, derive(seed, index)):
+                    nodes = block(nodes, unit)
+            states_RD = read(nodes, unit)
+            found.extend(self._head(detached(states_RD), unit))
+            return mx.sum(states_RD * mx.stop_gradient(found[1]))
 
-def gradient(
-    model: Model,
-    student: Weights,
-    lesson: LearnBatch,
-    budget: int,
-    checkpoint: Callable[[], None],
-    *,
-    keep: bool = False,
-) -> Gradient:
-    """Loss, gradient and per-token figures over all samples, whatever the token budget of one pass.
+        if self.keep:
+            grads = mx.grad(surrogate)(self.student)
+            mx.eval(grads)
+            assign(model.whole, self.student)
+        else:
+            inputs, nodes = forward(model, self.student, unit, seed)
+            found.extend(self._head(read(nodes, unit), unit))
+            _, cotangents = mx.vjp(lambda *each: [read(each, unit)], nodes, [found[1]])
+            grads = backward(model, self.student, unit, seed, inputs, cotangents)
+        loss, _, head_grads, statistics = found
+        for name, array in head_grads.items():
+            grads[name] = grads[name] + array if name in grads else array
+        self.grads.update({name: self.grads[name] + array for name, array in grads.items()})
+        finite = mx.all(mx.stack([mx.all(mx.isfinite(array)) for array in grads.values()]))
+        mx.eval(self.grads, finite)
+        return loss, statistics, bool(finite.item())
 
-    With `keep` a unit's activations stay in memory, so that no block runs twice. `checkpoint` is called between units
-    and may raise to give up; nothing has been changed by then.
-    """
-    head, samples = Head(model, student, lesson), lesson.samples
-    statistics: list[RowStatistics | None] = [None] * len(samples)
-    total, grads = 0.0, {name: mx.zeros_like(array) for name, array in student.items()}
-    suspects: list[int] = []
-    prompts, responses = [s.student_ids[: s.student_span[0]] for s in samples], [s.ids_T for s in samples]
-    units = pack(prompts, responses, budget, lesson.own, share=model.shares)
-    try:
-        for number, unit in enumerate(units):
-            checkpoint()
-            loss, part, figures = (_kept if keep else _by_block)(head, unit, derive(lesson.seed, number))
-            total += loss
-            grads.update({name: grads[name] + array for name, array in part.items()})
-            finite = mx.all(mx.stack([mx.all(mx.isfinite(array)) for array in part.values()]))
-            mx.eval(grads, finite)
-            if not finite.item():
-                suspects.extend(unit.members)
-            for member, figure in zip(unit.members, figures, strict=True):
-                statistics[member] = figure
-    finally:
-        assign(model.whole, student)
-    return Gradient(total, grads, [figure for figure in statistics if figure is not None], tuple(suspects))
+    def teacher_logits(self, hidden: Sequence[mx.array]) -> mx.array:
+        """See `GradientPass.teacher_logits`."""
+        return mixed_logits(self.model, self.student, hidden, self.batch.teacher_sets)
 
+    def statistics(self, hidden_RD: mx.array, teacher_RV: mx.array, rows: Rows) -> RowStatistics:
+        """See `GradientPass.statistics`."""
+        objective, temperature = self.batch.objective, self.batch.temperature
+        _, figures = row_loss(self.model.trunk.head(hidden_RD), teacher_RV, on_device(rows), objective, temperature)
+        return RowStatistics(*map(np.asarray, figures))
 
-def _by_block(head: Head, unit: Unit, seed: int) -> tuple[float, Weights, list[RowStatistics]]:
-    """Phases A, B and C for one unit: loss, gradients by name, figures a member."""
-    inputs, nodes = forward(head.model, head.student, unit, seed)
-    loss, cotangent_RD, head_grads, figures = head.run(read(nodes, unit), unit)
-    _, cotangents = mx.vjp(lambda *each: [read(each, unit)], nodes, [cotangent_RD])
-    grads = backward(head.model, head.student, unit, seed, inputs, cotangents)
-    return loss, _with(grads, head_grads), figures
+    def concatenate(self, arrays: list[mx.array]) -> mx.array:
+        """See `GradientPass.concatenate`."""
+        return mx.concatenate(arrays)
 
+    def _head(self, hidden_RD: mx.array, unit: Unit) -> tuple[float, mx.array, Weights, list[RowStatistics]]:
+        """Phase B: loss, its gradients with respect to the hidden states and to a trained head, statistics."""
+        names, own = self.head_names, [self.student[name] for name in self.head_names]
+        total, cotangents, figures, grads = 0.0, [], [], {name: mx.zeros_like(self.student[name]) for name in names}
+        for part, teacher_RV, rows in self.chunks(unit, hidden_RD):
+            arrays = on_device(rows)
 
-def _kept(head: Head, unit: Unit, seed: int) -> tuple[float, Weights, list[RowStatistics]]:
-    """The same in one graph, which the head interrupts: faster by a trunk's forward, larger by all activations."""
-    model, found = head.model, list[Any]()
+            def loss(
+                hidden: mx.array, *weights: mx.array, teacher: Any = teacher_RV, rows: Rows = arrays
+            ) -> tuple[mx.array, RowStatistics]:
+                assign(self.model.whole, dict(zip(names, weights, strict=True)))
+                logits = self.model.trunk.head(hidden)
+                return row_loss(logits, teacher, rows, self.batch.objective, self.batch.temperature)
 
-    def trunk(weights: Weights) -> mx.array:
-        assign(model.whole, weights)
-        nodes = model.trunk.enter(unit)
-        for index, block in enumerate(model.trunk.blocks):
-            with dropout(model.whole, derive(seed, index)):
-                nodes = block(nodes, unit)
-        states_RD = read(nodes, unit)
-        found.extend(head.run(cut(states_RD), unit))
-        return mx.sum(states_RD * mx.stop_gradient(found[1]))
-
-    grads = mx.grad(trunk)(head.student)
-    mx.eval(grads)
-    assign(model.whole, head.student)
-    loss, _, head_grads, figures = found
-    return loss, _with(grads, head_grads), figures
-
-
-def _with(grads: Weights, more: Weights) -> Weights:
-    return {**grads, **{name: grads[name] + array if name in grads else array for name, array in more.items()}}
+            run = mx.value_and_grad(loss, argnums=list(range(1 + len(own))))
+            (value, figure), found = run(hidden_RD[part], *own)
+            assign(self.model.whole, dict(zip(names, own, strict=True)))
+            cotangent, *extra = found if own else [found]  # the gradient of a single argument is not in a list
+            mx.eval(value, figure, cotangent, extra)
+            total += float(np.array(value))
+            cotangents.append(detached(cotangent))
+            figures.append(RowStatistics(*map(np.asarray, figure)))
+            grads = {name: grads[name] + detached(array) for name, array in zip(names, extra, strict=True)}
+        return total, mx.concatenate(cotangents), grads, by_member(figures, unit)
 
 
-def hidden_states(
-    model: Model,
-    weights: Weights,
-    student: Weights,
-    sequences: Sequence[tuple[IntArray, IntArray]],
-    budget: int,
-    checkpoint: Callable[[], None],
-) -> list[mx.array]:
-    """The last block's output at the positions that predict each response (T, d), under `weights`.
+def mixed_logits(model: Model, student: Weights, hidden: Sequence[mx.array], sets: Sequence[TeacherSet]) -> mx.array:
+    """Logits (R, V) of hidden states, one array per set, mixed by the sets' shares; float32."""
+    names, total = outside_blocks(model.trunk, student), mx.array(0.0)
+    for states, source in zip(hidden, sets, strict=True):
+        with active(model.whole, {n: source.weights[n] for n in names}, {n: student[n] for n in names}):
+            total = total + source.share * model.trunk.head(states).astype(mx.float32)
+    return total
 
-    `checkpoint` is called between units and may raise to give up; the student is back in the model by then.
-    """
-    result: list[mx.array] = [mx.zeros(0)] * len(sequences)
-    with active(model.whole, weights, student):
-        prompts, responses = [prompt for prompt, _ in sequences], [response for _, response in sequences]
-        for unit in pack(prompts, responses, budget, share=model.shares):
-            checkpoint()
-            parts = mx.split(model.trunk.forward(unit), np.cumsum(unit.counts)[:-1].tolist())
-            mx.eval(parts)
-            for member, part in zip(unit.members, parts, strict=True):
-                result[member] = part
-    return result
+
+def detached(array: mx.array) -> mx.array:
+    """A copy that no graph follows: inside another gradient, MLX keeps all that led to an array alive with it."""
+    return mx.array(np.array(array.astype(mx.float32))).astype(array.dtype)
+
+
+def on_device(rows: Rows) -> Rows:
+    """The rows as MLX arrays."""
+    return replace(rows, **{name: mx.array(array) for name, array in vars(rows).items()})

@@ -8,45 +8,15 @@ differentiates that with respect to the hidden states. All normalisation is in t
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import mlx.core as mx
 
+from sdpo_mlx.backends.loss_head import Rows, RowStatistics
 from sdpo_mlx.config import ObjectiveConfig
 from sdpo_mlx.objective import LOG_RATIO_LIMIT, TAIL_CEILING
 
 SUM_BLOCK = 128
-
-
-@dataclass(frozen=True)
-class Rows:
-    """R response tokens: the sampled ids (int32) and what multiplies each half (float32).
-
-    `distil_R` and `policy_R` are weights already divided by their normaliser; 0 means that the half is
-    absent. `sequence_R` is the coefficient of support `sequence` (zeros otherwise).
-    """
-
-    ids_R: mx.array
-    rollout_logps_R: mx.array
-    distil_R: mx.array
-    policy_R: mx.array
-    advantage_R: mx.array
-    sequence_R: mx.array
-
-
-class RowStatistics(NamedTuple):
-    """Figures of each row, cut off from the gradient; without a teacher `divergence_R` and `log_q_R` are 0.
-
-    `divergence_R` is unweighted, and log p(y) - log q(y) where the support is sampled or sequence.
-    `entropy_R` is the student's over the whole vocabulary, `ratio_R` is p(y) / p_0(y) before any clip.
-    """
-
-    divergence_R: mx.array
-    entropy_R: mx.array
-    log_p_R: mx.array
-    log_q_R: mx.array
-    ratio_R: mx.array
 
 
 class Distribution(NamedTuple):

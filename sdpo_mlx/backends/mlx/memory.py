@@ -10,7 +10,7 @@ import mlx.core as mx
 CACHE_SHARE = 8  # freed buffers that MLX may keep: this part of the memory that the device recommends
 
 
-class Peaks:
+class PeakTracker:
     """Peaks by phase, in bytes, since they were last read; a phase begins with an empty cache of buffers."""
 
     def __init__(self) -> None:
@@ -34,7 +34,7 @@ class Peaks:
 
 
 @contextmanager
-def mannered() -> Iterator[None]:
+def metal_limits() -> Iterator[None]:
     """Inside, Metal keeps the model's memory wired and few freed buffers; both limits are given back.
 
     Without a GPU nothing is set: the CPU has neither.

@@ -16,6 +16,7 @@ import torch
 from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor, nn
 
+from sdpo_mlx.backends.learner import adapted_layers, check_arrays
 from sdpo_mlx.config import AdapterConfig
 from sdpo_mlx.core.errors import ConfigError
 
@@ -45,13 +46,6 @@ def attach(model: nn.Module, cfg: AdapterConfig, seed: int) -> dict[str, nn.Para
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
     return {_to_mlx(name): each for name, each in model.named_parameters() if each.requires_grad}
-
-
-def adapter_config(model: nn.Module, cfg: AdapterConfig) -> dict[str, Any]:
-    """What `adapter_config.json` says, so that mlx-lm loads the run folder as it is."""
-    keys = {"keys": list(cfg.keys)} if cfg.keys is not None else {}
-    parameters = {"rank": cfg.rank, "scale": cfg.scale, "dropout": cfg.dropout, **keys}
-    return {"fine_tune_type": cfg.kind, "num_layers": _depth(model, cfg), "lora_parameters": parameters}
 
 
 @contextmanager
@@ -86,12 +80,7 @@ def to_numpy(weights: Mapping[str, Tensor]) -> dict[str, npt.NDArray[Any]]:
 
 def from_numpy(arrays: Mapping[str, npt.NDArray[Any]], like: Mapping[str, Tensor], what: str) -> Weights:
     """Arrays from outside, checked against the names and shapes of `like`; raises ConfigError."""
-    shapes = {name: tuple(_turned(name, each).shape) for name, each in like.items()}
-    wrong = sorted(set(arrays) ^ set(like)) or [name for name in like if arrays[name].shape != shapes[name]]
-    if wrong:
-        raise ConfigError(
-            f"the {what} does not fit this model: {wrong[0]} differs", fix="use the model and adapter it was made with"
-        )
+    check_arrays(arrays, {name: _turned(name, each).shape for name, each in like.items()}, what)
 
     def tensor(name: str, each: Tensor) -> Tensor:
         found = _turned(name, torch.from_numpy(np.array(arrays[name], dtype=np.float32)))
@@ -113,10 +102,11 @@ def _to_mlx(name: str) -> str:
 
 
 def _lora(model: nn.Module, cfg: AdapterConfig) -> LoraConfig:
-    first = len(_blocks(model)) - _depth(model, cfg)
+    found = blocks(model)
+    first = len(found) - adapted_layers(cfg, len(found))
     targets = [
         f"{path}.{index}.{name}"
-        for path, index, block in _blocks(model)
+        for path, index, block in found
         for name, module in block.named_modules()
         if index >= first and isinstance(module, nn.Linear) and (cfg.keys is None or name in cfg.keys)
     ]
@@ -137,13 +127,8 @@ def _lora(model: nn.Module, cfg: AdapterConfig) -> LoraConfig:
     )
 
 
-def _blocks(model: nn.Module) -> list[tuple[str, int, nn.Module]]:
+def blocks(model: nn.Module) -> list[tuple[str, int, nn.Module]]:
     """Path, index and module of each transformer block."""
     found = [(path, each) for path, each in model.named_modules() if path.endswith("layers")]
     path, layers = found[0]
     return [(path, index, block) for index, block in enumerate(layers)]
-
-
-def _depth(model: nn.Module, cfg: AdapterConfig) -> int:
-    depth = len(_blocks(model))
-    return depth if cfg.layers < 0 else min(cfg.layers, depth)

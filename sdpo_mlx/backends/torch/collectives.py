@@ -1,4 +1,4 @@
-"""Ranks on torch.distributed, as `torchrun` starts them: gloo, and NCCL for what lies on cards."""
+"""Ranks on torch.distributed, as `torchrun` starts them: gloo, and NCCL for tensors on GPUs."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-LONGEST = timedelta(days=2)  # a lost rank is the heartbeat's matter; a long answer is no fault
+LONGEST = timedelta(days=2)  # the heartbeat detects a lost rank; a long rollout is no fault
 
 
 class TorchCollectives:
-    """See `world.Engine`."""
+    """See `Collectives`."""
 
     backend = "torch"
 
@@ -27,7 +27,7 @@ class TorchCollectives:
         self.card = torch.cuda.current_device() if cards else None
 
     def gather(self, own: bytes) -> list[bytes]:
-        """See `Engine.gather`."""
+        """See `Collectives.gather`."""
         counts = [torch.zeros(1, dtype=torch.int64) for _ in range(self.size)]
         dist.all_gather(counts, torch.tensor([len(own)]))
         width = max(1, *(int(count) for count in counts))
@@ -35,17 +35,17 @@ class TorchCollectives:
         dist.all_gather(rows, _tensor(own, width))
         return [row[: int(count)].numpy().tobytes() for row, count in zip(rows, counts, strict=True)]
 
-    def broadcast(self, said: bytes) -> bytes:
-        """See `Engine.broadcast`."""
-        count = torch.tensor([len(said)])
+    def broadcast(self, message: bytes) -> bytes:
+        """See `Collectives.broadcast`."""
+        count = torch.tensor([len(message)])
         dist.broadcast(count, src=0)
-        buffer = _tensor(said, int(count)) if self.rank == 0 else torch.zeros(int(count), dtype=torch.uint8)
+        buffer = _tensor(message, int(count)) if self.rank == 0 else torch.zeros(int(count), dtype=torch.uint8)
         dist.broadcast(buffer, src=0)
         return buffer.numpy().tobytes()
 
     def total(self, arrays: Mapping[str, Any]) -> dict[str, Any]:
-        """See `Engine.total`: one sum over all arrays, in float32."""
-        if self.card is not None:  # this thread is not the one that chose the card
+        """See `Collectives.total`: one sum over all arrays, in float32."""
+        if self.card is not None:  # CUDA's current device is per thread
             torch.cuda.set_device(self.card)
         flat = torch.cat([array.float().reshape(-1) for array in arrays.values()])
         dist.all_reduce(flat)
@@ -56,12 +56,12 @@ class TorchCollectives:
         }
 
     def close(self) -> None:
-        """See `Engine.close`."""
+        """See `Collectives.close`."""
         dist.destroy_process_group()
 
 
-def _tensor(said: bytes, width: int) -> torch.Tensor:
+def _tensor(message: bytes, width: int) -> torch.Tensor:
     padded = torch.zeros(width, dtype=torch.uint8)
-    if said:
-        padded[: len(said)] = torch.frombuffer(bytearray(said), dtype=torch.uint8)
+    if message:
+        padded[: len(message)] = torch.frombuffer(bytearray(message), dtype=torch.uint8)
     return padded

@@ -1,126 +1,118 @@
 """The gradient of one step in three phases, so that a batch's logits never exist.
 
-(A) The trunk runs, its graph is kept. (B) Head, loss and the gradient with respect to the hidden states, a chunk of
-response positions at a time; the teacher is there as hidden states. (C) Backwards through the trunk. Units and chunks
-add up, since all normalisation lies in the rows' weights.
+(A) The model runs, its graph is kept. (B) Head, loss and the gradient with respect to the hidden states, a chunk of
+response positions at a time. (C) Backwards through the model. Gradients add up in each parameter's `grad`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sdpo_mlx.backends.packing import Unit, pack
-from sdpo_mlx.backends.torch.adapter import Weights, active
+from sdpo_mlx.backends.loss_head import GradientPass, LearnBatch, Rows, RowStatistics, TeacherSet, by_member
+from sdpo_mlx.backends.packing import Unit
+from sdpo_mlx.backends.torch.adapter import active
 from sdpo_mlx.backends.torch.kv_cache import Prefix, prefill
 from sdpo_mlx.backends.torch.loading import Model
-from sdpo_mlx.backends.torch.loss_head import Head, LearnBatch
-from sdpo_mlx.backends.torch.losses import RowStatistics
-from sdpo_mlx.core.seeding import derive
+from sdpo_mlx.backends.torch.losses import row_loss
 from sdpo_mlx.types import IntArray
 
 
-@dataclass
-class Gradient:
-    """What one pass over all samples gives: figures a sample (numpy); the gradient lies in the parameters.
+class TorchGradientPass(GradientPass):
+    """See `GradientPass`; `parameters` hold the student."""
 
-    `suspects` are the samples of the units whose gradient was not finite.
-    """
+    def __init__(self, batch: LearnBatch, model: Model, parameters: Mapping[str, nn.Parameter]) -> None:
+        # A block that runs again in the backward pass cannot continue from another's cache.
+        super().__init__(batch, model.chunk, share=not model.recompute)
+        self.model, self.parameters, self.finite = model, parameters, True
+        for parameter in parameters.values():
+            parameter.grad = torch.zeros_like(parameter)
+        self.grads = {name: each.grad for name, each in parameters.items()}
 
-    loss: float
-    statistics: list[RowStatistics]
-    suspects: tuple[int, ...] = ()
+    def add(self, unit: Unit, seed: int) -> tuple[float, list[RowStatistics], bool]:
+        """See `GradientPass.add`; the sum is checked, so that only the first unit that spoils it is named."""
+        dropout = _Dropout(self.model.whole, seed)
+        with dropout:
+            states_RD = hidden_states(self.model, unit)
+        total, cotangent_RD, figures = 0.0, torch.zeros_like(states_RD), []
+        for part, teacher_RV, rows in self.chunks(unit, states_RD.detach()):
+            entering = states_RD[part].detach().requires_grad_()
+            loss, figure = self._loss(entering, teacher_RV, rows)
+            loss.backward()
+            assert entering.grad is not None
+            cotangent_RD[part] = entering.grad
+            total += float(loss.detach())
+            figures.append(_numpy(figure))
+        with dropout:  # blocks that run again draw the same masks again
+            states_RD.backward(cotangent_RD)
+        self.grads = {name: each.grad for name, each in self.parameters.items()}
+        before, self.finite = self.finite, self.finite and all(bool(g.isfinite().all()) for g in self.grads.values())
+        return total, by_member(figures, unit), self.finite or not before
 
+    @torch.no_grad()
+    def teacher_logits(self, hidden: Sequence[Tensor]) -> Tensor:
+        """See `GradientPass.teacher_logits`."""
+        return mixed_logits(self.model, self.parameters, hidden, self.batch.teacher_sets)
 
-def gradient(
-    model: Model,
-    parameters: Mapping[str, nn.Parameter],
-    lesson: LearnBatch,
-    budget: int,
-    checkpoint: Callable[[], None],
-) -> Gradient:
-    """Loss, gradient and per-token figures over all samples, whatever the token budget of one pass.
+    @torch.no_grad()
+    def statistics(self, hidden_RD: Tensor, teacher_RV: Tensor, rows: Rows) -> RowStatistics:
+        """See `GradientPass.statistics`."""
+        return _numpy(self._loss(hidden_RD, teacher_RV, rows)[1])
 
-    The gradient is left in each parameter's `grad`. `checkpoint` is called between units and may raise to give up.
-    """
-    head, samples = Head(model, parameters, lesson), lesson.samples
-    statistics: list[RowStatistics | None] = [None] * len(samples)
-    total, suspects = 0.0, list[int]()
-    for parameter in parameters.values():
-        parameter.grad = torch.zeros_like(parameter)
-    prompts, responses = [s.student_ids[: s.student_span[0]] for s in samples], [s.ids_T for s in samples]
-    units = pack(prompts, responses, budget, lesson.own, share=not model.recompute)
-    for number, unit in enumerate(units):
-        checkpoint()
-        loss, figures = _of_unit(head, unit, derive(lesson.seed, number))
-        total += loss
-        if not suspects and not all(bool(each.grad.isfinite().all()) for each in parameters.values()):
-            suspects.extend(unit.members)
-        for member, figure in zip(unit.members, figures, strict=True):
-            statistics[member] = figure
-    return Gradient(total, [figure for figure in statistics if figure is not None], tuple(suspects))
+    def concatenate(self, arrays: list[Tensor]) -> Tensor:
+        """See `GradientPass.concatenate`."""
+        return torch.cat(arrays)
 
-
-def _of_unit(head: Head, unit: Unit, seed: int) -> tuple[float, list[RowStatistics]]:
-    """Phases A, B and C for one unit: loss, figures a member; gradients add up in the parameters."""
-    dropout = _Dropout(head.model.whole, seed)
-    with dropout:
-        rows = _rows(head.model, unit)
-    states_RD = rows[_ids(unit.take_R, head.model)]
-    loss, cotangent_RD, figures = head.run(states_RD.detach(), unit)
-    with dropout:  # blocks that run again draw the same masks again
-        states_RD.backward(cotangent_RD)
-    return loss, figures
-
-
-@torch.no_grad()
-def hidden_states(
-    model: Model,
-    parameters: Mapping[str, nn.Parameter],
-    weights: Weights,
-    sequences: Sequence[tuple[IntArray, IntArray]],
-    budget: int,
-    checkpoint: Callable[[], None],
-) -> list[Tensor]:
-    """The last hidden states at the positions that predict each response (T, d), under `weights`.
-
-    `checkpoint` is called between units and may raise to give up; the student is back in the model by then.
-    """
-    result: list[Tensor] = [torch.zeros(0)] * len(sequences)
-    with active(parameters, weights):
-        for unit in pack([prompt for prompt, _ in sequences], [response for _, response in sequences], budget):
-            checkpoint()
-            rows = _rows(model, unit)
-            flat = rows[_ids(unit.take_R, model)]
-            for member, part in zip(unit.members, flat.split(list(unit.counts)), strict=True):
-                result[member] = part
-    return result
+    def _loss(self, hidden_RD: Tensor, teacher_RV: Tensor | None, rows: Rows) -> tuple[Tensor, RowStatistics]:
+        device = hidden_RD.device
+        arrays = replace(rows, **{name: torch.from_numpy(array).to(device) for name, array in vars(rows).items()})
+        on_device = replace(arrays, ids_R=arrays.ids_R.long())  # `gather` takes int64 alone
+        logits = self.model.logits(hidden_RD)
+        return row_loss(logits, teacher_RV, on_device, self.batch.objective, self.batch.temperature)
 
 
-def _rows(model: Model, unit: Unit) -> Tensor:
-    """The last hidden states of all rows, one after the other."""
+def mixed_logits(
+    model: Model, parameters: Mapping[str, nn.Parameter], hidden: Sequence[Tensor], sets: Sequence[TeacherSet]
+) -> Tensor:
+    """Logits (R, V) of hidden states, one tensor per set, mixed by the sets' shares; float32."""
+    trained = {id(each) for each in model.head.parameters()}
+    names = [name for name, each in parameters.items() if id(each) in trained]
+    total = torch.zeros((), device=model.device)
+    for states, source in zip(hidden, sets, strict=True):
+        with active(parameters, {name: source.weights[name] for name in names}):
+            total = total + source.share * model.logits(states).float()
+    return total
+
+
+def hidden_states(model: Model, unit: Unit) -> Tensor:
+    """The last hidden states (R, d) that predict the unit's responses, prefixes computed once."""
     found: list[Tensor] = []
-    stretches: dict[int, Prefix] = {}
+    prefixes: dict[int, Prefix] = {}
     for place, node in enumerate(unit.nodes):
-        before = None if node.parent is None else stretches[node.parent]
+        before = None if node.parent is None else prefixes[node.parent]
         if node.rows:
-            states = model.hidden(_ids(node.ids_NT, model), before)
+            states = model.hidden(ids_on(model, node.ids_NT), before)
             found.append(states.reshape(-1, states.shape[-1]))
         else:
-            stretches[place] = prefill(model.body, _ids(node.ids_NT, model), before)
-    return torch.cat(found)
+            prefixes[place] = prefill(model.body, ids_on(model, node.ids_NT), before)
+    return torch.cat(found)[ids_on(model, unit.take_R)]
 
 
-def _ids(ids: IntArray, model: Model) -> Tensor:
+def ids_on(model: Model, ids: IntArray) -> Tensor:
+    """Token ids or positions as int64 on the model's device."""
     return torch.from_numpy(np.asarray(ids, dtype=np.int64)).to(model.device)
 
 
+def _numpy(figures: RowStatistics) -> RowStatistics:
+    return RowStatistics(*(column.cpu().numpy() for column in figures))
+
+
 class _Dropout:
-    """Inside, the adapter's dropout is on, with a mask that the seed alone decides."""
+    """Inside, the adapter's dropout is on, with a mask that follows from the seed alone."""
 
     def __init__(self, whole: nn.Module, seed: int) -> None:
         self.layers = [each for name, each in whole.named_modules() if "lora_dropout" in name]

@@ -38,6 +38,7 @@ class Model:
     vocab_size: int
     device: torch.device
     softcap: float | None = None
+    shares: bool = True  # whether prompts that begin alike may run once
     recompute: bool = False  # each block's inside once more in the backward pass, instead of kept
 
     @property

@@ -7,44 +7,13 @@ normalisation is in the rows' weights, so that chunks and micro-batches simply a
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from sdpo_mlx.backends.loss_head import Rows, RowStatistics
 from sdpo_mlx.config import ObjectiveConfig
 from sdpo_mlx.objective import LOG_RATIO_LIMIT, TAIL_CEILING
-
-
-@dataclass(frozen=True)
-class Rows:
-    """R response tokens: the sampled ids (int64) and what multiplies each half (float32).
-
-    `distil_R` and `policy_R` are weights already divided by their normaliser; 0 means that the half is
-    absent. `sequence_R` is the coefficient of support `sequence` (zeros otherwise).
-    """
-
-    ids_R: Tensor
-    rollout_logps_R: Tensor
-    distil_R: Tensor
-    policy_R: Tensor
-    advantage_R: Tensor
-    sequence_R: Tensor
-
-
-class RowStatistics(NamedTuple):
-    """Figures of each row, cut off from the gradient; without a teacher `divergence_R` and `log_q_R` are 0.
-
-    `divergence_R` is unweighted, and log p(y) - log q(y) where the support is sampled or sequence.
-    `entropy_R` is the student's over the whole vocabulary, `ratio_R` is p(y) / p_0(y) before any clip.
-    """
-
-    divergence_R: Tensor
-    entropy_R: Tensor
-    log_p_R: Tensor
-    log_q_R: Tensor
-    ratio_R: Tensor
 
 
 def row_loss(

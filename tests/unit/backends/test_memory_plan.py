@@ -181,7 +181,7 @@ def test_metals_limits_are_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits.mx, "set_cache_limit", setter("cache"))
 
     def interrupted() -> None:
-        with limits.mannered():
+        with limits.metal_limits():
             assert now == {"wired": 800, "cache": 100}
             raise KeyboardInterrupt
 
