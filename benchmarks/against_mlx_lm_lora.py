@@ -1,10 +1,10 @@
-"""A whole step beside mlx-lm-lora's GRPO step: the same weights, prompts, group and lengths, in turn.
+"""Compare a whole step with mlx-lm-lora's GRPO step: same weights, prompts, group and lengths, alternating.
 
-`python benchmarks/against_mlx_lm_lora.py --peer PYTHON --model FOLDER` where PYTHON is an interpreter of an environment
-of its own with `mlx-lm-lora`. Each side is a process of its own and takes STEPS steps of one prompt with GROUP answers
-of TOKENS tokens; no answer ends early; both load the same BLAS. Ours is SDPO, whose step has the teacher's pass
-besides; theirs is GRPO without a reference model. The first step is left out. Peaks are MLX's, and the process's by
-the system.
+`python benchmarks/against_mlx_lm_lora.py --peer PYTHON --model FOLDER`; PYTHON is an interpreter of an environment with
+`mlx-lm-lora`. Each side is a process of its own and makes STEPS steps of one prompt with GROUP rollouts of TOKENS
+tokens. No rollout ends early, and both sides load the same BLAS. Our side is SDPO, whose step includes the teacher's
+forward pass; the other is GRPO without a reference model. The first step is not counted. Peaks are reported by MLX and,
+for the process, by the system.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import argparse
 import ctypes
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -22,12 +21,14 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from common import distill_sample, peak_resident, write_json
+
 GROUP, TOKENS, PROMPT, STEPS = 8, 64, 256, 3
 RANK = 16
 
 
 def main() -> None:
-    """Run both sides in turn, and print seconds a step, peaks and ratios."""
+    """Run the sides alternately; print seconds per step, peaks and ratios."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--peer", required=True, help="interpreter of mlx-lm-lora's environment")
     parser.add_argument("--model", required=True, type=Path)
@@ -37,9 +38,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.side:
         seconds = of_ours(options.model) if options.side == "ours" else of_peer(options.model, options.side != "peer")
-        scale = 1 if sys.platform == "darwin" else 1_024
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
-        print(json.dumps({"seconds": seconds[1:], "resident": peak, "mlx": mlx_peak()}))
+        print(json.dumps({"seconds": seconds[1:], "resident": peak_resident(), "mlx": mlx_peak()}))
         return
     found: dict[str, list[dict[str, Any]]] = {side: [] for side in ("ours", "peer", "peer-checkpointed")}
     for _ in range(options.rounds):
@@ -56,10 +55,9 @@ def main() -> None:
     }
     for side, row in summary.items():
         ratio = summary["ours"]["seconds"] / row["seconds"]
-        held = summary["ours"]["mlx"] / row["mlx"]
-        print(f"{side}: {row['seconds']:.1f} s a step, {row['mlx'] / 2**30:.2f} GiB; ours / it {ratio:.2f}, {held:.2f}")
-    if options.out:
-        options.out.write_text(json.dumps(summary, indent=1) + "\n")
+        memory = summary["ours"]["mlx"] / row["mlx"]
+        print(f"{side}: {row['seconds']:.1f} s, {row['mlx'] / 2**30:.2f} GiB; ours / this {ratio:.2f}, {memory:.2f}")
+    write_json(options.out, summary)
 
 
 def _measured(options: Any, side: str) -> dict[str, Any]:
@@ -73,12 +71,12 @@ def _measured(options: Any, side: str) -> dict[str, Any]:
 
 
 def _blas() -> str:
-    """The BLAS that our side finds for itself; the peer gets the same file, or MLX's wheel would multiply slowly."""
+    """Return the BLAS that our side loads by itself; the peer loads the same file, or its products would be slow."""
     return next(map(str, sorted(Path(sys.prefix, "lib").glob("libmkl_rt.so*"))), "")
 
 
 def mlx_peak() -> int:
-    """The highest of MLX's own counter since it was last reset."""
+    """Return the highest value of MLX's counter; `policy.memory()` resets it, so PEAKS keeps the earlier ones."""
     import mlx.core as mx
 
     return max(mx.get_peak_memory(), PEAKS[0])
@@ -92,13 +90,12 @@ def _prompt() -> list[int]:
 
 
 def of_ours(model: Path) -> list[float]:
-    """Seconds of each of our steps."""
+    """Return the seconds of each of our steps."""
     import numpy as np
 
     from sdpo_mlx.backends.base import SamplingParams
     from sdpo_mlx.backends.registry import open_policy
     from sdpo_mlx.config import AdapterConfig, ModelConfig, ObjectiveConfig, TeacherConfig, TrainConfig
-    from sdpo_mlx.types import DistillSample
 
     train = TrainConfig(grad_checkpoint=True)
     settings = ModelConfig(dtype="float32", adapter=AdapterConfig(rank=RANK))
@@ -109,21 +106,7 @@ def of_ours(model: Path) -> list[float]:
         begun = time.perf_counter()
         sampling = SamplingParams(TOKENS, 1.0, 1.0, frozenset())
         found = policy.generate([prompt], sampling, [[100 * step + n for n in range(GROUP)]])
-        samples = [
-            DistillSample(
-                problem_id="a",
-                index=n,
-                student_ids=np.concatenate([prompt, each.ids_T]),
-                student_span=(prompt.size, prompt.size + TOKENS),
-                teacher_ids=np.concatenate([context, each.ids_T]),
-                teacher_span=(context.size, context.size + TOKENS),
-                rollout_logps_T=each.logps_T,
-                distil_weight=1.0,
-                policy_weight=0.0,
-                advantage=0.0,
-            )
-            for _, n, each in found
-        ]
+        samples = [distill_sample(n, prompt, context, each.ids_T, each.logps_T) for _, n, each in found]
         policy.learn(samples, ObjectiveConfig(), 1e-5)
         policy.update_teacher(TeacherConfig())
         PEAKS[0] = max(PEAKS[0], policy.memory()["peak"])
@@ -132,7 +115,7 @@ def of_ours(model: Path) -> list[float]:
 
 
 def of_peer(model: Path, checkpointed: bool) -> list[float]:
-    """Seconds of each GRPO step of mlx-lm-lora."""
+    """Return the seconds of each GRPO step of mlx-lm-lora."""
     if library := os.environ.get("BENCH_BLAS"):
         ctypes.CDLL(library, mode=ctypes.RTLD_GLOBAL)  # before the first import of mlx
     import mlx.core as mx
@@ -145,7 +128,7 @@ def of_peer(model: Path, checkpointed: bool) -> list[float]:
     whole.set_dtype(mx.float32)
     whole.freeze()
     linear_to_lora_layers(whole, len(whole.layers), {"rank": RANK, "scale": 2.0, "dropout": 0.0})
-    tokenizer._eos_token_ids = {whole.args.vocab_size + 7}  # so that no answer ends early
+    tokenizer._eos_token_ids = {whole.args.vocab_size + 7}  # no rollout ends early
     marks: list[float] = []
 
     def reward(*_: Any, completions: Any, **__: Any) -> list[float]:
@@ -177,7 +160,7 @@ def of_peer(model: Path, checkpointed: bool) -> list[float]:
             whole, None, tokenizer, optim.AdamW(1e-5), [None], None, [reward], args,
             iterate_batches=batches, end_answer_token="",
         )  # fmt: skip
-    except Exception:  # it saves its adapter at the end, which is not measured
+    except Exception:  # its save at the end fails on /dev/null; the steps before are measured
         if len(marks) <= STEPS:
             raise
     return [b - a for a, b in pairwise(marks)][:STEPS]

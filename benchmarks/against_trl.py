@@ -1,9 +1,9 @@
-"""One SDPO step beside TRL's SDPOTrainer: the same weights, prompts, feedback and lengths, in turn, as ratios.
+"""Compare one SDPO step with TRL's SDPOTrainer: same weights, prompts, feedback and lengths, alternating.
 
-`python benchmarks/against_trl.py --trl PYTHON --model FOLDER` where PYTHON is an interpreter of an environment of its
-own with `torch trl peft datasets`. Each side is a process of its own and takes STEPS steps: sample every answer to
-exactly TOKENS tokens, distil from the self-teacher that sees the feedback (top 100 with tail, alpha 0.5, EMA), one
-AdamW step on LoRA factors of rank 16. The first step is left out. Peak memory is the process's, by the system.
+`python benchmarks/against_trl.py --trl PYTHON --model FOLDER`; PYTHON is an interpreter of an environment with
+`torch trl peft datasets`. Each side is a process of its own and makes STEPS steps: sample every rollout to exactly
+TOKENS tokens, distil from the self-teacher that sees the feedback (top 100 with tail, alpha 0.5, EMA), one AdamW step
+on LoRA factors of rank 16. The first step is not counted. Peak memory is the process's.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import argparse
 import json
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -20,6 +19,8 @@ import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+
+from common import markdown_table, peak_resident
 
 PROBLEMS, GROUP, TOKENS, STEPS = 2, 4, 96, 4
 ATTENTION, MLP = ("q_proj", "k_proj", "v_proj", "o_proj"), ("gate_proj", "up_proj", "down_proj")
@@ -32,7 +33,7 @@ SIDES = {"sdpo-mlx on MLX": "mlx", "sdpo-mlx on PyTorch": "torch", "TRL": "trl",
 
 
 def main() -> None:
-    """Run every side in turn, and print seconds a step, peak memory and both as ratios to TRL."""
+    """Run the sides alternately; print seconds per step, peak memory, and both as ratios to TRL."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--trl", required=True, help="interpreter of TRL's environment")
     parser.add_argument("--model", required=True, type=Path, help="folder of a Hugging Face model")
@@ -42,8 +43,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.side:
         seconds = of_trl(options.model, options.side) if options.side.startswith("trl") else of_ours(options)
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-        print(json.dumps({"seconds": seconds[1:], "peak": peak}))
+        print(json.dumps({"seconds": seconds[1:], "peak": peak_resident()}))
         return
     found: dict[str, list[dict[str, Any]]] = {label: [] for label in SIDES}
     for _ in range(options.rounds):
@@ -67,17 +67,19 @@ def _measured(options: Any, side: str) -> dict[str, Any]:
 def _table(found: dict[str, list[dict[str, Any]]], threads: int) -> str:
     step = {label: statistics.median(s for each in rows for s in each["seconds"]) for label, rows in found.items()}
     peak = {label: max(each["peak"] for each in rows) for label, rows in found.items()}
-    work = f"{PROBLEMS} x {GROUP} answers of {TOKENS} tokens"
-    lines = [
-        f"{platform.system()} {platform.machine()}, threads: {threads}, {work}",
-        "",
-        "| | s a step | peak memory | time / TRL | memory / TRL |",
-        "|---|---|---|---|---|",
+    rows = [
+        [
+            label,
+            f"{step[label]:.1f}",
+            f"{peak[label] / 2**30:.2f} GiB",
+            f"{step[label] / step['TRL']:.2f}",
+            f"{peak[label] / peak['TRL']:.2f}",
+        ]
+        for label in found
     ]
-    for label in found:
-        ratios = f"{step[label] / step['TRL']:.2f} | {peak[label] / peak['TRL']:.2f}"
-        lines.append(f"| {label} | {step[label]:.1f} | {peak[label] / 2**30:.2f} GiB | {ratios} |")
-    return "\n".join(lines)
+    work = f"threads: {threads}, {PROBLEMS} x {GROUP} rollouts of {TOKENS} tokens"
+    table = markdown_table(["", "s per step", "peak memory", "time / TRL", "memory / TRL"], rows)
+    return f"{platform.system()} {platform.machine()}, {work}\n\n{table}"
 
 
 def _prompts() -> list[list[dict[str, str]]]:
@@ -85,7 +87,7 @@ def _prompts() -> list[list[dict[str, str]]]:
 
 
 def of_ours(options: Any) -> list[float]:
-    """Seconds of each step, on one of our backends."""
+    """Return the seconds of each step on one of our backends."""
     from sdpo_mlx.backends.base import SamplingParams
     from sdpo_mlx.backends.registry import open_policy
     from sdpo_mlx.config import AdapterConfig, ModelConfig, ObjectiveConfig, TeacherConfig, TrainConfig
@@ -102,10 +104,10 @@ def of_ours(options: Any) -> list[float]:
     )
     teacher, objective = TeacherConfig(), ObjectiveConfig()
     policy, chat = open_policy(options.model, model, teacher, TrainConfig()), load_chat(options.model)
-    sampling = SamplingParams(TOKENS, 1.0, 1.0, frozenset())  # no token ends an answer: all have the same length
+    sampling = SamplingParams(TOKENS, 1.0, 1.0, frozenset())  # no end token: all rollouts have the same length
     problems = [Problem(str(i), tuple(prompt)) for i, prompt in enumerate(_prompts())]  # type: ignore[arg-type]
     prompts = [chat.render(problem.messages) for problem in problems]
-    said = Feedback(0.0, False, FEEDBACK, "wrong")
+    feedback = Feedback(0.0, False, FEEDBACK, "wrong")
     seconds = []
     for step in range(STEPS):
         begun = time.perf_counter()
@@ -118,7 +120,7 @@ def of_ours(options: Any) -> list[float]:
             )
             for at in range(PROBLEMS)
         ]
-        groups = [RolloutGroup(p, rows, (said,) * GROUP) for p, rows in zip(problems, rollouts, strict=True)]
+        groups = [RolloutGroup(p, rows, (feedback,) * GROUP) for p, rows in zip(problems, rollouts, strict=True)]
         batch = distillation_batch(groups, chat, teacher, objective, context_length=8_192, seed=step)
         update = policy.learn(batch.samples, objective, 1e-5)
         policy.update_teacher(teacher)
@@ -129,14 +131,14 @@ def of_ours(options: Any) -> list[float]:
 
 
 def of_trl(model: Path, side: str) -> list[float]:
-    """Seconds of each step, in TRL."""
+    """Return the seconds of each step of TRL."""
     from datasets import Dataset
     from peft import LoraConfig
     from transformers import TrainerCallback
     from trl.experimental.sdpo import SDPOConfig, SDPOTrainer
 
     class Clock(TrainerCallback):  # type: ignore[misc]
-        """Seconds between the beginning and the end of each optimizer step, sampling included."""
+        """Measure the seconds of each optimizer step, sampling included."""
 
         def __init__(self) -> None:
             self.seconds: list[float] = []

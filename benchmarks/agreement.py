@@ -1,6 +1,6 @@
-"""How far apart the two backends and the float64 formulas are: the worst figure of each kind, as a table.
+"""Measure how closely the two backends agree with each other and with the float64 formulas; print the worst values.
 
-`python benchmarks/agreement.py` needs the extra `torch`; `SDPO_TEST_DEVICE=cuda` puts torch on a card. The cases are
+`python benchmarks/agreement.py` needs the extra `torch`; `SDPO_TEST_DEVICE=cuda` runs torch on a GPU. The cases are
 those of `tests/numerics`: small random models of four architectures, every loss, teacher and aggregation.
 """
 
@@ -29,7 +29,7 @@ Cases = list[tuple[Any, list[Any], ObjectiveConfig, float]]
 
 
 def main() -> None:
-    """Measure, and print the table."""
+    """Measure and print the table."""
     pairs = {name: make_pair(name) for name in ARCHITECTURES}
     cases = [
         (pair, teacher, make_samples(3, settings["kind"]), ObjectiveConfig(**settings), 0.8)
@@ -48,7 +48,7 @@ def main() -> None:
         ("gradient, torch to formulas, relative", len(figures), max(f["torch gradient"] for f in figures), "1e-4"),
         ("1 - cosine of the gradients, torch to MLX", len(figures), max(f["cosine"] for f in figures), "1e-4"),
         ("log-probs of given tokens, torch to MLX", 4, max(map(_scores, pairs.values())), "2e-5"),
-        ("greedy answers that differ, of 20", 4, sum(map(_greedy, pairs.values())), "0"),
+        ("greedy outputs that differ, of 20", 4, sum(map(_greedy, pairs.values())), "0"),
         ("adapter after ten steps, relative (lora, dora, full)", 3, max(a for a, _ in steps), "1e-3"),
         ("teacher after ten updates, relative", 3, max(b for _, b in steps), "1e-3"),
     ]
@@ -65,14 +65,14 @@ def _of_step(pair: Any, teacher: str, samples: list[Any], objective: ObjectiveCo
     loss, grads = expected(pair[0], samples, objective, heat)
     ours = found(pair[0], samples, objective, heat)
     torch_loss, torch_grads = torch_gradient(pair[1], samples, objective, heat)
-    # Terms of either sign may cancel: rounding is relative to their size, not to what is left.
+    # Terms of opposite sign may cancel: rounding is relative to their size, not to their sum
     size = max(abs(loss), term_size(pair[0], samples, objective, heat))
-    wanted, mlx, other = (_flat(each) for each in (grads, ours.grads, torch_grads))
+    reference, mlx, other = (_flat(each) for each in (grads, ours.grads, torch_grads))
     return {
         "mlx": abs(ours.loss - loss) / size,
         "torch": abs(torch_loss - loss) / size,
-        "mlx gradient": _distance(mlx, wanted),
-        "torch gradient": _distance(other, wanted),
+        "mlx gradient": _distance(mlx, reference),
+        "torch gradient": _distance(other, reference),
         "cosine": float(1 - mlx @ other / (np.linalg.norm(mlx) * np.linalg.norm(other))),
     }
 
@@ -90,8 +90,8 @@ def _greedy(pair: Any) -> int:
     ids = np.arange(30, dtype=np.int32) % 50 + 4
     prompts = [ids[: 3 + n] for n in range(5)]
     sampling = SamplingParams(16, 0.0, 1.0, frozenset({3}))
-    said = [{at: g.ids_T for at, _, g in p.generate(prompts, sampling, [[1]] * 5)} for p in pair]
-    return sum(not np.array_equal(said[0][at], said[1][at]) for at in said[0])
+    outputs = [{at: g.ids_T for at, _, g in p.generate(prompts, sampling, [[1]] * 5)} for p in pair]
+    return sum(not np.array_equal(outputs[0][at], outputs[1][at]) for at in outputs[0])
 
 
 def _ten_steps(kind: str) -> tuple[float, float]:

@@ -1,11 +1,11 @@
-"""What the kept candidates of the report cost: `python benchmarks/candidates.py --out docs/figures/candidates.json`.
+"""Measure the cost of `log.candidates`: `python benchmarks/candidates.py --out docs/figures/candidates.json`.
 
-One training run with `log.candidates` 1 (the default: the likeliest tokens of student and self-teacher for one of 64
-sampled answers), with 0, and with `log.samples` 0 (no rollouts kept at all), side by side in one process, a step each
-in turn. The embedded model on its task, and a random Qwen3 of 2 blocks with 151,936 words. Seconds are the processor's,
-so that other work on the machine counts less; medians of the steps after the first, ratios of neighbours, bytes of a
-step's rollout file. Few steps of a small group look, so `share` says it from one look in every step, timed by itself:
-its seconds over those of as many steps as there are between two looks.
+Three training runs alternate step by step in one process: `log.candidates` 1 (the default: the most likely tokens of
+student and self-teacher for one in 64 rollouts), `log.candidates` 0, and `log.samples` 0 (no rollouts stored). The
+models are the embedded one and a random Qwen3 of 2 layers with 151,936 tokens. Seconds are processor seconds, so that
+other work on the machine counts less; medians of the steps after the first, ratios of neighbouring steps, bytes of a
+step's rollout file. With small groups few steps compute candidates. `share` is therefore computed from the cost of one
+computation, measured in every step, over the time of all steps between two of them.
 """
 
 from __future__ import annotations

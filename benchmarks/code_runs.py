@@ -1,7 +1,7 @@
-"""SmolLM2 on Python problems: SDPO, GRPO and hybrid with the same budget, SDPO on both backends; before and after.
+"""Train SmolLM2 on Python problems with SDPO, GRPO and hybrid, and SDPO on PyTorch; score before and after.
 
-Run folders lie in runs/results/; what is finished there is not trained again. Each adapter of the last step
-answers every held-out problem SAMPLES times; so does the untouched model. Adds to docs/results.json.
+All runs have the same budget. Finished run folders in runs/results/ are not trained again. The adapter of the last step
+and the base model sample SAMPLES rollouts for every held-out problem. Adds to docs/results.json.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from results import DOCS, STORE, machine
+from common import machine, write_json
+from results import DOCS, STORE
 
 from sdpo_mlx.config.resolve import resolve
 from sdpo_mlx.core.statistics import clustered, paired
@@ -34,21 +35,21 @@ KINDS = {**{kind: ["--objective", kind] for kind in ("sdpo", "grpo", "hybrid")},
 
 
 def main() -> None:
-    """Train what is missing, score everything, write the rows."""
+    """Train missing runs, score all, write the rows."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=list(KINDS))
     options = parser.parse_args()
     setup = build_components(resolve(None, [], {"model.name": "smollm2", "task.name": "code:easy"}).config)
-    untouched = setup.policy.state()["student"]
+    base = setup.policy.state()["student"]
     rows = [{"label": "base", **_score(setup)}]
     for kind in options.kinds:
         folder = RUNS / f"code-{kind}"
         command = ["train", "--model", "smollm2", "--task", "code:easy", *KINDS[kind], "--steps"]
         if not _finished(folder, options.steps):
-            # One held-out problem: a run's own evaluations change nothing in it, and all of them are answered below.
-            brief = ["--set", "eval.problems=1", "--out", str(folder)]
-            run = [sys.executable, "-m", "sdpo_cli.main", *command, str(options.steps), *brief]
+            # One held-out problem is enough: evaluations do not change a run, and all problems are scored below
+            short = ["--set", "eval.problems=1", "--out", str(folder)]
+            run = [sys.executable, "-m", "sdpo_cli.main", *command, str(options.steps), *short]
             subprocess.run(run, check=True)
         loaded = checkpoint.load(folder / "checkpoints")
         assert loaded is not None
@@ -57,12 +58,12 @@ def main() -> None:
     for row in rows[1:]:
         row["difference"] = _difference(rows[0]["rewards"], row["rewards"])
     store = json.loads(STORE.read_text())
-    setup.policy.load_student(untouched)
+    setup.policy.load_student(base)
     before = store.get("code", {"rows": []})
-    scored = {row["label"]: row for row in [*before["rows"], *rows]}  # what was not asked for stays as it was
+    scored = {row["label"]: row for row in [*before["rows"], *rows]}  # rows of other kinds stay
     teacher = before["teacher"] if len(options.kinds) < len(KINDS) and "teacher" in before else _teacher(setup)
     store["code"] = {"rows": [*scored.values()], "teacher": teacher, "machine": machine(), "samples": SAMPLES}
-    STORE.write_text(json.dumps(store, indent=0) + "\n")
+    write_json(STORE, store, indent=0)
 
 
 def _finished(folder: Path, steps: int) -> bool:
@@ -70,7 +71,7 @@ def _finished(folder: Path, steps: int) -> bool:
 
 
 def _score(setup: Components) -> dict[str, Any]:
-    """Held-out success with its interval, and how the answers ended."""
+    """Return held-out success with its interval, and the kinds of grades."""
     cfg, problems = setup.cfg, held_out(setup.task, setup.cfg.eval)
     seeds = rollout_seeds("code-runs", 0, 0, problems, SAMPLES)
     sampling = sampling_params(cfg.eval, cfg.rollout, setup.chat)
@@ -90,29 +91,29 @@ def _score(setup: Components) -> dict[str, Any]:
 
 
 def _teacher(setup: Components) -> dict[str, float]:
-    """Is the self-teacher better than the student? Success of the untouched model alone and with contexts.
+    """Return the success of the base model on training problems, without and with a teacher context.
 
-    Training problems; the feedback is that on up to two failures of its own, the solution our reference.
+    The feedback is that on up to two of its own failures; the solution is the reference solution.
     """
     problems, cfg = setup.task.problems("train"), setup.cfg
     sampling = sampling_params(cfg.eval, cfg.rollout, setup.chat)
 
-    def asked(questions: list[Problem], n: int) -> list[RolloutGroup]:
+    def sampled(questions: list[Problem], n: int) -> list[RolloutGroup]:
         seeds = rollout_seeds("code-teacher", 0, 0, questions, n)
         return list(sample(setup.policy, setup.task, setup.chat, questions, sampling, seeds).groups)
 
-    def shown(problem: Problem, number: int, solution: str | None, feedback: str | None) -> Problem:
+    def with_context(problem: Problem, number: int, solution: str | None, feedback: str | None) -> Problem:
         messages = teacher_messages(problem.messages, solution, feedback, None, cfg.teacher)
         return replace(problem, id=f"{problem.id}#{number}", messages=messages)
 
-    alone = asked(list(problems), 4)
-    told = [
-        shown(group.problem, number, None, said.text)
+    alone = sampled(list(problems), 4)
+    failed = [
+        with_context(group.problem, number, None, feedback.text)
         for group in alone
-        for number, said in enumerate([f for f in group.feedback if not f.success][:2])
+        for number, feedback in enumerate([f for f in group.feedback if not f.success][:2])
     ]
-    solved = [shown(p, 0, f"```python\n{_reference(p)}```", None) for p in problems]
-    shares = {"alone": alone, "with feedback": asked(told, 1), "with a solution": asked(solved, 2)}
+    solved = [with_context(p, 0, f"```python\n{_reference(p)}```", None) for p in problems]
+    shares = {"alone": alone, "with feedback": sampled(failed, 1), "with a solution": sampled(solved, 2)}
     return {name: sum(group.pass_rate for group in groups) / len(groups) for name, groups in shares.items()}
 
 
@@ -123,7 +124,7 @@ def _reference(problem: Problem) -> str:
 
 
 def _training(folder: Path) -> dict[str, Any]:
-    """Success among the sampled answers, step by step, and the time it took."""
+    """Return the success of the training rollouts per step, and the time."""
     steps = [event for event in read_events(folder / "events.jsonl") if event["type"] == "step"]
     seconds = sum(value for event in steps for name, value in event.items() if name.startswith("time/"))
     return {

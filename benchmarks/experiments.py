@@ -1,4 +1,4 @@
-"""What `make results` runs on the embedded model: every learning figure that README and docs quote."""
+"""The experiments of `make results` on the embedded model: every learning figure in README and docs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SUPPORT = {"sampled": "objective.support=sampled", "sequence": "objective.suppor
 
 @dataclass(frozen=True)
 class Experiment:
-    """One row of the results: settings over the preset `tiny`, the seeds, and whether contexts are swapped."""
+    """One row of the results: settings on top of the preset `tiny`, seeds, and whether contexts are swapped."""
 
     section: str
     label: str

@@ -1,14 +1,14 @@
-"""Every road that an adapter can take, against the trained model: `python benchmarks/export_formats.py RUN`.
+"""Measure how each export format changes the logits: `python benchmarks/export_formats.py RUN`.
 
-RUN is a run folder on an open base (SmolLM2 by `sdpo models fetch smollm2`). Logits at 200 positions of random
-tokens, in float32, against mlx-lm reading the run folder itself. Needs the extra `torch`; llama.cpp joins in
-where `llama-cpp-python` is installed.
+RUN is a run folder on an open base (SmolLM2 by `sdpo models fetch smollm2`). Logits at 200 positions of random tokens
+in float32 are compared with mlx-lm reading the run folder. Needs the extra `torch`; llama.cpp is included if
+`llama-cpp-python` is installed.
 """
 
 from __future__ import annotations
 
+import argparse
 import shutil
-import sys
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-import sdpo_mlx.backends.mlx  # the BLAS before mlx
+import sdpo_mlx.backends.mlx  # loads the BLAS before mlx
 from sdpo_mlx.models.resolve import resolve
 from sdpo_mlx.runs import checkpoint
 from sdpo_mlx.runs.export import formats
@@ -28,33 +28,33 @@ IDS = np.random.default_rng(3).integers(4, 600, size=(4, 50))
 
 
 def main(run: Path) -> None:
-    """Walk each road, and print how far what comes out lies from what went in."""
+    """Export to each format, load it, and print the difference from the trained model."""
     assert sdpo_mlx.backends.mlx.BLAS is not None
     base = resolve(run_config(run, [], {}).model.name).path
     with TemporaryDirectory() as folder:
         home = Path(folder)
         run = _last(run, home / "run")
-        wanted = _by_mlx(base, run)
-        print("| road | read by | largest difference of a logit | equal first choice | nats from the trained model |")
+        trained = _by_mlx(base, run)
+        print("| export format | loaded by | largest logit difference | equal top-1 | KL to the trained model (nats) |")
         print("|---|---|---|---|---|")
-        print(_row("none: the untouched base", "mlx-lm", _by_mlx(base, None), wanted))
+        print(_row("none (base model)", "mlx-lm", _by_mlx(base, None), trained))
         formats.export_peft(run, home / "peft")
-        print(_row("to peft", "PeftModel", _by_peft(base, home / "peft"), wanted))
+        print(_row("peft", "PeftModel", _by_peft(base, home / "peft"), trained))
         formats.export_mlx(home / "peft", str(base), home / "back")
-        print(_row("to peft and back to mlx", "mlx-lm", _by_mlx(base, home / "back"), wanted))
+        print(_row("peft, then mlx", "mlx-lm", _by_mlx(base, home / "back"), trained))
         formats.export_fused(run, home / "fused")
-        print(_row("fused", "mlx-lm", _by_mlx(home / "fused", None), wanted))
-        print(_row("fused", "transformers", _by_torch(home / "fused"), wanted))
+        print(_row("fused", "mlx-lm", _by_mlx(home / "fused", None), trained))
+        print(_row("fused", "transformers", _by_torch(home / "fused"), trained))
         for kind in ("F16", "BF16", "Q8_0"):
             formats.export_gguf(run, home / kind, kind)  # type: ignore[arg-type]
             file = next((home / kind).rglob("*.gguf"))
-            print(_row(f"gguf {kind}", "transformers", _by_torch(file.parent, gguf_file=file.name), wanted))
+            print(_row(f"gguf {kind}", "transformers", _by_torch(file.parent, gguf_file=file.name), trained))
             if find_spec("llama_cpp"):
-                print(_row(f"gguf {kind}", "llama.cpp", _by_llama_cpp(file), wanted))
+                print(_row(f"gguf {kind}", "llama.cpp", _by_llama_cpp(file), trained))
 
 
 def _last(run: Path, out: Path) -> Path:
-    """The run with its last student as its adapter: the best one may be the untouched."""
+    """Copy the run with its last student as adapter, because the best one may be the base."""
     loaded = checkpoint.load(run / "checkpoints")
     assert loaded is not None
     shutil.copytree(run, out)
@@ -63,11 +63,11 @@ def _last(run: Path, out: Path) -> Path:
     return out
 
 
-def _row(road: str, reader: str, got: Any, wanted: Any) -> str:
-    logp, logq = (_log_softmax(each.astype(np.float64)) for each in (wanted, got))
+def _row(name: str, reader: str, logits: Any, trained: Any) -> str:
+    logp, logq = (_log_softmax(each.astype(np.float64)) for each in (trained, logits))
     nats = float((np.exp(logp) * (logp - logq)).sum(-1).mean())
-    equal = float((got.argmax(-1) == wanted.argmax(-1)).mean())
-    return f"| {road} | {reader} | {np.abs(got - wanted).max():.1e} | {100 * equal:.1f} % | {nats:.1e} |"
+    equal = float((logits.argmax(-1) == trained.argmax(-1)).mean())
+    return f"| {name} | {reader} | {np.abs(logits - trained).max():.1e} | {100 * equal:.1f} % | {nats:.1e} |"
 
 
 def _log_softmax(logits: Any) -> Any:
@@ -116,4 +116,6 @@ def _by_peft(base: Path, adapter: Path) -> Any:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("run", type=Path)
+    main(parser.parse_args().run)

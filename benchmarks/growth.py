@@ -1,17 +1,17 @@
-"""How time and memory of the learning step grow, one dimension at a time: `python benchmarks/growth.py --out FILE`.
+"""Measure how time and memory of the learning step grow with each dimension: `python benchmarks/growth.py --out FILE`.
 
-Each dimension takes four values, each double the one before; the exponent is the slope in log-log. A random Qwen3 in
-float32, teacher and student over the same prompt, block by block.
+Each dimension takes four values, each twice the one before; the exponent is the slope in log-log. A random Qwen3 in
+float32, teacher and student on the same prompt, layer by layer.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from common import write_json
 from memory import qwen
 from performance import opened, samples, timed
 
@@ -29,7 +29,7 @@ VALUES = {
 
 
 def main() -> None:
-    """Print the exponents, and write all points as JSON where asked."""
+    """Print the exponents; write all points as JSON to `--out`."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
@@ -41,12 +41,11 @@ def main() -> None:
         slopes = {what: slope(values, [p[what] for p in points]) for what in ("seconds", "peak")}
         rows.append({"dimension": name, "values": values, "points": points, "exponents": slopes})
         print(f"{name}: time ^{slopes['seconds']:.2f}, memory ^{slopes['peak']:.2f}", flush=True)
-    if options.out:
-        options.out.write_text(json.dumps(rows, indent=1) + "\n")
+    write_json(options.out, rows)
 
 
 def measured(work: dict[str, int]) -> dict[str, float]:
-    """Seconds (the better of two) and peak bytes above what lay there before."""
+    """Return seconds (the better of two runs) and peak bytes above the memory held before."""
     policy = opened(qwen(work["blocks"], vocabulary=work["vocabulary"]), micro_batch_tokens=work["micro-batch"])
     given = samples(work["vocabulary"], work["prompt"], work["group"], work["answer"], work["prompt"])
     runs = [timed(lambda: policy.learn(given, ObjectiveConfig(), 1e-5)) for _ in range(3)][1:]
@@ -54,7 +53,7 @@ def measured(work: dict[str, int]) -> dict[str, float]:
 
 
 def slope(values: Any, figures: Any) -> float:
-    """The exponent of a power law through the points."""
+    """Return the exponent of a power law through the points."""
     return float(np.polyfit(np.log(values), np.log(figures), 1)[0])
 
 

@@ -1,10 +1,9 @@
-"""A teacher that knows more than a grader says, on the embedded model: `python benchmarks/human_feedback.py`.
+"""Measure reference answers and human feedback on the embedded model: `python benchmarks/human_feedback.py`.
 
-Each part with its controls: the rows' own references as demonstrations (SDFT), a person's remarks (`sdpo coach`, the
-person simulated), and the same about whole episodes: of the embedded game (`coach-game`), and of the embedded task
-with a second try (`coach-tries`); three seeds, the episodes one.
-Figures go to docs/figures/sdft.json; runs that it already holds are not repeated, `--only PART` takes a part,
-`--again` starts it over.
+Parts, each with its controls: `sdft`, the rows' references as demonstrations; `coach`, the feedback of a simulated
+person; `coach-game`, the same on whole episodes of the embedded game; `coach-tries`, the same on the embedded task with
+a second try. Three seeds; episodes one. Figures go to docs/figures/sdft.json. Stored runs are not repeated;
+`--only PART` runs one part, `--again` starts it over.
 """
 
 from __future__ import annotations
@@ -20,8 +19,8 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from common import machine, markdown_table, write_json
 from learning import measure
-from results import machine
 
 from sdpo_mlx.config import TeacherConfig
 from sdpo_mlx.evaluation.evaluate import evaluate
@@ -46,7 +45,7 @@ SDFT = ("teacher.demonstration=dataset", "teacher.feedback=false")
 
 
 def shuffled(setup: Components) -> None:
-    """The control: every training problem with the reference of another one."""
+    """Control: give every training problem the reference of another one."""
     rows = setup.task.problems("train")
     train = [replace(problem, reference=rows[i - 1].reference) for i, problem in enumerate(rows)]
     held_out = setup.task.problems("held_out")
@@ -67,11 +66,10 @@ ARMS: tuple[Arm, ...] = (
 )
 
 
-# One line a remark: the words in which the embedded model learned to read feedback, the first fault alone.
+# A remark is one line, in the wording of the feedback that the embedded model was pretrained on: the first error only
 COACH = ("log.samples=0",)
-Person = Callable[
-    [HumanFeedback, HumanFeedback], HumanFeedback
-]  # the true remark, the last true one about another answer -> what is said
+# (true feedback, last true feedback on another rollout) -> the feedback given
+Person = Callable[[HumanFeedback, HumanFeedback], HumanFeedback]
 PERSONS: tuple[tuple[str, Person, tuple[str, ...]], ...] = (
     ("a person who names the first wrong line and marks what is right", lambda true, _last: true, ()),
     ("only lines, no marks", lambda true, _last: HumanFeedback(true.text), ()),
@@ -92,7 +90,7 @@ PERSONS: tuple[tuple[str, Person, tuple[str, ...]], ...] = (
 
 
 def two_tries(setup: Components) -> None:
-    """The embedded task as an episode: the environment says only that it is wrong, and the model tries once more."""
+    """Make the embedded task an episode: the environment replies only `This is wrong.`, and the model tries again."""
     task: Any = setup.task
 
     def reply(problem: Problem, answers: Sequence[str]) -> str | None:
@@ -104,8 +102,8 @@ def two_tries(setup: Components) -> None:
 
 
 @dataclass(frozen=True)
-class Lessons:
-    """What a simulated person teaches, and who is tried; `every` counts lessons between two scores."""
+class CoachingPlan:
+    """One experiment with simulated persons; `every` is the number of lessons between two scores."""
 
     task: str
     settings: tuple[str, ...]
@@ -116,18 +114,18 @@ class Lessons:
     change: Callable[[Components], None] = lambda _: None
 
 
-# In the game the environment's replies stay whole, while the person names one line of the last answer.
-COURSES: Mapping[str, Lessons] = {
-    "coach": Lessons("tiny", ("task.feedback=first_error", *COACH), 120, 30, PERSONS),
-    "coach-game": Lessons("game:library", COACH, 60, 30, PERSONS[:6], (0,)),
-    "coach-tries": Lessons("tiny", COACH, 60, 30, PERSONS[:6], (0,), two_tries),
+# In the game the environment's replies stay complete; the person comments on one line of the last answer
+PLANS: Mapping[str, CoachingPlan] = {
+    "coach": CoachingPlan("tiny", ("task.feedback=first_error", *COACH), 120, 30, PERSONS),
+    "coach-game": CoachingPlan("game:library", COACH, 60, 30, PERSONS[:6], (0,)),
+    "coach-tries": CoachingPlan("tiny", COACH, 60, 30, PERSONS[:6], (0,), two_tries),
 }
 
 
 def main() -> None:
-    """Run what is missing, keep it, print the table."""
+    """Run missing experiments, store them, print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", choices=("sdft", *COURSES))
+    parser.add_argument("--only", choices=("sdft", *PLANS))
     parser.add_argument("--again", action="store_true")
     options = parser.parse_args()
     store: dict[str, Any] = json.loads(STORE.read_text()) if STORE.exists() else {"machine": machine(), "runs": []}
@@ -135,14 +133,14 @@ def main() -> None:
         store["runs"] = [run for run in store["runs"] if options.only not in (None, run["part"])]
     if options.only in (None, "sdft"):
         sdft(store)
-    for part in COURSES:
+    for part in PLANS:
         if options.only in (None, part):
             coach(store, part)
     print(table(store["runs"]))
 
 
 def sdft(store: dict[str, Any]) -> None:
-    """Each arm on each task."""
+    """Run each arm on each task."""
     for task, settings in TASKS.items():
         for label, extra, change in ARMS:
             for seed in SEEDS:
@@ -155,42 +153,42 @@ def sdft(store: dict[str, Any]) -> None:
 
 
 def coach(store: dict[str, Any], part: str) -> None:
-    """Each person at work on the embedded task or the game, one answer or episode and one line at a time."""
-    course = COURSES[part]
-    for seed in course.seeds:
-        for label, person, extra in course.persons:
-            key = {"part": part, "task": course.task, "label": label, "seed": seed}
-            if not held(store, key):
-                keep(store, {**key, **coached(course, person, seed, extra)})
+    """Run each person on the plan's task, one rollout or episode and one line at a time."""
+    plan = PLANS[part]
+    for seed in plan.seeds:
+        for label, person, extra in plan.persons:
+            key = {"part": part, "task": plan.task, "label": label, "seed": seed}
+            if not stored(store, key):
+                save(store, {**key, **coached(plan, person, seed, extra)})
 
 
-def coached(course: Lessons, person: Person, seed: int, extra: tuple[str, ...]) -> dict[str, Any]:
-    """A session by `sdpo coach`'s own parts, and the held-out score along the way."""
-    settings = [f"train.seed={seed}", f"task.name={course.task}", *course.settings, *extra]
+def coached(plan: CoachingPlan, person: Person, seed: int, extra: tuple[str, ...]) -> dict[str, Any]:
+    """Run a session with the code of `sdpo coach`; return held-out scores along the way."""
+    settings = [f"train.seed={seed}", f"task.name={plan.task}", *plan.settings, *extra]
     setup, begun = build_components(coaching_config("tiny", settings, {})), time.perf_counter()
-    course.change(setup)
-    sampler, heard = Sampler(setup.task.problems("train"), 1, seed), Counter[str]()
+    plan.change(setup)
+    sampler, remarks = Sampler(setup.task.problems("train"), 1, seed), Counter[str]()
     curve = [[0, 0, score(setup)]]
     with tempfile.TemporaryDirectory() as folder, RunFolder.open(Path(folder, "coach")) as place:
         coaching = Coaching(setup, place)
         start, last = coaching.start, HumanFeedback()
-        for step in range(course.count):
+        for step in range(plan.count):
             problem = sampler.batch(step)[0]
             rollouts = answers(coaching, problem)
-            true = remark_of(problem, rollouts[0].text)
-            said, last = person(true, last), true if true.text else last
-            heard["good" if said.good else "remark" if said.text else "nothing"] += 1
-            coaching.learn(Lesson(problem, rollouts, (said,)))
-            if (step + 1) % course.every == 0:
+            true = feedback_of(problem, rollouts[0].text)
+            remark, last = person(true, last), true if true.text else last
+            remarks["good" if remark.good else "remark" if remark.text else "nothing"] += 1
+            coaching.learn(Lesson(problem, rollouts, (remark,)))
+            if (step + 1) % plan.every == 0:
                 curve.append([step + 1, step + 1, score(setup)])
         coaching.close()
         changed = fingerprint(setup.policy.state()["student"]) != start
-    kept = {"before": curve[0][2], "after": curve[-1][2], "curve": curve, "changed": changed, "heard": dict(heard)}
+    kept = {"before": curve[0][2], "after": curve[-1][2], "curve": curve, "changed": changed, "heard": dict(remarks)}
     return {**kept, "settings": settings, "seconds": round(time.perf_counter() - begun, 1)}
 
 
 def answers(coaching: Coaching, problem: Problem) -> tuple[Rollout, ...]:
-    """One answer, or one episode where the environment replies."""
+    """Sample one rollout, or one episode if the environment replies."""
     if coaching.components.task.max_turns == 1:
         return coaching.sample(problem)
     group = coaching.sample_episodes(problem)
@@ -199,8 +197,8 @@ def answers(coaching: Coaching, problem: Problem) -> tuple[Rollout, ...]:
     return group.rollouts
 
 
-def remark_of(problem: Problem, answer: str) -> HumanFeedback:
-    """What a person who knows the library would say in one line: the first wrong line, and what it should be."""
+def feedback_of(problem: Problem, answer: str) -> HumanFeedback:
+    """Return the remark of a person who knows the library: the first wrong line, and what it should be."""
     hidden = problem.private
     library = hidden.get("library", LIBRARY)
     verdict = judge(hidden["operations"], hidden["inputs"], answer, library=library, mode="first_error")
@@ -208,47 +206,47 @@ def remark_of(problem: Problem, answer: str) -> HumanFeedback:
 
 
 def score(setup: Components) -> float:
-    """Share of right answers to the held-out problems, always on the same seeds."""
+    """Return the success rate on held-out problems, always with the same seeds."""
     sampling = sampling_params(setup.cfg.eval, setup.cfg.rollout, setup.chat)
-    exam = EvalSpec(setup.task.problems("held_out"), sampling, setup.cfg.eval.samples, setup.cfg.train.seed)
-    return evaluate(setup.policy, setup.task, setup.chat, exam).score
+    spec = EvalSpec(setup.task.problems("held_out"), sampling, setup.cfg.eval.samples, setup.cfg.train.seed)
+    return evaluate(setup.policy, setup.task, setup.chat, spec).score
 
 
-def held(store: Mapping[str, Any], key: Mapping[str, Any]) -> bool:
-    """Whether a run was measured already."""
+def stored(store: Mapping[str, Any], key: Mapping[str, Any]) -> bool:
+    """Return whether a run is stored already."""
     return any(all(run[name] == value for name, value in key.items()) for run in store["runs"])
 
 
 def once(
     store: dict[str, Any], key: Mapping[str, Any], settings: tuple[str, ...], change: Callable[[Components], None]
 ) -> None:
-    """One training run, kept at once."""
-    if held(store, key):
+    """Run one training and store it."""
+    if stored(store, key):
         return
     found = measure(key["label"], settings, key["seed"], change=change)
     curve = [[step, generations, score] for step, generations, score, _, _ in found.curve]
     kept = {"before": curve[0][2], "after": curve[-1][2], "curve": curve, "changed": found.changed}
-    keep(store, {**key, **kept, "settings": list(settings), "seconds": round(found.seconds, 1)})
+    save(store, {**key, **kept, "settings": list(settings), "seconds": round(found.seconds, 1)})
 
 
-def keep(store: dict[str, Any], run: Mapping[str, Any]) -> None:
-    """Write the figures after every run, so that nothing is measured twice."""
+def save(store: dict[str, Any], run: Mapping[str, Any]) -> None:
+    """Store the figures after every run, so that nothing is measured twice."""
     store["runs"].append(run)
     STORE.parent.mkdir(parents=True, exist_ok=True)
-    STORE.write_text(json.dumps(store, indent=1) + "\n")
+    write_json(STORE, store)
     print(f"{run['task']} | {run['label']} | seed {run['seed']}: {run['before']:.2f} -> {run['after']:.2f}", flush=True)
 
 
 def table(runs: list[dict[str, Any]]) -> str:
-    """Held-out success before and after, mean and range over the seeds."""
-    lines = ["| part | task | teacher | before | after (range) |", "|---|---|---|---|---|"]
+    """Return a table of held-out success before and after: mean and range of the seeds."""
+    rows = []
     for part, task, label in dict.fromkeys((run["part"], run["task"], run["label"]) for run in runs):
         chosen = [run for run in runs if (run["part"], run["task"], run["label"]) == (part, task, label)]
         before, after = ([run[name] for run in chosen] for name in ("before", "after"))
-        same = "" if any(run["changed"] for run in chosen) else "; no byte changed"
-        spread = f"{mean(after):.2f} ({min(after):.2f} to {max(after):.2f}){same}"
-        lines.append(f"| {part} | {task} | {label} | {mean(before):.2f} | {spread} |")
-    return "\n".join(lines)
+        unchanged = "" if any(run["changed"] for run in chosen) else "; no byte changed"
+        spread = f"{mean(after):.2f} ({min(after):.2f} to {max(after):.2f}){unchanged}"
+        rows.append([part, task, label, f"{mean(before):.2f}", spread])
+    return markdown_table(["part", "task", "teacher", "before", "after (range)"], rows)
 
 
 if __name__ == "__main__":

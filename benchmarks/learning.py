@@ -1,4 +1,4 @@
-"""One learning run, measured: held-out success against the number of sampled answers."""
+"""Measure one learning run: held-out success against the number of rollouts."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from sdpo_mlx.types import RolloutGroup
 
 @dataclass(frozen=True)
 class Measured:
-    """A run's curve: (step, generations, score, low, high) an evaluation, and the best adapter on fresh seeds."""
+    """A run's curve of (step, rollouts, score, low, high) per evaluation, and the score of the best adapter."""
 
     label: str
     seed: int
@@ -36,7 +36,7 @@ class Measured:
     changed: bool
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON."""
+        """Return a JSON-compatible dictionary."""
         return asdict(self)
 
 
@@ -48,9 +48,9 @@ def measure(
     swapped: bool = False,
     change: Callable[[Components], None] = lambda _: None,
 ) -> Measured:
-    """Train once in a folder that is thrown away; `swapped` gives the teacher other problems' contexts.
+    """Train once in a temporary folder; `swapped` gives the teacher the contexts of other problems.
 
-    `change` meddles with the parts before anything is sampled.
+    `change` edits the components before the first rollout.
     """
     cfg = resolve(None, [*settings, f"train.seed={seed}"], {}).config
     setup, begun = build_components(cfg), time.perf_counter()
@@ -75,13 +75,13 @@ def measure(
 
 
 def generations_until(measured: Mapping[str, Any], target: float) -> int | None:
-    """Sampled answers until the first evaluation that reached the target; None where none did."""
+    """Return the number of rollouts until the first evaluation at or above `target`; None if there is none."""
     return next((int(point[1]) for point in measured["curve"] if point[2] >= target), None)
 
 
 @contextmanager
 def _contexts(swapped: bool) -> Iterator[None]:
-    """The control: demonstration and feedback of the next problem beside this problem's question."""
+    """Control: combine demonstration and feedback of the next problem with this problem's prompt."""
     if not swapped:
         yield
         return

@@ -1,9 +1,9 @@
-"""A long run of the embedded model: `python benchmarks/long_run.py --steps 500`.
+"""Measure a long run of the embedded model: `python benchmarks/long_run.py --steps 500`.
 
-Prints the slope of memory a step (least squares over the last four fifths: MLX's active memory, the process's resident
-set as it stands, and the resident set read every `TRIMMED_EVERY` steps after free memory was given back to the system),
-the number of open files at both ends, and the share of the whole wall clock, checkpoints and logs with it, outside
-generation, teacher and learning.
+Prints the slope of memory per step (least squares over the last four fifths) of MLX's active memory, of the resident
+set, and of the resident set after free memory was returned to the system (every TRIMMED_EVERY steps). Prints also the
+number of open files at both ends, and the share of the wall-clock time, checkpoints and logs included, that is not
+generation, teacher or learning.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import ctypes
 import gc
 import json
 import os
-import resource
 import sys
 import time
 from pathlib import Path
@@ -21,25 +20,25 @@ from tempfile import mkdtemp
 from typing import Any
 
 import numpy as np
+from common import peak_resident, write_json
 
 TRIMMED_EVERY = 20
 PHASES = ("generate", "grade", "teacher", "learn", "other")
 
 
 def main() -> None:
-    """Train, watch, print, and write JSON where asked."""
+    """Train, print the figures, and write them as JSON to `--out`."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
-    found = summary(watched(options.steps))
+    found = summary(measured(options.steps))
     print(json.dumps(found, indent=1))
-    if options.out:
-        options.out.write_text(json.dumps(found, indent=1) + "\n")
+    write_json(options.out, found)
 
 
-def watched(steps: int) -> list[dict[str, Any]]:
-    """Each step's figures, with what the process holds after it."""
+def measured(steps: int) -> list[dict[str, Any]]:
+    """Return the figures of each step, and the memory of the process after it."""
     from sdpo_mlx.backends.mlx.policy import MLXPolicy
     from sdpo_mlx.config.resolve import resolve
     from sdpo_mlx.rl.components import build_components
@@ -64,11 +63,11 @@ def _row(event: dict[str, Any]) -> dict[str, Any]:
     trimmed = event["step"] % TRIMMED_EVERY == 0
     held = {"active": _active(), "resident": _resident(), "files": _files(), "clock": time.perf_counter()}
     times = {name: event[f"time/{name}"] for name in PHASES}
-    return {"step": event["step"], **times, **held, "trimmed": _given_back() if trimmed else None}
+    return {"step": event["step"], **times, **held, "trimmed": _resident_trimmed() if trimmed else None}
 
 
 def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Slopes in bytes a step, files, and where the time went (shares of 1)."""
+    """Return slopes in bytes per step, open files, and shares of the time."""
     late = rows[len(rows) // 5 :]
     spent = {name: sum(row[name] for row in rows[1:]) for name in PHASES}
     total = sum(spent.values())
@@ -94,9 +93,8 @@ def _slope(rows: list[dict[str, Any]], key: str) -> float | None:
     return float(np.polyfit([row["step"] for row in rows], [row[key] for row in rows], 1)[0])
 
 
-def _given_back() -> int:
-    """The resident set in bytes after Python, MLX and the allocator returned what they merely keep (glibc alone has
-    the last of these)."""
+def _resident_trimmed() -> int:
+    """Return the resident set in bytes after Python, MLX and (glibc only) the allocator released free memory."""
     import mlx.core as mx
 
     gc.collect()
@@ -115,8 +113,8 @@ def _active() -> int:
 def _resident() -> int:
     try:
         return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except OSError:  # macOS tells the peak alone
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1_024)
+    except OSError:  # macOS reports only the peak
+        return peak_resident()
 
 
 def _files() -> int:

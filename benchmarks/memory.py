@@ -1,19 +1,19 @@
-"""Memory of a step, planned beside measured: `python benchmarks/memory.py`.
+"""Compare planned and measured memory of a step: `python benchmarks/memory.py`.
 
-Small random models of several shapes generate, are taught and learn once; each phase's peak by MLX's counters stands
-beside what `sdpo plan` says for the same work. `--shapes fit` are the twelve that the plan's coefficients come from.
+Small random models of several shapes sample and learn once. The table shows each phase's peak by MLX's counters and the
+value of `sdpo plan` for the same work. The plan's coefficients were fitted on the twelve shapes of `--shapes fit`.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+from common import distill_sample, write_json
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
 
@@ -23,7 +23,7 @@ PHASES = ("generate", "teacher", "learn")
 def qwen(
     layers: int = 4, width: int = 256, heads: int = 4, keys: int = 2, inner: int = 768, vocabulary: int = 64
 ) -> Any:
-    """A Qwen3 of this shape, heads 64 wide."""
+    """Return the configuration of a Qwen3 of this shape, with heads of width 64."""
     return {
         "model_type": "qwen3",
         "vocab_size": vocabulary,
@@ -40,7 +40,7 @@ def qwen(
     }
 
 
-# configuration, then tokens of prompt, answers, tokens of an answer, tokens of the teacher's context
+# configuration, prompt tokens, rollouts, tokens per rollout, teacher context tokens
 CHECK = {
     "many words": (qwen(4, 256, vocabulary=151_936), 128, 4, 16, 300),
     "deep": (qwen(16, 192, 3, 1, 512, 8_000), 256, 4, 64, 500),
@@ -63,7 +63,7 @@ FIT = {
 
 
 def main() -> None:
-    """Print the table, and write it as JSON where asked."""
+    """Print the table; write it as JSON to `--out`."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--shapes", choices=["check", "fit"], default="check")
     parser.add_argument("--out", type=Path)
@@ -73,13 +73,12 @@ def main() -> None:
         for keep in (False, True):
             rows.append({"shape": name, "keep": keep, **compared(*case, keep=keep)})
             print(line(rows[-1]), flush=True)
-    if options.out:
-        options.out.write_text(json.dumps(rows, indent=1) + "\n")
+    write_json(options.out, rows)
 
 
 def line(row: dict[str, Any]) -> str:
-    """One row for a person."""
-    how = "one graph" if row["keep"] else "by block"
+    """Return one row as text."""
+    how = "one graph" if row["keep"] else "by layer"
     parts = [
         f"{p} {row['measured'][p] / 2**20:.0f} MB, plan {row['planned'][p] / row['measured'][p]:.2f}" for p in PHASES
     ]
@@ -89,7 +88,7 @@ def line(row: dict[str, Any]) -> str:
 def compared(
     config: dict[str, Any], prompt: int, group: int, answer: int, context: int, *, keep: bool
 ) -> dict[str, Any]:
-    """Peaks of each phase in bytes, measured and planned."""
+    """Return the peak of each phase in bytes, measured and planned."""
     from sdpo_mlx.backends.memory_plan import memory, work_of
     from sdpo_mlx.config import Config
     from sdpo_mlx.models.dimensions import ModelDims
@@ -109,35 +108,20 @@ def compared(
 
 
 def step(folder: Path, config: dict[str, Any], cfg: Any, lengths: tuple[int, int]) -> dict[str, int]:
-    """One group sampled and learned from; the peak of each phase by MLX's counters."""
+    """Sample one group and learn from it; return the peak of each phase by MLX's counters."""
     from small_models import write_config
 
     from sdpo_mlx.backends.base import SamplingParams
     from sdpo_mlx.backends.mlx.policy import open_policy
-    from sdpo_mlx.types import DistillSample
 
     write_config(folder, config)
     policy, rng = open_policy(folder, cfg.model, cfg.teacher, cfg.train), np.random.default_rng(0)
-    policy.load_state(policy.state())  # from here on the teacher has arrays of its own
+    policy.load_state(policy.state())  # gives the teacher its own arrays
     prompt, context = (rng.integers(config["vocab_size"], size=length).astype(np.int32) for length in lengths)
     policy.memory()
     sampling = SamplingParams(cfg.rollout.max_tokens, 1.0, 1.0, frozenset(), cfg.rollout.concurrency)
     found = [each for _, _, each in policy.generate([prompt], sampling, [list(range(cfg.rollout.group_size))])]
-    samples = [
-        DistillSample(
-            problem_id="a",
-            index=index,
-            student_ids=np.concatenate([prompt, each.ids_T]),
-            student_span=(prompt.size, prompt.size + each.ids_T.size),
-            teacher_ids=np.concatenate([context, each.ids_T]),
-            teacher_span=(context.size, context.size + each.ids_T.size),
-            rollout_logps_T=each.logps_T,
-            distil_weight=1.0,
-            policy_weight=0.0,
-            advantage=0.0,
-        )
-        for index, each in enumerate(found)
-    ]
+    samples = [distill_sample(index, prompt, context, each.ids_T, each.logps_T) for index, each in enumerate(found)]
     policy.learn(samples, cfg.objective, 1e-4)
     return {phase: policy_peak for phase, policy_peak in policy.memory().items() if phase in PHASES}
 

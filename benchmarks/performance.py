@@ -1,15 +1,14 @@
-"""Our parts beside mlx-lm's and beside plainer ways, on the same work: `python benchmarks/performance.py --out FILE`.
+"""Compare our implementation with mlx-lm's and with simpler ways: `python benchmarks/performance.py --out FILE`.
 
-A random Qwen3 of 8 blocks (width 384, 32,000 words; the loss alone: 151,936) in float32. Both sides of a row run in
-turn in this process, after one round that is not counted; medians and spread of the rounds, peaks by MLX's counters
-above what lay there before. The ratio is ours to theirs.
+A random Qwen3 of 8 layers (width 384, 32,000 tokens; the loss alone: 151,936) in float32. Both sides of a row alternate
+in this process, after one round that is not counted. Medians and range of the rounds; peaks by MLX's counters above the
+memory held before. The ratio is ours to theirs.
 """
 
 from __future__ import annotations
 
 import argparse
 import gc
-import json
 import platform
 import statistics
 import time
@@ -21,13 +20,13 @@ from tempfile import mkdtemp
 from typing import Any
 
 import numpy as np
+from common import distill_sample, write_json
 from memory import qwen
 
 from sdpo_mlx.backends.base import SamplingParams
 from sdpo_mlx.backends.mlx import BLAS
 from sdpo_mlx.backends.mlx.policy import MLXPolicy, open_policy
 from sdpo_mlx.config import ModelConfig, ObjectiveConfig, TeacherConfig, TrainConfig
-from sdpo_mlx.types import DistillSample
 
 import mlx.core as mx  # isort: skip
 import mlx.nn as nn  # isort: skip
@@ -42,7 +41,7 @@ WORDS = 151_936
 
 
 def main() -> None:
-    """Measure every row, or those named."""
+    """Measure every comparison, or those in `--only`."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", nargs="*", default=[])
@@ -54,18 +53,17 @@ def main() -> None:
             for label, ours, theirs in measure():
                 rows.append({"row": name, "case": label, "aim": aim, **beside(ours, theirs, options.rounds)})
                 print(line(rows[-1]), flush=True)
-                if options.out:
-                    options.out.write_text(json.dumps({"where": where(), "rows": rows}, indent=1) + "\n")
+                write_json(options.out, {"where": where(), "rows": rows})
 
 
 def where() -> dict[str, str]:
-    """Machine and versions."""
+    """Return machine and versions."""
     packages = {name: version(name) for name in ("mlx", "mlx-lm", "numpy")}
     return {"machine": f"{platform.system()} {platform.machine()}", "blas": BLAS, **packages}
 
 
 def line(row: dict[str, Any]) -> str:
-    """One row for a person."""
+    """Return one row as text."""
     time_, peak = row["time"], row["peak"]
     held = [f"{peak[side] / 2**20:.0f}" for side in ("ours", "theirs")]
     return (
@@ -76,7 +74,7 @@ def line(row: dict[str, Any]) -> str:
 
 
 def beside(ours: Work, theirs: Work, rounds: int) -> dict[str, Any]:
-    """Seconds and peaks of both, in turn."""
+    """Measure both sides alternately; return seconds and peaks."""
     seconds: list[tuple[float, float]] = []
     peaks = [0.0, 0.0]
     for turn in range(rounds + 1):
@@ -102,7 +100,7 @@ def beside(ours: Work, theirs: Work, rounds: int) -> dict[str, Any]:
 
 
 def timed(work: Work) -> tuple[float, float]:
-    """Seconds, and the peak above what was held before."""
+    """Return the seconds, and the peak above the memory held before."""
     gc.collect()
     mx.clear_cache()
     mx.reset_peak_memory()
@@ -113,7 +111,7 @@ def timed(work: Work) -> tuple[float, float]:
 
 
 def opened(config: dict[str, Any], **train: Any) -> MLXPolicy:
-    """A policy on random weights; block by block unless asked otherwise."""
+    """Return a policy with random weights; layer by layer unless `grad_checkpoint` is given."""
     import sys
 
     sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
@@ -127,7 +125,7 @@ def opened(config: dict[str, Any], **train: Any) -> MLXPolicy:
 
 
 def samples(vocabulary: int, prompt: int, group: int, answer: int, context: int, *, own: bool = False) -> Any:
-    """A group's samples; with `own` each has a prompt and a context of its own, so that nothing can be shared."""
+    """Return the samples of a group; with `own`, each has its own prompt and context, so that nothing is shared."""
     rng = np.random.default_rng(0)
 
     def draw(size: int) -> Any:
@@ -136,26 +134,13 @@ def samples(vocabulary: int, prompt: int, group: int, answer: int, context: int,
     shared, found = (draw(prompt), draw(context)), []
     for index in range(group):
         student, teacher = (draw(prompt), draw(context)) if own else shared
-        response = draw(answer)
-        found.append(
-            DistillSample(
-                problem_id="a",
-                index=index,
-                student_ids=np.concatenate([student, response]),
-                student_span=(prompt, prompt + answer),
-                teacher_ids=np.concatenate([teacher, response]),
-                teacher_span=(context, context + answer),
-                rollout_logps_T=np.full(answer, -np.log(vocabulary), np.float32),
-                distil_weight=1.0,
-                policy_weight=0.0,
-                advantage=0.0,
-            )
-        )
+        logps = np.full(answer, -np.log(vocabulary), np.float32)
+        found.append(distill_sample(index, student, teacher, draw(answer), logps))
     return found
 
 
 def unshared(policy: MLXPolicy, work: Work) -> Work:
-    """The same with every row holding its whole prompt."""
+    """Return the same work without shared prefixes."""
 
     def run() -> None:
         model = policy.model
@@ -167,11 +152,11 @@ def unshared(policy: MLXPolicy, work: Work) -> Work:
 
 
 def generation() -> Any:
-    """A group's answers against `batch_generate`, which reads the prompt once for each answer."""
+    """Compare sampling a group with `batch_generate`, which reads the prompt once per rollout."""
     policy, group = opened(MODEL), 8
 
     class Plain:
-        """As much of a tokenizer as `batch_generate` asks for."""
+        """The part of a tokenizer that `batch_generate` needs."""
 
         eos_token_ids = frozenset[int]()
 
@@ -191,7 +176,7 @@ def generation() -> Any:
 
 
 def decoding() -> Any:
-    """Tokens one by one, the prompt left out, against the bare `BatchGenerator` at the same batch."""
+    """Compare decoding, without the prompt, with the bare `BatchGenerator` at the same batch size."""
     policy, group, ids = opened(MODEL), 8, np.array([1, 2], np.int32)
     for new in (64, 256):
 
@@ -213,7 +198,7 @@ def decoding() -> Any:
 
 
 def loss() -> Any:
-    """Head and loss at 151,936 words and 8 x 128 tokens, against all logits at once."""
+    """Compare head and loss in chunks with all logits at once: 151,936 tokens, 8 x 128 positions."""
     from sdpo_mlx.backends.mlx.losses import Rows, row_loss
 
     rows, width = 1_024, 128
@@ -245,7 +230,7 @@ def loss() -> Any:
 
 
 def learning_shared() -> Any:
-    """The learning step of a group, against the same with every row holding its prompt."""
+    """Compare the learning step of a group with the same without shared prefixes."""
     policy = opened(MODEL)
     given = samples(MODEL["vocab_size"], 512, 8, 64, 512)
 
@@ -256,7 +241,7 @@ def learning_shared() -> Any:
 
 
 def teaching() -> Any:
-    """The teacher's pass where a group shares a demonstration, and where its contexts only begin alike."""
+    """Compare the teacher's pass if a group shares a demonstration, and if contexts share only a prefix."""
     policy, vocabulary = opened(MODEL), MODEL["vocab_size"]
     shared = samples(vocabulary, 512, 8, 64, 1_024)
     alike = samples(vocabulary, 512, 8, 64, 1_024)
@@ -271,7 +256,7 @@ def teaching() -> Any:
 
 
 def step_beside_sft() -> Any:
-    """The learning step, teacher included, against mlx-lm's LoRA loss on the same tokens and a teacher's forward."""
+    """Compare the learning step, teacher included, with mlx-lm's LoRA loss on the same tokens plus the teacher."""
     vocabulary = MODEL["vocab_size"]
     for keep in (True, False):
         policy = opened(MODEL, grad_checkpoint=not keep)
@@ -294,7 +279,7 @@ def step_beside_sft() -> Any:
 
 
 def backward() -> Any:
-    """24 blocks learned block by block, against one graph."""
+    """Compare 24 layers learned layer by layer with one graph."""
     blocks, graph = opened(DEEP), opened(DEEP, grad_checkpoint=False)
     given = samples(DEEP["vocab_size"], 2, 4, 512, 2, own=True)
     objective = ObjectiveConfig(support="sampled", alpha=1.0)

@@ -8,7 +8,10 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from statistics import median_high
 from typing import Any
+
+from common import markdown_table
 
 from sdpo_mlx.runs.report.svg import Series, line_chart
 
@@ -38,30 +41,24 @@ def main() -> None:
 
 def table(rows: list[dict[str, Any]]) -> str:
     """Return the table of all comparisons."""
-    lines = [
-        "| ours / theirs | case | s | s | peak MB | peak MB | time ratio (range) | peak ratio | target |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
+    head = ["ours / theirs", "case", "s", "s", "peak MB", "peak MB", "time ratio (range)", "peak ratio", "target"]
+    cells = []
     for row in rows:
         time, peak = row["time"], row["peak"]
         spread = f"{time['ratio']:.2f} ({time['low']:.2f} to {time['high']:.2f})"
-        held = [f"{peak[side] / 2**20:.0f}" for side in ("ours", "theirs")]
-        lines.append(
-            f"| {row['row']} | {row['case']} | {time['ours']:.2f} | {time['theirs']:.2f} | {' | '.join(held)} "
-            f"| {spread} | {peak['ratio']:.2f} | {row['aim']} |"
-        )
-    return "\n".join(lines)
+        seconds = [f"{time[side]:.2f}" for side in ("ours", "theirs")]
+        peaks = [f"{peak[side] / 2**20:.0f}" for side in ("ours", "theirs")]
+        cells.append([row["row"], row["case"], *seconds, *peaks, spread, f"{peak['ratio']:.2f}", row["aim"]])
+    return markdown_table(head, cells)
 
 
 def growth(rows: list[dict[str, Any]]) -> str:
     """Return the table of exponents."""
-    lines = ["| dimension | from | to | time | peak memory |", "|---|---|---|---|---|"]
+    cells = []
     for row in rows:
-        slopes, values = row["exponents"], row["values"]
-        lines.append(
-            f"| {row['dimension']} | {values[0]:,} | {values[-1]:,} | {slopes['seconds']:.2f} | {slopes['peak']:.2f} |"
-        )
-    return "\n".join(lines)
+        ends = [f"{row['values'][end]:,}" for end in (0, -1)]
+        cells.append([row["dimension"], *ends, *(f"{row['exponents'][name]:.2f}" for name in ("seconds", "peak"))])
+    return markdown_table(["dimension", "from", "to", "time", "peak memory"], cells)
 
 
 def growth_chart(rows: list[dict[str, Any]], key: str) -> str:
@@ -79,22 +76,20 @@ def growth_chart(rows: list[dict[str, Any]], key: str) -> str:
 
 def peer(sides: dict[str, Any]) -> str:
     """Return the table of seconds and peaks of a whole step."""
-    lines = ["| | s per step | peak, MLX | peak, process | time / ours | MLX / ours |", "|---|---|---|---|---|---|"]
-    ours = sides["ours"]
+    ours, cells = sides["ours"], []
     for side, row in sides.items():
-        held = [f"{row[name] / 2**30:.2f} GiB" for name in ("mlx", "resident")]
+        peaks = [f"{row[name] / 2**30:.2f} GiB" for name in ("mlx", "resident")]
         ratios = [f"{row[name] / ours[name]:.2f}" for name in ("seconds", "mlx")]
-        lines.append(f"| {LABELS[side]} | {row['seconds']:.1f} | {' | '.join(held)} | {' | '.join(ratios)} |")
-    return "\n".join(lines)
+        cells.append([LABELS[side], f"{row['seconds']:.1f}", *peaks, *ratios])
+    return markdown_table(["", "s per step", "peak, MLX", "peak, process", "time / ours", "MLX / ours"], cells)
 
 
 def startup(found: dict[str, list[float]]) -> str:
     """Return the table of start-up times: medians and ranges."""
-    lines = ["| | s (range) |", "|---|---|"]
-    for name, values in found.items():
-        middle = sorted(values)[len(values) // 2]
-        lines.append(f"| {name} | {middle:.2f} ({min(values):.2f} to {max(values):.2f}) |")
-    return "\n".join(lines)
+    cells = [
+        [name, f"{median_high(values):.2f} ({min(values):.2f} to {max(values):.2f})"] for name, values in found.items()
+    ]
+    return markdown_table(["", "s (range)"], cells)
 
 
 def long_run(found: dict[str, Any]) -> str:
@@ -113,19 +108,17 @@ def long_run(found: dict[str, Any]) -> str:
 
 def candidates(rows: list[dict[str, Any]]) -> str:
     """Return the table of the cost of `log.candidates`: share of a step, ratios and bytes."""
-    lines = [
-        "| case | s | every n steps | share | step / without (range) | step / no rollouts stored | bytes per step |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    ratios_of = {"candidates 0": "step / without (range)", "samples 0": "step / no rollouts stored"}
+    cells = []
     for row in rows:
-        pairs = [row["ratios"][name] for name in ("candidates 0", "samples 0")]
+        pairs = [row["ratios"][name] for name in ratios_of]
         ratios = [f"{pair['ratio']:.2f} ({pair['low']:.2f} to {pair['high']:.2f})" for pair in pairs]
         size = row["bytes a step"]
-        lines.append(
-            f"| {row['case']} | {row['look']:.3f} | {row['every']} | {row['share']:.1%} | {' | '.join(ratios)} "
-            f"| {size['candidates 1']:,.0f} (without {size['candidates 0']:,.0f}) |"
-        )
-    return "\n".join(lines)
+        stored = f"{size['candidates 1']:,.0f} (without {size['candidates 0']:,.0f})"
+        cost = [f"{row['look']:.3f}", str(row["every"]), f"{row['share']:.1%}"]
+        cells.append([row["case"], *cost, *ratios, stored])
+    head = ["case", "s", "every n steps", "share", *ratios_of.values(), "bytes per step"]
+    return markdown_table(head, cells)
 
 
 if __name__ == "__main__":

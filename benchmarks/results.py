@@ -1,19 +1,18 @@
-"""`make results`: run the experiments, keep every curve in docs/results.json, write docs/results.md from it.
+"""`make results`: run the experiments, store every curve in docs/results.json, write docs/results.md from it.
 
-Runs that the JSON already holds are not repeated, so the command can be interrupted; `--again` starts over,
-`--only SECTION` takes a part, `--page` only writes the page.
+Runs that the JSON already holds are not repeated, so the command can be interrupted. `--again` starts over,
+`--only SECTION` runs a part, `--page` only writes the page.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import time
 from pathlib import Path
 from typing import Any
 
+from common import machine, write_json
 from experiments import EXPERIMENTS, Experiment
 from results_page import write_page
 
@@ -22,7 +21,7 @@ STORE = DOCS / "results.json"
 
 
 def main() -> None:
-    """Run what is missing, then write the page."""
+    """Run missing experiments, then write the page."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", choices=sorted({e.section for e in EXPERIMENTS}))
     parser.add_argument("--again", action="store_true")
@@ -50,7 +49,7 @@ def _run_missing(experiment: Experiment, seed: int, store: dict[str, Any]) -> No
     begun = time.perf_counter()
     measured = measure(experiment.label, experiment.settings, seed, swapped=experiment.swapped)
     store["runs"].append({**measured.to_dict(), **key, "machine": machine()})
-    STORE.write_text(json.dumps(store, indent=0) + "\n")
+    write_json(STORE, store, indent=0)
     last, final = measured.curve[-1], measured.final["score"]
     print(
         f"{experiment.section} | {experiment.label} | seed {seed}: {measured.curve[0][2]:.2f} -> {last[2]:.2f},", end=""
@@ -59,19 +58,13 @@ def _run_missing(experiment: Experiment, seed: int, store: dict[str, Any]) -> No
 
 
 def _key(experiment: Experiment, seed: int) -> dict[str, Any]:
-    """What a stored run must say to be this one."""
+    """Return the fields that identify a stored run."""
     settings = [*experiment.settings]
     return {"section": experiment.section, "label": experiment.label, "seed": seed, "settings": settings}
 
 
 def _is(run: dict[str, Any], key: dict[str, Any]) -> bool:
     return all(run[name] == value for name, value in key.items())
-
-
-def machine() -> str:
-    """What the figures were measured on."""
-    threads = os.environ.get("OMP_NUM_THREADS", "all")
-    return f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, threads: {threads}"
 
 
 if __name__ == "__main__":

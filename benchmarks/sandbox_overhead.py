@@ -1,17 +1,17 @@
-"""What one grading costs in the sandbox above the bare start of the same interpreter with the same program.
+"""Measure the cost of the sandbox: one grading compared with a bare start of the same interpreter and program.
 
-Both kinds alternate, so that a busy machine slows them alike. The bare one gets the same flags, bootstrap,
-limits and input, but no bubblewrap. For a quiet machine, whose load is printed too:
+Both alternate, so that other work on the machine slows them alike. The bare start has the same flags, bootstrap, limits
+and input, but no bubblewrap. Needs a quiet machine; the load is printed too.
 `python benchmarks/sandbox_overhead.py [RUNS]`.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -32,7 +32,7 @@ TESTS = [
 
 
 class Bare:
-    """A plain start of the same interpreter: no sandbox, no temporary folder, no watching."""
+    """A bare start of the same interpreter: no sandbox, no temporary folder, no watchdog."""
 
     kind = "bare"
 
@@ -44,26 +44,26 @@ class Bare:
         return RunResult("exited", done.returncode, done.stdout, done.stderr, 0.0)
 
     def self_test(self) -> dict[str, bool]:
-        """Nothing is promised."""
+        """Return no checks."""
         return {}
 
 
 def grade(sandbox: Sandbox) -> None:
-    """Grade one right answer on three tests: one start."""
+    """Grade one right answer on three tests, in one start."""
     outcomes = run_tests(sandbox, Turnstile(), "def f(x): return x", "f", TESTS)
     if [outcome.verdict for outcome in outcomes] != ["pass"] * 3:
         raise SystemExit(f"{sandbox.kind} does not grade: {outcomes}")
 
 
 def milliseconds(action: Callable[[], object]) -> float:
-    """How long one call takes."""
+    """Return the duration of one call in milliseconds."""
     start = time.perf_counter()
     action()
     return 1_000 * (time.perf_counter() - start)
 
 
 def measure(runs: int) -> dict[str, float]:
-    """Medians in milliseconds, of each kind and of the differences of neighbours, and the ratio of the medians."""
+    """Return medians in milliseconds: of each kind and of the differences of neighbouring runs; and their ratio."""
     boxed, bare = BubblewrapSandbox(), Bare()
     pairs = [(milliseconds(lambda: grade(boxed)), milliseconds(lambda: grade(bare))) for _ in range(runs + 1)][1:]
     inside, outside = statistics.median(a for a, _ in pairs), statistics.median(b for _, b in pairs)
@@ -77,8 +77,10 @@ def measure(runs: int) -> dict[str, float]:
 
 
 def main() -> None:
-    """Print the figures; fail above the target."""
-    runs = int(sys.argv[1]) if len(sys.argv) > 1 else 200
+    """Print the figures; fail if the overhead is above the target."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("runs", type=int, nargs="?", default=200)
+    runs = parser.parse_args().runs
     os.chdir(tempfile.gettempdir())
     found = measure(runs)
     print(

@@ -1,4 +1,4 @@
-"""A picture of a run's report: `python benchmarks/screenshot.py RUN --out docs/report.png` (needs Chromium)."""
+"""Take a picture of a run's report: `python benchmarks/screenshot.py RUN --out docs/report.png` (needs Chromium)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from browser import browser
 
 
 def main() -> None:
-    """Make the report, open it, and keep what the tab shows."""
+    """Write the report, open it in a browser, and save the visible part."""
     from sdpo_mlx.runs.report.collect import read_run
     from sdpo_mlx.runs.report.html import page
 
@@ -22,7 +22,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--width", type=int, default=1000)
     parser.add_argument("--height", type=int, default=760)
-    parser.add_argument("--selector", default="h1", help="what stands at the top")
+    parser.add_argument("--selector", default="h1", help="element to scroll to")
     options = parser.parse_args()
     file = options.run / "report.html"
     file.write_text(page([read_run(options.run)]), encoding="utf-8")

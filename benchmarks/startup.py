@@ -1,8 +1,7 @@
-"""How long one waits: `python benchmarks/startup.py --out FILE`.
+"""Measure start-up times: `python benchmarks/startup.py --out FILE`.
 
-Medians of the rounds, each in a new process, in turn: `sdpo --help`, the first token (`sdpo rollout` of one), the first
-step (`sdpo train` up to its first step's event, the held-out score before it included), and what Python and mlx-lm take
-for nothing but their import.
+Each round runs these in new processes: Python alone, `import mlx_lm`, `sdpo --help`, the first token (`sdpo rollout`
+with one token), and the first step (`sdpo train` up to its first `step` event, the score before training included).
 """
 
 from __future__ import annotations
@@ -16,12 +15,14 @@ import time
 from pathlib import Path
 from tempfile import mkdtemp
 
+from common import write_json
+
 SDPO = ("-c", "from sdpo_cli.main import main; main()")
 ON_TINY = ("--model", "tiny", "--task", "tiny", "--plain")
 
 
 def main() -> None:
-    """Print seconds of each, and write them as JSON where asked."""
+    """Print the medians; write all seconds as JSON to `--out`."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--out", type=Path)
@@ -39,19 +40,18 @@ def main() -> None:
     medians = {name: statistics.median(values) for name, values in found.items()}
     for name, value in medians.items():
         print(f"{name}: {value:.2f} s ({min(found[name]):.2f} to {max(found[name]):.2f})")
-    if options.out:
-        options.out.write_text(json.dumps(found, indent=1) + "\n")
+    write_json(options.out, found)
 
 
 def spent(*arguments: str) -> float:
-    """Seconds of a Python process from its start to its end."""
+    """Return the seconds of a Python process."""
     begun = time.perf_counter()
     subprocess.run([sys.executable, *arguments], check=True, capture_output=True)
     return time.perf_counter() - begun
 
 
 def first_step() -> float:
-    """Seconds from the start of `sdpo train` to the event of its first step."""
+    """Return the seconds from the start of `sdpo train` to its first `step` event."""
     out, begun = Path(mkdtemp(prefix="sdpo-start-")) / "run", time.time()
     spent(*SDPO, "train", *ON_TINY, "--steps", "1", "--set", "eval.problems=16", "--out", str(out))
     events = [json.loads(line) for line in (out / "events.jsonl").read_text().splitlines()]

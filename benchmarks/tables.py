@@ -1,67 +1,63 @@
-"""The tables in docs/ that come from docs/figures: `python benchmarks/tables.py` writes them anew.
+"""Write the tables in docs/ that come from docs/figures: `python benchmarks/tables.py`.
 
-Each stands on its page between `<!-- table: NAME -->` and `<!-- end -->`; NAME is a key of `TABLES`.
+A table is between `<!-- table: NAME -->` and `<!-- end -->`; NAME is a key of `TABLES`.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
-DOCS = Path(__file__).parents[1] / "docs"
-PLACE = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
-SHOWN = (8, 16, 32, 64)  # attempts
-METHODS = {"sdpo": "SDPO", "best-of-k": "best-of-k", "multi-turn": "multi-turn"}
+from common import markdown_table
 
-Cells = Sequence[Sequence[str]]
+DOCS = Path(__file__).parents[1] / "docs"
+SLOT = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
+ATTEMPTS = (8, 16, 32, 64)  # attempts
+METHODS = {"sdpo": "SDPO", "best-of-k": "best-of-k", "multi-turn": "multi-turn"}
 
 
 def main() -> None:
-    """Every page that has such a place."""
+    """Update every page."""
     for page in sorted(DOCS.glob("*.md")):
         text = page.read_text(encoding="utf-8")
         page.write_text(filled(text), encoding="utf-8")
 
 
 def filled(text: str) -> str:
-    """A page with its tables as the figures have them now."""
-    return PLACE.sub(lambda found: f"{found[1]}{TABLES[found[2]]()}\n{found[3]}", text)
-
-
-def table(head: Sequence[str], rows: Cells) -> str:
-    """Markdown."""
-    first, *rest = (f"| {' | '.join(cells)} |" for cells in (head, *rows))
-    return "\n".join([first, "|" + "---|" * len(head), *rest])
+    """Return the text of a page with its tables made from the figures."""
+    return SLOT.sub(lambda found: f"{found[1]}{TABLES[found[2]]()}\n{found[3]}", text)
 
 
 def figures(name: str) -> Any:
-    """What a program left in docs/figures."""
+    """Read a file of docs/figures."""
     return json.loads((DOCS / "figures" / f"{name}.json").read_text(encoding="utf-8"))
 
 
 def discovery() -> str:
-    """The embedded model's hard problems; without suggestions best-of-k is the same, since it reads nothing."""
-    told, untold = figures("discovery")["methods"], figures("discovery_no_suggestion")["methods"]
-    columns = {METHODS[name]: told[name] for name in METHODS}
-    columns |= {f"{METHODS[name]}, no suggestions": untold[name] for name in ("sdpo", "multi-turn")}
+    """Return the table of the embedded model. Best-of-k is the same without suggestions, since it reads no feedback."""
+    full, no_suggestion = figures("discovery")["methods"], figures("discovery_no_suggestion")["methods"]
+    columns = {METHODS[name]: full[name] for name in METHODS}
+    columns |= {f"{METHODS[name]}, no suggestions": no_suggestion[name] for name in ("sdpo", "multi-turn")}
     return curves(columns)
 
 
 def discovery_code() -> str:
-    """SmolLM2's hard problems."""
+    """Return the table of SmolLM2."""
     methods = figures("discovery_code")["methods"]
     return curves({METHODS[name]: methods[name] for name in METHODS if name in methods})
 
 
 def curves(columns: Mapping[str, Any]) -> str:
-    """discovery@k with intervals, a column a method."""
+    """Return discovery@k with intervals, one column per method."""
     points = {name: {point["k"]: point for point in found["curve"]} for name, found in columns.items()}
-    ks = [k for k in SHOWN if all(k in found for found in points.values())]
-    return table(["attempts", *columns], [[str(k), *(_share(points[name][k]) for name in columns)] for k in ks])
+    ks = [k for k in ATTEMPTS if all(k in found for found in points.values())]
+    return markdown_table(
+        ["attempts", *columns], [[str(k), *(_share(points[name][k]) for name in columns)] for k in ks]
+    )
 
 
 def _share(point: Mapping[str, float]) -> str:
@@ -69,8 +65,8 @@ def _share(point: Mapping[str, float]) -> str:
     return f"{100 * point['discovery']:.1f} % ({' to '.join(map(str, ends))})"
 
 
-def privileged(first: str, *parts: str) -> Callable[[], str]:
-    """Held-out success before and after, mean and range over the seeds; half way where there is one seed."""
+def before_and_after(first: str, *parts: str) -> Callable[[], str]:
+    """Return a table of held-out success before and after: mean and range of the seeds, or half way with one seed."""
 
     def made() -> str:
         runs = [run for run in figures("sdft")["runs"] if run["part"] in parts]
@@ -79,12 +75,12 @@ def privileged(first: str, *parts: str) -> Callable[[], str]:
         for task, label in dict.fromkeys((run["task"], run["label"]) for run in runs):
             chosen = [run for run in runs if (run["task"], run["label"]) == (task, label)]
             before, after = ([run[name] for run in chosen] for name in ("before", "after"))
-            same = "" if any(run["changed"] for run in chosen) else ", no byte changed"
+            unchanged = "" if any(run["changed"] for run in chosen) else ", no byte changed"
             curve = chosen[0]["curve"]
             range_ = f"{curve[len(curve) // 2][2]:.2f}" if single else f"{min(after):.2f} to {max(after):.2f}"
-            spread = f"{mean(after):.2f} ({range_}){same}"
+            spread = f"{mean(after):.2f} ({range_}){unchanged}"
             rows.append([*([f"`{task}`"] if several else []), label, f"{mean(before):.2f}", spread])
-        return table(
+        return markdown_table(
             [*(["task"] if several else []), first, "before", "after (half way)" if single else "after (range)"], rows
         )
 
@@ -94,9 +90,9 @@ def privileged(first: str, *parts: str) -> Callable[[], str]:
 TABLES: Mapping[str, Callable[[], str]] = {
     "discovery": discovery,
     "discovery-code": discovery_code,
-    "references": privileged("teacher reads", "sdft"),
-    "remarks": privileged("the person", "coach"),
-    "episodes": privileged("the person", "coach-game", "coach-tries"),
+    "references": before_and_after("teacher reads", "sdft"),
+    "remarks": before_and_after("the person", "coach"),
+    "episodes": before_and_after("the person", "coach-game", "coach-tries"),
 }
 
 
