@@ -22,14 +22,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from common import machine, write_json
 from memory import qwen
-from results import machine
 
 from sdpo_mlx.config.resolve import resolve
 from sdpo_mlx.core.seeding import derive
 from sdpo_mlx.models import resolve as models
 from sdpo_mlx.rl.components import build_components
-from sdpo_mlx.rl.diagnostics import WORTH, candidates, due
+from sdpo_mlx.rl.diagnostics import ROLLOUTS_PER_LOOK, candidates, due
 from sdpo_mlx.rl.distillation import distillation_batch
 from sdpo_mlx.rl.optimization import learn
 from sdpo_mlx.rl.rollouts import Sampler, sample
@@ -47,23 +47,23 @@ SIDES: Mapping[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Case:
-    """A model with its settings; `shape` is that of a random one."""
+    """Settings of a run; `shape` is the configuration of a random model."""
 
     settings: tuple[str, ...]
     shape: Mapping[str, Any] | None = None
 
 
 CASES: Mapping[str, Case] = {
-    "embedded, 8 problems x 8 answers": Case(("model.name=tiny",)),
-    "random Qwen3, 151,936 words, 8 answers of 12": Case(RANDOM, qwen(2, 128, 2, 1, 384, 151_936)),
+    "embedded, 8 problems x 8 rollouts": Case(("model.name=tiny",)),
+    "random Qwen3, 151,936 tokens, 8 rollouts of 12": Case(RANDOM, qwen(2, 128, 2, 1, 384, 151_936)),
 }
 
 
 def main() -> None:
-    """Measure every case, print it, and write it as JSON where asked."""
+    """Measure every case; print it and write it as JSON to `--out`."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=9)
-    parser.add_argument("--only", nargs="*", default=[], help="cases that hold one of these words")
+    parser.add_argument("--only", nargs="*", default=[], help="cases whose name contains one of these words")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     rows = []
@@ -72,12 +72,11 @@ def main() -> None:
             continue
         rows.append({"case": name, **measured(case, options.steps)})
         print(json.dumps(rows[-1]), flush=True)
-        if options.out:
-            options.out.write_text(json.dumps({"machine": machine(), "rows": rows}, indent=1) + "\n")
+        write_json(options.out, {"machine": machine(), "rows": rows})
 
 
 def measured(case: Case, steps: int) -> dict[str, Any]:
-    """Processor seconds and bytes of a step of every side, the first beside the others, and the look's own share."""
+    """Return processor seconds and bytes per step of every side, ratios, and the share of computing candidates."""
     with TemporaryDirectory(prefix="sdpo-candidates-") as place:
         settings = (*COMMON, f"train.steps={steps}", *case.settings)
         if case.shape is not None:
@@ -85,34 +84,34 @@ def measured(case: Case, steps: int) -> dict[str, Any]:
         sides = {name: stepping(settings, extra, Path(place, name)) for name, extra in SIDES.items()}
         seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in sides}
         for turn in range(steps):
-            # turned round every time, so that none always comes after the same
+            # The order alternates, so that no side always follows the same one
             for name in list(sides)[:: 1 if turn % 2 else -1]:
                 seconds[name].append(next(sides[name]))
-        held = {name: size_of(Path(place, name), steps) for name in sides}
-    kept = {name: [whole for whole, _ in values[1:]] for name, values in seconds.items()}
-    first, *others = kept
+        sizes = {name: size_of(Path(place, name), steps) for name in sides}
+    steps_only = {name: [whole for whole, _ in values[1:]] for name, values in seconds.items()}
+    first, *others = steps_only
     look = statistics.median(looked for _, looked in seconds[first][1:])
     rollout = resolve(None, settings, {}).config.rollout
     rollouts = rollout.problems_per_step * rollout.group_size
-    every = next(step for step in range(1, WORTH + 1) if due(step, 1, rollouts))
+    every = next(step for step in range(1, ROLLOUTS_PER_LOOK + 1) if due(step, 1, rollouts))
     return {
         "look": look,
         "every": every,
-        "share": look / (every * statistics.median(kept["candidates 0"])),
-        "seconds": {name: statistics.median(values) for name, values in kept.items()},
-        "ratios": {name: spread(kept[first], kept[name]) for name in others},
-        "bytes a step": held,
+        "share": look / (every * statistics.median(steps_only["candidates 0"])),
+        "seconds": {name: statistics.median(values) for name, values in steps_only.items()},
+        "ratios": {name: spread(steps_only[first], steps_only[name]) for name in others},
+        "bytes a step": sizes,
     }
 
 
 def spread(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, float]:
-    """Median and range of the ratios of steps that lay beside each other in time."""
+    """Return median and range of the ratios of neighbouring steps."""
     ratios = sorted(a / b for a, b in zip(ours, theirs, strict=True))
     return {"ratio": statistics.median(ratios), "low": ratios[0], "high": ratios[-1]}
 
 
 def stepping(settings: Sequence[str], extra: Sequence[str], folder: Path) -> Iterator[tuple[float, float]]:
-    """One step of `trainer.train` a `next`, without scores and checkpoints: its seconds, and those of a look."""
+    """Make one step per `next`, without scores and checkpoints; yield its seconds and those of `candidates`."""
     cfg = resolve(None, [*settings, *extra], {}).config
     setup = build_components(cfg)
     sampler = Sampler(setup.task.problems("train"), cfg.rollout.problems_per_step, cfg.train.seed)
@@ -137,12 +136,12 @@ def stepping(settings: Sequence[str], extra: Sequence[str], folder: Path) -> Ite
 
 
 def size_of(run: Path, steps: int) -> float:
-    """Bytes of the rollout files, a step."""
+    """Return the bytes of rollout files per step."""
     return sum(file.stat().st_size for file in (run / "rollouts").glob("step-*.jsonl.gz")) / steps
 
 
 def random_model(folder: Path, shape: Mapping[str, Any]) -> Path:
-    """A model of random weights behind the embedded model's tokenizer, which has text for the first 640 words."""
+    """Write a model of random weights with the embedded model's tokenizer (640 tokens)."""
     sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
     from small_models import write_config
 

@@ -66,7 +66,7 @@ ARMS: tuple[Arm, ...] = (
 )
 
 
-# A remark is one line, in the wording of the feedback that the embedded model was pretrained on: the first error only
+# One line in the wording of the feedback that the embedded model was pretrained on: the first error only
 COACH = ("log.samples=0",)
 # (true feedback, last true feedback on another rollout) -> the feedback given
 Person = Callable[[HumanFeedback, HumanFeedback], HumanFeedback]
@@ -167,7 +167,7 @@ def coached(plan: CoachingPlan, person: Person, seed: int, extra: tuple[str, ...
     settings = [f"train.seed={seed}", f"task.name={plan.task}", *plan.settings, *extra]
     setup, begun = build_components(coaching_config("tiny", settings, {})), time.perf_counter()
     plan.change(setup)
-    sampler, remarks = Sampler(setup.task.problems("train"), 1, seed), Counter[str]()
+    sampler, counts = Sampler(setup.task.problems("train"), 1, seed), Counter[str]()
     curve = [[0, 0, score(setup)]]
     with tempfile.TemporaryDirectory() as folder, RunFolder.open(Path(folder, "coach")) as place:
         coaching = Coaching(setup, place)
@@ -176,14 +176,14 @@ def coached(plan: CoachingPlan, person: Person, seed: int, extra: tuple[str, ...
             problem = sampler.batch(step)[0]
             rollouts = answers(coaching, problem)
             true = feedback_of(problem, rollouts[0].text)
-            remark, last = person(true, last), true if true.text else last
-            remarks["good" if remark.good else "remark" if remark.text else "nothing"] += 1
-            coaching.learn(Lesson(problem, rollouts, (remark,)))
+            given, last = person(true, last), true if true.text else last
+            counts["good" if given.good else "remark" if given.text else "nothing"] += 1
+            coaching.learn(Lesson(problem, rollouts, (given,)))
             if (step + 1) % plan.every == 0:
                 curve.append([step + 1, step + 1, score(setup)])
         coaching.close()
         changed = fingerprint(setup.policy.state()["student"]) != start
-    kept = {"before": curve[0][2], "after": curve[-1][2], "curve": curve, "changed": changed, "heard": dict(remarks)}
+    kept = {"before": curve[0][2], "after": curve[-1][2], "curve": curve, "changed": changed, "heard": dict(counts)}
     return {**kept, "settings": settings, "seconds": round(time.perf_counter() - begun, 1)}
 
 
@@ -198,7 +198,7 @@ def answers(coaching: Coaching, problem: Problem) -> tuple[Rollout, ...]:
 
 
 def feedback_of(problem: Problem, answer: str) -> HumanFeedback:
-    """Return the remark of a person who knows the library: the first wrong line, and what it should be."""
+    """Return the feedback of a person who knows the library: the first wrong line, and what it should be."""
     hidden = problem.private
     library = hidden.get("library", LIBRARY)
     verdict = judge(hidden["operations"], hidden["inputs"], answer, library=library, mode="first_error")

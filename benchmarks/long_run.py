@@ -55,7 +55,7 @@ def measured(steps: int) -> list[dict[str, Any]]:
             rows.append(_row(event))
 
     with RunFolder.open(Path(mkdtemp(prefix="sdpo-long-")) / "run") as folder:
-        fit(setup, folder, observe, lambda: False, ["benchmark"])
+        fit(setup, folder, observe, command=["benchmark"])
     return rows
 
 
