@@ -1,9 +1,9 @@
 """Checkpoints that survive kills, full disks and flipped bits.
 
 A checkpoint is a folder `step-000020`: one safetensors file for each part of the state (student, teacher,
-optimizer), `state.json` with whatever the loop needs besides, and `manifest.json` with size and SHA-256 of
-each. All of it is written and fsynced under a temporary name, the manifest last, and gets its real name by
-one rename. Not covered: a drive that lies about fsync, and two processes in one folder (the run's lock).
+optimizer), `state.json` with the rest of the training state, and `manifest.json` with size and SHA-256 of each.
+All of it is written and fsynced under a temporary name, the manifest last, and then renamed once. Not covered: a
+drive that ignores fsync, and two processes in one folder (the run's lock prevents that).
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ SAVING, REPLACED, REMOVING = ".saving-", ".replaced-", ".removing-"
 NAME = re.compile(r"step-(\d{6,})")
 NAMED = ("config.model.name ", "config.task.name ")
 _HASH = re.compile("[0-9a-f]{64}")
-OVERRIDE = "restore the run's own settings, start in another --out, or pass --resume to go on with the new ones"
+OVERRIDE = "restore the run's own settings, start in another --out, or pass --resume to resume with the new ones"
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """What a checkpoint held; `warnings` tells which newer ones were damaged and passed over."""
+    """The content of a checkpoint; `warnings` name newer ones that were damaged and skipped."""
 
     step: int
     state: dict[str, dict[str, npt.NDArray[Any]]]
@@ -44,12 +44,12 @@ class Loaded:
 
 
 def folder_name(step: int) -> str:
-    """`step-000020` for 20 completed steps."""
+    """Return `step-000020` for 20 completed steps."""
     return f"step-{step:06d}"
 
 
 def steps(root: Path) -> list[int]:
-    """The steps that have a checkpoint under `root`, oldest first; whether they verify is not looked at."""
+    """Return the steps that have a checkpoint under `root`, oldest first, without verifying them."""
     names = (NAME.fullmatch(path.name) for path in root.iterdir() if path.is_dir()) if root.is_dir() else ()
     return sorted(int(name[1]) for name in names if name)
 
@@ -63,10 +63,10 @@ def save(
     keep: int = 2,
     keep_steps: Collection[int] = (),
 ) -> Path:
-    """Write checkpoint `step`, then prune to the last `keep` and `keep_steps`; returns its folder.
+    """Write checkpoint `step`, then prune to the last `keep` and `keep_steps`; return its folder.
 
-    An existing checkpoint of the same step is replaced; later ones belong to a future that was given up
-    and go. Raises StorageError with the temporary folder removed and every earlier checkpoint untouched.
+    An existing checkpoint of the same step is replaced; checkpoints of later steps are deleted. Raises StorageError
+    with the temporary folder removed and every earlier checkpoint unchanged.
     """
     final = root / folder_name(step)
     temporary = root / (SAVING + final.name)
@@ -88,11 +88,10 @@ def save(
 
 
 def load(root: Path, *, expect: Mapping[str, Any] | None = None, override: str = OVERRIDE) -> Loaded | None:
-    """The newest checkpoint that verifies, or None when there is none at all.
+    """Return the newest checkpoint that verifies, None if there is none at all.
 
-    `expect` maps keys of `meta` (nested ones too) to the values that this run needs; None asks for nothing.
-    Raises ConfigError naming each value that changed, with `override` as the way out, and StorageError
-    when checkpoints exist and all of them are damaged.
+    `expect` maps keys of `meta` (nested ones too) to the values that this run needs. Raises ConfigError naming each
+    value that changed, with `override` as the fix, and StorageError if all checkpoints are damaged.
     """
     guarded(root, recover, root)
     damage: list[str] = []
@@ -101,7 +100,7 @@ def load(root: Path, *, expect: Mapping[str, Any] | None = None, override: str =
         try:
             state, meta = _read(folder, step)
         except StorageError as error:
-            damage.append(f"checkpoint {folder.name} is damaged and was passed over: {error.what}")
+            damage.append(f"checkpoint {folder.name} is damaged and was skipped: {error.what}")
             continue
         _refuse_changes(expect or {}, meta, folder, override)
         return Loaded(step, state, meta, tuple(damage))
@@ -113,9 +112,9 @@ def load(root: Path, *, expect: Mapping[str, Any] | None = None, override: str =
 
 
 def recover(root: Path) -> None:
-    """Clear what a kill left behind: half-written folders go, a replaced one comes back if it is the only one.
+    """Clean up after a kill: delete incomplete folders, restore a replaced one if its successor is missing.
 
-    Raises OSError where the folder cannot be changed.
+    Raises OSError if the folder cannot be changed.
     """
     for path in list(root.glob(".*step-*")) if root.is_dir() else []:
         if path.name.startswith(REPLACED):
@@ -129,21 +128,20 @@ def recover(root: Path) -> None:
 
 def _fill(folder: Path, step: int, state: Mapping[str, Arrays], meta: Mapping[str, Any]) -> None:
     """Write all files; one part is in memory at a time."""
+    from safetensors.numpy import save as serialize
+
     files: dict[str, dict[str, Any]] = {}
-    for name, content in _contents(step, state, meta):
+
+    def add(name: str, content: bytes) -> None:
         put(folder / name, content)
         files[name] = {"size": len(content), "sha256": digest(content)}
-    put(folder / MANIFEST, _manifest(files))
-
-
-def _contents(step: int, state: Mapping[str, Arrays], meta: Mapping[str, Any]) -> Iterator[tuple[str, bytes]]:
-    from safetensors.numpy import save as serialise
 
     for part, arrays in state.items():
-        # safetensors writes a transposed array's memory as it lies, in the wrong order
-        yield part + SUFFIX, serialise({name: np.asarray(array, order="C") for name, array in arrays.items()})
+        # safetensors writes the memory of a transposed array unchanged, which is the wrong order.
+        add(part + SUFFIX, serialize({name: np.asarray(array, order="C") for name, array in arrays.items()}))
     record = {"format": FORMAT, "step": step, "parts": list(state), "meta": meta}
-    yield STATE, json.dumps(record, indent=1).encode()
+    add(STATE, json.dumps(record, indent=1).encode())
+    put(folder / MANIFEST, _manifest(files))
 
 
 def _manifest(files: Mapping[str, Mapping[str, Any]]) -> bytes:
@@ -151,7 +149,7 @@ def _manifest(files: Mapping[str, Mapping[str, Any]]) -> bytes:
 
 
 def _swap(temporary: Path, final: Path) -> None:
-    """Give the new folder its name; a folder cannot be renamed over a full one, so the old steps aside first."""
+    """Rename the new folder; a non-empty folder cannot be replaced by a rename, so the old one is moved first."""
     replaced = final.with_name(REPLACED + final.name)
     had_one = final.exists()
     if had_one:
@@ -166,12 +164,10 @@ def _swap(temporary: Path, final: Path) -> None:
 
 
 def _prune(root: Path, step: int, keep: int, keep_steps: Collection[int]) -> None:
-    """Drop the old and the given-up; what resists is tried again next time, the save itself has worked."""
+    """Delete old and later checkpoints; a failure is ignored, since the save itself succeeded."""
     past = [other for other in steps(root) if other <= step]
-    kept = {*past[-max(keep, 1) :], *keep_steps}
-    for other in steps(root):
-        if other in kept and other <= step:
-            continue
+    keeping = {*past[-max(keep, 1) :], *keep_steps}.intersection(past)
+    for other in sorted(set(steps(root)) - keeping):
         folder = root / folder_name(other)
         doomed = folder.with_name(REMOVING + folder.name)
         with suppress(OSError):
@@ -180,7 +176,7 @@ def _prune(root: Path, step: int, keep: int, keep_steps: Collection[int]) -> Non
 
 
 def _read(folder: Path, step: int) -> tuple[dict[str, dict[str, npt.NDArray[Any]]], dict[str, Any]]:
-    """State and meta, verified; raises StorageError saying what is wrong with the folder."""
+    """Return verified state and meta; raises StorageError with what is wrong with the folder."""
     from safetensors import SafetensorError
     from safetensors.numpy import load as parse
 
@@ -198,7 +194,7 @@ def _read(folder: Path, step: int) -> tuple[dict[str, dict[str, npt.NDArray[Any]
 
 
 def _verified(folder: Path) -> dict[str, bytes]:
-    """The bytes of every file of the manifest, sizes and hashes checked, the manifest's own spelling too."""
+    """Return the bytes of every file in the manifest; sizes, hashes and the manifest's own bytes are checked."""
     stored = (folder / MANIFEST).read_bytes()
     files = json.loads(stored)["files"]
     content: dict[str, bytes] = {}
@@ -215,20 +211,20 @@ def _verified(folder: Path) -> dict[str, bytes]:
 
 def _refuse_changes(expect: Mapping[str, Any], meta: Mapping[str, Any], folder: Path, override: str) -> None:
     changed = list(_changes(json.loads(json.dumps(expect)), meta, ""))
-    changed.sort(key=lambda each: not each.startswith(NAMED))  # what a person wrote, before the hashes that follow
+    changed.sort(key=lambda each: not each.startswith(NAMED))  # settings that a person wrote before the hashes
     if changed:
         shown = "; ".join(changed[:5]) + (f"; and {len(changed) - 5} more" if len(changed) > 5 else "")
         raise ConfigError(f"this run was started with other settings: {shown}", where=str(folder), fix=override)
 
 
 def _changes(expect: Mapping[str, Any], found: Mapping[str, Any], prefix: str) -> Iterator[str]:
-    """`train.learning_rate was 0.0001, is 0.001`, one for each difference."""
-    for key, wanted in expect.items():
-        had = found.get(key)
-        if isinstance(wanted, dict) and isinstance(had, dict):
-            yield from _changes(wanted, had, f"{prefix}{key}.")
-        elif wanted != had:
-            yield f"{prefix}{key} was {_shown(had)}, is {_shown(wanted)}"
+    """Yield `train.learning_rate was 0.0001, is 0.001` for each difference."""
+    for key, now in expect.items():
+        before = found.get(key)
+        if isinstance(now, dict) and isinstance(before, dict):
+            yield from _changes(now, before, f"{prefix}{key}.")
+        elif now != before:
+            yield f"{prefix}{key} was {_shown(before)}, is {_shown(now)}"
 
 
 def _shown(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""What a run leaves on disk (the layout of one folder), and the lock that keeps it to one process."""
+"""The layout of a run folder, and its lock that admits one process at a time."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import re
 import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -43,13 +42,18 @@ class RunFolder:
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
+        self.events = self.path / "events.jsonl"
+        self.forgetting = self.path / "forgetting.json"  # the base model's reference (`evaluation/forgetting.py`)
+        self.trackers = self.path / "trackers.json"  # what was sent to trackers (`tracking/sent_log.py`)
+        self.checkpoints = self.path / "checkpoints"  # for `checkpoint.save` and `checkpoint.load`
+        self.rollouts = self.path / "rollouts"  # one file per step
         self._lock: int | None = None
 
     @classmethod
     def open(cls, path: Path | str) -> RunFolder:
-        """Create the folder where needed and take its lock; give it back with `close` or a `with` block.
+        """Create the folder if needed and take its lock; `close` or a `with` block releases it.
 
-        Raises StorageError when another process holds it, its id named.
+        Raises StorageError with the process id if another process holds it.
         """
         folder = cls(path)
         for each in (folder.path, folder.rollouts, folder.checkpoints):
@@ -57,33 +61,8 @@ class RunFolder:
         folder._lock = _take_lock(folder.path / ".lock")
         return folder
 
-    @property
-    def events(self) -> Path:
-        """The event stream."""
-        return self.path / "events.jsonl"
-
-    @property
-    def forgetting(self) -> Path:
-        """What the untouched base said to ordinary prompts (`forgetting.py`)."""
-        return self.path / "forgetting.json"
-
-    @property
-    def trackers(self) -> Path:
-        """What the trackers were told (`trackers/told.py`)."""
-        return self.path / "trackers.json"
-
-    @property
-    def checkpoints(self) -> Path:
-        """The root that `checkpoint.save` and `checkpoint.load` take."""
-        return self.path / "checkpoints"
-
-    @property
-    def rollouts(self) -> Path:
-        """The kept rollouts, one file a step."""
-        return self.path / "rollouts"
-
     def close(self) -> None:
-        """Give the lock back; a second call does nothing."""
+        """Release the lock; a second call does nothing."""
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
@@ -101,31 +80,29 @@ class RunFolder:
     def __enter__(self) -> RunFolder:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.close()
 
     def save_adapter(self, arrays: Mapping[str, npt.NDArray[Any]], adapter_config: Mapping[str, Any]) -> None:
-        """The best adapter in mlx-lm's layout: flat names `….lora_a` and the config its loader needs.
+        """Write the best adapter in mlx-lm's layout: flat names `….lora_a` and the config for its loader.
 
-        A kill at any moment leaves a pair that belongs together, or no adapter at all.
+        A kill at any moment leaves a matching pair of files, or no adapter at all.
         """
         from safetensors.numpy import save
 
         weights, config = self.path / "adapters.safetensors", self.path / "adapter_config.json"
         text = _json(adapter_config)
         if not config.exists() or guarded(config, config.read_text, encoding="utf-8") != text:
-            # old weights under a new config would load as nonsense
+            # Old weights must never be read with a new config.
             guarded(weights, weights.unlink, missing_ok=True)
             guarded(self.path, sync_folder, self.path)
             write_text(config, text)
-        # safetensors writes a transposed array's memory as it lies, in the wrong order
+        # safetensors writes the memory of a transposed array unchanged, which is the wrong order.
         content = save({name: np.asarray(array, order="C") for name, array in arrays.items()}, {"format": "mlx"})
         write_bytes(weights, content)
 
     def load_adapter(self) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any]]:
-        """What `save_adapter` wrote; raises StorageError when there is none or it is damaged."""
+        """Return what `save_adapter` wrote; raises StorageError if it is missing or damaged."""
         from safetensors import SafetensorError
         from safetensors.numpy import load
 
@@ -142,19 +119,19 @@ class RunFolder:
         if not (isinstance(config, dict) and isinstance(config.get("lora_parameters", {}), dict)):
             raise self._damaged("adapter_config.json is not what mlx-lm writes")
         if not all(np.isfinite(array).all() for array in arrays.values()):
-            raise self._damaged("it holds numbers that are not finite")
+            raise self._damaged("it contains numbers that are not finite")
         return arrays, config
 
     def _damaged(self, how: str) -> StorageError:
-        fix = "put a whole copy there, or train into another --out"
+        fix = "restore it from a copy, or train into another --out"
         return StorageError(f"the adapter cannot be read: {how}", where=str(self.path), fix=fix)
 
     def write_manifest(self, manifest: Mapping[str, Any]) -> None:
-        """`manifest.json`: versions, base model, tokenizer hash, sandbox kind, seeds, command line."""
+        """Write `manifest.json`: versions, base model, tokenizer hash, sandbox kind, seeds, command line."""
         write_text(self.path / "manifest.json", _json(manifest))
 
     def read_manifest(self) -> dict[str, Any]:
-        """The manifest, empty where the run has none; raises StorageError when it is damaged."""
+        """Return the manifest, empty if the run has none; raises StorageError if it is damaged."""
         path = self.path / "manifest.json"
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
@@ -165,24 +142,24 @@ class RunFolder:
         return found if isinstance(found, dict) else {}
 
     def write_config(self, config: Config) -> None:
-        """`config.yaml`: every setting as it was resolved."""
+        """Write `config.yaml`: every setting, resolved."""
         write_text(self.path / "config.yaml", dump_yaml(config))
 
     def write_card(self, text: str) -> None:
-        """`README.md`: the model card, made by `card.model_card`."""
+        """Write the model card to `README.md`."""
         write_text(self.path / "README.md", text)
 
     def rollouts_of(self, step: int) -> Path:
-        """Where the rollouts of one step lie: `rollouts/step-000012.jsonl.gz`."""
+        """Return the file of one step: `rollouts/step-000012.jsonl.gz`."""
         return self.rollouts / f"step-{step:06d}.jsonl.gz"
 
     def write_rollouts(self, step: int, records: Iterable[Mapping[str, Any]]) -> None:
-        """One JSON object a line, gzipped without a time stamp so that equal runs give equal files."""
+        """Write one JSON object per line, gzipped without a time stamp so that equal runs give equal files."""
         content = b"".join(map(json_line, records))
         write_bytes(self.rollouts_of(step), gzip.compress(content, mtime=0))
 
     def read_rollouts(self, step: int) -> list[dict[str, Any]]:
-        """What `write_rollouts` wrote, empty where the step kept none; raises StorageError when damaged."""
+        """Return what `write_rollouts` wrote, empty if there is no file; raises StorageError if it is damaged."""
         path = self.rollouts_of(step)
         try:
             lines = gzip.decompress(path.read_bytes()).splitlines()
@@ -193,12 +170,12 @@ class RunFolder:
             raise StorageError(f"cannot be read: {error}", where=str(path)) from error
 
     def rollout_steps(self) -> list[int]:
-        """The steps whose rollouts were kept, oldest first."""
+        """Return the steps with stored rollouts, oldest first."""
         names = (ROLLOUTS.fullmatch(path.name) for path in self.rollouts.glob("step-*.jsonl.gz"))
         return sorted(int(name[1]) for name in names if name)
 
     def rewind(self, step: int) -> None:
-        """Drop the rollouts of later steps: a resumed run samples them again."""
+        """Delete the rollouts of later steps: a resumed run samples them again."""
         for later in self.rollout_steps():
             if later > step:
                 path = self.rollouts_of(later)
@@ -206,7 +183,7 @@ class RunFolder:
 
 
 def adapter_sha256(folder: Path) -> str:
-    """A hash (hex) of an adapter as it lies there, weights and configuration. Raises StorageError."""
+    """Return a hash (hex) of an adapter's weights and configuration. Raises StorageError."""
     parts = [folder / name for name in ("adapter_config.json", "adapters.safetensors")]
     return digest("".join(digest(guarded(path, path.read_bytes)) for path in parts).encode())
 
@@ -216,7 +193,7 @@ def _json(record: Mapping[str, Any]) -> str:
 
 
 def _take_lock(path: Path) -> int:
-    """A descriptor whose lock the system drops when the process ends, however it ends."""
+    """Return a locked descriptor; the system releases the lock however the process ends."""
     descriptor = guarded(path, os.open, path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
