@@ -53,11 +53,11 @@ def command(  # noqa: PLR0913 - typer reads the options off the signature
     cfg = target_config(target, adapter, sets or [], flags)
     with render.status(f"loading {cfg.model.name}", plain):
         from sdpo_mlx.backends.base import SamplingParams
-        from sdpo_mlx.runs.conversation import Conversation, open_speaker
+        from sdpo_mlx.runs.conversation import Conversation, open_chat_model
 
         sampling = SamplingParams(max_tokens, cfg.eval.temperature, cfg.eval.top_p, frozenset(), concurrency=1)
-        model = open_speaker(target, cfg, sampling, adapter)
-    sides = [Conversation(model, voice) for voice in list(model.voices)[0 if compare else -1 :]]
+        model = open_chat_model(target, cfg, sampling, adapter)
+    sides = [Conversation(model, name) for name in list(model.adapters)[0 if compare else -1 :]]
     if prompt is None:
         _chat(sides, _read_line)
     elif as_json:
@@ -83,7 +83,7 @@ def _chat(sides: Sequence[Conversation], read_line: Callable[[], str]) -> None:
             return
         if question == "/new":
             for side in sides:
-                side.forget()
+                side.clear()
         elif question.startswith("/"):
             render.message(f"unknown command {question.split()[0]}: {HINT}")
         elif question:
@@ -119,7 +119,7 @@ def _stream(sides: Sequence[Conversation], question: str, once: bool = True) -> 
     with Interrupt() as interrupt:
         for side in sides:
             if len(sides) > 1:
-                render.result([f"{side.voice}:"])
+                render.result([f"{side.adapter}:"])
             render.stream(side.ask(question, interrupt.requested))
             _notes(side)
             if interrupt.requested():
@@ -148,4 +148,4 @@ def _reply(side: Conversation, question: str) -> dict[str, Any]:
     if interrupt.requested():
         raise typer.Exit(interrupt.exit_code)
     reply = side.last
-    return {"voice": side.voice, "text": reply.text, "finish": reply.finish, "tokens": reply.tokens}
+    return {"voice": side.adapter, "text": reply.text, "finish": reply.finish, "tokens": reply.tokens}

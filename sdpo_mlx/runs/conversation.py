@@ -1,7 +1,7 @@
-"""Conversations with a model, with its adapter or without, token by token.
+"""Streaming chat with a model, with or without its adapter.
 
-What a person types is data like everything else: it goes through the model's chat template as plain text. A
-conversation that outgrows the context loses its oldest exchange.
+What a user types is untrusted like everything else: it goes through the chat template as plain text. A conversation
+that outgrows the context loses its oldest exchange.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from sdpo_mlx.runs.targets import adapter_home
 from sdpo_mlx.types import IntArray, Message
 
 AdapterChoice = Literal["model", "base", "adapter"]
-LEAST_ROOM = 4  # an answer has at least this part of the context, or of what it asked for
+MIN_SHARE = 4  # a reply has room for at least one fourth of the context, or for `max_tokens`
 
 
 @dataclass(frozen=True)
 class Reply:
-    """What was said: `finish` is `stop`, `length`, or `interrupted`; `dropped` exchanges were forgotten for it."""
+    """A reply; `finish` is `stop`, `length` or `interrupted`, `dropped` counts exchanges dropped before it."""
 
     text: str
     finish: str
@@ -39,49 +39,49 @@ class Reply:
 
 
 class ChatModel:
-    """A model that answers in one of its voices: `model` alone, or `base` and `adapter`."""
+    """A model with its adapters by name: `model` alone, or `base` and `adapter`."""
 
     def __init__(
-        self, policy: Policy, chat: Chat, sampling: SamplingParams, seed: int, voices: dict[AdapterChoice, Arrays]
+        self, policy: Policy, chat: Chat, sampling: SamplingParams, seed: int, adapters: dict[AdapterChoice, Arrays]
     ) -> None:
-        self.policy, self.chat, self.sampling, self.seed, self.voices = policy, chat, sampling, seed, voices
+        self.policy, self.chat, self.seed, self.adapters = policy, chat, seed, adapters
+        self.sampling = replace(sampling, eos_ids=chat.eos_ids)
         self.context = policy.info.context_length
-        self._speaks: AdapterChoice | None = None
+        self._loaded: AdapterChoice | None = None
 
     @classmethod
     def of(cls, components: Components, sampling: SamplingParams) -> ChatModel:
         """Return the model of open components as it is, with the adapter that its student holds."""
-        policy, chat = components.policy, components.chat
-        sampling = replace(sampling, eos_ids=chat.eos_ids)
-        return cls(policy, chat, sampling, components.cfg.train.seed, {"model": policy.state()["student"]})
+        policy, seed = components.policy, components.cfg.train.seed
+        return cls(policy, components.chat, sampling, seed, {"model": policy.state()["student"]})
 
-    def as_voice(self, voice: AdapterChoice) -> Policy:
-        """The policy with that voice's weights in place."""
-        if voice != self._speaks:
-            self.policy.load_student(self.voices[voice])
-            self._speaks = voice
+    def policy_with(self, adapter: AdapterChoice) -> Policy:
+        """Return the policy with this adapter loaded."""
+        if adapter != self._loaded:
+            self.policy.load_student(self.adapters[adapter])
+            self._loaded = adapter
         return self.policy
 
 
 class Conversation:
-    """One voice's side of a chat: it remembers its own answers."""
+    """A conversation with one adapter, with its history."""
 
-    def __init__(self, speaker: ChatModel, voice: AdapterChoice) -> None:
-        self.speaker, self.voice = speaker, voice
+    def __init__(self, model: ChatModel, adapter: AdapterChoice) -> None:
+        self.model, self.adapter = model, adapter
         self.messages: list[Message] = []
         self.last = Reply("", "stop", 0, 0)
 
     def ask(self, question: str, interrupted: Callable[[], bool] = lambda: False) -> Iterator[str]:
-        """Pieces of the answer as they come; afterwards `last` has the whole.
+        """Yield the reply in pieces; afterwards `last` has all of it.
 
-        Raises DataError where the question alone leaves no room for an answer.
+        Raises DataError if the question alone fills the context.
         """
-        prompt, dropped = self._fitted(question)
-        room = self.speaker.context - prompt.size
-        sampling = replace(self.speaker.sampling, max_tokens=min(self.speaker.sampling.max_tokens, room))
-        seed = derive(self.speaker.seed, len(self.messages))
-        pieces, ids, finish = Pieces(self.speaker.chat), list[int](), "length"
-        for token in self.speaker.as_voice(self.voice).stream(prompt, sampling, seed):
+        model = self.model
+        prompt, dropped = self._prompt(question)
+        sampling = replace(model.sampling, max_tokens=min(model.sampling.max_tokens, model.context - prompt.size))
+        seed = derive(model.seed, len(self.messages))
+        pieces, ids, finish = Pieces(model.chat), list[int](), "length"
+        for token in model.policy_with(self.adapter).stream(prompt, sampling, seed):
             ids.append(token)
             finish = "stop" if token in sampling.eos_ids else "length"
             if finish != "stop" and (piece := pieces.feed(token)):
@@ -91,44 +91,43 @@ class Conversation:
                 break
         if rest := pieces.rest():
             yield rest
-        text = self.speaker.chat.decode(ids)
+        text = model.chat.decode(ids)
         self.last = Reply(text, finish, len(ids), dropped)
-        # Templates leave earlier thinking out, and must not have to look for it.
+        # Removed here, since not every template leaves out earlier thinking.
         self.messages.append({"role": "assistant", "content": strip_thinking(text)})
 
-    def forget(self) -> None:
-        """Begin anew."""
+    def clear(self) -> None:
+        """Start a new conversation."""
         self.messages.clear()
 
-    def _fitted(self, question: str) -> tuple[IntArray, int]:
-        """The prompt with as much of the conversation as leaves room, and how many exchanges had to go."""
+    def _prompt(self, question: str) -> tuple[IntArray, int]:
+        """Return the prompt with as much history as fits, and how many exchanges were dropped."""
+        model = self.model
         self.messages.append({"role": "user", "content": question})
-        least = min(self.speaker.sampling.max_tokens, self.speaker.context // LEAST_ROOM)
+        least = min(model.sampling.max_tokens, model.context // MIN_SHARE)
         dropped = 0
-        while (prompt := self.speaker.chat.render(self.messages)).size + least > self.speaker.context:
-            if len(self.messages) == 1:
-                break
+        while (prompt := model.chat.render(self.messages)).size + least > model.context and len(self.messages) > 1:
             del self.messages[:2]
             dropped += 1
-        if prompt.size >= self.speaker.context:
+        if prompt.size >= model.context:
             self.messages.clear()
-            what = f"the question has {prompt.size} tokens with its frame, the model takes {self.speaker.context}"
-            raise DataError(what, fix="ask a shorter one")
+            what = f"the question has {prompt.size} tokens with the chat template, the model takes {model.context}"
+            raise DataError(what, fix="shorten it")
         return prompt, dropped
 
 
 class Pieces:
-    """Text of tokens that come one by one: a character of several tokens waits until it is whole."""
+    """Text of a stream of tokens; a character of several tokens is held back until it is complete."""
 
     def __init__(self, chat: Chat) -> None:
         self._chat = chat
         self._ids: list[int] = []
-        self._known = 0  # tokens whose text was given; they stay as context, for decoders that look back
+        self._known = 0  # tokens whose text was returned; they stay as context for the decoder
 
     def feed(self, token: int) -> str:
-        """The text that this token completes, blank while it completes none."""
+        """Return the text that this token completes, empty if it completes none."""
         self._ids.append(token)
-        text = self._new()
+        text = self.rest()
         if text.endswith("\ufffd"):
             return ""
         if text:
@@ -136,27 +135,24 @@ class Pieces:
         return text
 
     def rest(self) -> str:
-        """What never became whole."""
-        return self._new()
-
-    def _new(self) -> str:
+        """Return the text held back."""
         before = self._chat.decode(self._ids[: self._known])
         return self._chat.decode(self._ids)[len(before) :]
 
 
-def open_speaker(target: str, cfg: Config, sampling: SamplingParams, adapter: Path | None = None) -> ChatModel:
-    """The TARGET's model and, where it has one, its adapter; no task and no sandbox is opened.
+def open_chat_model(target: str, cfg: Config, sampling: SamplingParams, adapter: Path | None = None) -> ChatModel:
+    """Open a TARGET's model and its adapter if there is one, but neither task nor sandbox.
 
-    `sampling.eos_ids` are the model's own. Raises ConfigError or StorageError, each with one line.
+    `sampling.eos_ids` are replaced by the model's. Raises ConfigError or StorageError.
     """
     home = adapter_home(target, adapter)
-    # Read first: a missing adapter is told before a large model loads.
+    # Read before the model, so that a missing adapter is reported at once.
     arrays = RunFolder(home).load_adapter()[0] if home is not None else None
     model = resolve.resolve(cfg.model.name)
     chat = load_chat(model.path, thinking=cfg.model.thinking)
     policy = open_policy(model.path, cfg.model, cfg.teacher, cfg.train)
-    untouched = policy.state()["student"]
-    voices: dict[AdapterChoice, Arrays] = (
-        {"model": untouched} if arrays is None else {"base": untouched, "adapter": arrays}
+    initial = policy.state()["student"]
+    adapters: dict[AdapterChoice, Arrays] = (
+        {"model": initial} if arrays is None else {"base": initial, "adapter": arrays}
     )
-    return ChatModel(policy, chat, replace(sampling, eos_ids=chat.eos_ids), cfg.train.seed, voices)
+    return ChatModel(policy, chat, sampling, cfg.train.seed, adapters)

@@ -1,9 +1,8 @@
-"""What a run folder tells from outside, while it is written and after: for tables and for watching."""
+"""The status of run folders, for `sdpo runs` and `sdpo watch`; also while another process writes them."""
 
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -11,19 +10,20 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sdpo_mlx.core.errors import ConfigError
+from sdpo_mlx.core.jsonl import parse_line
 from sdpo_mlx.runs.events import read_events
 from sdpo_mlx.runs.folder import LESSONS
 
-FIGURES = ("time", "step", "score", "low", "high", "adapter_step", "loss", "entropy", "lr")
+NUMERIC = ("time", "step", "score", "low", "high", "adapter_step", "loss", "entropy", "lr")
 State = Literal["running", "finished", "stopped", "coached", "damaged"]
-MOST = 1e18  # no figure of a run is larger: a damaged line, or one that somebody made up
+MAX_NUMBER = 1e18  # larger numbers come from damaged or forged lines
 
 
 @dataclass(frozen=True)
 class RunState:
-    """One run at a glance; scores are shares of 1, `time` is that of the last event in epoch seconds.
+    """The status of one run; scores are shares of 1, `time` is that of the last event in epoch seconds.
 
-    In a coached folder steps are lessons, and there are as many as there are.
+    In a coached folder `step` and `steps` both count lessons.
     """
 
     path: Path
@@ -40,7 +40,7 @@ class RunState:
 
 
 def runs_in(folder: Path) -> list[RunState]:
-    """The runs below a folder, or the one that it is; latest first. Raises ConfigError where there is none."""
+    """Return the runs in a folder, or the run that it is, latest first. Raises ConfigError if there is none."""
     places = [folder] if (folder / "events.jsonl").is_file() else sorted(folder.glob("*/"))
     found = [state_of(place) for place in places if (place / "events.jsonl").is_file()]
     if not found:
@@ -49,23 +49,23 @@ def runs_in(folder: Path) -> list[RunState]:
 
 
 def state_of(path: Path) -> RunState:
-    """Read it off the events; a folder whose events tell nothing is `damaged`."""
+    """Read the status from the events; a folder without readable events is `damaged`."""
     try:
-        events = [_sound(event) for event in read_events(path / "events.jsonl")]
+        events = [_sanitized(event) for event in read_events(path / "events.jsonl")]
     except OSError:
         events = []
-    config = _first(events, "run_started").get("config") or {}
+    config = next((event.get("config") for event in events if event.get("type") == "run_started"), None) or {}
     steps = [event for event in events if event.get("type") == "step"]
     if not events or not isinstance(config, dict):
         return RunState(path, "damaged")
     finals = {event.get("adapter"): event.get("score") for event in events if event.get("final")}
     end: Mapping[str, Any] = next((event for event in reversed(events) if event.get("type") == "run_finished"), {})
     coached = (path / LESSONS).is_file()
-    over: State = "coached" if coached else "finished" if end else "stopped"
+    ended: State = "coached" if coached else "finished" if end else "stopped"
     done = _count(steps[-1].get("step")) if steps else 0
     return RunState(
         path=path,
-        state="running" if is_running(path) else over,
+        state="running" if is_running(path) else ended,
         model=str(_at(config, "model", "name")),
         task=str(_at(config, "task", "name")),
         step=done,
@@ -79,10 +79,10 @@ def state_of(path: Path) -> RunState:
 
 
 def is_running(path: Path) -> bool:
-    """Whether a living process holds the folder's lock."""
+    """Return whether a living process holds the folder's lock."""
     lock = path / ".lock"
     try:
-        # Asked first, so that a lock is tried for only where somebody may hold it.
+        # Checked first, so that the lock is only tried if a process may hold it.
         os.kill(int(lock.read_text() or 0), 0)
         descriptor = os.open(lock, os.O_RDONLY)
     except (OSError, ValueError, OverflowError):
@@ -97,13 +97,13 @@ def is_running(path: Path) -> bool:
 
 
 class EventFollower:
-    """The events of a stream that may still grow; a last line that is not whole yet waits."""
+    """Reads the events of a growing stream; an incomplete last line is left for later."""
 
     def __init__(self, path: Path) -> None:
         self.path, self._read = path, 0
 
     def new(self) -> Iterator[dict[str, Any]]:
-        """What came since the last call; all of it again where a resumed run has cut the stream."""
+        """Yield the events since the last call, all of them if a resumed run has truncated the stream."""
         if self.path.stat().st_size < self._read:
             self._read = 0
         with self.path.open("rb") as stream:
@@ -112,32 +112,25 @@ class EventFollower:
         whole = content[: content.rfind(b"\n") + 1]
         self._read += len(whole)
         for line in whole.splitlines():
-            try:
-                event = json.loads(line)
-            except ValueError:
-                continue
-            if isinstance(event, dict) and _is_figure(event.get("step")) and "type" in event:
-                yield _sound(event)
+            event = parse_line(line)
+            if event is not None and _is_number(event.get("step")) and "type" in event:
+                yield _sanitized(event)
 
 
-def _sound(event: dict[str, Any]) -> dict[str, Any]:
-    """The event with None for each figure that is none: a damaged line must not stop whoever watches."""
+def _sanitized(event: dict[str, Any]) -> dict[str, Any]:
+    """Replace invalid numbers by None, so that a damaged line does not stop `sdpo watch`."""
     return {
-        name: None if ("/" in name or name in FIGURES) and not _is_figure(value) else value
+        name: None if ("/" in name or name in NUMERIC) and not _is_number(value) else value
         for name, value in event.items()
     }
 
 
-def _is_figure(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < MOST
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < MAX_NUMBER
 
 
 def _count(value: object) -> int:
-    return int(value) if isinstance(value, int | float) and _is_figure(value) else 0
-
-
-def _first(events: list[dict[str, Any]], kind: str) -> Mapping[str, Any]:
-    return next((event for event in events if event.get("type") == kind), {})
+    return int(value) if isinstance(value, int | float) and _is_number(value) else 0
 
 
 def _at(tree: Mapping[str, Any], section: str, name: str) -> Any:

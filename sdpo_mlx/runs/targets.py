@@ -1,4 +1,4 @@
-"""What `sdpo eval TARGET` and its like are pointed at: a run folder, a model, or a model with an adapter."""
+"""TARGET arguments (`sdpo eval TARGET`): a run folder, a model, or a model with an adapter."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from sdpo_mlx.core.progress import StartTask, no_tasks
 from sdpo_mlx.rl.components import Components, build_components
 from sdpo_mlx.runs.folder import RunFolder
 
-# mlx-lm's names in adapter_config.json, and the keys they stand for here.
+# Names in mlx-lm's adapter_config.json, and our keys.
 _FROM_MLX_LM: Mapping[str, str] = {"fine_tune_type": "kind", "num_layers": "layers"}
 _FROM_PARAMETERS = ("rank", "scale", "dropout", "keys")
 
 
 def is_run(path: Path) -> bool:
-    """Whether a folder is a run folder of ours."""
+    """Return whether a folder is a run folder."""
     return (path / "config.yaml").is_file() and (path / "events.jsonl").is_file()
 
 
 def run_config(run: Path, sets: Sequence[str] = (), flags: Mapping[str, Any] | None = None) -> Config:
-    """The settings of a run, what was given now on top; raises ConfigError where there is no such run."""
+    """Return the settings of a run with overrides; raises ConfigError if there is no run."""
     file = run / "config.yaml"
     if not file.is_file():
         raise ConfigError("there is no run here", where=str(run), fix="name the --out folder of an earlier sdpo train")
@@ -35,35 +35,35 @@ def run_config(run: Path, sets: Sequence[str] = (), flags: Mapping[str, Any] | N
 def target_config(
     target: str, adapter: Path | None = None, sets: Sequence[str] = (), flags: Mapping[str, Any] | None = None
 ) -> Config:
-    """The settings that fit a TARGET; an adapter's own file says which layers it is made for."""
+    """Return the settings for a TARGET; those of a separate adapter come from its `adapter_config.json`."""
     given = dict(flags or {})
     if is_run(Path(target)):
         if adapter is not None:
             fix = "leave --adapter out, or name the base model instead of the run"
-            raise ConfigError("a run has an adapter of its own", where=target, fix=fix)
+            raise ConfigError("a run already has an adapter", where=target, fix=fix)
         return run_config(Path(target), sets, given)
     shape = adapter_settings(adapter) if adapter is not None else {}
     return resolve(None, sets, {**shape, **given, "model.name": target}).config
 
 
-def open_target(target: str, cfg: Config, adapter: Path | None = None, doing: StartTask = no_tasks) -> Components:
-    """All parts, with the run's best adapter or the given one in the student."""
+def open_target(target: str, cfg: Config, adapter: Path | None = None, start_task: StartTask = no_tasks) -> Components:
+    """Build the components with the run's best adapter, or the given one, in the student."""
     home = adapter_home(target, adapter)
-    # Read first: a missing adapter is told before a large model loads.
+    # Read before the model, so that a missing adapter is reported at once.
     arrays = RunFolder(home).load_adapter()[0] if home is not None else None
-    setup = build_components(cfg, learns=False, start_task=doing)
+    components = build_components(cfg, learns=False, start_task=start_task)
     if arrays is not None:
-        setup.policy.load_student(arrays)
-    return setup
+        components.policy.load_student(arrays)
+    return components
 
 
 def adapter_home(target: str, adapter: Path | None = None) -> Path | None:
-    """The folder of the adapter that a TARGET names, None for a model alone."""
+    """Return the folder with the adapter of a TARGET, None for a model alone."""
     return Path(target) if is_run(Path(target)) else adapter
 
 
 def adapter_settings(folder: Path) -> dict[str, Any]:
-    """Dotted keys of `model.adapter` as an `adapter_config.json` in mlx-lm's layout has them."""
+    """Return the settings `model.adapter.*` of an `adapter_config.json` in mlx-lm's layout."""
     path = folder / "adapter_config.json"
     try:
         found = json.loads(path.read_text(encoding="utf-8"))

@@ -85,7 +85,7 @@ class TrackerManager:
 
     def __init__(self, cfg: Config, folder: RunFolder) -> None:
         self._cfg, self._folder = cfg, folder
-        self._waiting = list(dict.fromkeys(cfg.log.sinks))
+        self._waiting: list[str] = list(dict.fromkeys(cfg.log.sinks))
         self._open: dict[str, tuple[Worker, Tracker]] = {}
         self._sent: SentLog | None = None
         self._finished = False
@@ -98,7 +98,7 @@ class TrackerManager:
         """
         failures: list[str] = []
         if self._waiting:
-            names, self._waiting = self._waiting, []
+            names, self._waiting = self._waiting, list[str]()
             self._sent = SentLog(self._folder.trackers, fresh=event["type"] == "run_started")
             for name in names:
                 failures += self._attempt(name, partial(self._start, name, self._sent))
