@@ -48,6 +48,8 @@ def instead(option: str, flags: Collection[str]) -> str:
     """Return a suggestion for an unknown option of a command with these flags and `--set`; blank if there is none."""
     from sdpo_mlx.config.keys import LEAVES, SECTIONS, brought_along
 
+    if option == "--adapter-path" and "--adapter" in flags:  # it is read here; `sdpo train` writes it
+        return "Use --adapter"
     found = brought_along(option.lstrip("-").replace("-", "_"))
     if found in SECTIONS:
         return f"Use a setting of {found}, such as --{next(key for key in LEAVES if key.startswith(f'{found}.'))}"

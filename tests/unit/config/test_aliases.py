@@ -17,6 +17,7 @@ OPTIONS = [
     (["train", "--temperature", "0.7"], "Use --rollout.temperature."),
     (["train", "--beta", "0.1"], "no KL penalty"),
     (["train", "--resume-adapter-file", "a.safetensors"], "--out RUN --resume"),
+    (["eval", "tiny", "--adapter-path", "x"], "Use --adapter."),
     (["train", "--lora-parameters", "x"], "of model.adapter"),
     (["lora", "--train"], "Use `sdpo train`."),
     (["train", "smollm2"], "Did you mean --model smollm2 or --task smollm2?"),
