@@ -28,7 +28,7 @@ def given(row: Mapping[str, Any], *names: str) -> str | None:
 def checked(row: Mapping[str, Any], where: str) -> str | None:
     """The field `reference` of a layout of ours. Raises DataError that names `where` when it is no text."""
     if not isinstance(row.get("reference", ""), str):
-        raise DataError("reference is no text", where=where, fix="write a right answer as text, or leave it out")
+        raise DataError("reference is not text", where=where, fix="write a right answer as text, or leave it out")
     return given(row, "reference")
 
 

@@ -175,7 +175,7 @@ def test_the_references_of_shipped_problems_pass_their_own_grader(task: str) -> 
 
 
 def test_a_reference_that_is_no_text_is_named_with_its_row() -> None:
-    with pytest.raises(DataError, match="reference is no text") as caught:
+    with pytest.raises(DataError, match="reference is not text") as caught:
         detect.problem_from_any({**OURS, "reference": 3}, "rows.jsonl:7")
     assert caught.value.where == "rows.jsonl:7"
     assert checked({"reference": "  "}, "") is None

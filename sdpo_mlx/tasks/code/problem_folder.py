@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from sdpo_mlx.core.errors import DataError
-from sdpo_mlx.tasks.code.assert_parser import functional_tests
-from sdpo_mlx.tasks.code.formats.fields import Test, halved
+from sdpo_mlx.tasks.code.formats.assertions import assert_tests
+from sdpo_mlx.tasks.code.formats.native import Test, halved
 
 STATEMENT, TESTS, CASES = "statement.md", "tests.py", "cases"
 _LAYOUT = f"a problem's folder holds {STATEMENT} and either {TESTS} or {CASES}/NAME.in with NAME.out"
@@ -49,20 +49,15 @@ def _assertions(file: Path) -> dict[str, Any]:
         body = ast.parse(_text(file)).body
     except (SyntaxError, ValueError, RecursionError) as error:
         line = f":{error.lineno}" if isinstance(error, SyntaxError) and error.lineno else ""
-        raise DataError("tests are no Python", where=f"{file}{line}", fix="write assertions") from error
+        raise DataError("tests are not Python", where=f"{file}{line}", fix="write assertions") from error
     asserts = [node for node in body if isinstance(node, ast.Assert)]
     entry = next((name for node in asserts if (name := _called(node))), None)
     if entry is None:
         fix = "write for example: assert add(1, 2) == 3"
         raise DataError("no assertion calls a function", where=str(file), fix=fix)
     before = "\n".join(ast.unparse(node) for node in body if not isinstance(node, ast.Assert))
-    tests = [test for node in asserts for test in _tests(ast.unparse(node), entry)]
+    tests = [test for node in asserts for test in assert_tests(ast.unparse(node), entry)]
     return {"entry": entry, "preamble": before, "tests": halved(tests)}
-
-
-def _tests(code: str, entry: str) -> list[Test]:
-    found = functional_tests(code, entry)
-    return [{"kind": "functional", **test} for test in found] if found else [{"kind": "code", "code": code}]
 
 
 def _called(node: ast.Assert) -> str | None:

@@ -8,11 +8,11 @@ from typing import Any, cast, get_args
 
 from sdpo_mlx.core.errors import DataError
 from sdpo_mlx.tasks.base import Split
+from sdpo_mlx.tasks.data.fields import messages_of, split_of
 from sdpo_mlx.tasks.references import given
 from sdpo_mlx.tasks.tools.formats import tool_from
 from sdpo_mlx.types import Feedback, FeedbackKind, Message, Problem
 
-ROLES = ("system", "user", "assistant")
 KINDS = get_args(FeedbackKind)
 _SHOWN = {"id", "prompt", "messages", "tools", "split", "family"}
 _FORMS = "return a number, true or false, (reward, feedback), a dictionary with reward, or a Feedback"
@@ -29,9 +29,7 @@ def to_problem(row: Any, where: str, split: Split | None = None, number: int = 0
     if not isinstance(row, Mapping):
         fix = 'give dictionaries such as {"id": "a", "prompt": "..."}'
         raise DataError(f"a problem is not a dictionary but {type(row).__name__}", where=where, fix=fix)
-    named = split or row.get("split", "")
-    if named not in ("", "train", "held_out"):
-        raise DataError("split is neither train nor held_out", where=where, fix="write one of the two")
+    named = split or split_of(row, where)
     private = {key: value for key, value in row.items() if key not in _SHOWN}
     identity = str(row.get("id", "") or (f"{split}-{number}" if split else number or where))
     family, tools = str(row.get("family", "")), _tools(row, where)
@@ -45,16 +43,12 @@ def _messages(row: Mapping[str, Any], where: str) -> tuple[Message, ...]:
     if isinstance(prompt, str) and prompt.strip():
         return ({"role": "user", "content": prompt},)
     messages = row.get("messages", prompt if isinstance(prompt, list) else None)
-    if not isinstance(messages, list | tuple) or not messages:
+    if messages is None:
         raise DataError("prompt is missing or not text", where=where, fix='write "prompt": "..." or "messages": [...]')
-    for message in messages:
-        known = isinstance(message, Mapping) and message.get("role") in ROLES
-        if not known or not isinstance(message.get("content"), str):
-            fix = 'write {"role": "user", "content": "..."}; roles are system, user, assistant'
-            raise DataError("a message has no known role or no text", where=where, fix=fix)
-    if not any(message["role"] == "user" for message in messages):
+    found = messages_of(messages, where, question_last=False)
+    if not any(message["role"] == "user" for message in found):
         raise DataError("no message has the role user", where=where, fix="write the question as a user message")
-    return tuple(cast(Message, {"role": message["role"], "content": message["content"]}) for message in messages)
+    return found
 
 
 def _tools(row: Mapping[str, Any], where: str) -> tuple[Mapping[str, Any], ...]:

@@ -137,7 +137,11 @@ def _settle(name: str, results: Sequence[T | BadRow], on_error: OnError) -> Coll
         return Collected(good, len(bad))
     named = "; ".join(f"{row.place or f'{name}:'}{row.line}: {row.what}" for row in bad[:NAMED])
     more = f"; and {len(bad) - NAMED} more" if len(bad) > NAMED else ""
-    fix = "mend these rows" if on_error == "skip" else "mend these rows, or set task.on_error=skip to bear up to 1 %"
+    fix = (
+        "correct these rows"
+        if on_error == "skip"
+        else "correct these rows, or set task.on_error=skip to skip up to 1 %"
+    )
     raise DataError(f"{len(bad)} of {len(results)} rows are bad: {named}{more}", fix=fix)
 
 
@@ -195,7 +199,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     value: dict[str, Any] = {}
     for key, item in pairs:
         if key in value:
-            raise DataError(f"field {_shown(key)} stands twice")
+            raise DataError(f"field {_shown(key)} occurs twice")
         value[key] = item
     return value
 
@@ -223,7 +227,7 @@ def _check_id(value: dict[str, Any], line: int, ids: dict[str, int], unit: str) 
         raise DataError(f"field 'id' must be text that isn't empty, or a whole number, not {kind_of(name)}")
     first = ids.setdefault(str(name), line)
     if first != line:
-        raise DataError(f"id {_shown(str(name))} stands already in {unit} {first}")
+        raise DataError(f"id {_shown(str(name))} is already used in {unit} {first}")
 
 
 def kind_of(value: object) -> str:

@@ -102,7 +102,7 @@ def problem_from_row(row: dict[str, Any], where: str) -> Problem:
     """One checked question; `private` holds criteria, reference, split. Raises DataError that names `where`."""
     for name in ("criteria", "reference"):
         if not isinstance(row.get(name, ""), str):
-            raise DataError(f"{name} is no text", where=where, fix=f"write {name} as a sentence, or leave it out")
+            raise DataError(f"{name} is not text", where=where, fix=f"write {name} as a sentence, or leave it out")
     return to_problem(row, where)
 
 

@@ -17,13 +17,13 @@ from __future__ import annotations
 from typing import Any
 
 from sdpo_mlx.core.errors import DataError
+from sdpo_mlx.tasks.data.fields import id_of, messages_of, text_of
 from sdpo_mlx.tasks.math.extract import last_boxed, tidied
 from sdpo_mlx.tasks.references import math_reference
 from sdpo_mlx.types import Message, Problem
 
 LEVELS = ("easy", "medium", "hard")
 FORMAT_LINE = "End with the final answer inside \\boxed{}, for example \\boxed{42}."
-_ROLES = ("system", "user", "assistant")
 _LAYOUTS = (
     "question and answer (ours, GSM8K), problem and solution (MATH), problem and answer (AIME), "
     "question and final_answer (DeepMath), or prompt and reward_model (verl)"
@@ -56,27 +56,12 @@ def _question(row: dict[str, Any], where: str) -> tuple[Message, ...]:
     name = next((name for name in ("question", "problem", "Problem", "Question") if name in row), None)
     if name is None:
         raise DataError("the row has no known layout", where=where, fix=f"give it the fields {_LAYOUTS}")
-    if not isinstance(row[name], str) or not row[name].strip():
-        raise DataError(f"{name} is empty or no text", where=where, fix=f"write the problem into {name}")
-    return ({"role": "user", "content": f"{row[name].strip()}\n\n{FORMAT_LINE}"},)
+    return ({"role": "user", "content": f"{text_of(row, name, where).strip()}\n\n{FORMAT_LINE}"},)
 
 
 def _messages(prompt: Any, where: str) -> tuple[Message, ...]:
     """The messages as they are: these rows state the wanted format themselves, or get our line when they do not."""
-    fix = 'write [{"role": "user", "content": "..."}]'
-    if not isinstance(prompt, list) or not prompt:
-        raise DataError("prompt is no list of messages", where=where, fix=fix)
-    messages: list[Message] = []
-    for message in prompt:
-        if (
-            not isinstance(message, dict)
-            or message.get("role") not in _ROLES
-            or not isinstance(message.get("content"), str)
-        ):
-            raise DataError("a message of prompt has no role or no text", where=where, fix=fix)
-        messages.append({"role": message["role"], "content": message["content"]})
-    if messages[-1]["role"] != "user" or not messages[-1]["content"].strip():
-        raise DataError("prompt does not end with a question of the user", where=where, fix=fix)
+    messages = list(messages_of(prompt, where, name="prompt"))
     if not any(mark in message["content"] for message in messages for mark in ("boxed", _GSM8K_MARK)):
         messages[-1] = {"role": "user", "content": f"{messages[-1]['content'].strip()}\n\n{FORMAT_LINE}"}
     return tuple(messages)
@@ -123,11 +108,9 @@ def _level(row: dict[str, Any], where: str) -> str | None:
 
 
 def _name(row: dict[str, Any], extra: dict[str, Any], where: str) -> str:
-    for name in ("id", "ID", "unique_id"):
-        if isinstance(row.get(name), str | int) and str(row[name]).strip():
-            return str(row[name])
-    line = where.rpartition(":")[2]
+    if name := id_of(row, "id", "ID", "unique_id"):
+        return name
     index = extra.get("index")
     if isinstance(index, int | str) and not isinstance(index, bool):
         return f"{row.get('data_source', 'row')}-{extra.get('split', 'row')}-{index}"
-    return f"row-{line}"
+    return f"row-{where.rpartition(':')[2]}"

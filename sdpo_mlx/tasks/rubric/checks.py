@@ -97,7 +97,7 @@ class Check:
 def check_from_row(row: Any, where: str) -> Check:
     """One check of a row. Raises DataError that names `where` ("file:line, check 2")."""
     if not isinstance(row, dict):
-        raise DataError("a check is no object", where=where, fix='write {"kind": "max_words", "value": 30}')
+        raise DataError("a check is not an object", where=where, fix='write {"kind": "max_words", "value": 30}')
     name = row.get("kind")
     if not isinstance(name, str) or name not in KINDS:
         near = get_close_matches(str(name), KINDS, n=1)
@@ -124,9 +124,9 @@ def _check_fields(row: Mapping[str, Any], kind: Kind, where: str) -> None:
         raise DataError(f"a check has the unknown field {unknown[0][:40]!r}", where=where, fix=fix)
     weight = row.get("weight", 1)
     if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight <= 1e6:
-        raise DataError("weight is no positive number", where=where, fix="write for example 2")
+        raise DataError("weight is not a positive number", where=where, fix="write for example 2")
     if not isinstance(row.get("feedback", ""), str):
-        raise DataError("feedback is no text", where=where, fix="write a sentence, or leave it out")
+        raise DataError("feedback is not text", where=where, fix="write a sentence, or leave it out")
     if not isinstance(row.get("ignore_case", False), bool):
         raise DataError("ignore_case is neither true nor false", where=where, fix="write one of the two")
     if row.get("ignore_case") and not kind.folds:

@@ -11,7 +11,6 @@ all. An empty answer passes nothing: many checks would hold of it by saying noth
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from typing import Any
@@ -20,6 +19,7 @@ from sdpo_mlx.config import TaskConfig
 from sdpo_mlx.core.errors import DataError
 from sdpo_mlx.core.text import strip_thinking
 from sdpo_mlx.tasks.base import Task
+from sdpo_mlx.tasks.data.fields import content_id, id_of, messages_of, only_fields, split_of, text_of
 from sdpo_mlx.tasks.dataset import feedback_mode, load_problems
 from sdpo_mlx.tasks.references import checked
 from sdpo_mlx.tasks.rubric.checks import Check, check_from_row
@@ -29,7 +29,6 @@ FEEDBACK_MODES = ("checks", "failed", "none")
 LONGEST_ANSWER = 100_000  # characters; far more than any model is allowed to write
 MOST_CHECKS = 50
 _FIELDS = frozenset(("id", "prompt", "messages", "checks", "split", "family", "reference"))
-_ROLES = ("system", "user", "assistant")
 
 
 class RubricTask(Task):
@@ -77,45 +76,23 @@ class RubricTask(Task):
 
 def problem_from_row(row: dict[str, Any], where: str) -> Problem:
     """One checked problem; `private` holds checks and split. Raises DataError that names `where`."""
-    unknown = sorted(map(str, set(row) - _FIELDS))
-    if unknown:
-        fix = f"the fields are {', '.join(sorted(_FIELDS))}"
-        raise DataError(f"unknown field {unknown[0][:40]!r}", where=where, fix=fix)
-    split = row.get("split", "")
-    if split not in ("", "train", "held_out"):
-        raise DataError("split is neither train nor held_out", where=where, fix="write one of the two")
-    messages = _messages(row, where)
-    checks = _checks(row, where)
-    identity = row.get("id", "")
-    if not isinstance(identity, str | int) or not str(identity).strip():
-        said = json.dumps([messages, row["checks"]], sort_keys=True, default=str)
-        identity = f"rubric/{hashlib.sha256(said.encode('utf-8', 'replace')).hexdigest()[:12]}"
-    private = {"checks": checks, "split": split}
-    return Problem(str(identity), messages, private, str(row.get("family", "")), reference=checked(row, where))
-
-
-def _messages(row: dict[str, Any], where: str) -> tuple[Message, ...]:
+    only_fields(row, _FIELDS, where)
     if ("prompt" in row) == ("messages" in row):
         raise DataError("a row has either a prompt or messages", where=where, fix='write {"prompt": "...", ...}')
-    turns = row["messages"] if "messages" in row else [{"role": "user", "content": row["prompt"]}]
-    if not isinstance(turns, list) or not turns:
-        raise DataError("messages is no list of turns", where=where, fix='write [{"role": "user", "content": "..."}]')
-    told: list[Message] = []
-    for turn in turns:
-        role, content = (turn.get("role"), turn.get("content")) if isinstance(turn, dict) else (None, None)
-        if role not in _ROLES or not isinstance(content, str) or not content.strip():
-            what = "prompt is no text" if "prompt" in row else "a message has no known role or no content"
-            raise DataError(what, where=where, fix=f"roles are {', '.join(_ROLES)}, and content is text")
-        told.append({"role": role, "content": content})
-    if told[-1]["role"] != "user":
-        raise DataError("the last message is not the user's", where=where, fix="end with what the model must answer")
-    return tuple(told)
+    if "prompt" in row:
+        messages: tuple[Message, ...] = ({"role": "user", "content": text_of(row, "prompt", where)},)
+    else:
+        messages = messages_of(row["messages"], where)
+    private = {"checks": _checks(row, where), "split": split_of(row, where)}
+    content = json.dumps([messages, row["checks"]], sort_keys=True, default=str)
+    identity = id_of(row, "id") or f"rubric/{content_id(content)}"
+    return Problem(identity, messages, private, str(row.get("family", "")), reference=checked(row, where))
 
 
 def _checks(row: dict[str, Any], where: str) -> tuple[Check, ...]:
     rows = row.get("checks")
     if not isinstance(rows, list) or not 0 < len(rows) <= MOST_CHECKS:
-        raise DataError(f"checks is no list of 1 to {MOST_CHECKS}", where=where, fix="give every row its checks")
+        raise DataError(f"checks is not a list of 1 to {MOST_CHECKS}", where=where, fix="give every row its checks")
     return tuple(check_from_row(check, f"{where}, check {number}") for number, check in enumerate(rows, 1))
 
 

@@ -16,7 +16,6 @@ that give their options an order keep it where an option speaks of others ("both
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -24,6 +23,7 @@ from typing import Any
 
 from sdpo_mlx.core.errors import DataError
 from sdpo_mlx.core.seeding import derive, rng
+from sdpo_mlx.tasks.data.fields import content_id, id_of, only_fields, split_of, text_of
 from sdpo_mlx.tasks.references import choice_reference, given
 from sdpo_mlx.types import Message, Problem
 
@@ -118,13 +118,10 @@ def _prompt(question: Question, options: Sequence[str]) -> str:
 
 
 def _own(row: dict[str, Any], where: str) -> Question:
-    unknown = sorted(map(str, set(row) - _OWN))
-    if unknown:
-        raise DataError(f"unknown field {unknown[0]!r}", where=where, fix=f"the fields are {', '.join(sorted(_OWN))}")
+    only_fields(row, _OWN, where)
     wrong = _texts(row, "wrong", where)
     level = row.get("level", "")
-    if row.get("split", "") not in ("", "train", "held_out"):
-        raise DataError("split is neither train nor held_out", where=where, fix="write one of the two")
+    split_of(row, where)
     return Question(
         id=_identity(row, "id", row.get("question")),
         text=_text(row, "question", where),
@@ -161,7 +158,7 @@ def _answer_key(row: dict[str, Any], where: str) -> Question | None:
         return None
     choices = row.get("choices")
     if not isinstance(choices, dict):
-        raise DataError("choices is no object with text and label", where=where, fix="write both as lists")
+        raise DataError("choices is not an object with text and label", where=where, fix="write both as lists")
     texts, labels = _texts(choices, "text", where), _texts(choices, "label", where)
     key = str(row.get("answerKey")).strip()
     if len(texts) != len(labels) or labels.count(key) != 1:
@@ -187,7 +184,7 @@ def _mmlu_pro(row: dict[str, Any], where: str) -> Question:
     if index is None:
         index = by_letter
     elif letter is not None and index != by_letter:
-        raise DataError("answer and answer_index name different options", where=where, fix="mend one of them")
+        raise DataError("answer and answer_index name different options", where=where, fix="correct one of them")
     return Question(
         id=_identity(row, "question_id", row.get("question")),
         text=_text(row, "question", where),
@@ -250,24 +247,18 @@ def normalised(option: str) -> str:
 
 def _identity(row: dict[str, Any], name: str, question: object) -> str:
     """The row's own id, else one made from what it asks and offers."""
-    given = row.get(name, "")
-    if isinstance(given, str | int) and not isinstance(given, bool) and str(given).strip():
-        return str(given).strip()
-    said = repr((question, row.get("options"), row.get("choices"), row.get("right")))
-    return f"science/{hashlib.sha256(said.encode('utf-8', 'replace')).hexdigest()[:12]}"
+    content = repr((question, row.get("options"), row.get("choices"), row.get("right")))
+    return id_of(row, name).strip() or f"science/{content_id(content)}"
 
 
 def _text(row: dict[str, Any], name: str, where: str) -> str:
-    value = row.get(name)
-    if not isinstance(value, str) or not value.strip():
-        raise DataError(f"{name} is missing or no text", where=where, fix=f"give every row a {name}")
-    return value.strip()
+    return text_of(row, name, where).strip()
 
 
 def _texts(row: dict[str, Any], name: str, where: str) -> list[str]:
     values = row.get(name)
     if not isinstance(values, list) or not all(isinstance(value, str) and value.strip() for value in values):
-        raise DataError(f"{name} is missing or no list of texts", where=where, fix=f"give every row {name}")
+        raise DataError(f"{name} is missing or not a list of texts", where=where, fix=f"give every row {name}")
     return [value.strip() for value in values]
 
 

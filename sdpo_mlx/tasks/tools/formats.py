@@ -19,13 +19,22 @@ The paper's: `prompt` (text that already holds the tools and the format), `answe
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sdpo_mlx.core.errors import DataError
+from sdpo_mlx.tasks.data.fields import (
+    content_id,
+    flag_of,
+    json_of,
+    list_of,
+    messages_of,
+    only_fields,
+    split_of,
+    text_of,
+)
 from sdpo_mlx.tasks.tools.parse import Call, Form, call_from
 from sdpo_mlx.types import Message, Problem
 
@@ -60,35 +69,28 @@ def problems_from_row(row: dict[str, Any], where: str, form: Form = "actions") -
 
 
 def _ours(row: dict[str, Any], where: str, form: Form) -> Problem:
-    unknown = sorted(set(row) - _OURS - _OURS_OPTIONAL)
-    missing = sorted(_OURS - set(row))
-    if unknown or missing:
-        what = f"unknown field {unknown[0]!r}" if unknown else f"field {missing[0]!r} is missing"
-        raise DataError(what, where=where, fix=f"the fields are {', '.join(sorted(_OURS | _OURS_OPTIONAL))}")
-    tools = [tool_from(tool, f"{where}, tool {i + 1}") for i, tool in enumerate(_list(row["tools"], "tools", where))]
-    expected = _list(row["expected"], "expected", where)
+    only_fields(row, _OURS | _OURS_OPTIONAL, where)
+    tools = [tool_from(tool, f"{where}, tool {i + 1}") for i, tool in enumerate(list_of(row, "tools", where))]
+    expected = list_of(row, "expected", where)
     calls = [_readable(call_from(call), f"{where}, call {i + 1}") for i, call in enumerate(expected)]
-    if row.get("split", "train") not in ("train", "held_out"):
-        raise DataError("split is neither train nor held_out", where=where, fix="write one of the two")
-    if not isinstance(row.get("ordered", False), bool):
-        raise DataError("ordered is neither true nor false", where=where, fix="write one of the two")
-    messages = _messages(row["messages"], where)
+    settings = {"ordered": flag_of(row, "ordered", where), "split": split_of(row, where)}
+    messages = messages_of(row.get("messages"), where)
     problem = _problem(row.get("id"), messages, tools, calls, where)
-    private = {**problem.private, "ordered": row.get("ordered", False), "split": row.get("split", "")}
+    private = {**problem.private, **settings}
     return _asked(Problem(problem.id, messages, private, str(row.get("family", "")), tuple(tools)), form)
 
 
 def _toolalpaca(row: dict[str, Any], where: str, form: Form) -> list[Problem]:
     described, asked, golden = row["Function_Description"], row["Instructions"], row["Golden_Answers"]
     if not isinstance(described, dict) or not all(isinstance(text, str) for text in described.values()):
-        raise DataError("Function_Description is no object of texts", where=where, fix="write name: description")
+        raise DataError("Function_Description is not an object of texts", where=where, fix="write name: description")
     if not isinstance(asked, list) or not isinstance(golden, list) or len(asked) != len(golden):
         raise DataError("Instructions and Golden_Answers differ in length", where=where, fix="give each its answer")
     tools = [_described(name, text) for name, text in described.items() if name != "components"]
     problems = []
     for i, (question, answer) in enumerate(zip(asked, golden, strict=True)):
         here = f"{where}, instruction {i + 1}"
-        message: Message = {"role": "user", "content": _text(question, "Instructions", here)}
+        message: Message = {"role": "user", "content": text_of({"Instructions": question}, "Instructions", here)}
         calls = _golden(answer, here)
         if not calls or any(call.name not in described for call in calls):
             continue
@@ -103,9 +105,9 @@ def _papers(row: dict[str, Any], where: str, form: Form) -> Problem:
     if form == "json":
         fix = "choose --task tools or tools:paper, which read tools from the question"
         raise DataError("this layout has no schemas for the chat template", where=where, fix=fix)
-    messages: tuple[Message, ...] = ({"role": "user", "content": _text(row["prompt"], "prompt", where)},)
+    messages: tuple[Message, ...] = ({"role": "user", "content": text_of(row, "prompt", where)},)
     if row.get("system"):
-        messages = ({"role": "system", "content": _text(row["system"], "system", where)}, *messages)
+        messages = ({"role": "system", "content": text_of(row, "system", where)}, *messages)
     calls = _golden(row["answer"] if "answer" in row else row["golden_answer"], where)
     identity = row.get("id", row.get("idx"))
     return _problem(identity, messages, (), calls, where)
@@ -121,7 +123,7 @@ def _problem(
     if unknown:
         raise DataError(f"the expected call {unknown[0]!r} names no tool of the row", where=where, fix="offer the tool")
     if identity is None:
-        identity = hashlib.sha256(json.dumps(messages).encode()).hexdigest()[:12]
+        identity = content_id(json.dumps(messages))
     expected = [{"name": call.name, "arguments": dict(call.arguments)} for call in calls]
     return Problem(str(identity), messages, {"expected": expected, "ordered": False})
 
@@ -166,19 +168,19 @@ def tool_from(value: Any, where: str) -> dict[str, Any]:
     inner = value.get("function", value) if isinstance(value, dict) else None
     if not isinstance(inner, dict) or not isinstance(inner.get("name"), str) or not inner["name"]:
         fix = 'write {"type": "function", "function": {"name": ..., "description": ..., "parameters": {...}}}'
-        raise DataError("a tool is no object with a name", where=where, fix=fix)
+        raise DataError("a tool is not an object with a name", where=where, fix=fix)
     schema = inner.get("parameters", {"type": "object", "properties": {}})
     parts = schema.get("properties", {}) if isinstance(schema, dict) else None
     required = schema.get("required", []) if isinstance(schema, dict) else None
     if not isinstance(parts, dict) or not all(isinstance(part, dict) for part in parts.values()):
-        raise DataError("parameters are no JSON schema of an object", where=where, fix="give it properties")
+        raise DataError("parameters are not the JSON schema of an object", where=where, fix="give it properties")
     if not isinstance(required, list) or not all(name in parts for name in required):
-        raise DataError("required names something that is no property", where=where, fix="list names of properties")
+        raise DataError("required names something that is not a property", where=where, fix="list names of properties")
     if not all(isinstance(part.get("enum", []), list) for part in parts.values()):
-        raise DataError("an enum is no list", where=where, fix="list the choices")
+        raise DataError("an enum is not a list", where=where, fix="list the choices")
     text = inner.get("description", "")
     if not isinstance(text, str):
-        raise DataError("a description is no text", where=where, fix="say what the tool does")
+        raise DataError("a description is not text", where=where, fix="say what the tool does")
     function = {"name": inner["name"], "description": text, "parameters": schema}
     return {"type": "function", "function": function}
 
@@ -206,26 +208,17 @@ def _property(word: str, rest: str) -> dict[str, Any]:
 
 def _golden(value: Any, where: str) -> list[Call]:
     """Calls from a list of `Action` and `Action_Input`, each of which may be JSON in a text."""
-    value = _json(value, "the answer", where)
+    value = json_of(value, "the answer", where)
     if not isinstance(value, list):
-        raise DataError("the answer is no list of calls", where=where, fix="write [{Action, Action_Input}, ...]")
+        raise DataError("the answer is not a list of calls", where=where, fix="write [{Action, Action_Input}, ...]")
     calls = []
     for i, item in enumerate(value):
         here = f"{where}, call {i + 1}"
         if not isinstance(item, dict) or "Action" not in item or "Action_Input" not in item:
             raise DataError("a call has no Action and Action_Input", where=here, fix="give both")
-        written = {"name": item["Action"], "arguments": _json(item["Action_Input"] or "{}", "Action_Input", here)}
+        written = {"name": item["Action"], "arguments": json_of(item["Action_Input"] or "{}", "Action_Input", here)}
         calls.append(_readable(call_from(written), here))
     return calls
-
-
-def _json(value: Any, what: str, where: str) -> Any:
-    if not isinstance(value, str):
-        return value
-    try:
-        return json.loads(value)
-    except (ValueError, RecursionError):
-        raise DataError(f"{what} is text that is no JSON", where=where, fix="mend it") from None
 
 
 def _readable(call: Call, where: str) -> Call:
@@ -233,27 +226,3 @@ def _readable(call: Call, where: str) -> Call:
         fix = 'write {"name": ..., "arguments": {...}}'
         raise DataError(f"an expected call cannot be used: {call.fault}", where=where, fix=fix)
     return call
-
-
-def _messages(value: Any, where: str) -> tuple[Message, ...]:
-    messages = _list(value, "messages", where)
-    for message in messages:
-        ok = isinstance(message, dict) and message.get("role") in ("system", "user", "assistant")
-        if not ok or not isinstance(message.get("content"), str):
-            fix = "write role (system, user, assistant) and content (text)"
-            raise DataError("a message has no known role or no text", where=where, fix=fix)
-    if messages[-1]["role"] != "user":
-        raise DataError("the last message is not the user's", where=where, fix="end with the request")
-    return tuple(Message(role=message["role"], content=message["content"]) for message in messages)
-
-
-def _list(value: Any, name: str, where: str) -> list[Any]:
-    if not isinstance(value, list) or not value:
-        raise DataError(f"{name} is no list that holds something", where=where, fix=f"list the {name}")
-    return value
-
-
-def _text(value: Any, name: str, where: str) -> str:
-    if not isinstance(value, str) or not value.strip():
-        raise DataError(f"{name} is no text", where=where, fix="write text that isn't blank")
-    return value

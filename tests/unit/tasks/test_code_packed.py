@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from sdpo_mlx.core.errors import DataError
 from sdpo_mlx.tasks.code.formats.detect import problem_from_any
-from sdpo_mlx.tasks.code.formats.fields import MOST_INPUT, fitting, halved
 from sdpo_mlx.tasks.code.formats.livecodebench_tests import PackedError, pickled_text, unpacked_text
+from sdpo_mlx.tasks.code.formats.native import MOST_INPUT, fitting, halved
 
 
 def _packed(data: bytes) -> str:

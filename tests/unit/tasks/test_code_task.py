@@ -266,7 +266,7 @@ def test_unknown_mode_is_a_configuration_error() -> None:
         ({"id": ""}, "id is missing"),
         ({"statement": 3}, "statement is missing"),
         ({"entry": None}, "entry is missing"),
-        ({"entry": "not a name"}, "no function name"),
+        ({"entry": "not a name"}, "not a function name"),
         ({"tests": []}, "tests is missing"),
         ({"tests": [{"args": [1]}]}, "expected is missing"),
         ({"tests": [{"args": 1, "expected": 1}]}, "args is missing or of the wrong type"),

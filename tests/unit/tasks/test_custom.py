@@ -145,7 +145,7 @@ def test_what_is_no_verdict_is_the_graders_fault(tmp_path: Path, given: Any) -> 
         (FUNCTIONS.replace('"sum"', '"split": "test", "sum"'), "neither train nor held_out", "problem 1"),
         (FUNCTIONS.replace('"prompt": f"{n} + {n}?"', '"messages": [{"role": "me"}]'), "no known role", "problem 1"),
         (FUNCTIONS.replace('"sum"', '"tools": "add", "sum"'), "tools is not a list", "problem 1"),
-        (FUNCTIONS.replace('"sum"', '"tools": [{"description": 1}], "sum"'), "no object with a name", "tool 1"),
+        (FUNCTIONS.replace('"sum"', '"tools": [{"description": 1}], "sum"'), "not an object with a name", "tool 1"),
     ],
 )
 def test_a_mistake_in_the_file_is_one_line_that_says_where(tmp_path: Path, source: str, said: str, where: str) -> None:

@@ -124,4 +124,4 @@ def test_a_twin_id_is_named_with_the_line_of_the_first(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text('{"id": 1, "prompt": "a"}\n{"id": 2, "prompt": "b"}\n{"id": "1", "prompt": "c"}\n')
     (found,) = check_rows(str(path), OWN).bad
-    assert (found.line, found.what) == (3, "id '1' stands already in line 1")
+    assert (found.line, found.what) == (3, "id '1' is already used in line 1")

@@ -186,8 +186,8 @@ def test_split_of_a_row_is_kept() -> None:
 
 BAD: list[tuple[Any, str]] = [
     ({"text": "?"}, "the row has no known layout"),
-    ({"question": "", "answer": "1"}, "question is empty or no text"),
-    ({"question": 3, "answer": "1"}, "question is empty or no text"),
+    ({"question": "", "answer": "1"}, "question is missing or not text"),
+    ({"question": 3, "answer": "1"}, "question is missing or not text"),
     ({"question": "?"}, "the right answer is missing"),
     ({"question": "?", "answer": None}, "the right answer is missing"),
     ({"question": "?", "answer": True}, "the right answer is missing"),
@@ -197,9 +197,12 @@ BAD: list[tuple[Any, str]] = [
     ({"question": "?", "answer": "1", "level": "tricky"}, "level is not known"),
     ({"question": "?", "answer": "1", "split": "dev"}, "split is neither"),
     ({"problem": "?", "solution": "It is 4."}, "solution has no \\boxed{...}"),
-    ({"prompt": "?", "reward_model": {"ground_truth": "1"}}, "prompt is no list of messages"),
-    ({"prompt": [{"role": "user"}], "reward_model": {"ground_truth": "1"}}, "a message of prompt has no role"),
-    ({"prompt": [{"role": "system", "content": "?"}], "reward_model": {"ground_truth": "1"}}, "does not end with"),
+    ({"prompt": "?", "reward_model": {"ground_truth": "1"}}, "prompt is not a list of messages"),
+    ({"prompt": [{"role": "user"}], "reward_model": {"ground_truth": "1"}}, "a message has no known role"),
+    (
+        {"prompt": [{"role": "system", "content": "?"}], "reward_model": {"ground_truth": "1"}},
+        "the last message is not the user's",
+    ),
     ({"prompt": [{"role": "user", "content": "?"}], "reward_model": {}}, "the right answer is missing"),
 ]
 

@@ -224,15 +224,15 @@ def test_schema_without_its_library_names_the_extra(monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize(
     ("row", "said"),
     [
-        ({"prompt": "x"}, "checks is no list"),
-        ({"prompt": "x", "checks": []}, "checks is no list"),
+        ({"prompt": "x"}, "checks is not a list"),
+        ({"prompt": "x", "checks": []}, "checks is not a list"),
         ({"checks": [{"kind": "json"}]}, "either a prompt or messages"),
-        ({"prompt": " ", "checks": [{"kind": "json"}]}, "prompt is no text"),
+        ({"prompt": " ", "checks": [{"kind": "json"}]}, "prompt is missing or not text"),
         ({"messages": [{"role": "tool", "content": "x"}], "checks": [{"kind": "json"}]}, "no known role"),
         ({"messages": [{"role": "assistant", "content": "x"}], "checks": [{"kind": "json"}]}, "not the user's"),
         ({"prompt": "x", "check": []}, "unknown field 'check'"),
         ({"prompt": "x", "checks": [{"kind": "json"}], "split": "dev"}, "split is neither"),
-        ({"prompt": "x", "checks": [7]}, "check 1, a check is no object"),
+        ({"prompt": "x", "checks": [7]}, "check 1, a check is not an object"),
         ({"prompt": "x", "checks": [{"kind": "json"}, {"kind": "max_word", "value": 3}]}, "did you mean max_words?"),
         ({"prompt": "x", "checks": [{"kind": "qqq"}]}, "the kinds are regex, "),
         ({"prompt": "x", "checks": [{"kind": "max_words", "values": 3}]}, "did you mean value?"),
@@ -250,8 +250,8 @@ def test_schema_without_its_library_names_the_extra(monkeypatch: pytest.MonkeyPa
         ),
         ({"prompt": "x", "checks": [{"kind": "json_schema", "value": {"pattern": "("}}]}, "missing )"),
         ({"prompt": "x", "checks": [{"kind": "json_schema", "value": 3}]}, "a JSON schema is an object"),
-        ({"prompt": "x", "checks": [{"kind": "json", "weight": 0}]}, "weight is no positive number"),
-        ({"prompt": "x", "checks": [{"kind": "json", "feedback": 3}]}, "feedback is no text"),
+        ({"prompt": "x", "checks": [{"kind": "json", "weight": 0}]}, "weight is not a positive number"),
+        ({"prompt": "x", "checks": [{"kind": "json", "feedback": 3}]}, "feedback is not text"),
     ],
 )
 def test_bad_row_is_named_by_line_and_check(row: dict[str, Any], said: str, tmp_path: Path) -> None:

@@ -80,7 +80,7 @@ def test_json_file_may_hold_objects_a_line(tmp_path: Path) -> None:
         ('[{"a": 1}, {"a": NaN}]', "row 2: NaN is not"),
         ('[{"a": 1}, {"a": 1, "a": 2}, {"b": 1}]', "1 of 3 rows are bad"),
         ('[{"a": 1}, 7]', "row 2: is not a JSON object"),
-        ('[{"id": "x"}, {"id": "y"}, {"id": "x"}]', "row 3: id 'x' stands already in row 1"),
+        ('[{"id": "x"}, {"id": "y"}, {"id": "x"}]', "row 3: id 'x' is already used in row 1"),
         ('[{"a": 1}, {"a": ]', "row 2: is not JSON"),
         ('[{"a": 1} {"a": 2}]', "row 2: is not JSON: the array has no end here"),
         ('[{"a": 1}', "row 2: is not JSON: the array has no end here"),
@@ -120,7 +120,7 @@ def test_bad_gzip_is_one_line(content: bytes, named: str, tmp_path: Path) -> Non
         (b"id,text\nx,1,2\n", "more values than names"),
         (b'id,text\nx,"unended\n', "not CSV"),
         (b"id,text\nx,\xff\n", "not UTF-8"),
-        (b"id,text\nx,1\nx,2\n", "row 2: id 'x' stands already in row 1"),
+        (b"id,text\nx,1\nx,2\n", "row 2: id 'x' is already used in row 1"),
         (b"id,text\n", "holds no rows"),
     ],
 )

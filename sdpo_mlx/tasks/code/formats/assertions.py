@@ -22,18 +22,9 @@ from typing import Any
 
 from sdpo_mlx.core.errors import DataError
 from sdpo_mlx.tasks.code.assert_parser import functional_tests
-from sdpo_mlx.tasks.code.formats.fields import (
-    Test,
-    fitting,
-    halved,
-    name_of,
-    optional_text,
-    split_of,
-    text_of,
-    texts_of,
-)
-from sdpo_mlx.tasks.code.formats.native import problem_from_row
+from sdpo_mlx.tasks.code.formats.native import Test, fitting, halved, problem_from_row, public_split
 from sdpo_mlx.tasks.code.harness import decode
+from sdpo_mlx.tasks.data.fields import content_id, id_of, optional_text, text_of, texts_of
 from sdpo_mlx.types import Problem
 
 _CALL = re.compile(r"\b(?:assert\s+)?(?P<name>[A-Za-z_]\w*)\(")
@@ -78,38 +69,38 @@ def humaneval(row: Mapping[str, Any], where: str) -> Problem:
     else:
         tests = halved(tests)
     statement = f"Complete this function, and write all of it:\n\n```python\n{prompt.rstrip()}\n```"
-    ours = {"id": name_of(row, ("task_id",), "", prompt), "statement": statement, "family": "humaneval"}
-    return problem_from_row({**ours, **split_of(row), "entry": entry, "preamble": before, "tests": tests}, where)
+    ours = {"id": (id_of(row, "task_id") or content_id(prompt, 16)), "statement": statement, "family": "humaneval"}
+    return problem_from_row({**ours, **public_split(row), "entry": entry, "preamble": before, "tests": tests}, where)
 
 
 def mbpp(row: Mapping[str, Any], where: str) -> Problem:
     """One row of MBPP, sanitized or not, or of MBPP+. Raises DataError."""
     text = text_of(row, "text" if "text" in row else "prompt", where)
-    listed = texts_of(row.get("test_list"), "test_list", where)
+    listed = texts_of(row, "test_list", where)
     if not listed:
         raise DataError("test_list is empty", where=where, fix="give the row at least one assertion")
-    more = texts_of(row.get("challenge_test_list"), "challenge_test_list", where)
-    imports = texts_of(row.get("test_imports"), "test_imports", where)
+    more = texts_of(row, "challenge_test_list", where)
+    imports = texts_of(row, "test_imports", where)
     setup = "\n".join([optional_text(row, "test_setup_code", where), *imports]).strip()
     for number, each in enumerate([*listed, *more], 1):
         _parsed(each, f"assertion {number}", where)
     entry = _tested_name(listed, optional_text(row, "code", where), where)
     public = max(1, len(listed) // 2)
-    told = [test for each in listed[:public] for test in _assert_tests(each, entry)]
-    hidden = [test for each in [*listed[public:], *more] for test in _assert_tests(each, entry)]
+    told = [test for each in listed[:public] for test in assert_tests(each, entry)]
+    hidden = [test for each in [*listed[public:], *more] for test in assert_tests(each, entry)]
     hidden += _plus_tests(optional_text(row, "test", where), entry, where)
     tests = fitting([{**test, "public": True} for test in told] + [{**test, "public": False} for test in hidden], where)
     examples = "\n".join(listed[:public])
     statement = f"{text.strip()}\n\nThe function is called `{entry}`. It must pass tests like:\n\n{examples}"
-    ours = {"id": name_of(row, ("task_id",), "mbpp-", text), "statement": statement, "family": "mbpp"}
-    return problem_from_row({**ours, **split_of(row), "entry": entry, "preamble": setup, "tests": tests}, where)
+    ours = {"id": "mbpp-" + (id_of(row, "task_id") or content_id(text, 16)), "statement": statement, "family": "mbpp"}
+    return problem_from_row({**ours, **public_split(row), "entry": entry, "preamble": setup, "tests": tests}, where)
 
 
 def _parsed(code: str, name: str, where: str) -> ast.Module:
     try:
         return ast.parse(code)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
-        raise DataError(f"{name} is no Python", where=where, fix="take the row as it was published") from None
+        raise DataError(f"{name} is not Python", where=where, fix="take the row as it was published") from None
 
 
 def _before(prompt: str, entry: str, where: str) -> str:
@@ -129,7 +120,7 @@ def _needing(code: str) -> str:
     return f"{_NUMPY}{code}" if "numpy" in code else code
 
 
-def _assert_tests(code: str, entry: str) -> list[Test]:
+def assert_tests(code: str, entry: str) -> list[Test]:
     """One assertion as calls, else as code."""
     return _functional(code, entry) or [{"kind": "code", "code": code}]
 

@@ -24,24 +24,24 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sdpo_mlx.core.errors import DataError
-from sdpo_mlx.tasks.code.formats.fields import (
-    CONTEST_IMPORTS,
-    Test,
-    fitting,
-    halved,
-    loaded,
-    name_of,
-    object_of,
-    optional_text,
-    split_of,
-    text_of,
-    with_starter,
-)
 from sdpo_mlx.tasks.code.formats.livecodebench_tests import PackedError, unpacked_text
-from sdpo_mlx.tasks.code.formats.native import problem_from_row
+from sdpo_mlx.tasks.code.formats.native import Test, fitting, halved, problem_from_row, public_split
 from sdpo_mlx.tasks.code.harness import NotPlainError, encode
-from sdpo_mlx.types import Message, Problem
+from sdpo_mlx.tasks.data.fields import content_id, id_of, json_of, messages_of, object_of, optional_text, text_of
+from sdpo_mlx.types import Problem
 
+# What contest judges have imported already. `pow` keeps its third argument.
+CONTEST_IMPORTS = """\
+import bisect, collections, copy, datetime, functools, heapq, itertools, json, math, operator, random, re, string, sys
+from bisect import *
+from collections import *
+from functools import *
+from heapq import *
+from itertools import *
+from math import *
+from typing import *
+from builtins import pow
+"""
 _GIVES_LIST = re.compile(r"->\s*(?:typing\.)?(?:List|list|Sequence|Iterable)\b")
 
 
@@ -53,13 +53,13 @@ def livecodebench(row: Mapping[str, Any], where: str) -> Problem:
     for field, public in (("public_test_cases", True), ("private_test_cases", False)):
         for number, case in enumerate(_cases(row, field, where), 1):
             tests.append({**_case(case, entry, f"{where}, {field} {number}"), "public": public})
-    statement = with_starter(text_of(row, "question_content", where), optional_text(row, "starter_code", where))
+    statement = _with_starter(text_of(row, "question_content", where), optional_text(row, "starter_code", where))
     ours = {
-        "id": name_of(row, ("question_id",), "", statement),
+        "id": (id_of(row, "question_id") or content_id(statement, 16)),
         "level": optional_text(row, "difficulty", where) or None,
         "family": optional_text(row, "platform", where),
     }
-    return _contest_problem(ours | split_of(row), statement, entry, fitting(tests, where), where)
+    return _contest_problem(ours | public_split(row), statement, entry, fitting(tests, where), where)
 
 
 def apps(row: Mapping[str, Any], where: str) -> Problem:
@@ -70,12 +70,12 @@ def apps(row: Mapping[str, Any], where: str) -> Problem:
     entry, tests = _pairs(sets, "input_output", where, unwrap=not _GIVES_LIST.search(starter))
     family = "taco" if taco else "apps"
     ours = {
-        "id": name_of(row, ("problem_id", "id"), f"{family}-", question),
+        "id": f"{family}-" + (id_of(row, "problem_id", "id") or content_id(question, 16)),
         "level": optional_text(row, "difficulty", where) or None,
         "family": family,
     }
-    statement = with_starter(question, starter)
-    return _contest_problem(ours | split_of(row), statement, entry, halved(fitting(tests, where)), where)
+    statement = _with_starter(question, starter)
+    return _contest_problem(ours | public_split(row), statement, entry, halved(fitting(tests, where)), where)
 
 
 def authors_table(row: Mapping[str, Any], where: str) -> Problem:
@@ -85,18 +85,17 @@ def authors_table(row: Mapping[str, Any], where: str) -> Problem:
         fix = "give rows whose reward_model.style is code to this task"
         raise DataError(f"reward_model.style is {str(reward.get('style'))[:40]!r}", where=where, fix=fix)
     extra = object_of(row.get("extra_info"), "extra_info", where)
-    messages = row.get("prompt")
-    if not isinstance(messages, list) or not all(map(_is_message, messages)) or not messages:
-        fix = 'write [{"role": "user", "content": "..."}]'
-        raise DataError("prompt is no list of messages", where=where, fix=fix)
+    messages = messages_of(row.get("prompt"), where, name="prompt", question_last=False)
     # The same problems stand in both of their splits, with other tests.
     source = "" if "index" not in extra else f"{row.get('data_source', 'code')}-"
-    ending = "-held-out" if split_of(extra).get("split") == "held_out" else ""
-    ours = {"id": name_of(extra, ("index",), source, json.dumps(messages)) + ending, **split_of(extra)}
+    ending = "-held-out" if public_split(extra).get("split") == "held_out" else ""
+    ours = {
+        "id": source + (id_of(extra, "index") or content_id(json.dumps(row["prompt"]), 16)) + ending,
+        **public_split(extra),
+    }
     ours["family"] = str(row.get("data_source", ""))
     problem = _authors_problem(ours, reward.get("ground_truth"), "\n\n".join(m["content"] for m in messages), where)
-    kept: list[Message] = [{"role": message["role"], "content": message["content"]} for message in messages]
-    return Problem(problem.id, tuple(kept), problem.private, problem.family)
+    return Problem(problem.id, messages, problem.private, problem.family)
 
 
 def authors_json(row: Mapping[str, Any], where: str) -> Problem:
@@ -105,7 +104,11 @@ def authors_json(row: Mapping[str, Any], where: str) -> Problem:
         raise DataError("kind is not code", where=where, fix="give rows of the kind code to this task")
     prompt = text_of(row, "prompt", where)
     source = optional_text(row, "dataset", where)
-    ours = {"id": name_of(row, ("idx",), f"{source or 'code'}-", prompt), "family": source, **split_of(row)}
+    ours = {
+        "id": f"{source or 'code'}-" + (id_of(row, "idx") or content_id(prompt, 16)),
+        "family": source,
+        **public_split(row),
+    }
     return _authors_problem(ours, row.get("tests"), prompt, where)
 
 
@@ -121,12 +124,11 @@ def _contest_problem(ours: dict[str, Any], statement: str, entry: Any, tests: Se
     return problem_from_row(row, where)
 
 
-def _is_message(message: Any) -> bool:
-    return (
-        isinstance(message, dict)
-        and message.get("role") in ("system", "user", "assistant")
-        and isinstance(message.get("content"), str)
-    )
+def _with_starter(statement: str, starter: str) -> str:
+    """The statement and, where there is one, the code that an answer starts with."""
+    if not starter.strip():
+        return statement
+    return f"{statement.rstrip()}\n\nYour program starts like this:\n\n```python\n{starter.rstrip()}\n```"
 
 
 def _cases(row: Mapping[str, Any], name: str, where: str) -> list[Any]:
@@ -139,9 +141,9 @@ def _cases(row: Mapping[str, Any], name: str, where: str) -> list[Any]:
                 text = unpacked_text(text)
             except PackedError as error:
                 raise DataError(f"{name} {error}", where=where, fix="take the row as it was published") from None
-        value = loaded(text or "[]", name, where)
+        value = json_of(text or "[]", name, where)
     if not isinstance(value, list):
-        raise DataError(f"{name} is missing or no list", where=where, fix="write the test cases as JSON text")
+        raise DataError(f"{name} is missing or not a list", where=where, fix="write the test cases as JSON text")
     return value
 
 
@@ -156,12 +158,12 @@ def _case(case: Any, entry: Any, where: str) -> Test:
         raise DataError("testtype is unknown", where=where, fix="write stdin or functional")
     if not isinstance(entry, str):
         raise DataError("metadata lacks func_name", where=where, fix="functional tests need the function's name")
-    return _value_test(_arguments(case["input"], where), loaded(case["output"], "output", where), where)
+    return _value_test(_arguments(case["input"], where), json_of(case["output"], "output", where), where)
 
 
 def _arguments(text: str, where: str) -> list[Any]:
     """One JSON value a line."""
-    return [loaded(line, f"line {n} of input", where) for n, line in enumerate(text.split("\n"), 1) if line.strip()]
+    return [json_of(line, f"line {n} of input", where) for n, line in enumerate(text.split("\n"), 1) if line.strip()]
 
 
 def _value_test(arguments: list[Any], expected: Any, where: str) -> Test:
@@ -202,7 +204,7 @@ def _lines(value: Any, where: str) -> str:
     if isinstance(value, list) and all(isinstance(line, str | int | float) for line in value):
         return "\n".join(map(str, value))
     if not isinstance(value, str):
-        raise DataError("an input or output is no text", where=where, fix="write text, or a list of lines")
+        raise DataError("an input or output is not text", where=where, fix="write text, or a list of lines")
     return value
 
 
@@ -211,8 +213,8 @@ def _call(given: Any, wanted: Any, where: str, *, unwrap: bool) -> Test:
     as_text = isinstance(given, str)
     arguments = _arguments(given, where) if as_text else given
     if not isinstance(arguments, list):
-        raise DataError("the arguments of a call are no list", where=where, fix="write [first, second]")
-    expected = loaded(wanted, "output", where) if as_text and isinstance(wanted, str) else wanted
+        raise DataError("the arguments of a call are not a list", where=where, fix="write [first, second]")
+    expected = json_of(wanted, "output", where) if as_text and isinstance(wanted, str) else wanted
     test = _value_test(arguments, expected, where)
     if unwrap and isinstance(expected, list) and len(expected) == 1:
         test |= {"alternatives": [test["expected"]], "expected": test["expected"][0]}

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import base64
 import binascii
+import pickletools
 import zlib
 
 MOST_BYTES = 256_000_000  # unpacked; a bomb is stopped there
-_SHORT, _NORMAL, _LONG = 0x8C, 0x58, 0x8D  # a text in UTF-8, with 1, 4 or 8 bytes of length before it
-_LENGTH_BYTES = {_SHORT: 1, _NORMAL: 4, _LONG: 8}
-_STEPS = {0x80: 1, 0x95: 8, 0x94: 0, ord("q"): 1, ord("r"): 4}  # protocol, frame, memo: bytes of their argument
-_STOP = ord(".")
+_TEXT = ("SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8")
+_HARMLESS = ("PROTO", "FRAME", "MEMOIZE", "BINPUT", "LONG_BINPUT", "STOP")  # version, framing, memo, end
 
 
 class PackedError(ValueError):
@@ -40,29 +39,31 @@ def unpacked_text(packed: str, most: int = MOST_BYTES) -> str:
 
 
 def pickled_text(data: bytes) -> str:
-    """The one text that a pickle writes down. Raises PackedError for a pickle that does anything else."""
-    place, text = 0, None
-    while place < len(data):
-        code, place = data[place], place + 1
-        if code in _LENGTH_BYTES and text is None:
-            width = _LENGTH_BYTES[code]
-            length = int.from_bytes(_taken(data, place, width), "little")
-            text = _decoded(_taken(data, place + width, length))
-            place += width + length
-        elif code in _STEPS:
-            _taken(data, place, _STEPS[code])
-            place += _STEPS[code]
-        elif code == _STOP and text is not None and place == len(data):
-            return text
-        else:
-            raise PackedError("holds a pickle that is more than one text, and pickles are not run")
-    raise PackedError("holds a pickle without an end")
+    """Return the one text that a pickle writes down. Raises PackedError for a pickle that does anything else."""
+    text, end = None, 0
+    try:
+        for opcode, argument, place in pickletools.genops(data):  # names the instructions and runs none
+            if opcode.name in _TEXT and text is None:
+                text = _checked(argument)
+            elif opcode.name not in _HARMLESS:
+                raise PackedError("holds a pickle that is more than one text, and pickles are not run")
+            end = (place or 0) + 1
+    except PackedError:
+        raise
+    except (ValueError, OverflowError):
+        raise PackedError("holds a pickle that is cut off or damaged") from None
+    if text is None or end != len(data):
+        raise PackedError("holds a pickle that is not one text")
+    return text
 
 
-def _taken(data: bytes, place: int, count: int) -> bytes:
-    if count > len(data) - place:
-        raise PackedError("holds a pickle that is cut off")
-    return data[place : place + count]
+def _checked(text: object) -> str:
+    """Refuse half of a surrogate pair, which a pickle may hold and UTF-8 may not."""
+    try:
+        str(text).encode()
+    except UnicodeEncodeError:
+        raise PackedError("holds a text that is not UTF-8") from None
+    return str(text)
 
 
 def _decoded(data: bytes) -> str:

@@ -26,15 +26,19 @@ from __future__ import annotations
 import ast
 import json
 import keyword
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sdpo_mlx.core.errors import DataError
 from sdpo_mlx.tasks.code.compare import EQUALITIES
 from sdpo_mlx.tasks.code.harness import decode
+from sdpo_mlx.tasks.data.fields import list_of, only_fields, split_of, text_of
 from sdpo_mlx.tasks.references import checked
 from sdpo_mlx.types import Message, Problem
 
+Test = dict[str, Any]
 RESULTS_CAP = 60_000  # bytes that the results of all tests of one run may take
+MOST_INPUT = 4_000_000  # characters of input that the tests of one problem may have together
 _FIELDS = {"functional": ("args", "expected"), "stdin": ("input", "output"), "code": ("code",)}
 _TYPES: dict[str, type] = {"args": list, "input": str, "output": str, "code": str}
 _ROW_KEYS = {"id", "statement", "entry", "tests", "split", "family", "level", "unordered", "tolerance", "preamble"}
@@ -54,16 +58,11 @@ def problem_from_row(row: dict[str, Any], where: str) -> Problem:
 
     Raises DataError that names `where`.
     """
-    unknown = sorted(map(str, set(row) - _ROW_KEYS))
-    if unknown:
-        fix = f"the fields are {', '.join(sorted(_ROW_KEYS))}"
-        raise DataError(f"unknown field {unknown[0]!r}", where=where, fix=fix)
-    identity, statement = _text({"id": str(row.get("id", ""))}, "id", where), _text(row, "statement", where)
-    if row.get("split", "train") not in ("train", "held_out"):
-        raise DataError("split is neither train nor held_out", where=where, fix="write one of the two")
+    only_fields(row, _ROW_KEYS, where)
+    identity, statement = text_of({"id": str(row.get("id", ""))}, "id", where), text_of(row, "statement", where)
     entry = row.get("entry")
     if entry is not None and not (isinstance(entry, str) and entry.isidentifier() and not keyword.iskeyword(entry)):
-        raise DataError("entry is no function name", where=where, fix="write a plain name such as `solve`")
+        raise DataError("entry is not a function name", where=where, fix="write a plain name such as `solve`")
     reference, tests = checked(row, where), _tests(row, where)
     if entry is None and any(test["kind"] == "functional" for test in tests):
         raise DataError("entry is missing", where=where, fix="functional tests need the function's name")
@@ -71,7 +70,7 @@ def problem_from_row(row: dict[str, Any], where: str) -> Problem:
         "entry": entry,
         "preamble": _preamble(row.get("preamble", ""), where),
         "tests": tests,
-        "split": row.get("split", ""),
+        "split": split_of(row, where),
         "level": row.get("level"),
     }
     message: Message = {"role": "user", "content": statement.rstrip() + _format_line(entry, tests)}
@@ -84,7 +83,7 @@ def _preamble(code: Any, where: str) -> str:
     try:
         ast.parse(code)
     except (SyntaxError, TypeError, ValueError, RecursionError, MemoryError):
-        raise DataError("preamble is no Python", where=where, fix="write imports and functions, as text") from None
+        raise DataError("preamble is not Python", where=where, fix="write imports and functions, as text") from None
     return str(code)
 
 
@@ -94,21 +93,12 @@ def _format_line(entry: str | None, tests: tuple[dict[str, Any], ...]) -> str:
     return _FUNCTION_FORMAT.replace("{entry}", entry) if entry else _CODE_FORMAT
 
 
-def _text(row: dict[str, Any], name: str, where: str) -> str:
-    value = row.get(name)
-    if not isinstance(value, str) or not value.strip():
-        raise DataError(f"{name} is missing or no text", where=where, fix=f"give every row a {name}")
-    return value
-
-
 def _tests(row: dict[str, Any], where: str) -> tuple[dict[str, Any], ...]:
-    rows = row.get("tests")
-    if not isinstance(rows, list) or not rows:
-        raise DataError("tests is missing or empty", where=where, fix="give every row at least one test")
+    rows = list_of(row, "tests", where)
     tests = tuple(_test(test, row, f"{where}, test {number}") for number, test in enumerate(rows, 1))
     cap = RESULTS_CAP // len(tests)
     for number, test in enumerate(tests, 1):
-        if len(json.dumps(test.get("expected", test.get("output", "")))) * 2 + 200 > cap:
+        if _result_size(test) > cap:
             fix = f"keep it under {(cap - 200) // 2} bytes, or give fewer tests"
             raise DataError("the expected value is too long to come back", where=f"{where}, test {number}", fix=fix)
     return tests
@@ -117,7 +107,7 @@ def _tests(row: dict[str, Any], where: str) -> tuple[dict[str, Any], ...]:
 def _test(test: Any, row: dict[str, Any], where: str) -> dict[str, Any]:
     """One test with its kind and settings filled in."""
     if not isinstance(test, dict):
-        raise DataError("a test is no object", where=where, fix='write {"args": [...], "expected": ...}')
+        raise DataError("a test is not an object", where=where, fix='write {"args": [...], "expected": ...}')
     kind = test.get("kind") or next((k for k, names in _FIELDS.items() if names[0] in test), "")
     if kind not in _FIELDS:
         raise DataError("a test has no known kind", where=where, fix=f"kinds are {', '.join(_FIELDS)}")
@@ -140,9 +130,51 @@ def _check_values(test: dict[str, Any], where: str) -> None:
         raise DataError("equality is unknown", where=where, fix=f"write one of {', '.join(EQUALITIES)}")
     tolerance = test["tolerance"]
     if tolerance is not None and not (type(tolerance) in (int, float) and tolerance >= 0):
-        raise DataError("tolerance is no number from 0", where=where, fix="write for example 1e-6")
+        raise DataError("tolerance is not a number from 0", where=where, fix="write for example 1e-6")
     try:
         decode([test.get("args"), test.get("expected"), *test.get("alternatives", [])])
     except (ValueError, TypeError, KeyError, RecursionError):
         fix = 'write for example {"$tuple": [1, 2]}'
         raise DataError("a tagged value cannot be read", where=where, fix=fix) from None
+
+
+def _result_size(test: Test) -> int:
+    """Return the most bytes that a test's result takes on its way back, its record included."""
+    return 2 * len(json.dumps(test.get("expected", test.get("output", "")))) + 200
+
+
+# ---- for the readers of public formats
+
+
+def halved(tests: Sequence[Test]) -> list[Test]:
+    """The first half public (at least one test, and it alone decides where it is alone), the rest hidden."""
+    public = max(1, len(tests) // 2)
+    return [{**test, "public": index < public} for index, test in enumerate(tests)]
+
+
+def fitting(tests: Sequence[Test], where: str) -> list[Test]:
+    """The tests whose results can come back from one run and whose inputs aren't too long together, in order.
+
+    As many as possible are kept, so the longest go first. Raises DataError when none can stay.
+    """
+    sizes = [_result_size(test) for test in tests]
+    order = sorted(range(len(tests)), key=lambda index: sizes[index])
+    count = max((n for n in range(1, len(tests) + 1) if sizes[order[n - 1]] <= RESULTS_CAP // n), default=0)
+    lengths = [len(json.dumps(test.get("args", test.get("input", "")))) for test in tests]
+    kept, length = set[int](), 0
+    for index in sorted(order[:count], key=lambda index: lengths[index]):
+        length += lengths[index]
+        if length > MOST_INPUT:
+            break
+        kept.add(index)
+    if not kept:
+        what = "no test is short enough to be run" if tests else "there are no tests"
+        raise DataError(what, where=where, fix="leave the problem out")
+    return [test for index, test in enumerate(tests) if index in kept]
+
+
+def public_split(row: Mapping[str, Any]) -> dict[str, str]:
+    """Return the split of a public row as a field of ours, nothing if it has no known one."""
+    ours = {"train": "train", "test": "held_out", "validation": "held_out", "held_out": "held_out"}
+    split = row.get("split")
+    return {"split": ours[split]} if isinstance(split, str) and split in ours else {}
