@@ -6,7 +6,7 @@ import inspect
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from importlib import import_module
 from types import MappingProxyType
@@ -242,8 +242,7 @@ def _report(line: str, code: int, debug: bool) -> int:
         import traceback
 
         typer.echo(display(traceback.format_exc(), 20_000), err=True)
-    write: Callable[..., None] = typer.echo
-    write(f"sdpo: {' '.join(display(line).split())}", err=True)
+    typer.echo(f"sdpo: {' '.join(display(line).split())}", err=True)
     return code
 
 

@@ -13,7 +13,6 @@ SHOWN = ("mlx", "mlx-lm", "numpy")
 MOST_NAMED = 4  # packages of one extra that are listed with their versions
 PURPOSES: Mapping[str, str] = {
     "fast-cpu": "fast matrix products on Linux without a GPU",
-    "results": "plots of measured curves",
     "docs": "building the docs",
     "math": "more answer formats in the task math",
     "datasets": "Parquet files and hub:NAME",
