@@ -6,9 +6,10 @@ import inspect
 import os
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from importlib import import_module
+from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any
 
@@ -220,18 +221,35 @@ def _usage_error(error: Any, debug: bool) -> int:
 
 def _suggestion(error: Any, context: Any) -> str:
     """Return the error with what to write instead, for arguments known from other tools; otherwise blank."""
-    from sdpo_cli import foreign
+    from sdpo_mlx.config.aliases import COMMANDS, option_advice
 
     option = getattr(error, "option_name", None)
     flags = [flag for param in context.command.params for flag in param.opts] if context is not None else []
     if extra := re.match(r"Got unexpected extra arguments?\(?s?\)? \((\S+)\)", str(error.message)):
-        return foreign.bare(extra[1], flags)
+        return _argument_advice(extra[1], flags)
     if option and type(error).__name__ == "NoSuchOption":
-        advice = foreign.instead(option, flags) if "--set" in flags else ""
+        advice = option_advice(option, flags) if "--set" in flags else ""
         return f"No such option: {option}. {advice}" if advice else ""
     verb = re.match(r"No such command '([\w-]+)'", str(error.message))
-    ours = foreign.VERBS.get(verb[1], "") if verb else ""
+    ours = COMMANDS.get(verb[1], "") if verb else ""
     return f"No such command: {verb[1]}. Use `{ours}`" if verb and ours else ""
+
+
+def _argument_advice(argument: str, flags: Collection[str]) -> str:
+    """Return the error for an argument without an option, naming the option that takes it; blank if none does."""
+    path = Path(argument)
+    if argument.endswith((".yaml", ".yml")):
+        kinds = ["-c"]
+    elif path.suffix == ".py":
+        kinds = ["--task"]
+    elif (path / "config.json").is_file():
+        kinds = ["--model"]
+    elif path.exists():
+        kinds = ["--data"]
+    else:
+        kinds = ["--model", "--task"]
+    found = [f"{kind} {argument}" for kind in kinds if kind in flags]
+    return f"Unexpected argument {argument!r}. Did you mean {' or '.join(found)}?" if found else ""
 
 
 def _report(line: str, code: int, debug: bool) -> int:

@@ -17,7 +17,7 @@ from typing import Any
 
 import yaml
 
-from sdpo_mlx.config import keys
+from sdpo_mlx.config import aliases, keys
 from sdpo_mlx.core.errors import ConfigError
 
 # PyYAML reads YAML 1.1, in which an exponent needs a dot before it and a sign after it.
@@ -162,7 +162,7 @@ class _YamlFile:
             return Entry(node.value, origin, where)  # `off` is a word here, not YAML 1.1's false
         parts = node.value if isinstance(node, yaml.SequenceNode) else [node]
         if not all(isinstance(part, yaml.ScalarNode) for part in parts):
-            problems.append(f"{where}: {key}: wants {keys.wants(key)}")
+            problems.append(f"{where}: {key}: must be {keys.allowed(key)}")
             return Entry(None, origin, where)
         try:
             value = loader.construct_object(node, deep=True)
@@ -186,7 +186,7 @@ def _unknown(section: str, name: str) -> str:
     if not section and name in keys.LEAVES:
         head, _, last = name.rpartition(".")
         return f"{name}: keys are nested in a file, write `{last}:` indented below `{head}:`"
-    return f"{name_shown(key)}: {keys.suggestion(section, name)}"
+    return f"{name_shown(key)}: {aliases.suggestion(section, name)}"
 
 
 # ---- the command line
@@ -230,7 +230,7 @@ def _check_key(key: str, where: str) -> None:
         section = section.rpartition(".")[0]
     name = key[len(section) + 1 :] if section else key
     near = get_close_matches(key, keys.LEAVES, 1, 0.85)
-    asked = f"did you mean {near[0]}?" if near else keys.suggestion(section, name)
+    asked = f"did you mean {near[0]}?" if near else aliases.suggestion(section, name)
     raise ConfigError(f"{where}: {name_shown(key)}: {asked}")
 
 

@@ -150,7 +150,7 @@ def _wrong(key: str, entry: Entry) -> str:
         return f"{layers.shown(value)} is text in YAML, write {text} without quotes"
     near = get_close_matches(text, keys.choices(key) or members, 1, 0.6) if text else []
     asked = f", did you mean {near[0]}?" if near else ""
-    return f"{layers.shown(value)} is not allowed, wants {keys.wants(key)}{asked}"
+    return f"{layers.shown(value)} is not allowed, must be {keys.allowed(key)}{asked}"
 
 
 def _as_yaml(text: str, sign: str | None, exponent: str | None) -> str:

@@ -1,7 +1,7 @@
-"""Every setting, its default and its meaning; help, docs and the JSON Schema are made from here.
+"""Every setting, its default and its meaning; help, docs and the JSON Schema are made from this file.
 
-Defaults are the paper's where it has one (arXiv 2601.20802, section 6 of its settings), and what fits a
-laptop where it hasn't. Models are strict and frozen: unknown keys and wrong types are errors.
+Defaults are the paper's (arXiv 2601.20802, its table of settings), or what fits a laptop if it has none.
+Models are strict and frozen: unknown keys and wrong types are errors.
 """
 
 from __future__ import annotations
@@ -31,72 +31,78 @@ class AdapterConfig(Settings):
     scale: float = Field(2.0, gt=0, description="raw multiplier of the low-rank product (mlx-lm's `scale`)")
     dropout: float = Field(0.0, ge=0.0, lt=1.0, description="dropout on the adapter's input while learning")
     keys: list[str] | None = Field(None, description="linear layers to adapt; null: all inside the blocks")
-    layers: int = Field(-1, ge=-1, description="how many blocks, counted from the last; -1: all (not with full)")
+    layers: int = Field(-1, ge=-1, description="number of blocks to adapt, counted from the last; -1: all")
 
     @model_validator(mode="after")
-    def _layers_mean_something(self) -> AdapterConfig:
+    def _layers_are_valid(self) -> AdapterConfig:
         if self.layers == 0:
-            raise ValueError("layers: 0 would adapt nothing, write -1 for all blocks")
+            raise ValueError("layers: 0 adapts nothing, write -1 for all blocks")
         if self.kind == "full" and (self.layers != -1 or self.keys is not None):
-            raise ValueError("kind: full trains every weight, leave layers and keys out")
+            raise ValueError("kind: full trains every weight, remove layers and keys")
         return self
 
 
 class ModelConfig(Settings):
     """The base model."""
 
-    name: str = Field("tiny", min_length=1, description="alias, folder, or hub repository")
-    backend: Literal["auto", "mlx", "torch"] = Field("auto", description="what runs the arithmetic; auto: mlx")
-    device: Literal["auto", "cuda", "mps", "cpu"] = Field("auto", description="where torch runs; mlx finds its own")
+    name: str = Field("tiny", min_length=1, description="alias, folder, GGUF file, or hub repository")
+    backend: Literal["auto", "mlx", "torch"] = Field("auto", description="library that runs the model; auto: mlx")
+    device: Literal["auto", "cuda", "mps", "cpu"] = Field("auto", description="device of torch; mlx chooses by itself")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto", description="weights' type; auto: as stored, float32 where the CPU is the device"
+        "auto", description="type of the weights; auto: as stored, on a CPU float32"
     )
     bits: Literal[4, 8] | None = Field(
-        None, description="torch: hold the base's layers in so many bits (bitsandbytes); for mlx name a quantised model"
+        None, description="torch: quantize the base to so many bits (bitsandbytes); with mlx use a quantized model"
     )
-    thinking: bool = Field(False, description="let models with a thinking switch think before answering")
+    thinking: bool = Field(False, description="turn on thinking in models with a switch for it")
     adapter: AdapterConfig = AdapterConfig()
 
 
 class TaskConfig(Settings):
-    """The environment."""
+    """The task: problems and grader."""
 
-    name: str = Field("tiny", min_length=1, description="a task's name; `sdpo tasks list` shows them")
-    data: str | None = Field(None, description="problems of one's own: a file, or hub:NAME")
-    feedback: str | None = Field(None, description="what the environment says; null: the task's own default")
+    name: str = Field("tiny", min_length=1, description="name of a task (see `sdpo tasks list`), or a Python file")
+    data: str | None = Field(None, description="your problems: a file, or hub:NAME")
+    feedback: str | None = Field(None, description="kind of feedback that the grader gives; null: the task's default")
     on_error: Literal["stop", "skip"] = Field("stop", description="what to do with bad rows in the data")
-    max_turns: PositiveInt | None = Field(None, description="most answers an episode; null: the task's own number")
+    max_turns: PositiveInt | None = Field(None, description="maximum turns of an episode; null: the task's default")
 
 
 class RolloutConfig(Settings):
     """Sampling for training."""
 
-    problems_per_step: PositiveInt = Field(8, description="problems a step (paper: 32)")
-    group_size: PositiveInt = Field(8, description="rollouts a problem (paper: 8)")
-    max_tokens: PositiveInt = Field(512, description="longest answer in tokens (paper: 8192)")
-    temperature: float = Field(1.0, gt=0, description="sampling temperature; the loss uses it too")
+    problems_per_step: PositiveInt = Field(8, description="problems per step (paper: 32)")
+    group_size: PositiveInt = Field(8, description="rollouts per problem (paper: 8)")
+    max_tokens: PositiveInt = Field(512, description="maximum length of a rollout in tokens (paper: 8192)")
+    temperature: float = Field(1.0, gt=0, description="sampling temperature, also used in the loss")
     top_p: float = Field(1.0, gt=0, le=1.0, description="nucleus sampling; 1: off")
     concurrency: PositiveInt | None = Field(
-        None, description="answers written at once; never changes one; null: as the plan says"
+        None, description="rollouts sampled at the same time; does not change them; null: chosen to fit the memory"
     )
 
 
 class TeacherConfig(Settings):
-    """The self-teacher: its weights and what it sees (SDPO.md sections 3 and 4)."""
+    """The self-teacher: its weights and its context."""
 
-    kind: Literal["ema", "trust_region", "frozen", "live"] = Field("ema", description="the teacher's weights")
+    kind: Literal["ema", "trust_region", "frozen", "live"] = Field(
+        "ema", description="how the teacher's weights follow the student's"
+    )
     update_rate: Share = Field(0.05, description="EMA rate, or the trust region's mixing share")
     demonstration: Literal["first", "random", "off", "dataset"] = Field(
-        "first", description="which successful sibling is shown; dataset: the row's own reference answer (2601.19897)"
+        "first",
+        description="which successful rollout of the group is shown; dataset: the row's reference answer (2601.19897)",
     )
-    own_success: bool = Field(False, description="may a success be its own demonstration")
-    success_threshold: float = Field(1.0, description="reward from which an answer may serve as demonstration")
-    feedback: bool = Field(True, description="show the environment's text")
-    feedback_only_without_demonstration: bool = Field(True, description="show it only where no sibling succeeded")
-    include_attempt: bool = Field(False, description="quote the failed attempt (biases the teacher, says the paper)")
-    max_context_tokens: PositiveInt = Field(10_240, description="longest teacher prompt")
+    own_success: bool = Field(False, description="allow a successful rollout as its own demonstration")
+    success_threshold: float = Field(1.0, description="minimum reward of a demonstration")
+    feedback: bool = Field(True, description="show the grader's feedback")
+    feedback_only_without_demonstration: bool = Field(
+        True, description="show feedback only if there is no demonstration"
+    )
+    include_attempt: bool = Field(False, description="quote the failed rollout (the paper warns of bias)")
+    max_context_tokens: PositiveInt = Field(10_240, description="maximum length of the teacher's prompt in tokens")
     template: str | None = Field(
-        None, description="own layout with the slots {problem} {demonstration} {attempt} {feedback}; null: the paper's"
+        None,
+        description="custom layout with the slots {problem} {demonstration} {attempt} {feedback}; null: the paper's",
     )
 
     @field_validator("template")
@@ -108,128 +114,141 @@ class TeacherConfig(Settings):
 
 
 class ObjectiveConfig(Settings):
-    """The loss (SDPO.md section 2)."""
+    """The loss."""
 
-    kind: Literal["sdpo", "grpo", "hybrid"] = Field("sdpo", description="what is learned from")
+    kind: Literal["sdpo", "grpo", "hybrid"] = Field(
+        "sdpo", description="self-distillation, policy gradient with rewards, or both"
+    )
     alpha: Share = Field(
         0.5,
-        description="0: forward KL, 1: reverse KL, between: Jensen-Shannon-like; not continuous at its ends "
-        "(towards 0 and 1 the middle form goes to zero loss, exactly 0 and 1 are the two KLs)",
+        description="0: forward KL, 1: reverse KL, between: generalized Jensen-Shannon; not continuous at the ends "
+        "(towards 0 and 1 the divergence goes to zero, exactly 0 and 1 are the two KLs)",
     )
     support: Literal["full", "top_k", "sampled", "sequence"] = Field(
-        "top_k", description="where p and q are compared; sampled and sequence need alpha 1"
+        "top_k", description="token ids over which both distributions are compared; sampled and sequence need alpha 1"
     )
-    top_k: PositiveInt | None = Field(100, description="the student's most likely ids; null: the full vocabulary")
-    tail: bool = Field(True, description="one bucket for the mass outside the top-k; false: renormalise")
-    importance_clip: float | None = Field(2.0, gt=0, description="cap of the importance weight; null: no weight")
-    aggregation: Literal["token_mean", "sequence_mean_token_mean", "sequence_mean_token_sum"] = "token_mean"
+    top_k: PositiveInt | None = Field(
+        100, description="number of the student's most likely ids; null: the full vocabulary"
+    )
+    tail: bool = Field(True, description="one bucket for the probability outside the top-k; false: renormalize")
+    importance_clip: float | None = Field(2.0, gt=0, description="maximum importance weight; null: no weights")
+    aggregation: Literal["token_mean", "sequence_mean_token_mean", "sequence_mean_token_sum"] = Field(
+        "token_mean", description="how the losses of tokens and rollouts are averaged"
+    )
     question_weight: Literal["uniform", "pass_rate"] = Field(
-        "uniform", description="pass_rate: sqrt(p(1-p)) a problem (SC-SDPO, 2605.27765)"
+        "uniform", description="weight of a problem; pass_rate: sqrt(p(1-p)) (SC-SDPO, 2605.27765)"
     )
     route: Literal["none", "by_success"] = Field(
-        "none", description="by_success: successes learn by GRPO, failures by SDPO (SRPO, 2604.02288)"
+        "none", description="by_success: GRPO for successful rollouts, SDPO for failed ones (SRPO, 2604.02288)"
     )
-    hybrid_weight: Share = Field(0.5, description="lambda of lambda * GRPO + (1 - lambda) * SDPO")
+    hybrid_weight: Share = Field(0.5, description="kind hybrid: w of w * GRPO + (1 - w) * SDPO")
     clip_low: float = Field(0.2, ge=0, lt=1, description="GRPO: lower clip of the ratio")
     clip_high: float = Field(0.28, ge=0, description="GRPO: upper clip of the ratio")
-    std_normalise: bool = Field(False, description="GRPO: divide advantages by the group's deviation")
+    std_normalise: bool = Field(False, description="GRPO: divide advantages by the group's standard deviation")
 
     @model_validator(mode="after")
     def _sampled_needs_reverse_kl(self) -> ObjectiveConfig:
         if self.kind != "grpo" and self.support in ("sampled", "sequence") and self.alpha != 1.0:
-            raise ValueError(f"support: {self.support} is an estimate of the reverse KL, set alpha: 1.0")
+            raise ValueError(f"support: {self.support} estimates the reverse KL, set alpha: 1.0")
         return self
 
 
 class TrainConfig(Settings):
     """The optimizer and the run."""
 
-    steps: NonNegativeInt = 100
-    learning_rate: float = Field(1e-4, ge=0, description="AdamW's rate (paper, full weights: 1e-6 to 1e-5)")
-    schedule: Literal["constant", "linear", "cosine"] = "constant"
-    warmup_steps: NonNegativeInt = 0
-    weight_decay: float = Field(0.01, ge=0)
-    clip_norm: float = Field(1.0, gt=0, description="gradient's largest global norm")
-    updates_per_batch: PositiveInt = Field(1, description="optimizer steps a rollout batch; 1 is on-policy")
+    steps: NonNegativeInt = Field(100, description="training steps")
+    learning_rate: float = Field(1e-4, ge=0, description="learning rate of AdamW (paper, full weights: 1e-6 to 1e-5)")
+    schedule: Literal["constant", "linear", "cosine"] = Field("constant", description="learning rate after the warmup")
+    warmup_steps: NonNegativeInt = Field(0, description="steps of linear warmup")
+    weight_decay: float = Field(0.01, ge=0, description="weight decay of AdamW")
+    clip_norm: float = Field(1.0, gt=0, description="maximum global norm of the gradient")
+    updates_per_batch: PositiveInt = Field(1, description="optimizer steps per batch of rollouts; 1: on-policy")
     micro_batch_tokens: PositiveInt | None = Field(
-        None, description="tokens forwarded at once; never changes the gradient; null: as the plan says"
+        None, description="tokens of a micro-batch; does not change the gradient; null: chosen to fit the memory"
     )
     memory_gb: float | None = Field(
-        None, gt=0, description="memory that the plan may count on; null: three quarters of this machine's"
+        None, gt=0, description="memory to use, in GB; null: three quarters of this machine's"
     )
     grad_checkpoint: bool | None = Field(
-        None, description="blocks run again in the backward pass: less memory, slower; null: as the plan says"
+        None, description="gradient checkpointing: less memory, slower; null: only if the memory requires it"
     )
-    eval_every: NonNegativeInt = Field(10, description="steps between held-out evaluations; 0: only first and last")
-    save_every: PositiveInt = Field(10, description="steps between checkpoints: the most a killed run loses")
-    patience: NonNegativeInt = Field(0, description="stop after so many evaluations without a new best; 0: never")
-    seed: NonNegativeInt = 0
+    eval_every: NonNegativeInt = Field(
+        10, description="steps between evaluations on held-out problems; 0: only before and after"
+    )
+    save_every: PositiveInt = Field(10, description="steps between checkpoints: a killed run loses at most these")
+    patience: NonNegativeInt = Field(0, description="stop after so many evaluations without improvement; 0: never")
+    seed: NonNegativeInt = Field(0, description="seed of sampling and of the adapter's initialization")
 
 
 class EvalConfig(Settings):
     """Held-out evaluation."""
 
-    problems: PositiveInt | None = Field(None, description="the first so many held-out problems; null: all")
-    samples: PositiveInt = Field(4, description="answers a problem")
-    temperature: float = Field(1.0, ge=0, description="0: greedy")
-    top_p: float = Field(1.0, gt=0, le=1.0)
-    max_tokens: PositiveInt | None = Field(None, description="null: as rollout.max_tokens")
+    problems: PositiveInt | None = Field(None, description="number of held-out problems, the first ones; null: all")
+    samples: PositiveInt = Field(4, description="rollouts per problem")
+    temperature: float = Field(1.0, ge=0, description="sampling temperature; 0: greedy")
+    top_p: float = Field(1.0, gt=0, le=1.0, description="nucleus sampling; 1: off")
+    max_tokens: PositiveInt | None = Field(
+        None, description="maximum length of a rollout in tokens; null: as rollout.max_tokens"
+    )
 
 
 class SandboxConfig(Settings):
-    """Where model-written code runs."""
+    """The sandbox for code that the model writes."""
 
     kind: Literal["auto", "bubblewrap", "seatbelt", "container", "unconfined"] = Field(
-        "auto", description="auto: bubblewrap on Linux, Seatbelt on macOS; container and unconfined only by name"
+        "auto",
+        description="auto: bubblewrap on Linux, Seatbelt on macOS; container and unconfined are never chosen by auto",
     )
     seconds: float = Field(
         6.0,
         gt=0,
-        description="processor time for one run of one answer's tests; the wall clock may show three times as much",
+        description="limit of CPU time for one run of the tests; the limit of wall time is three times as long",
     )
-    memory_mb: PositiveInt = Field(512, description="address space of the candidate")
+    memory_mb: PositiveInt = Field(512, description="limit of address space of the program")
     image: str = Field(
         "python:3.12.7-slim-bookworm",
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._/:@-]*$",
-        description="kind container: a local image with Python 3.11 or newer; never pulled for you",
+        description="kind container: a local image with Python 3.11 or newer; it is not pulled",
     )
 
 
 class JudgeConfig(Settings):
-    """Who grades in the task `judge`: a language model behind an OpenAI-compatible endpoint."""
+    """The grader of the task `judge`: a language model on an OpenAI-compatible endpoint."""
 
     endpoint: str | None = Field(
         None,
         pattern=r"^https?://[^\s]+$",
-        description="such as http://127.0.0.1:8080/v1; null: this run's base, frozen",
+        description="URL, such as http://127.0.0.1:8080/v1; null: this run's base model, frozen",
     )
-    model: str | None = Field(None, description="the name that the endpoint knows; null: whatever it serves")
-    key_variable: str = Field("OPENAI_API_KEY", description="environment variable that holds the key; never stored")
-    success: Share = Field(0.8, description="share of the full score from which an answer is a success")
-    max_tokens: PositiveInt = Field(300, description="longest remark in tokens")
-    seconds: float = Field(60.0, gt=0, description="time for one request")
-    retries: NonNegativeInt = Field(3, description="further tries after a failure, each after twice the wait")
-    cost_in: float = Field(0.0, ge=0, description="price of a million tokens read, for the counter")
-    cost_out: float = Field(0.0, ge=0, description="price of a million tokens written, for the counter")
+    model: str | None = Field(None, description="model name sent to the endpoint; null: none, the endpoint chooses")
+    key_variable: str = Field(
+        "OPENAI_API_KEY", description="environment variable with the API key; the key is never stored"
+    )
+    success: Share = Field(0.8, description="minimum share of the full score for success")
+    max_tokens: PositiveInt = Field(300, description="maximum length of a judgement in tokens")
+    seconds: float = Field(60.0, gt=0, description="timeout of one request")
+    retries: NonNegativeInt = Field(3, description="retries after a failed request, with exponential backoff")
+    cost_in: float = Field(0.0, ge=0, description="price per million input tokens, for the cost counter")
+    cost_out: float = Field(0.0, ge=0, description="price per million output tokens, for the cost counter")
 
 
 class LogConfig(Settings):
-    """What is kept besides the event stream, and who else hears it."""
+    """What is logged besides events.jsonl."""
 
     sinks: list[Literal["tensorboard", "wandb", "trackio", "mlflow"]] = Field(
-        [], description="trackers that hear every event as well; a failing one never stops a run"
+        [], description="experiment trackers to log to; a failing one never stops a run"
     )
-    samples: NonNegativeInt = Field(8, description="rollout groups kept a step in rollouts/; 0: none")
+    samples: NonNegativeInt = Field(8, description="rollout groups saved per step in rollouts/; 0: none")
     candidates: NonNegativeInt = Field(
-        1, description="answers kept with the likeliest tokens of student and self-teacher, for 64 sampled; 0: none"
+        1, description="per 64 rollouts, number saved with the most likely tokens of student and teacher; 0: none"
     )
     teacher_answers: NonNegativeInt = Field(
-        8, description="problems that the self-teacher answers too, as often as train.eval_every; 0: none"
+        8, description="problems that the self-teacher is evaluated on, every train.eval_every steps; 0: none"
     )
 
 
 class Config(Settings):
-    """One run, completely."""
+    """The complete configuration of a run."""
 
     model: ModelConfig = ModelConfig()
     task: TaskConfig = TaskConfig()
@@ -244,6 +263,6 @@ class Config(Settings):
 
 
 def json_schema() -> dict[str, Any]:
-    """The JSON Schema of a settings file; every key may be left out."""
+    """Return the JSON Schema of a config file; every key is optional."""
     head = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "sdpo-mlx settings"}
     return {**head, **{k: v for k, v in Config.model_json_schema().items() if k != "title"}}

@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 
 import pytest
-from sdpo_cli import foreign, main
+from sdpo_cli import main
 
-from sdpo_mlx.config.keys import ELSEWHERE, FOREIGN, LEAVES, SECTIONS
+from sdpo_mlx.config.aliases import ADVICE, COMMANDS, SETTINGS, option_advice
+from sdpo_mlx.config.keys import LEAVES, SECTIONS
 
 OPTIONS = [
     (["train", "--lr", "1e-4"], "Use --learning-rate."),
@@ -38,22 +39,22 @@ def test_a_word_of_another_tool_is_answered_in_one_line(
 
 
 def test_every_word_of_another_tool_leads_to_something_that_is_here() -> None:
-    assert set(FOREIGN.values()) <= {*LEAVES, *SECTIONS}
-    assert not set(FOREIGN) & set(ELSEWHERE)
-    for name in (*FOREIGN, *ELSEWHERE):
-        told = foreign.instead(f"--{name.replace('_', '-')}", ["--steps", "--set"])
+    assert set(SETTINGS.values()) <= {*LEAVES, *SECTIONS}
+    assert not set(SETTINGS) & set(ADVICE)
+    for name in (*SETTINGS, *ADVICE):
+        told = option_advice(f"--{name.replace('_', '-')}", ["--steps", "--set"])
         named = re.search(r"(?:Use|Use a setting of .*, such as) --([\w.]+)$", told)
         assert told[:1].isupper() or told[:1] == "`"
         assert named is None or named[1] in LEAVES or named[1] == "steps"
 
 
 def test_every_verb_of_another_tool_leads_to_one_of_ours() -> None:
-    assert {command.split()[1] for command in foreign.VERBS.values()} <= set(main.VERBS)
-    assert not set(foreign.VERBS) & set(main.VERBS)
+    assert {command.split()[1] for command in COMMANDS.values()} <= set(main.VERBS)
+    assert not set(COMMANDS) & set(main.VERBS)
 
 
 def test_an_option_that_nobody_knows_gets_no_advice() -> None:
-    assert foreign.instead("--stepps", ["--steps"]) == ""
+    assert option_advice("--stepps", ["--steps"]) == ""
 
 
 @pytest.mark.parametrize("words", [["-h"], ["help"]])

@@ -84,7 +84,7 @@ def test_an_unknown_tracker_is_an_error_with_a_suggestion() -> None:
     with pytest.raises(ConfigError) as caught:
         resolve(None, ["log.sinks=tensorboard,wandbb"])
     assert caught.value.line() == (
-        "--set: log.sinks: 'wandbb' is not allowed, wants a list of tensorboard, wandb, trackio, mlflow, "
+        "--set: log.sinks: 'wandbb' is not allowed, must be a list of tensorboard, wandb, trackio, mlflow, "
         "did you mean wandb?"
     )
 
