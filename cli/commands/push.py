@@ -36,9 +36,9 @@ def command(
     """
     from sdpo_mlx.runs.export import hub
 
-    upload = hub.parcel(run, repository)
+    upload = hub.plan_upload(run, repository)
     visibility = "public" if public else "private"
-    if not yes and not _confirmed(f"upload {hub.described(upload)}, {visibility}?"):
+    if not yes and not _confirmed(f"upload {upload.summary()}, {visibility}?"):
         render.message("nothing was uploaded")
         raise typer.Exit(1)
     address = hub.push(run, upload, public=public)

@@ -19,7 +19,7 @@ from small_runs import settings as run_settings
 
 from sdpo_mlx.models.resolve import resolve
 from sdpo_mlx.rl.components import build_components
-from sdpo_mlx.runs.export.hub import parcel
+from sdpo_mlx.runs.export.hub import plan_upload
 from sdpo_mlx.runs.folder import RunFolder
 from sdpo_mlx.runs.status import state_of
 from sdpo_mlx.teacher import history
@@ -135,7 +135,7 @@ def test_the_card_of_a_coached_folder_tells_what_was_said_and_no_place(tmp_path:
     assert "sdpo coach first --replay coaching.jsonl" in text
     assert str(tmp_path) not in text
     assert str(resolve("tiny").path) not in text
-    assert parcel(folder, "me/x").files == ("adapters.safetensors", "adapter_config.json", "README.md")
+    assert plan_upload(folder, "me/x").files == ("adapters.safetensors", "adapter_config.json", "README.md")
     again = Coaching(build_components(setup.requested), RunFolder.open(folder), itself=True)
     taught(again, TOLD)
     closed(again)

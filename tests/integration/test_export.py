@@ -109,7 +109,7 @@ def test_mistakes_end_in_one_line_and_leave_nothing(runs: dict[str, Path], tmp_p
     run = str(runs["lora"])
     (tmp_path / "there").mkdir()
     for words, code, said in (
-        (("export", run, "--to", "peft", "--out", str(tmp_path / "there")), 2, "is there already"),
+        (("export", run, "--to", "peft", "--out", str(tmp_path / "there")), 2, "exists already"),
         (("export", str(tmp_path / "absent"), "--to", "peft"), 5, "no adapter"),
         (("export", str(tmp_path / "absent"), "--to", "mlx", "--model", "tiny"), 5, "no PEFT adapter"),
         (("export", run, "--to", "mlx"), 2, "--model"),
@@ -252,7 +252,7 @@ def test_quantised_base_is_named_as_what_other_tools_cannot_read(tmp_path: Path)
     RunFolder(tmp_path / "run").write_config(cfg)
     code, out, err = sdpo("export", str(tmp_path / "run"), "--to", "peft", "--json")
     assert code == 0
-    assert "MLX's own layout" in json.loads(out)["warnings"][0]
+    assert "MLX's layout" in json.loads(out)["warnings"][0]
     assert "vllm serve" in json.loads(out)["next"]["vllm"]
     assert "warning:" in err
 

@@ -1,4 +1,4 @@
-"""What leaves a run: its adapter for PEFT or GGUF, a fused model, a GGUF; and a PEFT adapter in mlx-lm's layout."""
+"""Export a run: its adapter for PEFT or GGUF, a fused model, a GGUF model; and import a PEFT adapter."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ from sdpo_mlx.runs.targets import run_config
 from sdpo_mlx.tasks.registry import open_task
 from sdpo_mlx.types import IntArray
 
-MOST_LOST = 0.05  # share of what the adapter changed that a fused model may lose before it is worth a warning
-PROMPTS = 4
+MAX_LOST = 0.05  # share of the adapter's effect that a fused model may lose without a warning
+PROMPTS = 4  # on which that is measured
 MLX_BASE = (
-    "the base is quantised in MLX's own layout, which PEFT and vllm do not read: in their commands and in "
-    "adapter_config.json name the model that it was made from"
+    "the base is quantized in MLX's layout, which PEFT and vllm cannot read: in their commands and in "
+    "adapter_config.json use the model that it was converted from"
 )
 PLAIN_QUESTION = "Explain in two sentences how a rainbow comes about, and name its colours in order."
 
 
 @dataclass(frozen=True)
 class Exported:
-    """Where it lies, what to type next in which tool, what it measured, and what to beware of."""
+    """The result of an export: its folder, the next command for each tool, measurements, warnings."""
 
     folder: Path
     next_steps: Steps
@@ -71,85 +71,79 @@ def export(
 
 
 def export_peft(run: Path, out: Path) -> Exported:
-    """The run's adapter in PEFT's layout; raises ConfigError where it has no such form."""
+    """Write the run's adapter in PEFT's layout; raises ConfigError if PEFT cannot represent it."""
     from safetensors.numpy import save
 
     arrays, config = RunFolder(run).load_adapter()
     base = resolve.resolve(run_config(run).model.name)
-    tensors, settings = to_peft(arrays, config, base.target if base.source == "hub" else str(base.path))
-    with _made(out):
+    tensors, settings = to_peft(arrays, config, next_steps.base_name(base))
+    with _new_folder(out):
         write_bytes(out / WEIGHTS, save(tensors, metadata={"format": "pt"}))
         write_text(out / CONFIG, json.dumps(settings, indent=2) + "\n")
+    quantized = "quantization" in json.loads((base.path / "config.json").read_text(encoding="utf-8"))
     steps = next_steps.for_peft(run, out, settings["base_model_name_or_path"], settings)
-    return Exported(out, steps, {"tensors": len(tensors)}, (MLX_BASE,) if _quantised(base.path) else ())
+    return Exported(out, steps, {"tensors": len(tensors)}, (MLX_BASE,) if quantized else ())
 
 
 def export_mlx(adapter: Path, base: str, out: Path) -> Exported:
-    """A PEFT adapter in mlx-lm's layout, for the base model that is named."""
+    """Write a PEFT adapter in mlx-lm's layout, for the base model of this name."""
     tensors, settings = read_peft(adapter)
     model = resolve.resolve(base)
     config = json.loads((model.path / "config.json").read_text(encoding="utf-8"))
     depth = int(config.get("text_config", config)["num_hidden_layers"])
     arrays, layout = from_peft(tensors, settings, depth)
-    with _made(out):
+    with _new_folder(out):
         RunFolder(out).save_adapter(arrays, layout)
     return Exported(out, next_steps.for_mlx(str(model.path), out), {"arrays": len(arrays)})
 
 
 def export_fused(run: Path, out: Path, *, quantised: bool = False, doing: StartTask = no_tasks) -> Exported:
-    """The base with the run's adapter added in; says how much of the adapter was kept."""
+    """Write the base with the adapter added to its weights, and measure how much of the adapter's effect is lost."""
     from sdpo_mlx.backends.mlx.fuse import fuse
 
     cfg = run_config(run)
     RunFolder(run).load_adapter()
     base = resolve.resolve(cfg.model.name, doing)
-    with _made(out):
+    with _new_folder(out):
         found = fuse(base.path, run, out, _prompts(cfg, base), quantised=quantised, doing=doing)
     lost = found["lost"] / found["adapter"] if found["adapter"] > 0 else 0.0
-    words = (f"fusing lost {lost:.0%} of what the adapter changed; keep the adapter apart",) if lost > MOST_LOST else ()
+    warning = f"fusing lost {lost:.0%} of the adapter's effect; keep the adapter separate"
     steps = next_steps.for_fused(run, out, quantised=quantised)
-    return Exported(out, steps, {**found, "lost_share": lost}, words)
+    return Exported(out, steps, {**found, "lost_share": lost}, (warning,) if lost > MAX_LOST else ())
 
 
 def export_gguf(run: Path, out: Path, kind: Kind = "F16", doing: StartTask = no_tasks) -> Exported:
-    """The fused model as one GGUF file with a Modelfile beside it; measured before the rounding to `kind`."""
-    with _made(out):
+    """Write the fused model as one GGUF file with a Modelfile; measured before the rounding to `kind`."""
+    from sdpo_mlx.backends.mlx.fuse import count_weights, float_weights
+
+    def weights(folder: Path) -> Iterator[tuple[str, Any]]:
+        yield from track(float_weights(folder), doing("converting tensors"), count_weights(folder))
+        doing("writing the file")  # after its last tensor, the GGUF writer writes the file
+
+    with _new_folder(out):
         file = out / f"{run.resolve().name}-{kind}.gguf"
         with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as work:
             fused = export_fused(run, Path(work, "fused"), doing=doing)
-            write_gguf(fused.folder, _weights(fused.folder, doing), file, kind)
+            write_gguf(fused.folder, weights(fused.folder), file, kind)
             chat = load_chat(fused.folder, thinking=run_config(run).model.thinking)
             write_text(out / "Modelfile", modelfile(chat, fused.folder, file.name))
     return Exported(out, next_steps.for_gguf(run, file), {**fused.figures, "gguf": kind}, fused.warnings)
 
 
 def export_gguf_lora(run: Path, out: Path) -> Exported:
-    """The run's LoRA as a GGUF adapter, for a GGUF of the same base."""
+    """Write the run's LoRA as a GGUF adapter, for a GGUF of the same base."""
     arrays, config = RunFolder(run).load_adapter()
     base = resolve.resolve(run_config(run).model.name)
-    with _made(out):
+    with _new_folder(out):
         file = out / f"{run.resolve().name}-lora.gguf"
         write_gguf_lora(base.path, arrays, config, file)
-        # Which GGUF of the base lies where is for whoever has it to say.
-        write_text(out / "Modelfile", f"# put the base's own GGUF, or its name in Ollama, here\nFROM ./BASE.gguf\n"
-                                      f"ADAPTER ./{file.name}\n")  # fmt: skip
+        note = "# replace by the path of the base model's GGUF, or its name in Ollama"
+        write_text(out / "Modelfile", f"{note}\nFROM ./BASE.gguf\nADAPTER ./{file.name}\n")
     return Exported(out, next_steps.for_gguf_lora(run, file), {"tensors": len(arrays)})
 
 
-def _weights(folder: Path, doing: StartTask) -> Iterator[tuple[str, Any]]:
-    """The weights one after the other; when the last one is taken, the file itself is written."""
-    from sdpo_mlx.backends.mlx.fuse import count_weights, float_weights
-
-    yield from track(float_weights(folder), doing("converting tensors"), count_weights(folder))
-    doing("writing the file")
-
-
-def _quantised(base: Path) -> bool:
-    return "quantization" in json.loads((base / "config.json").read_text(encoding="utf-8"))
-
-
 def _prompts(cfg: Config, base: resolve.ResolvedModel) -> list[IntArray]:
-    """Some of the run's own problems as prompts; a plain question where its task cannot be opened here."""
+    """Return prompts of the run's problems, or a general question if its task cannot be opened on this machine."""
     chat = load_chat(base.path, thinking=cfg.model.thinking)
     try:
         task = open_task(cfg).task
@@ -160,12 +154,12 @@ def _prompts(cfg: Config, base: resolve.ResolvedModel) -> list[IntArray]:
 
 
 @contextmanager
-def _made(out: Path) -> Iterator[None]:
-    """A new folder, so that nothing of an earlier export stays in it; gone again where the export fails."""
+def _new_folder(out: Path) -> Iterator[None]:
+    """Make a new folder, without files of an earlier export; remove it if the export fails."""
     try:
         out.mkdir(parents=True)
     except FileExistsError as error:
-        raise ConfigError(f"{out} is there already", where="--out", fix="name another folder") from error
+        raise ConfigError(f"{out} exists already", where="--out", fix="choose another folder") from error
     except OSError as error:
         raise trouble(error, out) from error
     try:

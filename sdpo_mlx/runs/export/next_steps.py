@@ -1,4 +1,4 @@
-"""What to type next with an exported model, tool by tool: mlx-lm, LM Studio, Ollama, vllm, llama.cpp, ourselves."""
+"""The next commands for an exported model, by tool: sdpo, mlx-lm, LM Studio, Ollama, vllm, llama.cpp."""
 
 from __future__ import annotations
 
@@ -10,28 +10,28 @@ from typing import Any
 from sdpo_mlx.models.resolve import ResolvedModel
 from sdpo_mlx.rl.components import Components
 
-Steps = Mapping[str, str]  # tool: what to type
+Steps = Mapping[str, str]  # tool: command
 
 QUESTION = '--prompt "..."'
 LM_STUDIO = "~/.lmstudio/models/sdpo"
-LONGEST_PROMPT = 200  # characters of a problem that still make a readable example command
-VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # the limits that vllm can be told
+MAX_PROMPT = 200  # characters of a problem that still make a readable example command
+VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # the values that vllm accepts
 
 
 def for_mlx(base: str, adapter: Path) -> Steps:
-    """An adapter in mlx-lm's layout."""
-    model, place = shlex.quote(base), shlex.quote(str(adapter))
+    """Return the commands for an adapter in mlx-lm's layout."""
+    model, path = shlex.quote(base), shlex.quote(str(adapter))
     fused = shlex.quote(f"{adapter}-fused")
     return {
-        "sdpo": f"sdpo chat {model} --adapter {place} --compare",
-        "mlx-lm": f"mlx_lm.generate --model {model} --adapter-path {place} {QUESTION}",
-        "LM Studio": f"mlx_lm.fuse --model {model} --adapter-path {place} --save-path {fused}",
+        "sdpo": f"sdpo chat {model} --adapter {path} --compare",
+        "mlx-lm": f"mlx_lm.generate --model {model} --adapter-path {path} {QUESTION}",
+        "LM Studio": f"mlx_lm.fuse --model {model} --adapter-path {path} --save-path {fused}",
     }
 
 
 def for_peft(run: Path, folder: Path, base: str, settings: Mapping[str, Any]) -> Steps:
-    """An adapter in PEFT's layout, its `adapter_config.json` given."""
-    place = shlex.quote(str(folder))
+    """Return the commands for an adapter in PEFT's layout with this `adapter_config.json`."""
+    path = shlex.quote(str(folder))
     load = f"from peft import AutoPeftModelForCausalLM as A; A.from_pretrained({str(folder)!r})"
     named = shlex.quote(f"{run.resolve().name}={folder}")
     rank = next((each for each in VLLM_RANKS if each >= int(settings["r"])), None)
@@ -41,43 +41,41 @@ def for_peft(run: Path, folder: Path, base: str, settings: Mapping[str, Any]) ->
         "PEFT": f"python -c {shlex.quote(load)}",
         "vllm": fused if settings.get("use_dora") or rank is None else served,
         "LM Studio, Ollama": f"sdpo export {shlex.quote(str(run))} --to gguf",
-        "back here": f"sdpo export {place} --to mlx --model {shlex.quote(base)}",
+        "back here": f"sdpo export {path} --to mlx --model {shlex.quote(base)}",
     }
 
 
 def for_fused(run: Path, folder: Path, *, quantised: bool) -> Steps:
-    """A whole model as a folder."""
-    place, home = shlex.quote(str(folder)), f"{LM_STUDIO}/{shlex.quote(folder.resolve().name)}"
-    gguf = f"sdpo export {shlex.quote(str(run))} --to gguf"
+    """Return the commands for a fused model."""
+    path, home = shlex.quote(str(folder)), f"{LM_STUDIO}/{shlex.quote(folder.resolve().name)}"
     return {
-        "sdpo": f"sdpo serve {place}",
-        "mlx-lm": f"mlx_lm.generate --model {place} {QUESTION}",
-        "LM Studio": f"mkdir -p {LM_STUDIO} && cp -R {place} {home}",
-        "Ollama": gguf,
-        "vllm": f"sdpo export {shlex.quote(str(run))} --to fused" if quantised else f"vllm serve {place}",
+        "sdpo": f"sdpo serve {path}",
+        "mlx-lm": f"mlx_lm.generate --model {path} {QUESTION}",
+        "LM Studio": f"mkdir -p {LM_STUDIO} && cp -R {path} {home}",
+        "Ollama": f"sdpo export {shlex.quote(str(run))} --to gguf",
+        "vllm": f"sdpo export {shlex.quote(str(run))} --to fused" if quantised else f"vllm serve {path}",
     }
 
 
 def for_gguf(run: Path, file: Path) -> Steps:
-    """A GGUF with its Modelfile beside it."""
-    name, place = shlex.quote(run.resolve().name.lower()), shlex.quote(str(file))
-    made = f"ollama create {name} -f {shlex.quote(str(file.with_name('Modelfile')))}"
+    """Return the commands for a GGUF with its Modelfile beside it."""
+    path = shlex.quote(str(file))
     return {
-        "llama.cpp": f"llama-cli -m {place}",
-        "LM Studio": f"lms import {place}",
-        "Ollama": f"{made} && ollama run {name}",
+        "llama.cpp": f"llama-cli -m {path}",
+        "LM Studio": f"lms import {path}",
+        "Ollama": _ollama(run, file),
         "mlx-lm": f"sdpo export {shlex.quote(str(run))} --to fused",
     }
 
 
 def for_gguf_lora(run: Path, file: Path) -> Steps:
-    """A LoRA for a GGUF of the same base, with its Modelfile beside it."""
-    name, place = shlex.quote(run.resolve().name.lower()), shlex.quote(str(file))
-    made = f"ollama create {name} -f {shlex.quote(str(file.with_name('Modelfile')))}"
-    return {
-        "llama.cpp": f"llama-cli -m BASE.gguf --lora {place}",
-        "Ollama": f"{made} && ollama run {name}",
-    }
+    """Return the commands for a LoRA for a GGUF of the same base, with its Modelfile beside it."""
+    return {"llama.cpp": f"llama-cli -m BASE.gguf --lora {shlex.quote(str(file))}", "Ollama": _ollama(run, file)}
+
+
+def _ollama(run: Path, file: Path) -> str:
+    name = shlex.quote(run.resolve().name.lower())
+    return f"ollama create {name} -f {shlex.quote(str(file.with_name('Modelfile')))} && ollama run {name}"
 
 
 def base_name(model: ResolvedModel) -> str:
@@ -89,7 +87,7 @@ def next_commands(components: Components, out: Path) -> list[str]:
     """Return the commands to try on a finished run: report, chat, mlx-lm."""
     problems = components.task.problems("held_out") or components.task.problems("train")
     prompt = problems[0].messages[-1]["content"].strip()
-    fits = len(prompt) <= LONGEST_PROMPT and prompt.isprintable()
+    fits = len(prompt) <= MAX_PROMPT and prompt.isprintable()
     run, base = shlex.quote(str(out)), shlex.quote(base_name(components.model))
     first_steps = components.cfg.model.name == "tiny" and components.cfg.task.name.startswith("tiny")
     return [

@@ -1,6 +1,6 @@
-"""Adapters between mlx-lm's layout, which run folders have, and PEFT's, which most other tools read.
+"""Convert adapters between mlx-lm's layout, which run folders have, and PEFT's, which most other tools read.
 
-A LoRA factor is the same numbers turned round: mlx-lm's `lora_a` (in, r) and `lora_b` (r, out) are PEFT's `lora_A`
+LoRA factors are transposed: mlx-lm's `lora_a` (in, r) and `lora_b` (r, out) are PEFT's `lora_A`
 (r, in) and `lora_B` (out, r), and mlx-lm's scale is PEFT's `lora_alpha / r`. DoRA's magnitudes are equal.
 """
 
@@ -27,19 +27,19 @@ _BLOCK = re.compile(r"\.layers\.(\d+)\.(.+)$")
 def to_peft(
     arrays: Mapping[str, npt.NDArray[Any]], config: Mapping[str, Any], base: str
 ) -> tuple[Arrays, dict[str, Any]]:
-    """An adapter in mlx-lm's layout as PEFT's tensors and `adapter_config.json`; `base` names the model.
+    """Return PEFT's tensors and `adapter_config.json` of an adapter in mlx-lm's layout; `base` names the model.
 
-    Raises ConfigError for full weights, which are no adapter, and for embeddings, which PEFT keeps otherwise.
+    Raises ConfigError for full weights, and for embeddings, which PEFT stores differently.
     """
     if config.get("fine_tune_type") == "full":
-        raise ConfigError("all weights were trained, there is no adapter", where="--to", fix="use --to fused")
+        raise ConfigError("all weights were trained, so there is no adapter", where="--to", fix="use --to fused")
     tensors = {}
     for name, array in arrays.items():
-        path, end = _parted(name, _TO_PEFT)
+        path, end = _split(name, _TO_PEFT)
         if "embed" in path:
-            raise ConfigError(f"{path} is no linear layer", where="--to", fix="use --to fused")
-        turned = array if end == ".m" else array.T
-        tensors[_PREFIX + path + _TO_PEFT[end]] = np.ascontiguousarray(turned, dtype=np.float32)
+            raise ConfigError(f"{path} is not a linear layer", where="--to", fix="use --to fused")
+        oriented = array if end == ".m" else array.T
+        tensors[_PREFIX + path + _TO_PEFT[end]] = np.ascontiguousarray(oriented, dtype=np.float32)
     settings = config["lora_parameters"]
     return tensors, {
         "peft_type": "LORA",
@@ -48,7 +48,7 @@ def to_peft(
         "r": settings["rank"],
         "lora_alpha": settings["scale"] * settings["rank"],
         "lora_dropout": settings.get("dropout", 0.0),
-        "target_modules": sorted({_parted(name, _TO_PEFT)[0].rpartition(".")[2] for name in arrays}),
+        "target_modules": sorted({_split(name, _TO_PEFT)[0].rpartition(".")[2] for name in arrays}),
         "use_dora": config.get("fine_tune_type") == "dora",
         "bias": "none",
         "fan_in_fan_out": False,
@@ -60,22 +60,22 @@ def to_peft(
 def from_peft(
     tensors: Mapping[str, npt.NDArray[Any]], config: Mapping[str, Any], depth: int
 ) -> tuple[Arrays, dict[str, Any]]:
-    """PEFT's tensors as an adapter in mlx-lm's layout, for a base of `depth` blocks.
+    """Return an adapter in mlx-lm's layout from PEFT's tensors, for a base of `depth` blocks.
 
-    Raises ConfigError for what mlx-lm has no form of: other methods than LoRA and DoRA, ranks that differ.
+    Raises ConfigError for what mlx-lm does not support: other methods than LoRA and DoRA, ranks that differ.
     """
-    unfit = [key for key in ("rank_pattern", "alpha_pattern", "modules_to_save", "use_rslora") if config.get(key)]
-    if config.get("peft_type") != "LORA" or unfit:
-        what = unfit[0] if unfit else f"peft_type {config.get('peft_type')!r}"
-        raise ConfigError(f"mlx-lm has no form of {what}", where=CONFIG, fix="export a plain LoRA or DoRA")
+    unsupported = [key for key in ("rank_pattern", "alpha_pattern", "modules_to_save", "use_rslora") if config.get(key)]
+    if config.get("peft_type") != "LORA" or unsupported:
+        what = unsupported[0] if unsupported else f"peft_type {config.get('peft_type')!r}"
+        raise ConfigError(f"mlx-lm does not support {what}", where=CONFIG, fix="export a plain LoRA or DoRA")
     ends, arrays = {theirs: ours for ours, theirs in _TO_PEFT.items()}, Arrays()
     for name, tensor in tensors.items():
-        path, end = _parted(name.removeprefix(_PREFIX), ends)
-        turned = tensor if ends[end] == ".m" else tensor.T
-        arrays[path + ends[end]] = np.ascontiguousarray(turned, dtype=np.float32)
+        path, end = _split(name.removeprefix(_PREFIX), ends)
+        oriented = tensor if ends[end] == ".m" else tensor.T
+        arrays[path + ends[end]] = np.ascontiguousarray(oriented, dtype=np.float32)
     blocks = sorted({int(found[1]) for name in arrays if (found := _BLOCK.search(name))})
     if blocks != list(range(depth - len(blocks), depth)):
-        raise ConfigError("mlx-lm adapts the last blocks of a model, not others", where=CONFIG, fix="retrain those")
+        raise ConfigError("mlx-lm can only adapt the last blocks of a model", where=CONFIG, fix="retrain with those")
     keys = {found[2] if (found := _BLOCK.search(path)) else path for path in (n.rpartition(".")[0] for n in arrays)}
     rank = int(config["r"])
     parameters = {"rank": rank, "scale": config["lora_alpha"] / rank, "dropout": config.get("lora_dropout", 0.0)}
@@ -85,7 +85,7 @@ def from_peft(
 
 
 def read_peft(folder: Path) -> tuple[Arrays, dict[str, Any]]:
-    """Tensors and configuration of a PEFT folder; raises StorageError where it cannot be read (pickles are not)."""
+    """Return tensors and configuration of a PEFT folder; raises StorageError if they cannot be read (no pickles)."""
     from safetensors import SafetensorError
     from safetensors.numpy import load
 
@@ -98,15 +98,15 @@ def read_peft(folder: Path) -> tuple[Arrays, dict[str, Any]]:
         raise StorageError(f"the adapter cannot be read: {error}", where=str(folder)) from error
 
 
-def _parted(name: str, ends: Mapping[str, str]) -> tuple[str, str]:
+def _split(name: str, ends: Mapping[str, str]) -> tuple[str, str]:
     for end in ends:
         if name.endswith(end):
             return name.removesuffix(end), end
-    raise ConfigError(f"{name} is no part of a LoRA", where="--to", fix="export a plain LoRA or DoRA")
+    raise ConfigError(f"{name} is not a LoRA tensor", where="--to", fix="export a plain LoRA or DoRA")
 
 
 def _layers(arrays: Mapping[str, Any]) -> dict[str, Any]:
-    """Which blocks are adapted, where all are inside blocks."""
+    """Return which blocks are adapted, if all layers are inside blocks."""
     found = [_BLOCK.search(name) for name in arrays]
     if not all(found):
         return {}
