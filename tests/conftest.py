@@ -1,5 +1,44 @@
-"""Before any test: the BLAS that users get, whichever test imports mlx first."""
+"""Settings of every test session: the BLAS that users get, hypothesis profiles, a temporary folder of its own."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from multiprocessing.util import Finalize
+from pathlib import Path
+
+import hypothesis
+import pytest
+import temp_folders
 
 from sdpo_mlx.backends.mlx.blas import load_blas
 
-load_blas()
+load_blas()  # before any test imports mlx
+
+# The default suite always tries the same examples; `make test-slow` draws new ones (--hypothesis-profile slow).
+hypothesis.settings.register_profile("default", derandomize=True, deadline=None, database=None)
+hypothesis.settings.register_profile("slow", derandomize=False, deadline=None)
+hypothesis.settings.load_profile("default")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Give the session a temporary folder of its own, for child processes too; pytest's `tmp_path` stays outside."""
+    outer = tempfile.gettempdir()
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", outer)
+    folder = tempfile.mkdtemp(prefix="sdpo-tests-")
+    Path(folder).chmod(0o1777)  # sandboxed programs may run as another user
+    os.environ["TMPDIR"] = tempfile.tempdir = folder
+
+    # The last thing that happens: multiprocessing removes its own folder in it before, at priority -100.
+    Finalize(None, shutil.rmtree, args=(folder,), kwargs={"ignore_errors": True}, exitpriority=-200)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _nothing_is_left_in_the_temporary_folder() -> Iterator[None]:
+    yield
+    # Removed at exit: our cache, the sockets of multiprocessing, and what importing wandb makes (`tmp...wandb-media`).
+    names = {path.name for path in Path(tempfile.gettempdir()).iterdir()}
+    left = [name for name in names if not name.startswith((temp_folders.PREFIX, "pymp-")) and "wandb-" not in name]
+    assert left == []

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cache
-from pathlib import Path
-from tempfile import mkdtemp
 from typing import Any
 
 import pytest
 from small_runs import settings, trained, with_value
+from temp_folders import new_folder
 
 from sdpo_mlx.config import Config, JudgeConfig, SandboxConfig
 from sdpo_mlx.config.keys import LEAVES
@@ -125,7 +124,7 @@ class Heard:
 
 def outcome(cfg: Config) -> dict[str, Any]:
     """All that a run leaves but its record of the settings, clocks and memory."""
-    folder, heard = Path(mkdtemp(prefix="sdpo-options-")), Heard()
+    folder, heard = new_folder("options"), Heard()
     trained(folder, cfg, change=heard.listen)
     found = checkpoint.load(folder / "checkpoints")
     assert found is not None

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from functools import cache
 from pathlib import Path
-from tempfile import mkdtemp
 from typing import Any
 
 import numpy as np
 from small_models import VOCABULARY, write_model
+from temp_folders import new_folder
 
 from sdpo_mlx import objective as oracle
 from sdpo_mlx.config import AdapterConfig, ModelConfig, ObjectiveConfig, TeacherConfig, TrainConfig
@@ -18,8 +18,7 @@ from sdpo_mlx.types import DistillSample
 @cache
 def folder(architecture: str) -> Path:
     """A base model's folder, made once; `qwen3-4bit` is the quantised one."""
-    path = Path(mkdtemp(prefix="sdpo-model-"))
-    return write_model(path, architecture.removesuffix("-4bit"), quantise=architecture.endswith("-4bit"))
+    return write_model(new_folder("model"), architecture.removesuffix("-4bit"), quantise=architecture.endswith("-4bit"))
 
 
 def make_policy(architecture: str = "qwen3", *, teacher: str = "ema", seed: int | None = 1, **options: Any) -> Any:

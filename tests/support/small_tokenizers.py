@@ -7,12 +7,12 @@ model folder as `load_chat` takes it; each is built once per process and temp fo
 from __future__ import annotations
 
 import json
-import tempfile
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from temp_folders import new_folder
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 CORPUS = (
@@ -176,7 +176,7 @@ FAMILIES = {
 def folder(name: str) -> Path:
     """A model folder with the tokenizer, template and configs of one family."""
     family = FAMILIES[name]
-    path = Path(tempfile.mkdtemp(prefix=f"made-{name}-"))
+    path = new_folder(name)
     tokenizer = _byte_level(family) if family.kind == "byte_level" else _sentencepiece(family)
     return write_folder(path, tokenizer, family)
 

@@ -80,9 +80,9 @@ def test_parts_with_other_names_are_refused(tmp_path: Path) -> None:
 def test_wrong_parts_are_noticed(architecture: str, part: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from sdpo_mlx.backends.mlx import model as trunk
 
-    right = getattr(trunk.Trunk, part)
+    right = getattr(trunk.SplitModel, part)
     factor = {"embed": 1.5, "head": 1.1}[part]
-    monkeypatch.setattr(trunk.Trunk, part, lambda self, given: right(self, given) * factor)
+    monkeypatch.setattr(trunk.SplitModel, part, lambda self, given: right(self, given) * factor)
     refused(folder(architecture), "differ from the whole")
 
 
