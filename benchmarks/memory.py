@@ -112,10 +112,10 @@ def step(folder: Path, config: dict[str, Any], cfg: Any, lengths: tuple[int, int
     from small_models import write_config
 
     from sdpo_mlx.backends.base import SamplingParams
-    from sdpo_mlx.backends.mlx.policy import open_policy
+    from sdpo_mlx.backends.mlx.policy import MLXPolicy
 
     write_config(folder, config)
-    policy, rng = open_policy(folder, cfg.model, cfg.teacher, cfg.train), np.random.default_rng(0)
+    policy, rng = MLXPolicy(folder, cfg.model, cfg.teacher, cfg.train), np.random.default_rng(0)
     policy.load_state(policy.state())  # gives the teacher its own arrays
     prompt, context = (rng.integers(config["vocab_size"], size=length).astype(np.int32) for length in lengths)
     policy.memory()

@@ -25,7 +25,7 @@ from memory import qwen
 
 from sdpo_mlx.backends.base import SamplingParams
 from sdpo_mlx.backends.mlx import BLAS
-from sdpo_mlx.backends.mlx.policy import MLXPolicy, open_policy
+from sdpo_mlx.backends.mlx.policy import MLXPolicy
 from sdpo_mlx.config import ModelConfig, ObjectiveConfig, TeacherConfig, TrainConfig
 
 import mlx.core as mx  # isort: skip
@@ -119,7 +119,7 @@ def opened(config: dict[str, Any], **train: Any) -> MLXPolicy:
 
     folder = write_config(Path(mkdtemp(prefix="sdpo-bench-")), config)
     settings = TrainConfig(**{"grad_checkpoint": True, "micro_batch_tokens": 65_536, **train})
-    policy = open_policy(folder, ModelConfig(dtype="float32"), TeacherConfig(), settings)
+    policy = MLXPolicy(folder, ModelConfig(dtype="float32"), TeacherConfig(), settings)
     policy.load_state(policy.state())
     return policy
 

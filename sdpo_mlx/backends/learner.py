@@ -30,7 +30,6 @@ from sdpo_mlx.backends.loss_head import (
     slices,
 )
 from sdpo_mlx.backends.packing import Unit, pack
-from sdpo_mlx.backends.statistics import step_figures, unfinished
 from sdpo_mlx.config import AdapterConfig, ModelConfig, ObjectiveConfig, TeacherConfig, TrainConfig
 from sdpo_mlx.core.errors import ConfigError
 from sdpo_mlx.core.seeding import derive
@@ -226,7 +225,7 @@ class Learner(Policy, ABC):
     ) -> Update:
         """Take the step unless a number in it is not finite."""
         grads, norm = self.clip_gradient(found.grads)
-        bad = unfinished(samples, found.statistics, found.suspects)
+        bad = non_finite_problems(samples, found.statistics, found.suspects)
         finite = bool(np.isfinite(found.loss) and np.isfinite(norm)) and not bad
         applied = finite and learning_rate > 0
         if applied:
@@ -239,7 +238,7 @@ class Learner(Policy, ABC):
             grad_norm=norm,
             teacher_seconds=found.teacher_seconds,
             non_finite=bad,
-            **step_figures(samples, found.statistics, objective.importance_clip),
+            **update_figures(samples, found.statistics, objective.importance_clip),
         )
 
 
@@ -260,3 +259,34 @@ def check_arrays(arrays: Arrays, shapes: Mapping[str, Sequence[int]], what: str)
     if wrong:
         fix = "use the model and adapter it was made with"
         raise ConfigError(f"the {what} does not fit this model: {wrong[0]} differs", fix=fix)
+
+
+def non_finite_problems(
+    samples: Sequence[DistillSample], statistics: Sequence[RowStatistics], suspects: Sequence[int]
+) -> tuple[str, ...]:
+    """Return the problems whose numbers are not finite; if only a gradient is, those of its unit (`suspects`)."""
+    faults = [
+        s.problem_id
+        for s, figures in zip(samples, statistics, strict=True)
+        if not all(np.isfinite(column).all() for column in (*figures, s.rollout_logps_T))
+        or not np.isfinite([s.distil_weight, s.policy_weight, s.advantage]).all()
+    ]
+    return tuple(dict.fromkeys(faults or [samples[i].problem_id for i in suspects]))
+
+
+def update_figures(
+    samples: Sequence[DistillSample], statistics: Sequence[RowStatistics], importance_clip: float | None
+) -> dict[str, Any]:
+    """Return the means over counted tokens, and log q - log p per sample, for `Update`."""
+    pairs = list(zip(samples, statistics, strict=True))
+    distilled = [figures.divergence_R for s, figures in pairs if s.distil_weight > 0]
+    ratio = np.concatenate([figures.ratio_R for _, figures in pairs])
+    nothing = np.zeros(0, np.float32)
+    return {
+        "divergence": float(np.concatenate(distilled).mean()) if distilled else 0.0,
+        "entropy": float(np.concatenate([figures.entropy_R for _, figures in pairs]).mean()),
+        "importance_mean": float(ratio.mean()),
+        "importance_clipped": float((ratio > importance_clip).mean()) if importance_clip is not None else 0.0,
+        "tokens": int(ratio.size),
+        "divergence_T": tuple(f.log_q_R - f.log_p_R if s.distil_weight > 0 else nothing for s, f in pairs),
+    }

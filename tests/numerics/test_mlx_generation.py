@@ -183,7 +183,7 @@ def test_teacher_is_scored_with_its_own_weights(policies: Any) -> None:
 
 @pytest.mark.parametrize("words", [3, 512, 1_300])
 def test_draw_follows_its_probabilities_and_never_takes_an_impossible_word(words: int) -> None:
-    from sdpo_mlx.backends.mlx.drawing import draw
+    from sdpo_mlx.backends.mlx.generation import draw
 
     rng, rows = np.random.default_rng(words), 4_000
     possible = rng.choice(words, size=min(words, 3), replace=False)
@@ -197,7 +197,7 @@ def test_draw_follows_its_probabilities_and_never_takes_an_impossible_word(words
 
 
 def test_draw_of_a_row_depends_on_its_key_alone() -> None:
-    from sdpo_mlx.backends.mlx.drawing import draw
+    from sdpo_mlx.backends.mlx.generation import draw
 
     probs = mx.softmax(mx.random.normal((6, 700), key=mx.random.key(0)), axis=-1)
     keys = mx.random.split(mx.random.key(1), 6)

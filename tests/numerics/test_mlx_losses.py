@@ -74,7 +74,7 @@ def mlx_step(arrays: dict[str, np.ndarray], cfg: ObjectiveConfig, tau: float, ch
     student, teacher = arrays["student"][where], arrays["teacher"][where]
     ids = arrays["ids"][where]
     scales = [oracle.token_scale(counts, arrays[half], cfg.aggregation)[where[0]] for half in ("distil", "policy")]
-    gap = [np.array(losses.token_log_probs(mx.array(x), mx.array(ids), tau)) for x in (student, teacher)]
+    gap = [np.array(losses.at(losses.log_softmax(mx.array(x), tau), mx.array(ids))) for x in (student, teacher)]
     sequence = oracle.sequence_coefficients(gap[0] - gap[1], where[0], len(counts))[where[0]]
     flat = [ids, arrays["rollout"][where], *scales, arrays["advantages"][where[0]], sequence]
     total, grad = 0.0, np.zeros(arrays["student"].shape, dtype=np.float32)

@@ -1,4 +1,4 @@
-"""What ranks say to each other, how work is shared out, and what becomes of a rank that fails, strays or goes."""
+"""Messages between ranks, how work is shared out, and what happens if a rank fails, diverges or disappears."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Counting:
 
     def __init__(self, start: float = 0.0) -> None:
         self.weight, self.teacher, self.group = np.array([start], np.float32), 0, SINGLE_PROCESS
-        self.asked: list[int] = []
+        self.seeds: list[int] = []
 
     @property
     def info(self) -> PolicyInfo:
@@ -45,7 +45,7 @@ class Counting:
             for n, seed in enumerate(row):
                 if interrupted():
                     raise KeyboardInterrupt
-                self.asked.append(seed)
+                self.seeds.append(seed)
                 yield at, n, Generation(np.array([seed, len(prompts[at])], np.int32), np.zeros(2, np.float32), "stop")
 
     def learn(self, samples: Any, objective: Any, rate: float, *, temperature: float, interrupted: Any) -> Update:
@@ -62,7 +62,7 @@ class Counting:
         self.weight = state["student"]["w"]
 
 
-def acted(size: int, lead: Any, own: Any = Counting) -> list[Any]:
+def run_ranks(size: int, lead: Any, own: Any = Counting) -> list[Any]:
     """`lead(policy)` on rank 0 while the others serve; each rank's result, the others' own policies."""
 
     def part(group: RankGroup) -> Any:
@@ -89,8 +89,8 @@ def test_shares_cover_all_once_in_order_and_are_even(costs: list[float], size: i
 def test_message_arrives_as_it_was_sent(plain: Any) -> None:
     arrays = {"a": np.arange(6, dtype=np.int32).reshape(2, 3).T, "b": np.array([np.nan, np.inf], np.float32)}
     arrays["c"] = np.array(7, dtype=np.int64)  # an array of no dimension is not one of one
-    heard, found = serialization.decode(serialization.encode(plain, arrays))
-    assert heard == plain
+    received, found = serialization.decode(serialization.encode(plain, arrays))
+    assert received == plain
     for name, array in arrays.items():
         np.testing.assert_array_equal(found[name], array, strict=True)
         assert found[name].dtype == array.dtype
@@ -98,27 +98,27 @@ def test_message_arrives_as_it_was_sent(plain: Any) -> None:
 
 def test_samples_arrive_as_they_were_sent() -> None:
     sent = make_samples(0, "hybrid")
-    heard = serialization.decode_samples(
+    received = serialization.decode_samples(
         *serialization.decode(serialization.encode(*serialization.encode_samples(sent)))
     )
-    for ours, theirs in zip(heard, sent, strict=True):
+    for ours, theirs in zip(received, sent, strict=True):
         for name, value in vars(theirs).items():
             np.testing.assert_array_equal(getattr(ours, name), value)
 
 
-def test_answers_of_all_ranks_come_back_in_their_places() -> None:
+def test_rollouts_of_all_ranks_come_back_in_their_places() -> None:
     seeds, prompts = [[1, 2, 3], [4, 5], [6]], [np.arange(n, dtype=np.int32) for n in (2, 3, 4)]
 
     def lead(policy: DistributedPolicy) -> Any:
         return {(at, n): answer.ids_T.tolist() for at, n, answer in policy.generate(prompts, SAMPLING, seeds)}
 
-    results = acted(3, lead)
+    results = run_ranks(3, lead)
     assert results[0] == {(at, n): [s, len(prompts[at])] for at, row in enumerate(seeds) for n, s in enumerate(row)}
-    assert [len(each.asked) for each in results[1:]] == [2, 2]
+    assert [len(each.seeds) for each in results[1:]] == [2, 2]
 
 
-def test_rank_that_strays_is_given_rank_0s_state_and_it_is_said() -> None:
-    class Straying(Counting):
+def test_rank_that_diverges_is_reset_to_rank_0s_state_with_a_warning() -> None:
+    class Diverging(Counting):
         def learn(self, *args: Any, **options: Any) -> Update:
             update = super().learn(*args, **options)
             if self.group.rank == 1:
@@ -129,13 +129,13 @@ def test_rank_that_strays_is_given_rank_0s_state_and_it_is_said() -> None:
         words = [policy.learn([], ObjectiveConfig(), 1.0).warnings for _ in range(distributed.CHECK_EVERY)]
         return words, policy.local.weight
 
-    (words, weight), other = acted(2, lead, Straying)
+    (words, weight), other = run_ranks(2, lead, Diverging)
     assert not any(words[:-1])
     assert "rank 1 diverged from rank 0" in words[-1][0]
     np.testing.assert_array_equal(other.weight, weight)
 
 
-def test_fault_on_another_rank_is_told_on_rank_0_and_the_ranks_go_on() -> None:
+def test_fault_on_another_rank_is_raised_on_rank_0_and_the_ranks_continue() -> None:
     class Refusing(Counting):
         def load_state(self, state: Any) -> None:
             if self.group.rank == 1:
@@ -148,23 +148,23 @@ def test_fault_on_another_rank_is_told_on_rank_0_and_the_ranks_go_on() -> None:
         policy.update_teacher(TeacherConfig())
         return policy.local.teacher
 
-    assert [acted(2, lead, Refusing)[0]] == [1]
+    assert [run_ranks(2, lead, Refusing)[0]] == [1]
 
 
-def test_interrupt_of_rank_0_stops_all_ranks_between_two_answers() -> None:
+def test_interrupt_of_rank_0_stops_all_ranks_between_two_rollouts() -> None:
     def lead(policy: DistributedPolicy) -> Any:
-        heard: list[Any] = []
+        received: list[Any] = []
         prompt = np.arange(2, dtype=np.int32)
-        answers = policy.generate([prompt], SAMPLING, [[1, 2, 3, 4, 5, 6]], lambda: len(heard) > 1)
+        answers = policy.generate([prompt], SAMPLING, [[1, 2, 3, 4, 5, 6]], lambda: len(received) > 1)
         with pytest.raises(KeyboardInterrupt):
-            deque(map(heard.append, answers), maxlen=0)
-        return len(heard)
+            deque(map(received.append, answers), maxlen=0)
+        return len(received)
 
-    assert acted(2, lead)[0] == 2
+    assert run_ranks(2, lead)[0] == 2
 
 
 @pytest.mark.parametrize("what", ["base", "adapter"])
-def test_ranks_that_hold_something_else_are_refused(what: str) -> None:
+def test_ranks_with_another_base_or_adapter_are_refused(what: str) -> None:
     def part(group: RankGroup) -> Any:
         own = Counting(float(group.rank) if what == "adapter" else 0.0)
         return DistributedPolicy(own, f"base {group.rank}" if what == "base" else "base", group)
@@ -174,7 +174,7 @@ def test_ranks_that_hold_something_else_are_refused(what: str) -> None:
         assert "rank 1" in error.line()
 
 
-def test_rank_lost_after_a_step_was_taken_is_told_before_the_next_answers() -> None:
+def test_rank_lost_after_a_step_is_raised_before_the_next_rollouts() -> None:
     class Leaving(Counting):
         def learn(self, *args: Any, **options: Any) -> Update:
             if self.group.rank == 1 and self.weight[0] > 0:
@@ -192,10 +192,10 @@ def test_rank_lost_after_a_step_was_taken_is_told_before_the_next_answers() -> N
             list(policy.generate([], SAMPLING, []))
         return policy.local.teacher, [update.applied for update in updates]
 
-    assert acted(2, lead, Leaving)[0] == (1, [True, True])
+    assert run_ranks(2, lead, Leaving)[0] == (1, [True, True])
 
 
-def test_stranger_without_the_secret_is_not_taken_for_a_rank() -> None:
+def test_client_without_the_secret_is_refused() -> None:
     import socket
 
     leader = heartbeat.HeartbeatServer("127.0.0.1", 2)
@@ -217,7 +217,7 @@ def test_stranger_without_the_secret_is_not_taken_for_a_rank() -> None:
 
 
 @pytest.mark.parametrize("frozen", [False, True])
-def test_rank_that_falls_silent_is_lost(frozen: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rank_without_heartbeat_is_lost(frozen: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(heartbeat, "SILENCE", 1.0)
     monkeypatch.setattr(heartbeat, "BEAT_SECONDS", 0.1)
     if frozen:
@@ -233,7 +233,7 @@ def test_rank_that_falls_silent_is_lost(frozen: bool, monkeypatch: pytest.Monkey
         each.close()
 
 
-def test_process_without_a_launcher_is_alone() -> None:
+def test_process_without_a_launcher_is_a_group_of_one() -> None:
     assert open_process_group({}) is SINGLE_PROCESS
     assert open_process_group({"MASTER_ADDR": "127.0.0.1", "WORLD_SIZE": "1", "RANK": "0"}) is SINGLE_PROCESS
 

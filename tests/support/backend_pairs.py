@@ -13,12 +13,12 @@ from sdpo_mlx.types import DistillSample
 
 def make_torch(architecture: str = "qwen3", *, like: Any = None, **options: Any) -> Any:
     """A policy on torch with the settings of `like`, a policy on MLX, and its state."""
-    from sdpo_mlx.backends.torch.policy import open_policy
+    from sdpo_mlx.backends.torch.policy import TorchPolicy
     from sdpo_mlx.config import ModelConfig
 
     device = os.environ.get("SDPO_TEST_DEVICE", "cpu")
     model = ModelConfig(name=architecture, backend="torch", device=device, adapter=like.adapter, **options)
-    policy = open_policy(folder(architecture), model, like.teacher_cfg, like.train_cfg)
+    policy = TorchPolicy(folder(architecture), model, like.teacher_cfg, like.train_cfg)
     policy.load_state(like.state())
     return policy
 

@@ -28,11 +28,11 @@ def own_policy(backend: str) -> Any:
     """The small policy of one rank."""
     if backend == "mlx":
         return make_policy("qwen3")
-    from sdpo_mlx.backends.torch.policy import open_policy
+    from sdpo_mlx.backends.torch.policy import TorchPolicy
 
     model = ModelConfig(name="qwen3", backend="torch", device="cpu", adapter=AdapterConfig(rank=4))
     train = TrainConfig(learning_rate=1e-2, micro_batch_tokens=40)
-    policy = open_policy(folder("qwen3"), model, TeacherConfig(update_rate=0.3), train)
+    policy = TorchPolicy(folder("qwen3"), model, TeacherConfig(update_rate=0.3), train)
     stir(policy)
     return policy
 

@@ -32,7 +32,7 @@ def free_ports(count: int) -> list[int]:
 
 
 def environments(backend: str, size: int, folder: Path) -> list[dict[str, str]]:
-    """What a launcher tells each rank."""
+    """The environment variables that a launcher sets for each rank."""
     base = {**ONE_THREAD, "PYTHONPATH": os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])}
     if backend == "mlx":
         hosts = folder / "hosts.json"
@@ -57,8 +57,8 @@ def launcher(backend: str, size: int) -> list[str]:
     return [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(size)]
 
 
-class ThreadEngine:
-    """An engine between threads of one process."""
+class ThreadCollectives:
+    """Collectives between threads of one process."""
 
     backend, leader = "mlx", "127.0.0.1"
 
@@ -71,8 +71,8 @@ class ThreadEngine:
         self.barrier.wait()
         return list(self.shelf)
 
-    def broadcast(self, said: bytes) -> bytes:
-        return bytes(self.gather(said)[0])
+    def broadcast(self, message: bytes) -> bytes:
+        return bytes(self.gather(message)[0])
 
     def total(self, arrays: Mapping[str, Any]) -> dict[str, Any]:
         rows = self.gather(dict(arrays))
@@ -89,7 +89,7 @@ def on_threads(size: int, part: Callable[[RankGroup], Any]) -> list[Any]:
 
     def run(rank: int) -> None:
         try:
-            results[rank] = part(RankGroup(ThreadEngine(rank, shelf, barrier)))
+            results[rank] = part(RankGroup(ThreadCollectives(rank, shelf, barrier)))
         except BaseException as error:
             results[rank] = error
 

@@ -27,8 +27,8 @@ from sdpo_mlx.training.session import TrainingSession
 # Where a signal can fall: the owner of the function, its name, and what the run is doing then.
 PLACES: dict[str, tuple[Any, str]] = {
     "generation": (rollouts, "_rollout"),  # a rollout has just ended, others go on
-    "gradient": (policy, "gradient"),
-    "apply": (policy.MLXPolicy, "_step"),
+    "gradient": (policy.MLXPolicy, "gradient"),
+    "apply": (policy.MLXPolicy, "optimizer_step"),
     "teacher": (policy.MLXPolicy, "update_teacher"),
     "event": (events.EventLog, "emit"),
     "score": (TrainingSession, "score"),

@@ -23,11 +23,11 @@ def folder(architecture: str) -> Path:
 
 def make_policy(architecture: str = "qwen3", *, teacher: str = "ema", seed: int | None = 1, **options: Any) -> Any:
     """A policy whose student and teacher differ (`seed` None: as attached); options go to adapter and train."""
-    from sdpo_mlx.backends.mlx.policy import open_policy
+    from sdpo_mlx.backends.mlx.policy import MLXPolicy
 
     train = {key: options.pop(key) for key in list(options) if key in TrainConfig.model_fields}
     adapter = AdapterConfig(**{"rank": 4, **options})
-    policy = open_policy(
+    policy = MLXPolicy(
         folder(architecture),
         ModelConfig(name=architecture, adapter=adapter),
         TeacherConfig(kind=teacher, update_rate=0.3),

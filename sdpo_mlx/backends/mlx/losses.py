@@ -79,11 +79,6 @@ def row_sum(values_RS: mx.array) -> mx.array:
     return total_R if whole == size else total_R + mx.sum(values_RS[:, whole:], axis=-1)
 
 
-def token_log_probs(logits_RV: mx.array, ids_R: mx.array, temperature: float) -> mx.array:
-    """log p(y) of each row: what `objective.sequence_coefficients` needs of student and teacher."""
-    return at(log_softmax(logits_RV, temperature), ids_R)
-
-
 def divergence_rows(student: Distribution, teacher: Distribution, cfg: ObjectiveConfig) -> mx.array:
     """D(p, q) of each row on the configured support."""
     k = cfg.top_k if cfg.support == "top_k" else None

@@ -169,8 +169,3 @@ class MLXPolicy(Learner):
             moments = value.items() if isinstance(value, dict) else [("", value)]
             arrays.update({f"{name}|{moment}" if moment else name: np.array(array) for moment, array in moments})
         return arrays
-
-
-def open_policy(path: Path, model: ModelConfig, teacher: TeacherConfig, train: TrainConfig) -> MLXPolicy:
-    """Load the base at `path` and attach fresh student and teacher adapters (equal at the start)."""
-    return MLXPolicy(path, model, teacher, train)

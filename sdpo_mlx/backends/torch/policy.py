@@ -16,10 +16,10 @@ from sdpo_mlx.backends.learner import Learner, TopK
 from sdpo_mlx.backends.loss_head import Gradient, Hidden, LearnBatch, TeacherSet, Weights
 from sdpo_mlx.backends.packing import Unit
 from sdpo_mlx.backends.torch import adapter, generation
+from sdpo_mlx.backends.torch.device import memory_figures
 from sdpo_mlx.backends.torch.gradient import TorchGradientPass, hidden_states, ids_on, mixed_logits
 from sdpo_mlx.backends.torch.loading import Model, load
 from sdpo_mlx.backends.torch.losses import at, log_softmax
-from sdpo_mlx.backends.torch.memory import memory_figures
 from sdpo_mlx.config import ModelConfig, ObjectiveConfig, TeacherConfig, TrainConfig
 from sdpo_mlx.core.errors import ConfigError
 from sdpo_mlx.core.seeding import derive
@@ -202,8 +202,3 @@ class TorchPolicy(Learner):
             found[f"{name}|m"] = own.get("exp_avg", torch.zeros_like(parameter.data))
             found[f"{name}|v"] = own.get("exp_avg_sq", torch.zeros_like(parameter.data))
         return found
-
-
-def open_policy(path: Path, model: ModelConfig, teacher: TeacherConfig, train: TrainConfig) -> TorchPolicy:
-    """Load the base at `path` and attach fresh student and teacher adapters (equal at the start)."""
-    return TorchPolicy(path, model, teacher, train)
