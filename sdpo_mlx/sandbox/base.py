@@ -1,4 +1,4 @@
-"""Where model-written programs run.
+"""Sandboxes for programs that a model wrote.
 
 Threat statement. In scope: careless and reward-hacking programs; secrets, network, disk, memory and
 process exhaustion. Out of scope: holes in the kernel; for those use a virtual machine.
@@ -12,7 +12,7 @@ from typing import Literal, Protocol
 
 @dataclass(frozen=True)
 class RunResult:
-    """What came back: capped bytes and how it ended; nothing in here is a verdict."""
+    """The output of a run, capped, and how it ended; nothing in here can be trusted."""
 
     status: Literal["exited", "timeout", "output_limit", "signal"]
     code: int
@@ -22,7 +22,7 @@ class RunResult:
 
 
 class Sandbox(Protocol):
-    """A place that runs one Python program and gives back its output."""
+    """Runs one Python program and returns its output."""
 
     kind: str
 
@@ -30,4 +30,4 @@ class Sandbox(Protocol):
         """Run `program` (Python source) with `stdin`; thread-safe; never raises for what the program does."""
 
     def self_test(self) -> dict[str, bool]:
-        """What holds here, by name; a False means that the sandbox must not be used."""
+        """Return each check by name; if one is False, the sandbox must not be used."""

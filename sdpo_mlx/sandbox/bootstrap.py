@@ -26,7 +26,7 @@ def _limit(name: str, value: int) -> None:
 
 
 def _read(count: int) -> bytes:
-    """Exactly so many bytes from fd 0, unbuffered: what follows belongs to the program."""
+    """Return exactly so many bytes from fd 0, unbuffered: what follows belongs to the program."""
     parts = []
     while count:
         part = os.read(0, count)

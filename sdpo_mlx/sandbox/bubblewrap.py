@@ -28,12 +28,12 @@ _DEVICES = ("/dev/null", "/dev/zero", "/dev/urandom")
 
 
 class BubblewrapSandbox:
-    """Runs programs under `bwrap`; started by root, each run gets an unprivileged user of its own."""
+    """Runs programs under `bwrap`; started by root, each run gets its own unprivileged user."""
 
     kind = "bubblewrap"
 
     def __init__(self, limits: Limits | None = None) -> None:
-        """Raises FileNotFoundError when `bwrap` is not on the PATH, SandboxError on an unknown machine."""
+        """Raises FileNotFoundError if `bwrap` is not on the PATH, SandboxError on an unknown machine."""
         path = shutil.which("bwrap")
         if path is None:
             raise FileNotFoundError("bwrap")
@@ -45,7 +45,7 @@ class BubblewrapSandbox:
         self._prefix = [path, *self._namespaces(), *self._root()]
 
     def run(self, program: str, stdin: bytes = b"", *, seconds: float | None = None) -> RunResult:
-        """Run one program with nothing of this machine in reach; thread-safe."""
+        """Run one program isolated from this machine; thread-safe."""
         seconds = self.limits.seconds if seconds is None else seconds
         uid = _FIRST_UID + next(self._uids) % _UIDS if self._as_root else -1
         python = [self._inside, *INTERPRETER_FLAGS, "-c", bootstrap(), *self.limits.arguments(seconds, uid)]
@@ -54,11 +54,11 @@ class BubblewrapSandbox:
             return launch(argv, payload(program, stdin), seconds, pass_fds=(fd,), over=self._over)
 
     def self_test(self) -> dict[str, bool]:
-        """What holds here, tried out from the inside."""
+        """Return the results of checks that run inside the sandbox."""
         return probe(self).checks
 
     def _over(self, pid: int) -> bool:
-        """Whether the processes below `pid` hold too much: limits of one process times many is a whole machine."""
+        """Return whether all processes below `pid` use too much together; kernel limits bind one process each."""
         memory = _TOGETHER * self.limits.memory_mb << 20
         return usage.over(pid, memory=memory, folder=BOX, entries=_ENTRIES)
 
@@ -75,7 +75,7 @@ class BubblewrapSandbox:
         return [*spaces, *common, "--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"]
 
     def _root(self) -> list[str]:
-        """The mount tree, sealed read-only at the end."""
+        """Return the mount tree, sealed read-only at the end."""
         interpreter = find_interpreter()
         # Made by name, because bwrap gives parents that it makes itself to their owner alone.
         folders = ("/usr", "/usr/lib", "/dev", HOME, f"{HOME}/bin", f"{HOME}/lib")
@@ -91,7 +91,7 @@ class BubblewrapSandbox:
 
 
 def _filter() -> bytes:
-    """The seccomp filter for this machine."""
+    """Return the seccomp filter for this machine."""
     machine = os.uname().machine
     for known in seccomp.MACHINES:
         if machine == known:

@@ -1,4 +1,4 @@
-"""Which sandbox is used here; nothing usable means that nothing runs."""
+"""Choose and test a sandbox; without a usable one nothing runs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _OPT_IN = "or give up containment with --sandbox unconfined"
 
 
 def open_sandbox(cfg: SandboxConfig) -> Sandbox:
-    """The configured sandbox, self-tested.
+    """Return the configured sandbox, self-tested.
 
     Raises SandboxError (exit 4) with the cause when it cannot be used; `container` and `unconfined` come only
     by name.
@@ -36,12 +36,12 @@ def open_sandbox(cfg: SandboxConfig) -> Sandbox:
 
 
 def _own_kind() -> str:
-    """The mechanism that this system has itself."""
+    """Return the sandbox kind of this operating system."""
     if sys.platform == "darwin":
         return "seatbelt"
     if sys.platform.startswith("linux"):
         return "bubblewrap"
-    raise _refusal(f"{sys.platform} has none of its own", "set sandbox.kind to container, with podman or docker")
+    raise _refusal(f"{sys.platform} has no sandbox", "set sandbox.kind to container, with podman or docker")
 
 
 def _checked_unconfined(limits: Limits) -> Sandbox:
@@ -52,8 +52,8 @@ def _checked_unconfined(limits: Limits) -> Sandbox:
 
 
 def _checked_seatbelt(limits: Limits) -> Sandbox:
-    """Seatbelt has not been run by us: whatever its self-test does not see is refused."""
-    fix = "tell us what `sdpo doctor` says; meanwhile set sandbox.kind to container"
+    """Seatbelt is untested on a real Mac by this project, so every self-test must pass."""
+    fix = "report the output of `sdpo doctor`, and set sandbox.kind to container"
     try:
         sandbox = SeatbeltSandbox(limits)
     except FileNotFoundError:
@@ -76,7 +76,7 @@ def _checked_container(image: str, limits: Limits) -> Sandbox:
 
 
 def _proven(sandbox: Sandbox, found: Probe, fix: str) -> Sandbox:
-    """The sandbox when every check holds, else the refusal that names what failed."""
+    """Return the sandbox if every check holds. Raises SandboxError that names what failed."""
     if all(found.checks.values()):
         return sandbox
     if found.said:
@@ -89,7 +89,7 @@ def _checked_bubblewrap(limits: Limits) -> Sandbox:
     try:
         sandbox = BubblewrapSandbox(limits)
     except FileNotFoundError:
-        raise _refusal("bubblewrap (the program bwrap) is not installed", "apt install bubblewrap") from None
+        raise _refusal("bubblewrap (the program bwrap) is not installed", "run apt install bubblewrap") from None
     found = probe(sandbox, memory_mb=max(8_192, 2 * limits.memory_mb))
     if not all(found.checks.values()):
         raise _broken(found)
@@ -97,7 +97,7 @@ def _checked_bubblewrap(limits: Limits) -> Sandbox:
 
 
 def _broken(found: Probe) -> SandboxError:
-    """The refusal for a bubblewrap that is there but does not contain."""
+    """Return the error for an installed bubblewrap that does not contain programs."""
     if not found.said:
         failed = ", ".join(name for name, holds in found.checks.items() if not holds)
         return _refusal(f"bubblewrap runs but does not contain: {failed} failed", "use another kernel or a VM")
@@ -107,14 +107,14 @@ def _broken(found: Probe) -> SandboxError:
         fix = "allow bwrap an AppArmor profile, or sysctl -w kernel.apparmor_restrict_unprivileged_userns=0"
         return _refusal(f"AppArmor denies user namespaces, as on Ubuntu 24.04 ({found.said})", fix)
     if "0" in (_setting("user/max_user_namespaces"), _setting("kernel/unprivileged_userns_clone")):
-        fix = "sysctl -w user.max_user_namespaces=10000 kernel.unprivileged_userns_clone=1"
+        fix = "run sysctl -w user.max_user_namespaces=10000 kernel.unprivileged_userns_clone=1"
         return _refusal(f"this kernel is set to deny user namespaces ({found.said})", fix)
     fix = "in a container allow namespaces (for Docker: --security-opt seccomp=unconfined --cap-add SYS_ADMIN)"
     return _refusal(f"bubblewrap cannot start, namespaces are probably denied ({found.said})", fix)
 
 
 def _setting(name: str) -> str:
-    """A kernel setting, blank where this kernel has none."""
+    """Return a kernel setting, blank if this kernel has none."""
     try:
         return Path("/proc/sys", name).read_text("ascii").strip()
     except OSError:

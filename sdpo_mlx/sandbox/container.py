@@ -43,11 +43,11 @@ class Engine:
 
 
 class ImageMissingError(LookupError):
-    """The image is not on this machine; the text is what the engine said."""
+    """The image is not on this machine; the text is the engine's message."""
 
 
 def find_engine(image: str) -> Engine:
-    """podman, else docker; raises FileNotFoundError when neither is on the PATH."""
+    """Return podman if it is on the PATH, otherwise docker. Raises FileNotFoundError if there is neither."""
     for name in _ENGINES:
         if (path := shutil.which(name)) is not None:
             return Engine(name, path, image)
@@ -55,7 +55,7 @@ def find_engine(image: str) -> Engine:
 
 
 def container_arguments(engine: Engine, name: str, limits: Limits, seconds: float) -> list[str]:
-    """The engine's command line up to the interpreter's own arguments."""
+    """Return the engine's command line up to the interpreter's own arguments."""
     memory, size = f"{limits.memory_mb}m", limits.file_mb << 20
     arguments = [engine.path, "run", "--rm", "--interactive", "--pull", "never", "--name", name]
     arguments += ["--network", "none", "--ipc", "none", "--hostname", "box", "--log-driver", "none"]
@@ -74,12 +74,12 @@ def container_arguments(engine: Engine, name: str, limits: Limits, seconds: floa
 
 
 class ContainerSandbox:
-    """Runs every program in a container of its own."""
+    """Runs every program in its own container."""
 
     kind = "container"
 
     def __init__(self, image: str, limits: Limits | None = None) -> None:
-        """Raises FileNotFoundError without an engine, ImageMissingError when the engine has no such image."""
+        """Raises FileNotFoundError if there is no engine, ImageMissingError when the engine has no such image."""
         self.limits = limits or Limits()
         self.engine = find_engine(image)
         code, said = self._ask("image", "inspect", "--format", "{{.Id}}", image)
@@ -87,7 +87,7 @@ class ContainerSandbox:
             raise ImageMissingError(said)
 
     def run(self, program: str, stdin: bytes = b"", *, seconds: float | None = None) -> RunResult:
-        """Run one program with nothing of this machine in reach; thread-safe."""
+        """Run one program isolated from this machine; thread-safe."""
         seconds = self.limits.seconds if seconds is None else seconds
         name = f"sdpo-{os.getpid()}-{secrets.token_hex(6)}"
         argv = [*container_arguments(self.engine, name, self.limits, seconds), *INTERPRETER_FLAGS, "-c", bootstrap()]
@@ -105,16 +105,16 @@ class ContainerSandbox:
                 self._ask("rm", "--force", name)
 
     def self_test(self) -> dict[str, bool]:
-        """What holds here, tried out from the inside."""
+        """Return the results of checks that run inside the container."""
         return self.probe().checks
 
     def probe(self) -> Probe:
-        """As the general one; an image has a /etc and a /proc of its own, which tell nothing of this machine."""
+        """Run the general checks, except for /etc and /proc, which an image has itself."""
         memory = max(8_192, 2 * self.limits.memory_mb)
         return probe(self, memory_mb=memory, checks=_CHECKS, hidden=())
 
     def _ask(self, *words: str) -> tuple[int, str]:
-        """Exit status and last words of one short command of the engine."""
+        """Return exit status and last line of one short command of the engine."""
         try:
             done = subprocess.run(
                 [self.engine.path, *words],
@@ -132,12 +132,12 @@ class ContainerSandbox:
 
 @cache
 def filters() -> str:
-    """The seccomp list for each machine that an image may be made for, besides the engine's own looser one."""
+    """Return the seccomp list for each machine that an image may be made for, besides the engine's own looser one."""
     return ",".join(f"{machine}:{base64.b64encode(seccomp.program(machine)).decode()}" for machine in seccomp.MACHINES)
 
 
 def client_environment() -> dict[str, str]:
-    """What the engine's client may know; the container gets none of it."""
+    """Return the client's environment variables; the container gets none of them."""
     return {
         name: value for name, value in os.environ.items() if name in _CLIENT_NAMES or name.startswith(_CLIENT_PREFIXES)
     }

@@ -26,7 +26,7 @@ class Interpreter:
         return f"{HOME}/bin/python{sys.version_info.major}.{sys.version_info.minor}"
 
     def mounts(self) -> list[str]:
-        """bwrap arguments: executable, standard library without installed packages, libpython."""
+        """Return bwrap arguments: executable, standard library without installed packages, libpython."""
         arguments = ["--ro-bind", str(self.executable), self.inside]
         arguments += ["--ro-bind", str(self.stdlib), self.stdlib_inside]
         if (self.stdlib / "site-packages").is_dir():
@@ -38,7 +38,7 @@ class Interpreter:
 
 
 def find_interpreter() -> Interpreter:
-    """The interpreter that runs this process, followed through virtual environments and links."""
+    """Return the interpreter that runs this process, followed through virtual environments and links."""
     stdlib = Path(sysconfig.get_path("stdlib"))
     version = f"python{sys.version_info.major}.{sys.version_info.minor}"
     return Interpreter(
@@ -50,7 +50,7 @@ def find_interpreter() -> Interpreter:
 
 
 def _libpython() -> Path | None:
-    """The shared library of builds that have one; None for static builds.
+    """Return the shared library of builds that have one; None for static builds.
 
     Looked for beside the interpreter as well: a Python that was moved still names the folder it was built for.
     """
@@ -64,7 +64,7 @@ def _libpython() -> Path | None:
 
 
 def library_mounts() -> list[str]:
-    """bwrap arguments for the system's shared libraries and loader: Debian's layout, Fedora's, or plain /lib."""
+    """Return bwrap arguments for the system's shared libraries and loader: Debian's layout, Fedora's, or plain /lib."""
     folders = _library_folders()
     arguments: list[str] = []
     for root in ("/lib", "/lib64"):
@@ -76,7 +76,7 @@ def library_mounts() -> list[str]:
 
 
 def _library_folders() -> list[str]:
-    """Real folders that hold shared libraries, as few as the layout allows."""
+    """Return real folders that hold shared libraries, as few as the layout allows."""
     triple = str(sysconfig.get_config_var("MULTIARCH") or "")
     narrow = [f"/usr/lib/{triple}", f"/lib/{triple}"] if triple and Path(f"/usr/lib/{triple}").is_dir() else []
     wide = ["/usr/lib64", "/lib64"] + ([] if narrow else ["/usr/lib", "/lib"])
@@ -88,7 +88,7 @@ def _library_folders() -> list[str]:
 
 
 def _loader_mounts(folders: list[str]) -> list[str]:
-    """The dynamic loader where it lies beside the bound folders (aarch64 and musl)."""
+    """Return the dynamic loader where it lies beside the bound folders (aarch64 and musl)."""
     arguments: list[str] = []
     for root in ("/usr/lib", "/lib"):
         if root in folders or Path(root).is_symlink():

@@ -38,7 +38,7 @@ class Limits:
     processes: int = 32
 
     def arguments(self, seconds: float, uid: int = -1, *, count_processes: bool = True) -> list[str]:
-        """The bootstrap's arguments; CPU time gets a little more than the wall clock, as a second net."""
+        """Return the bootstrap's arguments; CPU time gets a little more than the wall clock, as a second net."""
         processes = self.processes if count_processes else -1
         sizes = (self.memory_mb << 20, int(seconds) + 2, self.file_mb << 20, self.files, processes)
         return [str(uid), *map(str, sizes)]
@@ -52,7 +52,7 @@ class _Stream:
     data: bytearray = field(default_factory=bytearray)
 
     def read(self) -> bool:
-        """Take what is there; False at its end."""
+        """Read what is available; return False at the end."""
         part = os.read(self.pipe.fileno(), _CHUNK)
         self.data += part
         return bool(part)
@@ -60,19 +60,19 @@ class _Stream:
 
 @dataclass
 class _Watch:
-    """The clock of one run, and the question whether it uses too much."""
+    """The time and resource limits of one run."""
 
     deadline: float
     over: Callable[[int], bool] | None
     asked: float = field(default_factory=time.monotonic)
 
     def pause(self) -> float:
-        """How long the reader may wait before it looks here again."""
+        """Return how long the reader may wait before it looks here again."""
         left = self.deadline - time.monotonic()
         return max(0.0, left if self.over is None else min(left, self.asked + _WATCH_SECONDS - time.monotonic()))
 
     def cut(self, process: subprocess.Popen[bytes]) -> Cut | None:
-        """What ends the run now, if anything does."""
+        """Return what ends the run now, if anything does."""
         now = time.monotonic()
         if now >= self.deadline:
             return "timeout"
@@ -85,12 +85,12 @@ class _Watch:
 
 @cache
 def bootstrap() -> str:
-    """The text of `bootstrap.py`, which runs before any program."""
+    """Return the text of `bootstrap.py`, which runs before any program."""
     return resources.files("sdpo_mlx.sandbox").joinpath("bootstrap.py").read_text("utf-8")
 
 
 def payload(program: str, stdin: bytes) -> bytes:
-    """The program and its input as the bootstrap reads them."""
+    """Return the program and its input as the bootstrap reads them."""
     source = program.encode("utf-8", "replace")
     return len(source).to_bytes(8, "big") + source + stdin
 
@@ -105,9 +105,9 @@ def launch(
     pass_fds: tuple[int, ...] = (),
     over: Callable[[int], bool] | None = None,
 ) -> RunResult:
-    """Run `argv` in its own process group until it ends, floods a stream or is out of time; then kill that group.
+    """Run `argv` in its own process group until it ends, writes too much or times out; then kill that group.
 
-    `over` is asked with the process id ten times a second whether the run uses too much; True kills it as well
+    `over(pid)` is called ten times a second; if it returns True, the run is killed as well
     (status `signal`). `pass_fds` reach `argv` beside its three streams.
     """
     start = time.monotonic()
@@ -139,7 +139,7 @@ def launch(
 def _pump(
     process: subprocess.Popen[bytes], stdin: bytes, streams: tuple[_Stream, _Stream], watch: _Watch
 ) -> Cut | None:
-    """Feed and read all pipes at once until both outputs end; says which limit cut it short, if one did."""
+    """Feed and read all pipes at once until both outputs end; return the limit that ended it, if any."""
     assert process.stdin is not None
     rest = memoryview(stdin)
     with selectors.DefaultSelector() as selector:
@@ -166,10 +166,10 @@ def _pump(
 
 
 def _drain(*pipes: IO[bytes]) -> None:
-    """Wait until nobody holds the outputs any more, so that no run leaves a process behind it.
+    """Wait until no process holds the outputs any more, so that no run leaves one behind.
 
     The death of `bwrap` reaches what runs inside as a signal, a moment later. What an unconfined program
-    left behind on purpose may hold on for ever, hence a bound.
+    left behind on purpose may hold them forever, hence the time limit.
     """
     deadline = time.monotonic() + _DYING_SECONDS
     with selectors.DefaultSelector() as selector:
@@ -182,7 +182,7 @@ def _drain(*pipes: IO[bytes]) -> None:
 
 
 def _await_end(process: subprocess.Popen[bytes], watch: _Watch) -> Cut | None:
-    """Both outputs are closed, the process may still run: give it the rest of its time."""
+    """Return both outputs are closed, the process may still run: give it the rest of its time."""
     while process.poll() is None:
         if (cut := watch.cut(process)) is not None:
             return cut

@@ -102,7 +102,7 @@ print(json.dumps({
 
 @dataclass(frozen=True)
 class Probe:
-    """What holds, by name, and what the mechanism said when nothing ran at all."""
+    """The result of each check, and the sandbox's error message if no program ran."""
 
     checks: dict[str, bool]
     said: str = ""
@@ -116,9 +116,9 @@ def probe(
     checks: tuple[str, ...] = CHECKS,
     hidden: tuple[str, ...] = ("/root", "/home"),
 ) -> Probe:
-    """Run the self-test and keep the checks asked for; a program that did not come back holds nothing.
+    """Run the self-test and keep the checks asked for; if the program returned nothing, all have failed.
 
-    `hidden`: paths that must not exist inside, besides a file planted here, this module and a home of one's own.
+    `hidden`: paths that must not exist inside, besides a file planted here, this module and a home folder.
     """
     with tempfile.NamedTemporaryFile(prefix="sdpo-canary-") as canary, socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
@@ -152,11 +152,11 @@ def _open_calls() -> dict[str, list[tuple[int, tuple[int, ...]]]]:
 
 
 def runs(sandbox: Sandbox) -> bool:
-    """True when a program runs and its output comes back."""
+    """True if a program runs and its output comes back."""
     return sandbox.run("print(6 * 7)", seconds=20.0).stdout.strip() == b"42"
 
 
 def _last_line(stderr: bytes) -> str:
-    """The last line a mechanism wrote, capped: it ends up in a one-line error."""
+    """Return the last line a mechanism wrote, capped: it ends up in a one-line error."""
     lines = stderr.decode("utf-8", "replace").strip().splitlines()
     return "".join(c for c in lines[-1] if c.isprintable())[:200] if lines else ""

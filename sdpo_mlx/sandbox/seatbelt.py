@@ -1,4 +1,4 @@
-"""macOS containment with Seatbelt (`sandbox-exec -p`). Not yet run on a Mac by us.
+"""macOS containment with Seatbelt (`sandbox-exec -p`). Not yet tested on a Mac.
 
 The profile denies by default; a program may read the interpreter, the standard library and the system's own
 libraries, write into its work folder, and nothing else: no network, no services, no other process. Memory is
@@ -35,14 +35,14 @@ class Python:
 
 
 def quoted(path: str) -> str:
-    """A path as a profile's text literal; raises ValueError for one that could mean anything else."""
+    """Return a path as a profile's text literal; raises ValueError for one that could mean anything else."""
     if not path.startswith("/") or not path.isprintable() or ".." in PurePosixPath(path).parts or path == "/":
         raise ValueError(f"no path for a sandbox profile: {path!r}")
     return '"' + path.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
 def profile(python: Python, work: str) -> str:
-    """The Seatbelt profile for one run; later rules win, so the denials close it.
+    """Return the Seatbelt profile for one run; later rules win, so the denials close it.
 
     All paths must be real ones: Seatbelt compares what the kernel resolved. Raises ValueError for a path
     that cannot be quoted.
@@ -75,7 +75,7 @@ def _rule(action: str, matchers: list[str]) -> str:
 
 
 def installed_python() -> Python:
-    """The interpreter that runs this process; framework builds start a second program and load a library."""
+    """Return the interpreter that runs this process; framework builds start a second program and load a library."""
     found = find_interpreter()
     base = Path(sys.base_prefix).resolve()
     program = base / "Resources/Python.app/Contents/MacOS/Python"
@@ -92,12 +92,12 @@ def installed_python() -> Python:
 
 
 class SeatbeltSandbox:
-    """Runs programs under `sandbox-exec`, each in a folder of its own that goes with it."""
+    """Runs programs under `sandbox-exec`, each in its own temporary folder."""
 
     kind = "seatbelt"
 
     def __init__(self, limits: Limits | None = None) -> None:
-        """Raises FileNotFoundError when `sandbox-exec` is not on the PATH, ValueError for a path it cannot take."""
+        """Raises FileNotFoundError if `sandbox-exec` is not on the PATH, ValueError for a path it cannot take."""
         path = shutil.which("sandbox-exec")
         if path is None:
             raise FileNotFoundError("sandbox-exec")
@@ -106,7 +106,7 @@ class SeatbeltSandbox:
         profile(self._python, "/private/tmp")
 
     def run(self, program: str, stdin: bytes = b"", *, seconds: float | None = None) -> RunResult:
-        """Run one program with nothing of this machine in reach; thread-safe."""
+        """Run one program isolated from this machine; thread-safe."""
         seconds = self.limits.seconds if seconds is None else seconds
         with tempfile.TemporaryDirectory(prefix="sdpo-", ignore_cleanup_errors=True) as folder:
             work = str(Path(folder).resolve())
@@ -116,11 +116,11 @@ class SeatbeltSandbox:
             return launch(argv, payload(program, stdin), seconds, env=ENVIRONMENT, cwd=work, over=over)
 
     def self_test(self) -> dict[str, bool]:
-        """What holds here, tried out from the inside."""
+        """Return the results of checks that run inside the sandbox."""
         return self.probe().checks
 
     def probe(self) -> Probe:
-        """As the general one, but forks are denied altogether and memory is the watchdog's, so it has a run alone."""
+        """Run the general checks; forks are denied altogether, and the memory watchdog gets its own run."""
         found = probe(self, memory_mb=1, forks=1)
         others = all(holds for name, holds in found.checks.items() if name != "memory_capped")
         greedy = _GREEDY.replace("{}", str(2 * self.limits.memory_mb))

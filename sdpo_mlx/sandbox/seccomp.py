@@ -139,7 +139,7 @@ def program(machine: Machine) -> bytes:
 
 
 def _instructions(machine: Machine) -> Iterator[Instruction]:
-    """All instructions in order; every jump goes at most a few forward."""
+    """Yield all instructions in order; every jump goes at most a few forward."""
     column = MACHINES.index(machine)
     number = {name: numbers[column] for name, numbers in INSPECTED.items()}
     yield _load(_ARCH)

@@ -16,7 +16,7 @@ from sdpo_mlx.sandbox.watchdog import watchdog
 
 
 class UnconfinedSandbox:
-    """A plain subprocess in a temporary folder; the process limit is left alone, it counts all the user's."""
+    """A plain subprocess in a temporary folder; without a process limit, which counts all processes of the user."""
 
     kind = "unconfined"
 
@@ -35,5 +35,5 @@ class UnconfinedSandbox:
             return launch(argv, payload(program, stdin), seconds, env=ENVIRONMENT, cwd=folder, over=self._over)
 
     def self_test(self) -> dict[str, bool]:
-        """Only that programs run at all: nothing else is promised here."""
+        """Return only that programs run at all: nothing else is promised here."""
         return {"runs": runs(self)}

@@ -1,4 +1,4 @@
-"""What the processes of one run hold together, read from Linux's /proc from the outside.
+"""Resources of all processes of a run, read from Linux's /proc.
 
 Limits bind one process each, and empty files count against none: many small ones could still fill a machine.
 """
@@ -12,7 +12,7 @@ _PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
 def over(pid: int, *, memory: int, folder: str, entries: int) -> bool:
-    """Whether the processes below `pid` hold more than `memory` bytes, or their `folder` more than `entries`."""
+    """Return whether the processes below `pid` hold more than `memory` bytes, or their `folder` more than `entries`."""
     family = below(pid)
     if sum(map(_resident, family)) > memory and sum(map(_share, family)) > memory:
         return True
@@ -20,7 +20,7 @@ def over(pid: int, *, memory: int, folder: str, entries: int) -> bool:
 
 
 def below(pid: int) -> list[int]:
-    """All descendants of a process at this moment, elders first; who was forked by a thread counts too."""
+    """Return all descendants of a process at this moment, parents first, children of threads included."""
     family, waiting = [], [pid]
     while waiting:
         children = _children(waiting.pop())
@@ -40,7 +40,7 @@ def _children(pid: int) -> list[int]:
 
 
 def _resident(pid: int) -> int:
-    """Bytes in memory, shared pages counted for everybody; quick."""
+    """Return bytes in memory, shared pages counted for each process; fast."""
     try:
         return int(Path(f"/proc/{pid}/statm").read_text("ascii").split()[1]) * _PAGE
     except (OSError, IndexError):
@@ -48,7 +48,7 @@ def _resident(pid: int) -> int:
 
 
 def _share(pid: int) -> int:
-    """Bytes in memory and swap, shared pages divided by their users; what cannot be read counts whole."""
+    """Return bytes in memory and swap, shared pages divided by their users; what cannot be read counts whole."""
     try:
         lines = Path(f"/proc/{pid}/smaps_rollup").read_text("ascii").splitlines()
     except OSError:
@@ -57,7 +57,7 @@ def _share(pid: int) -> int:
 
 
 def _used_entries(pid: int, folder: str) -> int:
-    """Files and folders on the file system that a process sees as `folder`."""
+    """Return files and folders on the file system that a process sees as `folder`."""
     try:
         counts = os.statvfs(f"/proc/{pid}/root{folder}")
     except OSError:

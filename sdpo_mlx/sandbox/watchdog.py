@@ -1,4 +1,4 @@
-"""Memory of a run, watched from the outside, where no limit of the kernel binds it.
+"""Watch the memory of a run if no kernel limit binds it.
 
 macOS accepts RLIMIT_AS and does not hold it. `ps` is the one way to ask that every system has.
 """
@@ -15,7 +15,7 @@ def watchdog(limit: int) -> Callable[[int], bool]:
 
 
 def resident(leader: int) -> int:
-    """Bytes in memory of all processes in the session of `leader`; 0 when it has ended or `ps` does not say."""
+    """Return bytes in memory of all processes in the session of `leader`; 0 if it has ended or `ps` fails."""
     # -g means the session on Linux and the process group on macOS; whoever leads a session leads its group
     asked = ["ps", "-o", "rss=", "-g", str(leader)]
     try:

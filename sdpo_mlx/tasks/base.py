@@ -1,7 +1,7 @@
 """The contract of a task: problems, and a grader that explains in words what went wrong.
 
 Only `grade` must be written. Whatever a method raises becomes the feedback kind `grader_error` (`grading.py`),
-never a verdict on the model.
+never a grade on the model.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Is this task fit to train on? Runs its grader on a few fake answers and says what is odd.
+"""Check whether a task is fit to train on: run its grader on fake answers and report oddities.
 
 A fault makes training useless or wrong; a hint is worth a look. Nothing here needs a model.
 """
@@ -30,7 +30,7 @@ _ADDRESS = re.compile(r"\b0x[0-9a-fA-F]{6,}\b")
 
 @dataclass(frozen=True)
 class Oddity:
-    """One thing that is odd, and how to mend it."""
+    """One finding, and how to fix it."""
 
     level: Literal["fault", "hint"]
     name: str
@@ -52,7 +52,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class Report:
-    """What was tried and what was found."""
+    """All gradings and findings."""
 
     counts: Mapping[str, int]
     trials: Sequence[Trial]
@@ -65,7 +65,7 @@ class Report:
 
 
 def check_task(task: Task) -> Report:
-    """Look at the problems of both splits and grade fake answers to a few of them; never raises for what they do."""
+    """Check the problems of both splits and grade fake answers to a few; grader errors become findings."""
     splits = {split: list(task.problems(split)) for split in SPLITS}
     chosen = [problem for split in SPLITS for problem in _spread(splits[split], PROBLEMS)]
     trials, hung = _try(task, chosen)
@@ -87,7 +87,7 @@ def fake_answers(problem: Problem) -> list[str]:
 
 
 def _known_answers(task: Task, problem: Problem) -> tuple[list[str], list[str]]:
-    """The task's own right answer where it gives one, and that answer damaged in a few ways."""
+    """Return the task's own right answer where it gives one, and that answer damaged in a few ways."""
     right = task.solution(problem)
     if right is None:
         return [], []
@@ -111,7 +111,7 @@ def _spread(problems: Sequence[Problem], count: int) -> list[Problem]:
 
 
 def _try(task: Task, problems: Sequence[Problem]) -> tuple[list[Trial], list[Oddity]]:
-    """Every fake answer twice, the second time beside others; a grader that hangs ends the trial."""
+    """Grade every fake answer twice, the second time in parallel; a grader that hangs ends the check."""
     trials: list[Trial] = []
     for problem, answer, right in _answers(task, problems):
         begun = time.perf_counter()
@@ -127,7 +127,7 @@ def _try(task: Task, problems: Sequence[Problem]) -> tuple[list[Trial], list[Odd
 
 
 def _answers(task: Task, problems: Sequence[Problem]) -> Iterator[tuple[Problem, str, bool]]:
-    """Problem, answer, and whether the task itself calls it right."""
+    """Yield problem, answer, and whether it is the task's own solution."""
     for problem in problems:
         right, damaged = _known_answers(task, problem)
         yield from ((problem, answer, True) for answer in right)
@@ -135,7 +135,7 @@ def _answers(task: Task, problems: Sequence[Problem]) -> Iterator[tuple[Problem,
 
 
 def _in_time(task: Task, problem: Problem, answer: str) -> Feedback | None:
-    """The verdict, None where it does not come; the thread of a grader that hangs is given up."""
+    """Return the grade, None if the grader hangs; its thread is abandoned."""
     found: list[Feedback] = []
     thread = threading.Thread(target=lambda: found.append(grade(task, problem, answer)), daemon=True)
     thread.start()
@@ -252,7 +252,7 @@ def _slow(trials: Sequence[Trial]) -> Iterator[Oddity]:
 
 
 def _leaves(value: Any) -> Iterator[str]:
-    """The texts and numbers inside a private value, as text."""
+    """Yield the texts and numbers inside a private value, as text."""
     if isinstance(value, Mapping):
         for key, item in value.items():
             if key not in ("split", "level", "family", "kind"):

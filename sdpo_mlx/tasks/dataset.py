@@ -1,4 +1,4 @@
-"""What tasks made of rows have in common: where the rows come from, which are held out, what may be said."""
+"""Shared by tasks that read rows: loading, the held-out split, feedback modes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ HELD_OUT_EVERY = 5  # one problem in five is held out where the rows themselves 
 
 
 def load_problems(cfg: TaskConfig, shipped: str, parse: Callable[[dict[str, Any], str], Problem]) -> list[Problem]:
-    """The problems that `task.data` names, or the shipped ones, with their split in `private["split"]`.
+    """Return the problems that `task.data` names, or the shipped ones, with their split in `private["split"]`.
 
     `shipped` is a path inside `assets`. Raises DataError that names the bad rows.
     """
@@ -29,9 +29,9 @@ def load_problems(cfg: TaskConfig, shipped: str, parse: Callable[[dict[str, Any]
 
 
 def with_splits(problems: Sequence[Problem]) -> list[Problem]:
-    """Problems that all know their split: as their rows say, else one in five held out by a derived order.
+    """Return problems with their split: the row's own, otherwise one in five is held out by a derived order.
 
-    Rows that name a split decide for the rest too: what names none is then for training.
+    If any row has a split, rows without one are for training.
     """
     if any(problem.private.get("split") for problem in problems):
         return [_put(problem, problem.private.get("split") or "train") for problem in problems]
@@ -41,7 +41,7 @@ def with_splits(problems: Sequence[Problem]) -> list[Problem]:
 
 
 def feedback_mode(task: str, wanted: str | None, modes: Sequence[str]) -> str:
-    """The chosen way of giving feedback; None means the first. Raises ConfigError for an unknown one."""
+    """Return the chosen feedback mode; None means the first. Raises ConfigError for an unknown one."""
     if wanted is None:
         return modes[0]
     if wanted not in modes:

@@ -1,4 +1,4 @@
-"""Call a task's grader safely: whatever a grader raises is `grader_error`, never a verdict on the model."""
+"""Call a task's grader safely: whatever a grader raises is `grader_error`, never a grade on the model."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Right answers that rows bring along, for the self-teacher alone (`teacher.demonstration: dataset`).
+"""Reference answers in rows, for the self-teacher alone (`teacher.demonstration: dataset`).
 
-Every layout may have a field `reference`, an answer as the model should write it; public ones have names of their
-own: HumanEval's `canonical_solution`, MBPP's `code`, the first of APPS' and TACO's `solutions`, the worked
+Every layout may have a field `reference`, an answer as the model should write it; public ones have other
+names: HumanEval's `canonical_solution`, MBPP's `code`, the first of APPS' and TACO's `solutions`, the worked
 `solution` of MATH, the text of GSM8K's `answer`, `r1_solution_1` of DeepMath, `why`, SciQ's `support` and GPQA's
 `Explanation`. Where there is only a final value, that is the reference. Never needed to grade.
 """
@@ -20,20 +20,20 @@ _CALCULATOR = re.compile(r"<<[^<>\n]*>>")  # GSM8K's notes to itself
 
 
 def given(row: Mapping[str, Any], *names: str) -> str | None:
-    """The first of these fields that holds a text which isn't blank; what else they hold is left alone."""
+    """Return the first of these fields that holds a text which isn't blank; other values are ignored."""
     texts = (row.get(name) for name in names)
     return next((text for text in texts if isinstance(text, str) and text.strip()), None)
 
 
 def checked(row: Mapping[str, Any], where: str) -> str | None:
-    """The field `reference` of a layout of ours. Raises DataError that names `where` when it is no text."""
+    """Return the field `reference` of a native row. Raises DataError that names `where` when it is not text."""
     if not isinstance(row.get("reference", ""), str):
         raise DataError("reference is not text", where=where, fix="write a right answer as text, or leave it out")
     return given(row, "reference")
 
 
 def code_reference(row: Mapping[str, Any]) -> str | None:
-    """A program as an answer writes it: inside a fence."""
+    """Return a program as an answer writes it: inside a fence."""
     text = given(row, "reference")
     if text is None and (rest := given(row, "canonical_solution")) is not None:
         text = f"{row.get('prompt', '')}{rest}"
@@ -54,9 +54,9 @@ def _first_solution(value: Any) -> str | None:
 
 
 def math_reference(row: Mapping[str, Any], answer: str, mark: str) -> str:
-    """A worked solution that ends with the boxed answer; the boxed answer alone where no way is given.
+    """Return a worked solution that ends with the boxed answer; the boxed answer alone if there is no solution.
 
-    `mark` parts GSM8K's way from its value.
+    `mark` separates GSM8K's solution from its value.
     """
     text = given(row, "reference", *_WORKED) or ""
     if not text and isinstance(row.get("answer"), str):
@@ -66,5 +66,5 @@ def math_reference(row: Mapping[str, Any], answer: str, mark: str) -> str:
 
 
 def choice_reference(why: str, letter: str) -> str:
-    """The reason, if there is one, and the right letter between answer tags."""
+    """Return the reason, if there is one, and the right letter between answer tags."""
     return "\n\n".join(part for part in (why.strip(), f"<answer>{letter}</answer>") if part)

@@ -35,13 +35,13 @@ _UNREADABLE = (NotPlainError, SyntaxError, ValueError, TypeError, ArithmeticErro
 
 
 class _UnknownFormError(ValueError):
-    """Something that is no literal or no known form of assertion."""
+    """Neither a literal nor a known form of assertion."""
 
 
 def functional_tests(code: str, entry: str) -> list[dict[str, Any]] | None:
-    """Functional tests that hold exactly when the assertions in `code` do; None when any form is unknown.
+    """Return functional tests that hold exactly when the assertions in `code` do; None when any form is unknown.
 
-    Each is `{"args", "expected"}` with encoded values, an `equality` as `code_values.same` knows it where the
+    Each is `{"args", "expected"}` with encoded values, an `equality` as in `compare.same` if the
     assertion is laxer or stricter than type and value, and a `tolerance` where it names one.
     """
     try:
@@ -53,7 +53,7 @@ def functional_tests(code: str, entry: str) -> list[dict[str, Any]] | None:
 
 
 def _asserted(body: list[ast.stmt], names: set[str]) -> Iterator[tuple[set[str], ast.expr]]:
-    """What is asserted, with the names that mean the entry there."""
+    """Yield what is asserted, with the names that mean the entry there."""
     for node in body:
         if isinstance(node, ast.Assert):
             yield names, node.test
@@ -78,7 +78,7 @@ def _harmless(node: ast.stmt) -> bool:
 
 
 def _tests(node: ast.expr, names: set[str], entry: str) -> Iterator[dict[str, Any]]:
-    """The tests of one asserted expression; a constant that always holds is none."""
+    """Yield the tests of one asserted expression; a constant that always holds is none."""
     if isinstance(node, ast.BoolOp) and isinstance(node.op, ast.And):
         for part in node.values:
             yield from _tests(part, names, entry)
@@ -87,7 +87,7 @@ def _tests(node: ast.expr, names: set[str], entry: str) -> Iterator[dict[str, An
 
 
 class _Reader:
-    """Reads one expression; every method raises `_UnknownFormError` for what it does not know."""
+    """Reads one expression; every method raises `_UnknownFormError` for other forms."""
 
     def __init__(self, names: set[str], entry: str) -> None:
         self.names, self.entry = names, entry
@@ -170,7 +170,7 @@ class _Reader:
         return _named(node, self.names)
 
     def _arguments(self, node: ast.expr) -> list[Any]:
-        """The literal arguments of a call of the entry."""
+        """Return the literal arguments of a call of the entry."""
         if not (isinstance(node, ast.Call) and self._is_entry(node.func)) or node.keywords:
             raise _UnknownFormError("no plain call")
         arguments: list[Any] = []
@@ -191,7 +191,7 @@ class _Reader:
 
 
 def _named(node: ast.expr, names: set[str], module: str = "") -> bool:
-    """A plain name, or one of a module."""
+    """Return a plain name, or one of a module."""
     if isinstance(node, ast.Attribute):
         return node.attr in names and isinstance(node.value, ast.Name) and node.value.id == module
     return isinstance(node, ast.Name) and node.id in names

@@ -29,7 +29,7 @@ _SHOWN_DIGITS = 600  # longer integers are shown by their ends; above 4,300 digi
 
 
 def canonical(value: Any) -> Any:
-    """A hashable form that is equal for two plain values exactly when type and value agree (NaN equals NaN)."""
+    """Return a hashable form that is equal for two plain values exactly when type and value agree (NaN equals NaN)."""
     kind = type(value)
     if kind is float:
         return ("float", "nan" if math.isnan(value) else value)
@@ -43,7 +43,7 @@ def canonical(value: Any) -> Any:
 
 
 def _same_as(equality: str, expected: Any, got: Any, tolerance: float) -> bool:
-    """What one of Python's own comparisons says; one that would raise says no."""
+    """Return what one of Python's own comparisons says; one that would raise says no."""
     try:
         match equality:
             case "set":
@@ -72,7 +72,7 @@ def same(
     unordered: bool = False,
     equality: str | None = None,
 ) -> bool:
-    """Whether an answer is right, by the rules above; `equality` is one of `EQUALITIES` instead of all these."""
+    """Return whether an answer is right, by the rules above; `equality` is one of `EQUALITIES` instead of all these."""
     if equality is not None:
         return _same_as(equality, expected, got, tolerance or 0.0)
     if unordered and type(expected) in _CONTAINERS:
@@ -147,7 +147,7 @@ def _close(expected: Any, got: Any, tolerance: float) -> bool:
 
 
 def _near(expected: float, got: float, tolerance: float) -> bool:
-    """Numbers within the tolerance; infinities and NaN only equal themselves."""
+    """Return numbers within the tolerance; infinities and NaN only equal themselves."""
     try:
         expected, got = float(expected), float(got)
     except OverflowError:
@@ -158,7 +158,7 @@ def _near(expected: float, got: float, tolerance: float) -> bool:
 
 
 def same_output(expected: str, got: str, *, tolerance: float | None = None) -> bool:
-    """Whether printed text is right, by the rules above."""
+    """Return whether printed text is right, by the rules above."""
     mine, theirs = printed_lines(expected), printed_lines(got)
     if mine == theirs or tolerance is None:
         return mine == theirs
@@ -168,7 +168,7 @@ def same_output(expected: str, got: str, *, tolerance: float | None = None) -> b
 
 
 def printed_lines(text: str) -> list[str]:
-    """The lines that count, without what stands at their ends."""
+    """Return the lines that count, without what stands at their ends."""
     return [line.rstrip() for line in text.rstrip().split("\n")]
 
 
@@ -190,7 +190,7 @@ def _same_word(expected: str, got: str, tolerance: float) -> bool:
 
 
 def show(value: Any) -> str:
-    """A repr whose order never depends on hashing; very long integers by their ends."""
+    """Return a repr whose order never depends on hashing; very long integers by their ends."""
     kind = type(value)
     if kind is list:
         return "[" + ", ".join(map(show, value)) + "]"
@@ -205,7 +205,7 @@ def show(value: Any) -> str:
 
 
 def _show_long(value: int) -> str:
-    """Both ends and the number of digits."""
+    """Return both ends and the number of digits."""
     size, digits = abs(value), int(value.bit_length() * math.log10(2))
     while 10**digits <= size:
         digits += 1

@@ -1,4 +1,4 @@
-"""Where an answer's value or printed text first differs from what is expected, in one plain sentence."""
+"""Describe in one sentence where a value or printed text first differs from the expected one."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _NAMES = {"NoneType": "None", "str": "a string", "int": "an int", "bool": "a boo
 
 
 def kind_name(value: Any) -> str:
-    """A type with its article: "a list", "an int", "None"."""
+    """Return a type with its article: "a list", "an int", "None"."""
     name = type(value).__name__
     return _NAMES.get(name, f"a {name}")
 
@@ -22,7 +22,7 @@ def kind_name(value: Any) -> str:
 def value_difference(
     expected: Any, got: Any, *, tolerance: float | None = None, unordered: bool = False, equality: str | None = None
 ) -> str:
-    """What differs first between two unequal plain values; empty where showing both already says it."""
+    """Return what differs first between two unequal plain values; empty if showing both is enough."""
     if equality is not None and got is not None:
         return ""  # by Python's own comparison, of which types are no part
     if got is None:
@@ -35,7 +35,7 @@ def value_difference(
 
 
 def output_difference(expected: str, got: str, *, tolerance: float | None = None) -> str:
-    """What differs first between two unequal printed texts."""
+    """Return what differs first between two unequal printed texts."""
     if not got.strip():
         return "nothing was printed"
     mine, theirs = printed_lines(expected), printed_lines(got)
@@ -100,7 +100,7 @@ def _dict_difference(expected: Any, got: Any, place: str, tolerance: float | Non
 
 
 def _text_difference(expected: str, got: str, place: str) -> str:
-    """The position and both characters there, with a little of what follows."""
+    """Return the position and both characters there, with a little of what follows."""
     inside = f" of {place}" if place else ""
     if expected.split() == got.split():
         return f"only the white space{inside} differs"
@@ -121,7 +121,7 @@ def _bag_difference(expected: Any, got: Any, place: str = "") -> str:
 
 
 def _missing_and_extra(missing: list[Any], extra: list[Any], noun: str, place: str, *, shown: bool = False) -> str:
-    """Both sides, a few of each."""
+    """Return both sides, a few of each."""
     parts = [
         f"{word} {noun}{'s' if len(items) > 1 else ''}{f' at {place}' if place else ''}: {_list(items, shown)}"
         for word, items in (("missing", missing), ("unexpected", extra))

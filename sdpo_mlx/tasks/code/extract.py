@@ -1,4 +1,4 @@
-"""Finding the program in a model's answer."""
+"""Find the program in a model's answer."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ _THINKING_END = "</think>"
 
 
 def extract_code(text: str) -> str | None:
-    """The last complete fenced block marked as Python, else the last unmarked one; None without any.
+    """Return the last complete fenced block marked as Python, otherwise the last unmarked one; None if there is none.
 
-    What stands before the end of a thinking part is not part of the answer; an unfinished one has none.
+    Text before the end of the thinking is not part of the answer; with unfinished thinking there is no answer.
     """
     if _THINKING_END in text:
         text = text.rpartition(_THINKING_END)[2]
@@ -28,7 +28,7 @@ def extract_code(text: str) -> str | None:
 
 
 def _blocks(text: str) -> list[tuple[str, str]]:
-    """All complete fenced blocks as (language, code), read line by line in linear time."""
+    """Return all complete fenced blocks as (language, code), read line by line in linear time."""
     blocks: list[tuple[str, str]] = []
     fence, language, start = "", "", 0
     lines = text.splitlines(keepends=True)

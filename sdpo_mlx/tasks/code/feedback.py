@@ -1,4 +1,4 @@
-"""What the environment says about a program: first error, else first timeout, else up to two wrong cases."""
+"""Feedback on a program: the first error, otherwise the first timeout, otherwise up to two wrong cases."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ def no_program_text(truncated: bool) -> str:
 def failure_text(
     tests: Sequence[Test], outcomes: Sequence[TestOutcome], entry: str | None, *, cases: bool, truncated: bool
 ) -> str:
-    """In words what went wrong in tests that may be told; `cases` allows their inputs and expected values.
+    """Describe what went wrong in the visible tests; `cases` allows their inputs and expected values.
 
-    When all of these passed, the hidden ones did not, and nothing more is said.
+    If all of these passed, only the failure of hidden tests is mentioned.
     """
     told = _told(tests, outcomes, entry, cases)
     if not told:
@@ -82,14 +82,14 @@ def _input(test: Test, entry: str | None) -> str:
 
 
 def _whole_input(test: Test, entry: str | None) -> str:
-    """The call, the text on standard input, or the assertions."""
+    """Return the call, the text on standard input, or the assertions."""
     if test["kind"] == "functional":
         return f"{entry}({', '.join(show(decode(argument)) for argument in test['args'])})"
     return str(test["input" if test["kind"] == "stdin" else "code"])
 
 
 def _clip(text: str, chars: int, lines: int) -> str:
-    """The head, at most so many characters and lines, with `...` where something was cut."""
+    """Return the head, at most so many characters and lines, with `...` where something was cut."""
     text = text.strip("\n")
     kept = "\n".join(text.split("\n")[:lines])[:chars]
     return text if kept == text else kept[: chars - 3] + "..."

@@ -40,7 +40,7 @@ class NotPlainError(Exception):
 
 
 def encode(value: Any, depth: int = 0) -> Any:
-    """The JSON form of a plain value, judged by its exact type; raises NotPlainError."""
+    """Return the JSON form of a plain value, judged by its exact type; raises NotPlainError."""
     kind = type(value)
     if depth > MAX_DEPTH:
         raise NotPlainError(f"a value nested more than {MAX_DEPTH} deep")
@@ -61,14 +61,14 @@ def encode(value: Any, depth: int = 0) -> Any:
 
 
 def _encode_dict(value: dict[Any, Any], depth: int) -> Any:
-    """Text keys stay a JSON object, other keys become pairs."""
+    """Return text keys stay a JSON object, other keys become pairs."""
     if all(type(key) is str and not key.startswith("$") for key in value):
         return {key: encode(item, depth + 1) for key, item in value.items()}
     return {"$dict": [[encode(key, depth + 1), encode(item, depth + 1)] for key, item in value.items()]}
 
 
 def decode(data: Any, depth: int = 0) -> Any:
-    """The value behind its JSON form; raises ValueError, TypeError or KeyError for what is none."""
+    """Return the value behind its JSON form; raises ValueError, TypeError or KeyError for what is none."""
     if depth > MAX_DEPTH + 1:
         raise ValueError("nested too deeply")
     if type(data) is list:
@@ -97,7 +97,7 @@ class _Printed(io.RawIOBase):
         return True
 
     def fileno(self) -> int:
-        """The number itself, which leads nowhere."""
+        """Return the number itself, which leads nowhere."""
         return self._fd
 
     def write(self, data: Any) -> int:
@@ -129,7 +129,7 @@ def _text_stream(raw: _Printed) -> io.TextIOWrapper:
 
 
 def _module(name: str, codes: list[types.CodeType]) -> types.ModuleType:
-    """A fresh module that has run the preamble and the answer; dataclasses look their module up by name."""
+    """Return a fresh module that has run the preamble and the answer; dataclasses look their module up by name."""
     module = types.ModuleType(name)
     sys.modules[name] = module
     for code in codes:
@@ -156,7 +156,7 @@ def _run_functional(job: dict[str, Any], test: dict[str, Any], module: types.Mod
 
 
 def _encoded(argument: Any) -> Any:
-    """The form by which a changed argument is noticed."""
+    """Return the form by which a changed argument is noticed."""
     try:
         return encode(argument)
     except NotPlainError:
@@ -164,7 +164,7 @@ def _encoded(argument: Any) -> Any:
 
 
 def _defined(module: types.ModuleType) -> str:
-    """The functions that the answer does define, a few of them."""
+    """Return the functions that the answer does define, a few of them."""
     found = [name for name, value in vars(module).items() if isinstance(value, types.FunctionType)]
     own = [name for name in found if vars(module)[name].__code__.co_filename == ANSWER][:5]
     return f"; it defines {', '.join(own)}" if own else ""
@@ -177,7 +177,7 @@ def _definition(message: str, source: list[str]) -> list[tuple[int, str]]:
 
 
 def _seen(result: Any, equality: str | None) -> Any:
-    """The part of a result that a comparison looks at: its truth, its items, or all of it."""
+    """Return the part of a result that a comparison looks at: its truth, its items, or all of it."""
     if equality == "truth":
         return bool(result)
     if equality in ("set", "sorted", "items"):
@@ -226,7 +226,7 @@ def _run_stdin(codes: list[types.CodeType], test: dict[str, Any], cap: int) -> d
 
 
 def _written(test: dict[str, Any]) -> str:
-    """What a program had printed when it failed."""
+    """Return what a program had printed when it failed."""
     if test["kind"] != "stdin" or not pathlib.Path("output").exists():
         return ""
     with pathlib.Path("output").open("rb") as written:
@@ -254,7 +254,7 @@ def _describe(error: BaseException, source: list[str]) -> dict[str, Any]:
 
 
 def _safely(action: Callable[[], dict[str, Any]], source: list[str]) -> dict[str, Any]:
-    """The action's result, or whatever it raised, in words."""
+    """Return the action's result, or whatever it raised, in words."""
     try:
         return action()
     except BaseException as error:

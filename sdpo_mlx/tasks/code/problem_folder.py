@@ -1,10 +1,10 @@
-"""One problem written by hand in a folder, as a row of `code_rows.py`.
+"""Read one problem from a folder, as a native row (`formats/native.py`).
 
     statement.md          what the model reads
     tests.py              assertions about one function, such as `assert add(1, 2) == 3`
     cases/NAME.in, .out   or: what a program reads and what it must print
 
-The first half of the tests is public, as in public data sets: they are told in the feedback, all decide.
+The first half of the tests is public, as in public data sets: the feedback quotes them, all decide.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ _LARGEST = 8_000_000  # bytes of one file
 
 
 def is_problem(folder: Path) -> bool:
-    """Whether a folder holds a problem written by hand."""
+    """Return whether a folder contains a problem."""
     return (folder / STATEMENT).is_file()
 
 
 def row_of(folder: Path) -> dict[str, Any]:
-    """The problem as a row of ours; its id is the folder's name. Raises DataError that names the file."""
+    """Return the problem as a native row; its id is the folder's name. Raises DataError that names the file."""
     row = {"id": folder.resolve().name, "statement": _text(folder / STATEMENT), "split": "train"}
     if (folder / TESTS).is_file():
         return {**row, **_assertions(folder / TESTS)}
@@ -44,7 +44,7 @@ def _case(file: Path) -> Test:
 
 
 def _assertions(file: Path) -> dict[str, Any]:
-    """Every assertion as a test; what else stands there runs before the answer."""
+    """Return every assertion as a test; other code runs before the answer."""
     try:
         body = ast.parse(_text(file)).body
     except (SyntaxError, ValueError, RecursionError) as error:
@@ -61,7 +61,7 @@ def _assertions(file: Path) -> dict[str, Any]:
 
 
 def _called(node: ast.Assert) -> str | None:
-    """The first function that is called by its bare name and is none of Python's own."""
+    """Return the first function that is called by its bare name and is not a builtin of Python."""
     calls = [each.func for each in ast.walk(node.test) if isinstance(each, ast.Call)]
     names = [func.id for func in calls if isinstance(func, ast.Name)]
     return next((name for name in names if name not in _BUILTINS), None)

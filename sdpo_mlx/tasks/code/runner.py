@@ -31,7 +31,7 @@ _UNREADABLE = (KeyError, TypeError, ValueError, IndexError, OverflowError, Recur
 
 
 class GraderFailureError(RuntimeError):
-    """The sandbox did not start the harness: a fault of this machine, never a verdict on the answer."""
+    """The sandbox did not start the harness: a fault of this machine, never the answer's."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Failure:
 
 @dataclass(frozen=True)
 class TestOutcome:
-    """What one test showed; everything but the verdict holds untrusted text.
+    """The result of one test; all fields except `verdict` contain untrusted text.
 
     `difference` (where got and expected part) and `changed` (arguments, counted from 1) belong to wrong values,
     `printed` to functional tests, and to programs that failed on the way.
@@ -60,7 +60,7 @@ class TestOutcome:
 
 
 class Turnstile:
-    """Lets many gradings in at once, or one alone: a timeout counts only if it happens without neighbours."""
+    """Lets many gradings run at once, or one alone: a timeout counts only if it happens without others."""
 
     def __init__(self) -> None:
         self._condition = threading.Condition()
@@ -103,10 +103,10 @@ def _harness() -> str:
 def run_tests(
     sandbox: Sandbox, turnstile: Turnstile, code: str, entry: str | None, tests: Sequence[Test], preamble: str = ""
 ) -> tuple[TestOutcome, ...]:
-    """Outcomes of all tests of one answer, in order, from one sandbox start (two after a timeout).
+    """Return outcomes of all tests of one answer, in order, from one sandbox start (two after a timeout).
 
-    `preamble` runs before the answer in the same module, and is none of the answer's lines.
-    Raises GraderFailureError when the sandbox itself fails.
+    `preamble` runs before the answer in the same module, and is not one of the answer's lines.
+    Raises GraderFailureError if the sandbox itself fails.
     """
     with turnstile.shared():
         outcomes = _run_once(sandbox, code, entry, tests, preamble)
@@ -140,13 +140,13 @@ def _run_once(
 
 
 def _allowed(sandbox: Sandbox) -> float | None:
-    """Seconds of processor time for one start; None for a sandbox that names no limits."""
+    """Return seconds of processor time for one start; None for a sandbox that names no limits."""
     limits = getattr(sandbox, "limits", None)
     return None if limits is None else float(limits.seconds)
 
 
 def _records(stdout: bytes, nonce: str) -> dict[int, dict[str, Any]]:
-    """Result lines by test, the first of each; whatever else was written there is ignored."""
+    """Return the first result line of each test; all other output is ignored."""
     records: dict[int, dict[str, Any]] = {}
     for line in stdout.split(b"\n"):
         try:
@@ -161,7 +161,7 @@ def _records(stdout: bytes, nonce: str) -> dict[int, dict[str, Any]]:
 def _outcomes(
     tests: Sequence[Test], records: dict[int, dict[str, Any]], result: RunResult, seconds: float | None = None
 ) -> tuple[TestOutcome, ...]:
-    """A test without a line is where the process ended; those after it were not run."""
+    """Return a test without a line is where the process ended; those after it were not run."""
     outcomes: list[TestOutcome] = []
     for index, test in enumerate(tests):
         if index not in records:
@@ -172,7 +172,7 @@ def _outcomes(
 
 
 def _ending(result: RunResult, seconds: float | None) -> TestOutcome:
-    """Why a process stopped before it answered; `seconds` of processor time end it by a signal."""
+    """Return why a process stopped before it answered; `seconds` of processor time end it by a signal."""
     late = seconds is not None and result.seconds >= seconds and result.code in _KILLED
     if result.status == "timeout" or (result.status == "signal" and (late or result.code in _OUT_OF_TIME)):
         return TestOutcome("timeout")
@@ -222,7 +222,7 @@ def _compared(test: Test, record: dict[str, Any]) -> TestOutcome:
 
 
 def _raised(test: Test, error: dict[str, Any]) -> TestOutcome:
-    """An exception as data; a failed assertion of a `code` test is a wrong answer."""
+    """Return an exception as data; a failed assertion of a `code` test is a wrong answer."""
     lines = tuple((int(n), _text(name, 100), _text(source, 200)) for n, name, source in error["lines"][:4])
     failure = Failure(_text(error["type"], 100), _text(error["message"], 500), lines)
     if test["kind"] == "code" and failure.type == "AssertionError" and not lines:

@@ -1,7 +1,7 @@
 """Python problems: an answer's program is run in a sandbox and graded outside of it.
 
-Tests marked public run in a process of their own, before the others: whatever a program says about them
-cannot hold anything of the hidden tests, whose inputs it has not seen by then.
+Tests marked public run in a separate process, before the others: whatever a program prints about them
+cannot contain anything of the hidden tests, whose inputs it has not seen by then.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class CodeTask(Task):
     feedback_modes = FEEDBACK_MODES
 
     def __init__(self, sandbox: Sandbox, cfg: TaskConfig | None = None, level: str = "") -> None:
-        """`cfg.data`: rows as `code_layouts.py` reads, or the folder of one problem as `code_folder.py` reads it;
+        """`cfg.data`: rows as in `formats/`, or the folder of one problem (`problem_folder.py`);
         None for the shipped ones. `cfg.feedback`: None for `public`.
 
         `level` keeps the problems up to that level. Raises ConfigError for an unknown mode or level, DataError
@@ -57,7 +57,7 @@ class CodeTask(Task):
         self._lock = threading.Lock()
 
     def grade(self, problem: Problem, text: str, *, truncated: bool = False) -> Feedback:
-        """Reward 1 when all tests pass, else 0 with the reason in words; raises when the sandbox fails."""
+        """Return reward 1 when all tests pass, else 0 with the reason in words; raises when the sandbox fails."""
         code = extract_code(text)
         if code is None:
             return self._failed("invalid", no_program_text(truncated))
@@ -73,13 +73,13 @@ class CodeTask(Task):
         return Feedback(0.0, False, "" if self.feedback == "none" else text, kind)
 
     def _split(self, problem: Problem) -> tuple[list[Test], list[Test]]:
-        """Tests that may be told, and hidden ones; `full` hides nothing."""
+        """Tests that may be shown, and hidden ones; `full` hides nothing."""
         tests: Sequence[Test] = problem.private["tests"]
         told = [test for test in tests if test["public"] or self.feedback == "full"]
         return told, [test for test in tests if not (test["public"] or self.feedback == "full")]
 
     def _verdict(self, problem: Problem, code: str, told: list[Test], hidden: list[Test]) -> Verdict:
-        """Run, or remember: equal programs on one problem get one verdict, the sandbox's limits being fixed."""
+        """Run, or return the remembered result: equal programs on one problem get equal results."""
         key = _key(problem, code)
         with self._lock:
             if key in self._verdicts:
@@ -93,7 +93,7 @@ class CodeTask(Task):
         return verdict
 
     def _run(self, problem: Problem, code: str, told: list[Test], hidden: list[Test]) -> Verdict:
-        """Hidden tests run only when those that may be told have passed: they could not change a failure."""
+        """Hidden tests run only if the visible ones passed: they could not change a failure."""
         entry, before = problem.private["entry"], problem.private["preamble"]
         first = run_tests(self._sandbox, self._turnstile, code, entry, told, before) if told else ()
         if not hidden or _kind(first) != "pass":
@@ -107,7 +107,7 @@ def _key(problem: Problem, code: str) -> str:
 
 
 def _kind(outcomes: Sequence[TestOutcome]) -> FeedbackKind:
-    """Pass when every test passed, else the worst that was met: error, timeout, wrong."""
+    """Pass when every test passed, otherwise the worst result: error, timeout, wrong."""
     verdicts = {outcome.verdict for outcome in outcomes}
     for verdict in ("error", "timeout", "wrong"):
         if verdict in verdicts:
@@ -116,7 +116,7 @@ def _kind(outcomes: Sequence[TestOutcome]) -> FeedbackKind:
 
 
 def _by_hand(cfg: TaskConfig) -> list[Problem]:
-    """The one problem of a folder, where `task.data` names such a folder."""
+    """Return the one problem of a folder, where `task.data` names such a folder."""
     if cfg.data is None or not is_problem(Path(cfg.data)):
         return []
     return with_splits([problem_from_any(row_of(Path(cfg.data)), cfg.data)])

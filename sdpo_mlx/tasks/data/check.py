@@ -1,4 +1,4 @@
-"""Rows of one's own, looked at before anything is trained: every bad one by its line, and whose format they have."""
+"""Check rows before training: name every bad one by its line, and detect the task whose format they have."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ GLANCE = 100  # rows that decide whose format a file has
 
 @dataclass(frozen=True)
 class Checked:
-    """What a file holds: the task whose format it has, its rows, the bad ones, problems by split."""
+    """The contents of a file: the task whose format it has, its rows, the bad ones, problems by split."""
 
     source: str
     task: str
@@ -26,14 +26,14 @@ class Checked:
     splits: Mapping[str, int]
 
     def named(self) -> list[str]:
-        """Every bad row as `file:line: what`, in the file's order."""
+        """Return every bad row as `file:line: what`, in the file's order."""
         return [f"{row.place or f'{self.source}:'}{row.line}: {row.what}" for row in self.bad]
 
 
 def check_rows(source: str, task: str | None = None) -> Checked:
     """Read every row of `source` as `task` would; None: as the task that takes most of the first rows.
 
-    Raises DataError when the source cannot be read, holds nothing, or has no task's format.
+    Raises DataError if the source cannot be read, holds nothing, or has no task's format.
     """
     rows = list(scan_rows(source))
     if not rows:
@@ -55,7 +55,7 @@ def _checked(source: str, task: str, rows: Iterable[Row | BadRow]) -> Checked:
 
 
 def _task_of(rows: Sequence[Row], source: str) -> str:
-    """The task whose parser takes most rows; the earlier in the list where two take as many."""
+    """Return the task whose parser takes most rows; the earlier in the list where two take as many."""
     taken = {task: _takes(task, rows, source) for task in ROW_TASKS}
     best = max(taken, key=lambda task: taken[task])
     if rows and not taken[best]:

@@ -1,8 +1,8 @@
-"""JSONL in, checked rows out: every bad row is named with its line, before a model is loaded.
+"""Read JSONL into checked rows: every bad row is named with its line, before a model is loaded.
 
 A file is read line by line, so that one bad row hides no other; nothing in a row is trusted or executed.
-What else rows can come from (an array, a table, a hub) is in `sources.py`.
-Formats of single tasks are theirs: they hand `collect` a function that turns a row into what they need.
+Other sources of rows (an array, a table, a hub) are in `sources.py`.
+Each task passes `collect` a function that converts a row of its format.
 """
 
 from __future__ import annotations
@@ -51,14 +51,14 @@ class BadRow:
 
 @dataclass(frozen=True)
 class Collected(Generic[T]):
-    """What a file gave, in its order, and how many bad rows were left out."""
+    """The rows of a file in order, and how many bad rows were skipped."""
 
     items: list[T]
     skipped: int
 
 
 def read_jsonl(path: Path, on_error: OnError = "stop", required: Sequence[str] = ("id",)) -> list[Row]:
-    """The rows of a file that hold the required fields and, where there is an `id`, one that is unique.
+    """Return the rows of a file that hold the required fields and, where there is an `id`, one that is unique.
 
     Raises DataError naming the first ten bad rows as `file:line: what`; with `skip` only over 1 % of them.
     """
@@ -73,7 +73,7 @@ def collect(
 ) -> Collected[T]:
     """Like `read_jsonl`, with each row turned into what a task needs by `parse(row, "file:line")`.
 
-    What `parse` raises as DataError is a bad row like any other: named and counted with the rest.
+    A DataError that `parse` raises makes a bad row, named and counted like any other.
     """
     return collect_from(scan(path, required), str(path), parse, on_error)
 
@@ -88,7 +88,7 @@ def collect_from(
 def parse_rows(
     rows: Iterable[Row | BadRow], name: str, parse: Callable[[dict[str, Any], str], T]
 ) -> Iterator[T | BadRow]:
-    """What `parse(row, where)` makes of each row, or the BadRow that says why it made nothing of it."""
+    """Yield what `parse(row, where)` makes of each row, or a BadRow with its error."""
     for row in rows:
         if isinstance(row, BadRow):
             yield row
@@ -103,9 +103,9 @@ def parse_rows(
 
 
 def scan(path: Path, required: Sequence[str] = ("id",), longest: int = LONGEST_LINE) -> Iterator[Row | BadRow]:
-    """Every line that isn't blank, good or bad, in order; a name that ends in `.gz` is unpacked on the way.
+    """Yield every line that isn't blank, good or bad, in order; a name that ends in `.gz` is unpacked on the way.
 
-    `longest`: bytes of a line. Raises DataError when the file can't be read.
+    `longest`: bytes of a line. Raises DataError if the file can't be read.
     """
     ids: dict[str, int] = {}
     for line, raw in _lines(path, longest):
@@ -123,7 +123,7 @@ def scan(path: Path, required: Sequence[str] = ("id",), longest: int = LONGEST_L
 def check_row(
     value: dict[str, Any], line: int, ids: dict[str, int], required: Sequence[str] = (), unit: str = "line"
 ) -> None:
-    """Raises DataError when a required field is missing or an `id` is none, or not unique among `ids`."""
+    """Raises DataError if a required field is missing or an `id` is none, or not unique among `ids`."""
     _check_fields(value, required)
     _check_id(value, line, ids, unit)
 
@@ -146,7 +146,7 @@ def _settle(name: str, results: Sequence[T | BadRow], on_error: OnError) -> Coll
 
 
 def opened(path: Path) -> io.BufferedIOBase:
-    """The file's bytes, unpacked where its name ends in `.gz`."""
+    """Return the file's bytes, unpacked where its name ends in `.gz`."""
     return gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")
 
 
@@ -231,7 +231,7 @@ def _check_id(value: dict[str, Any], line: int, ids: dict[str, int], unit: str) 
 
 
 def kind_of(value: object) -> str:
-    """In words, for messages."""
+    """Return the kind of a JSON value in words."""
     kinds = {dict: "an object", list: "a list", str: "text", bool: "true or false", type(None): "null"}
     return "empty text" if value == "" else kinds.get(type(value), "a number")
 

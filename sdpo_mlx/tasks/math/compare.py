@@ -56,7 +56,7 @@ def compare(right: str, given: str) -> Verdict:
 
 
 def readings(text: str) -> list[ParsedAnswer]:
-    """How an answer may be understood: `1,234` is a number, or two. Empty when it cannot be read."""
+    """Return how an answer may be understood: `1,234` is a number, or two. Empty when it cannot be read."""
     if len(text) > LONGEST * 2:
         return []
     text = plain(text)
@@ -71,7 +71,7 @@ def readings(text: str) -> list[ParsedAnswer]:
 
 
 def beyond(text: str) -> bool:
-    """Whether an answer is one expression that is too large to be worth computing, such as `9^{9^9}`."""
+    """Return whether an answer is one expression that is too large to be worth computing, such as `9^{9^9}`."""
     try:
         expression(plain(text[: LONGEST * 2]))
     except TooBigError:
@@ -104,7 +104,7 @@ def _read(text: str, depth: int) -> ParsedAnswer:
 
 
 def _word(text: str) -> str:
-    """A lone word or letter of a choice, such as `\\text{Tuesday}`, `(B)`, `yes`."""
+    """Return a lone word or letter of a choice, such as `\\text{Tuesday}`, `(B)`, `yes`."""
     inside = _TEXT.fullmatch(text)
     if inside:
         bare = inside[1].strip().strip("()").strip(".")
@@ -201,7 +201,7 @@ def _parts(kind: Kind, pieces: Sequence[str], depth: int, mark: str = "") -> Par
 
 
 def _split(text: str, sign: str) -> list[str]:
-    """The pieces between signs that stand outside of all brackets."""
+    """Return the pieces between signs that stand outside of all brackets."""
     pieces, level, start = [], 0, 0
     for position, one in enumerate(text):
         level += (one in _OPENING) - (one in _CLOSING)
@@ -304,7 +304,7 @@ def _said(same: bool) -> Verdict:
 
 
 def compare_parts(right: ParsedAnswer, given: ParsedAnswer) -> list[Verdict]:
-    """One verdict for each part of the given answer: in order for groups, else against any part of the right one."""
+    """One grade for each part of the given answer: in order for groups, otherwise against any part of the right one."""
     if "group" in (right.kind, given.kind):
         return [_same(one, two) for one, two in zip(right.parts, given.parts, strict=False)]
     return [_any([_same(one, two) for one in right.parts]) for two in given.parts]

@@ -27,7 +27,7 @@ Where = Literal["box", "line"]
 
 @dataclass(frozen=True)
 class Found:
-    """The final answer as it was written, where it stood, and how many different ones stood there."""
+    """The final answer as it was written, where it was, and how many different ones stood there."""
 
     text: str
     where: Where
@@ -35,7 +35,7 @@ class Found:
 
 
 def find_answer(text: str) -> Found | None:
-    """The last complete `\\boxed{...}`, else the last line such as `Answer: 42` or `#### 42`; None without any.
+    """Return the last complete `\\boxed{...}`, else the last line such as `Answer: 42` or `#### 42`; None without any.
 
     Thinking is no part of the answer. Linear in the length; only the last 50,000 characters are looked at.
     """
@@ -50,13 +50,13 @@ def find_answer(text: str) -> Found | None:
 
 
 def last_boxed(text: str) -> str | None:
-    """The content of the last complete `\\boxed{...}` of a solution."""
+    """Return the content of the last complete `\\boxed{...}` of a solution."""
     boxes = _boxes(text)
     return boxes[-1].strip() if boxes else None
 
 
 def tidied(answer: str) -> str:
-    """An answer without dollar signs around it, bold marks and the full stop of its sentence."""
+    """Return an answer without dollar signs around it, bold marks and the full stop of its sentence."""
     answer = answer.strip().strip("*`").strip()
     found = _MATH.match(answer)
     if found and not answer[found.end() :].strip(" .*"):
@@ -69,7 +69,7 @@ def tidied(answer: str) -> str:
 
 
 def _boxes(text: str) -> list[str]:
-    """Contents of all complete outermost boxes in order of their ends, braces balanced, in one pass."""
+    """Return contents of all complete outermost boxes in order of their ends, braces balanced, in one pass."""
     open_braces: list[int | None] = []  # where a box's content starts, None for any other brace
     boxes: list[str] = []
     nested: list[str] = []  # counts only where the box around it never ends

@@ -46,7 +46,7 @@ def _quoted(text: str) -> str:
 
 
 def _form(right: str, given: str) -> str:
-    """What is wrong with the form, blank when nothing is or when the right answer cannot be read here."""
+    """Return what is wrong with the form, blank if nothing is or when the right answer cannot be read here."""
     wanted, got = readings(right), readings(given)
     if not wanted:
         return "It is not equal to the right answer."
@@ -86,7 +86,7 @@ def _form_of_value(wanted: ParsedAnswer, got: ParsedAnswer, given: str) -> str:
 
 
 def _ends(wanted: ParsedAnswer) -> bool:
-    """Whether the right value is a decimal that ends, so that a decimal may be exact."""
+    """Return whether the right value is a decimal that ends, so that a decimal may be exact."""
     value = wanted.value.rational if wanted.value is not None else None
     if value is None:
         return False

@@ -1,4 +1,4 @@
-"""Rows of mathematical problems: ours, and five public layouts told apart by their fields.
+"""Rows of mathematical problems: the native format and five public ones, detected by their fields.
 
     ours       {"question", "answer"} and, as wanted, "id", "level" ("easy", "medium", "hard"), "family", "split"
     GSM8K      {"question", "answer"}, the answer a solution that ends with `#### 42`
@@ -9,7 +9,7 @@
     verl       {"prompt": [messages], "reward_model": {"ground_truth"}, "data_source", "extra_info": {"index", "split"}}
 
 `reference` or a worked solution is what a self-teacher may be shown (`references.py`).
-Fields beyond these are left alone. Where a row has no name, its line gives one.
+Fields beyond these are left alone. If a row has no id, its line number is used.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _GSM8K_MARK = "####"
 
 
 def problem_from_row(row: dict[str, Any], where: str) -> Problem:
-    """One checked problem; `private` holds answer, level (None when unknown) and split ("" when unknown).
+    """One checked problem; `private` holds answer, level (None when unknown) and split ("" if unknown).
 
     Raises DataError that names `where`.
     """
@@ -60,7 +60,7 @@ def _question(row: dict[str, Any], where: str) -> tuple[Message, ...]:
 
 
 def _messages(prompt: Any, where: str) -> tuple[Message, ...]:
-    """The messages as they are: these rows state the wanted format themselves, or get our line when they do not."""
+    """The messages as they are: FORMAT_LINE is added if they do not state the answer's format themselves."""
     messages = list(messages_of(prompt, where, name="prompt"))
     if not any(mark in message["content"] for message in messages for mark in ("boxed", _GSM8K_MARK)):
         messages[-1] = {"role": "user", "content": f"{messages[-1]['content'].strip()}\n\n{FORMAT_LINE}"}

@@ -73,7 +73,7 @@ def plain(text: str) -> str:
 
 
 def expression(text: str) -> Quotient:
-    """The value of one expression in the spelling of `plain`. Raises ValueError where it cannot be read."""
+    """Return the value of one expression in the spelling of `plain`. Raises ValueError if it cannot be read."""
     if len(text) > LONGEST:
         raise TooBigError("the expression is too long")
     try:
@@ -162,7 +162,7 @@ class _Reader:
                 return total
 
     def factor(self) -> tuple[Quotient, bool]:
-        """A value with its powers, and whether it may be part of a mixed number such as 2 1/2."""
+        """Return a value with its powers, and whether it may be part of a mixed number such as 2 1/2."""
         start = self.at
         mixed = self.mixed()
         if mixed is not None:
@@ -226,7 +226,7 @@ class _Reader:
         return self.named(token)
 
     def argument(self) -> Quotient:
-        """What follows a command: a group, or one digit or letter as in `\\frac12`."""
+        """Return what follows a command: a group, or one digit or letter as in `\\frac12`."""
         token = self.peek()
         if token == "{" or token.startswith("\\"):
             return self.atom()

@@ -15,16 +15,16 @@ from sdpo_mlx.types import Feedback, FeedbackKind, Problem
 
 
 class MathTask(Task):
-    """Find the one right value; it counts in any equal form."""
+    """Find the one right value; every equal form counts."""
 
     name = "math"
     description = "problems with one final answer, compared by value"
     feedback_modes = FEEDBACK_MODES
 
     def __init__(self, cfg: TaskConfig | None = None, variant: str = "") -> None:
-        """`cfg.data`: rows as `math_rows.py` says, None for the shipped problems; `variant`: problems up to a level.
+        """`cfg.data`: rows as in `formats.py`, None for the shipped problems; `variant`: problems up to a level.
 
-        Where the extra `math` is installed, math-verify judges what cannot be decided exactly here. Raises
+        Where the extra `math` is installed, math-verify decides what cannot be decided exactly here. Raises
         ConfigError for an unknown mode or level, or when no problem has that level; DataError for bad rows.
         """
         cfg = cfg or TaskConfig(name=self.name)
@@ -40,7 +40,7 @@ class MathTask(Task):
             raise ConfigError(f"no problem is of the level {variant}", where="task.name", fix=fix)
 
     def grade(self, problem: Problem, text: str, *, truncated: bool = False) -> Feedback:
-        """Reward 1 when the final answer equals the right one, else 0 with the reason in words."""
+        """Return reward 1 when the final answer equals the right one, else 0 with the reason in words."""
         found = find_answer(text)
         if found is None:
             return self._failed("invalid", no_answer_text(truncated), problem)

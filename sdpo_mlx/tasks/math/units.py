@@ -39,7 +39,7 @@ _READ_ALIKE = ("pi", "sqrt", "oo", "inf", "infinity")
 
 
 def without_unit(text: str) -> tuple[str, str, bool]:
-    """The number's text, its unit in one spelling (blank for none), and whether it was a percentage."""
+    """Return the number's text, its unit in one spelling (blank for none), and whether it was a percentage."""
     text, unit = text.strip(), ""
     for sign, name in _SIGNS.items():
         negative = text.startswith("-" + sign)
@@ -60,7 +60,7 @@ def without_unit(text: str) -> tuple[str, str, bool]:
 
 
 def _is_unit(name: str, stated: bool) -> bool:
-    """Words and known short forms are units; `xy` after a number is a product."""
+    """Return words and known short forms are units; `xy` after a number is a product."""
     spelling = name.casefold()
     if _NO_UNIT & set(spelling.split()):
         return False

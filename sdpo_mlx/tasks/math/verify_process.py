@@ -21,7 +21,7 @@ _REMEMBERED = 4_096
 
 
 def installed() -> bool:
-    """Whether the extra `math` is there."""
+    """Return whether the extra `math` is installed."""
     return find_spec("math_verify") is not None
 
 
@@ -36,9 +36,9 @@ class Symbolic:
         self._known: OrderedDict[tuple[str, str], bool] = OrderedDict()
 
     def equal(self, right: str, given: str) -> bool:
-        """What math-verify says; False also for what is too long, ends in an error or takes too long.
+        """Return math-verify's result; False also for what is too long, ends in an error or takes too long.
 
-        Raises RuntimeError when the worker cannot be started.
+        Raises RuntimeError if the worker cannot be started.
         """
         if len(right) > _LONGEST or len(given) > _LONGEST:
             return False
@@ -94,7 +94,7 @@ class Symbolic:
 
 
 def _line(worker: subprocess.Popen[bytes], seconds: float) -> bytes | None:
-    """The next line of the worker; None when it ended or the time is over."""
+    """Return the next line of the worker; None when it ended or the time is over."""
     assert worker.stdout is not None
     end, got = time.monotonic() + seconds, b""
     while not got.endswith(b"\n"):

@@ -1,11 +1,12 @@
-"""Checks of a free answer: each kind says what its value must be, whether an answer passes, and what to say.
+"""Checks of free text: each kind validates its value, tests an answer, and describes a failure.
 
     {"kind": "max_words", "value": 30, "feedback": "Keep it to 30 words.", "weight": 2}
 
-- `feedback`: the sentence for an answer that fails; without one the check says what it found and wanted, its value
-  included. `weight`: a positive number, 1 when missing. `ignore_case: true`: for kinds that compare text.
+- `feedback`: the sentence for an answer that fails; without one the check describes what it found and
+  expected, its value included. `weight`: a positive number, 1 by default. `ignore_case: true`: for kinds that
+  compare text.
 - kinds: see `KINDS`. Patterns are those of the package `regex`, searched anywhere in the answer (`^` and `$` are the
-  answer's ends; `(?m)` makes them the lines'); a search that runs away is given up as a grader's error.
+  answer's ends; `(?m)` makes them the lines'); a search that runs too long is a grader error.
 """
 
 from __future__ import annotations
@@ -60,8 +61,8 @@ LANGUAGE_SAMPLE = 20_000  # characters that are enough to recognise a language
 class Kind:
     """One kind of check.
 
-    `fault(value)` says what is wrong with a value, "" when nothing is; `judge(value, answer)` says in a sentence
-    why an answer fails, "" when it passes; `wanted(value)` names the demand in a few words.
+    `fault(value)` describes what is wrong with a value, "" if nothing is; `judge(value, answer)` explains in a sentence
+    why an answer fails, "" if it passes; `wanted(value)` describes the requirement in a few words.
     """
 
     fault: Callable[[Any], str]
@@ -72,7 +73,7 @@ class Kind:
 
 @dataclass(frozen=True)
 class Check:
-    """One checked check of a row."""
+    """One validated check of a row."""
 
     kind: str
     value: Any
@@ -81,7 +82,7 @@ class Check:
     ignore_case: bool = False
 
     def failure(self, answer: str) -> str:
-        """Why the answer fails, "" when it passes. Raises RuntimeError when a pattern runs away."""
+        """Return why the answer fails, "" if it passes. Raises RuntimeError if a pattern runs away."""
         value = self.value
         if self.ignore_case:
             value, answer = value.casefold(), answer.casefold()
@@ -90,7 +91,7 @@ class Check:
 
     @property
     def wanted(self) -> str:
-        """What the check demands, in a few words."""
+        """The requirement in a few words."""
         return KINDS[self.kind].wanted(self.value)
 
 
@@ -177,7 +178,7 @@ def _json_fault(value: Any) -> str:
     return "" if value in (None, "object", "array") else 'the value must be "object", "array", or left out'
 
 
-# ---- verdicts: "" when passed, else a sentence
+# ---- results: "" when passed, else a sentence
 
 
 def _regex_judge(value: str, answer: str) -> str:
@@ -265,7 +266,7 @@ def language_of(text: str) -> str | None:
 
 
 def _count(noun: str, count: Callable[[str], int], least: bool, most: bool) -> Kind:
-    """A kind that bounds a number from below, from above, or fixes it."""
+    """Return a kind that bounds a number from below, from above, or fixes it."""
     bound = "exactly" if least and most else "at least" if least else "at most"
 
     def judge(value: int, answer: str) -> str:
@@ -281,17 +282,17 @@ def _number(count: int, noun: str) -> str:
 
 
 def count_words(text: str) -> int:
-    """Words: runs of non-blank characters that hold a letter or a digit."""
+    """Return words: runs of non-blank characters that hold a letter or a digit."""
     return sum(any(letter.isalnum() for letter in word) for word in text.split())
 
 
 def count_lines(text: str) -> int:
-    """Lines that aren't blank."""
+    """Return lines that aren't blank."""
     return sum(bool(line.strip()) for line in text.split("\n"))
 
 
 def count_bullets(text: str) -> int:
-    """Lines that start with a dash, star, plus, bullet or number, then a space and text."""
+    """Return lines that start with a dash, star, plus, bullet or number, then a space and text."""
     return sum(_BULLET.match(line) is not None for line in text.split("\n"))
 
 

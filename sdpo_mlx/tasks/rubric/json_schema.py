@@ -1,6 +1,6 @@
 """JSON in a free answer, and JSON Schema that neither fetches anything nor hangs.
 
-The schema is the author's, the document the model's: patterns run under a time limit, documents are read to a
+The author writes the schema, the model the document: patterns run under a time limit, documents are read to a
 limited depth, and `$ref` goes nowhere but into the schema itself.
 """
 
@@ -27,9 +27,9 @@ class NotJsonError(ValueError):
 
 
 def searched(pattern: str, text: str) -> bool:
-    """Whether the pattern is found in the text.
+    """Return whether the pattern is found in the text.
 
-    Raises RuntimeError when the search is given up: that is the pattern's fault, and no verdict on the answer.
+    Raises RuntimeError if the search is given up: that is the pattern's fault, and no grade on the answer.
     """
     try:
         return regex.search(pattern, text, timeout=SECONDS) is not None
@@ -39,7 +39,7 @@ def searched(pattern: str, text: str) -> bool:
 
 
 def json_in(text: str) -> Any:
-    """The document that is the whole answer, or stands in its last fenced block. Raises NotJsonError."""
+    """Return the document that is the whole answer, or stands in its last fenced block. Raises NotJsonError."""
     block = _last_fenced(text)
     try:
         value = json.loads((text if block is None else block).strip(), parse_constant=_not_finite, parse_float=_finite)
@@ -57,7 +57,7 @@ def json_in(text: str) -> Any:
 
 
 def _last_fenced(text: str) -> str | None:
-    """The last complete block between fences that is marked as json or not at all; None without any."""
+    """Return the last complete block between fences that is marked as json or not at all; None if there is none."""
     found, start = None, -1
     lines = text.split("\n")
     for number, line in enumerate(lines):
@@ -93,7 +93,7 @@ def _deeper(value: Any, levels: int) -> bool:
 
 
 def check_schema(schema: Any) -> str:
-    """What is wrong with a schema, "" when nothing is. Raises ConfigError when the extra `rubric` is missing."""
+    """Return what is wrong with a schema, "" if nothing is. Raises ConfigError if the extra `rubric` is missing."""
     jsonschema = _library()
     if not isinstance(schema, dict):
         return "a JSON schema is an object"
@@ -117,7 +117,7 @@ def check_schema(schema: Any) -> str:
 
 
 def schema_faults(schema: Mapping[str, Any], document: Any) -> list[str]:
-    """The first faults of a document in the order of their places, each in a line; [] when it is valid."""
+    """Return the first faults of a document in the order of their places, each in a line; [] if it is valid."""
     from referencing import Registry
 
     jsonschema = _library()
@@ -140,7 +140,7 @@ def _library() -> Any:
     try:
         import jsonschema
     except ImportError:
-        fix = 'pip install "sdpo-mlx[rubric]"'
+        fix = 'run pip install "sdpo-mlx[rubric]"'
         raise ConfigError("checks of the kind json_schema need the package jsonschema", fix=fix) from None
     return jsonschema
 

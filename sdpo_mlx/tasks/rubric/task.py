@@ -1,12 +1,12 @@
-"""Free text judged by checks that each row carries: format, length, words, JSON, language.
+"""Free text graded by checks in each row: format, length, words, JSON, language.
 
     {"id": "haiku", "prompt": "Write ...", "checks": [{"kind": "lines", "value": 3, "feedback": "..."}, ...]}
 
-- `prompt` (text) or `messages` (a chat whose last turn is the user's); `checks` as `rubric_checks.py` says.
+- `prompt` (text) or `messages` (a chat whose last turn is the user's); `checks` as in `checks.py`.
 - optional: `id`, `split` ("train", "held_out"), `family`, `reference` (`references.py`).
 
 The reward is the weighted share of checks that an answer passes, thinking removed; success only when it passes
-all. An empty answer passes nothing: many checks would hold of it by saying nothing.
+all. An empty answer passes nothing: an empty text would satisfy many checks.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class RubricTask(Task):
     def __init__(self, cfg: TaskConfig | None = None) -> None:
         """`cfg.data`: rows as above, None for the shipped ones; `cfg.feedback`: None for `checks`.
 
-        Modes: `checks` speaks of every check, `failed` of those that fail, `none` of nothing.
+        Modes: `checks` reports every check, `failed` those that fail, `none` nothing.
         Raises ConfigError for an unknown mode, DataError for bad rows.
         """
         cfg = cfg or TaskConfig(name=self.name)
@@ -49,7 +49,7 @@ class RubricTask(Task):
         self.rows = load_problems(cfg, "rubric/problems.jsonl", problem_from_row)
 
     def grade(self, problem: Problem, text: str, *, truncated: bool = False) -> Feedback:
-        """Reward: the weighted share of checks that hold; raises when a row's pattern runs away."""
+        """Return reward: the weighted share of checks that hold; raises if a row's pattern runs too long."""
         answer = strip_thinking(text)
         checks: Sequence[Check] = problem.private["checks"]
         if not answer:
@@ -69,7 +69,7 @@ class RubricTask(Task):
         return f"ok: {check.wanted}" if self.feedback == "checks" else ""
 
     def _verdict(self, reward: float, lines: Sequence[str], kind: Any) -> Feedback:
-        """Never a success, however close the reward comes to 1."""
+        """Return a failure, however close the reward is to 1."""
         text = "" if self.feedback == "none" else "\n".join(line for line in lines if line)
         return Feedback(min(reward, 0.999), False, text, kind)
 

@@ -1,4 +1,4 @@
-"""Rows of multiple-choice questions, in the layouts that public sets have and in ours.
+"""Rows of multiple-choice questions, in the native format and those of public sets.
 
 Ours, one JSON object a line (the right option apart, so that no letter can be wrong):
 
@@ -54,9 +54,9 @@ class Question:
 
 
 def question_from_row(row: dict[str, Any], where: str) -> Question | None:
-    """The question of a row in any of the layouts; None for a row that is no multiple choice (SciKnowEval).
+    """Return the question of a row in any of the layouts; None for a row that is not multiple choice (SciKnowEval).
 
-    Raises DataError that names `where`, for an unknown layout with the fields that are wanted.
+    Raises DataError that names `where`, for an unknown layout with the expected fields.
     """
     for field, read in _LAYOUTS.items():
         if field in row:
@@ -76,7 +76,7 @@ def problem_from_row(row: dict[str, Any], where: str) -> Problem | None:
 
 
 def problem_from_question(question: Question) -> Problem:
-    """The prompt with shuffled options; `private` holds options (as lettered), right, domain, level, split."""
+    """Return the prompt with shuffled options; `private` holds options (as lettered), right, domain, level, split."""
     order = shuffled(question)
     options = tuple(question.options[i] for i in order)
     letters = LETTERS[: len(options)]
@@ -94,7 +94,7 @@ def problem_from_question(question: Question) -> Problem:
 
 
 def shuffled(question: Question) -> list[int]:
-    """The order in which the options are shown: a pure function of the id and the number of options."""
+    """Return the order in which the options are shown: a pure function of the id and the number of options."""
     order = list(range(len(question.options)))
     if question.lettered and any(_SPEAKS_OF_OTHERS.search(option) for option in question.options):
         return order
@@ -102,7 +102,7 @@ def shuffled(question: Question) -> list[int]:
 
 
 def _prompt(question: Question, options: Sequence[str]) -> str:
-    """Question, lettered options, form of the answer; the example's letter is drawn, so that it pulls to none."""
+    """Question, lettered options, form of the answer; the example's letter is random, so that it favours none."""
     letters = LETTERS[: len(options)]
     lines = "\n".join(f"{letter}: {option}" for letter, option in zip(letters, options, strict=True))
     example = letters[derive("science-example", question.id) % len(letters)]
@@ -235,18 +235,18 @@ def _checked(question: Question, where: str) -> Question:
 
 
 def _split(row: dict[str, Any]) -> str:
-    """What the row or the hub's own splits say; other words that a public set uses mean nothing here."""
+    """Return what the row or the hub's own splits say; other values are ignored."""
     split = row.get("split")
     return split if split in ("train", "held_out") else ""
 
 
 def normalised(option: str) -> str:
-    """An option as it is compared: spaces and a final full stop don't count; case does (`Aa` is not `aa`)."""
+    """Return an option as it is compared: spaces and a final full stop don't count; case does (`Aa` is not `aa`)."""
     return " ".join(option.split()).rstrip(".").strip()
 
 
 def _identity(row: dict[str, Any], name: str, question: object) -> str:
-    """The row's own id, else one made from what it asks and offers."""
+    """Return the row's own id, otherwise one made from what it asks and offers."""
     content = repr((question, row.get("options"), row.get("choices"), row.get("right")))
     return id_of(row, name).strip() or f"science/{content_id(content)}"
 

@@ -42,7 +42,7 @@ class ScienceTask(Task):
     feedback_modes = FEEDBACK_MODES
 
     def __init__(self, cfg: TaskConfig | None = None, variant: str = "") -> None:
-        """`cfg.data`: rows as `science_rows.py` says, None for the shipped ones; `variant` keeps one domain.
+        """`cfg.data`: rows as in `formats.py`, None for the shipped ones; `variant` keeps one domain.
 
         Raises ConfigError for an unknown mode or domain, DataError for bad rows.
         """
@@ -52,7 +52,7 @@ class ScienceTask(Task):
         self.rows = _of_domain(problems, variant) if variant else problems
 
     def grade(self, problem: Problem, text: str, *, truncated: bool = False) -> Feedback:
-        """Reward 1 for the right letter; an answer from which no letter can be read is `invalid`."""
+        """Return reward 1 for the right letter; an answer from which no letter can be read is `invalid`."""
         options: Sequence[str] = problem.private["options"]
         letter, fault = read_letter(text, options, truncated=truncated)
         if letter is None:
@@ -76,7 +76,7 @@ class ScienceTask(Task):
 
 
 def read_letter(text: str, options: Sequence[str], *, truncated: bool = False) -> tuple[str | None, str]:
-    """The letter that an answer chooses, or None and a sentence that says what is wrong with its form."""
+    """Return the letter that an answer chooses, or None and a sentence that says what is wrong with its form."""
     inside = _last_answer(strip_thinking(text))
     if inside is None:
         return None, _no_tags(text, truncated)
@@ -96,7 +96,7 @@ def read_letter(text: str, options: Sequence[str], *, truncated: bool = False) -
 
 
 def _lettered(bare: str) -> tuple[str, str]:
-    """The letter that a choice begins with and what follows it; both empty when it doesn't."""
+    """Return the letter that a choice begins with and what follows it; both empty if it doesn't."""
     matched = _LETTER.fullmatch(bare)
     return (matched[1].upper(), normalised(matched[2].strip("*_` \n\t"))) if matched else ("", "")
 
@@ -112,7 +112,7 @@ def _named(text: str, options: Sequence[str]) -> str:
 
 
 def _last_answer(text: str) -> str | None:
-    """What stands in the last complete pair of tags."""
+    """Return the text in the last complete pair of tags."""
     closings = [match.start() for match in _CLOSE.finditer(text)]
     if not closings:
         return None
@@ -151,7 +151,7 @@ def _load(cfg: TaskConfig) -> list[Problem]:
 
 
 def _own_ids(questions: Sequence[Question]) -> list[Question]:
-    """Questions with ids of their own: public sets repeat rows, and what stands twice gets `#2`."""
+    """Return questions with unique ids: public sets repeat rows, and a second copy gets `#2`."""
     seen: Counter[str] = Counter()
     told = []
     for question in questions:

@@ -19,7 +19,7 @@ Numbers = list[int]
 Library = Mapping[str, str]  # module -> the one function name that exists in it
 
 FEEDBACK_MODES = ("full", "no_suggestion", "first_error", "none")
-PRIOR = (0.50, 0.28, 0.13, 0.09)  # how likely an untaught model guesses the 1st to 4th name
+PRIOR = (0.50, 0.28, 0.13, 0.09)  # how likely an untrained model guesses the 1st to 4th name
 MAX_LINES = 12
 MAX_CHARACTERS = 2_000
 MAX_VALUE = 10**15
@@ -72,12 +72,12 @@ class Line:
 
 
 def solution(operations: Sequence[str], library: Library = LIBRARY) -> str:
-    """The straightforward right answer."""
+    """Return the straightforward right answer."""
     return "\n".join(f"x = {module}.{library[module]}(x)" for module in operations)
 
 
 def apply(operations: Sequence[str], numbers: Sequence[int]) -> Numbers:
-    """What the operations make of a list, one after the other.
+    """Return what the operations make of a list, one after the other.
 
     Raises:
         OverflowError: a value left the range of the interpreter.
@@ -91,7 +91,7 @@ def apply(operations: Sequence[str], numbers: Sequence[int]) -> Numbers:
 
 
 def prior(operations: Sequence[str]) -> float:
-    """How likely a model that knows only the prior of the names answers right."""
+    """Return how likely a model that knows only the prior of the names answers right."""
     chance = 1.0
     for module in operations:
         chance *= PRIOR[OPERATIONS[module].exists]
@@ -99,7 +99,7 @@ def prior(operations: Sequence[str]) -> float:
 
 
 def parse(text: str) -> list[Line]:
-    """The lines of an answer, blank ones left out; `text` is already short."""
+    """Return the lines of an answer, blank ones left out; `text` is short."""
     return [_parse_line(n, raw.strip()) for n, raw in enumerate(text.strip().split("\n"), 1) if raw.strip()]
 
 
@@ -113,7 +113,7 @@ def _parse_line(number: int, raw: str) -> Line:
 
 
 def complaint(line: Line, library: Library, suggest: bool = True) -> str:
-    """What is wrong with one line, without its number; empty when it is right."""
+    """Return what is wrong with one line, without its number; empty if it is right."""
     if line.call is None:
         return f"SyntaxError: {line.text}: expected x = module.name(x)"
     module, name = line.call
@@ -126,7 +126,7 @@ def complaint(line: Line, library: Library, suggest: bool = True) -> str:
 
 
 def mismatch(called: Sequence[str], operations: Sequence[str], inputs: Sequence[Sequence[int]]) -> str:
-    """The first input on which the called modules do not do what was asked; empty when all agree."""
+    """Return the first input on which the called modules do not do what was asked; empty if all agree."""
     for numbers in inputs:
         expected = apply(operations, numbers)
         try:
@@ -146,7 +146,7 @@ def judge(
     library: Library = LIBRARY,
     mode: str = FEEDBACK_MODES[0],
 ) -> Feedback:
-    """Grade one answer against a library; the text of the feedback depends on `mode`, the verdict never does."""
+    """Grade one answer against a library; the text of the feedback depends on `mode`, the grade never does."""
     refusal = _refuse(text)
     if refusal:
         return _failure("invalid", refusal, mode)
@@ -160,12 +160,12 @@ def judge(
 
 
 def cut_off(mode: str) -> Feedback:
-    """The verdict on an answer that ran out of tokens."""
+    """Return the grade on an answer that ran out of tokens."""
     return _failure("invalid", f"The answer was cut off at the token limit. {FORMAT}", mode)
 
 
 def _refuse(text: str) -> str:
-    """Why an answer is not read at all; empty when it is."""
+    """Return why an answer is not read at all; empty if it is."""
     if len(text) > MAX_CHARACTERS:
         return f"The answer is too long: over {MAX_CHARACTERS} characters. {FORMAT}"
     if not text.strip():

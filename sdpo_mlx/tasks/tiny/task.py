@@ -1,6 +1,6 @@
-"""The embedded task: compose list operations of a library whose function names must be learnt.
+"""The embedded task: compose list operations of a library whose function names must be learned.
 
-A model cannot reason out which of four plausible names exists; only the environment can tell it.
+A model cannot infer which of four plausible names exists; only the environment reveals it.
 That makes the task small, offline, and one on which feedback really teaches.
 """
 
@@ -24,7 +24,7 @@ Inputs = tuple[tuple[int, ...], ...]
 
 @dataclass(frozen=True)
 class _Variant:
-    """How many problems of each length a variant has, and how likely an untaught model solves them."""
+    """How many problems of each length a variant has, and how likely an untrained model solves them."""
 
     train: tuple[tuple[int, int], ...]  # (operations, problems)
     held_out: tuple[tuple[int, int], ...]  # empty: the same problems as train
@@ -64,7 +64,7 @@ class TinyTask(Task):
         self._splits = _problems(variant)
 
     def problems(self, split: Split) -> Sequence[Problem]:
-        """The rows of one split; `tiny:hard` has the same 24 in both, since each is trained on by itself."""
+        """Return the rows of one split; `tiny:hard` has the same 24 in both, since each is trained on by itself."""
         return self._splits[split]
 
     def grade(self, problem: Problem, text: str, *, truncated: bool = False) -> Feedback:
@@ -76,7 +76,7 @@ class TinyTask(Task):
 
 
 def question(operations: Sequence[str]) -> str:
-    """What the model reads."""
+    """Return what the model reads."""
     return f"Write f(x): {', '.join(operations)}"
 
 
@@ -87,7 +87,7 @@ def draw_inputs(generator: np.random.Generator) -> Inputs:
 
 
 def _problems(variant: str) -> dict[Split, tuple[Problem, ...]]:
-    """Both splits of a variant: a pure function of nothing."""
+    """Return both splits of a variant: always the same."""
     plan = _VARIANTS[variant]
     train: list[Problem] = []
     held_out: list[Problem] = []
@@ -105,7 +105,7 @@ def _shuffled(problems: Sequence[Problem], variant: str) -> tuple[Problem, ...]:
 
 
 def _draw(variant: str, length: int, chance: tuple[float, float]) -> Iterator[Problem]:
-    """Different problems without end, as long as there are any."""
+    """Yield different problems without end, as long as there are any."""
     generator = rng("tiny-problems", variant, length)
     seen: set[Operations] = set()
     modules = tuple(OPERATIONS)
@@ -119,7 +119,7 @@ def _draw(variant: str, length: int, chance: tuple[float, float]) -> Iterator[Pr
 
 
 def _tells(operations: Operations, inputs: Inputs) -> bool:
-    """Whether the inputs notice any one operation left out."""
+    """Return whether the inputs detect any one missing operation."""
     whole = [apply(operations, numbers) for numbers in inputs]
     shorter = (operations[:i] + operations[i + 1 :] for i in range(len(operations)))
     return all(any(apply(part, n) != out for n, out in zip(inputs, whole, strict=True)) for part in shorter)

@@ -1,4 +1,4 @@
-"""Rows of tool-use problems, in three layouts that are told apart by their fields.
+"""Rows of tool-use problems, in three formats that are detected by their fields.
 
 Ours, close to what chat interfaces log:
 
@@ -51,7 +51,7 @@ _TYPES = ("string", "integer", "number", "boolean", "array", "object")
 
 
 def problems_from_row(row: dict[str, Any], where: str, form: Form = "actions") -> list[Problem]:
-    """The problems of one row; `private` holds the calls expected, ordered and split.
+    """Return the problems of one row; `private` holds the calls expected, ordered and split.
 
     In the form `actions` the tools stand in the question, their schemas in `private`; in the form `json` they are
     the problem's `tools`.
@@ -129,7 +129,7 @@ def _problem(
 
 
 def _asked(problem: Problem, form: Form) -> Problem:
-    """The problem with its tools where the form wants them: written into the last question, or beside it."""
+    """Return the problem with its tools as the form requires: written into the last question, or beside it."""
     if form == "json":
         return problem
     last = max(i for i, message in enumerate(problem.messages) if message["role"] == "user")
@@ -141,12 +141,12 @@ def _asked(problem: Problem, form: Form) -> Problem:
 
 
 def schemas_of(tools: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
-    """The JSON schema of each tool's arguments, by its name."""
+    """Return the JSON schema of each tool's arguments, by its name."""
     return {tool["function"]["name"]: tool["function"]["parameters"] for tool in tools}
 
 
 def described(tools: Sequence[Mapping[str, Any]]) -> str:
-    """Tools and their arguments as a text, a line each."""
+    """Return tools and their arguments as a text, a line each."""
     return "\n\n".join(_described_tool(tool["function"]) for tool in tools)
 
 
@@ -164,7 +164,7 @@ def _described_tool(function: Mapping[str, Any]) -> str:
 
 
 def tool_from(value: Any, where: str) -> dict[str, Any]:
-    """A tool as chat templates take it; bare functions are wrapped. Raises DataError that names `where`."""
+    """Return a tool as chat templates take it; bare functions are wrapped. Raises DataError that names `where`."""
     inner = value.get("function", value) if isinstance(value, dict) else None
     if not isinstance(inner, dict) or not isinstance(inner.get("name"), str) or not inner["name"]:
         fix = 'write {"type": "function", "function": {"name": ..., "description": ..., "parameters": {...}}}'
@@ -186,7 +186,7 @@ def tool_from(value: Any, where: str) -> dict[str, Any]:
 
 
 def _described(name: str, text: str) -> dict[str, Any]:
-    """A tool from ToolAlpaca's text: its first part, and `Parameters: {"name": "Required. string. ..."}`."""
+    """Return a tool from ToolAlpaca's text: its first part, and `Parameters: {"name": "Required. string. ..."}`."""
     head, _, rest = text.partition("Parameters:")
     try:
         parts, _ = json.JSONDecoder().raw_decode(rest.lstrip())
@@ -207,7 +207,7 @@ def _property(word: str, rest: str) -> dict[str, Any]:
 
 
 def _golden(value: Any, where: str) -> list[Call]:
-    """Calls from a list of `Action` and `Action_Input`, each of which may be JSON in a text."""
+    """Return calls from a list of `Action` and `Action_Input`, each of which may be JSON in a text."""
     value = json_of(value, "the answer", where)
     if not isinstance(value, list):
         raise DataError("the answer is not a list of calls", where=where, fix="write [{Action, Action_Input}, ...]")

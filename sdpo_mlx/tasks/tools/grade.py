@@ -1,4 +1,4 @@
-"""Tool calls against the expected ones, call by call and argument by argument, and what is said about them.
+"""Compare tool calls with the expected ones, call by call and argument by argument, and describe differences.
 
 Two JSON values are equal when they have the same type and say the same: numbers by value (1 is 1.0), true
 is not 1, "1" is not 1, texts character by character (NFC), lists in order, objects in any order. An argument
@@ -43,7 +43,7 @@ class Case:
 
 
 def same(left: Any, right: Any) -> bool:
-    """Whether two JSON values are equal as the module says."""
+    """Return whether two JSON values are equal by the rules above."""
     if isinstance(left, bool) or isinstance(right, bool):
         return left is right
     if isinstance(left, int | float) and isinstance(right, int | float):
@@ -58,7 +58,7 @@ def same(left: Any, right: Any) -> bool:
 
 
 def all_right(calls: Sequence[Call], case: Case) -> bool:
-    """Whether these are the expected calls: the same multiset, and in the same order where the case says so."""
+    """Return whether these are the expected calls: the same multiset, and in the same order if the case requires it."""
     partners = _pairs(calls, case)
     exact = [j is not None and not _differences(calls[i], case.expected[j], case) for i, j in enumerate(partners)]
     if len(calls) != len(case.expected) or not all(exact):
@@ -67,7 +67,7 @@ def all_right(calls: Sequence[Call], case: Case) -> bool:
 
 
 def merged_right(calls: Sequence[Call], case: Case) -> bool:
-    """The paper's rule: the same multiset of names, and equal inputs once all are merged into one object."""
+    """Return the paper's rule: the same multiset of names, and equal inputs once all are merged into one object."""
     if any(call.fault for call in calls) or Counter(c.name for c in calls) != Counter(c.name for c in case.expected):
         return False
     merged = [{k: v for call in side for k, v in call.arguments.items()} for side in (calls, case.expected)]
@@ -75,7 +75,7 @@ def merged_right(calls: Sequence[Call], case: Case) -> bool:
 
 
 def told(calls: Sequence[Call], case: Case, mode: str) -> str:
-    """Something about every call, and about those that are missing; expected values only in the mode `full`."""
+    """Describe every call, and those that are missing; expected values only in the mode `full`."""
     partners = _pairs(calls, case)
     lines = [
         _sentence(f"{_label(i, call)}: {_of_call(call, None if j is None else case.expected[j], case, mode)}")
@@ -107,7 +107,7 @@ def _pairs(calls: Sequence[Call], case: Case) -> list[int | None]:
 
 
 def _differences(call: Call, wanted: Call, case: Case) -> list[str]:
-    """The arguments in which a call is not the wanted one; a fault is a difference in all of them."""
+    """Return the arguments in which a call is not the wanted one; a fault is a difference in all of them."""
     if call.fault:
         return [*wanted.arguments, ""]
     schema = case.schemas.get(call.name, {})
@@ -120,7 +120,7 @@ def _agree(name: str, ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> boo
 
 
 def _complete(arguments: Mapping[str, Any], schema: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments with defaults for what is left out, and without optional ones that are null."""
+    """Return the arguments with defaults for what is left out, and without optional ones that are null."""
     required = schema.get("required", ())
     given = {name: value for name, value in arguments.items() if value is not None or name in required}
     defaults = {n: p["default"] for n, p in schema.get("properties", {}).items() if p.get("default") is not None}
@@ -128,7 +128,7 @@ def _complete(arguments: Mapping[str, Any], schema: Mapping[str, Any]) -> dict[s
 
 
 def _violations(call: Call, case: Case) -> dict[str, str]:
-    """What the tool itself would refuse: by argument, `` for the call as a whole."""
+    """Return what the tool itself would refuse: by argument, `` for the call as a whole."""
     if not case.schemas:
         return {}
     if call.name not in case.schemas:
@@ -147,7 +147,7 @@ def _violations(call: Call, case: Case) -> dict[str, str]:
 
 
 def _refused(name: str, value: Any, properties: Mapping[str, Any]) -> str:
-    """Why a schema refuses one argument; blank when it doesn't."""
+    """Return why a schema refuses one argument; blank if it doesn't."""
     shown = _named(name)
     if name not in properties:
         near = get_close_matches(name, properties, n=1)
@@ -237,7 +237,7 @@ def _label(index: int, call: Call) -> str:
 
 
 def _named(name: str) -> str:
-    """A name as it is where it is a plain one, else quoted."""
+    """Return a name as it is where it is a plain one, otherwise quoted."""
     return name if name.replace("_", "").isalnum() and len(name) <= _SHOWN else _value(name)
 
 

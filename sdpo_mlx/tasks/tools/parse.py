@@ -29,7 +29,7 @@ _LINE = re.compile(r"^[ \t]*(?=\{|\[\s*\{)", re.MULTILINE)
 
 @dataclass(frozen=True)
 class Call:
-    """One call as it is written; `fault` says in a sentence why it cannot be read, blank where it can."""
+    """One call as it is written; `fault` says in a sentence why it cannot be read, blank if it can."""
 
     name: str
     arguments: Mapping[str, Any] = field(default_factory=dict)
@@ -37,7 +37,7 @@ class Call:
 
 
 def read_calls(text: str, form: Form) -> tuple[Call, ...]:
-    """The calls of an answer in one form, its thinking left out; more than 50 end in a fault."""
+    """Return the calls of an answer in one form, its thinking left out; more than 50 end in a fault."""
     answer = strip_thinking(text)
     found: list[Call] = []
     for call in _actions(answer) if form == "actions" else _json_calls(answer):
@@ -48,7 +48,7 @@ def read_calls(text: str, form: Form) -> tuple[Call, ...]:
 
 
 def _actions(text: str) -> Iterator[Call]:
-    """Calls of two lines; a label inside a JSON input is none."""
+    """Yield calls of two lines; a label inside a JSON input is none."""
     pending: str | None = None
     position = 0
     for label in _LABEL.finditer(text):
@@ -69,7 +69,7 @@ def _actions(text: str) -> Iterator[Call]:
 
 
 def _json_calls(text: str) -> Iterator[Call]:
-    """Calls inside tags where there are any, else those that open a line; alone, in a list, or in a row."""
+    """Yield calls inside tags where there are any, otherwise those that open a line; alone, in a list, or in a row."""
     if "<tool_call>" in text:
         for chunk in _TAGGED.finditer(text):
             yield from _calls_of_chunk(chunk[1])
@@ -101,7 +101,7 @@ def _calls_of(value: Any, fault: str) -> Iterator[Call]:
 
 
 def call_from(value: Any) -> Call:
-    """A call from its JSON: `name` with `arguments` or `parameters`, bare or inside `function`."""
+    """Return a call from its JSON: `name` with `arguments` or `parameters`, bare or inside `function`."""
     if not isinstance(value, dict):
         return Call("", fault="it is no JSON object with a name and arguments")
     inner = value["function"] if isinstance(value.get("function"), dict) else value
@@ -124,7 +124,7 @@ def _checked(name: str, arguments: Any, fault: str) -> Call:
 
 
 def _value_at(text: str, start: int) -> tuple[Any, str, int]:
-    """The JSON value after whitespace and a fence, what is wrong with it (blank when nothing), and its end."""
+    """Return the JSON value after whitespace and a fence, what is wrong with it (blank if nothing), and its end."""
     opening = _OPENING.match(text, start)
     begin = opening.end() if opening else start
     try:
@@ -142,7 +142,7 @@ def _value_at(text: str, start: int) -> tuple[Any, str, int]:
 
 
 class _UnusableError(ValueError):
-    """JSON that parses but says nothing definite; its text is a sentence of ours."""
+    """JSON that parses but is ambiguous or not finite; the message explains it."""
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -162,7 +162,7 @@ def _finite(text: str) -> float:
 
 
 def kind(value: Any) -> str:
-    """What a JSON value is, in words."""
+    """Return what a JSON value is, in words."""
     words = {bool: "true or false", int: "a number", float: "a number", str: "text", list: "a list", dict: "an object"}
     return words.get(type(value), "null")
 

@@ -1,4 +1,4 @@
-"""Tool use: the model writes calls, and they must be the ones that the request needs. Nothing is called."""
+"""Tool use: the model writes the calls that a request needs. Nothing is executed."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ class ToolsTask(Task):
     """Call the right tools with the right arguments.
 
     The variant `` asks for `Action:` lines, `json` for the JSON calls of the model's own chat template, `paper`
-    for `Action:` lines judged by the paper's looser rule: the same names, and equal inputs once merged.
+    for `Action:` lines graded by the paper's looser rule: the same names, and equal inputs once merged.
     """
 
     description = "requests to answer with tool calls"
     feedback_modes = FEEDBACK_MODES
 
     def __init__(self, cfg: TaskConfig | None = None, variant: str = "") -> None:
-        """`cfg.data`: rows as `tools_rows.py` says, None for the shipped problems.
+        """`cfg.data`: rows as in `formats.py`, None for the shipped problems.
 
         Raises ConfigError for an unknown mode or variant, DataError for bad rows.
         """
@@ -52,7 +52,7 @@ class ToolsTask(Task):
         self.rows = self._load(cfg)
 
     def grade(self, problem: Problem, text: str, *, truncated: bool = False) -> Feedback:
-        """Reward 1 for exactly the expected calls, else 0 and what differs."""
+        """Return reward 1 for exactly the expected calls, else 0 and what differs."""
         case = case_of(problem)
         calls = read_calls(text, self.form)
         if all_right(calls, case) or (self._merged and merged_right(calls, case)):
@@ -62,7 +62,7 @@ class ToolsTask(Task):
         return self._failed("invalid" if faulty else "wrong", f"{said}\n{_CUT_OFF}" if truncated else said)
 
     def solution(self, problem: Problem) -> str:
-        """The expected calls as an answer writes them, for checks of the task."""
+        """Return the expected calls as an answer writes them, for checks of the task."""
         calls = problem.private["expected"]
         if self.form == "json":
             return "\n".join(f"<tool_call>\n{_written(call)}\n</tool_call>" for call in calls)
@@ -84,7 +84,7 @@ class ToolsTask(Task):
         return self._referenced(with_splits(_told_apart([problem for problems in found for problem in problems])))
 
     def _referenced(self, problems: Sequence[Problem]) -> list[Problem]:
-        """The expected calls as the answer that a self-teacher may be shown."""
+        """Return the expected calls as the answer that a self-teacher may be shown."""
         return [replace(problem, reference=self.solution(problem)) for problem in problems]
 
     def _parsed(self, row: dict[str, Any], where: str) -> list[Problem]:
@@ -92,7 +92,7 @@ class ToolsTask(Task):
 
 
 def case_of(problem: Problem) -> Case:
-    """What a problem expects, as the judge takes it."""
+    """Return what a problem expects, as the grader takes it."""
     private = problem.private
     expected = tuple(Call(call["name"], call["arguments"]) for call in private["expected"])
     schemas = schemas_of(problem.tools) if problem.tools else private.get("schemas", {})
@@ -104,7 +104,7 @@ def _written(value: Any) -> str:
 
 
 def _told_apart(problems: Sequence[Problem]) -> list[Problem]:
-    """Ids made unique: public files repeat questions and names of tools."""
+    """Return ids made unique: public files repeat questions and names of tools."""
     seen: Counter[str] = Counter()
     unique = []
     for problem in problems:

@@ -1,14 +1,14 @@
-"""Layouts whose tests are assertions: HumanEval, MBPP, and the larger tests that EvalPlus made for both.
+"""Formats whose tests are assertions: HumanEval, MBPP, and the larger tests that EvalPlus made for both.
 
-Assertions of a simple form become calls that are compared outside of the sandbox (`code_asserts.py`); a
+Assertions of a simple form become calls that are compared outside of the sandbox (`assert_parser.py`); a
 problem with any other one keeps all of its test code, run beside the answer, as well.
 
 - HumanEval: `task_id`, `prompt` (imports, functions that tests may need, head and docstring of the entry),
   `entry_point`, `test` (defines `check(candidate)`). What stands before the entry runs before every answer.
   Public are the assertions whose arguments the prompt itself shows in a call of the entry; where it shows
-  none of them, the first half. A docstring's own claims are never tests: some of the published ones are wrong.
+  none of them, the first half. Claims in docstrings are never tests: some published ones are wrong.
 - MBPP: `task_id`, `text` or `prompt`, `test_list`, and perhaps `test_setup_code` or `test_imports`,
-  `challenge_test_list`, `code`. The first half of `test_list` is public and told in the statement.
+  `challenge_test_list`, `code`. The first half of `test_list` is public and quoted in the statement.
 - HumanEval+ and MBPP+: the same fields, but `test` walks over literal `inputs` and `results`. Values are
   compared as there: equal in Python, floats within the tolerance that the call of `assertion` names, or 1e-6.
 """
@@ -104,7 +104,7 @@ def _parsed(code: str, name: str, where: str) -> ast.Module:
 
 
 def _before(prompt: str, entry: str, where: str) -> str:
-    """What the prompt holds before the entry's head."""
+    """Return what the prompt holds before the entry's head."""
     try:
         tree = ast.parse(prompt)
     except SyntaxError:
@@ -121,7 +121,7 @@ def _needing(code: str) -> str:
 
 
 def assert_tests(code: str, entry: str) -> list[Test]:
-    """One assertion as calls, else as code."""
+    """One assertion as calls, otherwise as code."""
     return _functional(code, entry) or [{"kind": "code", "code": code}]
 
 
@@ -130,7 +130,7 @@ def _functional(code: str, entry: str) -> list[Test]:
 
 
 def _check_tests(code: str, entry: str) -> tuple[list[Test], bool]:
-    """The assertions of `check` that can be read, and whether something else in the code could fail, too."""
+    """Return the assertions of `check` that can be read, and whether something else in the code could fail, too."""
     tests: list[Test] = []
     rest = False
     for node in ast.parse(code).body:
@@ -148,13 +148,13 @@ def _check_tests(code: str, entry: str) -> tuple[list[Test], bool]:
 
 
 def _always_holds(statement: ast.stmt) -> bool:
-    """A docstring, `assert True`."""
+    """Return a docstring, `assert True`."""
     value = statement.test if isinstance(statement, ast.Assert) else getattr(statement, "value", None)
     return isinstance(statement, ast.Assert | ast.Expr) and isinstance(value, ast.Constant) and bool(value.value)
 
 
 def _plus_tests(code: str, entry: str, where: str) -> list[Test]:
-    """The `test` of an MBPP+ row; none without one."""
+    """Return the `test` of an MBPP+ row; none if there is none."""
     if not code.strip():
         return []
     _parsed(code, "test", where)
@@ -163,7 +163,7 @@ def _plus_tests(code: str, entry: str, where: str) -> list[Test]:
 
 
 def _table_tests(code: str, entry: str) -> list[Test] | None:
-    """Calls for the literal `inputs` and `results` of EvalPlus; None where the tests are anything else."""
+    """Return calls for the literal `inputs` and `results` of EvalPlus; None if the tests are anything else."""
     tree = ast.parse(code)
     lists = {
         node.targets[0].id: node.value.elts
@@ -184,7 +184,7 @@ def _table_tests(code: str, entry: str) -> list[Test] | None:
 
 
 def _table_tolerance(tree: ast.Module) -> float | None:
-    """What the one call `assertion(f(*inp), exp, tolerance)` names; None unless that is what the code does."""
+    """Return what the one call `assertion(f(*inp), exp, tolerance)` names; None unless that is what the code does."""
     calls = [
         node
         for node in ast.walk(tree)
@@ -201,13 +201,13 @@ def _table_tolerance(tree: ast.Module) -> float | None:
 
 
 def _plain_comparison(function: ast.FunctionDef) -> bool:
-    """Whether `assertion` compares all of both values: three statements, no call but those for floats."""
+    """Return whether `assertion` compares all of both values: three statements, no call but those for floats."""
     called = {ast.unparse(node.func) for node in ast.walk(function) if isinstance(node, ast.Call)}
     return len(function.body) == 3 and called <= {"is_floats", "np.testing.assert_allclose", "np.allclose"}
 
 
 def _with_tolerance(test: Test, tolerance: float) -> Test:
-    """Floats alone are near already by 1e-6; everything is by a tolerance that is named."""
+    """Apply a tolerance of 1e-6 to floats alone, a given tolerance to everything."""
     expected = decode(test["expected"])
     items: Sequence[Any] = expected if isinstance(expected, list | tuple) else [expected]
     if tolerance == 0 and not (items and all(type(item) is float for item in items)):
@@ -216,13 +216,13 @@ def _with_tolerance(test: Test, tolerance: float) -> Test:
 
 
 def _shown_arguments(prompt: str, entry: str) -> list[Any]:
-    """The arguments of every call of the entry that the prompt shows with literals, encoded."""
+    """Return the arguments of every call of the entry that the prompt shows with literals, encoded."""
     tests = [_functional(f"assert {call}", entry) for call in _shown_calls(prompt, entry)]
     return [test["args"] for found in tests for test in found]
 
 
 def _shown_calls(prompt: str, entry: str) -> Iterator[str]:
-    """Pieces of the text that are a whole call of the entry."""
+    """Yield pieces of the text that are a whole call of the entry."""
     for match in _CALL.finditer(prompt):
         if match["name"] != entry:
             continue
@@ -238,7 +238,7 @@ def _shown_calls(prompt: str, entry: str) -> Iterator[str]:
 
 
 def _tested_name(asserts: Sequence[str], code: str, where: str) -> str:
-    """The function that all assertions call, defined by the sample solution where there is one."""
+    """Return the function that all assertions call, defined by the sample solution where there is one."""
     called = [
         {
             node.func.id

@@ -1,9 +1,9 @@
-"""Contest layouts: tests are inputs and outputs of programs, or arguments and values of one function.
+"""Contest formats: tests are inputs and outputs of programs, or arguments and values of one function.
 
 Fields as published; nothing of a row is executed.
 
 - LiveCodeBench v1 to v6 (`livecodebench/code_generation`, `..._lite`): `question_content`, `starter_code`,
-  `public_test_cases` (JSON text), `private_test_cases` (JSON text, or packed: see `code_packed.py`), each
+  `public_test_cases` (JSON text), `private_test_cases` (JSON text, or packed: see `livecodebench_tests.py`), each
   `{"input", "output", "testtype": "stdin" | "functional"}`; `metadata` (JSON text) may hold `func_name`.
   A functional input is one JSON value a line, its output one JSON value.
 - APPS and TACO: `question`, `input_output` (JSON text: `inputs`, `outputs`, and `fn_name` for functions),
@@ -13,7 +13,7 @@ Fields as published; nothing of a row is executed.
   `reward_model: {"style": "code", "ground_truth": tests}`, `extra_info: {"split", "index", ...}`; or as
   before that step: `kind`, `prompt` (text), `tests`, `idx`. Tests are JSON text: `inputs`, `outputs`,
   `testtype` (`stdin`, `functional` or `code`), `fn_name`. They build them from private tests only and train on
-  a random half of these, all of which speak and decide; here the halves do one each.
+  a random half of these, all of which give feedback and decide; here only the first half is quoted.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _GIVES_LIST = re.compile(r"->\s*(?:typing\.)?(?:List|list|Sequence|Iterable)\b")
 
 
 def livecodebench(row: Mapping[str, Any], where: str) -> Problem:
-    """One LiveCodeBench row; its public tests speak, all decide. Raises DataError."""
+    """Read one LiveCodeBench row; feedback quotes public tests, all tests decide. Raises DataError."""
     metadata = object_of(row.get("metadata") or {}, "metadata", where)
     entry = metadata.get("func_name") or None
     tests: list[Test] = []
@@ -119,20 +119,20 @@ def _authors_problem(ours: dict[str, Any], packed: Any, statement: str, where: s
 
 
 def _contest_problem(ours: dict[str, Any], statement: str, entry: Any, tests: Sequence[Test], where: str) -> Problem:
-    """Checked like a row of ours, whose errors then name the field."""
+    """Check it like a native row, so that errors name the field."""
     row = {**ours, "statement": statement, "entry": entry, "tests": list(tests), "preamble": CONTEST_IMPORTS}
     return problem_from_row(row, where)
 
 
 def _with_starter(statement: str, starter: str) -> str:
-    """The statement and, where there is one, the code that an answer starts with."""
+    """Return the statement and, where there is one, the code that an answer starts with."""
     if not starter.strip():
         return statement
     return f"{statement.rstrip()}\n\nYour program starts like this:\n\n```python\n{starter.rstrip()}\n```"
 
 
 def _cases(row: Mapping[str, Any], name: str, where: str) -> list[Any]:
-    """The test cases of a field: a list, JSON text of one, or packed text."""
+    """Return the test cases of a field: a list, JSON text of one, or packed text."""
     value = row.get(name)
     if isinstance(value, str):
         text = value.strip()
@@ -167,7 +167,7 @@ def _arguments(text: str, where: str) -> list[Any]:
 
 
 def _value_test(arguments: list[Any], expected: Any, where: str) -> Test:
-    """A functional test from plain JSON; equality is Python's, as in the judges of these sets."""
+    """Return a functional test from plain JSON; equality is Python's, as in the judges of these sets."""
     try:
         encoded = {"args": [encode(each) for each in arguments], "expected": encode(expected)}
     except NotPlainError as error:
@@ -176,7 +176,7 @@ def _value_test(arguments: list[Any], expected: Any, where: str) -> Test:
 
 
 def _pairs(sets: Mapping[str, Any], name: str, where: str, *, unwrap: bool) -> tuple[str | None, list[Test]]:
-    """The function's name, if there is one, and the tests of `inputs` and `outputs`."""
+    """Return the function's name, if there is one, and the tests of `inputs` and `outputs`."""
     inputs, outputs = sets.get("inputs"), sets.get("outputs")
     if not isinstance(inputs, list) or not isinstance(outputs, list) or not inputs:
         raise DataError(f"{name} lacks inputs or outputs", where=where, fix="write both as lists")
@@ -200,7 +200,7 @@ def _pairs(sets: Mapping[str, Any], name: str, where: str, *, unwrap: bool) -> t
 
 
 def _lines(value: Any, where: str) -> str:
-    """Text, or a list of its lines."""
+    """Return text, or a list of its lines."""
     if isinstance(value, list) and all(isinstance(line, str | int | float) for line in value):
         return "\n".join(map(str, value))
     if not isinstance(value, str):
@@ -209,7 +209,7 @@ def _lines(value: Any, where: str) -> str:
 
 
 def _call(given: Any, wanted: Any, where: str, *, unwrap: bool) -> Test:
-    """Arguments as a list or as one JSON value a line; a value as JSON or as the text of it."""
+    """Return arguments as a list or as one JSON value a line; a value as JSON or as the text of it."""
     as_text = isinstance(given, str)
     arguments = _arguments(given, where) if as_text else given
     if not isinstance(arguments, list):

@@ -1,8 +1,8 @@
-"""Rows of programming problems in any layout that we know: ours, or that of a public data set.
+"""Detect the format of a row of programming problems: the native one, or that of a public data set.
 
-A row's layout is told by its fields. Whatever it is, it becomes a row of ours and is checked like one, so
-there is one validation. In all of them public tests speak (their inputs and expected values may be told in
-feedback) and hidden ones decide too: a layout that marks no test has its list halved, the first half public.
+A row's fields determine its format. It is converted to a native row and checked like one, so
+there is one validation. In all of them public tests may be quoted (inputs and expected values appear in the
+feedback), and hidden ones decide too; if no test is marked, the first half is public.
 Tests whose results are too long to come back from a run, or whose inputs are longer than 4 MB together, are
 left out, the longest first.
 """
@@ -23,7 +23,7 @@ from sdpo_mlx.types import Problem
 
 @dataclass(frozen=True)
 class Layout:
-    """A layout's name, the fields that mark it (`a|b`: one of them), and its reader."""
+    """A format's name, the fields that identify it (`a|b`: one of them), and its reader."""
 
     name: str
     fields: tuple[str, ...]

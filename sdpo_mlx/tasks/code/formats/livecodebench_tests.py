@@ -21,7 +21,7 @@ class PackedError(ValueError):
 
 
 def unpacked_text(packed: str, most: int = MOST_BYTES) -> str:
-    """The text inside base64(zlib(pickle(text))), or inside base64(zlib(text)). Raises PackedError."""
+    """Return the text inside base64(zlib(pickle(text))), or inside base64(zlib(text)). Raises PackedError."""
     try:
         squeezed = base64.b64decode(packed.encode("ascii"), validate=True)
     except (UnicodeEncodeError, binascii.Error):

@@ -6,7 +6,7 @@ One JSON object a line:
      "tests": [{"args": [[1, 2, 4]], "expected": 6, "public": true}, ...]}
 
 - `id`, `statement`: text. `entry`: the function's name, needed by functional tests.
-- `tests`: at least one, each of a `kind` (when missing, told by its fields):
+- `tests`: at least one, each of a `kind` (by default determined by its fields):
   `functional`: `args` (list), `expected`; `stdin`: `input`, `output`; `code`: `code`, Python that asserts and
   runs after the answer in its own process, which is weaker: a hostile answer can defeat it.
   `public: true` lets its input and expected value be quoted in feedback; all tests decide.
@@ -15,10 +15,10 @@ One JSON object a line:
   ("train", "held_out"), `family`, `level`, `tolerance` (number, for floats), `unordered`
   (true: the order of the outermost list does not count). Both also a test at a time.
 - optional: `reference`, a right answer (`references.py`); a program without a fence gets one.
-- optional in a test: `equality`, for tests that were assertions: how `code_values.EQUALITIES` compare,
+- optional in a test: `equality`, for tests that were assertions: see `compare.EQUALITIES`,
   where `python` means `==`. Without it type and value must agree.
 - values that JSON lacks: see `harness.py` (`{"$tuple": [1, 2]}`, `{"$set": [...]}`, `{"$int": "0xff"}`, ...).
-- what counts as equal, in values and in printed text: the rules at the top of `code_values.py`.
+- what counts as equal, in values and in printed text: the rules at the top of `code/compare.py`.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def problem_from_row(row: dict[str, Any], where: str) -> Problem:
 
 
 def _preamble(code: Any, where: str) -> str:
-    """Python that can be read, at least."""
+    """Check that this is Python."""
     try:
         ast.parse(code)
     except (SyntaxError, TypeError, ValueError, RecursionError, MemoryError):
@@ -123,7 +123,7 @@ def _test(test: Any, row: dict[str, Any], where: str) -> dict[str, Any]:
 
 
 def _check_values(test: dict[str, Any], where: str) -> None:
-    """Flags, tolerance and tagged values mean something."""
+    """Check flags, tolerance and tagged values."""
     if not isinstance(test["public"], bool) or test["unordered"] not in (None, True, False):
         raise DataError("public and unordered are true or false", where=where, fix="write one of the two")
     if test.get("equality", EQUALITIES[0]) not in EQUALITIES:
@@ -147,15 +147,15 @@ def _result_size(test: Test) -> int:
 
 
 def halved(tests: Sequence[Test]) -> list[Test]:
-    """The first half public (at least one test, and it alone decides where it is alone), the rest hidden."""
+    """Return the first half public (at least one test), the rest hidden."""
     public = max(1, len(tests) // 2)
     return [{**test, "public": index < public} for index, test in enumerate(tests)]
 
 
 def fitting(tests: Sequence[Test], where: str) -> list[Test]:
-    """The tests whose results can come back from one run and whose inputs aren't too long together, in order.
+    """Return the tests whose results can come back from one run and whose inputs aren't too long together, in order.
 
-    As many as possible are kept, so the longest go first. Raises DataError when none can stay.
+    As many as possible are kept, so the longest go first. Raises DataError if none can stay.
     """
     sizes = [_result_size(test) for test in tests]
     order = sorted(range(len(tests)), key=lambda index: sizes[index])
