@@ -1,1 +1,1 @@
-"""Where tensors live: one contract (`base.py`), one room a framework."""
+"""Backends: the model, its adapters and the optimizer, on MLX or PyTorch, behind one contract (`base.py`)."""

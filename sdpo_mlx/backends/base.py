@@ -15,8 +15,8 @@ import numpy.typing as npt
 from sdpo_mlx.config import ObjectiveConfig, TeacherConfig
 from sdpo_mlx.types import DistillSample, FloatArray, Generation, IntArray, Role
 
-CONCURRENCY = 64  # answers written at once where no plan has said otherwise
-MICRO_BATCH_TOKENS = 8_192  # tokens forwarded at once, alike
+CONCURRENCY = 64  # rollouts generated at once unless the memory plan sets another number
+MICRO_BATCH_TOKENS = 8_192  # tokens forwarded at once, likewise
 PREFILL = 2_048  # tokens of a prompt or a shared prefix that run at once: bounds their activations
 CHUNK_BYTES = 16 * 2**20  # one float32 copy of the logits that the loss head computes at once
 
@@ -25,7 +25,7 @@ Arrays = Mapping[str, npt.NDArray[Any]]
 
 @dataclass(frozen=True)
 class PolicyInfo:
-    """What a policy is and what it may promise; `bitwise` says that resuming gives equal bytes."""
+    """What a policy is; `bitwise` is whether a resumed run gives equal bytes."""
 
     name: str
     backend: str
@@ -41,9 +41,9 @@ class PolicyInfo:
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """How to sample: temperature 0 is greedy; `eos_ids` end an answer and are kept in it.
+    """How to sample: temperature 0 is greedy; `eos_ids` end a rollout and are kept in it.
 
-    At most `concurrency` answers are written at once, but always a whole group; no answer depends on it.
+    At most `concurrency` rollouts are generated at once, but always a whole group; no rollout depends on it.
     """
 
     max_tokens: int
@@ -55,7 +55,7 @@ class SamplingParams:
 
 @dataclass(frozen=True)
 class Scores:
-    """Log-probs of given tokens at temperature 1 and, when asked, the top-k at each position."""
+    """Log-probs of given tokens at temperature 1 and, on request, the top-k at each position."""
 
     logps_T: FloatArray
     top_ids_TK: IntArray | None
@@ -66,9 +66,8 @@ class Scores:
 class Update:
     """One learning step: means over counted tokens; `applied` is False when nothing was changed.
 
-    `divergence_T` holds, a sample at a time and in the order given, log q - log p of each response
-    token (empty for samples that were not distilled). `reason` says why nothing was applied; `warnings` are what
-    whoever watches should know, each in one line.
+    `divergence_T` holds, per sample in the order given, log q - log p of each response token (empty for samples
+    that were not distilled). `reason` is why nothing was applied; `warnings` are for the user, one line each.
     """
 
     applied: bool
@@ -87,7 +86,7 @@ class Update:
 
 
 def no_update(reason: str) -> Update:
-    """What a step says that changed nothing and had no token to learn from."""
+    """Return the update of a step that changed nothing and had no token to learn from."""
     return Update(False, reason, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0, (), 0.0)
 
 
@@ -104,19 +103,19 @@ class Policy(Protocol):
         seeds: Sequence[Sequence[int]],
         interrupted: Callable[[], bool] = lambda: False,
     ) -> Iterator[tuple[int, int, Generation]]:
-        """One rollout a seed for each prompt: yields (prompt, rollout, generation) as they finish.
+        """Yield (prompt, rollout, generation) as they finish: for each prompt one rollout per seed.
 
-        The prompt is prefilled once a group. A rollout draws with its own seed alone.
-        Raises KeyboardInterrupt when `interrupted()` turns true between two tokens.
+        The prompt is prefilled once per group. A rollout is sampled with its own seed alone.
+        Raise KeyboardInterrupt if `interrupted()` is true between two tokens.
         """
 
     def stream(self, prompt: IntArray, sampling: SamplingParams, seed: int) -> Iterator[int]:
-        """The tokens of one answer as they come, the same as `generate` gives; the stop token is the last of them."""
+        """Yield the tokens of one rollout, the same as `generate` returns; the stop token is the last of them."""
 
     def score(
         self, role: Role, sequences: Sequence[IntArray], spans: Sequence[tuple[int, int]], top_k: int = 0
     ) -> list[Scores]:
-        """Log-probs of the tokens in each span, under the student or the teacher."""
+        """Return the log-probs of the tokens in each span, under the student or the teacher."""
 
     def learn(
         self,
@@ -127,28 +126,28 @@ class Policy(Protocol):
         temperature: float = 1.0,
         interrupted: Callable[[], bool] = lambda: False,
     ) -> Update:
-        """One optimizer step on the samples, normalised over all of them whatever the micro-batch.
+        """Take one optimizer step on the samples, normalised over all of them whatever the micro-batch.
 
-        Raises KeyboardInterrupt, with nothing changed, when `interrupted()` turns true between micro-batches.
+        Raise KeyboardInterrupt, with nothing changed, if `interrupted()` is true between micro-batches.
         """
 
     def update_teacher(self, teacher: TeacherConfig) -> None:
-        """Move the teacher towards the student (SDPO.md section 4); once a rollout batch."""
+        """Move the teacher towards the student; once per rollout batch."""
 
     def state(self) -> Mapping[str, Arrays]:
-        """Named arrays: `student`, `teacher`, `optimizer`; bit-exact through `load_state`."""
+        """Return named arrays: `student`, `teacher`, `optimizer`; bit-exact through `load_state`."""
 
     def load_state(self, state: Mapping[str, Arrays]) -> None:
-        """Restore what `state` gave."""
+        """Restore what `state` returned."""
 
     def load_student(self, arrays: Arrays) -> None:
-        """Put an adapter's arrays into the student alone; raises ConfigError where they do not fit."""
+        """Load an adapter's arrays into the student alone. Raise ConfigError if they do not fit."""
 
     def adapter_config(self) -> dict[str, Any]:
-        """What `adapter_config.json` beside the student's arrays says, in mlx-lm's layout."""
+        """Return the contents of `adapter_config.json`, in mlx-lm's layout."""
 
     def memory(self) -> dict[str, int]:
-        """`current`, `peak` and `limit` in bytes (limit 0: unknown); reading it restarts the peak.
+        """Return `current`, `peak` and `limit` in bytes (limit 0: unknown) and restart the peak.
 
-        Where the backend can tell, the peaks of `generate`, `teacher` and `learn` besides.
+        On MLX the peaks of `generate`, `teacher` and `learn` too.
         """

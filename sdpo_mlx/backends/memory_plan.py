@@ -1,8 +1,8 @@
-"""Memory of a step before it starts, by phase, and the settings that make it fit; pure arithmetic.
+"""Estimates the memory of a step by phase, and chooses the settings that make it fit; pure arithmetic.
 
 Counted are weights, adapters (student, teacher, AdamW's two moments), keys and values, what runs through a block, and
 chunks of the head. The coefficients of activations and of the head are those of MLX, measured by
-`benchmarks/memory.py` on small models of twelve shapes (docs/performance.md); torch, which holds more, is not planned.
+`benchmarks/memory.py` on small models of twelve shapes (docs/performance.md); torch needs more and is not estimated.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from sdpo_mlx.core.hardware import total_memory
 from sdpo_mlx.models.dimensions import ModelDims
 
 KV_STEP = 256  # tokens by which mlx-lm's caches grow
-SAFETY = 1.05  # activations: so that the plan is rather over than under
-USABLE = 0.75  # of a machine's memory: what Metal recommends, and the rest is the system's
-SMALLEST = 256  # tokens of a micro-batch below which nothing is won
+SAFETY = 1.05  # activations: the plan should rather be too high than too low
+USABLE = 0.75  # of a machine's memory: what Metal recommends; the rest is for the system
+SMALLEST = 256  # tokens of a micro-batch below which no memory is saved
 MICRO_BATCHES = (16_384, 8_192, 4_096, 2_048, 1_024, 512, SMALLEST)
 CONCURRENCIES = (64, 32, 16, 8)
 
 
 class Activations(NamedTuple):
-    """Numbers a token that one block holds at its peak: so many times each dimension, and attention scores."""
+    """Numbers per token that one block holds at its peak, as multiples of each dimension and of attention scores."""
 
     width: float
     inner: float
@@ -38,14 +38,14 @@ class Activations(NamedTuple):
 
 FORWARD = Activations(3.1, 3.5, 3.6, 0.0, 0.9)  # without a gradient
 BACKWARD = Activations(6.8, 13.4, 3.7, 0.0, 2.1)  # one block's vjp from its input
-KEPT = Activations(18.5, 9.6, 15.5, 3.8, 2.9)  # each block, where none runs twice
+KEPT = Activations(18.5, 9.6, 15.5, 3.8, 2.9)  # each block, if none runs twice
 HEAD = {"top_k": 15.5, "full": 24.0, "sampled": 11.0, "sequence": 11.0}  # float32 copies of a chunk's logits
 HEAD_KEPT = 1.6  # times as many inside one graph
 
 
 @dataclass(frozen=True)
 class Workload:
-    """What a step forwards: tokens of a prompt, an answer and a teacher's context, and what runs at once."""
+    """What a step forwards: tokens of a prompt, a rollout and a teacher's context, and how much runs at once."""
 
     prompt: int
     answer: int
@@ -61,18 +61,18 @@ class Workload:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes: what lies there always, by name, and the peak of each phase on top of it."""
+    """Bytes: what is always held, by name, and what each phase adds at its peak."""
 
     always: dict[str, float]
     phases: dict[str, dict[str, float]]
 
     @property
     def base(self) -> float:
-        """What every phase has."""
+        """What every phase holds."""
         return sum(self.always.values())
 
     def peak(self, phase: str) -> float:
-        """All that is held in a phase."""
+        """The total of a phase."""
         return self.base + sum(self.phases[phase].values())
 
     @property
@@ -95,7 +95,7 @@ def number_bytes(model: ModelConfig) -> int:
 
 
 def work_of(cfg: Config, prompt: int, context: int, bytes_: int) -> Workload:
-    """The step of a configuration with prompts and contexts of these lengths, before anything was chosen."""
+    """Return the step of a configuration with prompts and contexts of these lengths, before settings are chosen."""
     return Workload(
         prompt=prompt,
         answer=cfg.rollout.max_tokens,
@@ -111,7 +111,7 @@ def work_of(cfg: Config, prompt: int, context: int, bytes_: int) -> Workload:
 
 
 def memory(shape: ModelDims, cfg: Config, work: Workload) -> Memory:
-    """What the step holds, as it is set."""
+    """Return what the step holds with these settings."""
     adapter = shape.adapter_parameters(cfg.model.adapter)
     full = cfg.model.adapter.kind == "full"
     hidden = work.problems * work.group * work.answer * shape.width * work.bytes
@@ -190,9 +190,9 @@ def _up(tokens: int, step: int) -> int:
 
 
 def choose(shape: ModelDims, cfg: Config, work: Workload, limit: float) -> Workload:
-    """The fastest settings that fit: what the configuration leaves open is filled, what it says stays.
+    """Return the fastest settings that fit; only what the configuration leaves open is chosen.
 
-    Where nothing fits the smallest come back.
+    If nothing fits, return the smallest.
     """
 
     def fits(each: Workload, *phases: str) -> bool:
@@ -204,33 +204,33 @@ def choose(shape: ModelDims, cfg: Config, work: Workload, limit: float) -> Workl
     keeps = {None: (True, False), True: (False,), False: (True,)}[cfg.train.grad_checkpoint]
     budgets = MICRO_BATCHES if cfg.train.micro_batch_tokens is None else (cfg.train.micro_batch_tokens,)
     options = [replace(work, keep=keep, micro_batch=budget) for keep in keeps for budget in budgets]
-    # One graph is worth it only with whole groups: a prompt that runs again for each part costs more than it saves.
+    # One graph pays off only with whole groups: running a prompt again for each part costs more than it saves.
     whole = min(work.group * work.answer + work.prompt, MICRO_BATCHES[-2])
     options = [each for each in options if not each.keep or each.micro_batch >= whole or None not in keeps] or options
     return next((each for each in options if fits(each, "teacher", "learn")), options[-1])
 
 
 def limit_of(cfg: Config, machine: int | None = None) -> float:
-    """Bytes that a run may hold."""
+    """Return the bytes that a run may hold."""
     return cfg.train.memory_gb * 2**30 if cfg.train.memory_gb else USABLE * (machine or total_memory())
 
 
 def fitting(shape: ModelDims, cfg: Config, work: Workload, limit: float) -> Workload:
-    """`choose`, or ConfigError with the changes that would make it fit."""
+    """Return `choose`, or raise ConfigError with the changes that would make it fit."""
     chosen = choose(shape, cfg, work, limit)
     needed = memory(shape, cfg, chosen).highest
     if needed <= limit:
         return chosen
     ways = [flag for flag, peak in remedies(shape, cfg, work, limit) if peak < needed]
     raise ConfigError(
-        f"a step would hold {needed / 2**30:.1f} GB, {limit / 2**30:.1f} GB may be used",
+        f"a step needs {needed / 2**30:.1f} GB, but the limit is {limit / 2**30:.1f} GB",
         where="train.memory_gb",
-        fix=f"try {' or '.join(ways)}; `sdpo plan` shows what takes it",
+        fix=f"try {' or '.join(ways)}; `sdpo plan` lists what needs it",
     )
 
 
 def settled(cfg: Config, work: Workload) -> Config:
-    """The configuration with what was chosen in the places that it leaves open."""
+    """Return the configuration with the chosen settings filled in."""
     train = {"micro_batch_tokens": work.micro_batch, "grad_checkpoint": not work.keep}
     return cfg.model_copy(
         update={
@@ -241,7 +241,7 @@ def settled(cfg: Config, work: Workload) -> Config:
 
 
 def remedies(shape: ModelDims, cfg: Config, work: Workload, limit: float) -> list[tuple[str, float]]:
-    """Changes, as flags, and the peak in bytes after each alone: the three that save most."""
+    """Return the three changes that save most, as options, each with its peak in bytes."""
     answer, group = max(16, work.answer // 2), max(2, work.group // 2)
     problems, context = max(1, work.problems // 2), max(256, work.context // 2)
     rank = max(1, cfg.model.adapter.rank // 4)

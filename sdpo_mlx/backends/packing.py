@@ -1,4 +1,4 @@
-"""Which sequences are forwarded together: what their prompts share once, the rest in padded rows under a budget.
+"""Packs sequences that are forwarded together: shared prefixes once, the rest in padded rows under a budget.
 
 Pure numpy. Prompts form a trie: equal prompts (the rollouts of a group, the failures that see one demonstration) and
 equal beginnings (one problem before several feedbacks) are computed once. However sequences are packed, the hidden
@@ -18,11 +18,11 @@ import numpy as np
 from sdpo_mlx.backends.base import PREFILL
 from sdpo_mlx.types import IntArray
 
-SHORTEST_SHARED = 16  # tokens; a shorter common beginning of different prompts costs more calls than it saves
+SHORTEST_SHARED = 16  # tokens; a shorter common prefix of different prompts costs more calls than it saves
 
 
 class Member(NamedTuple):
-    """A sequence, by its place in the batch."""
+    """A sequence and its index in the batch."""
 
     place: int
     prompt: IntArray
@@ -31,9 +31,9 @@ class Member(NamedTuple):
 
 @dataclass(frozen=True)
 class Node:
-    """What runs at once after its parent: a stretch that all below share (1, P), or right-padded rows (N, T).
+    """What runs at once after its parent: a prefix that all below share (1, P), or right-padded rows (N, T).
 
-    `parent` is the place of the node before it in the unit (None: the beginning). Hidden states are read of `rows`.
+    `parent` is the index in the unit of the node before it (None: a root). Hidden states are read from `rows` nodes.
     """
 
     ids_NT: IntArray
@@ -43,7 +43,7 @@ class Node:
 
 @dataclass(frozen=True)
 class Unit:
-    """One forward pass over a tree of nodes, parents first, and what to read of it.
+    """One forward pass over a tree of nodes, parents first, and what to read from it.
 
     `take_R` holds flat positions in all the rows, one node after the other, whose hidden states predict the response
     tokens, response after response in the order of `members`; `counts` are the lengths of the responses.
@@ -56,19 +56,19 @@ class Unit:
 
     @property
     def tokens(self) -> int:
-        """What is forwarded, padding included."""
+        """Tokens that are forwarded, padding included."""
         return sum(node.ids_NT.size for node in self.nodes)
 
 
 @dataclass(frozen=True, eq=False)
 class _Stretch:
-    """Part of a prompt that several sequences share."""
+    """Part of a prompt that several sequences share (compared by identity)."""
 
     ids: IntArray
 
 
 class _Branch(NamedTuple):
-    """Sequences that part after the same stretches."""
+    """Sequences that diverge after the same shared parts."""
 
     path: tuple[_Stretch, ...]
     members: list[Member]
@@ -78,7 +78,7 @@ class _Branch(NamedTuple):
         return sum(stretch.ids.size for stretch in self.path)
 
     def length(self, member: Member) -> int:
-        """Tokens of its row: what the stretches leave of the prompt, and the response but for its last token."""
+        """Tokens of its row: the rest of the prompt, and the response except for its last token."""
         return member.prompt.size - self.depth + member.response.size - 1
 
 
@@ -90,23 +90,22 @@ def pack(
     *,
     share: bool = True,
 ) -> list[Unit]:
-    """Units that together cover every (prompt, response) once, each at most `budget` tokens where it can be.
+    """Return units that together cover every (prompt, response) once, each of at most `budget` tokens if possible.
 
-    `own` are the places that are to be covered, where another rank covers the rest. Without `share` every row
-    holds its whole prompt.
+    `own` are the indices to cover, if other ranks cover the rest. Without `share` every row holds its whole prompt.
     """
     places = range(len(prompts)) if own is None else own
     members = [Member(i, prompts[i], responses[i]) for i in places]
     if not share:
         return _units([_Branch((), members)], budget)
-    # Big-endian bytes sort as the tokens do.
+    # Big-endian bytes sort in the order of the tokens.
     members.sort(key=lambda m: (m.prompt.astype(">u4").tobytes(), m.place))
     alone, branches = _grown(members, ())
     return _units([*branches, _Branch((), alone)], budget)
 
 
 def _grown(members: list[Member], path: tuple[_Stretch, ...]) -> tuple[list[Member], list[_Branch]]:
-    """Those of the sorted members that go on alone after `path`, and the branches that begin there."""
+    """Members (sorted) that continue alone after `path`, and the branches that begin there."""
     if len(members) < 2:
         return members, []
     first, last = members[0].prompt, members[-1].prompt
@@ -123,7 +122,7 @@ def _grown(members: list[Member], path: tuple[_Stretch, ...]) -> tuple[list[Memb
 def _parted(
     members: list[Member], path: tuple[_Stretch, ...], reach: int, equal: bool
 ) -> tuple[list[Member], list[_Branch]]:
-    """Where prompts agree up to `reach` and part there: each part by itself."""
+    """The same for prompts that agree up to `reach` and diverge there, part by part."""
     if equal:
         return members, []
     alone: list[Member] = []
@@ -136,14 +135,14 @@ def _parted(
 
 
 def _agreement(first: IntArray, last: IntArray) -> int:
-    """Tokens that both begin with; the last of a prompt stays out, since it predicts the response."""
+    """Length of the common prefix, without a prompt's last token, since that one predicts the response."""
     size = min(first.size, last.size) - 1
     different = np.flatnonzero(first[:size] != last[:size])
     return int(different[0]) if different.size else size
 
 
 def _units(branches: Sequence[_Branch], budget: int) -> list[Unit]:
-    """Neighbours in the trie go together while they fit, so that what they share stays computed once."""
+    """Put neighbours in the trie into one unit while they fit, so that what they share is computed once."""
     units: list[Unit] = []
     taken: list[_Branch] = []
     for branch in branches:
@@ -166,7 +165,7 @@ def _size(parts: Sequence[_Branch]) -> int:
 
 
 def _within(members: list[Member], budget: int, length: Callable[[Member], int]) -> Iterator[list[Member]]:
-    """Cut into parts of similar length whose padded size fits; a part holds at least one member."""
+    """Yield parts of similar length whose padded size fits; each holds at least one member."""
     part: list[Member] = []
     for member in sorted(members, key=lambda m: (-length(m), m.place)):
         if part and (len(part) + 1) * length(part[0]) > budget:

@@ -1,4 +1,4 @@
-"""How long a step will take, from arithmetic and two rates of a machine; pure arithmetic."""
+"""Estimates how long a step takes from its operations and two rates of a machine; pure arithmetic."""
 
 from __future__ import annotations
 
@@ -38,10 +38,11 @@ class Times:
 
 
 def times(shape: ModelDims, work: Workload, machine: Machine) -> Times:
-    """One step with answers of full length: two operations a weight and token, four more for a gradient.
+    """Return the times of a step with rollouts of full length: two operations per weight and token, four more for a
+    gradient.
 
-    A token is written as soon as all weights and the keys and values of its rows were read, or multiplied, whichever
-    takes longer. A block-wise backward pass runs each block forward once more.
+    Decoding a token takes as long as reading all weights and its rows' keys and values, or as multiplying them,
+    whichever is longer. A block-wise backward pass runs each block forward once more.
     """
     rows = min(max(work.concurrency // work.group, 1), work.problems) * work.group
     waves = math.ceil(work.problems * work.group / rows)
@@ -64,7 +65,7 @@ def times(shape: ModelDims, work: Workload, machine: Machine) -> Times:
 
 
 def _forwarded(work: Workload, prompt: int, whole: int) -> int:
-    """Tokens of one group that run: its prompt again for each micro-batch that the group needs."""
+    """Tokens of one group that are forwarded: its prompt again for each micro-batch of the group."""
     rows = min(work.group, max(1, (work.micro_batch - prompt) // work.answer))
     return whole + (math.ceil(work.group / rows) - 1) * prompt
 

@@ -1,4 +1,4 @@
-"""The MLX backend; the only room that imports mlx. Importing it loads a fast BLAS first, where one is needed."""
+"""The MLX backend, the only package that imports mlx. Importing it first loads a fast BLAS if one is needed."""
 
 import os
 

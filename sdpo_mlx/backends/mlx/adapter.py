@@ -1,7 +1,7 @@
 """The trainable weights: adapter layers on a frozen base, as one flat dict of named arrays.
 
 Student and teacher are two such dicts over one model; `active` swaps the arrays in. Nothing else of the
-model is ever copied, which is why the self-teacher costs one more adapter and not one more model.
+model is copied, so that the self-teacher costs one more adapter and not one more model.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Weights = dict[str, mx.array]
 def attach(model: nn.Module, cfg: AdapterConfig, seed: int) -> Weights:
     """Freeze the base, add the adapter's layers, and return the trainable arrays by name (float32).
 
-    Raises ConfigError when full fine-tuning meets a quantised base, or `keys` match no layer.
+    Raise ConfigError for full fine-tuning of a quantised base, or if `keys` match no layer.
     """
     mx.random.seed(seed)
     if cfg.kind == "full":
@@ -57,13 +57,13 @@ def attach(model: nn.Module, cfg: AdapterConfig, seed: int) -> Weights:
 
 
 def assign(model: nn.Module, weights: Mapping[str, mx.array]) -> None:
-    """Put the arrays into the model, by name."""
+    """Set the model's arrays by name."""
     model.update(tree_unflatten(list(weights.items())))
 
 
 @contextmanager
 def active(model: nn.Module, weights: Mapping[str, mx.array], resting: Mapping[str, mx.array]) -> Iterator[None]:
-    """Run a block with `weights` in the model; `resting` is put back whatever happens."""
+    """Run a block with `weights` in the model; `resting` is restored whatever happens."""
     assign(model, weights)
     try:
         yield
@@ -72,7 +72,7 @@ def active(model: nn.Module, weights: Mapping[str, mx.array], resting: Mapping[s
 
 
 def moved(teacher: Mapping[str, mx.array], student: Mapping[str, mx.array], rate: float) -> Weights:
-    """(1 - rate) teacher + rate student, by name (SDPO.md section 4); rates 0 and 1 copy exactly."""
+    """(1 - rate) teacher + rate student, by name; rates 0 and 1 copy exactly."""
     if rate in (0.0, 1.0):
         return dict(student if rate else teacher)
     result = {name: array + rate * (student[name] - array) for name, array in teacher.items()}
@@ -81,11 +81,11 @@ def moved(teacher: Mapping[str, mx.array], student: Mapping[str, mx.array], rate
 
 
 def to_numpy(weights: Mapping[str, mx.array]) -> dict[str, npt.NDArray[Any]]:
-    """Copies for the other side of the contract."""
+    """Return numpy copies."""
     return {name: np.array(array) for name, array in weights.items()}
 
 
 def from_numpy(arrays: Mapping[str, npt.NDArray[Any]], like: Mapping[str, mx.array], what: str) -> Weights:
-    """Arrays from outside, checked against the names and shapes of `like`; raises ConfigError."""
+    """Return MLX arrays; raise ConfigError unless names and shapes are those of `like`."""
     check_arrays(arrays, {name: array.shape for name, array in like.items()}, what)
     return {name: mx.array(arrays[name]) for name in like}

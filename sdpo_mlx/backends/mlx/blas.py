@@ -1,4 +1,4 @@
-"""A real BLAS for MLX's Linux CPU wheel, which otherwise multiplies at 4 GFLOP/s.
+"""Loads a fast BLAS for MLX's Linux CPU wheel, which otherwise multiplies at 4 GFLOP/s.
 
 The wheel calls `cblas_sgemm`; whichever library exports it first, before the first `import mlx.core`, wins.
 Nothing happens on macOS, where MLX brings its own.
@@ -18,7 +18,7 @@ SYSTEM_LIBRARIES = ("libopenblas.so.0", "libblis.so.4")
 
 @cache
 def load_blas() -> str:
-    """Load the fastest BLAS found and say its name (`reference` when there is none, `system` off Linux).
+    """Load the fastest BLAS found and return its name (`reference` if there is none, `system` except on Linux).
 
     Must run before the first `import mlx.core`. Two threads' worth of speed needs MKL's GNU layer.
     """
@@ -37,9 +37,9 @@ def load_blas() -> str:
 
 
 def blas_threads(library: str) -> int | None:
-    """On how many threads a loaded BLAS multiplies, by its own word; None where it has none."""
-    asked = {"libmkl": "MKL_Get_Max_Threads", "libopenblas": "openblas_get_num_threads"}
-    name = next((name for start, name in asked.items() if library.startswith(start)), "")
+    """Return the number of threads that a loaded BLAS reports; None if it reports none."""
+    functions = {"libmkl": "MKL_Get_Max_Threads", "libopenblas": "openblas_get_num_threads"}
+    name = next((name for start, name in functions.items() if library.startswith(start)), "")
     try:
         return int(getattr(ctypes.CDLL(None), name)()) if name else None
     except (OSError, AttributeError):

@@ -1,7 +1,7 @@
 """Phases A and C of learning: through the blocks and back, one block in memory at a time.
 
 Going forward keeps each block's input; going back takes `mx.vjp` of one block from its kept input, evaluates,
-drops it, and goes on to the one below. The gradients are those of the whole graph, bit for bit.
+drops it, and continues with the one below. The gradients are those of the whole graph, bit for bit.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How fast this machine multiplies, for `sdpo doctor`."""
+"""Measures how fast this machine multiplies, for `sdpo doctor` and `sdpo plan`."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ SIDE = 1_024
 
 
 def device_line() -> str:
-    """The device that training would use, and the BLAS behind it."""
+    """Return the device that training would use, and its BLAS."""
     device = str(mx.default_device().type).rpartition(".")[2]
     return f"mlx {version('mlx')} on {device}, BLAS {BLAS}"
 
 
 def has_metal() -> bool:
-    """Whether MLX finds a GPU of Apple's."""
+    """Return whether MLX finds an Apple GPU."""
     return bool(mx.metal.is_available())
 
 
 def device_facts() -> Mapping[str, str | int]:
-    """What MLX tells of its device: name and architecture; on Metal also sizes of memory in bytes."""
+    """Return MLX's device properties: name and architecture; on Metal also memory sizes in bytes."""
     return mx.device_info()
 
 
 def block_gigaflops(seconds: float = 0.7) -> float:
-    """Measured GFLOP/s of the products in a transformer block's forward pass, its other work included (float32)."""
+    """Measure the GFLOP/s of a transformer block's forward pass, counting its matrix products alone (float32)."""
     width, inner, heads, length = 512, 1_536, 8, 256
     shapes = [(width, width)] * 4 + [(width, inner)] * 2 + [(inner, width)]
     weights = [mx.random.normal(shape, key=mx.random.key(i)) * 0.02 for i, shape in enumerate(shapes)]
@@ -49,14 +49,14 @@ def block_gigaflops(seconds: float = 0.7) -> float:
 
 
 def gigabytes(seconds: float = 0.5) -> float:
-    """Measured GB/s at which weights are read to write one token: eight rows times a matrix that no cache holds."""
+    """Measure the GB/s at which decoding reads weights: eight rows times a matrix larger than any cache."""
     matrix = mx.random.normal((4_096, 8_192), key=mx.random.key(0))
     rows = mx.random.normal((8, 4_096), key=mx.random.key(1))
     return matrix.nbytes * _rate(lambda: rows @ matrix, seconds) / 1e9
 
 
 def _rate(work: Callable[[], mx.array], seconds: float) -> float:
-    """Times a second."""
+    """How often `work` runs per second."""
     mx.eval(work())
     rounds, begun = 0, time.perf_counter()
     while (spent := time.perf_counter() - begun) < seconds or not rounds:
@@ -66,10 +66,7 @@ def _rate(work: Callable[[], mx.array], seconds: float) -> float:
 
 
 def gigaflops(seconds: float = 0.3, gpu: bool = False) -> float:
-    """Measured GFLOP/s of a float32 matrix product of 1,024 square, the best of three stretches of `seconds` in all.
-
-    On the processor, through the BLAS; or on the GPU.
-    """
+    """Measure the GFLOP/s of a float32 product of 1,024 square matrices: the best of three, `seconds` in all."""
     where = mx.gpu if gpu else mx.cpu
     a = mx.random.normal((SIDE, SIDE), key=mx.random.key(0))
     mx.eval(a)

@@ -1,4 +1,4 @@
-"""A base with its adapter added in, as a model folder of its own, and how much of the adapter that kept."""
+"""Fuses an adapter into its base, as a model folder, and measures how much of the adapter that keeps."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from sdpo_mlx.types import IntArray
 def fuse(
     base: Path, adapter: Path, out: Path, prompts: Sequence[IntArray], *, quantised: bool, doing: StartTask = no_tasks
 ) -> dict[str, Any]:
-    """Write the fused model to `out`; says how far its next-token distributions lie from those with the adapter.
+    """Write the fused model to `out`. Return how far its next-token distributions are from those with the adapter.
 
-    `quantised` keeps a quantised base so, which rounds the adapter away in part; otherwise it is dequantised. The
+    With `quantised` a quantised base stays so, which rounds part of the adapter away; otherwise it is dequantised. The
     figures are nats, means over all positions of the prompts: `adapter` is KL(with the adapter || base alone),
     `lost` is KL(with the adapter || fused). `kind` is `plain`, `dequantised` or `re-quantised`.
     """
@@ -53,7 +53,7 @@ def fuse(
     out.mkdir(parents=True, exist_ok=True)
     try:
         save_model(out, model)
-    except RuntimeError as error:  # MLX's own word for a disk that refuses
+    except RuntimeError as error:  # MLX raises this if the disk is full or not writable
         fix = "free some space and run the same command again"
         raise StorageError(f"cannot write: {error}", where=str(out), fix=fix) from error
     save_config(config, out / "config.json")
@@ -79,13 +79,13 @@ def _divergence(wanted: list[Any], got: list[Any]) -> float:
 
 
 def count_weights(folder: Path) -> int:
-    """How many weights `float_weights` gives; nothing is read but the files' heads."""
+    """Return how many weights `float_weights` yields; only the files' headers are read."""
     loaded: list[Any] = [mx.load(str(file)) for file in folder.glob("*.safetensors")]
     return sum(map(len, loaded))
 
 
 def float_weights(folder: Path) -> Iterator[tuple[str, Any]]:
-    """Each weight of a folder by name, as float32 numpy; one at a time."""
+    """Yield each weight of a folder by name, as float32 numpy."""
     for file in sorted(folder.glob("*.safetensors")):
         loaded = mx.load(str(file))
         assert isinstance(loaded, dict)

@@ -1,8 +1,8 @@
-"""Sampling on mlx-lm's BatchGenerator: one prefill a group, own seeds, stop tokens kept.
+"""Sampling with mlx-lm's BatchGenerator: one prefill per group, a seed per rollout, stop tokens kept.
 
-The generator calls one shared sampler without saying whose rows it draws. `RowSampler` follows the order
-itself (rows decode in order, finished ones leave, queued ones enter in the order of insertion) and checks it
-against the ids that come back; so each row draws with the keys of its own seed in one batched call.
+The generator calls one shared sampler without the ids of the rows. `RowSampler` tracks the order itself (rows decode
+in order, finished ones leave, queued ones enter in the order of insertion) and checks it against the ids that come
+back; so each row is sampled with the keys of its own seed in one batched call.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from sdpo_mlx.backends.mlx.mlx_lm_api import BatchGenerator, apply_top_p, make_p
 from sdpo_mlx.types import Generation, IntArray
 
 WORDS_IN_BLOCK = 512
-# The likeliest of V words has at least 1 / V, so that only below this could all exponentials of a row vanish.
+# The likeliest of V ids has at least 1 / V, so that only below this temperature all exponentials of a row could vanish.
 COLD = 0.5
 
 
 class RowSampler:
-    """A shared sampler that knows which rollout each row belongs to."""
+    """A shared sampler that tracks which rollout each row belongs to."""
 
     def __init__(self, sampling: SamplingParams) -> None:
         self.sampling = sampling
@@ -38,20 +38,20 @@ class RowSampler:
         self._chosen: list[Any] = []
 
     def admit(self, uid: int, seed: int) -> None:
-        """A row that will start later, in this order, drawing with the keys of `seed`."""
+        """Add a row that will start later, in this order, and is sampled with the keys of `seed`."""
         self.queued.append(uid)
         self._places[uid] = []
         self._keys[uid] = np.array(mx.random.split(mx.random.key(seed), self.sampling.max_tokens + 2))
 
     def __call__(self, logprobs_BV: mx.array) -> mx.array:
-        """Tokens (B,) for the rows that the generator holds now; keeps their log-probs."""
-        uids = self._whose(logprobs_BV.shape[0])
+        """Return tokens (B,) for the rows that the generator holds now, and keep their log-probs."""
+        uids = self._next_rows(logprobs_BV.shape[0])
         # Normalised anew: the CPU's long sums cost mlx-lm's log-probs their fourth digit.
         logs_BV = self._tempered(logprobs_BV.astype(mx.float32))
         weights_BV = mx.exp(logs_BV)
         tokens = self._sample(logs_BV, weights_BV, uids)
         chosen = at(logs_BV, tokens) - mx.log(row_sum(weights_BV))
-        mx.async_eval(chosen)  # or the whole vocabulary would stay alive behind it
+        mx.async_eval(chosen)  # otherwise it would keep the log-probs of the whole vocabulary alive
         self._chosen.append(chosen)
         for row, uid in enumerate(uids):
             self._places[uid].append((len(self._chosen) - 1, row))
@@ -72,7 +72,7 @@ class RowSampler:
         keys_B2 = np.stack([self._keys[uid][len(self._places[uid])] for uid in uids])
         return draw(weights_BV, mx.array(keys_B2))
 
-    def _whose(self, count: int) -> list[int]:
+    def _next_rows(self, count: int) -> list[int]:
         if self.rows and not self._decoded:
             self._decoded = True
             uids = list(self.rows)
@@ -81,11 +81,11 @@ class RowSampler:
             self._decoded = bool(self.rows)
             self.rows.extend(uids)
         if len(uids) != count:
-            raise RuntimeError("the generator's rows are not the ones that were followed")
+            raise RuntimeError("the generator's rows are not the ones that were admitted")
         return uids
 
     def returned(self, responses: Sequence[Any]) -> None:
-        """Check the order against what came back, and let finished rows go."""
+        """Check the order against what came back, and remove finished rows."""
         uids = [response.uid for response in responses]
         if self.rows[: len(uids)] != uids:
             raise RuntimeError("the generator's rows came back in another order")
@@ -94,7 +94,7 @@ class RowSampler:
         self._decoded = False
 
     def logps(self, uid: int, length: int) -> Any:
-        """The sampling log-probs of a finished row (T,), as numpy float32."""
+        """Return the sampling log-probs of a finished row (T,), as numpy float32."""
         del self._keys[uid]
         places = self._places.pop(uid)[:length]
         for turn, _ in places:
@@ -109,7 +109,7 @@ def generate(
     seeds: Sequence[Sequence[int]],
     interrupted: Callable[[], bool] = lambda: False,
 ) -> Iterator[tuple[int, int, Generation]]:
-    """Yield (prompt, rollout, generation) as they finish; a rollout draws from its own seed alone."""
+    """See `Policy.generate`."""
     if not any(seeds):
         return
     concurrency = sampling.concurrency
@@ -126,7 +126,7 @@ def generate(
 
 
 def stream(model: nn.Module, prompt: IntArray, sampling: SamplingParams, seed: int) -> Iterator[int]:
-    """The tokens of one rollout, each as soon as it is drawn."""
+    """See `Policy.stream`."""
     sampler = RowSampler(sampling)
     generator = _generator(model, sampler, 1)
     try:
@@ -161,7 +161,7 @@ def _decode(
     seeds: Sequence[Sequence[int]],
     concurrency: int,
 ) -> Iterator[tuple[int, int, Generation] | None]:
-    """Finished rollouts, and None after each token so that the caller can look up."""
+    """Yield finished rollouts, and None after each token so that the caller can check for an interrupt."""
     owners: dict[int, tuple[int, int]] = {}
     tokens: dict[int, list[int]] = {}
     while waiting or tokens:
@@ -182,7 +182,7 @@ def _decode(
 
 
 def _insert_group(generator: BatchGenerator, ids: IntArray, n: int) -> list[int]:
-    """Run the prompt but for its last token once, and start n rows from that cache."""
+    """Run the prompt except for its last token once, and start n rows from that cache."""
     tokens = [int(token) for token in ids]
     cache = make_prompt_cache(generator.model)
     for start in range(0, len(tokens) - 1, PREFILL):

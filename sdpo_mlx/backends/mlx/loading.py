@@ -1,6 +1,6 @@
-"""From a folder of safetensors to a model that is known to be taken apart correctly.
+"""Loads a folder of safetensors and checks that the model can be split and batched without changing its output.
 
-mlx-lm reads the weights; remote code and pickles were refused before (`models.py`).
+mlx-lm reads the weights; remote code and pickles were refused before (`models/resolve.py`).
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from sdpo_mlx.config import ModelConfig
 from sdpo_mlx.core.errors import ConfigError
 
 DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16}
-BATCH_TOLERANCE = 2e-2
+BATCH_TOLERANCE = 2e-2  # as model.PARITY_TOLERANCE
 
 
 def load(path: Path, cfg: ModelConfig) -> tuple[Model, dict[str, Any]]:
-    """The model in evaluation mode, and its config; raises ConfigError for what cannot be read or trained."""
+    """Return the model in evaluation mode and its config; raise ConfigError if it cannot be read or trained."""
     try:
         whole, config = load_model(path, lazy=True)
         dtype = _dtype(cfg)
         if dtype is not None:
             whole.set_dtype(dtype)
         whole.eval()
-        mx.eval(whole.parameters())  # a truncated file shows itself only here
+        mx.eval(whole.parameters())  # lazy loading finds a truncated file only here
     except (ValueError, OSError, KeyError, TypeError, AttributeError, RuntimeError) as error:
         raise ConfigError(
             f"the model cannot be loaded: {' '.join(str(error).split())[:200] or type(error).__name__}",
@@ -45,9 +45,9 @@ def load(path: Path, cfg: ModelConfig) -> tuple[Model, dict[str, Any]]:
 
 
 def check_batching(whole: nn.Module, vocab_size: int) -> float:
-    """Largest difference in probability between a row decoded alone and beside a longer one.
+    """Return the largest difference in probability between a row decoded alone and beside a longer one.
 
-    Raises ConfigError where they differ: rollouts would depend on their neighbours (mlx-lm 1906, 1908).
+    Raise ConfigError if they differ: rollouts would depend on their neighbours (mlx-lm 1906, 1908).
     """
     long, short = [(i * 31 + 7) % vocab_size for i in range(9)], [(i * 17 + 3) % vocab_size for i in range(4)]
     caches = []
@@ -66,7 +66,7 @@ def check_batching(whole: nn.Module, vocab_size: int) -> float:
     worst = float(np.array(mx.max(mx.abs(together - alone))))
     if not worst <= BATCH_TOLERANCE:
         raise ConfigError(
-            f"answers of this model depend on their neighbours in the batch (by {worst:.1e} in probability)",
+            f"rollouts of this model depend on their neighbours in the batch (by {worst:.1e} in probability)",
             where="model.name",
             fix="use another model, or a newer mlx-lm",
         )
@@ -74,7 +74,7 @@ def check_batching(whole: nn.Module, vocab_size: int) -> float:
 
 
 def device_name() -> str:
-    """`gpu` on Metal, else `cpu`."""
+    """Return `gpu` on Metal, otherwise `cpu`."""
     return "gpu" if mx.default_device() == mx.Device(mx.gpu) else "cpu"
 
 

@@ -1,4 +1,4 @@
-"""What each phase of a step holds at its peak, and Metal's limits while it learns; all through MLX's public calls."""
+"""Peak memory by phase of a step, and Metal's limits during learning; MLX's public functions alone."""
 
 from __future__ import annotations
 
@@ -7,23 +7,23 @@ from contextlib import contextmanager
 
 import mlx.core as mx
 
-CACHE_SHARE = 8  # freed buffers that MLX may keep: this part of the memory that the device recommends
+CACHE_SHARE = 8  # freed buffers that MLX may keep: one part in this many of the recommended working set
 
 
 class PeakTracker:
-    """Peaks by phase, in bytes, since they were last read; a phase begins with an empty cache of buffers."""
+    """Peaks by phase in bytes since the last `read`; a phase begins with an empty buffer cache."""
 
     def __init__(self) -> None:
         self.phase, self.seen = "load", dict[str, int]()
 
     def begin(self, phase: str) -> None:
-        """From here on, what is held counts for `phase`."""
+        """Count memory for `phase` from here on."""
         self._note()
         mx.clear_cache()
         self.phase = phase
 
     def read(self) -> dict[str, int]:
-        """The peak of each phase; reading begins anew."""
+        """Return the peak of each phase and reset them."""
         self._note()
         seen, self.seen = self.seen, {}
         return seen
@@ -35,9 +35,9 @@ class PeakTracker:
 
 @contextmanager
 def metal_limits() -> Iterator[None]:
-    """Inside, Metal keeps the model's memory wired and few freed buffers; both limits are given back.
+    """Inside, Metal keeps the model's memory wired and few freed buffers; both limits are restored.
 
-    Without a GPU nothing is set: the CPU has neither.
+    Without a GPU nothing is set: the CPU has neither limit.
     """
     recommended = int(mx.device_info().get("max_recommended_working_set_size", 0))
     if mx.default_device() != mx.Device(mx.gpu) or not recommended:

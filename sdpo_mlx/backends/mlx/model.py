@@ -1,9 +1,9 @@
 """A model taken apart: embedding, blocks, head. Learning walks it block by block instead of as one graph.
 
-A block maps the nodes of a unit, stretches (1, P, d) and rows (N, T, d), to the same shapes; what a stretch leaves
-behind (keys and values, or a recurrent state) is computed once and broadcast to all that go on from it, inside the
+A block maps the nodes of a unit, shared prefixes (1, P, d) and rows (N, T, d), to the same shapes; what a prefix leaves
+behind (keys and values, or a recurrent state) is computed once and broadcast to all that continue from it, inside the
 gradient, so that nothing is approximated. `check_parity` compares the parts with the whole model once at load; a
-model that differs where prompts are shared is run unshared, one that differs at all is refused.
+model that differs with shared prompts runs unshared, one that differs without is refused.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Block:
         return leaving
 
     def _after(self, before: Any, rows: int) -> Any:
-        """A cache for so many rows that go on from another's end."""
+        """A cache for this many rows that continue from another cache."""
         cache = ArraysCache(self.states) if self.states else ConcatenateKVCache()
         if before is not None:
             arrays = before.cache if self.states else before.state
@@ -97,7 +97,7 @@ class SplitModel:
         return [self.embed(mx.array(node.ids_NT)) for node in unit.nodes]
 
     def forward(self, unit: Unit) -> mx.array:
-        """A unit through embedding and blocks, evaluated block after block: what is read of it (R, d)."""
+        """Return a unit's hidden states (R, d) that predict its responses, evaluated block after block."""
         nodes = self.enter(unit)
         for block in self.blocks:
             nodes = block(nodes, unit)
@@ -106,14 +106,14 @@ class SplitModel:
 
 
 def read(nodes: Sequence[mx.array], unit: Unit) -> mx.array:
-    """The hidden states (R, d) of a unit that predict its responses."""
+    """Return the hidden states (R, d) of a unit that predict its responses."""
     flat = [hidden.reshape(-1, hidden.shape[-1]) for hidden, node in zip(nodes, unit.nodes, strict=True) if node.rows]
     return (flat[0] if len(flat) == 1 else mx.concatenate(flat))[mx.array(unit.take_R)]
 
 
 @dataclass(frozen=True)
 class Model:
-    """The pieces that a gradient needs: the whole, its parts, and how many ids it speaks."""
+    """What a gradient needs: the whole model, its parts, and the size of its vocabulary."""
 
     whole: nn.Module
     trunk: SplitModel
@@ -127,16 +127,16 @@ class Model:
 
 
 def check_parity(model: nn.Module, trunk: SplitModel, vocab_size: int) -> bool:
-    """Whether the parts give the whole model's distributions with shared prompts too, or only without.
+    """Return whether the parts give the whole model's distributions with shared prompts too, or only without.
 
-    Raises ConfigError where they differ at all: learning would follow a wrong gradient.
+    Raise ConfigError if they differ without: learning would follow a wrong gradient.
     """
     _check_windows(model, trunk)
     worst = 0.0
     for share in (True, False):
         try:
             worst = _difference(model, trunk, vocab_size, share)
-        except Exception as error:  # a foreign block may fail in any way
+        except Exception as error:  # an unknown block may fail in any way
             if not share:
                 name = type(error).__name__
                 raise _unsupported(model, f"its blocks cannot be run one by one ({name})") from error
@@ -164,10 +164,10 @@ def _difference(model: nn.Module, trunk: SplitModel, vocab_size: int, share: boo
 
 
 def _check_windows(model: nn.Module, trunk: SplitModel) -> None:
-    """Sliding windows are longer than the parity check's text; the model's own caches tell where they are."""
+    """Sliding windows are longer than the parity check's text, so compare them with the model's own caches."""
     for index, (block, cache) in enumerate(zip(trunk.blocks, make_prompt_cache(model), strict=False)):
         if getattr(cache, "max_size", None) != block.window:
-            raise _unsupported(model, f"block {index} attends to a window that is not understood")
+            raise _unsupported(model, f"block {index} has an unsupported attention window")
 
 
 def _window(inner: nn.Module, layer: nn.Module, index: int) -> int | None:
@@ -180,7 +180,7 @@ def _window(inner: nn.Module, layer: nn.Module, index: int) -> int | None:
 
 
 def _states(cache: Any) -> int:
-    """How many recurrent states a block of this cache keeps; 0 where it keeps keys and values."""
+    """How many recurrent states a block of this cache keeps; 0 if it keeps keys and values."""
     return len(cache.cache) if isinstance(cache, ArraysCache) else 0
 
 

@@ -1,7 +1,7 @@
-"""mlx-lm's OpenAI-compatible server, held to one model.
+"""mlx-lm's OpenAI-compatible server, restricted to one model.
 
-The server as it comes loads whatever model a request names, off the disk or the hub, code of its own included; here
-every name means the model that was started. On a CPU it computes in float32, as everything here does.
+By default the server loads whatever model a request names, from the disk or the hub, its remote code included; here
+every name means the model that was started. On a CPU it computes in float32, as training does.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ with torch_free_imports():
 
 
 class OneModel(server.ModelProvider):  # type: ignore[misc]  # mlx-lm has no types
-    """A provider that knows one model, whatever a request asks for."""
+    """A provider of one model, whatever a request names."""
 
-    fault: Exception | None = None  # why it could not be loaded
+    fault: Exception | None = None  # the reason if it could not be loaded
 
     def load(self, *_asked: Any) -> Any:
-        """The model and its tokenizer; what a client asked for (model, adapter, draft model) is ignored."""
+        """Return the model and its tokenizer; the model, adapter and draft model of a request are ignored."""
         if self.model_key is None:
             try:
                 super().load("default_model", None, "default_model")
-            except Exception as error:  # in a thread of the server's, which would go on with nothing to serve
+            except Exception as error:  # in a thread of the server, which would continue with nothing to serve
                 OneModel.fault = error
                 _thread.interrupt_main()
                 raise SystemExit from error
@@ -46,32 +46,32 @@ class OneModel(server.ModelProvider):  # type: ignore[misc]  # mlx-lm has no typ
 
 
 def serve(base: Path, adapter: Path | None, host: str, port: int) -> None:
-    """Serve until interrupted; raises ConfigError where the address cannot be had, or the model not loaded."""
+    """Serve until interrupted; raise ConfigError if the address is not free or the model cannot be loaded."""
     _free(host, port)
-    with suppress(OSError):  # asked for /v1/models it looks through the hub's cache, and fails where there is none
+    with suppress(OSError):  # GET /v1/models reads the hub's cache, and fails if there is none
         root().mkdir(parents=True, exist_ok=True)
     OneModel.fault = None
-    words = ["sdpo serve", "--model", str(base), "--host", host, "--port", str(port), "--log-level", "WARNING"]
-    words += ["--adapter-path", str(adapter)] if adapter is not None else []
-    # Its `main` is what mlx-lm documents: flags in, and a provider of this name.
-    with warnings.catch_warnings(), _replaced(sys, "argv", words), _replaced(server, "ModelProvider", OneModel):
-        warnings.simplefilter("ignore")  # that it checks little; `sdpo serve` says so
+    arguments = ["sdpo serve", "--model", str(base), "--host", host, "--port", str(port), "--log-level", "WARNING"]
+    arguments += ["--adapter-path", str(adapter)] if adapter is not None else []
+    # `main` is the documented entry point: it reads sys.argv and uses the provider of this name.
+    with warnings.catch_warnings(), _replaced(sys, "argv", arguments), _replaced(server, "ModelProvider", OneModel):
+        warnings.simplefilter("ignore")  # its warning that it is not for production; `sdpo serve` prints one
         with suppress(KeyboardInterrupt):
             server.main()
     if OneModel.fault is not None:
-        said = " ".join(str(OneModel.fault).split())[:300]
-        fix = "get or import the model again, and try `sdpo chat` with it"
-        raise ConfigError(f"the model cannot be loaded: {said}", where=str(base), fix=fix) from OneModel.fault
+        reason = " ".join(str(OneModel.fault).split())[:300]
+        fix = "fetch or import the model again, and try `sdpo chat` with it"
+        raise ConfigError(f"the model cannot be loaded: {reason}", where=str(base), fix=fix) from OneModel.fault
 
 
 def _free(host: str, port: int) -> None:
-    """Whether the address can be had, asked before a large model loads."""
+    """Raise ConfigError if the address is not free; checked before a large model loads."""
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         socket.create_server((host, port), family=family).close()
     except (OSError, OverflowError) as error:
         cause = getattr(error, "strerror", None) or str(error)
-        fix = "name another --port, or end what listens there"
+        fix = "choose another --port, or stop the program that uses it"
         raise ConfigError(f"cannot listen: {cause}", where=f"{host}:{port}", fix=fix) from error
 
 

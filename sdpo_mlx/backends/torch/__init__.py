@@ -1,4 +1,4 @@
-"""The PyTorch backend; the only room that imports torch."""
+"""The PyTorch backend, the only package that imports torch."""
 
 import os
 

@@ -1,6 +1,6 @@
 """The trainable weights: adapter layers of peft on a frozen base, as one flat dict of named tensors.
 
-The names and shapes that leave this room are mlx-lm's, so that adapters and checkpoints are the same on every
+The names and shapes outside this package are mlx-lm's, so that adapters and checkpoints are the same on every
 backend. Student and teacher are two such sets over one model; `active` swaps the teacher's tensors in.
 """
 
@@ -32,7 +32,7 @@ _ENDS = (
 def attach(model: nn.Module, cfg: AdapterConfig, seed: int) -> dict[str, nn.Parameter]:
     """Freeze the base, add the adapter's layers, and return the trained parameters by mlx-lm's names (float32).
 
-    Raises ConfigError when `keys` match no layer.
+    Raise ConfigError if `keys` match no layer.
     """
     torch.manual_seed(seed)
     model.requires_grad_(False)
@@ -50,7 +50,7 @@ def attach(model: nn.Module, cfg: AdapterConfig, seed: int) -> dict[str, nn.Para
 
 @contextmanager
 def active(parameters: Mapping[str, nn.Parameter], weights: Mapping[str, Tensor]) -> Iterator[None]:
-    """Run a block with `weights` in the model; what was there is put back whatever happens."""
+    """Run a block with `weights` in the model; the previous tensors are restored whatever happens."""
     resting = {name: parameters[name].data for name in weights}
     try:
         for name, tensor in weights.items():
@@ -62,35 +62,35 @@ def active(parameters: Mapping[str, nn.Parameter], weights: Mapping[str, Tensor]
 
 
 def copied(parameters: Mapping[str, Tensor]) -> Weights:
-    """The tensors as they are now."""
+    """Return copies of the tensors."""
     return {name: each.detach().clone() for name, each in parameters.items()}
 
 
 def moved(teacher: Weights, student: Mapping[str, Tensor], rate: float) -> Weights:
-    """(1 - rate) teacher + rate student, by name (SDPO.md section 4); rates 0 and 1 copy exactly."""
+    """(1 - rate) teacher + rate student, by name; rates 0 and 1 copy exactly."""
     if rate in (0.0, 1.0):
         return copied(student) if rate else teacher
     return {name: each + rate * (student[name].detach() - each) for name, each in teacher.items()}
 
 
 def to_numpy(weights: Mapping[str, Tensor]) -> dict[str, npt.NDArray[Any]]:
-    """Copies for the other side of the contract, in mlx-lm's shapes."""
-    return {name: _turned(name, each.detach()).float().cpu().numpy().copy() for name, each in weights.items()}
+    """Return numpy copies in mlx-lm's shapes."""
+    return {name: _transposed(name, each.detach()).float().cpu().numpy().copy() for name, each in weights.items()}
 
 
 def from_numpy(arrays: Mapping[str, npt.NDArray[Any]], like: Mapping[str, Tensor], what: str) -> Weights:
-    """Arrays from outside, checked against the names and shapes of `like`; raises ConfigError."""
-    check_arrays(arrays, {name: _turned(name, each).shape for name, each in like.items()}, what)
+    """Return tensors; raise ConfigError unless names and shapes are those of `like`."""
+    check_arrays(arrays, {name: _transposed(name, each).shape for name, each in like.items()}, what)
 
     def tensor(name: str, each: Tensor) -> Tensor:
-        found = _turned(name, torch.from_numpy(np.array(arrays[name], dtype=np.float32)))
+        found = _transposed(name, torch.from_numpy(np.array(arrays[name], dtype=np.float32)))
         return found.contiguous().to(each.device)
 
     return {name: tensor(name, each) for name, each in like.items()}
 
 
-def _turned(name: str, tensor: Tensor) -> Tensor:
-    """mlx-lm keeps LoRA's factors the other way round."""
+def _transposed(name: str, tensor: Tensor) -> Tensor:
+    """mlx-lm stores LoRA's factors transposed."""
     return tensor.T if name.partition("|")[0].endswith((".lora_a", ".lora_b")) else tensor
 
 
@@ -112,7 +112,7 @@ def _lora(model: nn.Module, cfg: AdapterConfig) -> LoraConfig:
     ]
     outside = [name for name, module in model.named_modules() if cfg.keys and name in cfg.keys]
     if any(not isinstance(model.get_submodule(name), nn.Linear) for name in outside):
-        raise ConfigError("an embedding is no linear layer", where="model.adapter.keys", fix="torch adapts linear ones")
+        raise ConfigError("an embedding is no linear layer", where="model.adapter.keys", fix="name linear layers")
     targets += outside
     if not targets:
         raise ConfigError(

@@ -1,7 +1,7 @@
-"""Sampling with transformers: one prefill a group, own seeds, rows that leave as soon as they are done.
+"""Sampling with transformers: one prefill per group, a seed per rollout, rows removed as soon as they finish.
 
-Each row draws its token from one uniform number a position, and these follow from the row's own seed alone; so what
-a row says does not depend on its neighbours, on the device, or on when it was let in.
+Each token is drawn with one uniform number per position, and these follow from the row's own seed alone; so a rollout
+does not depend on its neighbours, on the device, or on when it was started.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from sdpo_mlx.types import FinishReason, Generation, IntArray
 
 @dataclass
 class Row:
-    """One rollout that is being written: whose it is, its numbers to draw with, and what it has said."""
+    """One unfinished rollout: its prompt and index, its uniform numbers, and its tokens so far."""
 
     owner: tuple[int, int]
     uniforms_T: Any
@@ -41,50 +41,50 @@ def generate(
     seeds: Sequence[Sequence[int]],
     interrupted: Callable[[], bool] = lambda: False,
 ) -> Iterator[tuple[int, int, Generation]]:
-    """Yield (prompt, rollout, generation) as they finish; a rollout draws from its own seed alone."""
+    """See `Policy.generate`."""
     waiting = deque((at, ids, seeds[at]) for at, ids in enumerate(prompts) if seeds[at])
     rows, cache, last = list[Row](), DynamicCache(), torch.zeros(0, dtype=torch.long, device=model.device)
     while waiting or rows:
         while waiting and (not rows or len(rows) + len(waiting[0][2]) <= sampling.concurrency):
             at, ids, own = waiting.popleft()
-            begun, first = _begun(model, ids, len(own))
+            begun, first = _start(model, ids, len(own))
             cache, last = (joined(cache, begun), torch.cat([last, first])) if rows else (begun, first)
             rows += [Row((at, n), _uniforms(seed, sampling), ids.size) for n, seed in enumerate(own)]
         if interrupted():
             raise KeyboardInterrupt
-        last = _decoded(model, rows, cache, last, sampling)
+        last = _decode(model, rows, cache, last, sampling)
         ends = [_end(row, sampling) for row in rows]
         for row, end in zip(rows, ends, strict=True):
             if end is not None:
                 ids_T, logps_T = np.array(row.tokens, dtype=np.int32), np.array(row.logps, dtype=np.float32)
                 yield *row.owner, Generation(ids_T, logps_T, end)
-        going = [n for n, end in enumerate(ends) if end is None]
-        if len(going) < len(rows):
-            chosen = torch.tensor(going, device=model.device, dtype=torch.long)
-            rows, last = [rows[n] for n in going], last[chosen]
+        running = [n for n, end in enumerate(ends) if end is None]
+        if len(running) < len(rows):
+            chosen = torch.tensor(running, device=model.device, dtype=torch.long)
+            rows, last = [rows[n] for n in running], last[chosen]
             cache.batch_select_indices(chosen)
 
 
 def stream(model: Model, prompt: IntArray, sampling: SamplingParams, seed: int) -> Iterator[int]:
-    """The tokens of one rollout, each as soon as it is drawn."""
-    cache, last = _begun(model, prompt, 1)
+    """See `Policy.stream`."""
+    cache, last = _start(model, prompt, 1)
     row = Row((0, 0), _uniforms(seed, sampling), prompt.size)
     while not row.tokens or _end(row, sampling) is None:
-        last = _decoded(model, [row], cache, last, sampling)
+        last = _decode(model, [row], cache, last, sampling)
         yield row.tokens[-1]
 
 
 @torch.no_grad()
-def _begun(model: Model, ids: IntArray, n: int) -> tuple[DynamicCache, Tensor]:
-    """Run the prompt but for its last token once; n rows start from there, with that token."""
+def _start(model: Model, ids: IntArray, n: int) -> tuple[DynamicCache, Tensor]:
+    """Run the prompt except for its last token once; return a cache for n rows, and that token."""
     prompt = torch.from_numpy(np.asarray(ids, dtype=np.int64)).to(model.device)
     before = prefill(model.body, prompt[None, :-1]) if prompt.numel() > 1 else _nothing(model)
     return before.cache(n), prompt[-1:].expand(n)
 
 
 @torch.no_grad()
-def _decoded(model: Model, rows: list[Row], cache: DynamicCache, last: Tensor, sampling: SamplingParams) -> Tensor:
-    """One more token a row; the cache grows by the one before."""
+def _decode(model: Model, rows: list[Row], cache: DynamicCache, last: Tensor, sampling: SamplingParams) -> Tensor:
+    """Draw one more token per row; the cache grows by the one before."""
     width = cache.get_seq_length() + 1
     lengths = torch.tensor([row.length for row in rows], device=model.device)
     mask = torch.arange(width, device=model.device) >= (width - lengths)[:, None]
@@ -96,7 +96,7 @@ def _decoded(model: Model, rows: list[Row], cache: DynamicCache, last: Tensor, s
         **given(model.body, cache),
     ).last_hidden_state
     logp_BV = log_softmax(model.logits(hidden[:, -1]), sampling.temperature or 1.0)
-    tokens = _drawn(logp_BV, rows, sampling)
+    tokens = _sample(logp_BV, rows, sampling)
     chosen = logp_BV.gather(-1, tokens[:, None])[:, 0].tolist()
     for row, token, logp in zip(rows, tokens.tolist(), chosen, strict=True):
         row.tokens.append(token)
@@ -105,8 +105,8 @@ def _decoded(model: Model, rows: list[Row], cache: DynamicCache, last: Tensor, s
     return tokens
 
 
-def _drawn(logp_BV: Tensor, rows: list[Row], sampling: SamplingParams) -> Tensor:
-    """Tokens (B,): the likeliest, or where each row's own number falls among the probabilities."""
+def _sample(logp_BV: Tensor, rows: list[Row], sampling: SamplingParams) -> Tensor:
+    """Tokens (B,): the likeliest, or the first whose cumulative probability exceeds the row's uniform number."""
     if sampling.temperature == 0.0:
         return logp_BV.argmax(-1)
     # Apple's GPU has no float64; sums of a long vocabulary need it.
@@ -117,7 +117,9 @@ def _drawn(logp_BV: Tensor, rows: list[Row], sampling: SamplingParams) -> Tensor
     u_B1 = torch.tensor([[row.uniforms_T[len(row.tokens)]] for row in rows], dtype=p_BV.dtype, device=p_BV.device)
     # The first id whose sum exceeds the number has a probability above 0.
     found = torch.searchsorted(total_BV, u_B1 * total_BV[:, -1:], right=True)[:, 0]
-    likely = p_BV.shape[-1] - 1 - (p_BV.flip(-1) > 0).int().argmax(-1)  # rounding must not lead beyond the last one
+    likely = (
+        p_BV.shape[-1] - 1 - (p_BV.flip(-1) > 0).int().argmax(-1)
+    )  # rounding must not go past the last id of probability above 0
     return torch.minimum(found, likely).to(logp_BV.device)
 
 

@@ -1,6 +1,6 @@
-"""Keys and values of transformers' caches: a prefix computed once and shared, rows that come and go.
+"""Keys and values of transformers' caches: a prefix computed once and shared, rows added and removed.
 
-Layers of every kind keep all their keys here; the masks, not the cache, say how far a window reaches.
+Layers of every kind keep all their keys here; the masks, not the cache, implement sliding windows.
 """
 
 from __future__ import annotations
@@ -16,31 +16,32 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
+from sdpo_mlx.backends.base import PREFILL
+
 Layers = list[tuple[Tensor, Tensor]]  # keys and values (n, heads, length, width) a layer
-PIECE = 2_048  # tokens a piece: bounds the activations of a long prompt
 
 
 @dataclass(frozen=True)
 class Prefix:
-    """What a shared prompt left in the cache, once (n = 1)."""
+    """The cache of a shared prompt, once (n = 1)."""
 
     layers: Layers
 
     def cache(self, rows: int) -> DynamicCache:
-        """A cache for so many rows that all begin with this prefix; nothing is copied, gradients flow."""
+        """A cache for this many rows that all begin with this prefix; nothing is copied, gradients flow."""
         return cache_of([(k.expand(rows, -1, -1, -1), v.expand(rows, -1, -1, -1)) for k, v in self.layers])
 
 
 def prefill(body: nn.Module, ids_1P: Tensor, before: Prefix | None = None) -> Prefix:
-    """Run a prompt once, in pieces, after what stood before it."""
+    """Run a prompt once, in pieces, after the prefix before it."""
     cache = DynamicCache() if before is None else before.cache(1)
-    for start in range(0, ids_1P.shape[1], PIECE):
-        body(input_ids=ids_1P[:, start : start + PIECE], use_cache=True, **given(body, cache))
+    for start in range(0, ids_1P.shape[1], PREFILL):
+        body(input_ids=ids_1P[:, start : start + PREFILL], use_cache=True, **given(body, cache))
     return Prefix(layers_of(cache))
 
 
 def given(body: nn.Module, cache: DynamicCache) -> dict[str, DynamicCache]:
-    """A cache under the name that this model takes it by: transformers 5.24 renamed `past_key_values` to `cache`."""
+    """The keyword argument that passes a cache to this model: transformers 5.24 renamed `past_key_values` to `cache`."""
     return {_cache_name(type(body).forward): cache}
 
 
@@ -55,7 +56,7 @@ def cache_of(layers: Layers) -> DynamicCache:
     for keys, values in layers:
         layer = DynamicLayer()
         layer.lazy_initialization(keys, values)
-        layer.keys, layer.values = keys, values  # as they are: `update` would copy them
+        layer.keys, layer.values = keys, values  # assigned directly: `update` would copy them
         cache.layers.append(layer)
     return cache
 
@@ -66,7 +67,7 @@ def layers_of(cache: DynamicCache) -> Layers:
 
 
 def joined(*caches: DynamicCache) -> DynamicCache:
-    """Rows of several caches in one, padded on the left to the longest."""
+    """Join the rows of several caches, padded on the left to the longest."""
     parts = [layers_of(cache) for cache in caches]
     length = max(part[0][0].shape[2] for part in parts)
 

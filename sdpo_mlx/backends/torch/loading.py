@@ -1,6 +1,6 @@
-"""From a folder of safetensors to a model of transformers whose parts are known to be understood.
+"""Loads a folder of safetensors with transformers and checks that body and head give the whole model's output.
 
-Remote code and pickles were refused before (`models.py`), and nothing is fetched here.
+Remote code and pickles were refused before (`models/resolve.py`), and nothing is downloaded here.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ class Model:
     device: torch.device
     softcap: float | None = None
     shares: bool = True  # whether prompts that begin alike may run once
-    recompute: bool = False  # each block's inside once more in the backward pass, instead of kept
+    recompute: bool = False  # run each block again in the backward pass instead of keeping its activations
 
     @property
     def head(self) -> nn.Module:
-        """What makes logits; an adapter may have wrapped it since the model was loaded."""
+        """The output layer; an adapter may have wrapped it since the model was loaded."""
         return self.whole.get_output_embeddings()
 
     @property
@@ -52,7 +52,7 @@ class Model:
         return max(16, CHUNK_BYTES // (4 * self.vocab_size))
 
     def hidden(self, rows_NT: Tensor, prefix: Prefix | None = None) -> Tensor:
-        """Last hidden states (N, T, d) of right-padded rows that go on from a shared prefix."""
+        """Last hidden states (N, T, d) of right-padded rows that continue from a shared prefix."""
         if prefix is None and self.recompute and torch.is_grad_enabled():
             with _recomputed(self.body):
                 return self.body(input_ids=rows_NT, use_cache=False).last_hidden_state
@@ -69,7 +69,7 @@ class Model:
 
 @contextmanager
 def _recomputed(body: nn.Module) -> Iterator[None]:
-    """Inside, a block keeps its input alone for the backward pass (torch.utils.checkpoint)."""
+    """Inside, a block keeps only its input for the backward pass (torch.utils.checkpoint)."""
     layers = [(layer, layer.forward) for layer in body.layers]
     for layer, forward in layers:
         layer.forward = partial(checkpoint, forward, use_reentrant=False)
@@ -81,7 +81,7 @@ def _recomputed(body: nn.Module) -> Iterator[None]:
 
 
 def load(path: Path, cfg: ModelConfig) -> tuple[Model, dict[str, Any]]:
-    """The model in evaluation mode, and its config; raises ConfigError for what cannot be read or trained."""
+    """Return the model in evaluation mode and its config; raise ConfigError if it cannot be read or trained."""
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     device = device_of(cfg.device)
@@ -98,8 +98,8 @@ def load(path: Path, cfg: ModelConfig) -> tuple[Model, dict[str, Any]]:
             attn_implementation="sdpa",
             **_in_bits(cfg, device),
         )
-        whole = _mended(whole).eval()
-        whole = _kept_trainable(whole) if cfg.bits else whole.to(device)
+        whole = _with_exact_embeddings(whole).eval()
+        whole = _without_cpu_packing(whole) if cfg.bits else whole.to(device)
     except (ValueError, OSError, KeyError, TypeError, AttributeError, RuntimeError) as error:
         raise ConfigError(
             f"the model cannot be loaded: {' '.join(str(error).split())[:200] or type(error).__name__}",
@@ -115,9 +115,9 @@ def load(path: Path, cfg: ModelConfig) -> tuple[Model, dict[str, Any]]:
 
 @torch.no_grad()
 def check_parity(model: Model) -> float:
-    """Largest difference in probability between the parts, prefix shared, and the whole model.
+    """Return the largest difference in probability between the parts, prefix shared, and the whole model.
 
-    Raises ConfigError where they differ: learning would follow a wrong gradient.
+    Raise ConfigError if they differ: learning would follow a wrong gradient.
     """
     ids = (torch.arange(24, device=model.device).reshape(2, 12) * 37 + 11) % model.vocab_size
     ids[1, :6] = ids[0, :6]
@@ -135,7 +135,7 @@ def check_parity(model: Model) -> float:
 
 
 def _in_bits(cfg: ModelConfig, device: torch.device) -> dict[str, Any]:
-    """How bitsandbytes shall hold the linear layers: 4 bits as QLoRA's NF4, or 8; raises ConfigError without it."""
+    """Options to quantise the linear layers with bitsandbytes: QLoRA's NF4, or 8 bits. Raise ConfigError without it."""
     if cfg.bits is None:
         return {}
     if find_spec("bitsandbytes") is None:
@@ -153,8 +153,8 @@ def _in_bits(cfg: ModelConfig, device: torch.device) -> dict[str, Any]:
     return {"quantization_config": how, "device_map": {"": str(device)}}
 
 
-def _kept_trainable(whole: nn.Module) -> nn.Module:
-    """Without bitsandbytes' other packing for CPUs that only read, through which no gradient goes."""
+def _without_cpu_packing(whole: nn.Module) -> nn.Module:
+    """Disable bitsandbytes' inference-only packing for CPUs, which has no gradient."""
     for module in whole.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
@@ -162,7 +162,7 @@ def _kept_trainable(whole: nn.Module) -> nn.Module:
 
 
 def device_of(name: str) -> torch.device:
-    """The device by name; `auto` takes CUDA, else Apple's GPU, else the CPU. Raises ConfigError for one not here."""
+    """Return the device; `auto` is CUDA, then Apple's GPU, then the CPU. Raise ConfigError if it does not exist."""
     here = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
         name = next(each for each, found in here.items() if found)
@@ -173,8 +173,8 @@ def device_of(name: str) -> torch.device:
 
 
 @torch.no_grad()
-def _mended(whole: nn.Module) -> nn.Module:
-    """Embeddings as the mathematics has them.
+def _with_exact_embeddings(whole: nn.Module) -> nn.Module:
+    """Embeddings whose values and gradients are exact.
 
     Gemma's factor was rounded to bfloat16 when it was trained; and a padding id, which some prompts contain,
     has a gradient like any other.

@@ -107,7 +107,7 @@ def test_memory_grows_with_everything_that_it_should() -> None:
 def test_what_does_not_fit_is_refused_with_what_would_help() -> None:
     cfg = config(rollout={"max_tokens": 4_096})
     work = work_of(cfg, 500, 5_000, 2)
-    with pytest.raises(ConfigError, match=r"would hold .* may be used .*--max-tokens 2048") as error:
+    with pytest.raises(ConfigError, match=r"needs .* but the limit is .*--max-tokens 2048") as error:
         fitting(QWEN, cfg, work, 4 * 2**30)
     assert "\n" not in str(error.value)
     peaks = [peak for _, peak in remedies(QWEN, cfg, work, 4 * 2**30)]
@@ -153,7 +153,7 @@ def test_run_that_would_not_fit_stops_before_it_loads(tmp_path: Path) -> None:
     code, _, err = sdpo("train", "--model", "tiny", "--out", str(tmp_path / "run"), "--set", "train.memory_gb=0.001")
     assert code == ConfigError.exit_code
     assert err.strip().splitlines()[-1].startswith("sdpo: ")
-    assert "may be used" in err
+    assert "but the limit is" in err
     assert not (tmp_path / "run").exists()
 
 
