@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import inspect
 import io
 import json
 import re
@@ -16,6 +17,7 @@ from paths import ROOT
 from sdpo_cli.main import run
 from tables import filled
 
+from sdpo_mlx import api
 from sdpo_mlx.config import Config, JudgeConfig
 from sdpo_mlx.objective import divergence
 from sdpo_mlx.tasks.judge.client import JudgeClient
@@ -54,6 +56,31 @@ def test_every_command_of_the_tutorial_works(tmp_path: Path, monkeypatch: pytest
             monkeypatch.setattr("sys.stdin", typed)
         assert words[0] == "sdpo"
         assert run([*words[1:], *SMALL.get(words[1], [])]) == 0, line
+
+
+def test_every_python_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In order and in one namespace, as in a notebook; training and evaluation are short."""
+    monkeypatch.chdir(tmp_path)
+    original = api.train
+    short = {"train.steps": 1, "eval.problems": 2, "rollout.problems_per_step": 2}
+
+    def train(**options: Any) -> Any:
+        return original(**{**options, "settings": {**options.get("settings", {}), **short}})
+
+    monkeypatch.setattr("sdpo_mlx.api.train", train)
+    page, namespace = (ROOT / "docs" / "python.md").read_text(encoding="utf-8"), {"__name__": "notebook"}
+    examples = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    assert len(examples) >= 8
+    for example in examples:
+        exec(compile(example, "python.md", "exec"), namespace)
+    assert len(namespace["rates"]) == 1
+
+
+def test_python_page_names_every_public_name() -> None:
+    named = code_names((ROOT / "docs" / "python.md").read_text(encoding="utf-8"))
+    options = {*api.Options.__annotations__, *inspect.signature(api.train).parameters} - {"options"}
+    members = {name for name in vars(api.Run) if not name.startswith("_")} | {"path", "config", "result"}
+    assert sorted((options | members) - {re.sub(r"\W.*", "", name) for name in named}) == []
 
 
 def test_the_worked_example_has_the_numbers_of_the_formulas() -> None:
