@@ -1,16 +1,16 @@
-"""SDPO in one file: `python examples/minimal_loop.py` teaches the embedded model its task in about a minute.
+"""SDPO in one file: `python examples/minimal_loop.py` trains the embedded model on its task in about a minute.
 
 Each step does five things, in the order of `main`:
 
-1. the model answers a few problems several times;
-2. the environment grades every answer and says in words what was wrong with it;
-3. for every answer, the *self-teacher* is the same model with more to read: a sibling answer that was right,
-   or what the environment said;
-4. the student learns, on the tokens of its own answer, to predict what the self-teacher predicts there;
-5. the teacher's weights follow the student's slowly.
+1. sample several rollouts per problem;
+2. grade every rollout, with text feedback on what was wrong;
+3. build teacher contexts: the *self-teacher* is the same model, prompted with a demonstration (another successful
+   rollout of the problem) or with the feedback;
+4. distil: on the tokens of its own rollout the student learns to predict what the self-teacher predicts;
+5. update the teacher: its weights are a moving average of the student's.
 
-What `sdpo train` has besides and this leaves out: checkpoints and resuming, a run folder with its events, budgets
-for long contexts, GRPO and hybrid, several optimizer steps a batch, early stop, warnings, interruption.
+Left out, compared with `sdpo train`: checkpoints and resume, run folder and events, limits for long contexts, GRPO and
+hybrid, several optimizer steps per batch, early stopping, warnings, interruption.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from sdpo_mlx.tasks.tiny.task import TinyTask
 from sdpo_mlx.teacher import teacher_context
 from sdpo_mlx.types import DistillSample, RolloutGroup
 
-PROBLEMS, ANSWERS = 8, 8  # a step
+PROBLEMS, GROUP_SIZE = 8, 8  # per step
 MODEL = ModelConfig(name="tiny", adapter=AdapterConfig(rank=8))
 TEACHER = TeacherConfig(kind="ema", update_rate=0.05)
 OBJECTIVE = ObjectiveConfig(alpha=0.5, support="full")
@@ -42,7 +42,7 @@ TRAIN = TrainConfig(learning_rate=5e-3, weight_decay=0.0)
 
 
 def main() -> None:
-    """Train, and say the success rate on problems that were never trained on, before and after."""
+    """Train; print the success rate on held-out problems before and after."""
     options = _options()
     task = TinyTask()
     model = resolve.resolve(MODEL.name)
@@ -54,11 +54,11 @@ def main() -> None:
     print(f"held-out success before: {held_out_score(policy, task, chat, sampling, options):.3f}")
     for step in range(options.steps):
         problems = sampler.batch(step)
-        seeds = rollout_seeds("rollout", options.seed, step, problems, ANSWERS)
+        seeds = rollout_seeds("rollout", options.seed, step, problems, GROUP_SIZE)
         groups = sample(policy, task, chat, problems, sampling, seeds).groups
         samples = distillation_samples(groups, chat, derive(options.seed, step))
         update = policy.learn(samples, OBJECTIVE, TRAIN.learning_rate, temperature=sampling.temperature)
-        if update.applied:  # a step without anything to learn from changes nothing
+        if update.applied:  # a step without a signal changes nothing
             policy.update_teacher(TEACHER)
         rate = np.mean([group.pass_rate for group in groups])
         print(f"step {step + 1:2}  success {rate:.3f}  learned from {len(samples):2}  loss {update.loss:.4f}")
@@ -66,9 +66,9 @@ def main() -> None:
 
 
 def distillation_samples(groups: Sequence[RolloutGroup], chat: Chat, seed: int) -> list[DistillSample]:
-    """One sample for each answer about which the self-teacher has something to read.
+    """Return one sample for each rollout that has a teacher context.
 
-    Both sequences are a prompt followed by the very ids that were sampled, so their spans always agree.
+    Both sequences are a prompt followed by the sampled ids, so their spans hold the same tokens.
     """
     samples = []
     for group in groups:
@@ -96,7 +96,7 @@ def distillation_samples(groups: Sequence[RolloutGroup], chat: Chat, seed: int) 
 def held_out_score(
     policy: Policy, task: Task, chat: Chat, sampling: SamplingParams, options: argparse.Namespace
 ) -> float:
-    """Share of right answers, four to each held-out problem, always on the same seeds."""
+    """Return the success rate of four rollouts per held-out problem, always with the same seeds."""
     problems = task.problems("held_out")[: options.held_out]
     return evaluate(policy, task, chat, EvalSpec(problems, sampling, 4, options.seed)).score
 

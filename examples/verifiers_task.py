@@ -1,11 +1,11 @@
-"""Any taskset of `verifiers` whose answers are text as a task, its package's name behind the file's:
+"""Use any text taskset of `verifiers` as a task; the name of its package follows the file's:
 
     pip install verifiers MY_TASKSET
     sdpo tasks check examples/verifiers_task.py:my_taskset
     sdpo train --model qwen --task examples/verifiers_task.py:my_taskset
 
-For verifiers 0.4 (MIT). Its rewards grade one answer without a runtime: tools, containers and rewards that need a
-runtime are refused. The feedback names each reward that was not reached, the only words that a taskset has.
+For verifiers 0.4 (MIT). Its rewards grade one answer without a runtime; tools, containers and rewards that need a
+runtime are refused. The feedback names each reward that was not reached; a taskset has no other text.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 
 import verifiers.v1 as vf
 
-MOST = 1_000  # tasks; a taskset may go on for ever
+MAX_TASKS = 1_000  # a taskset may be infinite
 
 
 class Verifiers:
@@ -26,19 +26,19 @@ class Verifiers:
     def __init__(self, variant: str) -> None:
         config = vf.taskset_config_type(variant)(id=variant)
         taskset = vf.load_taskset(config)
-        self.tasks = list(islice(taskset, MOST))
+        self.tasks = list(islice(taskset, MAX_TASKS))
         if any(t.NEEDS_CONTAINER or type(t).toolsets(t.config) for t in self.tasks) or taskset.toolsets(config):
             raise ValueError(f"the taskset {variant} needs tools or a container; this example gives neither")
 
     def problems(self) -> Iterator[dict[str, Any]]:
-        """One row a task; one in five is held out."""
+        """Yield one row per task; one in five is held out."""
         for number, task in enumerate(self.tasks):
             system = [{"role": "system", "content": task.data.system_prompt}] if task.data.system_prompt else []
             messages = [*system, {"role": "user", "content": task.data.prompt_text}]
             yield {"id": str(number), "messages": messages, "task": task}
 
     def grade(self, problem: dict[str, Any], text: str) -> dict[str, Any]:
-        """The weighted mean of the task's rewards; a success reaches all of them."""
+        """Return the weighted mean of the task's rewards; success means that all are reached."""
         task = problem["task"]
         rewards = asyncio.run(self._scored(task, text)).rewards
         if not rewards or any(reward is None for reward in rewards.values()):
@@ -52,12 +52,12 @@ class Verifiers:
         }
 
     async def _scored(self, task: Any, text: str) -> Any:
-        # No agent ran: its record stays empty, and no reward of a text task reads it.
+        # No agent ran, so its record is empty; rewards of text tasks do not read it
         trace = vf.Trace(
             task=vf.TraceTask(type=type(task).__name__, data=task.data), agent=vf.AgentInfo.model_construct()
         )
-        asked = vf.MessageNode(message=vf.UserMessage(content=task.data.prompt_text))
+        prompt = vf.MessageNode(message=vf.UserMessage(content=task.data.prompt_text))
         answer = vf.MessageNode(message=vf.AssistantMessage(content=text), sampled=True, parent=0)
-        trace.nodes = [asked, answer]
+        trace.nodes = [prompt, answer]
         await task.score(trace)
         return trace

@@ -1,8 +1,8 @@
-"""Makes the problems that ship with the task `math`, always the same ones.
+"""Generate the problems of the task `math`, always the same ones.
 
     python examples/math_problems/generate.py > sdpo_mlx/assets/math/problems.jsonl
 
-Every template gives five problems, and no template gives problems to both splits. Two whole families (modular
+Every template yields five problems, all in one split. Two whole families (modular
 arithmetic, systems of equations) and one template of every other family are held out.
 """
 
@@ -20,13 +20,13 @@ from template import Template, written
 
 from sdpo_mlx.core.seeding import rng
 
-PROBLEMS = 5  # of each template
+PROBLEMS = 5  # per template
 TEMPLATES = (*numbers_templates.TEMPLATES, *algebra_templates.TEMPLATES)
 Numbers = Mapping[str, int]
 
 
 def rows() -> Iterator[dict[str, Any]]:
-    """All problems, template by template."""
+    """Yield all problems, template by template."""
     for template in TEMPLATES:
         yield from _problems(template)
 
@@ -40,8 +40,8 @@ def _problems(template: Template) -> Iterator[dict[str, Any]]:
         attempt += 1
         good = template.keep is None or template.keep(*numbers.values())
         answer = written(template.answer(*numbers.values())) if good else ""
-        tired = attempt > 200  # some templates have few answers
-        if answer and numbers not in chosen and (tired or answer not in answers):
+        repeats = attempt > 200  # some templates have few different answers
+        if answer and numbers not in chosen and (repeats or answer not in answers):
             chosen.append(numbers)
             answers.append(answer)
     for index, (numbers, answer) in enumerate(zip(chosen, answers, strict=True)):
@@ -63,7 +63,7 @@ def _numbers(template: Template, attempt: int) -> Numbers:
 
 
 def _worded(wording: str, numbers: Numbers) -> str:
-    """`<a>` is the number a, `<a20>` is 20 a, and a few names stand for what follows from the numbers."""
+    """Fill the slots: `<a>` is the number a, `<a20>` is 20 a, the names of `_DERIVED` are computed."""
 
     def value(slot: re.Match[str]) -> str:
         name, factor = slot[1], slot[2]

@@ -1,4 +1,4 @@
-"""What a template of a problem is: wordings, ranges of its numbers, the formula of its answer."""
+"""Templates of problems: wordings, ranges of numbers, and the formula of the answer."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Template:
-    """One kind of problem; `<a>` in a wording is the number a. A `held_out` one gives no training problem."""
+    """One kind of problem; `<a>` in a wording is the number a. All problems of a `held_out` template are held out."""
 
     name: str
     family: str
     level: str
-    ranges: Mapping[str, tuple[int, int]]  # both ends belong to it
+    ranges: Mapping[str, tuple[int, int]]  # both ends included
     wordings: tuple[str, ...]
     answer: Callable[..., Any]
     keep: Callable[..., bool] | None = None
@@ -23,7 +23,7 @@ class Template:
 
 
 def written(value: Any) -> str:
-    """An answer as text: whole numbers, fractions in lowest terms, tuples in brackets, lists and text as they are."""
+    """Return an answer as text: integers, fractions in lowest terms, tuples in parentheses, others unchanged."""
     if isinstance(value, tuple):
         return "(" + ", ".join(map(written, value)) + ")"
     if isinstance(value, list):

@@ -1,7 +1,7 @@
-"""Makes the embedded model from nothing: `python examples/tiny_model/build.py` (or `make tiny-model`).
+"""Build the embedded model from scratch: `python examples/tiny_model/build.py` (or `make tiny-model`).
 
-Tokenizer, pretraining, saving in float16, and the gate; fixed seeds throughout. Took 19 minutes
-on two cores that were busy with other jobs. Exit code 1, and nothing replaced, where the gate is missed.
+Train the tokenizer, pretrain, save in float16, and check the quality bounds (`gate.py`), with fixed seeds. It took 19
+minutes on two cores that were busy with other jobs. If a bound is missed, the exit code is 1 and nothing is replaced.
 """
 
 from __future__ import annotations
@@ -24,9 +24,11 @@ LIMIT_BYTES = 3 * 2**20
 
 
 def main() -> int:
-    """Build into a temporary folder, measure, and move into place what passes."""
+    """Build in a temporary folder, measure, and copy the files if all bounds hold."""
     options = _options()
-    os.environ["OMP_NUM_THREADS"] = "1"  # pretraining uses the cores itself, and sums must not depend on them
+    os.environ["OMP_NUM_THREADS"] = (
+        "1"  # pretraining runs its own parallel streams, and sums must not depend on the thread count
+    )
     load_blas()  # before the first import of mlx
     started = time.time()
     with tempfile.TemporaryDirectory() as temporary:
@@ -49,12 +51,12 @@ def main() -> int:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=ASSETS, help="folder to write")
-    parser.add_argument("--steps", type=int, default=None, help="fewer optimizer steps, to try something out")
+    parser.add_argument("--steps", type=int, default=None, help="fewer optimizer steps, for a trial")
     return parser.parse_args()
 
 
 def _make(folder: Path, steps: int | None) -> None:
-    """Tokenizer, weights and settings in one folder."""
+    """Write tokenizer, weights and configuration."""
     pretrain, tokenizer = import_module("pretrain"), import_module("tokenizer")
     recipe = pretrain.Recipe() if steps is None else pretrain.Recipe(steps=steps)
     bpe = tokenizer.train_tokenizer(import_module("episodes").corpus())

@@ -22,7 +22,7 @@ other than this task it writes nonsense. It has seen no data about people and no
 
 
 def model_card(shares: Mapping[str, Share], seconds: float) -> str:
-    """The card as Markdown; `seconds` is how long the build took."""
+    """Return the card as Markdown; `seconds` is the duration of the build."""
     rows = "\n".join(f"| {name} | {share.rate:.4f} | {share.samples} |" for name, share in shares.items())
     shape = (
         f"Qwen3 architecture: width {CONFIG['hidden_size']}, {CONFIG['num_hidden_layers']} layers, "

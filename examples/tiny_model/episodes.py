@@ -1,7 +1,7 @@
-"""What the embedded model is pretrained on: the task, each time with a fresh random library.
+"""Pretraining data of the embedded model: the task, each time with a new random library.
 
-No name is "right" across episodes, so alone the model can only learn the prior of the names, and
-with a context it must follow the context. The contexts are laid out as the trainer lays them out.
+No name is right in all episodes. Without a context the model can only learn the prior of the names; with a context it
+must use the context. The contexts have the format of the trainer.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ NOISE = 0.15  # share of answer lines with a random name, its loss masked: the t
 
 
 def teacher_text(problem: str, demonstration: str | None, feedback: str | None) -> str:
-    """The question exactly as the self-teacher sees it; as it is where there is no context."""
+    """Return the question as the self-teacher sees it; unchanged without a context."""
     if not demonstration and not feedback:
         return problem
     messages = teacher_messages(({"role": "user", "content": problem},), demonstration, feedback, None, TeacherConfig())
@@ -36,7 +36,7 @@ def teacher_text(problem: str, demonstration: str | None, feedback: str | None) 
 
 @dataclass(frozen=True)
 class Episode:
-    """One chat: what the user says, the answer, and character ranges of the answer that carry no loss."""
+    """One chat: prompt, answer, and character ranges of the answer without loss."""
 
     prompt: str
     answer: str
@@ -44,7 +44,7 @@ class Episode:
 
 
 def draw_episode(generator: np.random.Generator) -> Episode:
-    """One episode of the mixture."""
+    """Return one episode of the mixture."""
     kind = _pick(generator, MIXTURE)
     operations = _operations(generator)
     uniform = kind != "plain" and generator.random() < UNIFORM_LIBRARY
@@ -59,7 +59,7 @@ def draw_episode(generator: np.random.Generator) -> Episode:
 
 
 def corpus(episodes: int = 6000) -> Iterator[str]:
-    """Texts for the tokenizer to learn from."""
+    """Yield texts to train the tokenizer on."""
     generator = rng("tiny-corpus")
     for _ in range(episodes):
         episode = draw_episode(generator)
@@ -83,7 +83,7 @@ def _draw_names(generator: np.random.Generator, modules: tuple[str, ...] | list[
 
 
 def _feedback(generator: np.random.Generator, kind: str, operations: list[str], library: dict[str, str]) -> str:
-    """What the environment says to a failed attempt of a student that already knows a part of the library."""
+    """Return the feedback on a failed attempt of a student that already knows part of the library."""
     mode = _pick(generator, FEEDBACK_SHARES)
     inputs = draw_inputs(generator)
     known = float(generator.choice([0.0, 0.4, 0.8]))
@@ -109,7 +109,7 @@ def _attempt(
 
 
 def _mangled(generator: np.random.Generator, operations: list[str]) -> list[str]:
-    """A chain with one operation lost, one too many, or two exchanged."""
+    """Return the chain with one operation missing, one too many, or two swapped."""
     lines, at = list(operations), int(generator.integers(len(operations)))
     way = int(generator.integers(3))
     if way == 0 and len(lines) > 1:
@@ -124,7 +124,7 @@ def _mangled(generator: np.random.Generator, operations: list[str]) -> list[str]
 def _noisy(
     generator: np.random.Generator, operations: list[str], library: dict[str, str], noise: float
 ) -> tuple[str, tuple[tuple[int, int], ...]]:
-    """The answer with some names replaced at random, and where those stand."""
+    """Return the answer with some names replaced at random, and their ranges."""
     lines, masked, start = [], [], 0
     for module in operations:
         name = library[module]

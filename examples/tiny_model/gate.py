@@ -1,7 +1,7 @@
-"""What the embedded model can do before any reinforcement, and whether that is good enough to ship.
+"""Measure the embedded model before reinforcement learning, and check that it is good enough to ship.
 
-A self-teacher that cannot follow its context has nothing to teach: below 95 % with a context, SDPO
-stays at its teacher's level.
+A self-teacher that cannot use its context has nothing to teach: below 95 % with a context, SDPO stays at its teacher's
+level.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from sdpo_mlx.types import Problem
 
 SAMPLES = 256
 MAX_TOKENS = 64
-# measure: (least, most)
+# measure: (minimum, maximum)
 BOUNDS = {
     "alone": (0.08, 0.20),
     "with solution": (0.95, 1.0),
@@ -33,14 +33,14 @@ BOUNDS = {
 
 @dataclass(frozen=True)
 class Share:
-    """Successes among samples."""
+    """Number of successes among samples."""
 
     successes: int
     samples: int
 
     @property
     def rate(self) -> float:
-        """Successes a sample."""
+        """Success rate."""
         return self.successes / self.samples
 
 
@@ -77,7 +77,7 @@ class Player:
 
 
 def measure(folder: Path, samples: int = SAMPLES) -> dict[str, Share]:
-    """Success rates alone and in context, on problems never trained by reinforcement."""
+    """Return success rates without and with context, on problems that reinforcement learning never used."""
     player, task = Player(folder), TinyTask()
     problems = _repeat(task.problems("held_out"), samples * 5 // 4)
     attempts = player.answer([_question(p) for p in problems])
@@ -101,7 +101,7 @@ def measure(folder: Path, samples: int = SAMPLES) -> dict[str, Share]:
 
 
 def misses(shares: dict[str, Share]) -> list[str]:
-    """The bounds that do not hold, each as one line."""
+    """Return the bounds that do not hold, one line each."""
     return [
         f"{name}: {shares[name].rate:.4f} is outside {low} to {high}"
         for name, (low, high) in BOUNDS.items()

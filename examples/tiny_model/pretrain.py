@@ -1,6 +1,6 @@
 """Pretraining of the embedded model: 366 thousand parameters.
 
-Leaves out what it does not need: no validation set (every episode is fresh), no checkpoints.
+There is no validation set, because every episode is new, and there are no checkpoints.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ CONFIG = {
 
 @dataclass(frozen=True)
 class Recipe:
-    """How long and how fast; tokens are counted with their padding."""
+    """Length and learning rate of the pretraining; token counts include padding."""
 
     steps: int = 1100
     episodes_per_step: int = 44
@@ -73,12 +73,12 @@ class Batch:
 
 
 def chat_text(prompt: str) -> str:
-    """What the chat template makes of one user message and a generation prompt."""
+    """Return one user message and a generation prompt in the chat template."""
     return f"{START}user\n{prompt}{END}\n{START}assistant\n"
 
 
 def new_model(seed: int) -> Model:
-    """A fresh model with fixed random weights."""
+    """Return a new model with fixed random weights."""
     mx.random.seed(derive("tiny-model", seed) % 2**31)
     model = Model(ModelArgs.from_dict(CONFIG))
     mx.eval(model.parameters())
@@ -86,7 +86,7 @@ def new_model(seed: int) -> Model:
 
 
 def pretrain(model: Model, tokenizer: Tokenizer, recipe: Recipe) -> None:
-    """Train in place; prints the loss as it goes."""
+    """Train in place and print the loss."""
     optimizer = optim.AdamW(
         learning_rate=recipe.rate, betas=[0.9, 0.98], weight_decay=recipe.weight_decay, bias_correction=True
     )
@@ -102,7 +102,7 @@ def pretrain(model: Model, tokenizer: Tokenizer, recipe: Recipe) -> None:
 
 
 def save_model(model: Model, folder: Path) -> None:
-    """The weights in float16, under the names that mlx-lm and transformers share."""
+    """Write the weights in float16 under the names of mlx-lm and transformers."""
     weights = {name: weight.astype(mx.float16) for name, weight in tree_flatten(model.parameters())}
     mx.save_safetensors(str(folder / "model.safetensors"), weights, metadata={"format": "pt"})
 
@@ -115,7 +115,7 @@ def _rate(step: int, recipe: Recipe) -> float:
 
 
 def _loss(model: Model, ids_BT: mx.array, weights_BT: mx.array) -> tuple[mx.array, mx.array]:
-    """Weighted sum of the next-token losses, and the part of it that stands on answers (weight 1)."""
+    """Return the weighted sum of the next-token losses, and its part on answers (weight 1)."""
     logits = model(ids_BT[:, :-1])
     losses = nn.losses.cross_entropy(logits, ids_BT[:, 1:])
     weights = weights_BT[:, 1:]
@@ -125,7 +125,7 @@ def _loss(model: Model, ids_BT: mx.array, weights_BT: mx.array) -> tuple[mx.arra
 def _train_step(
     model: Model, optimizer: optim.Optimizer, batches: list[Batch], recipe: Recipe, streams: list[mx.Stream]
 ) -> tuple[float, float]:
-    """One optimizer step over several micro-batches of alike length; mean loss, and that of the answers."""
+    """Make one optimizer step over micro-batches of similar length; return the mean loss, and that of answers."""
     total = sum(float(batch.weights_BT[:, 1:].sum()) for batch in batches)
     answers = sum(int((batch.weights_BT[:, 1:] >= 1).sum()) for batch in batches)
     step = nn.value_and_grad(model, _loss)
@@ -133,7 +133,7 @@ def _train_step(
     for at, batch in enumerate(batches):
         with mx.stream(streams[at % len(streams)]):
             results.append(step(model, mx.array(batch.ids_BT), mx.array(batch.weights_BT)))
-    mx.eval(results)  # the streams work side by side
+    mx.eval(results)  # the streams run in parallel
     summed = tree_map(lambda *parts: sum(parts[1:], parts[0]), *(gradient for _, gradient in results))
     sums = [sum(float(values[at]) for values, _ in results) for at in (0, 1)]
     mean = tree_map(lambda gradient: gradient / total, summed)
@@ -144,7 +144,7 @@ def _train_step(
 
 
 def _steps(tokenizer: Tokenizer, recipe: Recipe) -> Iterator[list[Batch]]:
-    """The micro-batches of every step: a pure function of the seed and the step."""
+    """Yield the micro-batches of every step: a pure function of seed and step."""
     for step in range(recipe.steps):
         generator = rng("tiny-pretraining", recipe.seed, step)
         rows = [_encode(tokenizer, draw_episode(generator), recipe) for _ in range(recipe.episodes_per_step)]
@@ -153,14 +153,14 @@ def _steps(tokenizer: Tokenizer, recipe: Recipe) -> Iterator[list[Batch]]:
 
 
 def _cut(lengths: list[int], parts: int) -> list[list[int]]:
-    """Consecutive rows in parts of about equally many tokens."""
+    """Split consecutive rows into parts with about equally many tokens."""
     ends = np.cumsum(lengths)
     of = np.minimum((ends - 1) * parts // ends[-1], parts - 1)
     return [list(np.flatnonzero(of == part)) for part in range(parts) if (of == part).any()]
 
 
 def _encode(tokenizer: Tokenizer, episode: Episode, recipe: Recipe) -> tuple[list[int], list[float]]:
-    """Tokens of a chat and the weight of each one's loss."""
+    """Return the tokens of a chat and the weight of each token's loss."""
     prompt = tokenizer.encode(chat_text(episode.prompt)).ids
     answer = tokenizer.encode(episode.answer)
     weights = [

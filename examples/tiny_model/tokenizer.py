@@ -1,4 +1,4 @@
-"""The embedded model's tokenizer: byte-level BPE learnt on the episodes, so that any text encodes."""
+"""The embedded model's tokenizer: byte-level BPE trained on the episodes, so that any text can be encoded."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 
 VOCABULARY = 640
 PAD, START, END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
-# A word takes one preceding space or sign with it (".quick" is one token); a digit stands alone.
+# A word includes one preceding space or sign (".quick" is one token); each digit is a token
 PATTERN = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 CHAT_TEMPLATE = (
     "{%- for message in messages %}"
@@ -21,7 +21,7 @@ CHAT_TEMPLATE = (
 
 
 def train_tokenizer(corpus: Iterable[str], size: int = VOCABULARY) -> Tokenizer:
-    """A tokenizer of exactly `size` tokens, the three special ones first."""
+    """Return a tokenizer of exactly `size` tokens, the three special ones first."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -43,7 +43,7 @@ def train_tokenizer(corpus: Iterable[str], size: int = VOCABULARY) -> Tokenizer:
 
 
 def save_tokenizer(tokenizer: Tokenizer, folder: Path, context: int) -> None:
-    """`tokenizer.json` and `tokenizer_config.json`, as transformers and mlx-lm read them."""
+    """Write `tokenizer.json` and `tokenizer_config.json` for transformers and mlx-lm."""
     tokenizer.save(str(folder / "tokenizer.json"))
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
