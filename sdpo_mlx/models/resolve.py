@@ -19,8 +19,8 @@ from sdpo_mlx.core.errors import ConfigError
 from sdpo_mlx.core.progress import StartTask, no_tasks
 from sdpo_mlx.core.storage import cache_home
 from sdpo_mlx.models import hub, lmstudio, ollama
-from sdpo_mlx.models.gguf import cache
 from sdpo_mlx.models.gguf.header import read_header
+from sdpo_mlx.models.gguf.reader import cached_import
 from sdpo_mlx.models.safetensors_io import weight_files, weights_sha256
 from sdpo_mlx.models.source import Located, Source, SourceKind
 
@@ -79,7 +79,7 @@ def resolve(name: str, doing: StartTask = no_tasks) -> ResolvedModel:
     path = _usable(found)
     if path.is_dir():
         return opened(name, name if source == "embedded" else found.target, path, source)
-    folder, sha256 = cache.imported(path, found.revision, doing)
+    folder, sha256 = cached_import(path, found.revision, doing)
     return ResolvedModel(name, str(path), folder, source, sha256, weights_sha256(folder))
 
 

@@ -1,4 +1,4 @@
-"""GGUF metadata -> the `config.json` that mlx-lm and transformers read."""
+"""Convert GGUF metadata to the `config.json` that mlx-lm and transformers read."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ CONTROL = 3
 
 
 def model_config(metadata: Metadata, shapes: Shapes, rope_freqs: npt.NDArray[np.float32] | None) -> dict[str, Any]:
-    """The configuration in the spelling that both readers accept (`rope_theta` at the top level).
+    """Return the configuration in a form that both libraries accept (`rope_theta` at the top level).
 
     `shapes` are the tensors' (rows, columns) by GGUF name; `rope_freqs` is Llama 3's table of divisors.
     Raises ConfigError for an architecture or a variant that is not supported.
@@ -54,7 +54,7 @@ def model_config(metadata: Metadata, shapes: Shapes, rope_freqs: npt.NDArray[np.
 
 
 def architecture(metadata: Metadata) -> str:
-    """The file's architecture, or ConfigError where it cannot be imported."""
+    """Return the file's architecture; raises ConfigError if it cannot be imported."""
     arch = str(metadata.get("general.architecture", "missing"))
     if arch not in _CLASSES:
         known = ", ".join(ARCHITECTURES)
@@ -65,7 +65,7 @@ def architecture(metadata: Metadata) -> str:
 
 
 def end_ids(metadata: Metadata) -> list[int]:
-    """Every id that ends an answer: those the file names, then control tokens known to end a turn."""
+    """Return the end-of-sequence ids: those that the file names, then control tokens known to end a turn."""
     names = ("eos_token_id", "eot_token_id", "eom_token_id")
     ids = [int(metadata[key]) for name in names if (key := f"tokenizer.ggml.{name}") in metadata]
     kinds = metadata.get("tokenizer.ggml.token_type") or []
@@ -76,7 +76,7 @@ def end_ids(metadata: Metadata) -> list[int]:
 
 
 def token_ids(metadata: Metadata) -> dict[str, Any]:
-    """`bos_token_id`, `eos_token_id` (all of them) and `pad_token_id`, those that the file knows."""
+    """Return `bos_token_id`, `eos_token_id` (all of them) and `pad_token_id`, if the file has them."""
     found: dict[str, Any] = {}
     for name, key in (("bos_token_id", "bos_token_id"), ("pad_token_id", "padding_token_id")):
         if f"tokenizer.ggml.{key}" in metadata:
@@ -98,7 +98,7 @@ def _family(arch: str, metadata: Metadata, config: Mapping[str, Any], shapes: Sh
 def _gemma3(metadata: Metadata, config: Mapping[str, Any]) -> dict[str, Any]:
     layers, head_dim = config["num_hidden_layers"], config["head_dim"]
     pattern = int(metadata.get("gemma3.attention.sliding_window_pattern", 6))
-    # The 27B model alone, known by its 62 layers, scales queries by the width of a head's share.
+    # Only the 27B model, recognized by its 62 layers, scales queries by hidden size / heads.
     scalar = config["hidden_size"] // config["num_attention_heads"] if layers == 62 else head_dim
     kinds = ["full_attention" if (i + 1) % pattern == 0 else "sliding_attention" for i in range(layers)]
     return {
@@ -118,7 +118,7 @@ def _rope(
     theta = float(metadata.get(f"{arch}.rope.freq_base", 1e6 if arch == "gemma3" else 1e4))
     rotated = int(metadata.get(f"{arch}.rope.dimension_count", config["head_dim"]))
     if rotated != config["head_dim"]:
-        raise ConfigError("this GGUF rotates a part of each head only, which is not supported")
+        raise ConfigError("this GGUF applies RoPE to a part of each head, which is not supported")
     if rope_freqs is not None:
         return {"rope_theta": theta, "rope_scaling": _llama3_scaling(rope_freqs, theta, config["head_dim"])}
     kind = str(metadata.get(f"{arch}.rope.scaling.type", "none"))
@@ -131,7 +131,7 @@ def _rope(
 
 
 def _llama3_scaling(divisors: npt.NDArray[np.float32], theta: float, dims: int) -> dict[str, Any]:
-    """Llama 3's four numbers, found from the table that they made; refused where they do not make it again."""
+    """Return Llama 3's scaling parameters for a table of divisors; raises ConfigError if they do not reproduce it."""
     scaling = {
         "rope_type": "llama3",
         "factor": float(divisors.max()),
@@ -147,7 +147,7 @@ def _llama3_scaling(divisors: npt.NDArray[np.float32], theta: float, dims: int) 
 
 
 def llama3_divisors(scaling: Mapping[str, Any], theta: float, dims: int) -> npt.NDArray[np.float64]:
-    """What each of the `dims // 2` rotation frequencies is divided by (the Llama 3.1 model card's rule)."""
+    """Return the divisor of each of the `dims // 2` RoPE frequencies (rule of Llama 3.1)."""
     waves = 2 * np.pi * theta ** (np.arange(0, dims, 2) / dims)
     low, high, factor = scaling["low_freq_factor"], scaling["high_freq_factor"], scaling["factor"]
     share = np.clip((scaling["original_max_position_embeddings"] / waves - low) / (high - low), 0.0, 1.0)
@@ -171,9 +171,9 @@ def _need(metadata: Metadata, key: str) -> Any:
 def _whole(metadata: Metadata, key: str, default: int | None = None) -> int:
     value = metadata.get(key, default) if default is not None else _need(metadata, key)
     if isinstance(value, list):
-        raise ConfigError(f"this GGUF gives each layer its own {key!r}, which is not supported")
+        raise ConfigError(f"{key!r} differs between layers in this GGUF, which is not supported")
     if int(value) <= 0:
-        raise ConfigError(f"the GGUF says {key!r} is {value}", fix="get the file again")
+        raise ConfigError(f"{key!r} is {value} in the GGUF", fix="get the file again")
     return int(value)
 
 

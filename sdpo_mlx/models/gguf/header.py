@@ -1,7 +1,7 @@
-"""What a GGUF's header says of the model, in milliseconds: for lists and plans, before any tensor is read.
+"""Read the header of a GGUF in milliseconds, for lists and plans, before any tensor is read.
 
-The walk ends at the vocabulary, which takes most of a header; the few things behind it are searched for. What it finds
-is good for showing and planning; the importer reads the whole file and trusts none of this.
+Reading stops at the vocabulary, which is most of a header; a few keys after it are found by search. The result
+is good enough for display and planning; the importer reads the whole file and does not use it.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from typing import Any
 from sdpo_mlx.core.errors import ConfigError
 from sdpo_mlx.models.gguf.config import architecture
 
-MOST_KEYS = 65_536
-MOST_STRING = 1 << 20  # bytes
-MOST_STRINGS = 10_000  # of an array before the vocabulary
-SEARCHED = 24 << 20  # bytes behind the vocabulary's start: longer than any header known
+MAX_KEYS = 65_536
+MAX_STRING = 1 << 20  # bytes
+MAX_STRINGS = 10_000  # of an array before the vocabulary
+SEARCHED = 24 << 20  # bytes after the vocabulary's start: more than any known header
 _PLAIN = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1")
 IMPORTED = (*_PLAIN, "Q4_K_S", "Q4_K_M", "Q5_K_S", "Q5_K_M", "Q6_K")
 
@@ -36,7 +36,7 @@ _NUMBERS = {
     "head_dim": "attention.key_length",
     "intermediate_size": "feed_forward_length",
     "max_position_embeddings": "context_length",
-}  # of config.json, and in the header behind the architecture's name
+}  # key of config.json -> key in the header, after the architecture's name
 _NAMED = re.compile(r"(?<![A-Z0-9])(IQ\d\w*|T?Q\d(?:_[0-9K])?(?:_[SML])?|BF16|F16|F32|MXFP4)(?![A-Z0-9])")
 
 
@@ -55,16 +55,16 @@ class Header:
         return str(self.metadata.get("general.license") or "")
 
     def config(self) -> dict[str, Any]:
-        """As far as it says, what `config.json` would say after the import."""
+        """Return the keys of the later `config.json` that the header has."""
         arch = str(self.metadata.get("general.architecture", ""))
         found = {ours: self.metadata.get(f"{arch}.{theirs}") for ours, theirs in _NUMBERS.items()}
         found |= {"vocab_size": self.vocabulary, "tie_word_embeddings": self.tied, "model_type": arch}
         return {name: value for name, value in found.items() if value is not None}
 
     def trouble(self) -> str:
-        """Why it cannot be imported, as far as the header tells; blank otherwise."""
+        """Return why it cannot be imported, as far as the header shows; blank otherwise."""
         if self.metadata.get("split.count", 0) not in (0, 1):
-            return "the GGUF is cut into several files, which cannot be imported"
+            return "the GGUF is split into several files, which cannot be imported"
         try:
             architecture(self.metadata)
         except ConfigError as error:
@@ -99,7 +99,7 @@ class _Walk:
 
     def text(self) -> str:
         size = self.number("<Q")
-        if size > MOST_STRING or self.at + size > len(self.content):
+        if size > MAX_STRING or self.at + size > len(self.content):
             raise ValueError("a text is longer than the file or than any sane one")
         self.at += size
         return self.content[self.at - size : self.at].decode("utf-8", errors="replace")
@@ -113,11 +113,11 @@ class _Walk:
         kind, count = self.number("<I"), self.number("<Q")
         if kind in _SCALARS:
             self.at += count * struct.calcsize(_SCALARS[kind])
-        elif kind == _STRING and count <= MOST_STRINGS:
+        elif kind == _STRING and count <= MAX_STRINGS:
             for _ in range(count):
                 self.text()
         else:
-            raise ValueError("an array before the vocabulary that no model has")
+            raise ValueError("an unexpected array before the vocabulary")
         if self.at > len(self.content):
             raise ValueError("an array is longer than the file")
 
@@ -125,11 +125,11 @@ class _Walk:
 def _read(content: mmap.mmap, name: str) -> Header:
     walk = _Walk(content)
     if walk.number("<I") != int.from_bytes(b"GGUF", "little") or walk.number("<I") not in (2, 3):
-        raise ValueError("no GGUF of a known version")
+        raise ValueError("not a GGUF of a known version")
     walk.number("<Q")
     metadata: dict[str, Any] = {}
     vocabulary = 0
-    for _ in range(min(walk.number("<Q"), MOST_KEYS)):
+    for _ in range(min(walk.number("<Q"), MAX_KEYS)):
         key, kind = walk.text(), walk.number("<I")
         if key == "tokenizer.ggml.tokens" and kind == _ARRAY:
             walk.number("<I")
@@ -148,7 +148,7 @@ def _read(content: mmap.mmap, name: str) -> Header:
 
 
 def _late(rest: bytes, key: str) -> int | None:
-    """A 32-bit number that stands behind the vocabulary."""
+    """Return a 32-bit number after the vocabulary."""
     place = _named(rest, key)
     tail = rest[place + 8 + len(key) :][:8] if place >= 0 else b""
     return int.from_bytes(tail[4:], "little") if tail[:4] == struct.pack("<I", 4) and len(tail) == 8 else None

@@ -1,7 +1,7 @@
-"""Ollama's Modelfile for a GGUF of ours: its prompts must be the ones the model was trained on.
+"""Ollama's Modelfile for an exported GGUF: its prompts must be those of training.
 
-Ollama does not read the chat template inside a GGUF as it stands: it knows some by heart and sends the bare question
-to the rest. So the template is told in Ollama's own language, read off what the chat itself renders.
+Ollama does not use the chat template inside a GGUF: it recognizes some templates and sends the bare question
+to other models. So the template is written as a Go template, derived from prompts that the chat renders.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ _SYSTEM, _FIRST, _ANSWER, _SECOND = "sdpoSystem", "sdpoFirst", "sdpoAnswer", "sd
 
 
 def modelfile(chat: Chat, folder: Path, gguf: str) -> str:
-    """The Modelfile for the file `gguf` beside it, made of the model in `folder`.
+    """Return the Modelfile for the file `gguf` beside it, exported from the model in `folder`.
 
-    Without a TEMPLATE where the model's has no such form; Ollama then goes by what it knows.
+    It has no TEMPLATE if the model's cannot be written as a Go template; Ollama then uses its default.
     """
     template = go_template(chat, *_bos(folder))
     stops = [token for i in sorted(chat.eos_ids) if '"' not in (token := chat.reveal([i]))]
@@ -32,9 +32,9 @@ def modelfile(chat: Chat, folder: Path, gguf: str) -> str:
 
 
 def go_template(chat: Chat, bos: str = "", added: bool = False) -> str | None:
-    """The chat as a Go template over `.Messages`, None where it has no such form.
+    """Return the chat as a Go template over `.Messages`, None if it cannot be written as one.
 
-    `bos` is the token that may open a prompt; `added` says that who reads the GGUF puts it there unasked.
+    `bos` is the token that may open a prompt; `added` means that the reader of the GGUF adds it by itself.
     """
     try:
         turns = _turns(chat)
@@ -47,7 +47,7 @@ def go_template(chat: Chat, bos: str = "", added: bool = False) -> str | None:
     roles = {
         "system": (before, after),
         "user": (turns.asks, turns.asked),
-        "assistant": (turns.earlier, turns.said),
+        "assistant": (turns.earlier, turns.replied),
     }
     inner = [turns.answers, default, begun, *(piece for pair in roles.values() for piece in pair)]
     if any("{{" in piece or '"""' in piece for piece in inner):
@@ -60,14 +60,14 @@ def go_template(chat: Chat, bos: str = "", added: bool = False) -> str | None:
 
 @dataclass(frozen=True)
 class _Turns:
-    """What stands before and after each text: a prompt opens, asks and is answered; earlier answers may differ."""
+    """The text before and after each content: start, question, answer; earlier answers may differ from the last."""
 
     opens: str
     asks: str
     asked: str
     answers: str
     earlier: str
-    said: str
+    replied: str
 
 
 def _turns(chat: Chat) -> _Turns:
@@ -76,14 +76,14 @@ def _turns(chat: Chat) -> _Turns:
     opens, ending = _parts(chat, first, (_FIRST,))
     long: list[Message] = [*answered, {"role": "user", "content": _SECOND}]
     _, spoken, between, _ = _parts(chat, long, (_FIRST, _ANSWER, _SECOND))
-    # Some templates end a conversation, but no turn inside it, with a token of its own.
+    # Some templates end the conversation, but not a turn inside it, with an extra token.
     asked = _shared(_parts(chat, first, (_FIRST,), False)[1], ending)
-    said = _shared(_parts(chat, answered, (_ANSWER,), False)[1], between)
-    return _Turns(opens, _cut(between, said), asked, _cut(ending, asked), _cut(spoken, asked), said)
+    replied = _shared(_parts(chat, answered, (_ANSWER,), False)[1], between)
+    return _Turns(opens, _cut(between, replied), asked, _cut(ending, asked), _cut(spoken, asked), replied)
 
 
 def _system(chat: Chat, bos: str, turns: _Turns) -> tuple[str, str]:
-    """What stands around a system message; where it goes into the question, it is a turn of its own here."""
+    """Return the text around a system message; one that is merged into the question becomes its own turn."""
     messages: list[Message] = [{"role": "system", "content": _SYSTEM}, {"role": "user", "content": _FIRST}]
     before, after, _ = _parts(chat, messages, (_SYSTEM, _FIRST))
     if turns.asks and after.endswith(turns.asks):
@@ -92,7 +92,7 @@ def _system(chat: Chat, bos: str, turns: _Turns) -> tuple[str, str]:
 
 
 def _parts(chat: Chat, messages: Sequence[Message], marks: Sequence[str], prompt: bool = True) -> list[str]:
-    """The rendered text cut at each mark, in order; ValueError where one is not there exactly once."""
+    """Cut the rendered text at each mark, in order; raises ValueError if one is not there exactly once."""
     rest, found = chat.reveal(chat.render(messages, generation_prompt=prompt)), []
     for mark in marks:
         before, rest = rest.split(mark)
@@ -101,20 +101,20 @@ def _parts(chat: Chat, messages: Sequence[Message], marks: Sequence[str], prompt
 
 
 def _shared(one: str, other: str) -> str:
-    """What both texts begin with."""
+    """Return the common prefix."""
     pairs = enumerate(zip(one, other, strict=False))
     return one[: next((place for place, (a, b) in pairs if a != b), min(len(one), len(other)))]
 
 
 def _cut(text: str, start: str = "", end: str = "") -> str:
-    """The text without its start and its end; ValueError where it has them not."""
+    """Return the text without its start and end; raises ValueError if it does not have them."""
     if not (text.startswith(start) and text.endswith(end)):
         raise ValueError("the template is not made of turns")
     return text[len(start) : len(text) - len(end)]
 
 
 def _bos(folder: Path) -> tuple[str, bool]:
-    """The opening token, and whether llama.cpp puts it there by itself."""
+    """Return the BOS token, and whether llama.cpp adds it by itself."""
     settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
     token = settings.get("bos_token")
     token = token.get("content") if isinstance(token, dict) else token

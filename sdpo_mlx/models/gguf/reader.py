@@ -1,7 +1,7 @@
-"""GGUF file -> a safetensors folder that mlx-lm and transformers load.
+"""Convert a GGUF file to a safetensors folder that mlx-lm and transformers load, and cache the result.
 
-The file is mapped, not read: each tensor is dequantised in pieces of at most 64 MB and written at once.
-What the converter to GGUF changed is changed back: Llama's permuted query and key rows, Gemma's norms + 1.
+The file is memory-mapped: each tensor is dequantized in pieces of at most 64 MB, which are written at once.
+Changes of the converter to GGUF are reversed: Llama's permuted query and key rows, Gemma's norms + 1.
 """
 
 from __future__ import annotations
@@ -20,10 +20,11 @@ from typing import Any, Literal, cast
 import numpy as np
 import numpy.typing as npt
 
-from sdpo_mlx.core.errors import ConfigError, SdpoError
+from sdpo_mlx.core.errors import ConfigError, SdpoError, StorageError
 from sdpo_mlx.core.progress import StartTask, no_tasks
-from sdpo_mlx.core.storage import trouble
+from sdpo_mlx.core.storage import cache_home, trouble
 from sdpo_mlx.models.gguf.config import architecture, model_config, token_ids
+from sdpo_mlx.models.gguf.header import read_header
 from sdpo_mlx.models.gguf.tokenizer_import import write_tokenizer
 from sdpo_mlx.models.safetensors_io import Dtype, Stored, write_weights
 
@@ -32,8 +33,8 @@ Values = npt.NDArray[np.float32]
 _KINDS = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q4_K", "Q5_K", "Q6_K")
 _PLAIN: Mapping[str, Dtype] = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 _PIECE = 1 << 24  # values dequantised at once: 64 MB as float32
-_SMALL = 1_000_000_000  # up to here quantised weights are stored exactly, in float32
-MOST_ENTRIES = 8_000_000  # of one array in the header; merges of the longest vocabularies are under a million
+_SMALL = 1_000_000_000  # up to this size quantized weights are stored exactly, in float32
+MAX_ENTRIES = 8_000_000  # of one array in the header; merges of the longest vocabularies are under a million
 _AGAIN = "get the file again; its download may have been cut short"
 _OUTER = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
 _INNER = {
@@ -58,7 +59,7 @@ _GEMMA = {
 
 @dataclass(frozen=True)
 class Packed:
-    """One tensor as the file holds it: `data` has a row of bytes or numbers for each row of `shape`."""
+    """One tensor as stored in the file: `data` has a row of bytes or numbers for each row of `shape`."""
 
     name: str
     kind: str
@@ -66,12 +67,36 @@ class Packed:
     data: npt.NDArray[Any]
 
 
+def cached_import(file: Path, expected: str = "", doing: StartTask = no_tasks) -> tuple[Path, str]:
+    """Return the folder of a GGUF's import, made if it is not in the cache yet, and the file's SHA-256.
+
+    `expected` is the hash that Ollama has on record. Raises ConfigError, StorageError.
+    """
+    if reason := read_header(file).trouble():
+        raise ConfigError(reason, where=str(file), fix="use another file; `sdpo models list` says which can be used")
+    doing(f"checking {file.name}")
+    try:
+        sha256 = _sha256(file)
+    except OSError as error:
+        raise ConfigError(f"cannot be read: {error.strerror}", where=str(file), fix="check the file") from error
+    if expected and sha256 != expected:
+        raise ConfigError("the file does not match its hash", where=str(file), fix="get the model again")
+    folder = cache_home() / "gguf" / sha256
+    if not (folder / "config.json").is_file():
+        try:
+            import_gguf(file, folder, doing=doing)
+        except (ConfigError, StorageError):
+            if not (folder / "config.json").is_file():  # another process may have been quicker
+                raise
+    return folder, sha256
+
+
 def import_gguf(path: Path, out: Path, *, dtype: Literal["auto"] | Dtype = "auto", doing: StartTask = no_tasks) -> Path:
     """Unpack a GGUF into the new folder `out` and return it.
 
-    `auto` keeps F32, F16 and BF16 as they are; quantised weights become float32, which is exact, up to a
-    billion of them, and above that float16 (bfloat16 for Gemma, whose activations overflow float16).
-    Raises ConfigError for a damaged or unsupported file and StorageError for a full disk; then nothing is left.
+    `auto` keeps F32, F16 and BF16; quantized weights become float32, which is exact, up to a billion weights,
+    and float16 above (bfloat16 for Gemma, whose activations overflow float16).
+    Raises ConfigError for a damaged or unsupported file and StorageError for a full disk; nothing is left then.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError("the output folder is not empty", where=str(out), fix="name a new folder")
@@ -108,18 +133,22 @@ def _unpack(path: Path, folder: Path, dtype: Literal["auto"] | Dtype, doing: Sta
     _write_json(folder / "generation_config.json", ids)
     doing(f"checking {path.name}")
     kinds = sorted({tensor.kind for tensor in tensors.values()})
-    with path.open("rb") as file:
-        source = hashlib.file_digest(file, "sha256").hexdigest()
-    note = {"file": path.name, "sha256": source, "name": metadata.get("general.name"), "kinds": kinds, "dtype": chosen}
+    note = {
+        "file": path.name,
+        "sha256": _sha256(path),
+        "name": metadata.get("general.name"),
+        "kinds": kinds,
+        "dtype": chosen,
+    }
     _write_json(folder / "gguf_import.json", note)
 
 
 def read_gguf(path: Path) -> tuple[dict[str, Any], dict[str, Packed]]:
-    """Metadata and tensors, the latter mapped from the disk; ConfigError where the file is damaged."""
+    """Return metadata and memory-mapped tensors; raises ConfigError if the file is damaged."""
     from gguf import GGUFReader, GGUFValueType
 
     class Reader(GGUFReader):
-        """Ends at the end of the file, where the plain one reads nothing, for as long as a count says."""
+        """Raises EOFError at the end of the file; GGUFReader would go on with empty arrays."""
 
         def _get(self, offset: int, dtype: Any, count: Any = 1, override_order: Any = None) -> npt.NDArray[Any]:
             found = super()._get(offset, dtype, count, override_order)
@@ -128,8 +157,8 @@ def read_gguf(path: Path) -> tuple[dict[str, Any], dict[str, Packed]]:
             return found
 
         def _get_field_parts(self, orig_offs: int, raw_type: int) -> Any:
-            # The plain reader walks an array's entries one by one for as long as its count says: hours, if damaged.
-            if raw_type == GGUFValueType.ARRAY and int(self._get(orig_offs + 4, np.uint64)[0]) > MOST_ENTRIES:
+            # GGUFReader reads an array's entries one by one up to its count: hours, if that is damaged.
+            if raw_type == GGUFValueType.ARRAY and int(self._get(orig_offs + 4, np.uint64)[0]) > MAX_ENTRIES:
                 raise EOFError("an array in the header is longer than any vocabulary")
             return super()._get_field_parts(orig_offs, raw_type)
 
@@ -147,7 +176,7 @@ def read_gguf(path: Path) -> tuple[dict[str, Any], dict[str, Packed]]:
 
 
 def _at(path: Path, action: Callable[..., Any], *args: Any) -> Any:
-    """Call `action`; what the file's content makes it raise becomes one line that names the file."""
+    """Call `action`; errors about the file's content become one line that names the file."""
     try:
         return action(*args)
     except OSError:
@@ -159,7 +188,7 @@ def _at(path: Path, action: Callable[..., Any], *args: Any) -> Any:
             str(error), where=str(path), fix="import it with --dtype float32, or get the file again"
         ) from error
     except Exception as error:
-        cause = ascii(str(error))[1:161]  # whatever a library says about foreign bytes, on one line
+        cause = ascii(str(error))[1:161]  # a library's message about untrusted bytes, on one line
         raise ConfigError(f"the GGUF is damaged: {cause}", where=str(path), fix=_AGAIN) from error
 
 
@@ -200,12 +229,12 @@ def _target(name: str, arch: str) -> str:
 
 
 def _unpermuted(rows: int, heads: int) -> npt.NDArray[np.intp]:
-    """Where each row stood before GGUF's converter interleaved the two halves of every head."""
+    """Return the row order before GGUF's converter interleaved the two halves of every head."""
     return np.arange(rows).reshape(heads, rows // heads // 2, 2).swapaxes(1, 2).reshape(-1)
 
 
 def _pieces(tensor: Packed, order: npt.NDArray[np.intp] | None = None, shift: float = 0.0) -> Iterator[Values]:
-    """The tensor's values, some rows at a time."""
+    """Yield the tensor's values, some rows at a time."""
     from gguf import GGMLQuantizationType
     from gguf.quants import dequantize
 
@@ -220,7 +249,7 @@ def _pieces(tensor: Packed, order: npt.NDArray[np.intp] | None = None, shift: fl
 
 
 def _check_shape(name: str, shape: tuple[int, ...], config: Mapping[str, Any]) -> None:
-    """Refuse sizes that contradict the metadata before anything is written."""
+    """Raise ConfigError for sizes that contradict the metadata, before anything is written."""
     hidden, wide, head = config["hidden_size"], config["intermediate_size"], config["head_dim"]
     q, kv = head * config["num_attention_heads"], head * config["num_key_value_heads"]
     matrices = {
@@ -250,12 +279,17 @@ def _check_names(names: list[str], config: Mapping[str, Any]) -> None:
     if config["model_type"] == "gemma3_text":
         inner += ["pre_feedforward_layernorm", "post_feedforward_layernorm"]
     layers = range(config["num_hidden_layers"])
-    wanted = {f"model.layers.{layer}.{part}.weight" for layer in layers for part in inner}
+    required = {f"model.layers.{layer}.{part}.weight" for layer in layers for part in inner}
     if config["model_type"] == "qwen2":
-        wanted |= {f"model.layers.{layer}.self_attn.{part}_proj.bias" for layer in layers for part in "qkv"}
-    missing = sorted((wanted | {"model.norm.weight"}) - set(names))
+        required |= {f"model.layers.{layer}.self_attn.{part}_proj.bias" for layer in layers for part in "qkv"}
+    missing = sorted((required | {"model.norm.weight"}) - set(names))
     if missing:
-        raise ConfigError(f"the GGUF lacks {len(missing)} tensors, {missing[0]!r} among them", fix=_AGAIN)
+        raise ConfigError(f"the GGUF lacks {len(missing)} tensors, among them {missing[0]!r}", fix=_AGAIN)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -1,6 +1,6 @@
-"""`tokenizer.json` -> GGUF's vocabulary: the way back of `gguf_tokenizer.py`.
+"""Write the vocabulary of a `tokenizer.json` into a GGUF: the reverse of `tokenizer_import.py`.
 
-GGUF names the way in which text is cut before merging instead of holding it; a way without a name is refused.
+A GGUF holds the name of the pre-tokenizer, not its pattern; a pre-tokenizer without a name is refused.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ if TYPE_CHECKING:
 NORMAL, UNUSED, BYTE = 1, 5, 6
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 _IDS = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unk", "pad_token": "pad"}
-_NAMES = {"gpt-2": "gpt-2", "smollm": "smollm", "qwen2": "qwen2", "llama-bpe": "llama-bpe"}
+_NAMES = ("gpt-2", "smollm", "qwen2", "llama-bpe")
 
 
 def add_vocabulary(writer: GGUFWriter, folder: Path, rows: int) -> None:
     """Write tokens, merges, control tokens and chat template; `rows` is the size of the embedding, padded up to.
 
-    Raises ConfigError for a kind of tokenizer that GGUF has no name for.
+    Raises ConfigError for a kind of tokenizer that GGUF does not support.
     """
     whole = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
     settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
     model, added = whole["model"], {each["id"]: each for each in whole.get("added_tokens", ())}
     if model.get("type") != "BPE":
-        raise ConfigError(f"a tokenizer of type {model.get('type')} has no form in GGUF", where=str(folder))
+        raise ConfigError(f"a tokenizer of type {model.get('type')} cannot be written to GGUF", where=str(folder))
     tokens = {index: token for token, index in model["vocab"].items()} | {
         i: each["content"] for i, each in added.items()
     }
@@ -49,7 +49,7 @@ def add_vocabulary(writer: GGUFWriter, folder: Path, rows: int) -> None:
 
 
 def end_ids(folder: Path) -> list[int]:
-    """The ids that end an answer, as the model's folder names them."""
+    """Return the end-of-sequence ids of the model's folder."""
     for name in ("generation_config.json", "config.json"):
         file = folder / name
         found = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id") if file.is_file() else None
@@ -74,7 +74,7 @@ def _byte_level(writer: GGUFWriter, whole: Mapping[str, Any]) -> None:
 
 
 def _sentencepiece(writer: GGUFWriter, whole: Mapping[str, Any], rows: int) -> None:
-    """Pieces stand in the order of their merging, so that their places are scores."""
+    """Pieces are in the order of their merges, so that their positions are scores."""
     writer.add_tokenizer_model("llama")
     writer.add_tokenizer_pre("default")
     writer.add_token_scores([-float(index) for index in range(rows)])
@@ -82,7 +82,7 @@ def _sentencepiece(writer: GGUFWriter, whole: Mapping[str, Any], rows: int) -> N
 
 
 def _cut_name(cutting: Mapping[str, Any]) -> str:
-    """GGUF's name for a pre-tokenizer; raises ConfigError where there is none."""
+    """Return GGUF's name for a pre-tokenizer; raises ConfigError if there is none."""
     parts = cutting.get("pretokenizers", [cutting])
     kinds = [each["type"] for each in parts]
     patterns = [each["pattern"].get("Regex") for each in parts if each["type"] == "Split"]
@@ -94,7 +94,7 @@ def _cut_name(cutting: Mapping[str, Any]) -> str:
         if patterns and patterns == [CUTS[name]]:
             return name
     known = ", ".join(_NAMES)
-    raise ConfigError("this tokenizer's way of cutting text has no name in GGUF", fix=f"GGUF knows, of ours: {known}")
+    raise ConfigError("this pre-tokenizer has no name in GGUF", fix=f"supported: {known}")
 
 
 def _control(writer: GGUFWriter, folder: Path, settings: Mapping[str, Any], ids: Mapping[str, int]) -> None:
@@ -104,7 +104,7 @@ def _control(writer: GGUFWriter, folder: Path, settings: Mapping[str, Any], ids:
         if isinstance(token, str) and token in ids:
             getattr(writer, f"add_{ours}_token_id")(ids[token])
     ends = end_ids(folder)
-    if len(ends) > 1:  # the first may be a document's end; a turn's end is the other
+    if len(ends) > 1:  # the first may end a document; the other one ends a turn
         writer.add_eot_token_id(next(iter(e for e in ends if e != ids.get(str(settings.get("eos_token")))), ends[0]))
     writer.add_add_bos_token(bool(settings.get("add_bos_token", False)))
     template = settings.get("chat_template")

@@ -1,7 +1,7 @@
-"""GGUF vocabulary -> `tokenizer.json` and `tokenizer_config.json`.
+"""Convert a GGUF's vocabulary to `tokenizer.json` and `tokenizer_config.json`.
 
-Built on the `tokenizers` library alone: transformers can read a GGUF's vocabulary too, but only where
-torch is installed, and it knows fewer of the ways in which text is cut before merging.
+Uses only the `tokenizers` library: transformers can read a GGUF's vocabulary too, but only if torch is
+installed, and it supports fewer pre-tokenizers.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _QWEN2 = (
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 _LLAMA3 = _QWEN2.replace(r"|\p{N}|", r"|\p{N}{1,3}|")
-# How text is cut before merging, by the name that the file gives; None: GPT-2's own pattern.
+# Pattern of the pre-tokenizer by its name in the file; None: GPT-2's.
 CUTS: Mapping[str, str | None] = {
     "gpt-2": None,
     "smollm": None,
@@ -40,7 +40,7 @@ CUTS: Mapping[str, str | None] = {
 def write_tokenizer(metadata: Metadata, folder: Path) -> None:
     """Write both files; the chat template goes into the second.
 
-    Raises ConfigError for a kind of vocabulary, or of cutting, that is not supported.
+    Raises ConfigError for a vocabulary or a pre-tokenizer that is not supported.
     """
     tokens = metadata.get("tokenizer.ggml.tokens")
     if not isinstance(tokens, list) or not tokens:
@@ -60,13 +60,13 @@ def write_tokenizer(metadata: Metadata, folder: Path) -> None:
 
 
 def _byte_level(metadata: Metadata, tokens: list[str]) -> Tokenizer:
-    """BPE over bytes spelled as letters (GPT-2's way), cut as the file's `pre` says."""
+    """Return a byte-level BPE (as GPT-2) with the pre-tokenizer that the file names."""
     from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
     cut_name = _cut_name(metadata)
     merges = [_pair(merge) for merge in metadata.get("tokenizer.ggml.merges") or []]
     vocabulary = {token: index for index, token in enumerate(tokens)}
-    llama3 = CUTS[cut_name] == _LLAMA3  # its vocabulary holds words that no merge reaches
+    llama3 = CUTS[cut_name] == _LLAMA3  # its vocabulary holds entries that no merge reaches
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, ignore_merges=llama3))
     cut = CUTS[cut_name]
     steps: list[Any] = [pre_tokenizers.Digits(individual_digits=True)] if cut_name == "smollm" else []
@@ -83,7 +83,7 @@ def _byte_level(metadata: Metadata, tokens: list[str]) -> Tokenizer:
 def _cut_name(metadata: Metadata) -> str:
     name = str(metadata.get("tokenizer.ggml.pre", "default"))
     if name == "default" and architecture(metadata).startswith("qwen"):
-        return "qwen2"  # files from before the key existed
+        return "qwen2"  # files written before the key existed
     if name not in CUTS:
         known = ", ".join(CUTS)
         raise ConfigError(f"GGUF pre-tokenizer {name!r} is not supported", fix=f"use a file with one of: {known}")
@@ -96,15 +96,15 @@ def _pair(merge: str) -> tuple[str, str]:
 
 
 def _sentencepiece(metadata: Metadata, tokens: list[str]) -> Tokenizer:
-    """BPE over characters with spaces spelled U+2581 and bytes as a fallback (Llama 2, Gemma)."""
+    """Return a BPE over characters with U+2581 for spaces and byte fallback (Llama 2, Gemma)."""
     from tokenizers import Tokenizer, decoders, models, normalizers
 
     gemma = architecture(metadata) == "gemma3"
-    if gemma:  # the converter writes runs of spaces as such; merging knows the other spelling only
+    if gemma:  # the converter writes runs of spaces; the merges are in terms of U+2581
         tokens = [_SPACE * len(token) if token and not token.strip(" ") else token for token in tokens]
     vocabulary = {token: index for index, token in enumerate(tokens)}
     scores = metadata.get("tokenizer.ggml.scores")
-    if gemma or not scores:  # Gemma's pieces stand in the order of their merging, its scores do not
+    if gemma or not scores:  # Gemma's pieces are in the order of their merges, its scores are not
         scores = [-float(index) for index in range(len(tokens))]
     unknown = metadata.get("tokenizer.ggml.unknown_token_id")
     tokenizer = Tokenizer(
@@ -126,7 +126,7 @@ def _sentencepiece(metadata: Metadata, tokens: list[str]) -> Tokenizer:
 
 
 def _merges(vocabulary: Mapping[str, int], scores: list[float]) -> list[tuple[str, str]]:
-    """The merges that a vocabulary implies: every cut of a piece into two pieces, the best piece first."""
+    """Return the merges that a vocabulary implies: every split of a piece into two pieces, the best piece first."""
     found: list[tuple[float, int, int, tuple[str, str]]] = []
     for piece, index in vocabulary.items():
         for cut in range(1, len(piece)):
@@ -137,7 +137,7 @@ def _merges(vocabulary: Mapping[str, int], scores: list[float]) -> list[tuple[st
 
 
 def _add_whole_tokens(tokenizer: Tokenizer, metadata: Metadata, tokens: list[str]) -> None:
-    """Control tokens become special, user-defined ones stay whole: neither is ever cut."""
+    """Add control tokens as special tokens and user-defined ones as plain added tokens: neither is ever split."""
     from tokenizers import AddedToken
 
     kinds = metadata.get("tokenizer.ggml.token_type") or []
@@ -147,7 +147,7 @@ def _add_whole_tokens(tokenizer: Tokenizer, metadata: Metadata, tokens: list[str
         elif kind == USER_DEFINED and token.strip(" ") and tokenizer.token_to_id(token) is not None:
             tokenizer.add_tokens([AddedToken(token, normalized=False, special=False)])
     if tokenizer.get_vocab_size() != len(tokens):
-        raise ConfigError("the GGUF's vocabulary holds a token twice", fix="get the file again")
+        raise ConfigError("the GGUF's vocabulary contains a token twice", fix="get the file again")
 
 
 def _add_start(tokenizer: Tokenizer, metadata: Metadata, tokens: list[str]) -> None:
@@ -163,7 +163,7 @@ def _add_start(tokenizer: Tokenizer, metadata: Metadata, tokens: list[str]) -> N
 
 
 def _starts(metadata: Metadata) -> bool:
-    """Whether a text begins with the start token; files that do not say follow their family's habit."""
+    """Whether a text begins with the BOS token; by default as usual in the family."""
     sentencepiece = metadata.get("tokenizer.ggml.model") == "llama"
     default = sentencepiece or CUTS.get(str(metadata.get("tokenizer.ggml.pre"))) == _LLAMA3
     return bool(metadata.get("tokenizer.ggml.add_bos_token", default))

@@ -1,6 +1,6 @@
-"""A model folder -> one GGUF file: the way back of `gguf_import.py`, with what the format wants changed.
+"""Write a model folder as one GGUF file: the reverse of `reader.py`.
 
-Llama's query and key rows are interleaved, Gemma's norms are written + 1, vectors stay float32.
+In the format Llama's query and key rows are interleaved, Gemma's norms are stored + 1, vectors are float32.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _QUANT_ROW = 32  # values that Q8_0 packs together
 def write_gguf(folder: Path, weights: Iterable[tuple[str, Values]], out: Path, kind: Kind) -> None:
     """Write the model of `folder` with these float32 weights (by Hugging Face name) to `out`.
 
-    Raises ConfigError for an architecture, a tokenizer or a scaling that has no form in GGUF here.
+    Raises ConfigError for an architecture, a tokenizer or a RoPE scaling that is not supported.
     """
     from gguf import GGUFWriter, LlamaFileType
 
@@ -52,12 +52,14 @@ def write_gguf_lora(
 ) -> None:
     """Write a LoRA in mlx-lm's layout as a GGUF adapter for the base of `folder`.
 
-    Raises ConfigError for DoRA and full weights, which GGUF has no form of.
+    Raises ConfigError for DoRA and full weights, which GGUF adapters cannot hold.
     """
     from gguf import GGUFType, GGUFWriter
 
     if adapter.get("fine_tune_type") != "lora":
-        raise ConfigError("GGUF holds plain LoRA adapters alone", where="--to", fix="use --to gguf, which fuses it")
+        raise ConfigError(
+            "a GGUF adapter can only hold a plain LoRA", where="--to", fix="use --to gguf, which fuses it"
+        )
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     arch, settings = _architecture(config), adapter["lora_parameters"]
     writer = GGUFWriter(out, arch)
@@ -68,8 +70,8 @@ def write_gguf_lora(
         for name, array in arrays.items():
             path, _, factor = name.rpartition(".")
             turned = np.ascontiguousarray(array.T, dtype=np.float32)
-            if factor == "lora_b":  # (out, r): its rows are the layer's own
-                turned = _changed(arch, config, f"{path}.weight", turned)
+            if factor == "lora_b":  # (out, r): its rows are those of the layer
+                turned = _converted(arch, config, f"{path}.weight", turned)
             writer.add_tensor(f"{_gguf_name(arch, config, path)}.weight.{factor}", np.ascontiguousarray(turned))
         for step in (writer.write_header_to_file, writer.write_kv_data_to_file, writer.write_tensors_to_file):
             step()
@@ -81,7 +83,7 @@ def _architecture(config: Mapping[str, Any]) -> str:
     found = _MODEL_TYPES.get(str(config.get("model_type")))
     if found is None:
         known = ", ".join(ARCHITECTURES)
-        raise ConfigError(f"{config.get('model_type')!r} is not written as GGUF here", where="--to", fix=f"use {known}")
+        raise ConfigError(f"{config.get('model_type')!r} cannot be written as GGUF", where="--to", fix=f"use {known}")
     return found
 
 
@@ -113,7 +115,7 @@ def _add_shape(writer: Any, arch: str, config: Mapping[str, Any]) -> None:
 
 
 def _rope(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """transformers 5 keeps the rotation's settings in a dictionary of their own."""
+    """Return the dictionary with the RoPE settings: `rope_parameters` since transformers 5."""
     found: Mapping[str, Any] = config.get("rope_parameters") or config
     return found
 
@@ -122,7 +124,7 @@ def _scaling(config: Mapping[str, Any]) -> Mapping[str, Any]:
     found = config.get("rope_scaling") or config.get("rope_parameters") or {}
     kind = found.get("rope_type", found.get("type", "default"))
     if kind not in ("default", "linear", "llama3"):
-        raise ConfigError(f"rope scaling {kind!r} is not written as GGUF here", where="--to", fix="use --to fused")
+        raise ConfigError(f"rope scaling {kind!r} cannot be written as GGUF", where="--to", fix="use --to fused")
     return {**found, "rope_type": kind}
 
 
@@ -138,7 +140,7 @@ def _tensors(
         if name == "lm_head.weight" and config.get("tie_word_embeddings"):
             continue
         path, _, leaf = name.rpartition(".")
-        yield f"{_gguf_name(arch, config, path)}.{leaf}", _changed(arch, config, name, values)
+        yield f"{_gguf_name(arch, config, path)}.{leaf}", _converted(arch, config, name, values)
 
 
 def _gguf_name(arch: str, config: Mapping[str, Any], path: str) -> str:
@@ -150,8 +152,8 @@ def _gguf_name(arch: str, config: Mapping[str, Any], path: str) -> str:
     return str(found)
 
 
-def _changed(arch: str, config: Mapping[str, Any], name: str, values: Values) -> Values:
-    """What the format wants otherwise: interleaved halves of Llama's heads, Gemma's norms + 1."""
+def _converted(arch: str, config: Mapping[str, Any], name: str, values: Values) -> Values:
+    """Return the values as the format stores them: Llama's heads interleaved, Gemma's norms + 1."""
     if arch == "gemma3" and name.endswith("norm.weight"):
         return values + np.float32(1)
     found = name.rpartition("self_attn.")[2]

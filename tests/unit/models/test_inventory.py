@@ -191,7 +191,7 @@ def test_ollama_is_listed_and_imported_on_use(home: Path, sample: Path, monkeypa
     assert "ollama:other.host/somebody/small:latest" in found
     model = resolve.resolve("ollama:small:1b")
     assert (model.revision, model.source) == (item.revision, "ollama")
-    monkeypatch.setattr("sdpo_mlx.models.gguf.cache.import_gguf", lambda *_: pytest.fail("imported a second time"))
+    monkeypatch.setattr("sdpo_mlx.models.gguf.reader.import_gguf", lambda *_: pytest.fail("imported a second time"))
     assert resolve.resolve("ollama:somebody/small").path == model.path
     assert resolve.configuration("ollama:small:1b")["hidden_size"] == 256
     shown = json.loads(sdpo("models", "show", "ollama:small:1b", "--json")[1])
@@ -256,7 +256,7 @@ def test_blob_that_is_not_what_its_name_says_is_refused(home: Path, sample: Path
     content = bytearray(sample.read_bytes())
     content[-1] ^= 1
     file.write_bytes(content)
-    with pytest.raises(ConfigError, match="not what its name says"):
+    with pytest.raises(ConfigError, match="does not match its hash"):
         resolve.resolve("ollama:m")
 
 
