@@ -1,4 +1,4 @@
-"""The mathematics of SDPO in float64 numpy: the place to read the formulas, and the oracle of every backend.
+"""The mathematics of SDPO in float64 numpy: the reference for the formulas and for tests of every backend.
 
 Notation, one row (one response token) at a time: p = softmax(student / temperature) over the
 vocabulary, q = softmax(teacher / temperature), y the sampled token, p_0(y) its probability when it was
@@ -49,7 +49,7 @@ STD_FLOOR = 1e-6
 
 @dataclass(frozen=True)
 class Rows:
-    """The counted tokens, flat: sampled ids, log-probs at sampling, and what each half is multiplied by.
+    """The tokens of the loss, flat: sampled ids, log-probs at sampling, and the factor of each term.
 
     `distil_R` and `policy_R` are already divided by their normaliser; 0 means that the half is absent.
     `sequence_R` is the coefficient of support `sequence` (unused otherwise).
@@ -67,14 +67,14 @@ class Rows:
 
 
 def log_softmax(logits_RV: npt.ArrayLike, temperature: float = 1.0) -> Array:
-    """Log-probabilities along the last axis, safe for logits of any finite size."""
+    """Return log-probabilities along the last axis, stable for any finite logits."""
     scaled = np.asarray(logits_RV, dtype=np.float64) / temperature
     shifted = scaled - scaled.max(axis=-1, keepdims=True)
     return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True)))
 
 
 def support_ids(logp_RV: Array, cfg: ObjectiveConfig) -> Indices | None:
-    """The student's k likeliest ids (R,K), or None where the whole vocabulary is compared."""
+    """Return the student's k most likely ids (R,K), or None if the full vocabulary is compared."""
     k = cfg.top_k if cfg.support == "top_k" else None
     if k is None or k >= logp_RV.shape[-1]:
         return None
@@ -82,7 +82,7 @@ def support_ids(logp_RV: Array, cfg: ObjectiveConfig) -> Indices | None:
 
 
 def on_support(logp_RV: Array, ids_RK: Indices | None, tail: bool) -> Array:
-    """Log-probabilities on the support (R,S): S is V, K + 1 with the tail bucket, or K renormalised."""
+    """Return log-probabilities on the support (R,S): S is V, K + 1 with the tail bucket, or K renormalized."""
     if ids_RK is None:
         return logp_RV
     logp_RK = np.take_along_axis(logp_RV, ids_RK, axis=-1)
@@ -93,7 +93,7 @@ def on_support(logp_RV: Array, ids_RK: Indices | None, tail: bool) -> Array:
 
 
 def on_support_backward(grad_RS: Array, logp_RV: Array, ids_RK: Indices | None, tail: bool) -> Array:
-    """Pull a gradient on the support back to the log-probabilities of the vocabulary (R,V)."""
+    """Backpropagate a gradient on the support to the log-probabilities of the vocabulary (R,V)."""
     if ids_RK is None:
         return grad_RS
     logp_RK = np.take_along_axis(logp_RV, ids_RK, axis=-1)
@@ -119,7 +119,7 @@ def _log_mass(logp_RK: Array) -> Array:
 
 
 def divergence(logp_RS: Array, logq_RS: Array, alpha: float) -> tuple[Array, Array]:
-    """D(p, q) of each row and its gradient with respect to log p (R,S)."""
+    """Return D(p, q) of each row and its gradient with respect to log p (R,S)."""
     p, q = np.exp(logp_RS), np.exp(logq_RS)
     if alpha == 0.0:
         return (q * (logq_RS - logp_RS)).sum(axis=-1), -q
@@ -132,7 +132,7 @@ def divergence(logp_RS: Array, logq_RS: Array, alpha: float) -> tuple[Array, Arr
 
 
 def distil_rows(logp_RV: Array, logq_RV: Array, rows: Rows, cfg: ObjectiveConfig) -> tuple[Array, Array]:
-    """The distillation term of each row before importance and weight, and its gradient (R,V)."""
+    """Return the distillation term of each row before importance and weight, and its gradient (R,V)."""
     if cfg.support in ("sampled", "sequence"):
         logp_R = at(logp_RV, rows.ids_R)
         gap_R = logp_R - at(logq_RV, rows.ids_R)
@@ -145,7 +145,7 @@ def distil_rows(logp_RV: Array, logq_RV: Array, rows: Rows, cfg: ObjectiveConfig
 
 
 def policy_rows(logp_RV: Array, rows: Rows, cfg: ObjectiveConfig) -> tuple[Array, Array]:
-    """The GRPO term of each row before its weight, and its gradient (R,V)."""
+    """Return the GRPO term of each row before its weight, and its gradient (R,V)."""
     logp_R = at(logp_RV, rows.ids_R)
     ratio_R = importance_ratio(logp_R, rows.rollout_logps_R)
     free_R = ratio_R * rows.advantage_R
@@ -155,25 +155,25 @@ def policy_rows(logp_RV: Array, rows: Rows, cfg: ObjectiveConfig) -> tuple[Array
 
 
 def importance_ratio(logp_R: Array, rollout_logps_R: Array) -> Array:
-    """p(y) / p_0(y) with its logarithm held within +-20."""
+    """Return p(y) / p_0(y) with its logarithm clipped to +-20."""
     return np.asarray(np.exp(np.clip(logp_R - rollout_logps_R, -LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)))
 
 
 def importance_weight(logp_R: Array, rollout_logps_R: Array, cfg: ObjectiveConfig) -> Array:
-    """The constant that multiplies each row's distillation term: the ratio, clipped above; 1 when off."""
+    """Return the importance weight of each row's distillation term: the ratio, clipped above; 1 if off."""
     if cfg.importance_clip is None:
         return np.ones_like(logp_R)
     return np.minimum(importance_ratio(logp_R, rollout_logps_R), cfg.importance_clip)
 
 
 def sequence_coefficients(gap_R: Array, sample_R: Indices, samples: int) -> Array:
-    """Mean of log p(y) - log q(y) over each sample's rows (B,); 0 where a sample has none."""
+    """Return the mean of log p(y) - log q(y) over each sample's rows (B,); 0 for a sample without rows."""
     counts_B = np.bincount(sample_R, minlength=samples)
     return np.asarray(np.bincount(sample_R, weights=gap_R, minlength=samples) / np.maximum(counts_B, 1))
 
 
 def at(values_RV: Array, ids_R: Indices) -> Array:
-    """The entry of each row at its id."""
+    """Return the entry of each row at its id."""
     return np.asarray(np.take_along_axis(values_RV, ids_R[:, None], axis=-1)[:, 0])
 
 
@@ -187,7 +187,7 @@ def _put(values_R: Array, ids_R: Indices, like_RV: Array) -> Array:
 
 
 def sample_weights(cfg: ObjectiveConfig, *, success: bool, has_context: bool) -> tuple[float, float]:
-    """(distil_weight, policy_weight) of one rollout, lambda included, the question's weight not.
+    """Return (distil_weight, policy_weight) of one rollout, without the problem's weight.
 
     Without a context there is nothing to distil. Under `by_success` a success learns by GRPO alone and
     a failure by distillation alone; kind `grpo` has no self-teacher, so the route does not touch it.
@@ -200,14 +200,14 @@ def sample_weights(cfg: ObjectiveConfig, *, success: bool, has_context: bool) ->
 
 
 def kind_weights(cfg: ObjectiveConfig) -> tuple[float, float]:
-    """(distil_weight, policy_weight) that the kind alone asks for."""
+    """Return (distil_weight, policy_weight) of the kind alone."""
     if cfg.kind == "hybrid":
         return 1.0 - cfg.hybrid_weight, cfg.hybrid_weight
     return (1.0, 0.0) if cfg.kind == "sdpo" else (0.0, 1.0)
 
 
 def advantages(rewards_B: npt.ArrayLike, cfg: ObjectiveConfig) -> Array:
-    """Reward minus the mean of its group (one group, B rollouts), over the population deviation if asked."""
+    """Return reward minus the mean of one group (B,), divided by the population deviation if configured."""
     rewards = np.asarray(rewards_B, dtype=np.float64)
     if rewards.size == 0:
         return rewards
@@ -216,14 +216,14 @@ def advantages(rewards_B: npt.ArrayLike, cfg: ObjectiveConfig) -> Array:
 
 
 def question_weights(pass_rates_N: npt.ArrayLike) -> Array:
-    """sqrt(p(1-p)) of each problem, scaled to mean 1 over the N problems; all zero stays zero."""
+    """Return sqrt(p(1-p)) of each problem, scaled to mean 1 over the N problems; all zeros stay zero."""
     rates = np.asarray(pass_rates_N, dtype=np.float64)
     raw = np.sqrt(np.clip(rates * (1.0 - rates), 0.0, None))
     return np.asarray(raw * (raw.size / raw.sum())) if raw.any() else raw
 
 
 def token_scale(counts_B: npt.ArrayLike, weights_B: npt.ArrayLike, aggregation: str) -> Array:
-    """What multiplies every row of each sample (B,), so that the plain sum over rows is the step's loss.
+    """Return the factor of every row of each sample (B,), so that the sum over rows is the step's loss.
 
     `counts_B` are the counted tokens of all samples of the step. Weights multiply the numerator only;
     a sample of weight 0 or without tokens is not counted. Nothing counted gives zeros.
@@ -245,7 +245,7 @@ def token_scale(counts_B: npt.ArrayLike, weights_B: npt.ArrayLike, aggregation: 
 def row_loss_and_grad(
     student_RV: npt.ArrayLike, teacher_RV: npt.ArrayLike | None, rows: Rows, cfg: ObjectiveConfig, temperature: float
 ) -> tuple[float, Array]:
-    """Sum over rows of both halves, and its gradient with respect to the raw student logits (R,V).
+    """Return the sum of both terms over rows, and its gradient with respect to the raw student logits (R,V).
 
     Teacher logits are read only where `distil_R` is above 0 and may be None when no row is distilled.
     """
@@ -287,7 +287,7 @@ def loss_and_grad(  # noqa: PLR0913  the oracle takes a step's arrays as they ar
     distil_weights_B: npt.ArrayLike | None = None,
     policy_weights_B: npt.ArrayLike | None = None,
 ) -> tuple[float, Array]:
-    """The loss of a step and its gradient with respect to the student's raw logits (B,T,V).
+    """Return the loss of a step and its gradient with respect to the student's raw logits (B,T,V).
 
     Masks are 0 or 1. Weights not given come from the kind alone. What stands in uncounted rows is never
     read; nothing counted gives 0. Raises ValueError when a half is asked for without what it needs.
@@ -322,7 +322,7 @@ def loss_and_grad(  # noqa: PLR0913  the oracle takes a step's arrays as they ar
 
 
 def ema_closed_form(initial: npt.ArrayLike, students: Sequence[npt.ArrayLike], rate: float) -> Array:
-    """The EMA teacher after one update a student, in the order given; what stepwise updates must equal."""
+    """Return the EMA teacher after one update per student, in order: the closed form of stepwise updates."""
     keep = 1.0 - rate
     teacher = keep ** len(students) * np.asarray(initial, dtype=np.float64)
     for i, student in enumerate(students, start=1):

@@ -1,15 +1,15 @@
-"""What the self-teacher sees: a rollout group in, the context of each rollout out; pure functions.
+"""The context of the self-teacher for each rollout of a group; pure functions.
 
-The demonstration is a successful *sibling*, the feedback is what the environment said about this very
-rollout (SDPO.md, section 3; arXiv 2601.20802). A success has no feedback, and its own answer never is its
-own demonstration, so a lone success learns nothing. In an episode of several turns each answer has a context
-of its own: the same first part, then what was said until then.
+The demonstration is a successful rollout of the same group, a *sibling*; the feedback is the grader's text about
+this rollout (arXiv 2601.20802). A successful rollout has no feedback and is not its own demonstration, so a single
+success in a group is not learned from. In an episode of several turns each turn has its own context: the same
+first part, then the conversation up to that turn.
 
-With `demonstration: dataset` the demonstration is the row's own reference answer, for every rollout, the successful
-ones too: SDFT (arXiv 2601.19897), learning from offline demonstrations while the student answers by itself. Its parts
-under our names: `teacher.kind: ema`, `objective.support: full`, `objective.alpha: 1.0` for the reverse KL of its
-equations (0.0 for the forward KL, which its published code is said to use), no feedback. A row without a
-reference falls back to feedback where that is on, and else teaches nothing. The student never sees a reference.
+With `demonstration: dataset` the demonstration is the row's reference answer, for every rollout, successful or not:
+SDFT (arXiv 2601.19897), which learns from offline demonstrations while the student samples by itself. Its settings
+here: `teacher.kind: ema`, `objective.support: full`, `objective.alpha: 1.0` for the reverse KL of its equations
+(0.0 for the forward KL, which its published code is said to use), no feedback. A row without a reference falls back
+to feedback if that is on, otherwise it is not learned from. The student never sees a reference.
 """
 
 from __future__ import annotations
@@ -37,15 +37,17 @@ CLOSING_LINE = "Correctly solve the original question."
 
 
 def demonstration_for(group: RolloutGroup, index: int, cfg: TeacherConfig, seed: int) -> Demonstration | None:
-    """The right answer shown for rollout `index`, thinking removed; None where there is none.
+    """Return the demonstration for rollout `index`, thinking removed; None if there is none.
 
-    `seed` stands for the run and the step; `random` draws from it, the problem and the index.
+    `seed` identifies run and step; `random` is seeded by it, the problem and the index.
     """
     if cfg.demonstration == "off":
         return None
     if cfg.demonstration == "dataset":
-        return _given(group.problem)
-    usable = [d for i in range(len(group.rollouts)) if (i != index or cfg.own_success) and (d := _shown(group, i, cfg))]
+        return _from_dataset(group.problem)
+    usable = [
+        d for i in range(len(group.rollouts)) if (i != index or cfg.own_success) and (d := _successful(group, i, cfg))
+    ]
     if not usable:
         return None
     if cfg.demonstration == "first":
@@ -53,28 +55,28 @@ def demonstration_for(group: RolloutGroup, index: int, cfg: TeacherConfig, seed:
     return usable[int(rng("demonstration", seed, group.problem.id, index).integers(len(usable)))]
 
 
-def _given(problem: Problem) -> Demonstration | None:
+def _from_dataset(problem: Problem) -> Demonstration | None:
     text = clean(strip_thinking(problem.reference or "")).strip()
     return Demonstration(text, FROM_DATASET) if text else None
 
 
-def _shown(group: RolloutGroup, i: int, cfg: TeacherConfig) -> Demonstration | None:
+def _successful(group: RolloutGroup, i: int, cfg: TeacherConfig) -> Demonstration | None:
     rollout, feedback = group.rollouts[i], group.feedback[i]
     graded = feedback.success and feedback.kind != "grader_error"
     if not graded or rollout.finish != "stop" or not feedback.reward >= cfg.success_threshold:
         return None
-    text = _told(group, i)
+    text = _shown_text(group, i)
     return Demonstration(text, i) if text else None
 
 
-def _told(group: RolloutGroup, i: int) -> str:
-    """The last answer where it decides by itself, else the whole episode."""
+def _shown_text(group: RolloutGroup, i: int) -> str:
+    """Return the last turn if it is a solution by itself, otherwise the whole episode."""
     rollout = group.rollouts[i]
     return _bare(rollout) if group.last_decides else transcript(rollout)
 
 
 def transcript(rollout: Rollout) -> str:
-    """An episode as one text: its answers as they were given, and each reply between them quoted with `> `."""
+    """Return an episode as one text: the turns, and each reply between them quoted with `> `."""
     parts = []
     for exchange in rollout.earlier:
         quoted = "\n".join(f"> {line}".rstrip() for line in exchange.reply.splitlines())
@@ -87,7 +89,7 @@ def _bare(answer: Rollout) -> str:
 
 
 def history(exchanges: Sequence[Exchange]) -> tuple[Message, ...]:
-    """What was said as messages: answers without their thinking, and the environment's replies as the user's."""
+    """Return exchanges as messages: rollouts without thinking as the assistant's, replies as the user's."""
     made: list[Message] = []
     for exchange in exchanges:
         made.append({"role": "assistant", "content": strip_thinking(exchange.answer.text)})
@@ -98,7 +100,7 @@ def history(exchanges: Sequence[Exchange]) -> tuple[Message, ...]:
 def feedback_for(
     group: RolloutGroup, index: int, cfg: TeacherConfig, demonstration: Demonstration | None
 ) -> str | None:
-    """The environment's text about rollout `index`, cleaned and capped; None for a success or where it is unused."""
+    """Return the feedback on rollout `index`, cleaned and shortened; None for a success or if it is unused."""
     feedback = group.feedback[index]
     hidden = demonstration is not None and cfg.feedback_only_without_demonstration
     if not cfg.feedback or hidden or feedback.success or feedback.kind == "grader_error":
@@ -107,18 +109,18 @@ def feedback_for(
 
 
 def attempt_for(group: RolloutGroup, index: int, cfg: TeacherConfig) -> str | None:
-    """The failed answer itself, thinking removed, where the configuration asks to quote it."""
+    """Return the failed rollout, thinking removed; None for a success or if it is not to be quoted."""
     if not cfg.include_attempt or group.feedback[index].success:
         return None
-    return _told(group, index) or None
+    return _shown_text(group, index) or None
 
 
 def teacher_context(
     group: RolloutGroup, index: int, cfg: TeacherConfig, seed: int, turn: int | None = None
 ) -> TeacherContext | None:
-    """What the self-teacher sees for rollout `index`; None when there is neither demonstration nor feedback.
+    """Return the self-teacher's context for rollout `index`; None without demonstration and feedback.
 
-    `turn` counts an episode's answers from 0; None is the last one.
+    `turn` counts the turns of an episode from 0; None is the last one.
     """
     demonstration = demonstration_for(group, index, cfg, seed)
     feedback = feedback_for(group, index, cfg, demonstration)
@@ -126,8 +128,8 @@ def teacher_context(
         return None
     shown = demonstration.text if demonstration else None
     messages = teacher_messages(group.problem.messages, shown, feedback, attempt_for(group, index, cfg), cfg)
-    said = history(group.rollouts[index].earlier[:turn])
-    return TeacherContext((*messages, *said), demonstration, feedback)
+    earlier = history(group.rollouts[index].earlier[:turn])
+    return TeacherContext((*messages, *earlier), demonstration, feedback)
 
 
 def teacher_messages(
@@ -137,9 +139,9 @@ def teacher_messages(
     attempt: str | None,
     cfg: TeacherConfig,
 ) -> tuple[Message, ...]:
-    """The problem's messages with the last user message extended by what is there; the others stay.
+    """Return the problem's messages with the last user message extended by the given parts.
 
-    Raises ValueError where no user message is.
+    Raises ValueError without a user message.
     """
     last = max((i for i, message in enumerate(problem_messages) if message["role"] == "user"), default=-1)
     if last < 0:

@@ -1,4 +1,4 @@
-"""The words of the project, as types; every room speaks them and nothing else.
+"""Types that all packages share.
 
 Array suffixes: _B batch, _T token, _V vocabulary, _K top-k.
 """
@@ -21,7 +21,7 @@ Role = Literal["student", "teacher"]
 
 
 class Message(TypedDict):
-    """One turn of a chat; the content is always data, never a template."""
+    """One message of a chat; the content is always data, never a template."""
 
     role: Literal["system", "user", "assistant"]
     content: str
@@ -29,19 +29,19 @@ class Message(TypedDict):
 
 @dataclass(frozen=True)
 class Problem:
-    """One row of a task: what the model reads, and what only the grader may see."""
+    """One row of a task: the messages for the model, and private fields for the grader."""
 
     id: str
     messages: tuple[Message, ...]
     private: Mapping[str, Any] = field(default_factory=dict, repr=False)
     family: str = ""
-    tools: tuple[Mapping[str, Any], ...] = ()  # JSON schemas for the chat template's own `tools`; data like all content
-    reference: str | None = field(default=None, repr=False)  # a right answer; the self-teacher alone may be shown it
+    tools: tuple[Mapping[str, Any], ...] = ()  # JSON schemas for the chat template's `tools`; data like all content
+    reference: str | None = field(default=None, repr=False)  # a correct answer; only the self-teacher may see it
 
 
 @dataclass(frozen=True)
 class Feedback:
-    """What the environment says about one answer; `text` is untrusted and may be blank."""
+    """The grade of one rollout; `text` is untrusted and may be blank."""
 
     reward: float
     success: bool
@@ -51,7 +51,7 @@ class Feedback:
 
 @dataclass(frozen=True)
 class Generation:
-    """Sampled tokens as a backend gives them: stop token included, log-probs at sampling time."""
+    """Tokens sampled by a backend: stop token included, log-probs at sampling time."""
 
     ids_T: IntArray
     logps_T: FloatArray
@@ -62,7 +62,7 @@ class Generation:
 class Rollout:
     """One sampled answer; `text` is decoded without special tokens.
 
-    In a task of several turns it is the episode's last answer, and `earlier` holds what was said before it.
+    In a task of several turns it is the last turn of the episode, and `earlier` holds the turns before it.
     """
 
     prompt_ids: IntArray
@@ -75,7 +75,7 @@ class Rollout:
 
     @property
     def turns(self) -> tuple[Rollout, ...]:
-        """Every answer of the episode in order, each with the prompt that it was sampled from."""
+        """Every turn of the episode in order, each with the prompt that it was sampled from."""
         return (*(exchange.answer for exchange in self.earlier), self)
 
     @property
@@ -86,7 +86,7 @@ class Rollout:
 
 @dataclass(frozen=True)
 class Exchange:
-    """One answer of an episode (its own `earlier` is empty), and what the environment replied; cleaned, untrusted."""
+    """One turn of an episode (its `earlier` is empty), and the environment's reply: cleaned, untrusted."""
 
     answer: Rollout
     reply: str
@@ -96,7 +96,7 @@ class Exchange:
 class RolloutGroup:
     """The n rollouts of one problem with their feedback, in sampling order.
 
-    `last_decides` says that an episode's last answer is a solution by itself, whatever was said before it.
+    `last_decides`: the last turn of an episode is a solution by itself, independent of the turns before it.
     """
 
     problem: Problem
@@ -106,21 +106,21 @@ class RolloutGroup:
 
     def __post_init__(self) -> None:
         if len(self.rollouts) != len(self.feedback):
-            raise ValueError("a group needs one feedback a rollout")
+            raise ValueError("a group needs one feedback per rollout")
 
     @property
     def pass_rate(self) -> float:
-        """Share of successes among the rollouts that could be graded (0 when none could)."""
+        """Share of successes among the rollouts that could be graded (0 if none could)."""
         graded = [f for f in self.feedback if f.kind != "grader_error"]
         return sum(f.success for f in graded) / len(graded) if graded else 0.0
 
 
-FROM_DATASET = -1  # the source of a demonstration that is no rollout
+FROM_DATASET = -1  # source of a demonstration that is not a rollout
 
 
 @dataclass(frozen=True)
 class Demonstration:
-    """A right answer, its thinking removed: rollout `source` of the group, or the row's own (`FROM_DATASET`)."""
+    """A correct answer, thinking removed: rollout `source` of the group, or the row's reference (`FROM_DATASET`)."""
 
     text: str
     source: int
@@ -128,7 +128,7 @@ class Demonstration:
 
 @dataclass(frozen=True)
 class TeacherContext:
-    """The messages that the self-teacher sees instead of the student's, and what went into them."""
+    """The messages of the self-teacher in place of the student's, and the parts that they were made of."""
 
     messages: tuple[Message, ...]
     demonstration: Demonstration | None
@@ -137,12 +137,12 @@ class TeacherContext:
 
 @dataclass(frozen=True)
 class DistillSample:
-    """One answer ready to learn from; both spans [start, stop) hold the same response tokens.
+    """One rollout ready to learn from; both spans [start, stop) hold the same response tokens.
 
-    `turn` counts a rollout's answers from 0; what was said before it stands in both prompts.
+    `turn` counts the turns of an episode from 0; earlier turns are in both prompts.
 
     `distil_weight` multiplies the divergence to the self-teacher, `policy_weight` the GRPO term
-    with `advantage`; a weight of 0 means that this half is neither computed nor counted.
+    with `advantage`; a term with weight 0 is neither computed nor counted.
     A sample without a context has an empty `teacher_ids` and `distil_weight` 0.
     """
 
@@ -160,7 +160,7 @@ class DistillSample:
 
     def __post_init__(self) -> None:
         if self.ids_T.size != self.rollout_logps_T.size:
-            raise ValueError("one sampling log-prob a response token is needed")
+            raise ValueError("one sampling log-prob per response token is needed")
         if self.distil_weight and not np.array_equal(self.ids_T, self.teacher_ids[slice(*self.teacher_span)]):
             raise ValueError("student and teacher spans hold different tokens")
 
@@ -172,7 +172,7 @@ class DistillSample:
 
 @dataclass(frozen=True)
 class Skip:
-    """An answer that teaches nothing, and why."""
+    """A rollout that is not learned from, and the reason."""
 
     reason: SkipReason
     problem_id: str

@@ -1,4 +1,4 @@
-"""Settings: the schema with its defaults, and how files, presets and flags become one configuration."""
+"""Configuration: the schema with its defaults, and the merge of files, presets and options."""
 
 from sdpo_mlx.config.schema import (
     AdapterConfig,

@@ -100,7 +100,7 @@ def suggestion(section: str, name: str) -> str:
     The section's own names go first, then names of other sections, then those of other trainers.
     """
     own = children(section)
-    elsewhere = {key.rpartition(".")[2]: key for key in reversed(LEAVES) if key.rpartition(".")[0] != section}
+    elsewhere = {key.rpartition(".")[2]: key for key in reversed(tuple(LEAVES)) if key.rpartition(".")[0] != section}
     if near := get_close_matches(name, own, 1, 0.8):
         return f"did you mean {near[0]}?"
     if name in ADVICE:
@@ -119,7 +119,7 @@ def option_advice(option: str, flags: Collection[str]) -> str:
     if option == "--adapter-path" and "--adapter" in flags:  # commands that read an adapter; `sdpo train` writes one
         return "Use --adapter"
     name = option.lstrip("-").replace("-", "_")
-    leaves = {key.rpartition(".")[2]: key for key in reversed(LEAVES)}
+    leaves = {key.rpartition(".")[2]: key for key in reversed(tuple(LEAVES))}
     found = ADVICE.get(name) or SETTINGS.get(name) or leaves.get(name, "")
     if found in SECTIONS:
         return f"Use a setting of {found}, such as --{next(key for key in LEAVES if key.startswith(f'{found}.'))}"

@@ -1,6 +1,6 @@
-"""One source of settings as a flat layer: dotted key -> value, and where it was written.
+"""One source of settings as a flat layer: dotted key -> value and origin.
 
-Four kinds of source: a YAML file, a shipped preset, `--set a.b=c`, a flag. Every fault is told with its place.
+There are four kinds of source: a YAML file, a preset, `--set a.b=c`, an option. Every error names file and line.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ import yaml
 from sdpo_mlx.config import aliases, keys
 from sdpo_mlx.core.errors import ConfigError
 
-# PyYAML reads YAML 1.1, in which an exponent needs a dot before it and a sign after it.
+# PyYAML reads YAML 1.1, in which 1e-5 is a string: an exponent needs a dot before it and a sign after it.
 NUMBER = re.compile(r"([-+]?)(\d+\.?\d*|\.\d+)(?:[eE]([-+]?)(\d+))?")
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One value: `origin` is for people who ask where it comes from, `where` for those who must mend it."""
+    """One value: `origin` for `sdpo config show`, `where` for error messages."""
 
     value: Any
     origin: str
@@ -37,7 +37,7 @@ Layer = Mapping[str, Entry]
 
 
 def shown(value: object) -> str:
-    """A value inside an error: one line, no control characters, 60 characters at most."""
+    """Format a value for an error: one line, no control characters, at most 60 characters."""
     words = {None: "null", True: "true", False: "false"}
     if isinstance(value, str):
         text = f"'{value}'" if value.isprintable() and "'" not in value else repr(value)
@@ -47,12 +47,12 @@ def shown(value: object) -> str:
 
 
 def name_shown(name: str) -> str:
-    """A key inside an error, bare where that is harmless."""
+    """Format a key for an error, quoted only if necessary."""
     return name if re.fullmatch(r"[\w.-]{1,60}", name, re.ASCII) else shown(name)
 
 
 def fault(problems: Sequence[str]) -> ConfigError:
-    """The first three problems in one line."""
+    """Return an error with the first three problems in one line."""
     rest = f"; and {len(problems) - 3} more" if len(problems) > 3 else ""
     return ConfigError("; ".join(problems[:3]) + rest)
 
@@ -61,7 +61,7 @@ def fault(problems: Sequence[str]) -> ConfigError:
 
 
 def preset_names() -> list[str]:
-    """The shipped presets: `code`, `paper/livecodebench`, `tiny`, ..."""
+    """Return the names of the presets: `code`, `paper/livecodebench`, `tiny`, ..."""
     root = files("sdpo_configs")
     found = [item.name[:-5] for item in root.iterdir() if item.name.endswith(".yaml")]
     papers = [f"paper/{item.name[:-5]}" for item in (root / "paper").iterdir() if item.name.endswith(".yaml")]
@@ -69,7 +69,7 @@ def preset_names() -> list[str]:
 
 
 def preset(name: str) -> Layer:
-    """The layer of a shipped preset."""
+    """Return the layer of a preset."""
     source: Traversable = files("sdpo_configs").joinpath(f"{name}.yaml")
     text = source.read_text(encoding="utf-8")
     return _YamlFile(f"preset {name}", f"preset {name}").layer(text)
@@ -79,7 +79,7 @@ def preset(name: str) -> Layer:
 
 
 def config_file(path: Path) -> Layer:
-    """The layer of a file, of a run's folder, or of the shipped preset of that name where no such file exists."""
+    """Return the layer of a file, of a run folder, or of the preset of that name if there is no such file."""
     if (path / "config.yaml").is_file():
         path = path / "config.yaml"
     if not path.is_file():
@@ -89,8 +89,8 @@ def config_file(path: Path) -> Layer:
             if candidate in known:
                 return preset(candidate)
         near = get_close_matches(name, known, 1, 0.6)
-        asked = f"did you mean {near[0]}?" if near else f"name a YAML file, or one of {', '.join(known)}"
-        raise ConfigError(f"{shown(name)}: no such file and no such preset", fix=asked)
+        advice = f"did you mean {near[0]}?" if near else f"name a YAML file, or one of {', '.join(known)}"
+        raise ConfigError(f"{shown(name)}: no such file or preset", fix=advice)
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:
@@ -103,7 +103,7 @@ def config_file(path: Path) -> Layer:
 @dataclass(frozen=True)
 class _YamlFile:
     label: str
-    origin: str | None  # null: file and line, where a preset needs its name only
+    origin: str | None  # None: file and line; for a preset its name is enough
 
     def layer(self, text: str) -> Layer:
         entries: dict[str, Entry] = {}
@@ -139,7 +139,7 @@ class _YamlFile:
         if not isinstance(node, yaml.MappingNode):
             if isinstance(node, yaml.ScalarNode) and node.tag == "tag:yaml.org,2002:null":
                 return  # a section whose keys are all commented out
-            problems.append(f"{where}: {section + ': ' if section else ''}{_section_wanted(section)}")
+            problems.append(f"{where}: {section + ': ' if section else ''}{_section_expected(section)}")
             return
         seen: dict[str, int] = {}
         for key_node, value in node.value:
@@ -147,7 +147,7 @@ class _YamlFile:
             key = f"{section}.{name}" if section else name
             where = self._where(key_node)
             if name in seen:
-                problems.append(f"{where}: {name_shown(key)}: stands already in line {seen[name]}, keep one")
+                problems.append(f"{where}: {name_shown(key)}: is already set in line {seen[name]}, keep one")
             elif key in keys.SECTIONS:
                 self._section(key, value, loader, entries, problems)
             elif key in keys.LEAVES and name in keys.children(section):
@@ -159,7 +159,7 @@ class _YamlFile:
     def _leaf(self, key: str, node: yaml.Node, where: str, loader: yaml.SafeLoader, problems: list[str]) -> Entry:
         origin = self.origin or where
         if isinstance(node, yaml.ScalarNode) and node.value in keys.choices(key):
-            return Entry(node.value, origin, where)  # `off` is a word here, not YAML 1.1's false
+            return Entry(node.value, origin, where)  # `off` is a string here, not YAML 1.1's false
         parts = node.value if isinstance(node, yaml.SequenceNode) else [node]
         if not all(isinstance(part, yaml.ScalarNode) for part in parts):
             problems.append(f"{where}: {key}: must be {keys.allowed(key)}")
@@ -175,7 +175,7 @@ class _YamlFile:
         return f"{self.label}:{node.start_mark.line + 1}"
 
 
-def _section_wanted(section: str) -> str:
+def _section_expected(section: str) -> str:
     names = keys.children(section)
     head = "is a section" if section else "the file must hold sections"
     return f"{head}, write `{section or names[0]}:` and, indented below it, `{names[0] if section else 'name'}: ...`"
@@ -193,20 +193,20 @@ def _unknown(section: str, name: str) -> str:
 
 
 def set_options(sets: Sequence[str]) -> Layer:
-    """The layer of `--set section.key=value`; the last of two wins."""
+    """Return the layer of `--set section.key=value`; the last of two wins."""
     entries: dict[str, Entry] = {}
     for text in sets:
         key, equals, raw = text.partition("=")
         key = key.strip()
         if not equals or not key:
-            raise ConfigError(f"--set {shown(text)}: is no assignment", fix="write --set train.steps=20")
+            raise ConfigError(f"--set {shown(text)}: is not an assignment", fix="write --set train.steps=20")
         _check_key(key, "--set")
         entries[key] = Entry(_from_text(key, raw.strip()), "--set", "--set")
     return entries
 
 
 def flags(values: Mapping[str, Any]) -> Layer:
-    """The layer of the flags, by dotted key; None means not given."""
+    """Return the layer of the options, by dotted key; None means not given."""
     given = {key: value for key, value in values.items() if value is not None}
     return {key: _flag(key, value) for key, value in given.items()}
 
@@ -224,25 +224,25 @@ def _check_key(key: str, where: str) -> None:
         return
     if key in keys.SECTIONS:
         raise ConfigError(f"{where}: {key}: is a section, set one of its keys: {', '.join(keys.children(key))}")
-    # The suggestion goes by the deepest section that is spelled right.
+    # Suggest a name of the deepest section that is spelled correctly.
     section = key.rpartition(".")[0]
     while section and section not in keys.SECTIONS:
         section = section.rpartition(".")[0]
     name = key[len(section) + 1 :] if section else key
     near = get_close_matches(key, keys.LEAVES, 1, 0.85)
-    asked = f"did you mean {near[0]}?" if near else aliases.suggestion(section, name)
-    raise ConfigError(f"{where}: {name_shown(key)}: {asked}")
+    advice = f"did you mean {near[0]}?" if near else aliases.suggestion(section, name)
+    raise ConfigError(f"{where}: {name_shown(key)}: {advice}")
 
 
 def _from_text(key: str, raw: str) -> Any:
-    """A value typed on a command line: the key says how the text is to be read."""
+    """Parse a value of the command line by the type of its key."""
     if raw in ("null", "~") and keys.takes(key, "null"):
         return None
     if raw in keys.choices(key) or (keys.takes(key, "string") and not keys.takes(key, "array")):
         return raw
     try:
         value = _number(key, raw) if NUMBER.fullmatch(raw) else yaml.safe_load(raw)
-        # A list of words needs no brackets.
+        # A list of names needs no brackets.
         return re.split(r"[\s,]+", value) if isinstance(value, str) and keys.takes(key, "array") else value
     except (yaml.YAMLError, ValueError, OverflowError, RecursionError):
         return raw

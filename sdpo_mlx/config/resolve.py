@@ -1,9 +1,9 @@
-"""The resolved configuration: flag > `--set` > file > preset of the model, then of the task > default.
+"""The resolved configuration: option > `--set` > file > preset of the model, then of the task > default.
 
-A shipped preset belongs to the model or task whose name it bears (`qwen.yaml` holds `model: {name: qwen}` and
-serves `qwen:8b` too). Where the model's and the task's preset both set a key, the model's wins. A preset that
-names both, as `tiny.yaml` does, is the model's; the task alone doesn't call for it, since its learning rate
-would be wrong elsewhere. Presets taken this way never choose the model or the task.
+A preset belongs to the model or task of its name (`qwen.yaml` holds `model: {name: qwen}` and also applies to
+`qwen:8b`). If the presets of model and task both set a key, the model's wins. A preset that names both, as
+`tiny.yaml` does, belongs to the model; it is not applied for the task alone, since its learning rate would be wrong
+for other models. Presets applied this way never choose the model or the task.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ NAMES = ("model.name", "task.name")
 
 @dataclass(frozen=True)
 class Resolved:
-    """A configuration and, for every dotted key, where its value comes from."""
+    """A configuration and the origin of each value, by dotted key."""
 
     config: Config
     origins: dict[str, str]
 
 
 def resolve(file: Path | None, sets: Sequence[str] = (), flags: Mapping[str, Any] | None = None) -> Resolved:
-    """Put the layers on each other and check the result.
+    """Merge the layers and validate the result.
 
-    `file` is a YAML file or the name of a shipped preset; `flags` maps dotted keys to values, None meaning
-    not given. Origins read `flag --steps`, `--set`, `configs/x.yaml:7`, `preset tiny` or `default`.
-    Raises ConfigError with place, key and mending, before anything is loaded or fetched.
+    `file` is a YAML file or the name of a preset; `flags` maps dotted keys to values, None meaning
+    not given. Origins are `flag --steps`, `--set`, `configs/x.yaml:7`, `preset tiny` or `default`.
+    Raises ConfigError with origin, key and fix, before anything is loaded or downloaded.
     """
     chosen = [layers.flags(flags or {}), layers.set_options(sets)]
     chosen += [layers.config_file(file)] if file is not None else []
@@ -57,17 +57,17 @@ def resolve(file: Path | None, sets: Sequence[str] = (), flags: Mapping[str, Any
 
 
 def config_hash(config: Config) -> str:
-    """SHA-256 (hex) of the complete configuration; independent of where the values came from."""
+    """Return the SHA-256 (hex) of the complete configuration; independent of the origins of its values."""
     return hashlib.sha256(json.dumps(config.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
 
 
 def dump_yaml(config: Config) -> str:
-    """The complete configuration as YAML that `resolve` reads back to an equal one."""
+    """Return the complete configuration as YAML, which `resolve` reads back to an equal one."""
     return yaml.dump(config.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
 
 
 class _Dumper(yaml.SafeDumper):
-    """Escapes what cannot be seen: of the line breaks of Unicode, U+0085 would come back as another."""
+    """Escapes invisible characters: the line break U+0085 would be read back as another one."""
 
     def represent_str(self, data: str) -> yaml.ScalarNode:
         return self.represent_scalar("tag:yaml.org,2002:str", data, style=None if data.isprintable() else '"')
@@ -77,7 +77,7 @@ _Dumper.add_representer(str, _Dumper.represent_str)
 
 
 def value_at(config: Config, key: str) -> Any:
-    """The value of a dotted key."""
+    """Return the value of a dotted key."""
     value: Any = config
     for name in key.split("."):
         value = getattr(value, name)
@@ -98,7 +98,7 @@ def _presets_of(model: str, task: str) -> list[Layer]:
     if model in known and _belongs(for_model := layers.preset(model), "model.name", model):
         found.append(for_model)
     if task in known and task != model and _belongs(for_task := layers.preset(task), "task.name", task):
-        # A preset that names a model as well was tuned for the pair.
+        # A preset that also names a model was tuned for the pair.
         found += [for_task] if "model.name" not in for_task else []
     return [{key: entry for key, entry in layer.items() if key not in NAMES} for layer in found]
 
@@ -119,7 +119,7 @@ def _nested(merged: Layer) -> dict[str, Any]:
 
 
 def _problem(fault: Mapping[str, Any], merged: Layer, ranks: Mapping[str, int]) -> str:
-    """One of pydantic's faults as `where: key: what to write`."""
+    """Format an error of pydantic as `where: key: fix`."""
     path = [str(part) for part in fault["loc"]]
     key = next((k for n in range(len(path), 0, -1) if (k := ".".join(path[:n])) in merged), "")
     if fault["type"] == "value_error":
@@ -131,7 +131,7 @@ def _problem(fault: Mapping[str, Any], merged: Layer, ranks: Mapping[str, int]) 
 
 
 def _where(section: str, merged: Layer, ranks: Mapping[str, int]) -> str:
-    """The place that the user is likeliest to have just written: the uppermost layer in the section."""
+    """Return the origin of the section in its topmost layer, most likely what the user just wrote."""
     inside = [key for key in merged if key == section or key.startswith(f"{section}.")]
     return merged[min(inside, key=ranks.__getitem__)].where if inside else "configuration"
 
@@ -145,12 +145,12 @@ def _wrong(key: str, entry: Entry) -> str:
     text = value.strip() if isinstance(value, str) else ""
     number = layers.NUMBER.fullmatch(text)
     if number and keys.takes(key, "number"):
-        return f"{layers.shown(value)} is text in YAML, write {_as_yaml(text, *number.groups()[2:])}"
+        return f"{layers.shown(value)} is a string in YAML, write {_as_yaml(text, *number.groups()[2:])}"
     if text.isdecimal() and keys.takes(key, "integer"):
-        return f"{layers.shown(value)} is text in YAML, write {text} without quotes"
+        return f"{layers.shown(value)} is a string in YAML, write {text} without quotes"
     near = get_close_matches(text, keys.choices(key) or members, 1, 0.6) if text else []
-    asked = f", did you mean {near[0]}?" if near else ""
-    return f"{layers.shown(value)} is not allowed, must be {keys.allowed(key)}{asked}"
+    advice = f", did you mean {near[0]}?" if near else ""
+    return f"{layers.shown(value)} is not allowed, must be {keys.allowed(key)}{advice}"
 
 
 def _as_yaml(text: str, sign: str | None, exponent: str | None) -> str:

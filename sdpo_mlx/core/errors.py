@@ -1,6 +1,6 @@
-"""What can go wrong for a user: one class a family, one documented exit code each.
+"""Errors that a user can fix: one class per family, each with a documented exit code.
 
-An error says what is wrong, where, and how to mend it, in one line (PROMISES: "Bad input").
+An error says in one line what is wrong, where, and how to fix it.
 """
 
 EXIT_OK = 0
@@ -11,7 +11,7 @@ _COMMANDS = ("pip ", "sdpo ")  # a fix that is a command keeps its case
 
 
 class SdpoError(Exception):
-    """A mistake that the user can mend: what is wrong, where it stands, how to mend it."""
+    """An error that the user can fix: what is wrong, where, and the fix."""
 
     exit_code = EXIT_BUG
 
@@ -45,29 +45,29 @@ class DataError(SdpoError, ValueError):
 
 
 class SandboxError(SdpoError, RuntimeError):
-    """No sandbox can be used here, so nothing that a model wrote will be executed."""
+    """No sandbox is available, so nothing that a model wrote is executed."""
 
     exit_code = 4
 
 
 class StorageError(SdpoError, OSError):
-    """A file could not be written, or what lies on disk is damaged."""
+    """A file could not be written, or a file on disk is damaged."""
 
     exit_code = 5
 
 
 class DivergedError(SdpoError, ArithmeticError):
-    """Training met non-finite numbers too many times in a row; the last good state is saved."""
+    """Training produced non-finite numbers too many times in a row; the last good state is saved."""
 
     exit_code = 6
 
 
 class RankLostError(SdpoError, ConnectionError):
-    """Another process of a run on several ranks went away; the last whole step is saved."""
+    """Another rank of a distributed run exited; the last complete step is saved."""
 
     exit_code = 7
 
     def __init__(self, who: str, how: str, *, ended: bool = False) -> None:
-        self.ended = ended  # in good order, as at the end of a run
+        self.ended = ended  # without an error, as at the end of a run
         fix = "start the same command again, with as many ranks as there are: it goes on from the saved state"
         super().__init__(f"{who} was lost: {how}", fix=fix)

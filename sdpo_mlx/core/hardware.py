@@ -1,4 +1,4 @@
-"""How much memory this machine has."""
+"""Memory of this machine."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _UNITS = {"": 2**30, "g": 2**30, "gb": 2**30, "gib": 2**30, "m": 2**20, "mb": 2*
 
 
 def total_memory() -> int:
-    """Bytes of memory: the machine's, or less where a container is given less."""
+    """Return the bytes of memory: the machine's, or a container's limit."""
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     try:
         return min(total, int(CGROUP.read_text()))
@@ -22,9 +22,9 @@ def total_memory() -> int:
 
 
 def bytes_of(text: str) -> int:
-    """`16GB`, `512 MB` or `24` (GB) in bytes; raises ConfigError."""
+    """Parse `16GB`, `512 MB` or `24` (GB) into bytes; raises ConfigError."""
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", text)
     unit = found and _UNITS.get(found[2].lower())
     if not found or not unit or float(found[1]) <= 0:
-        raise ConfigError(f"{text!r} is no amount of memory", where="--memory", fix="write it as 16GB")
+        raise ConfigError(f"{text!r} is not an amount of memory", where="--memory", fix="write it as 16GB")
     return int(float(found[1]) * unit)

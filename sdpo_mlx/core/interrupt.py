@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a flag: the first asks to stop, the second leaves at once."""
+"""Ctrl-C and SIGTERM as a flag: the first requests a stop, the second exits at once."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interrupt:
-    """Catches SIGINT and SIGTERM inside a `with` block; off the main thread it catches nothing.
+    """Catch SIGINT and SIGTERM inside a `with` block; outside the main thread it catches nothing.
 
-    The loop asks `requested()` between pieces of work, saves, and exits with `exit_code` (130 or 143).
-    `leave` is what the second signal calls with the code; a front end may restore the terminal in it.
+    The loop checks `requested()` between pieces of work, saves, and exits with `exit_code` (130 or 143).
+    `leave` is called with the exit code on the second signal; it may restore the terminal.
     """
 
     def __init__(self, leave: Callable[[int], object] = os._exit) -> None:
@@ -25,11 +25,11 @@ class Interrupt:
 
     @property
     def exit_code(self) -> int:
-        """128 + the first signal, 0 when none came."""
+        """128 + the first signal, 0 if there was none."""
         return 128 + self._signal if self._signal else 0
 
     def requested(self) -> bool:
-        """Whether a signal came."""
+        """Whether a signal was received."""
         return self._signal != 0
 
     def __enter__(self) -> Interrupt:

@@ -1,29 +1,29 @@
-"""How a long piece of work tells whoever waits how far it has come: plain callables, handed down."""
+"""Progress reporting: callbacks passed down to long-running functions."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sized
 from typing import TypeVar
 
-ProgressCallback = Callable[[int, int], None]  # how many are done, and of how many; 0 where that is unknown
-StartTask = Callable[[str], ProgressCallback]  # begins a piece of work by its name
+ProgressCallback = Callable[[int, int], None]  # items done, and their total, 0 if unknown
+StartTask = Callable[[str], ProgressCallback]  # called with the name of a task, returns its callback
 
 T = TypeVar("T")
 
 
 def no_progress(_done: int, _total: int) -> None:
-    """Nobody waits."""
+    """Ignore progress."""
 
 
 def no_tasks(_what: str) -> ProgressCallback:
-    """Nobody waits for any of it."""
+    """Ignore tasks and their progress."""
     return no_progress
 
 
-def track(items: Iterable[T], tell: ProgressCallback, total: int | None = None) -> Iterator[T]:
-    """The items one after the other, told before the first and, when the next is asked for, after each."""
+def track(items: Iterable[T], on_progress: ProgressCallback, total: int | None = None) -> Iterator[T]:
+    """Yield the items; report before the first and after each."""
     of = total if total is not None else len(items) if isinstance(items, Sized) else 0
-    tell(0, of)
+    on_progress(0, of)
     for done, item in enumerate(items, 1):
         yield item
-        tell(done, of)
+        on_progress(done, of)

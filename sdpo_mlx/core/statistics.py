@@ -1,4 +1,4 @@
-"""How sure a score is: Wilson and clustered bootstrap intervals, avg@n, the unbiased pass@k."""
+"""Confidence intervals of scores (Wilson, clustered bootstrap), avg@n and the unbiased pass@k."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import numpy.typing as npt
 from sdpo_mlx.core.seeding import rng
 
 RESAMPLES = 2_000
-AT_ONCE = 1_000_000  # numbers drawn
-Rows = Sequence[Sequence[float]]  # a row a problem, a score a sample; rows may differ in length
+AT_ONCE = 1_000_000  # numbers drawn at once
+Rows = Sequence[Sequence[float]]  # one row per problem, one score per rollout; rows may differ in length
 
 
 class Interval(NamedTuple):
@@ -25,7 +25,7 @@ class Interval(NamedTuple):
 
 
 def wilson(successes: float, n: int, confidence: float = 0.95) -> Interval:
-    """Wilson's score interval of a proportion; (0, 1) where nothing was observed.
+    """Return Wilson's score interval of a proportion; (0, 1) without observations.
 
     Source: E. B. Wilson, JASA 22 (1927), without continuity correction.
     """
@@ -43,17 +43,17 @@ def wilson(successes: float, n: int, confidence: float = 0.95) -> Interval:
 
 
 def average(rows: Rows) -> float:
-    """avg@n: the mean over problems of the mean over samples; NaN without a sample."""
+    """Return avg@n: the mean over problems of the mean over rollouts; NaN without rollouts."""
     means = _means(rows)
     return float(means.mean()) if means.size else math.nan
 
 
 def clustered(rows: Rows, *, seed: int, confidence: float = 0.95, resamples: int = RESAMPLES) -> Interval:
-    """Percentile bootstrap of `average` over whole problems: samples of one problem are not independent.
+    """Return the percentile bootstrap of `average` over whole problems: rollouts of one problem are not independent.
 
-    The percentiles lie further out than 2.5 and 97.5, as few problems vary less than what they were drawn from.
-    Where every score is 0, or every score is 1, resampling would claim certainty; Wilson's interval over
-    the number of problems stands there instead. Fewer than two problems give (NaN, NaN).
+    The percentiles are further out than 2.5 and 97.5, since a small sample varies less than its population.
+    If every score is 0, or every score is 1, resampling would claim certainty; the result is then Wilson's interval
+    over the number of problems. Fewer than two problems give (NaN, NaN).
     """
     means = _means(rows)
     if means.size and np.all(means == means[0]) and means[0] in (0.0, 1.0):
@@ -62,9 +62,9 @@ def clustered(rows: Rows, *, seed: int, confidence: float = 0.95, resamples: int
 
 
 def paired(first: Rows, second: Rows, *, seed: int, confidence: float = 0.95) -> tuple[float, Interval]:
-    """Mean of second minus first over the same problems in the same order, with its bootstrap interval.
+    """Return the mean of second minus first over the same problems in the same order, with its bootstrap interval.
 
-    Where every problem went from 0 to 1, or from 1 to 0, Wilson's interval over their number stands there, as in
+    If every problem went from 0 to 1, or from 1 to 0, the interval is Wilson's over their number, as in
     `clustered`.
     """
     if len(first) != len(second):
@@ -74,14 +74,14 @@ def paired(first: Rows, second: Rows, *, seed: int, confidence: float = 0.95) ->
     if not difference.size:
         return math.nan, Interval(math.nan, math.nan)
     mean, n = float(difference.mean()), int(difference.size)
-    if n > 1 and abs(mean) == 1.0:  # no other difference can be so large: all are the same
+    if n > 1 and abs(mean) == 1.0:  # the largest difference possible: all are equal
         low = 2 * wilson(n, n, confidence).low - 1
         return mean, Interval(low, 1.0) if mean > 0 else Interval(-1.0, -low)
     return mean, _bootstrap(difference, seed, confidence, RESAMPLES)
 
 
 def pass_at_k(n: int, correct: int, k: int) -> float:
-    """Probability that one of k samples passes, unbiased from n samples of which `correct` passed.
+    """Return the unbiased probability that one of k rollouts passes, from n rollouts of which `correct` passed.
 
     1 - C(n - correct, k) / C(n, k), as a product that cannot overflow. Source: arXiv 2107.03374, eq. 1.
     """
@@ -93,7 +93,7 @@ def pass_at_k(n: int, correct: int, k: int) -> float:
 
 
 def mean_pass_at_k(counts: Sequence[tuple[int, int]], k: int) -> float:
-    """pass@k averaged over problems given as (n, correct); NaN without problems."""
+    """Return pass@k averaged over problems given as (n, correct); NaN without problems."""
     return math.fsum(pass_at_k(n, correct, k) for n, correct in counts) / len(counts) if counts else math.nan
 
 
@@ -105,7 +105,7 @@ def _bootstrap(means: npt.NDArray[np.float64], seed: int, confidence: float, res
     if means.size < 2:
         return Interval(math.nan, math.nan)
     generator = rng("bootstrap", seed)
-    # some at a time: quick, and the memory stays small however many problems there are
+    # in batches, so that memory stays small with many problems
     size = max(1, min(resamples, AT_ONCE // means.size))
     counts = [min(size, resamples - begun) for begun in range(0, resamples, size)]
     drawn = np.concatenate(
@@ -117,8 +117,9 @@ def _bootstrap(means: npt.NDArray[np.float64], seed: int, confidence: float, res
 
 
 def _outside(n: int, confidence: float) -> float:
-    """The share of resamples beyond each end: a bootstrap of n is narrow by sqrt((n - 1) / n), and n - 1 degrees of
-    freedom have Student's tails.
+    """Return the share of resamples beyond each end.
+
+    A bootstrap of n is narrow by sqrt((n - 1) / n), and n - 1 degrees of freedom have Student's tails.
 
     Source: T. Hesterberg, The American Statistician 69 (2015), section 5.3 (the expanded percentile interval).
     """
@@ -127,6 +128,6 @@ def _outside(n: int, confidence: float) -> float:
 
 
 def _student(z: float, freedom: int) -> float:
-    """Student's quantile from the normal one, by Cornish and Fisher's series (within 1 % from 3 degrees on)."""
+    """Return Student's quantile from the normal one by the Cornish-Fisher series (within 1 % from 3 degrees on)."""
     series = (z**3 + z) / 4, (5 * z**5 + 16 * z**3 + 3 * z) / 96, (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
     return z + math.fsum(term / float(freedom**n) for n, term in enumerate(series, 1))

@@ -1,4 +1,4 @@
-"""How bytes reach the disk: whole or not at all, and there for good once a call returns."""
+"""Atomic and durable writes: a file is complete or unchanged, and on the drive once a call returns."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ R = TypeVar("R")
 
 
 _CHECK = "check the folder's permissions and its disk"
-_MENDED: Mapping[int, str] = MappingProxyType(
+_FIXES: Mapping[int, str] = MappingProxyType(
     {
         errno.ENAMETOOLONG: "give a shorter path",
-        errno.EISDIR: "a file is wanted here, name one",
-        errno.ENOTDIR: "a file stands where a folder is wanted, name another place",
-        errno.ELOOP: "a link leads back to itself, name another place",
+        errno.EISDIR: "give the path of a file, not of a folder",
+        errno.ENOTDIR: "a part of the path is a file; give another path",
+        errno.ELOOP: "a link points to itself; give another path",
     }
 )
 
 
 def cache_home() -> Path:
-    """`$SDPO_HOME`, or the platform's cache folder; not created here."""
+    """Return `$SDPO_HOME`, or the platform's cache folder; it may not exist yet."""
     if chosen := os.environ.get("SDPO_HOME"):
         return Path(chosen).expanduser()
     if sys.platform == "darwin":
@@ -44,22 +44,22 @@ def cache_home() -> Path:
 
 
 def trouble(error: OSError, path: Path | str, doing: str = "write") -> StorageError:
-    """The user's line for what the system refused, the cause named; `path` says where."""
+    """Return the StorageError for an OSError about `path`."""
     if isinstance(error, StorageError):
         return error
     full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-    fix = "free some space and run the same command again" if full else _MENDED.get(error.errno or 0, _CHECK)
+    fix = "free some space and run the same command again" if full else _FIXES.get(error.errno or 0, _CHECK)
     return StorageError(f"cannot {doing}: {error.strerror or error}", where=str(path), fix=fix)
 
 
 def sync(descriptor: int) -> None:
-    """Wait until the drive itself holds the data."""
+    """Wait until the drive has stored the data."""
     full = getattr(fcntl, "F_FULLFSYNC", None)
-    if full is not None:  # on macOS, fsync alone stops at the drive's cache
+    if full is not None:  # on macOS fsync does not flush the drive's cache
         try:
             fcntl.fcntl(descriptor, full)
             return
-        except OSError:  # a network or foreign file system; the plain call has to do
+        except OSError:  # a network or other file system without it
             pass
     os.fsync(descriptor)
 
@@ -74,14 +74,14 @@ def sync_folder(folder: Path) -> None:
 
 
 def write_all(descriptor: int, content: bytes) -> None:
-    """Write every byte; `os.write` alone may stop short on a nearly full disk."""
+    """Write every byte; `os.write` may write only a part on a nearly full disk."""
     view = memoryview(content)
     while view:
         view = view[os.write(descriptor, view) :]
 
 
 def put(path: Path, content: bytes) -> None:
-    """Write and fsync one new file in place; for folders that get their name only when complete."""
+    """Write and fsync one new file in place; for folders that are renamed when complete."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
     try:
         write_all(descriptor, content)
@@ -93,10 +93,10 @@ def put(path: Path, content: bytes) -> None:
 def write_bytes(path: Path, content: bytes) -> None:
     """Replace a file atomically: a reader or a kill sees the old content or the new, never a part.
 
-    Raises StorageError; the old file then stands as it was.
+    Raises StorageError; the old file is unchanged then.
     """
     if not path.name:
-        raise StorageError("no file is named", where=str(path), fix="give it a name")
+        raise StorageError("the path names no file", where=str(path), fix="give a file name")
     if guarded(path, _is_device, path):
         guarded(path, path.write_bytes, content)
         return
@@ -116,17 +116,17 @@ def _is_device(path: Path) -> bool:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace a UTF-8 file atomically; lone surrogates become `?`, line ends stay as given."""
+    """Replace a UTF-8 file atomically; lone surrogates become `?`, line ends are kept."""
     write_bytes(path, text.encode("utf-8", errors="replace"))
 
 
 def digest(content: bytes) -> str:
-    """SHA-256 in hexadecimal."""
+    """Return the SHA-256 in hexadecimal."""
     return hashlib.sha256(content).hexdigest()
 
 
 def plain(value: Any) -> Any:
-    """The value as strict JSON holds it: numpy unpacked, non-finite numbers null, tuples and sets lists."""
+    """Convert a value for strict JSON: numpy to Python, non-finite numbers to null, tuples and sets to lists."""
     if isinstance(value, np.generic | np.ndarray):
         return plain(value.tolist())
     if isinstance(value, float):
@@ -141,12 +141,12 @@ def plain(value: Any) -> Any:
 
 
 def json_line(record: Mapping[str, Any]) -> bytes:
-    """One JSON object and a line feed; ASCII, so that surrogates and control characters stay inert."""
+    """Return one JSON object and a line feed; ASCII, so that surrogates and control characters are escaped."""
     return (json.dumps(plain(record), allow_nan=False) + "\n").encode("ascii")
 
 
 def guarded(path: Path, action: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-    """Call `action`, an OSError of its turned into the user's StorageError about `path`."""
+    """Call `action`; an OSError becomes a StorageError about `path`."""
     try:
         return action(*args, **kwargs)
     except OSError as error:
@@ -155,5 +155,5 @@ def guarded(path: Path, action: Callable[P, R], *args: P.args, **kwargs: P.kwarg
 
 
 def _forget(path: Path) -> None:
-    with suppress(OSError):  # the first error is the one worth reporting
+    with suppress(OSError):  # only the first error is reported
         path.unlink(missing_ok=True)

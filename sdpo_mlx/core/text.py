@@ -1,6 +1,6 @@
-"""Text that came from models, datasets and graders: cleaned, shortened, shown; always data, never markup.
+"""Clean, shorten and display text from models, datasets and graders; it is always data, never markup.
 
-Also the slots of a teacher template, so that the configuration can check one without reading any text.
+Also the slots of a teacher template, so that the configuration can check one.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-FEEDBACK_LIMIT = 20_000  # characters; more than a teacher prompt of 10,240 tokens has room for beside its question
+FEEDBACK_LIMIT = 20_000  # characters; more than fits into a teacher prompt of 10,240 tokens beside its question
 TEACHER_SLOTS = ("problem", "demonstration", "attempt", "feedback")
 
 _SLOT = re.compile(r"\{([A-Za-z_][A-Za-z0-9_]*)\}")
@@ -16,29 +16,29 @@ _CUT = "\n[... {} characters cut ...]\n"
 _REPLACEMENT = "\ufffd"
 
 _SURROGATES = re.compile("[\ud800-\udfff]")
-# Sequences first (colours, cursor moves, titles, links, device strings), whole, then the lone characters that are left.
-# A body stops at the next opener, so that a flood of unclosed sequences costs linear time.
+# Whole sequences (colors, cursor moves, titles, links, device strings), then single characters that are left.
+# A body ends at the next opener, so that many unclosed sequences take linear time.
 _ESCAPES = re.compile(
     r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]"
     r"|(?:\x1b[\]PX^_]|[\x90\x98\x9d-\x9f])[^\x07\x1b\x90\x98\x9c-\x9f]*(?:\x07|\x1b\\|\x9c)"
     r"|\x1b[ -/]*[0-~]"
 )
-# What may turn into one of these, or into a line end, once more text follows.
+# A beginning that may become one of these, or a line end, when more text follows.
 _BEGUN = re.compile(
     r"(?:(?:\x1b\[|\x9b)[0-?]*[ -/]*"
     r"|(?:\x1b[\]PX^_]|[\x90\x98\x9d-\x9f])[^\x07\x1b\x90\x98\x9c-\x9f]*\x1b?"
     r"|\x1b[ -/]*|\r)\Z"
 )
-_HELD = 4_096  # characters of an unclosed sequence after which it is text
+_HELD = 4_096  # characters of an unclosed sequence, after which it is treated as text
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _BIDI = re.compile("[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 
 
 def clean(text: str, limit: int | None = FEEDBACK_LIMIT) -> str:
-    """Feedback made safe to put into a prompt: valid Unicode, plain lines, at most `limit` characters.
+    """Make feedback safe for a prompt: valid Unicode, plain lines, at most `limit` characters.
 
-    Escape sequences, control characters (but newline and tab) and bidi controls go, line ends become
-    newlines, lone surrogates become U+FFFD. A cut keeps head and tail and says how much is missing.
+    Escape sequences, control characters (except newline and tab) and bidi controls are removed, line ends become
+    newlines, lone surrogates become U+FFFD. A cut keeps head and tail and states how much is missing.
     """
     text = text.replace("\r\n", "\n")
     text = _CONTROLS.sub("", _ESCAPES.sub("", text).replace("\r", "\n"))
@@ -47,18 +47,18 @@ def clean(text: str, limit: int | None = FEEDBACK_LIMIT) -> str:
 
 
 def display(text: str, limit: int = 2_000) -> str:
-    """Text made safe for a terminal: as `clean`, and no character that could move or hide anything."""
+    """Make text safe for a terminal, where no character may move the cursor or hide anything."""
     return clean(text, limit)
 
 
 class Screen:
-    """`display` for a text that comes in pieces: what may be half a sequence waits for the next piece."""
+    """`display` for streamed text: a possibly incomplete sequence is kept until the next piece."""
 
     def __init__(self) -> None:
         self._held = ""
 
     def feed(self, piece: str) -> str:
-        """What may be shown now."""
+        """Return the text that can be displayed now."""
         text = self._held + piece
         begun = _BEGUN.search(text)
         cut = begun.start() if begun and len(text) - begun.start() <= _HELD else len(text)
@@ -66,24 +66,24 @@ class Screen:
         return clean(text[:cut], None)
 
     def rest(self) -> str:
-        """What was held back, when nothing follows any more."""
+        """Return the text that was held back, at the end of the stream."""
         text, self._held = self._held, ""
         return clean(text, None)
 
 
 def well_formed(text: str) -> str:
-    """Lone surrogates, which no tokenizer and no file takes, as U+FFFD; the rest unchanged."""
+    """Replace lone surrogates, which no tokenizer and no file accepts, by U+FFFD."""
     return _SURROGATES.sub(_REPLACEMENT, text)
 
 
 def shorten_middle(text: str, limit: int) -> str:
-    """At most `limit` characters: head and tail kept in equal parts, the cut stated between them.
+    """Shorten to at most `limit` characters: head and tail in equal parts, with a notice of the cut between them.
 
-    Where the limit is too small even for the notice, the head alone is left.
+    If the limit is too small for the notice, only the head is left.
     """
     if len(text) <= limit:
         return text
-    notice = _CUT.replace("{}", str(len(text)))  # as long as the real notice, or a digit longer
+    notice = _CUT.replace("{}", str(len(text)))  # as long as the final notice, or one digit longer
     kept = limit - len(notice)
     if kept < 2:
         return text[: max(limit, 0)]
@@ -92,9 +92,9 @@ def shorten_middle(text: str, limit: int) -> str:
 
 
 def strip_thinking(text: str, start: str = "<think>", end: str = "</think>") -> str:
-    """The answer without its thinking: closed blocks go, an unclosed one goes to the end of the text.
+    """Return the answer without thinking: closed blocks are removed, an unclosed one up to the end of the text.
 
-    An `end` without a `start` closes thinking that the prompt itself had opened: all before it goes too.
+    An `end` without a `start` closes thinking that the prompt opened: all text before it is removed.
     """
     kept, position = [], 0
     while (opened := text.find(start, position)) >= 0:
@@ -106,7 +106,7 @@ def strip_thinking(text: str, start: str = "<think>", end: str = "</think>") -> 
 
 
 def check_template(template: str) -> None:
-    """Check a teacher template: ValueError for an unknown slot, or where the question or all help is missing."""
+    """Check a teacher template; raises ValueError for an unknown slot, or without the question or any help."""
     found = _SLOT.findall(template)
     unknown = [name for name in found if name not in TEACHER_SLOTS]
     known = " ".join(f"{{{name}}}" for name in TEACHER_SLOTS)
@@ -119,10 +119,10 @@ def check_template(template: str) -> None:
 
 
 def fill_template(template: str, values: Mapping[str, str | None]) -> str:
-    """Fill the slots once, from left to right; what was filled in is never read as a template again.
+    """Fill the slots once, from left to right; filled-in text is never parsed as a template.
 
-    A paragraph (text between blank lines) that has slots, all of them without a value (None), is left
-    out; beside a slot that has one, a slot without becomes nothing. All other braces stay as they are.
+    A paragraph (text between blank lines) whose slots all have no value (None) is left out; otherwise a slot
+    without a value becomes empty. All other braces are kept.
     """
     kept = [paragraph for paragraph in template.split("\n\n") if _has_a_value(paragraph, values)]
     return _SLOT.sub(lambda slot: values.get(slot[1]) or "", "\n\n".join(kept))

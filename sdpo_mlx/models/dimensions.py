@@ -1,4 +1,4 @@
-"""What a model's `config.json` says of its size: parameters, adapters, caches; no weights are read."""
+"""Dimensions of a model from its `config.json`: parameters, adapters, caches; no weights are read."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Linear = tuple[str, int, int, int]  # name inside its block, inputs, outputs, ho
 
 @dataclass(frozen=True)
 class ModelDims:
-    """A decoder's dimensions; `bits` 0: not quantised, `linear_every` 0: no recurrent blocks.
+    """A decoder's dimensions; `bits` 0: not quantized, `linear_every` 0: no recurrent blocks.
 
     With `linear_every` k, each k-th block attends and the others keep a recurrent state.
     """
@@ -32,13 +32,13 @@ class ModelDims:
     experts: int
     experts_used: int
     linear_every: int
-    recurrent: tuple[int, int, int]  # heads, key and value widths of the recurrent blocks, all keys and all values
+    recurrent: tuple[int, int, int]  # number of heads, width of all keys, width of all values in the recurrent blocks
     fused: bool
     context: int
 
     @classmethod
     def of(cls, config: Mapping[str, Any], where: str) -> ModelDims:
-        """Raises ConfigError where the configuration lacks what every decoder has."""
+        """Read a configuration; raises ConfigError if it lacks what every decoder has."""
         text: Mapping[str, Any] = config.get("text_config", config)
         quantised: Mapping[str, Any] = config.get("quantization") or {}
         try:
@@ -65,7 +65,7 @@ class ModelDims:
             )
         except (KeyError, TypeError, ValueError) as error:
             raise ConfigError(
-                f"config.json does not say how large the model is ({error})", where=where, fix="name a decoder's folder"
+                f"config.json lacks the model's dimensions ({error})", where=where, fix="name a decoder's folder"
             ) from error
 
     @property
@@ -75,7 +75,7 @@ class ModelDims:
 
     @property
     def kv_width(self) -> int:
-        """Numbers that one token leaves in the cache of one attending block."""
+        """Numbers that one token takes in the KV cache of one attending block."""
         return 2 * self.kv_heads * self.head_width
 
     def linears(self, block: int) -> list[Linear]:
@@ -89,7 +89,7 @@ class ModelDims:
         elif self.fused:
             found = [("self_attn.qkv_proj", d, queries + 2 * keys, 1), ("self_attn.o_proj", queries, d, 1)]
         else:
-            gated = 2 if self.linear_every else 1  # the hybrids' attention has a gate beside its queries
+            gated = 2 if self.linear_every else 1  # hybrid models' attention has a gate beside its queries
             found = [("self_attn.q_proj", d, gated * queries, 1), ("self_attn.k_proj", d, keys, 1)]
             found += [("self_attn.v_proj", d, keys, 1), ("self_attn.o_proj", queries, d, 1)]
         if self.fused:
@@ -106,28 +106,28 @@ class ModelDims:
 
     @property
     def active_parameters(self) -> int:
-        """Weights inside the blocks that one token meets."""
+        """Weights inside the blocks that are used for one token."""
         share = self.experts_used / self.experts if self.experts else 1.0
         linears = (each for block in range(self.layers) for each in self.linears(block))
         return int(sum(i * o * (n * share if n > 1 else 1) for _, i, o, n in linears))
 
     @property
     def embedding_parameters(self) -> int:
-        """Weights of the embedding, and of a head of its own."""
+        """Weights of the embedding, and of the output head if it is not tied."""
         return self.vocabulary * self.width * (1 if self.tied else 2)
 
     @property
     def parameters(self) -> int:
-        """All weights but the few of norms and biases."""
+        """All weights except norms and biases."""
         return self.trunk_parameters + self.embedding_parameters
 
     def weight_bytes(self, width: int) -> float:
-        """The weights in memory, `width` bytes a number; quantised ones with a scale and a bias a group."""
+        """Bytes of the weights at `width` bytes per number; quantized ones with a scale and a bias per group."""
         each = self.bits / 8 + 2 * width / self.group if self.bits else width
         return self.parameters * each
 
     def adapter_parameters(self, cfg: AdapterConfig) -> int:
-        """Numbers that are trained."""
+        """Number of trained weights."""
         if cfg.kind == "full":
             return self.parameters
         first = 0 if cfg.layers < 0 else max(0, self.layers - cfg.layers)
@@ -140,7 +140,7 @@ class ModelDims:
 
 
 def _tied(config: Mapping[str, Any], text: Mapping[str, Any]) -> bool:
-    always = str(text.get("model_type", "")).startswith("gemma")  # whose files need not say so
+    always = str(text.get("model_type", "")).startswith("gemma")  # whose files may leave it out
     return bool(text.get("tie_word_embeddings", config.get("tie_word_embeddings", always)))
 
 

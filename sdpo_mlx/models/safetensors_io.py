@@ -1,4 +1,4 @@
-"""Safetensors files written tensor by tensor, so that memory holds one piece of one tensor at a time."""
+"""Write safetensors files piece by piece, so that only a part of one tensor is in memory."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MEGABYTE = 1 << 20
 
 @dataclass(frozen=True)
 class Stored:
-    """One tensor to write: `pieces` gives float32 arrays whose values, in order, fill `shape`."""
+    """One tensor to write: `pieces` yields float32 arrays whose values, in order, fill `shape`."""
 
     name: str
     shape: tuple[int, ...]
@@ -40,21 +40,21 @@ def write_weights(
     tensors: Sequence[Stored],
     dtype: Dtype,
     shard_bytes: int = _SHARD_BYTES,
-    tell: ProgressCallback = no_progress,
+    on_progress: ProgressCallback = no_progress,
 ) -> None:
-    """`model.safetensors`, or shards with an index where the whole is larger than `shard_bytes`.
+    """Write `model.safetensors`, or shards with an index if the total is larger than `shard_bytes`.
 
-    Values are rounded to nearest even in `dtype`; raises OverflowError where one does not fit. Tells megabytes.
+    Values are rounded to nearest even in `dtype`; raises OverflowError for one that does not fit. Reports megabytes.
     """
-    told = _Told(tell, sum(tensor.size for tensor in tensors) * _CODES[dtype][1])
+    progress = _Progress(on_progress, sum(tensor.size for tensor in tensors) * _CODES[dtype][1])
     shards = _split(tensors, _CODES[dtype][1], shard_bytes)
     if len(shards) == 1:
-        _write_file(folder / "model.safetensors", shards[0], dtype, told)
+        _write_file(folder / "model.safetensors", shards[0], dtype, progress)
         return
     weight_map: dict[str, str] = {}
     for number, shard in enumerate(shards, start=1):
         name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        _write_file(folder / name, shard, dtype, told)
+        _write_file(folder / name, shard, dtype, progress)
         weight_map |= {tensor.name: name for tensor in shard}
     total = sum(tensor.size for tensor in tensors) * _CODES[dtype][1]
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
@@ -62,12 +62,12 @@ def write_weights(
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a model folder, by name; adapters are not weights of the base."""
+    """Return the safetensors files of a model folder, by name, without adapters."""
     return sorted(file for file in folder.glob("*.safetensors") if not file.name.startswith("adapter"))
 
 
 def weights_sha256(folder: Path) -> str:
-    """SHA-256 of the one weights file, or of the lines `<hash>  <name>` where there are several."""
+    """Return the SHA-256 of the weights file, or of the lines `<hash>  <name>` if there are several."""
     hashes = [(file.name, _file_sha256(file)) for file in weight_files(folder)]
     if len(hashes) == 1:
         return hashes[0][1]
@@ -91,21 +91,21 @@ def _split(tensors: Sequence[Stored], width: int, limit: int) -> list[list[Store
     return shards
 
 
-class _Told:
-    """Adds up what was written."""
+class _Progress:
+    """Counts and reports the bytes written."""
 
-    def __init__(self, tell: ProgressCallback, total: int) -> None:
-        self.tell, self.total, self.done = tell, total, 0
+    def __init__(self, on_progress: ProgressCallback, total: int) -> None:
+        self.on_progress, self.total, self.done = on_progress, total, 0
         self.add(0)
 
     def add(self, count: int) -> None:
         self.done += count
-        self.tell(self.done // MEGABYTE, self.total // MEGABYTE)
+        self.on_progress(self.done // MEGABYTE, self.total // MEGABYTE)
 
 
-def _write_file(path: Path, tensors: Sequence[Stored], dtype: Dtype, told: _Told) -> None:
+def _write_file(path: Path, tensors: Sequence[Stored], dtype: Dtype, progress: _Progress) -> None:
     code, width = _CODES[dtype]
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # what transformers asks for, torch or not
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # required by transformers
     offset = 0
     for tensor in tensors:
         end = offset + tensor.size * width
@@ -116,13 +116,15 @@ def _write_file(path: Path, tensors: Sequence[Stored], dtype: Dtype, told: _Told
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for tensor in tensors:
-            _write_tensor(file, tensor, _each(tensor.pieces(), width, told), dtype)
+            _write_tensor(file, tensor, _each(tensor.pieces(), width, progress), dtype)
 
 
-def _each(pieces: Iterable[npt.NDArray[np.float32]], width: int, told: _Told) -> Iterator[npt.NDArray[np.float32]]:
+def _each(
+    pieces: Iterable[npt.NDArray[np.float32]], width: int, progress: _Progress
+) -> Iterator[npt.NDArray[np.float32]]:
     for piece in pieces:
         yield piece
-        told.add(piece.size * width)
+        progress.add(piece.size * width)
 
 
 def _write_tensor(file: BinaryIO, tensor: Stored, pieces: Iterable[npt.NDArray[np.float32]], dtype: Dtype) -> None:
@@ -147,6 +149,6 @@ def _encode(values: npt.NDArray[np.float32], dtype: Dtype, name: str) -> bytes:
 
 
 def _bfloat16(values: npt.NDArray[np.float32]) -> npt.NDArray[Any]:
-    """The upper halves of the float32s as bits, rounded to nearest even: numpy has no such type."""
+    """Return the upper halves of the float32 bits, rounded to nearest even: numpy has no bfloat16."""
     bits = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32).astype(np.uint64)
     return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype("<u2")

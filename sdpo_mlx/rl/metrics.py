@@ -35,7 +35,7 @@ def step_metrics(
     update: Update | None,
     facts: StepFacts,
 ) -> dict[str, float]:
-    """All numbers of a step event under their flat names (CLI.md), NaN where there is nothing to average.
+    """All numbers of a step event under their flat names, NaN where there is nothing to average.
 
     Shares are of 1; `contexts` are those of the rollouts that have one (None is passed over).
     `update` is None where nothing could be learned.

@@ -114,7 +114,7 @@ def test_mistakes_end_in_one_line_and_leave_nothing(runs: dict[str, Path], tmp_p
         (("export", str(tmp_path / "absent"), "--to", "mlx", "--model", "tiny"), 5, "no PEFT adapter"),
         (("export", run, "--to", "mlx"), 2, "--model"),
         (("export", run, "--to", "gold"), 2, "gold"),
-        (("export", run, "--to", "gguf"), 2, "way of cutting"),  # the embedded model's own tokenizer
+        (("export", run, "--to", "gguf"), 2, "no name in GGUF"),  # the embedded model's own tokenizer
         (("export", str(runs["dora"]), "--to", "gguf-lora"), 2, "plain LoRA"),
     ):
         found, _, err = sdpo(*words)
@@ -135,7 +135,7 @@ def test_full_weights_are_no_adapter() -> None:
         to_peft({}, {"fine_tune_type": "full"}, "base")
 
 
-PROGRAM = "import sys; import sdpo_mlx.backends.mlx; from mlx_lm.cli import main; main()"
+PROGRAM = "import sys; import sdpo_mlx.backends.mlx.mlx_lm_api; from mlx_lm.cli import main; main()"
 
 
 def mlx_lm(*words: str, said: str = "") -> str:
@@ -186,7 +186,7 @@ def test_quantised_base_is_fused_either_way_and_the_loss_is_said(again: bool, tm
 
 def quantised_tiny(out: Path) -> Path:
     """The embedded model in eight bits a weight."""
-    import sdpo_mlx.backends.mlx  # noqa: F401  loads the BLAS first
+    import sdpo_mlx.backends.mlx.mlx_lm_api  # noqa: F401  loads the BLAS first, and mlx-lm without torch
     from mlx_lm.utils import load_model, quantize_model, save_config, save_model  # isort: skip
 
     base = resolve("tiny").path

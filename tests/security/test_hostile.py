@@ -63,7 +63,7 @@ WORDS = [
     (["export", "run", "--to", "fused", "--kind", "Q8_0"], 2, "--to gguf"),
     (["export", "run", "--to", "mlx"], 2, "--model"),
     (["push", "run", "me/\x1b[2Jfirst"], 2, "OWNER/NAME"),
-    (["report", "run", "--out", ""], 5, "no file is named"),
+    (["report", "run", "--out", ""], 5, "names no file"),
     (["report", "run", "--out", "absent/r.html"], 5, "absent"),
     (["models", "show", "bin"], 2, "a model is a folder"),
     (["models", "import", "absent.gguf"], 2, "absent.gguf"),

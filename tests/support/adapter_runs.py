@@ -41,7 +41,7 @@ def stir(run: Path) -> None:
 
 
 def logits_by_mlx_lm(adapter: Path | None, base: Path | None = None) -> Any:
-    import sdpo_mlx.backends.mlx  # noqa: F401  loads the BLAS first
+    import sdpo_mlx.backends.mlx.mlx_lm_api  # noqa: F401  loads the BLAS first, and mlx-lm without torch
     import mlx.core as mx  # isort: skip
     from mlx_lm.tuner.utils import load_adapters  # isort: skip
     from mlx_lm.utils import load_model  # isort: skip

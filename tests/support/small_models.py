@@ -74,7 +74,7 @@ def write_model(folder: Path, architecture: str = "qwen3", seed: int = 0, quanti
 
 def write_config(folder: Path, config: dict[str, Any], seed: int = 0, quantise: bool = False) -> Path:
     """The same for a configuration of one's own."""
-    import sdpo_mlx.backends.mlx  # noqa: F401  loads the BLAS first
+    import sdpo_mlx.backends.mlx.mlx_lm_api  # noqa: F401  loads the BLAS first, and mlx-lm without torch
     import mlx.core as mx  # isort: skip
     import mlx.nn as nn  # isort: skip
     from mlx.utils import tree_flatten, tree_map_with_path  # isort: skip

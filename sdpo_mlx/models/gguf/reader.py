@@ -36,25 +36,15 @@ _PIECE = 1 << 24  # values dequantised at once: 64 MB as float32
 _SMALL = 1_000_000_000  # up to this size quantized weights are stored exactly, in float32
 MAX_ENTRIES = 8_000_000  # of one array in the header; merges of the longest vocabularies are under a million
 _AGAIN = "get the file again; its download may have been cut short"
-_OUTER = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
-_INNER = {
-    "attn_norm": "input_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "attn_q_norm": "self_attn.q_norm",
-    "attn_k_norm": "self_attn.k_norm",
-    "ffn_norm": "post_attention_layernorm",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-}
-_GEMMA = {
-    "post_attention_norm": "post_attention_layernorm",
-    "ffn_norm": "pre_feedforward_layernorm",
-    "post_ffw_norm": "post_feedforward_layernorm",
-}
+# Modules of a decoder's blocks by Hugging Face name; the second group is not in every architecture.
+_BLOCK = (
+    "input_layernorm",
+    "post_attention_layernorm",
+    *(f"self_attn.{part}_proj" for part in "qkvo"),
+    *(f"mlp.{part}_proj" for part in ("gate", "up", "down")),
+)
+_QK_NORMS = ("self_attn.q_norm", "self_attn.k_norm")
+_GEMMA_NORMS = ("pre_feedforward_layernorm", "post_feedforward_layernorm")
 
 
 @dataclass(frozen=True)
@@ -123,11 +113,13 @@ def _unpack(path: Path, folder: Path, dtype: Literal["auto"] | Dtype, doing: Sta
     freqs = tensors.pop("rope_freqs.weight", None)
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
     config = _at(path, model_config, metadata, shapes, None if freqs is None else np.concatenate([*_pieces(freqs)]))
-    stored = [_at(path, _stored, tensor, arch, config) for tensor in tensors.values()]
+    # A damaged layer count may be huge, and no layer is without a tensor.
+    names = _module_names(arch, min(config["num_hidden_layers"], len(tensors)))
+    stored = [_at(path, _stored, tensor, arch, config, names) for tensor in tensors.values()]
     _at(path, _check_names, [tensor.name for tensor in stored], config)
     chosen = _choose(tensors, arch) if dtype == "auto" else dtype
     _at(path, write_tokenizer, metadata, folder)
-    _at(path, partial(write_weights, tell=doing(f"unpacking {path.name}, in MB")), folder, stored, chosen)
+    _at(path, partial(write_weights, on_progress=doing(f"unpacking {path.name}, in MB")), folder, stored, chosen)
     ids = token_ids(metadata)
     _write_json(folder / "config.json", config | ids | {"torch_dtype": chosen})
     _write_json(folder / "generation_config.json", ids)
@@ -202,11 +194,15 @@ def _choose(tensors: Mapping[str, Packed], arch: str) -> Dtype:
     return "bfloat16" if arch == "gemma3" else "float16"
 
 
-def _stored(tensor: Packed, arch: str, config: Mapping[str, Any]) -> Stored:
+def _stored(tensor: Packed, arch: str, config: Mapping[str, Any], names: Mapping[str, str]) -> Stored:
     if tensor.kind not in _KINDS:
         known = ", ".join(_KINDS)
         raise ConfigError(f"tensor {tensor.name!r} is stored as {tensor.kind}", fix=f"use a file with: {known}")
-    name = _target(tensor.name, arch)
+    stem, _, leaf = tensor.name.rpartition(".")
+    if stem not in names or leaf not in ("weight", "bias"):
+        fix = "use a plain text model of this architecture"
+        raise ConfigError(f"the GGUF holds an unknown tensor {tensor.name!r}", fix=fix)
+    name = f"{names[stem]}.{leaf}"
     order = None
     if arch == "llama" and (found := re.search(r"\.attn_([qk])\.", tensor.name)):
         heads = config["num_attention_heads" if found[1] == "q" else "num_key_value_heads"]
@@ -216,16 +212,15 @@ def _stored(tensor: Packed, arch: str, config: Mapping[str, Any]) -> Stored:
     return Stored(name, tensor.shape, partial(_pieces, tensor, order, shift))
 
 
-def _target(name: str, arch: str) -> str:
-    stem, _, leaf = name.rpartition(".")
-    inner = _INNER | (_GEMMA if arch == "gemma3" else {})
-    block = re.fullmatch(r"blk\.(\d+)\.(\w+)", stem)
-    if leaf in ("weight", "bias"):
-        if stem in _OUTER:
-            return f"{_OUTER[stem]}.{leaf}"
-        if block and block[2] in inner:
-            return f"model.layers.{block[1]}.{inner[block[2]]}.{leaf}"
-    raise ConfigError(f"the GGUF holds an unknown tensor {name!r}", fix="use a plain text model of this architecture")
+def _module_names(arch: str, layers: int) -> dict[str, str]:
+    """Return the Hugging Face name of each module by its GGUF name."""
+    from gguf import MODEL_ARCH, get_tensor_name_map
+
+    names = get_tensor_name_map(MODEL_ARCH[arch.upper()], layers)
+    inner = (*_BLOCK, *_QK_NORMS, *_GEMMA_NORMS)
+    modules = ["model.embed_tokens", "model.norm", "lm_head"]
+    modules += [f"model.layers.{layer}.{part}" for layer in range(layers) for part in inner]
+    return {found: module for module in modules if (found := names.get_name(module)) is not None}
 
 
 def _unpermuted(rows: int, heads: int) -> npt.NDArray[np.intp]:
@@ -272,12 +267,11 @@ def _check_shape(name: str, shape: tuple[int, ...], config: Mapping[str, Any]) -
 
 
 def _check_names(names: list[str], config: Mapping[str, Any]) -> None:
-    inner = ["input_layernorm", "post_attention_layernorm"]
-    inner += [f"self_attn.{part}_proj" for part in "qkvo"] + [f"mlp.{part}_proj" for part in ("gate", "up", "down")]
+    inner = list(_BLOCK)
     if config["model_type"] in ("qwen3", "gemma3_text"):
-        inner += ["self_attn.q_norm", "self_attn.k_norm"]
+        inner += _QK_NORMS
     if config["model_type"] == "gemma3_text":
-        inner += ["pre_feedforward_layernorm", "post_feedforward_layernorm"]
+        inner += _GEMMA_NORMS
     layers = range(config["num_hidden_layers"])
     required = {f"model.layers.{layer}.{part}.weight" for layer in layers for part in inner}
     if config["model_type"] == "qwen2":

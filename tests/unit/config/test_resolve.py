@@ -115,9 +115,9 @@ def test_mutated_key_of_a_set_option_is_rejected(key: str) -> None:
     ("text", "message"),
     [
         ("train:\n  lerning_rate: 1\n", ":2: train.lerning_rate: did you mean learning_rate?"),
-        ("train:\n\n  learning_rate: 1e-5", ":3: train.learning_rate: '1e-5' is text in YAML, write 1.0e-5."),
-        ("train:\n  learning_rate: '3E7'", ":2: train.learning_rate: '3E7' is text in YAML, write 3.0e+7."),
-        ("train: {steps: '5'}", ":1: train.steps: '5' is text in YAML, write 5 without quotes."),
+        ("train:\n\n  learning_rate: 1e-5", ":3: train.learning_rate: '1e-5' is a string in YAML, write 1.0e-5."),
+        ("train:\n  learning_rate: '3E7'", ":2: train.learning_rate: '3E7' is a string in YAML, write 3.0e+7."),
+        ("train: {steps: '5'}", ":1: train.steps: '5' is a string in YAML, write 5 without quotes."),
         ("train: {steps: 2.5}", ":1: train.steps: 2.5 is not allowed, must be an integer of at least 0."),
         ("train: {steps: true}", ":1: train.steps: true is not allowed, must be an integer of at least 0."),
         ("train: {steps: }", ":1: train.steps: null is not allowed, must be an integer of at least 0."),
@@ -128,8 +128,8 @@ def test_mutated_key_of_a_set_option_is_rejected(key: str) -> None:
         ("learning_rate: 1\n", ":1: learning_rate: did you mean train.learning_rate?"),
         ("iters: 1\n", ":1: iters: did you mean train.steps?"),
         ("train.steps: 1\n", ":1: train.steps: keys are nested in a file, write `steps:` indented below `train:`."),
-        ("train:\n  steps: 1\n  steps: 2\n", ":3: train.steps: stands already in line 2, keep one."),
-        ("train: {steps: 1}\nlog: {}\ntrain: {seed: 1}\n", ":3: train: stands already in line 1, keep one."),
+        ("train:\n  steps: 1\n  steps: 2\n", ":3: train.steps: is already set in line 2, keep one."),
+        ("train: {steps: 1}\nlog: {}\ntrain: {seed: 1}\n", ":3: train: is already set in line 1, keep one."),
         ("objective:\n  alpha: 0.5\n  support: sampled\n", "objective: support: sampled estimates"),
         ("train:\n\tsteps: 1\n", ":2: is not valid YAML"),
         ("a: 1\n---\nb: 2\n", "is not valid YAML"),
@@ -158,8 +158,8 @@ def test_several_faults_are_told_at_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        ("train.steps", "--set 'train.steps': is no assignment. Write --set train.steps=20."),
-        ("=3", "is no assignment"),
+        ("train.steps", "--set 'train.steps': is not an assignment. Write --set train.steps=20."),
+        ("=3", "is not an assignment"),
         ("train=3", "--set: train: is a section, set one of its keys: steps, "),
         ("train.lerning_rate=3", "--set: train.lerning_rate: did you mean train.learning_rate?"),
         ("learning_rate=3", "--set: learning_rate: did you mean train.learning_rate?"),
@@ -175,7 +175,7 @@ def test_faulty_set_option_is_told(option: str, message: str) -> None:
 
 def test_unknown_file_is_told_with_a_near_preset(tmp_path: Path) -> None:
     assert "Did you mean tiny?" in _refused(Path("tny"))
-    assert "no such file and no such preset" in _refused(tmp_path)
+    assert "no such file or preset" in _refused(tmp_path)
     (tmp_path / "latin.yaml").write_bytes(b"task: {name: \xff}")
     assert "is not UTF-8 text" in _refused(tmp_path / "latin.yaml")
 

@@ -85,14 +85,14 @@ def test_an_import_names_its_pieces_and_weights_are_told_in_megabytes(tmp_path: 
     assert names(told) == ["reading m.gguf", "unpacking m.gguf, in MB", "checking m.gguf"]
     megabytes: list[tuple[int, int]] = []
     tensor = Stored("w", (MEGABYTE,), lambda: iter(np.zeros((4, MEGABYTE // 4), dtype=np.float32)))
-    write_weights(tmp_path, [tensor], "float32", tell=lambda *how: megabytes.append(how))
+    write_weights(tmp_path, [tensor], "float32", on_progress=lambda *how: megabytes.append(how))
     assert megabytes == [(n, 4) for n in range(5)]
 
 
 def test_a_download_is_told_by_what_lies_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fetch, "LOOK_SECONDS", 0.001)
+    monkeypatch.setattr(fetch, "POLL_SECONDS", 0.001)
     told: list[tuple[int, int]] = []
-    with fetch._growing(tmp_path, 2 * MEGABYTE, lambda *how: told.append(how)):
+    with fetch._reported_size(tmp_path, 2 * MEGABYTE, lambda *how: told.append(how)):
         (tmp_path / "half").write_bytes(bytes(MEGABYTE))
         while told[-1] != (1, 2):
             pass

