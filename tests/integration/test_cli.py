@@ -76,8 +76,8 @@ MISTAKES = [
 ]
 
 
-@pytest.mark.parametrize(("words", "code", "told"), MISTAKES, ids=[" ".join(m[0])[:50] for m in MISTAKES])
-def test_a_mistake_is_one_line_and_its_code(words: list[str], code: int, told: str) -> None:
+@pytest.mark.parametrize(("words", "code", "message"), MISTAKES, ids=[" ".join(m[0])[:50] for m in MISTAKES])
+def test_a_mistake_is_one_line_and_its_code(words: list[str], code: int, message: str) -> None:
     Path("bad.jsonl").write_text('{"id": 1\n', encoding="utf-8")
     Path("taken").write_text("a file where a folder is wanted", encoding="utf-8")
     Path("notes.txt").write_bytes(b"GGUF")
@@ -85,7 +85,7 @@ def test_a_mistake_is_one_line_and_its_code(words: list[str], code: int, told: s
     line = err.splitlines()[-1]
     assert found == code
     assert line.startswith("sdpo: ")
-    assert told in line
+    assert message in line
     assert "Traceback" not in err
     assert out == ""
 
@@ -136,7 +136,7 @@ def test_help_imports_nothing_heavy() -> None:
     assert done.stdout.splitlines()[-1] == "set()"
 
 
-def test_without_words_the_help_is_shown() -> None:
+def test_help_is_shown_without_arguments() -> None:
     assert sdpo()[1] == sdpo("--help")[1]
 
 
@@ -144,7 +144,7 @@ def test_version_is_printed() -> None:
     assert re.fullmatch(r"sdpo-mlx \d+\.\d+\.\d+\n", sdpo("--version")[1])
 
 
-# ---- foreign text
+# ---- untrusted text
 
 
 HOSTILE = st.text(max_size=300) | st.sampled_from(
@@ -164,7 +164,7 @@ def groups_of(text: str) -> list[RolloutGroup]:
 
 @settings(deadline=None)
 @given(HOSTILE)
-def test_foreign_text_is_inert_in_plain_lines(text: str) -> None:
+def test_untrusted_text_is_inert_in_plain_lines(text: str) -> None:
     err, out = io.StringIO(), io.StringIO()
     watched = Progress(HEADER)
     with redirect_stderr(err), redirect_stdout(out):
@@ -180,7 +180,7 @@ def test_foreign_text_is_inert_in_plain_lines(text: str) -> None:
 
 @settings(deadline=None)
 @given(HOSTILE)
-def test_foreign_text_is_no_markup_in_the_live_view(text: str) -> None:
+def test_untrusted_text_is_no_markup_in_the_live_view(text: str) -> None:
     from rich.console import Console
     from sdpo_cli.terminal.live_view import LiveView
 
@@ -191,7 +191,7 @@ def test_foreign_text_is_no_markup_in_the_live_view(text: str) -> None:
     assert harmless(drawn.getvalue())
 
 
-def test_markup_is_shown_as_it_was_written() -> None:
+def test_markup_is_shown_literally() -> None:
     from rich.console import Console
     from sdpo_cli.terminal.live_view import LiveView
 
@@ -201,7 +201,7 @@ def test_markup_is_shown_as_it_was_written() -> None:
     assert "[bold]x[/bold] [/nothing]" in drawn.getvalue()
 
 
-def test_a_live_view_needs_a_terminal_and_no_objection(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_live_view_needs_a_terminal_and_no_opt_out(monkeypatch: pytest.MonkeyPatch) -> None:
     class Terminal(io.StringIO):
         encoding = "utf-8"
 
@@ -217,7 +217,7 @@ def test_a_live_view_needs_a_terminal_and_no_objection(monkeypatch: pytest.Monke
     assert not render.is_live(plain=False)
 
 
-def test_a_failure_with_feedback_is_the_telling_sample() -> None:
+def test_sample_is_a_failed_rollout_with_feedback() -> None:
     assert progress.pick_sample(groups_of("said")) == Sample("said", "said", "wrong", "said")
     assert progress.pick_sample([]) is None
 
@@ -230,7 +230,7 @@ def test_tasks_list_is_one_json_document() -> None:
     assert {"tiny", "code"} <= set(names)
 
 
-def test_grading_tells_reward_success_kind_and_feedback() -> None:
+def test_grading_prints_reward_success_kind_and_feedback() -> None:
     Path("right.txt").write_text("x = square.power(x)\nx = behead.rest(x)", encoding="utf-8")
     Path("wrong.txt").write_bytes(b"x = square.pow(x)\xff\x00")
     words = ("tasks", "grade", "tiny", "--problem", "tiny-square-behead", "--json", "--answer")
@@ -247,7 +247,7 @@ def test_config_show_names_the_flag() -> None:
     assert found["origins"]["train.steps"] == "--set"
 
 
-def test_doctor_looks_at_everything_and_survives_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_doctor_checks_everything_without_a_path(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     code, out, _ = sdpo("doctor", "--json")
     found = json.loads(out)
@@ -256,7 +256,7 @@ def test_doctor_looks_at_everything_and_survives_what_is_missing(monkeypatch: py
     assert all(each["fix"] for each in found["findings"] if not each["ok"])
 
 
-def test_rollout_shows_why_a_teacher_sees_nothing() -> None:
+def test_rollout_shows_why_there_is_no_teacher_context() -> None:
     words = (
         "rollout",
         "--group-size",
@@ -273,7 +273,7 @@ def test_rollout_shows_why_a_teacher_sees_nothing() -> None:
     assert "no teacher context: no demonstration and no feedback (no_signal)" in out
 
 
-def test_training_twice_goes_on_and_eval_finds_the_run() -> None:
+def test_training_twice_resumes_and_eval_reads_the_run() -> None:
     first = sdpo(*TRAIN, "--steps", "1", "--out", "run", "--json")
     assert first[0] == 0, first[2]
     second = sdpo(*TRAIN, "--steps", "2", "--out", "run", "--json")
@@ -301,14 +301,14 @@ def test_resume_takes_its_settings_from_the_run_and_refuses_others() -> None:
     assert Path("run/config.yaml").read_text(encoding="utf-8") == kept
 
 
-def test_too_little_gain_fails_a_run_that_asked_for_it() -> None:
+def test_too_little_gain_fails_with_require_gain() -> None:
     code, out, err = sdpo(*TRAIN, "--steps", "0", "--out", "run", "--require-gain", "30")
     assert code == 1
     assert "less than --require-gain 30" in err.splitlines()[-1]
     assert "next:" in out
 
 
-def test_an_interrupted_run_is_saved_and_says_how_to_go_on() -> None:
+def test_interrupted_run_is_saved_and_prints_how_to_resume() -> None:
     command = [sys.executable, "-m", "sdpo_cli.main", *TRAIN, "--steps", "1000", "--out", "run"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as run:
         assert run.stderr is not None
@@ -321,7 +321,7 @@ def test_an_interrupted_run_is_saved_and_says_how_to_go_on() -> None:
     assert re.fullmatch(r"sdpo: interrupted, saved at step \d+\. Run the same command to resume\.", last)
 
 
-def test_a_process_writes_no_escape_and_json_alone_on_stdout() -> None:
+def test_process_writes_no_escapes_and_only_json_on_stdout() -> None:
     done = process("rollout", "--group-size", "1", "--json", TERM="xterm-256color")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["rollouts"]

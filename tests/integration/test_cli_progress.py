@@ -1,4 +1,4 @@
-"""What a run's events add up to for somebody who watches."""
+"""The state of a run for its views, from its events."""
 
 import pytest
 from sdpo_cli.terminal import live_view
@@ -7,7 +7,7 @@ from sdpo_cli.terminal.progress import Header, Progress
 HEADER = Header("tiny", "tiny", "sdpo", "ema", "cpu float32", "runs/x", 10)
 
 
-def test_time_left_follows_the_pace_of_this_process() -> None:
+def test_time_left_follows_the_rate_of_this_process() -> None:
     seconds = iter([100.0, 110.0, 120.0])
     watched = Progress(HEADER, clock=lambda: next(seconds))
     watched.observe({"type": "resumed", "step": 4})
@@ -17,10 +17,10 @@ def test_time_left_follows_the_pace_of_this_process() -> None:
     assert watched.seconds_left() == pytest.approx(40.0)
 
 
-def test_time_left_of_a_run_that_was_stopped_leaves_out_the_night() -> None:
+def test_time_left_of_a_resumed_run_excludes_the_pause() -> None:
     watched = Progress(HEADER)
-    told = (("run_started", 0, 0.0), ("step", 1, 50.0), ("resumed", 1, 9000.0), ("step", 2, 9004.0))
-    for kind, step, time in told:
+    events = (("run_started", 0, 0.0), ("step", 1, 50.0), ("resumed", 1, 9000.0), ("step", 2, 9004.0))
+    for kind, step, time in events:
         watched.observe({"type": kind, "step": step, "time": time})
     assert watched.seconds_left() == pytest.approx(32.0)
 

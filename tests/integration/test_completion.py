@@ -1,4 +1,4 @@
-"""What a shell is offered after TAB, asked as the shells' own scripts ask."""
+"""Shell completion, called as the completion scripts of the shells call it."""
 
 from __future__ import annotations
 
@@ -65,13 +65,13 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     ],
     ids=" ".join,
 )
-def test_a_shell_is_offered_what_can_follow(
+def test_completion_of_commands_options_and_values(
     place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: Any, offered: list[str]
 ) -> None:
     assert answers(monkeypatch, capsys, *words) == offered
 
 
-def test_damage_and_strange_names_are_no_offer_and_no_error(
+def test_damaged_files_and_unprintable_names_are_no_completion_and_no_error(
     place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (place / "qu\x1b[31m").mkdir()
@@ -81,19 +81,19 @@ def test_damage_and_strange_names_are_no_offer_and_no_error(
     assert answers(monkeypatch, capsys, "train", "--model", "ti") == ["tiny"]
 
 
-def test_the_kinds_are_those_of_the_settings() -> None:
+def test_kinds_are_those_of_the_settings() -> None:
     for key, offered in completion.KINDS.items():
         section, name = key.split(".")
         field = Config.model_fields[section].annotation.model_fields[name]  # type: ignore[union-attr]
         assert offered == get_args(field.annotation), key
 
 
-def test_the_presets_are_those_that_there_are(place: Path) -> None:
+def test_presets_are_the_shipped_ones(place: Path) -> None:
     (place / "mine.yaml").unlink()
     assert sorted(completion.presets("")) == sorted(preset_names())
 
 
-def test_bash_itself_completes_with_the_script_and_loads_no_library_of_models(place: Path) -> None:
+def test_bash_completes_without_loading_model_libraries(place: Path) -> None:
     (place / "asked.py").write_text(
         "import sys\nfrom pathlib import Path\nfrom sdpo_cli.main import main\n"
         "try:\n    main([])\nfinally:\n    Path('imported').write_text('\\n'.join(sys.modules))\n"

@@ -1,4 +1,4 @@
-"""Every command's help has an example, and every example is one that its command takes."""
+"""Every command has an example in its help, and its command accepts it."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ def command_of(words: tuple[str, ...]) -> Any:
 
 
 @pytest.mark.parametrize("words", commands(), ids=" ".join)
-def test_the_example_in_the_help_is_one_that_the_command_takes(words: tuple[str, ...]) -> None:
+def test_command_accepts_the_example_in_its_help(words: tuple[str, ...]) -> None:
     command = command_of(words)
     examples = re.findall(r"Example: (sdpo [^\n]+)", command.help or command.callback.__doc__ or "")
     assert examples, f"sdpo {' '.join(words)} has no example"
     for example in examples:
-        said = shlex.split(example.partition(" | ")[2] or example, comments=True)
-        assert tuple(said[1 : 1 + len(words)]) == words
+        words_given = shlex.split(example.partition(" | ")[2] or example, comments=True)
+        assert tuple(words_given[1 : 1 + len(words)]) == words
         try:
-            command.make_context("sdpo", said[1 + len(words) :])
+            command.make_context("sdpo", words_given[1 + len(words) :])
         except click.exceptions.UsageError as error:
             pytest.fail(f"{example}: {error.format_message()}")

@@ -1,4 +1,4 @@
-"""`sdpo init` writes a folder that works as it is, after three questions or none, and never over anything."""
+"""`sdpo init` writes a working folder, after three questions or none, and overwrites nothing."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_every_combination_has_rows_of_its_task_and_settings_that_resolve(
 
 
 @pytest.mark.parametrize(("task", "feedback"), COMBINATIONS)
-def test_settings_say_nothing_that_holds_without_them(task: str, feedback: bool) -> None:
+def test_config_holds_only_values_that_differ(task: str, feedback: bool) -> None:
     tree = yaml.safe_load(init_templates.settings(init_templates.InitChoices("owner/model", task, feedback)))
     given = {f"{section}.{key}": value for section, inside in tree.items() for key, value in inside.items()}
     usual = resolve(None, [], {"model.name": "owner/model", "task.name": task if task != "own" else "./my_task.py"})
@@ -156,7 +156,7 @@ def test_judge_of_the_starter_trains_behind_an_endpoint(
     assert code == 0, err
 
 
-def test_a_file_that_is_there_is_never_written_over(nowhere: Path) -> None:
+def test_existing_file_is_never_overwritten(nowhere: Path) -> None:
     (nowhere / "config.yaml").write_text("mine")
     code, _, err = sdpo("init", str(nowhere))
     assert code == 2
@@ -165,7 +165,7 @@ def test_a_file_that_is_there_is_never_written_over(nowhere: Path) -> None:
     assert (nowhere / "config.yaml").read_text() == "mine"
 
 
-def test_a_folder_that_cannot_be_finished_is_not_begun(nowhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupted_write_leaves_no_folder(nowhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
 
     def stopped(path: Path, content: bytes) -> None:
@@ -199,12 +199,12 @@ def stocked(monkeypatch: pytest.MonkeyPatch, *held: tuple[str, models.Source, fl
     found = [inventory.LocalModel(name, source, name, Path("x"), fetch=fetch) for name, source, _, fetch in held]
     found += [inventory.LocalModel("tiny", "embedded", "x", Path("x"))]
     peaks = {name: peak for name, _, peak, _ in held}
-    told = lambda each: MemoryFit("no" if each.name == "large" else "yes", peaks.get(each.name, 1.0))  # noqa: E731
+    fit = lambda each: MemoryFit("no" if each.name == "large" else "yes", peaks.get(each.name, 1.0))  # noqa: E731
     monkeypatch.setattr(inventory, "items", lambda: iter(found))
-    monkeypatch.setattr(init_templates, "memory_fit", told)
+    monkeypatch.setattr(init_templates, "memory_fit", fit)
 
 
-def test_the_largest_model_here_that_can_be_trained_is_proposed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_largest_local_trainable_model_is_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
     stocked(
         monkeypatch,
         ("small", "fetched", 1e9, ""),
@@ -219,13 +219,13 @@ def test_the_largest_model_here_that_can_be_trained_is_proposed(monkeypatch: pyt
     assert "sdpo models fetch away" in init_templates.suggestions()[-1].about
 
 
-def test_without_any_model_the_embedded_one_is_proposed_and_what_could_be_fetched() -> None:
+def test_embedded_model_is_the_default_without_local_models() -> None:
     named = [each.name for each in init_templates.suggestions()]
     assert named[0] == "tiny"
     assert set(named[1:]) <= {*models.ALIASES, *models.FETCHED}
 
 
-def test_a_model_that_is_not_here_comes_with_the_command_that_gets_it(nowhere: Path) -> None:
+def test_missing_model_comes_with_its_download_command(nowhere: Path) -> None:
     code, out, _ = sdpo("init", "mine", "--model", "qwen")
     assert code == 0
     lines = out.splitlines()
@@ -233,7 +233,7 @@ def test_a_model_that_is_not_here_comes_with_the_command_that_gets_it(nowhere: P
     assert yaml.safe_load(Path("mine/config.yaml").read_text())["model"] == {"name": "qwen"}
 
 
-def test_a_folder_as_model_is_still_found_from_the_starter_s(nowhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_model_folder_is_found_from_the_starter_folder(nowhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = nowhere / "my: model #1"
     folder.mkdir()
     made(nowhere / "mine", monkeypatch, "--model", "my: model #1")
@@ -241,7 +241,7 @@ def test_a_folder_as_model_is_still_found_from_the_starter_s(nowhere: Path, monk
 
 
 @pytest.mark.parametrize(("flag", "word"), [("--model", "qwenn"), ("--task", "cooking")])
-def test_answers_that_mean_nothing_are_refused_in_one_line(flag: str, word: str, nowhere: Path) -> None:
+def test_unknown_choices_are_refused_in_one_line(flag: str, word: str, nowhere: Path) -> None:
     code, out, err = sdpo("init", "mine", flag, word)
     assert (code, out) == (2, "")
     assert len(err.splitlines()) == 1
@@ -287,13 +287,13 @@ def test_questions_take_numbers_names_and_enter(
     assert list(dict.fromkeys(asked)) == ["model", "task", "feedback"]
 
 
-def test_what_flags_answer_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_choices_given_by_options_are_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     assert scripted(monkeypatch) == []
     assert init.ask_choices("tiny", "math", False) == init_templates.InitChoices("tiny", "math", False)
 
 
 def at_a_terminal(folder: Path, typed: bytes, *words: str) -> tuple[int, str]:
-    """The command with a terminal on stdin and stderr, and what it said there."""
+    """The command with a terminal on stdin and stderr, and what it printed there."""
     ours, theirs = pty.openpty()
     try:
         os.write(ours, typed)

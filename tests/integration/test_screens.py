@@ -30,7 +30,7 @@ def test_a_recording_replaces_its_block_alone() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(RECORDED))
-def test_a_recording_fits_its_screen_and_names_no_place(name: str) -> None:
+def test_recording_fits_its_screen_and_has_no_local_path(name: str) -> None:
     screen = next(each for each in screens.SCREENS if name in (each.name, f"{each.name}-running"))
     lines = RECORDED[name].splitlines()
     assert len(lines) <= screen.lines
@@ -39,7 +39,7 @@ def test_a_recording_fits_its_screen_and_names_no_place(name: str) -> None:
     assert not re.search(r"(?<![\w./:])/(?:tmp|home|root|work|usr|opt|Users)\b", RECORDED[name])
 
 
-def test_what_belongs_to_one_machine_is_made_neutral_and_the_frame_stays() -> None:
+def test_machine_figures_become_placeholders_and_the_frame_stays() -> None:
     line = "│ now   12/64  0:42 left, /tmp/x/y.z  │"
     made = screens.neutral(f"{line}\n1:02:03 of 17.7 GB, Linux-6.1-glibc  \n")
     first, second, *rest = made.split("\n")
@@ -48,7 +48,7 @@ def test_what_belongs_to_one_machine_is_made_neutral_and_the_frame_stays() -> No
     assert rest == [""]
 
 
-def test_the_recorder_sees_a_small_terminal_on_the_way_and_at_the_end(tmp_path: Path) -> None:
+def test_recorder_catches_the_running_and_the_final_screen(tmp_path: Path) -> None:
     pytest.importorskip("pyte", reason="pyte, a terminal to look at, is not installed")
     program = tmp_path / "shows.py"
     program.write_text(

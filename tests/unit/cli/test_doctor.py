@@ -89,7 +89,7 @@ def test_documented_names_and_facts_are_those_of_the_document(found: dict[str, d
         assert set(each["facts"]) <= documented["extra NAME" if name.startswith("extra ") else name], name
 
 
-def test_person_reads_a_line_a_finding_and_fixes_below(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_text_output_has_a_line_per_finding_then_fixes(monkeypatch: pytest.MonkeyPatch) -> None:
     made = [
         Finding("cache_of_ours", False, "full\x1b[2J", "make room"),
         Finding("backend", False, "gone", "install it", required=True),
@@ -116,7 +116,7 @@ def test_check_that_raises_is_a_finding_with_a_fix(raised: Exception) -> None:
     assert broken.fix
 
 
-def test_missing_mlx_stops_training_and_the_rest_is_still_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_mlx_stops_training_and_other_checks_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "sdpo_mlx.backends.mlx.device", None)
     code, out, _ = sdpo("doctor", "--json")
     faults = {each["name"]: each for each in json.loads(out)["findings"] if not each["ok"]}
@@ -166,7 +166,7 @@ def test_only_a_machine_on_battery_is_at_fault(
     assert (found.ok, found.facts) == (ok, {"on_battery": on_battery, "charge_percent": charge})
 
 
-def test_fix_for_slow_products_goes_by_library_and_processor() -> None:
+def test_fix_for_slow_products_depends_on_library_and_processor() -> None:
     assert "fast-cpu" in checks.blas_fix("reference", "x86_64")
     assert "libopenblas" in checks.blas_fix("reference", "aarch64")
     assert "run `sdpo doctor` again" in checks.blas_fix("libmkl_rt.so.3", "x86_64")
@@ -175,7 +175,7 @@ def test_fix_for_slow_products_goes_by_library_and_processor() -> None:
 # ---- disk and caches
 
 
-def test_cache_is_measured_without_following_links_and_not_without_end(tmp_path: Path) -> None:
+def test_cache_size_follows_no_links_and_stops_in_time(tmp_path: Path) -> None:
     (tmp_path / "a" / "b").mkdir(parents=True)
     (tmp_path / "a" / "b" / "file").write_bytes(b"x" * 1000)
     (tmp_path / "again").symlink_to(tmp_path / "a" / "b" / "file")
@@ -200,7 +200,7 @@ def test_place_that_cannot_be_written_stops_training(monkeypatch: pytest.MonkeyP
 # ---- packages
 
 
-def test_extra_says_version_or_line_and_finds_what_is_too_old() -> None:
+def test_extra_reports_version_or_install_command_and_old_packages() -> None:
     here = packages.extra("made-up", [Requirement("numpy>=1; extra == 'made-up'")])
     assert (here.ok, here.found) == (True, f"numpy {packages.installed('numpy')}")
     gone = packages.extra("made-up", [Requirement("no-such-package-here; extra == 'made-up'")])
@@ -241,9 +241,7 @@ def test_metal_is_what_mlx_reports() -> None:
         ("sysctl: unknown oid", 16 * GB, True, "cannot be read"),
     ],
 )
-def test_wired_limit_is_a_fault_only_where_setting_it_back_helps(
-    setting: str, memory: int, ok: bool, words: str
-) -> None:
+def test_wired_limit_is_a_fault_only_if_the_default_is_better(setting: str, memory: int, ok: bool, words: str) -> None:
     finding = hardware.wired_limit(setting, memory, int(0.7 * memory))
     assert finding.ok is ok
     assert words in finding.found
@@ -252,7 +250,7 @@ def test_wired_limit_is_a_fault_only_where_setting_it_back_helps(
     assert not small_by_default or "sysctl" not in finding.found
 
 
-def test_recommended_size_that_mlx_does_not_give_is_said() -> None:
+def test_missing_recommended_size_is_reported() -> None:
     assert "three quarters" in hardware.wired_limit("0", 16 * GB, 0).found
     assert hardware.wired_limit("0", 16 * GB, 11453251584).facts["recommended_bytes"] == 11453251584
 

@@ -1,4 +1,4 @@
-"""The live view on terminals of any size: foreign text stays inert, no line is too long, the step is always there."""
+"""The live view on terminals of any size: untrusted text is inert, no line is too long, the step is always shown."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def drawn(progress: Progress, width: int, height: int) -> list[str]:
 @example(TRICKS[5], 40, 30)
 @example("0\xa00", 12, 8)
 @example(TRICKS[4], 41, 24)
-def test_no_text_leaves_its_place_on_any_terminal(text: str, width: int, height: int) -> None:
+def test_no_text_breaks_the_layout_on_any_terminal(text: str, width: int, height: int) -> None:
     lines = drawn(watched(text), width, height)
     assert len(lines) < height
     assert all(cell_len(line) <= width for line in lines)
@@ -79,7 +79,7 @@ def test_no_text_leaves_its_place_on_any_terminal(text: str, width: int, height:
 @given(TEXTS, st.integers(24, 120))
 @example(TRICKS[5], 40)
 @example("0\u2028", 24)
-def test_a_terminal_that_counts_for_itself_sees_the_frame_unbroken(text: str, width: int) -> None:
+def test_frame_is_unbroken_on_an_emulated_terminal(text: str, width: int) -> None:
     pyte = pytest.importorskip("pyte", reason="pyte, a terminal to look at, is not installed")
     screen = pyte.Screen(width, 30)
     pyte.Stream(screen).feed("\r\n".join(drawn(watched(text), width, 30)))
@@ -99,13 +99,15 @@ def test_a_terminal_that_counts_for_itself_sees_the_frame_unbroken(text: str, wi
         (20, 4, ("step", "sampling"), ("success",)),
     ],
 )
-def test_what_matters_least_goes_first(width: int, height: int, there: tuple[str, ...], gone: tuple[str, ...]) -> None:
+def test_least_important_rows_are_left_out_first(
+    width: int, height: int, there: tuple[str, ...], gone: tuple[str, ...]
+) -> None:
     shown = "\n".join(drawn(watched(), width, height))
     assert [word for word in there if word not in shown] == []
     assert [word for word in gone if word in shown] == []
 
 
-def test_the_view_says_that_it_stops_and_nothing_of_it_at_the_end() -> None:
+def test_view_shows_stopping_until_the_end() -> None:
     progress = watched()
     progress.stopping = lambda: True
     assert "stopping" in "\n".join(drawn(progress, 80, 24))
@@ -114,7 +116,7 @@ def test_the_view_says_that_it_stops_and_nothing_of_it_at_the_end() -> None:
 
 
 @given(st.text(max_size=100))
-def test_letters_without_a_width_of_their_own_are_left_out(text: str) -> None:
+def test_characters_of_uncertain_width_are_removed(text: str) -> None:
     assert not set(steady(text)) & set("\u200d\ufe0f\u202e\x1b\t\r")
 
 
@@ -169,7 +171,7 @@ def test_a_changed_size_clears_the_screen_and_an_unchanged_one_does_not(monkeypa
 
 
 @pytest.mark.parametrize("term", ["xterm", "xterm-256color", "screen", "linux"])
-def test_the_cursor_comes_back_and_the_last_picture_stays(monkeypatch: pytest.MonkeyPatch, term: str) -> None:
+def test_cursor_is_restored_and_the_last_view_stays(monkeypatch: pytest.MonkeyPatch, term: str) -> None:
     with (
         at_terminal(monkeypatch, TERM=term) as terminal,
         pytest.raises(KeyboardInterrupt),
@@ -191,7 +193,7 @@ def test_the_cursor_comes_back_and_the_last_picture_stays(monkeypatch: pytest.Mo
         ({"LANG": ""}, False),
     ],
 )
-def test_the_locale_decides_about_letters(
+def test_locale_decides_between_unicode_and_ascii(
     monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], unicode: bool
 ) -> None:
     with at_terminal(monkeypatch, **environment) as terminal:
@@ -209,7 +211,7 @@ def test_a_terminal_that_cannot_move_its_cursor_gets_plain_lines(monkeypatch: py
     assert terminal.getvalue() == "loading tiny\n"
 
 
-def test_a_wait_says_what_is_done_and_goes_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_status_line_shows_the_task_and_disappears(monkeypatch: pytest.MonkeyPatch) -> None:
     work = TaskTracker()
     work.start("copying [red]漢字\x1b[31m " * 5)(3, 9)
     with at_terminal(monkeypatch) as terminal, terminal_console.draw(terminal_console.StatusLine(work), transient=True):
@@ -221,27 +223,27 @@ def test_a_wait_says_what_is_done_and_goes_at_the_end(monkeypatch: pytest.Monkey
     assert "\x1b[2K" in terminal.getvalue()
 
 
-def test_time_left_follows_the_pace_and_leaves_out_what_was_there() -> None:
+def test_time_left_follows_the_rate_without_cached_items() -> None:
     now = [0.0]
-    pace = TaskProgress("answers", clock=lambda: now[0])
-    pace.update(40, 100)
-    assert (pace.seconds_left(), pace.summary()) == (None, "40/100  0:00")
+    task = TaskProgress("answers", clock=lambda: now[0])
+    task.update(40, 100)
+    assert (task.seconds_left(), task.summary()) == (None, "40/100  0:00")
     now[0] = 30.0
-    pace.update(45, 100)
-    assert pace.seconds_left() is None  # too little is done to say
-    pace.update(70, 100)
-    assert (pace.seconds_left(), pace.summary()) == (30.0, "70/100  0:30 left")
-    pace.update(100, 100)
-    assert pace.summary() == "100/100  0:30"
+    task.update(45, 100)
+    assert task.seconds_left() is None  # too little is done to say
+    task.update(70, 100)
+    assert (task.seconds_left(), task.summary()) == (30.0, "70/100  0:30 left")
+    task.update(100, 100)
+    assert task.summary() == "100/100  0:30"
 
 
-def test_plain_lines_about_work_are_rare(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_plain_progress_lines_are_rare(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     now = [0.0]
     monkeypatch.setattr(render.time, "monotonic", lambda: now[0])
     tell = TaskTracker(render.progress_lines(), clock=lambda: now[0]).start("tensors")
     for done in range(0, 61):
         now[0] = float(done)
         tell(done, 60)
-    said = capsys.readouterr().err.splitlines()
-    assert said[0] == "tensors: 10/60  0:50 left"
-    assert len(said) == 6
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "tensors: 10/60  0:50 left"
+    assert len(lines) == 6
