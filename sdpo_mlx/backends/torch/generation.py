@@ -117,10 +117,9 @@ def _sample(logp_BV: Tensor, rows: list[Row], sampling: SamplingParams) -> Tenso
     u_B1 = torch.tensor([[row.uniforms_T[len(row.tokens)]] for row in rows], dtype=p_BV.dtype, device=p_BV.device)
     # The first id whose sum exceeds the number has a probability above 0.
     found = torch.searchsorted(total_BV, u_B1 * total_BV[:, -1:], right=True)[:, 0]
-    likely = (
-        p_BV.shape[-1] - 1 - (p_BV.flip(-1) > 0).int().argmax(-1)
-    )  # rounding must not go past the last id of probability above 0
-    return torch.minimum(found, likely).to(logp_BV.device)
+    # Rounding must not lead past the last id of a probability above 0.
+    last = p_BV.shape[-1] - 1 - (p_BV.flip(-1) > 0).int().argmax(-1)
+    return torch.minimum(found, last).to(logp_BV.device)
 
 
 def _nucleus(p_BV: Tensor, top_p: float) -> Tensor:

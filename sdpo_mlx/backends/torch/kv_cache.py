@@ -41,7 +41,7 @@ def prefill(body: nn.Module, ids_1P: Tensor, before: Prefix | None = None) -> Pr
 
 
 def given(body: nn.Module, cache: DynamicCache) -> dict[str, DynamicCache]:
-    """The keyword argument that passes a cache to this model: transformers 5.24 renamed `past_key_values` to `cache`."""
+    """The keyword argument for a cache: transformers 5.24 renamed `past_key_values` to `cache`."""
     return {_cache_name(type(body).forward): cache}
 
 
