@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import mlx.core as mx
@@ -18,7 +19,7 @@ from sdpo_mlx.backends.loss_head import GradientPass, LearnBatch, Rows, RowStati
 from sdpo_mlx.backends.mlx.adapter import active, assign
 from sdpo_mlx.backends.mlx.blockwise import backward, dropout, forward, outside_blocks
 from sdpo_mlx.backends.mlx.losses import row_loss
-from sdpo_mlx.backends.mlx.model import Model, read
+from sdpo_mlx.backends.mlx.model import Model, Nodes, read
 from sdpo_mlx.backends.packing import Unit
 from sdpo_mlx.core.seeding import derive
 
@@ -35,25 +36,13 @@ class MLXGradientPass(GradientPass):
     def add(self, unit: Unit, seed: int) -> tuple[float, list[RowStatistics], bool]:
         """See `GradientPass.add`."""
         model, found = self.model, list[Any]()
-
-        def surrogate(weights: Weights) -> mx.array:
-            """A scalar whose gradient is that of the loss: phase B runs inside the trace, on a copy."""
-            assign(model.whole, weights)
-            nodes = model.trunk.enter(unit)
-            for index, block in enumerate(model.trunk.blocks):
-                with dropout(model.whole, derive(seed, index)):
-                    nodes = block(nodes, unit)
-            states_RD = read(nodes, unit)
-            found.extend(self._head(detached(states_RD), unit))
-            return mx.sum(states_RD * mx.stop_gradient(found[1]))
-
         if self.keep:
-            grads = mx.grad(surrogate)(self.student)
+            grads = mx.grad(partial(self._head, unit=unit, seed=seed, found=found))(self.student)
             mx.eval(grads)
             assign(model.whole, self.student)
         else:
             inputs, nodes = forward(model, self.student, unit, seed)
-            found.extend(self._head(read(nodes, unit), unit))
+            self._head(nodes, unit, seed, found)
             _, cotangents = mx.vjp(lambda *each: [read(each, unit)], nodes, [found[1]])
             grads = backward(model, self.student, unit, seed, inputs, cotangents)
         loss, _, head_grads, statistics = found
@@ -78,30 +67,44 @@ class MLXGradientPass(GradientPass):
         """See `GradientPass.concatenate`."""
         return mx.concatenate(arrays)
 
-    def _head(self, hidden_RD: mx.array, unit: Unit) -> tuple[float, mx.array, Weights, list[RowStatistics]]:
-        """Phase B: loss, its gradients with respect to the hidden states and to a trained head, statistics."""
+    def _head(self, entering: Any, unit: Unit, seed: int, found: list[Any]) -> mx.array:
+        """Phase B on the last block's output, or with `keep` A and B on the student's weights.
+
+        Put loss, cotangents (R, d), gradients of a trained head and statistics into `found`. Return a scalar whose
+        gradient is that of the loss.
+        """
+        states_RD = read(self._nodes(entering, unit, seed) if self.keep else entering, unit)
+        hidden_RD = detached(states_RD) if self.keep else states_RD
         names, own = self.head_names, [self.student[name] for name in self.head_names]
         total, cotangents, figures, grads = 0.0, [], [], {name: mx.zeros_like(self.student[name]) for name in names}
         for part, teacher_RV, rows in self.chunks(unit, hidden_RD):
-            arrays = on_device(rows)
-
-            def loss(
-                hidden: mx.array, *weights: mx.array, teacher: Any = teacher_RV, rows: Rows = arrays
-            ) -> tuple[mx.array, RowStatistics]:
-                assign(self.model.whole, dict(zip(names, weights, strict=True)))
-                logits = self.model.trunk.head(hidden)
-                return row_loss(logits, teacher, rows, self.batch.objective, self.batch.temperature)
-
-            run = mx.value_and_grad(loss, argnums=list(range(1 + len(own))))
-            (value, figure), found = run(hidden_RD[part], *own)
+            loss = partial(self._loss, teacher_RV=teacher_RV, rows=on_device(rows))
+            (value, figure), both = mx.value_and_grad(loss, argnums=list(range(1 + len(own))))(hidden_RD[part], *own)
             assign(self.model.whole, dict(zip(names, own, strict=True)))
-            cotangent, *extra = found if own else [found]  # the gradient of a single argument is not in a list
+            cotangent, *extra = both if own else [both]  # the gradient of a single argument is not in a list
             mx.eval(value, figure, cotangent, extra)
             total += float(np.array(value))
             cotangents.append(detached(cotangent))
             figures.append(RowStatistics(*map(np.asarray, figure)))
             grads = {name: grads[name] + detached(array) for name, array in zip(names, extra, strict=True)}
-        return total, mx.concatenate(cotangents), grads, by_member(figures, unit)
+        found.extend([total, mx.concatenate(cotangents), grads, by_member(figures, unit)])
+        return mx.sum(states_RD * mx.stop_gradient(found[1]))
+
+    def _nodes(self, weights: Weights, unit: Unit, seed: int) -> Nodes:
+        """Phase A in one graph: the last block's output."""
+        assign(self.model.whole, weights)
+        nodes = self.model.trunk.enter(unit)
+        for index, block in enumerate(self.model.trunk.blocks):
+            with dropout(self.model.whole, derive(seed, index)):
+                nodes = block(nodes, unit)
+        return nodes
+
+    def _loss(
+        self, hidden_RD: mx.array, *head: mx.array, teacher_RV: mx.array | None, rows: Rows
+    ) -> tuple[mx.array, RowStatistics]:
+        assign(self.model.whole, dict(zip(self.head_names, head, strict=True)))
+        logits_RV = self.model.trunk.head(hidden_RD)
+        return row_loss(logits_RV, teacher_RV, rows, self.batch.objective, self.batch.temperature)
 
 
 def mixed_logits(model: Model, student: Weights, hidden: Sequence[mx.array], sets: Sequence[TeacherSet]) -> mx.array:
