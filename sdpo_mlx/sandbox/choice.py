@@ -79,8 +79,8 @@ def _proven(sandbox: Sandbox, found: Probe, fix: str) -> Sandbox:
     """Return the sandbox if every check holds. Raises SandboxError that names what failed."""
     if all(found.checks.values()):
         return sandbox
-    if found.said:
-        raise _refusal(f"{sandbox.kind} does not run Python ({found.said})", fix)
+    if found.message:
+        raise _refusal(f"{sandbox.kind} does not run Python ({found.message})", fix)
     failed = ", ".join(name for name, holds in found.checks.items() if not holds)
     raise _refusal(f"{sandbox.kind} runs but does not contain: {failed} failed", fix)
 
@@ -98,19 +98,19 @@ def _checked_bubblewrap(limits: Limits) -> Sandbox:
 
 def _broken(found: Probe) -> SandboxError:
     """Return the error for an installed bubblewrap that does not contain programs."""
-    if not found.said:
+    if not found.message:
         failed = ", ".join(name for name, holds in found.checks.items() if not holds)
         return _refusal(f"bubblewrap runs but does not contain: {failed} failed", "use another kernel or a VM")
-    if not found.said.startswith("bwrap:"):
-        return _refusal(f"bubblewrap starts but Python does not run in it ({found.said})", "use another Python")
+    if not found.message.startswith("bwrap:"):
+        return _refusal(f"bubblewrap starts but Python does not run in it ({found.message})", "use another Python")
     if _setting("kernel/apparmor_restrict_unprivileged_userns") == "1":
         fix = "allow bwrap an AppArmor profile, or sysctl -w kernel.apparmor_restrict_unprivileged_userns=0"
-        return _refusal(f"AppArmor denies user namespaces, as on Ubuntu 24.04 ({found.said})", fix)
+        return _refusal(f"AppArmor denies user namespaces, as on Ubuntu 24.04 ({found.message})", fix)
     if "0" in (_setting("user/max_user_namespaces"), _setting("kernel/unprivileged_userns_clone")):
         fix = "run sysctl -w user.max_user_namespaces=10000 kernel.unprivileged_userns_clone=1"
-        return _refusal(f"this kernel is set to deny user namespaces ({found.said})", fix)
+        return _refusal(f"this kernel is set to deny user namespaces ({found.message})", fix)
     fix = "in a container allow namespaces (for Docker: --security-opt seccomp=unconfined --cap-add SYS_ADMIN)"
-    return _refusal(f"bubblewrap cannot start, namespaces are probably denied ({found.said})", fix)
+    return _refusal(f"bubblewrap cannot start, namespaces are probably denied ({found.message})", fix)
 
 
 def _setting(name: str) -> str:

@@ -82,9 +82,9 @@ class ContainerSandbox:
         """Raises FileNotFoundError if there is no engine, ImageMissingError when the engine has no such image."""
         self.limits = limits or Limits()
         self.engine = find_engine(image)
-        code, said = self._ask("image", "inspect", "--format", "{{.Id}}", image)
+        code, message = self._ask("image", "inspect", "--format", "{{.Id}}", image)
         if code != 0:
-            raise ImageMissingError(said)
+            raise ImageMissingError(message)
 
     def run(self, program: str, stdin: bytes = b"", *, seconds: float | None = None) -> RunResult:
         """Run one program isolated from this machine; thread-safe."""

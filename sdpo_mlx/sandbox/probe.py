@@ -105,7 +105,7 @@ class Probe:
     """The result of each check, and the sandbox's error message if no program ran."""
 
     checks: dict[str, bool]
-    said: str = ""
+    message: str = ""
 
 
 def probe(

@@ -125,4 +125,4 @@ class SeatbeltSandbox:
         others = all(holds for name, holds in found.checks.items() if name != "memory_capped")
         greedy = _GREEDY.replace("{}", str(2 * self.limits.memory_mb))
         held = others and b"held" not in self.run(greedy, seconds=20.0).stdout
-        return Probe({**found.checks, "memory_capped": held}, found.said)
+        return Probe({**found.checks, "memory_capped": held}, found.message)

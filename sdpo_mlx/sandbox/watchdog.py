@@ -17,9 +17,9 @@ def watchdog(limit: int) -> Callable[[int], bool]:
 def resident(leader: int) -> int:
     """Return bytes in memory of all processes in the session of `leader`; 0 if it has ended or `ps` fails."""
     # -g means the session on Linux and the process group on macOS; whoever leads a session leads its group
-    asked = ["ps", "-o", "rss=", "-g", str(leader)]
+    command = ["ps", "-o", "rss=", "-g", str(leader)]
     try:
-        said = subprocess.run(asked, capture_output=True, timeout=5.0, check=False).stdout
+        output = subprocess.run(command, capture_output=True, timeout=5.0, check=False).stdout
     except (OSError, subprocess.TimeoutExpired):
         return 0
-    return sum(int(word) << 10 for word in said.split() if word.isdigit())
+    return sum(int(word) << 10 for word in output.split() if word.isdigit())

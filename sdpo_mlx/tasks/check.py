@@ -79,11 +79,11 @@ def check_task(task: Task) -> Report:
 
 def fake_answers(problem: Problem) -> list[str]:
     """Answers nobody would accept; private values and the row's reference, some of which a good grader may accept."""
-    asked = problem.messages[-1]["content"]
-    said = ["", "I do not know.", "42", "yes", "```python\nprint(1)\n```", "\\boxed{7}", "<answer>A</answer>", "{}"]
+    question = problem.messages[-1]["content"]
+    samples = ["", "I do not know.", "42", "yes", "```python\nprint(1)\n```", "\\boxed{7}", "<answer>A</answer>", "{}"]
     private = sorted(set(_leaves(problem.private)), key=len)[:12]
     reference = [problem.reference] if problem.reference else []
-    return [*said, "\x00\ud800 \u202e[bold]{x} %s", asked[:2_000], "word " * 4_000, *private, *reference]
+    return [*samples, "\x00\ud800 \u202e[bold]{x} %s", question[:2_000], "word " * 4_000, *private, *reference]
 
 
 def _known_answers(task: Task, problem: Problem) -> tuple[list[str], list[str]]:
@@ -172,8 +172,8 @@ def _of_problems(task: Task, splits: Mapping[Split, Sequence[Problem]]) -> Itera
 def _errors(trials: Sequence[Trial]) -> Iterator[Oddity]:
     failed = [trial for trial in trials if trial.first.kind == "grader_error"]
     if failed:
-        said, answer = failed[0].first.text.partition("\n")[0], failed[0].answer[:40]
-        what = f"the grader failed on {len(failed)} of {len(trials)} answers, first on {answer!r}: {said}"
+        samples, answer = failed[0].first.text.partition("\n")[0], failed[0].answer[:40]
+        what = f"the grader failed on {len(failed)} of {len(trials)} answers, first on {answer!r}: {samples}"
         yield Oddity("fault", "raises", what, "whatever a model may write, grade must give a verdict on it")
 
 
@@ -226,11 +226,11 @@ def _texts(trials: Sequence[Trial]) -> Iterator[Oddity]:
 def _leaks(trials: Sequence[Trial]) -> Iterator[Oddity]:
     """Private values in feedback or prompt that neither the question nor the answer held."""
     for trial in trials:
-        asked = "\n".join(message["content"] for message in trial.problem.messages)
+        question = "\n".join(message["content"] for message in trial.problem.messages)
         secrets = [leaf for leaf in set(_leaves(trial.problem.private)) if len(leaf) >= LEAST_TELLING]
-        told = [s for s in secrets if s in trial.first.text and s not in trial.answer and s not in asked]
-        if told and trial.first.kind != "grader_error":
-            what = f"the feedback on problem {trial.problem.id} quotes the private value {min(told)[:60]!r}"
+        leaked = [s for s in secrets if s in trial.first.text and s not in trial.answer and s not in question]
+        if leaked and trial.first.kind != "grader_error":
+            what = f"the feedback on problem {trial.problem.id} quotes the private value {min(leaked)[:60]!r}"
             fix = "fine if it is meant to; else say what is wrong without it: the self-teacher would only copy"
             yield Oddity("hint", "leaks", what, fix)
             return

@@ -40,14 +40,14 @@ def with_splits(problems: Sequence[Problem]) -> list[Problem]:
     return [_put(problem, "held_out" if i in held_out else "train") for i, problem in enumerate(problems)]
 
 
-def feedback_mode(task: str, wanted: str | None, modes: Sequence[str]) -> str:
+def feedback_mode(task: str, mode: str | None, modes: Sequence[str]) -> str:
     """Return the chosen feedback mode; None means the first. Raises ConfigError for an unknown one."""
-    if wanted is None:
+    if mode is None:
         return modes[0]
-    if wanted not in modes:
+    if mode not in modes:
         fix = f"choose one of {', '.join(modes)}"
-        raise ConfigError(f"task {task} has no feedback mode {wanted!r}", where="task.feedback", fix=fix)
-    return wanted
+        raise ConfigError(f"task {task} has no feedback mode {mode!r}", where="task.feedback", fix=fix)
+    return mode
 
 
 def _put(problem: Problem, split: str) -> Problem:

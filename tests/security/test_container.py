@@ -170,7 +170,7 @@ def engine() -> ContainerSandbox:
 
 
 def test_real_engine_passes_its_self_test(engine: ContainerSandbox) -> None:
-    assert engine.probe().said == ""
+    assert engine.probe().message == ""
     assert all(engine.self_test().values())
 
 

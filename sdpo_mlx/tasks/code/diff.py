@@ -49,17 +49,17 @@ def output_difference(expected: str, got: str, *, tolerance: float | None = None
 
 
 def _line_difference(number: int, want: str, have: str) -> str:
-    said = f"first difference in line {number}: expected {_short(want)}, got {_short(have)}"
+    sentence = f"first difference in line {number}: expected {_short(want)}, got {_short(have)}"
     if want.split() == have.split():
-        return f"{said} (only the spacing differs)"
-    return f"{said} (only upper and lower case differ)" if want.lower() == have.lower() else said
+        return f"{sentence} (only the spacing differs)"
+    return f"{sentence} (only upper and lower case differ)" if want.lower() == have.lower() else sentence
 
 
 def _type_difference(expected: Any, got: Any) -> str:
-    said = f"expected {kind_name(expected)}, got {kind_name(got)}"
+    sentence = f"expected {kind_name(expected)}, got {kind_name(got)}"
     if isinstance(expected, list | tuple) and isinstance(got, list | tuple) and same(list(expected), list(got)):
-        return f"{said} with the same items"
-    return said
+        return f"{sentence} with the same items"
+    return sentence
 
 
 def _inside(expected: Any, got: Any, place: str, tolerance: float | None) -> str:
@@ -82,11 +82,11 @@ def _sequence_difference(expected: Any, got: Any, place: str, tolerance: float |
         if not same(want, have, tolerance=tolerance):
             return _inside(want, have, _deeper(place, f"index {index}"), tolerance)
     where = f" at {place}" if place else ""
-    said = f"expected {_count(len(expected), 'item')}{where}, got {len(got)}"
+    sentence = f"expected {_count(len(expected), 'item')}{where}, got {len(got)}"
     at = min(len(expected), len(got))
     if len(expected) > len(got):
-        return f"{said}: {_short(expected[at])} at index {at} is missing"
-    return f"{said}: {_short(got[at])} at index {at} should not be there"
+        return f"{sentence}: {_short(expected[at])} at index {at} is missing"
+    return f"{sentence}: {_short(got[at])} at index {at} should not be there"
 
 
 def _dict_difference(expected: Any, got: Any, place: str, tolerance: float | None) -> str:

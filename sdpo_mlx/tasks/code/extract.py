@@ -20,8 +20,8 @@ def extract_code(text: str) -> str | None:
     elif text.lstrip().startswith("<think>"):
         return None
     blocks = _blocks(text)
-    for wanted in (_PYTHON, ("",)):
-        found = [code for language, code in blocks if language in wanted]
+    for languages in (_PYTHON, ("",)):
+        found = [code for language, code in blocks if language in languages]
         if found:
             return found[-1]
     return None

@@ -27,13 +27,13 @@ def failure_text(
 
     If all of these passed, only the failure of hidden tests is mentioned.
     """
-    told = _told(tests, outcomes, entry, cases)
-    if not told:
-        told = f"All visible tests pass, but {_HIDDEN}" if tests else _HIDDEN.capitalize()
-    return _clip(f"{told}\n{_CUT_OFF}" if truncated else told, _TOTAL_CHARS, _TOTAL_CHARS)
+    description = _description(tests, outcomes, entry, cases)
+    if not description:
+        description = f"All visible tests pass, but {_HIDDEN}" if tests else _HIDDEN.capitalize()
+    return _clip(f"{description}\n{_CUT_OFF}" if truncated else description, _TOTAL_CHARS, _TOTAL_CHARS)
 
 
-def _told(tests: Sequence[Test], outcomes: Sequence[TestOutcome], entry: str | None, cases: bool) -> str:
+def _description(tests: Sequence[Test], outcomes: Sequence[TestOutcome], entry: str | None, cases: bool) -> str:
     for test, outcome in zip(tests, outcomes, strict=True):
         if outcome.verdict == "error" and outcome.failure is not None:
             shown = [f"Input: {_input(test, entry)}", *_printed(outcome)] if cases else []

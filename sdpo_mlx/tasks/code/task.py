@@ -49,9 +49,9 @@ class CodeTask(Task):
             raise ConfigError(f"code has no level {level!r}", where="task.name", fix=f"choose {', '.join(LEVELS)}")
         self.feedback = feedback_mode(self.name, cfg.feedback, FEEDBACK_MODES)
         self._sandbox = sandbox
-        wanted = LEVELS[: LEVELS.index(level) + 1] if level else None
+        levels = LEVELS[: LEVELS.index(level) + 1] if level else None
         problems = _by_hand(cfg) or load_problems(cfg, "code/problems.jsonl", problem_from_any)
-        self.rows = [p for p in problems if wanted is None or p.private["level"] in wanted]
+        self.rows = [p for p in problems if levels is None or p.private["level"] in levels]
         self._turnstile = Turnstile()
         self._verdicts: OrderedDict[str, Verdict] = OrderedDict()
         self._lock = threading.Lock()
@@ -61,13 +61,13 @@ class CodeTask(Task):
         code = extract_code(text)
         if code is None:
             return self._failed("invalid", no_program_text(truncated))
-        told, hidden = self._split(problem)
-        outcomes = self._verdict(problem, code, told, hidden)
+        visible, hidden = self._split(problem)
+        outcomes = self._verdict(problem, code, visible, hidden)
         kind = _kind(outcomes[0] + outcomes[1])
         if kind == "pass":
             return Feedback(1.0, True, "", "pass")
         cases, entry = self.feedback in ("public", "full"), problem.private["entry"]
-        return self._failed(kind, failure_text(told, outcomes[0], entry, cases=cases, truncated=truncated))
+        return self._failed(kind, failure_text(visible, outcomes[0], entry, cases=cases, truncated=truncated))
 
     def _failed(self, kind: FeedbackKind, text: str) -> Feedback:
         return Feedback(0.0, False, "" if self.feedback == "none" else text, kind)
@@ -75,27 +75,27 @@ class CodeTask(Task):
     def _split(self, problem: Problem) -> tuple[list[Test], list[Test]]:
         """Tests that may be shown, and hidden ones; `full` hides nothing."""
         tests: Sequence[Test] = problem.private["tests"]
-        told = [test for test in tests if test["public"] or self.feedback == "full"]
-        return told, [test for test in tests if not (test["public"] or self.feedback == "full")]
+        visible = [test for test in tests if test["public"] or self.feedback == "full"]
+        return visible, [test for test in tests if not (test["public"] or self.feedback == "full")]
 
-    def _verdict(self, problem: Problem, code: str, told: list[Test], hidden: list[Test]) -> Verdict:
+    def _verdict(self, problem: Problem, code: str, visible: list[Test], hidden: list[Test]) -> Verdict:
         """Run, or return the remembered result: equal programs on one problem get equal results."""
         key = _key(problem, code)
         with self._lock:
             if key in self._verdicts:
                 self._verdicts.move_to_end(key)
                 return self._verdicts[key]
-        verdict = self._run(problem, code, told, hidden)
+        verdict = self._run(problem, code, visible, hidden)
         with self._lock:
             self._verdicts[key] = verdict
             while len(self._verdicts) > _REMEMBERED:
                 self._verdicts.popitem(last=False)
         return verdict
 
-    def _run(self, problem: Problem, code: str, told: list[Test], hidden: list[Test]) -> Verdict:
+    def _run(self, problem: Problem, code: str, visible: list[Test], hidden: list[Test]) -> Verdict:
         """Hidden tests run only if the visible ones passed: they could not change a failure."""
         entry, before = problem.private["entry"], problem.private["preamble"]
-        first = run_tests(self._sandbox, self._turnstile, code, entry, told, before) if told else ()
+        first = run_tests(self._sandbox, self._turnstile, code, entry, visible, before) if visible else ()
         if not hidden or _kind(first) != "pass":
             return first, (TestOutcome("not_run"),) * len(hidden)
         return first, run_tests(self._sandbox, self._turnstile, code, entry, hidden, before)

@@ -98,8 +98,8 @@ def parse_rows(
             yield parse(row.value, where)
         except DataError as error:
             part = error.where.removeprefix(where).strip(", ")  # such as "test 3" of this row
-            said = (part, error.what.removeprefix(f"{where}: "), error.fix)
-            yield BadRow(row.line, ", ".join(word for word in said if word), row.place)
+            details = (part, error.what.removeprefix(f"{where}: "), error.fix)
+            yield BadRow(row.line, ", ".join(word for word in details if word), row.place)
 
 
 def scan(path: Path, required: Sequence[str] = ("id",), longest: int = LONGEST_LINE) -> Iterator[Row | BadRow]:

@@ -131,10 +131,10 @@ class GuessingGame(Task):
 
     def reply(self, problem: Problem, answers: Sequence[str]) -> str | None:
         """Return the hint about the latest guess and how many are left; None if it was right or the last."""
-        said, left = _said(problem, answers)[-1], problem.private["guesses"] - len(answers)
-        if said == FOUND or left <= 0:
+        replies, left = _replies(problem, answers)[-1], problem.private["guesses"] - len(answers)
+        if replies == FOUND or left <= 0:
             return None
-        return f"{said} You have {left} {'guess' if left == 1 else 'guesses'} left."
+        return f"{replies} You have {left} {'guess' if left == 1 else 'guesses'} left."
 
     def grade(self, problem: Problem, text: str, *, truncated: bool = False) -> Feedback:
         """Grade an episode of one answer."""
@@ -142,17 +142,19 @@ class GuessingGame(Task):
 
     def grade_turns(self, problem: Problem, answers: Sequence[str], *, truncated: bool = False) -> Feedback:
         """Return reward 1 if the last guess is right; the feedback covers every guess."""
-        said = _said(problem, answers)
-        if not truncated and said[-1] == FOUND:
+        replies = _replies(problem, answers)
+        if not truncated and replies[-1] == FOUND:
             return Feedback(1.0, True, "", "pass")
         unread = truncated or guess_in(problem, answers[-1]) is None
-        return Feedback(0.0, False, self._report(problem, answers, said, truncated), "invalid" if unread else "wrong")
+        return Feedback(
+            0.0, False, self._report(problem, answers, replies, truncated), "invalid" if unread else "wrong"
+        )
 
-    def _report(self, problem: Problem, answers: Sequence[str], said: Sequence[str], truncated: bool) -> str:
+    def _report(self, problem: Problem, answers: Sequence[str], replies: Sequence[str], truncated: bool) -> str:
         if self.feedback == "none":
             return ""
         lines = [
-            f"guess {n}, {_quoted(problem, a)}: {s}" for n, (a, s) in enumerate(zip(answers, said, strict=True), 1)
+            f"guess {n}, {_quoted(problem, a)}: {s}" for n, (a, s) in enumerate(zip(answers, replies, strict=True), 1)
         ]
         if truncated:
             lines[-1] = f"answer {len(answers)} was cut off at the token limit. {_format(problem)}"
@@ -180,24 +182,24 @@ def shown(problem: Problem, cells: Cells) -> str:
     return ("" if PUZZLES[problem.private["puzzle"]].joined else ", ").join(map(str, cells))
 
 
-def _said(problem: Problem, answers: Sequence[str]) -> list[str]:
+def _replies(problem: Problem, answers: Sequence[str]) -> list[str]:
     """Return the reply to each answer; it names an earlier hint that a guess ignores."""
     hidden = problem.private
     hint = PUZZLES[hidden["puzzle"]].hint
-    made, said = list[tuple[int, Cells]](), []
+    made, replies = list[tuple[int, Cells]](), []
     for number, answer in enumerate(answers, 1):
         guess = guess_in(problem, answer)
         if guess is None:
-            said.append(f"No guess can be read in that. {_format(problem)}")
+            replies.append(f"No guess can be read in that. {_format(problem)}")
             continue
         if not all(1 <= cell <= hidden["high"] for cell in guess):
-            said.append(f"That is outside: each number goes from 1 to {hidden['high']}.")
+            replies.append(f"That is outside: each number goes from 1 to {hidden['high']}.")
             continue
         broken = [n for n, before in made if hint(guess, before) != hint(hidden["secret"], before)]
         forgot = f" What was said to guess {broken[0]} had ruled it out." if broken else ""
-        said.append(hint(hidden["secret"], guess) + forgot)
+        replies.append(hint(hidden["secret"], guess) + forgot)
         made.append((number, guess))
-    return said
+    return replies
 
 
 def _quoted(problem: Problem, answer: str) -> str:

@@ -62,7 +62,7 @@ class JudgeClient:
         if text is not None:
             self._count(cached=1)
         else:
-            text = self._told(self._tried(content))
+            text = self._reply_text(self._retried(content))
             if self._identity:
                 with suppress(OSError):  # a full disk costs the cache, not the verdict
                     self._place(name).parent.mkdir(parents=True, exist_ok=True)
@@ -80,9 +80,9 @@ class JudgeClient:
         cost = counts["tokens/in"] * self.cfg.cost_in + counts["tokens/out"] * self.cfg.cost_out
         return {f"judge/{name}": value for name, value in counts.items()} | {"judge/cost": cost / 1e6}
 
-    def _tried(self, content: bytes) -> Mapping[str, Any]:
+    def _retried(self, content: bytes) -> Mapping[str, Any]:
         """Return the first successful reply."""
-        wait, said = FIRST_WAIT, ""
+        wait, reason = FIRST_WAIT, ""
         for attempt in range(self.cfg.retries + 1):
             if attempt:
                 self._count(retries=1)
@@ -91,13 +91,13 @@ class JudgeClient:
             try:
                 return self._posted(content)
             except urllib.error.HTTPError as error:
-                said = f"the judge answered {error.code}"
-                wait = min(max(wait, _asked_wait(error)), LONGEST_WAIT)
+                reason = f"the judge answered {error.code}"
+                wait = min(max(wait, _retry_after(error)), LONGEST_WAIT)
                 if error.code not in WORTH_RETRYING:
                     break
             except (OSError, http.client.HTTPException, ValueError) as error:
-                said = f"the judge cannot be asked: {type(error).__name__}"
-        raise JudgeError(f"{said} ({urlsplit(self._url).netloc.rpartition('@')[2]})")
+                reason = f"the judge cannot be asked: {type(error).__name__}"
+        raise JudgeError(f"{reason} ({urlsplit(self._url).netloc.rpartition('@')[2]})")
 
     def _posted(self, content: bytes) -> Mapping[str, Any]:
         headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {self._key}"} if self._key else {})
@@ -112,7 +112,7 @@ class JudgeClient:
             raise ValueError("no object")
         return found
 
-    def _told(self, reply: Mapping[str, Any]) -> str:
+    def _reply_text(self, reply: Mapping[str, Any]) -> str:
         usage = reply.get("usage")
         if isinstance(usage, dict):
             read, written = (usage.get(name) for name in ("prompt_tokens", "completion_tokens"))
@@ -177,7 +177,7 @@ def _kept(place: Path) -> str | None:
     return text if isinstance(text, str) else None
 
 
-def _asked_wait(error: urllib.error.HTTPError) -> float:
+def _retry_after(error: urllib.error.HTTPError) -> float:
     """Return the seconds to wait that the server requests."""
     try:
         return max(0.0, float(error.headers.get("Retry-After", "0")))

@@ -86,16 +86,16 @@ class JudgeTask(Task):
         """
         answer = strip_thinking(text)
         if truncated or not answer:
-            said = "The answer was cut off because it was too long." if truncated else "The answer is empty."
-            return Feedback(0.0, False, "" if self.feedback == "none" else said, "invalid")
+            explanation = "The answer was cut off because it was too long." if truncated else "The answer is empty."
+            return Feedback(0.0, False, "" if self.feedback == "none" else explanation, "invalid")
         if self._client is None:
             raise JudgeError("no judge is at hand: set judge.endpoint")
         reward, remarks = read_score(self._client.ask(judge_messages(problem, answer)))
         if reward >= self.judge.success:
             return Feedback(reward, True, "", "pass")
         score = f"A judge gave {round(reward * FULL_SCORE, 1):g} of {FULL_SCORE} points."
-        said = {"remarks": f"{remarks}\n{score}".strip(), "score": score, "none": ""}[self.feedback]
-        return Feedback(reward, False, said, "wrong")
+        explanation = {"remarks": f"{remarks}\n{score}".strip(), "score": score, "none": ""}[self.feedback]
+        return Feedback(reward, False, explanation, "wrong")
 
 
 def problem_from_row(row: dict[str, Any], where: str) -> Problem:
@@ -110,9 +110,9 @@ def judge_messages(problem: Problem, answer: str) -> tuple[Message, ...]:
     """Return what the judge reads; the marks around the answer follow from its text, so equal requests stay equal."""
     shown = shorten_middle(clean(answer), LONGEST_ANSWER)
     mark = f"==== {digest(shown.encode())[:12]} ===="
-    asked = "\n\n".join(message["content"] for message in problem.messages)
+    question = "\n\n".join(message["content"] for message in problem.messages)
     reference = str(problem.private.get("reference", "")).strip()
-    parts = [f"Question:\n{asked}", f"Criteria:\n{str(problem.private.get('criteria', '')).strip() or CRITERIA}"]
+    parts = [f"Question:\n{question}", f"Criteria:\n{str(problem.private.get('criteria', '')).strip() or CRITERIA}"]
     parts += [f"A good answer, for comparison:\n{reference}"] if reference else []
     parts += [f"The answer to judge:\n{mark}\n{shown}\n{mark}", "Your remarks, then the line `Score: N`:"]
     return ({"role": "system", "content": _SYSTEM}, {"role": "user", "content": "\n\n".join(parts)})

@@ -33,8 +33,8 @@ class MathTask(Task):
         self.feedback = feedback_mode(self.name, cfg.feedback, FEEDBACK_MODES)
         self._symbolic = Symbolic() if installed() else None
         problems = load_problems(cfg, "math/problems.jsonl", problem_from_row)
-        wanted = LEVELS[: LEVELS.index(variant) + 1] if variant else None
-        self.rows = [p for p in problems if wanted is None or p.private["level"] in wanted]
+        levels = LEVELS[: LEVELS.index(variant) + 1] if variant else None
+        self.rows = [p for p in problems if levels is None or p.private["level"] in levels]
         if not self.rows:
             fix = "choose another level, or rows that say their level"
             raise ConfigError(f"no problem is of the level {variant}", where="task.name", fix=fix)

@@ -67,7 +67,7 @@ class Kind:
 
     fault: Callable[[Any], str]
     judge: Judge
-    wanted: Callable[[Any], str]
+    requirement: Callable[[Any], str]
     folds: bool = False  # may `ignore_case` be given
 
 
@@ -86,13 +86,13 @@ class Check:
         value = self.value
         if self.ignore_case:
             value, answer = value.casefold(), answer.casefold()
-        said = KINDS[self.kind].judge(value, answer)
-        return said and (self.feedback or said)
+        reason = KINDS[self.kind].judge(value, answer)
+        return reason and (self.feedback or reason)
 
     @property
-    def wanted(self) -> str:
+    def requirement(self) -> str:
         """The requirement in a few words."""
-        return KINDS[self.kind].wanted(self.value)
+        return KINDS[self.kind].requirement(self.value)
 
 
 def check_from_row(row: Any, where: str) -> Check:
@@ -200,8 +200,8 @@ def _not_contains_judge(value: str, answer: str) -> str:
 
 
 def _starts_judge(value: str, answer: str) -> str:
-    begun = _quoted(answer[: len(value) + 10])
-    return "" if answer.startswith(value) else f"The answer must start with {_quoted(value)}, not with {begun}."
+    start = _quoted(answer[: len(value) + 10])
+    return "" if answer.startswith(value) else f"The answer must start with {_quoted(value)}, not with {start}."
 
 
 def _ends_judge(value: str, answer: str) -> str:
@@ -223,9 +223,9 @@ def _json_judge(value: str | None, answer: str) -> str:
 
 
 def _keys_judge(value: list[str], answer: str) -> str:
-    said = _json_judge("object", answer)
-    if said:
-        return said
+    reason = _json_judge("object", answer)
+    if reason:
+        return reason
     document = json_schema.json_in(answer)
     missing = ", ".join(json.dumps(key, ensure_ascii=False) for key in value if key not in document)
     extra = ", ".join(json.dumps(key, ensure_ascii=False) for key in document if key not in value)
@@ -235,9 +235,9 @@ def _keys_judge(value: list[str], answer: str) -> str:
 
 
 def _schema_judge(value: Mapping[str, Any], answer: str) -> str:
-    said = _json_judge(None, answer)
-    if said:
-        return said
+    reason = _json_judge(None, answer)
+    if reason:
+        return reason
     faults = json_schema.schema_faults(value, json_schema.json_in(answer))
     return f"The JSON does not fit its schema: {'; '.join(faults)}." if faults else ""
 

@@ -66,9 +66,9 @@ def _last_fenced(text: str) -> str | None:
             continue
         if start < 0:
             start = number + 1
-            wanted = mark.strip("`").strip().lower() in ("", "json")
+            relevant = mark.strip("`").strip().lower() in ("", "json")
         else:
-            found = "\n".join(lines[start:number]) if wanted else found
+            found = "\n".join(lines[start:number]) if relevant else found
             start = -1
     return found
 

@@ -53,20 +53,20 @@ class RubricTask(Task):
         answer = strip_thinking(text)
         checks: Sequence[Check] = problem.private["checks"]
         if not answer:
-            said = "The answer is empty, or nothing is left when its thinking is removed."
-            return self._verdict(0.0, [_cut_off(truncated), said], "invalid")
+            reason = "The answer is empty, or nothing is left when its thinking is removed."
+            return self._verdict(0.0, [_cut_off(truncated), reason], "invalid")
         if len(answer) > LONGEST_ANSWER:
-            said = f"The answer has {len(answer)} characters; at most {LONGEST_ANSWER} are read."
-            return self._verdict(0.0, [said], "invalid")
+            reason = f"The answer has {len(answer)} characters; at most {LONGEST_ANSWER} are read."
+            return self._verdict(0.0, [reason], "invalid")
         failures = [check.failure(answer) for check in checks]
         if not any(failures):
             return Feedback(1.0, True, "", "pass")
         held = sum(check.weight for check, failure in zip(checks, failures, strict=True) if not failure)
-        said_of = [failure or self._passed(check) for check, failure in zip(checks, failures, strict=True)]
-        return self._verdict(held / sum(check.weight for check in checks), [_cut_off(truncated), *said_of], "wrong")
+        reasons = [failure or self._passed(check) for check, failure in zip(checks, failures, strict=True)]
+        return self._verdict(held / sum(check.weight for check in checks), [_cut_off(truncated), *reasons], "wrong")
 
     def _passed(self, check: Check) -> str:
-        return f"ok: {check.wanted}" if self.feedback == "checks" else ""
+        return f"ok: {check.requirement}" if self.feedback == "checks" else ""
 
     def _verdict(self, reward: float, lines: Sequence[str], kind: Any) -> Feedback:
         """Return a failure, however close the reward is to 1."""

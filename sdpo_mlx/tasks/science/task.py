@@ -56,13 +56,13 @@ class ScienceTask(Task):
         options: Sequence[str] = problem.private["options"]
         letter, fault = read_letter(text, options, truncated=truncated)
         if letter is None:
-            return Feedback(0.0, False, self._said(fault, "", problem), "invalid")
+            return Feedback(0.0, False, self._feedback_text(fault, "", problem), "invalid")
         if letter == problem.private["right"]:
             return Feedback(1.0, True, "", "pass")
         wrong = f"Option {letter} ({_quoted(options[LETTERS.index(letter)])}) is not right."
-        return Feedback(0.0, False, self._said("", wrong, problem), "wrong")
+        return Feedback(0.0, False, self._feedback_text("", wrong, problem), "wrong")
 
-    def _said(self, fault: str, wrong: str, problem: Problem) -> str:
+    def _feedback_text(self, fault: str, wrong: str, problem: Problem) -> str:
         level = FEEDBACK_MODES.index(self.feedback)
         right = problem.private["right"]
         option = problem.private["options"][LETTERS.index(right)]
@@ -153,12 +153,12 @@ def _load(cfg: TaskConfig) -> list[Problem]:
 def _own_ids(questions: Sequence[Question]) -> list[Question]:
     """Return questions with unique ids: public sets repeat rows, and a second copy gets `#2`."""
     seen: Counter[str] = Counter()
-    told = []
+    unique = []
     for question in questions:
         seen[question.id] += 1
         again = seen[question.id]
-        told.append(question if again == 1 else replace(question, id=f"{question.id}#{again}"))
-    return told
+        unique.append(question if again == 1 else replace(question, id=f"{question.id}#{again}"))
+    return unique
 
 
 def _of_domain(problems: Sequence[Problem], wanted: str) -> list[Problem]:

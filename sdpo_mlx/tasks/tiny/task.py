@@ -92,10 +92,10 @@ def _problems(variant: str) -> dict[Split, tuple[Problem, ...]]:
     train: list[Problem] = []
     held_out: list[Problem] = []
     sizes = dict(plan.held_out)
-    for length, wanted in plan.train:
-        rows = list(islice(_draw(variant, length, plan.chance), wanted + sizes.get(length, 0)))
-        train += rows[:wanted]
-        held_out += rows[wanted:]
+    for length, count in plan.train:
+        rows = list(islice(_draw(variant, length, plan.chance), count + sizes.get(length, 0)))
+        train += rows[:count]
+        held_out += rows[count:]
     return {"train": _shuffled(train, variant), "held_out": _shuffled(held_out or train, variant)}
 
 

@@ -74,7 +74,7 @@ def merged_right(calls: Sequence[Call], case: Case) -> bool:
     return same(*merged)
 
 
-def told(calls: Sequence[Call], case: Case, mode: str) -> str:
+def report(calls: Sequence[Call], case: Case, mode: str) -> str:
     """Describe every call, and those that are missing; expected values only in the mode `full`."""
     partners = _pairs(calls, case)
     lines = [
@@ -92,10 +92,10 @@ def told(calls: Sequence[Call], case: Case, mode: str) -> str:
 def _pairs(calls: Sequence[Call], case: Case) -> list[int | None]:
     """For each call the place of the expected call that it stands for: same name, fewest differences first."""
     candidates = sorted(
-        (len(_differences(call, wanted, case)), i, j)
+        (len(_differences(call, target, case)), i, j)
         for i, call in enumerate(calls)
-        for j, wanted in enumerate(case.expected)
-        if call.name == wanted.name
+        for j, target in enumerate(case.expected)
+        if call.name == target.name
     )
     partners: list[int | None] = [None] * len(calls)
     taken: set[int] = set()
@@ -106,12 +106,12 @@ def _pairs(calls: Sequence[Call], case: Case) -> list[int | None]:
     return partners
 
 
-def _differences(call: Call, wanted: Call, case: Case) -> list[str]:
+def _differences(call: Call, target: Call, case: Case) -> list[str]:
     """Return the arguments in which a call is not the wanted one; a fault is a difference in all of them."""
     if call.fault:
-        return [*wanted.arguments, ""]
+        return [*target.arguments, ""]
     schema = case.schemas.get(call.name, {})
-    ours, theirs = _complete(call.arguments, schema), _complete(wanted.arguments, schema)
+    ours, theirs = _complete(call.arguments, schema), _complete(target.arguments, schema)
     return [name for name in {**theirs, **ours} if not _agree(name, ours, theirs)]
 
 
@@ -152,8 +152,8 @@ def _refused(name: str, value: Any, properties: Mapping[str, Any]) -> str:
     if name not in properties:
         near = get_close_matches(name, properties, n=1)
         return f"the tool has no argument {shown}" + (f" (did you mean {near[0]}?)" if near else "")
-    wanted = properties[name].get("type")
-    types = wanted if isinstance(wanted, list) else [wanted]
+    target = properties[name].get("type")
+    types = target if isinstance(target, list) else [target]
     if all(t in _TYPES for t in types) and not any(_fits(value, t) for t in types):
         return f"{shown} must be {' or '.join(_ARTICLES[t] for t in types)}, not {_kind(value)}"
     choices = properties[name].get("enum")
@@ -162,40 +162,40 @@ def _refused(name: str, value: Any, properties: Mapping[str, Any]) -> str:
     return ""
 
 
-def _fits(value: Any, wanted: str) -> bool:
+def _fits(value: Any, target: str) -> bool:
     if isinstance(value, bool):
-        return wanted == "boolean"
+        return target == "boolean"
     whole = not isinstance(value, float) or value.is_integer()
-    return isinstance(value, _TYPES[wanted]) and (wanted != "integer" or whole)
+    return isinstance(value, _TYPES[target]) and (target != "integer" or whole)
 
 
 def _kind(value: Any) -> str:
     return f"the number {_value(value)}" if kind(value) == "a number" else kind(value)
 
 
-def _of_call(call: Call, wanted: Call | None, case: Case, mode: str) -> str:
+def _of_call(call: Call, target: Call | None, case: Case, mode: str) -> str:
     """One call in words: what its tool refuses, then what is right, wrong, missing or not needed."""
     if call.fault:
         return call.fault
     refused = _violations(call, case)
     if "" in refused:
         return refused[""]
-    if wanted is None:
+    if target is None:
         surplus = any(call.name == expected.name for expected in case.expected)
         verdict = "this call is one too many" if surplus else "this tool is not needed here"
         return "; ".join([verdict, *refused.values()])
     if mode == "error_only":
         return "; ".join(refused.values())
     schema = case.schemas.get(call.name, {})
-    ours, theirs = _complete(call.arguments, schema), _complete(wanted.arguments, schema)
-    if not _differences(call, wanted, case):
+    ours, theirs = _complete(call.arguments, schema), _complete(target.arguments, schema)
+    if not _differences(call, target, case):
         return "right"
     names = [*call.arguments, *(name for name in [*refused, *theirs] if name not in call.arguments)]
-    said = []
+    line = []
     for name in dict.fromkeys(names):
         left_out = ", which is its default" if name not in call.arguments else ""
-        said.append(_of_argument(name, ours, theirs, refused.get(name, ""), mode, left_out))
-    return "; ".join(part for part in said if part)
+        line.append(_of_argument(name, ours, theirs, refused.get(name, ""), mode, left_out))
+    return "; ".join(part for part in line if part)
 
 
 def _of_argument(

@@ -136,8 +136,8 @@ def _value_at(text: str, start: int) -> tuple[Any, str, int]:
     except RecursionError:
         return None, "its JSON is nested too deep", len(text)
     except ValueError as error:  # ours below, and numbers with too many digits
-        said = str(error) if isinstance(error, _UnusableError) else "a number has too many digits"
-        return None, f"its JSON cannot be used: {said}", len(text)
+        reason = str(error) if isinstance(error, _UnusableError) else "a number has too many digits"
+        return None, f"its JSON cannot be used: {reason}", len(text)
     return value, "", end
 
 

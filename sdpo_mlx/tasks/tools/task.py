@@ -14,7 +14,7 @@ from sdpo_mlx.tasks.base import Task
 from sdpo_mlx.tasks.data.sources import collect_rows
 from sdpo_mlx.tasks.dataset import feedback_mode, load_problems, with_splits
 from sdpo_mlx.tasks.tools.formats import problems_from_row, schemas_of
-from sdpo_mlx.tasks.tools.grade import FEEDBACK_MODES, Case, all_right, merged_right, told
+from sdpo_mlx.tasks.tools.grade import FEEDBACK_MODES, Case, all_right, merged_right, report
 from sdpo_mlx.tasks.tools.parse import Call, Form, read_calls
 from sdpo_mlx.types import Feedback, FeedbackKind, Problem
 
@@ -57,9 +57,11 @@ class ToolsTask(Task):
         calls = read_calls(text, self.form)
         if all_right(calls, case) or (self._merged and merged_right(calls, case)):
             return Feedback(1.0, True, "", "pass")
-        said = told(calls, case, self.feedback) if calls else self._no_call(text)
+        explanation = report(calls, case, self.feedback) if calls else self._no_call(text)
         faulty = not calls or any(call.fault for call in calls)
-        return self._failed("invalid" if faulty else "wrong", f"{said}\n{_CUT_OFF}" if truncated else said)
+        return self._failed(
+            "invalid" if faulty else "wrong", f"{explanation}\n{_CUT_OFF}" if truncated else explanation
+        )
 
     def solution(self, problem: Problem) -> str:
         """Return the expected calls as an answer writes them, for checks of the task."""
@@ -81,7 +83,7 @@ class ToolsTask(Task):
             problems = load_problems(cfg, "tools/problems.jsonl", lambda row, where: self._parsed(row, where)[0])
             return self._referenced(problems)
         found = collect_rows(cfg.data, self._parsed, cfg.on_error).items
-        return self._referenced(with_splits(_told_apart([problem for problems in found for problem in problems])))
+        return self._referenced(with_splits(_with_unique_ids([problem for problems in found for problem in problems])))
 
     def _referenced(self, problems: Sequence[Problem]) -> list[Problem]:
         """Return the expected calls as the answer that a self-teacher may be shown."""
@@ -103,7 +105,7 @@ def _written(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-def _told_apart(problems: Sequence[Problem]) -> list[Problem]:
+def _with_unique_ids(problems: Sequence[Problem]) -> list[Problem]:
     """Return ids made unique: public files repeat questions and names of tools."""
     seen: Counter[str] = Counter()
     unique = []

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sdpo_mlx.tasks.tools.grade import Case, all_right, same, told
+from sdpo_mlx.tasks.tools.grade import Case, all_right, report, same
 from sdpo_mlx.tasks.tools.parse import Call, read_calls
 
 JSON = st.recursive(
@@ -50,7 +50,7 @@ CASE = Case(
     ],
 )
 def test_each_argument_is_spoken_about(arguments, said):
-    text = told([Call("f", arguments)], CASE, "public")
+    text = report([Call("f", arguments)], CASE, "public")
     assert said in text
     assert all(name in text for name in arguments)
     assert not all_right([Call("f", arguments)], CASE)

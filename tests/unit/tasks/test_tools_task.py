@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from sdpo_mlx.config import Config, TaskConfig
 from sdpo_mlx.tasks.registry import DESCRIPTIONS, open_task
-from sdpo_mlx.tasks.tools.grade import told
+from sdpo_mlx.tasks.tools.grade import report
 from sdpo_mlx.tasks.tools.parse import MOST_CALLS, read_calls
 from sdpo_mlx.tasks.tools.task import ToolsTask, case_of
 
@@ -89,7 +89,7 @@ def test_every_case_offers_more_tools_than_it_needs_and_both_forms_ask_the_same(
 
 def test_expected_calls_are_what_their_own_schemas_allow():
     for problem in PROBLEMS[""]:
-        said = told(case_of(problem).expected, case_of(problem), "error_only")
+        said = report(case_of(problem).expected, case_of(problem), "error_only")
         assert said.startswith("The calls are well formed")
 
 

@@ -86,10 +86,12 @@ def mbpp(row: Mapping[str, Any], where: str) -> Problem:
         _parsed(each, f"assertion {number}", where)
     entry = _tested_name(listed, optional_text(row, "code", where), where)
     public = max(1, len(listed) // 2)
-    told = [test for each in listed[:public] for test in assert_tests(each, entry)]
+    visible = [test for each in listed[:public] for test in assert_tests(each, entry)]
     hidden = [test for each in [*listed[public:], *more] for test in assert_tests(each, entry)]
     hidden += _plus_tests(optional_text(row, "test", where), entry, where)
-    tests = fitting([{**test, "public": True} for test in told] + [{**test, "public": False} for test in hidden], where)
+    tests = fitting(
+        [{**test, "public": True} for test in visible] + [{**test, "public": False} for test in hidden], where
+    )
     examples = "\n".join(listed[:public])
     statement = f"{text.strip()}\n\nThe function is called `{entry}`. It must pass tests like:\n\n{examples}"
     ours = {"id": "mbpp-" + (id_of(row, "task_id") or content_id(text, 16)), "statement": statement, "family": "mbpp"}
