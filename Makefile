@@ -15,9 +15,9 @@ help:
 	@echo "make install-torch   PyTorch, for --backend torch; then make test holds both backends against each other"
 	@echo "make results     measure every learning figure again, into docs/results.md"
 	@echo "make screens     record what the commands look like, into docs/terminal.md"
-	@echo "make docs        the documents as a site, in build/site"
+	@echo "make docs        build the documentation website in build/site"
 	@echo "make tiny-model  build the embedded model from nothing"
-	@echo "make lint        format, lint, types, import floors"
+	@echo "make lint        format, lint, types, import direction"
 	@echo "make clean       remove the environment and everything that can be made again"
 
 demo: .venv/.base
