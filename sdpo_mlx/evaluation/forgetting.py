@@ -1,10 +1,10 @@
-"""Forgetting: how far training took the student from its base on ordinary prompts and on an ordinary text.
+"""Forgetting: how far training moved the student from its base on general prompts and on a general text.
 
 Before the first step the untouched student, which is the base p, answers a fixed set of prompts with fixed seeds at
-temperature 1; ids and log-probs are kept in the run folder. Afterwards the student q scores the same ids. As the
-tokens are drawn from p, the mean of log p - log q is an unbiased estimate of KL(p || q) a token. The mean of
-q/p - 1, which is 0 in expectation, is taken along as a control variate: near the base it takes nearly all noise away.
-Perplexity is that of one embedded text; bits a byte besides, so that tokenizers compare.
+temperature 1; ids and log-probs are stored in the run folder. Afterwards the student q scores the same ids. As the
+tokens are sampled from p, the mean of log p - log q is an unbiased estimate of KL(p || q) per token. The mean of
+q/p - 1, which is 0 in expectation, is a control variate: near the base it removes nearly all noise.
+Perplexity is that of one embedded text; bits per byte allow a comparison between tokenizers.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from sdpo_mlx.core.storage import digest, json_line, write_bytes
 from sdpo_mlx.models.chat_template import Chat
 from sdpo_mlx.types import IntArray
 
-TOKENS = 24  # of each answer to an ordinary prompt
-WINDOW, OVERLAP = 256, 32  # tokens of the text scored at once, and of those before them that the model sees
+TOKENS = 24  # of each answer to a general prompt
+WINDOW, OVERLAP = 256, 32  # tokens of the text scored at once, and tokens of context before them
 
 
 @dataclass(frozen=True)
 class TextScore:
-    """How well a text is foretold: perplexity a token, and bits a byte of UTF-8."""
+    """How well a text is predicted: perplexity per token, and bits per byte of UTF-8."""
 
     perplexity: float
     bits_per_byte: float
@@ -41,36 +41,35 @@ class TextScore:
 
 @dataclass(frozen=True)
 class Reference:
-    """What the untouched base said: prompts, its answers, their log-probs, and its score of the text."""
+    """The base before training: prompts, its answers, their log-probs, and its score of the text."""
 
     prompts: tuple[IntArray, ...]
     answers: tuple[IntArray, ...]
-    logps_T: npt.NDArray[np.float64]  # of all answers' tokens, one after the other
+    logps_T: npt.NDArray[np.float64]  # of the tokens of all answers, concatenated
     text: TextScore
 
     def record(self) -> dict[str, Any]:
-        """The same for a file of JSON."""
-        rows = {"prompts": self.prompts, "answers": self.answers}
-        kept = {name: [ids.tolist() for ids in each] for name, each in rows.items()}
-        return {**kept, "logps": self.logps_T.tolist(), "text": vars(self.text)}
+        """Return it as JSON."""
+        prompts, answers = ([ids.tolist() for ids in each] for each in (self.prompts, self.answers))
+        return {"prompts": prompts, "answers": answers, "logps": self.logps_T.tolist(), "text": vars(self.text)}
 
     @classmethod
     def of(cls, record: Mapping[str, Any]) -> Reference:
-        """What `record` gave; raises ValueError, TypeError or KeyError for anything else."""
+        """Read what `record` returned; raises ValueError, TypeError or KeyError for anything else."""
         prompts, answers = (
             tuple(np.array(ids, dtype=np.int32) for ids in record[name]) for name in ("prompts", "answers")
         )
         logps_T = np.array(record["logps"], dtype=np.float64)
         if len(prompts) != len(answers) or logps_T.size != sum(ids.size for ids in answers):
-            raise ValueError("answers and log-probs do not fit together")
+            raise ValueError("answers and log-probs do not match")
         return cls(prompts, answers, logps_T, TextScore(**record["text"]))
 
 
 @dataclass(frozen=True)
 class Forgetting:
-    """Nats a token by which the student diverges from its base, their standard error, and both scores of the text.
+    """KL to the base in nats per token, its standard error, and the scores of the text before and after.
 
-    Without a reference (`before` None) the divergence is NaN.
+    Without a reference (`before` is None) the divergence is NaN.
     """
 
     divergence: float
@@ -79,7 +78,7 @@ class Forgetting:
     after: TextScore
 
     def event(self) -> dict[str, float | None]:
-        """The flat names of a `forgetting` event, and of `run_finished`."""
+        """Return the fields of a `forgetting` event, and of `run_finished`."""
         return {
             "forgetting/divergence": self.divergence,
             "forgetting/divergence_error": self.error,
@@ -91,7 +90,7 @@ class Forgetting:
 
     @classmethod
     def of(cls, event: Mapping[str, Any]) -> Forgetting:
-        """Read it off its event; JSON holds NaN as null."""
+        """Read it from its event; JSON holds NaN as null."""
 
         def value(name: str) -> float:
             found = event.get(f"forgetting/{name}")
@@ -105,27 +104,30 @@ class Forgetting:
 
 
 def reference(
-    policy: Policy, chat: Chat, interrupted: Callable[[], bool] = lambda: False, tell: ProgressCallback = no_progress
+    policy: Policy,
+    chat: Chat,
+    interrupted: Callable[[], bool] = lambda: False,
+    on_progress: ProgressCallback = no_progress,
 ) -> Reference:
-    """Let the untouched student answer the ordinary prompts; equal bases give equal references.
+    """Sample the untouched student's answers to the general prompts; equal bases give equal references.
 
-    Raises KeyboardInterrupt when `interrupted()` turns true.
+    Raises KeyboardInterrupt if `interrupted()` returns True.
     """
     room = policy.info.context_length - TOKENS
-    rendered = [chat.render([{"role": "user", "content": prompt}]) for prompt in _ordinary()["prompts"]]
+    rendered = [chat.render([{"role": "user", "content": prompt}]) for prompt in _general()["prompts"]]
     prompts = tuple(ids for ids in rendered if ids.size <= room)
     sampling = SamplingParams(TOKENS, 1.0, 1.0, chat.eos_ids)
     seeds = [[derive("ordinary", at)] for at in range(len(prompts))]
-    # a context too short for any of them leaves nothing to ask
-    drawn = policy.generate(prompts, sampling, seeds, interrupted) if prompts else ()
-    said = {at: found.ids_T for at, _, found in track(drawn, tell, len(prompts))}
-    answers = tuple(said[at] for at in range(len(prompts)))
-    # Scored as they will be afterwards, so that an untouched student diverges by exactly 0.
+    # No prompt may fit into a very short context.
+    generated = policy.generate(prompts, sampling, seeds, interrupted) if prompts else ()
+    by_prompt = {at: found.ids_T for at, _, found in track(generated, on_progress, len(prompts))}
+    answers = tuple(by_prompt[at] for at in range(len(prompts)))
+    # Scored in the same way as afterwards, so that an untouched student diverges by exactly 0.
     return Reference(prompts, answers, _logps(policy, prompts, answers), text_score(policy, chat))
 
 
 def forgetting(policy: Policy, chat: Chat, before: Reference | None) -> Forgetting:
-    """Measure the student as it is against what the base said; two passes of `Policy.score`."""
+    """Compare the student with the base in two passes of `Policy.score`."""
     after = text_score(policy, chat)
     if before is None:
         return Forgetting(math.nan, math.nan, None, after)
@@ -134,10 +136,10 @@ def forgetting(policy: Policy, chat: Chat, before: Reference | None) -> Forgetti
 
 
 def divergence(base_T: npt.NDArray[np.float64], student_T: npt.NDArray[np.float64]) -> tuple[float, float]:
-    """KL(base || student) a token from log-probs of tokens that the base sampled, and its standard error (nats).
+    """Return KL(base || student) per token and its standard error (nats), from tokens sampled by the base.
 
-    The control variate q/p - 1 is weighted by regression; where one token's ratio is huge it hardly counts.
-    NaN without a token or where a log-prob is not finite.
+    The control variate q/p - 1 is weighted by regression, so that one token with a huge ratio hardly counts.
+    NaN without tokens or if a log-prob is not finite.
     """
     log_T = base_T - student_T
     if not log_T.size or not np.isfinite(log_T).all():
@@ -150,8 +152,8 @@ def divergence(base_T: npt.NDArray[np.float64], student_T: npt.NDArray[np.float6
 
 
 def text_score(policy: Policy, chat: Chat) -> TextScore:
-    """The student's score of the embedded text, all but its first token; each window sees what stands before it."""
-    text = str(_ordinary()["text"])
+    """Return the student's score of the embedded text without its first token; windows overlap for context."""
+    text = str(_general()["text"])
     ids = np.array(chat.encode_plain(text), dtype=np.int32)
     window = max(1, min(WINDOW, policy.info.context_length - OVERLAP))
     starts = range(1, ids.size, window)
@@ -165,7 +167,7 @@ def text_score(policy: Policy, chat: Chat) -> TextScore:
 
 
 def load_reference(path: Path, identity: Mapping[str, Any]) -> Reference | None:
-    """What `save_reference` kept for the same base, tokenizer and prompts; None where there is no such file."""
+    """Return what `save_reference` stored for the same base, tokenizer and prompts, None if there is no such file."""
     try:
         found = json.loads(path.read_bytes())
         return Reference.of(found["reference"]) if found["of"] == _key(identity) else None
@@ -173,13 +175,13 @@ def load_reference(path: Path, identity: Mapping[str, Any]) -> Reference | None:
         return None
 
 
-def save_reference(path: Path, kept: Reference, identity: Mapping[str, Any]) -> None:
-    """Keep it for the end of the run; raises StorageError."""
-    write_bytes(path, json_line({"of": _key(identity), "reference": kept.record()}))
+def save_reference(path: Path, found: Reference, identity: Mapping[str, Any]) -> None:
+    """Store it for the end of the run; raises StorageError."""
+    write_bytes(path, json_line({"of": _key(identity), "reference": found.record()}))
 
 
 def _key(identity: Mapping[str, Any]) -> str:
-    return digest(json_line({**identity, "asked": _ordinary(), "tokens": TOKENS}))
+    return digest(json_line({**identity, "asked": _general(), "tokens": TOKENS}))
 
 
 def _logps(policy: Policy, prompts: Sequence[IntArray], answers: Sequence[IntArray]) -> npt.NDArray[np.float64]:
@@ -189,7 +191,7 @@ def _logps(policy: Policy, prompts: Sequence[IntArray], answers: Sequence[IntArr
     return np.concatenate([np.zeros(0), *(each.logps_T.astype(np.float64) for each in found)])
 
 
-def _ordinary() -> dict[str, Any]:
+def _general() -> dict[str, Any]:
     found: dict[str, Any] = json.loads((files("sdpo_mlx") / "assets" / "ordinary.json").read_text(encoding="utf-8"))
     return found
 

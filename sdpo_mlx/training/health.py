@@ -1,4 +1,4 @@
-"""Is this run still worth its time? Pure state that turns the steps' outcomes into warnings and stops."""
+"""Health checks of a run: counters over steps that lead to warnings or stop it."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ NON_FINITE_STEPS = 5
 GRADER_ERRORS_IN_A_ROW = 20
 GRADER_WINDOW, GRADER_ENOUGH, GRADER_SHARE = 256, 100, 0.10
 PROMPTS_ENOUGH, TOO_LONG_SHARE = 40, 0.05
-TEACHER_ENOUGH, TEACHER_NEEDED = 24, 0.5  # the teacher's answers, and the student's success from which it needs none
+TEACHER_ENOUGH, TEACHER_NEEDED = 24, 0.5  # teacher rollouts; student success rate that needs no better teacher
 
 
 @dataclass(frozen=True)
 class HealthCheck:
-    """What to tell, and the error to raise (after saving) where the run should end."""
+    """Warnings to emit, and the error to raise (after saving) if the run should stop."""
 
     warnings: tuple[str, ...] = ()
     stop: SdpoError | None = None
@@ -28,7 +28,7 @@ class HealthCheck:
 
 @dataclass
 class HealthMonitor:
-    """Counters over steps; `to_dict` goes into the checkpoint so that resuming warns exactly the same."""
+    """Counters over steps. They are in checkpoints under these names, so that a resumed run warns exactly the same."""
 
     barren: int = 0
     barren_rollouts: int = 0
@@ -38,7 +38,7 @@ class HealthMonitor:
     non_finite_total: int = 0
     grader_in_a_row: int = 0
     grader_window: list[int] = field(default_factory=list)  # 1: the grader failed; the latest is last
-    grader_said: str = ""  # the latest failure's first line
+    grader_said: str = ""  # first line of the latest grader error
     prompts: int = 0
     prompts_too_long: int = 0
     teacher_answers: int = 0
@@ -53,20 +53,21 @@ class HealthMonitor:
         skips: Sequence[Skip],
         update: Update | None,
     ) -> HealthCheck:
-        """Take in one step; `update` is None where there was nothing to learn from.
+        """Count one step; `update` is None if there was nothing to learn from.
 
-        `skips` include the prompts that were too long to be sampled at all.
+        `skips` include the prompts that were too long to be sampled.
         """
         warnings = (*self._see_update(update), *self._see_signal(groups, samples))
         self._see_grades(groups)
         self._see_lengths(groups, skips)
         stop = self._stop(update)
-        if stop is not None:
-            self._forget()
+        if stop is not None:  # a run that is resumed after a stop has been fixed, and starts without failures
+            self.non_finite = self.grader_in_a_row = self.prompts = self.prompts_too_long = 0
+            self.grader_window = []
         return HealthCheck(warnings, stop)
 
     def compare(self, found: Mapping[str, float]) -> tuple[str, ...]:
-        """Take in how often self-teacher and student were right; a warning, once a run, where it is no better."""
+        """Count successes of self-teacher and student; warn, once a run, if the self-teacher is no better."""
         answers = int(found.get("teacher/answers", 0))
         if not answers:
             return ()
@@ -77,20 +78,20 @@ class HealthMonitor:
         if self.warned_teacher or better or self.teacher_answers < TEACHER_ENOUGH:
             return ()
         self.warned_teacher = True
-        told, alone = self.teacher_right / self.teacher_answers, self.student_right / self.teacher_answers
+        teacher, student = (right / self.teacher_answers for right in (self.teacher_right, self.student_right))
         return (
-            f"the self-teacher is right no more often than the student ({100 * told:.0f} % of {self.teacher_answers} "
-            f"answers, {100 * alone:.0f} % without its context): what it reads does not help it; look at it with "
-            "`sdpo rollout`, let task.feedback say more, try objective.kind: hybrid, or a larger model",
+            f"the self-teacher succeeds no more often than the student ({100 * teacher:.0f} % of "
+            f"{self.teacher_answers} rollouts, {100 * student:.0f} % without its context). Inspect its context with "
+            "`sdpo rollout`, try a more detailed task.feedback, objective.kind: hybrid, or a larger model",
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """The counters as JSON holds them."""
+        """Return the counters as JSON."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, counters: Mapping[str, Any]) -> HealthMonitor:
-        """What `to_dict` gave; names of another version are left out."""
+        """Read what `to_dict` returned; names of other versions are ignored."""
         known = {each.name for each in fields(cls)}
         return cls(**{name: value for name, value in counters.items() if name in known})
 
@@ -102,12 +103,12 @@ class HealthMonitor:
         self.non_finite_total += 1
         named = f" (problems {', '.join(update.non_finite[:5])})" if update.non_finite else ""
         return (
-            f"loss or gradient was not finite{named}: the update was left out, "
-            f"{self.non_finite} in a row, {self.non_finite_total} in all",
+            f"loss or gradient was not finite{named}: the update was skipped, "
+            f"{self.non_finite} in a row, {self.non_finite_total} in total",
         )
 
     def _see_signal(self, groups: Sequence[RolloutGroup], samples: Sequence[DistillSample]) -> tuple[str, ...]:
-        """A warning, once a run, when steps in a row gave nothing to learn from."""
+        """Warn, once a run, after several steps in a row without anything to learn from."""
         if any(sample.distil_weight or sample.policy_weight for sample in samples):
             self.barren = self.barren_rollouts = self.barren_feedback = 0
             return ()
@@ -120,8 +121,8 @@ class HealthMonitor:
         successes = sum(each.success for group in groups for each in group.feedback)
         return (
             f"nothing could be learned in {self.barren} steps in a row: {self.barren_rollouts} rollouts, "
-            f"{self.barren_feedback} with feedback from the environment, {successes} successes in the last step; "
-            "try easier problems, a task.feedback that says more, a larger rollout.group_size, "
+            f"{self.barren_feedback} with feedback from the environment, {successes} successes in the last step. "
+            "Try easier problems, a more detailed task.feedback, a larger rollout.group_size, "
             "or objective.kind: hybrid",
         )
 
@@ -132,18 +133,13 @@ class HealthMonitor:
             self.grader_in_a_row = self.grader_in_a_row + 1 if failed else 0
             self.grader_window.append(int(failed))
             if self.grader_in_a_row >= GRADER_ERRORS_IN_A_ROW:
-                break  # later luck must not hide the row
+                break  # later successes must not hide the failures
         del self.grader_window[:-GRADER_WINDOW]
 
     def _see_lengths(self, groups: Sequence[RolloutGroup], skips: Sequence[Skip]) -> None:
         too_long = {skip.problem_id for skip in skips if skip.reason == "too_long"}
         self.prompts += len({group.problem.id for group in groups} | too_long)
         self.prompts_too_long += len(too_long)
-
-    def _forget(self) -> None:
-        """A run that is resumed after a stop has been mended and starts with a clean record."""
-        self.non_finite = self.grader_in_a_row = self.prompts = self.prompts_too_long = 0
-        self.grader_window = []
 
     def _stop(self, update: Update | None) -> SdpoError | None:
         if self.non_finite >= NON_FINITE_STEPS:
@@ -157,16 +153,16 @@ class HealthMonitor:
         if self.grader_in_a_row >= GRADER_ERRORS_IN_A_ROW:
             return _grader_stop(f"the grader failed {self.grader_in_a_row} times in a row", self.grader_said)
         if seen >= GRADER_ENOUGH and failures > GRADER_SHARE * seen:
-            return _grader_stop(f"the grader failed on {failures} of the last {seen} answers", self.grader_said)
+            return _grader_stop(f"the grader failed on {failures} of the last {seen} rollouts", self.grader_said)
         if self.prompts >= PROMPTS_ENOUGH and self.prompts_too_long > TOO_LONG_SHARE * self.prompts:
             return DataError(
                 f"{self.prompts_too_long} of {self.prompts} prompts were too long",
-                fix="take out the long problems, raise teacher.max_context_tokens, "
+                fix="remove the long problems, raise teacher.max_context_tokens, "
                 "or choose a model with a longer context",
             )
         return None
 
 
-def _grader_stop(what: str, said: str) -> DataError:
-    fix = "mend it, try it with `sdpo tasks check`, and run the same command to go on"
-    return DataError(f"{what}, the last time with {said}", fix=fix)
+def _grader_stop(what: str, error: str) -> DataError:
+    fix = "fix it, test it with `sdpo tasks check`, and run the same command again to resume"
+    return DataError(f"{what}, last with: {error}", fix=fix)

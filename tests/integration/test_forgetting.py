@@ -163,7 +163,7 @@ def carried_out(folder: Path, cfg: Config, watcher: Watcher | None = None) -> tu
     watcher = watcher or Watcher()
     setup = build_components(cfg)
     with RunFolder.open(folder) as opened_folder, pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sdpo_mlx.evaluation.forgetting._ordinary", lambda: FEW)
+        patch.setattr("sdpo_mlx.evaluation.forgetting._general", lambda: FEW)
         return setup, fit(setup, opened_folder, watcher, watcher.interrupted)
 
 
@@ -191,7 +191,7 @@ def test_a_run_tells_what_was_forgotten_and_trains_to_the_same_bytes(whole: Any,
     assert (after["adapter"], after["adapter_step"]) == ("best", outcome.state.best_step)
     assert {name: finished[name] for name in outcome.forgetting.event()} == outcome.forgetting.event()
     assert outcome.forgetting == Forgetting.of(finished)
-    assert any("from the base on ordinary prompts" in line for line in summary(setup, folder, outcome, 1.0))
+    assert any("on general prompts" in line for line in summary(setup, folder, outcome, 1.0))
     assert "diverges from its base" in (folder / "README.md").read_text()
 
 
