@@ -144,7 +144,7 @@ def test_a_teacher_that_is_no_better_is_told_once_with_its_figures() -> None:
     told = [watch.compare(found(0.125, 0.25)) for _ in range(6)]
     enough = math.ceil(TEACHER_ENOUGH / 8)
     assert [bool(each) for each in told] == [n + 1 == enough for n in range(6)]
-    assert "12 % of 24 answers, 25 % without" in told[enough - 1][0]
+    assert "12 % of 24 rollouts, 25 % without" in told[enough - 1][0]
     assert HealthMonitor.from_dict(watch.to_dict()) == watch
 
 
