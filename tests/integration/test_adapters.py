@@ -1,4 +1,4 @@
-"""The adapters in `examples/` on the real packages, where those are installed."""
+"""The task adapters in `examples/` with the real packages, if they are installed."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def taskset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> CustomTask:
     return opened("verifiers_task.py:backwards_words")
 
 
-def test_reasoning_gym_scores_its_own_answers_and_says_what_it_read(gym: CustomTask) -> None:
+def test_reasoning_gym_scores_answers_and_quotes_what_it_read(gym: CustomTask) -> None:
     for problem in gym.problems("held_out")[:5]:
         right = gym.solution(problem)
         assert grade(gym, problem, f"Let me count.\n{right}").success
@@ -81,13 +81,13 @@ def test_reasoning_gym_shares_no_question_between_its_splits(gym: CustomTask) ->
     assert not train & held_out
 
 
-def test_reasoning_gym_names_an_unknown_data_set() -> None:
+def test_reasoning_gym_names_an_unknown_dataset() -> None:
     pytest.importorskip("reasoning_gym", reason="reasoning-gym is not installed: pip install reasoning-gym")
     with pytest.raises(ConfigError, match="nothing_like_it"):
         opened("reasoning_gym_task.py:nothing_like_it")
 
 
-def test_verifiers_rewards_are_weighed_and_named(taskset: CustomTask) -> None:
+def test_verifiers_rewards_are_weighted_and_named(taskset: CustomTask) -> None:
     problem = next(p for p in taskset.problems("train") if "12 backwards" in p.messages[0]["content"])
     assert grade(taskset, problem, "21").success
     part = grade(taskset, problem, "12")
@@ -95,12 +95,12 @@ def test_verifiers_rewards_are_weighed_and_named(taskset: CustomTask) -> None:
     assert grade(taskset, problem, "a long answer").text == "brief: 0.00 of 1\nright word: 0.00 of 1"
 
 
-def test_verifiers_taskset_without_end_is_cut(taskset: CustomTask) -> None:
+def test_verifiers_taskset_is_limited_if_infinite(taskset: CustomTask) -> None:
     assert len(taskset.problems("train")) + len(taskset.problems("held_out")) == 1_000
 
 
 @pytest.mark.parametrize("name", ["gym", "taskset"])
-def test_adapter_has_nothing_odd_and_a_run_goes_through(
+def test_adapter_passes_the_task_check_and_trains_a_step(
     name: str, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
     task: CustomTask = request.getfixturevalue(name)
