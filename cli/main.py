@@ -51,25 +51,17 @@ VERBS: Mapping[str, str] = MappingProxyType(
 )
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Run one command line and exit with its code."""
-    _open_streams()
-    for stream in (sys.stdin, sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")
-    if COMPLETING in os.environ:
-        sys.exit(_complete())
-    sys.exit(run(list(sys.argv[1:] if arguments is None else arguments)))
-
-
 def _open_streams() -> None:
-    """Open standard streams that the parent closed, so that no file gets their descriptor and none is None."""
+    """Open the standard streams that the parent closed: no file may get their descriptor, and none is None."""
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         try:
             os.fstat(number)
         except OSError:
             if os.open(os.devnull, os.O_RDWR) == number and getattr(sys, name) is None:
                 setattr(sys, name, os.fdopen(number, "w" if number else "r", encoding="utf-8"))
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
 
 
 def _complete() -> int:
@@ -79,10 +71,14 @@ def _complete() -> int:
     return completion.answer(application(completion.typed_arguments(os.environ)), os.environ)
 
 
-def run(arguments: list[str]) -> int:
+def main(command_line: Sequence[str] | None = None) -> int:
     """Run one command line and return its exit code; every error becomes one line on stderr."""
-    debug = "--debug" in arguments
-    arguments = [argument for argument in arguments if argument != "--debug"] or ["--help"]
+    _open_streams()
+    if COMPLETING in os.environ:
+        return _complete()
+    given = sys.argv[1:] if command_line is None else command_line
+    debug = "--debug" in given
+    arguments = [argument for argument in given if argument != "--debug"] or ["--help"]
     arguments = [*arguments[1:], "--help"] if arguments[0] == "help" else arguments
     try:
         app = application(arguments)
@@ -265,4 +261,4 @@ def _report(line: str, code: int, debug: bool) -> int:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

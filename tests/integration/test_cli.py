@@ -129,7 +129,7 @@ def test_help_fits_80_columns_and_has_an_example_where_something_runs(command: l
 
 def test_help_imports_nothing_heavy() -> None:
     program = (
-        "import sys; from sdpo_cli import main; assert main.run(['--help']) == 0; "
+        "import sys; from sdpo_cli import main; assert main.main(['--help']) == 0; "
         "print({m.partition('.')[0] for m in sys.modules} & {'mlx', 'mlx_lm', 'transformers', 'numpy', 'pydantic'})"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

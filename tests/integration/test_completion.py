@@ -22,7 +22,7 @@ def answers(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
     monkeypatch.setenv("COMP_WORDS", "\n".join(("sdpo", *words)))
     monkeypatch.setenv("COMP_CWORD", str(len(words)))
     with pytest.raises(SystemExit):
-        main([])
+        sys.exit(main([]))
     out, err = capsys.readouterr()
     assert err == ""
     return out.split()
@@ -96,7 +96,7 @@ def test_presets_are_the_shipped_ones(place: Path) -> None:
 def test_bash_completes_without_loading_model_libraries(place: Path) -> None:
     (place / "asked.py").write_text(
         "import sys\nfrom pathlib import Path\nfrom sdpo_cli.main import main\n"
-        "try:\n    main([])\nfinally:\n    Path('imported').write_text('\\n'.join(sys.modules))\n"
+        "try:\n    sys.exit(main([]))\nfinally:\n    Path('imported').write_text('\\n'.join(sys.modules))\n"
     )
     program = f"""
         sdpo() {{ {sys.executable} asked.py; }}

@@ -22,7 +22,7 @@ def trained(folder: Path, grade: str, steps: int = 3) -> int:
     file.write_text(f"{ROWS}def grade(problem, answer):\n{grade}", encoding="utf-8")
     sets = ("rollout.max_tokens=4", "rollout.problems_per_step=4", "train.eval_every=0", "eval.problems=1")
     words = ["train", "--model", "tiny", "--task", str(file), "--steps", str(steps), "--out", str(folder / "run")]
-    return cli.run([*words, "--plain", *(word for each in sets for word in ("--set", each))])
+    return cli.main([*words, "--plain", *(word for each in sets for word in ("--set", each))])
 
 
 @pytest.mark.parametrize("how", FAILURES)
@@ -46,7 +46,7 @@ def test_tasks_check_tells_what_the_grader_raised(how: str, tmp_path: Path, caps
     grade, said = FAILURES[how]
     file = tmp_path / "mine.py"
     file.write_text(f"{ROWS}def grade(problem, answer):\n{grade}", encoding="utf-8")
-    assert cli.run(["tasks", "check", str(file)]) == 3
+    assert cli.main(["tasks", "check", str(file)]) == 3
     assert said in capsys.readouterr().out
 
 
@@ -54,7 +54,7 @@ def test_a_failing_grader_is_named_with_its_line(tmp_path: Path, capsys: pytest.
     grade = "    return helper(answer)\ndef helper(answer):\n    return {}['units']\n"
     file = tmp_path / "mine.py"
     file.write_text(f"{ROWS}def grade(problem, answer):\n{grade}", encoding="utf-8")
-    assert cli.run(["tasks", "check", str(file)]) == 3
+    assert cli.main(["tasks", "check", str(file)]) == 3
     assert f"KeyError: 'units' ({file}:6)" in capsys.readouterr().out
 
 

@@ -67,10 +67,10 @@ def test_the_starter_folder_passes_its_own_check_and_trains(
     assert sorted(path.name for path in Path().iterdir()) == sorted(
         ["config.yaml", "my_task.py", "problems.jsonl", "schema.json"]
     )
-    assert cli.run(["tasks", "check", "./my_task.py", "--data", "problems.jsonl"]) == 0
+    assert cli.main(["tasks", "check", "./my_task.py", "--data", "problems.jsonl"]) == 0
     assert "no problems found" in capsys.readouterr().out
-    assert cli.run(["data", "check", "problems.jsonl", "--task", "./my_task.py"]) == 0
-    assert cli.run(["train", "-c", "config.yaml", "--steps", "1", "--out", "run", "--plain", *SMALL]) == 0
+    assert cli.main(["data", "check", "problems.jsonl", "--task", "./my_task.py"]) == 0
+    assert cli.main(["train", "-c", "config.yaml", "--steps", "1", "--out", "run", "--plain", *SMALL]) == 0
     assert (nowhere / "mine" / "run" / "adapters.safetensors").is_file()
 
 
@@ -184,7 +184,7 @@ def test_the_manifest_pins_the_rows_and_the_file_that_graded_them(
     nowhere: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made(nowhere, monkeypatch)
-    assert cli.run(["train", "-c", "config.yaml", "--steps", "0", "--out", "run", "--set", "eval.problems=1"]) == 0
+    assert cli.main(["train", "-c", "config.yaml", "--steps", "0", "--out", "run", "--set", "eval.problems=1"]) == 0
     manifest = json.loads((nowhere / "run" / "manifest.json").read_text())
     rows = hashlib.sha256((nowhere / "problems.jsonl").read_bytes()).hexdigest()
     assert manifest["data"] == {"source": "./problems.jsonl", "sha256": rows}

@@ -61,6 +61,6 @@ def test_a_command_warns_once_and_keeps_stdout_clean(kind: str, words: list[str]
     out, err = io.StringIO(), io.StringIO()
     small = ["--set", "rollout.problems_per_step=1", "--set", "rollout.group_size=2", "--set", "rollout.max_tokens=8"]
     with redirect_stdout(out), redirect_stderr(err):
-        assert main.run([*words, *small]) == 0
+        assert main.main([*words, *small]) == 0
     assert err.getvalue().count("run unconfined") == (kind == "unconfined")
     assert "warning" not in out.getvalue()

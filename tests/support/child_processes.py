@@ -99,7 +99,7 @@ def _sdpo(*words: str) -> None:
     from sdpo_cli.main import main
 
     sys.argv = ["sdpo", *words]
-    main()
+    sys.exit(main())
 
 
 def _call(

@@ -16,7 +16,7 @@ def sdpo(*words: str) -> tuple[int, str, str]:
     """Exit code, stdout and stderr of one command line, run in this process."""
     out, err = io.StringIO(), io.StringIO()
     with redirect_stdout(out), redirect_stderr(err):
-        code = main.run(list(words))
+        code = main.main(list(words))
     return code, out.getvalue(), err.getvalue()
 
 

@@ -32,7 +32,7 @@ OPTIONS = [
 def test_a_word_of_another_tool_is_answered_in_one_line(
     words: list[str], told: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main.run(words) == 2
+    assert main.main(words) == 2
     out, err = capsys.readouterr()
     assert (out, err.count("\n")) == ("", 1)
     assert told in err
@@ -59,7 +59,7 @@ def test_an_option_that_nobody_knows_gets_no_advice() -> None:
 
 @pytest.mark.parametrize("words", [["-h"], ["help"]])
 def test_help_is_found_under_its_usual_names(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    assert (main.run(words), main.run(["--help"])) == (0, 0)
+    assert (main.main(words), main.main(["--help"])) == (0, 0)
     out = capsys.readouterr().out
     assert out[: len(out) // 2] == out[len(out) // 2 :]
     assert "Commands:" in out

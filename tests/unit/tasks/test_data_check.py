@@ -68,7 +68,7 @@ def test_a_malformed_row_is_named_with_its_line(name: str, tmp_path: Path, capsy
     good = [json.dumps({"id": n, "prompt": "hi"}).encode() for n in (1, 3, 5)]
     path = tmp_path / "rows.jsonl"
     path.write_bytes(b"\n".join([*good[:2], bad, good[2]]) + b"\n")
-    assert cli.run(["data", "check", str(path), "--task", OWN, "--json"]) == 3
+    assert cli.main(["data", "check", str(path), "--task", OWN, "--json"]) == 3
     found = json.loads(capsys.readouterr().out)
     assert [row["line"] for row in found["bad"]] == [3]
     assert reason in found["bad"][0]["what"]
@@ -78,7 +78,7 @@ def test_a_malformed_row_is_named_with_its_line(name: str, tmp_path: Path, capsy
 def test_every_bad_row_is_named_not_only_the_first_ten(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_bytes(GOOD % 1 + b"oops\n" * 30)
-    assert cli.run(["data", "check", str(path), "--task", OWN]) == 3
+    assert cli.main(["data", "check", str(path), "--task", OWN]) == 3
     said = capsys.readouterr().out
     assert [line for line in range(1, 40) if f"rows.jsonl:{line}: " in said] == list(range(1, 1 + GOOD_LINES + 30))
 
@@ -89,7 +89,7 @@ def test_every_bad_row_is_named_not_only_the_first_ten(tmp_path: Path, capsys: p
 def test_random_bytes_end_in_one_line(suffix: str, content: bytes, tmp_path: Path) -> None:
     path = tmp_path / f"rows{suffix}"
     path.write_bytes(content)
-    assert cli.run(["data", "check", str(path)]) in (0, 3)
+    assert cli.main(["data", "check", str(path)]) in (0, 3)
 
 
 @pytest.mark.parametrize("task", READERS)
@@ -116,7 +116,7 @@ def test_no_parser_raises_anything_but_a_data_error_for_damaged_rows(task: str, 
 def test_rows_that_no_task_reads_are_told_their_fields(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text('{"apples": 1, "pears": 2}\n', encoding="utf-8")
-    assert cli.run(["data", "check", str(path)]) == 3
+    assert cli.main(["data", "check", str(path)]) == 3
     assert "fields apples, pears" in capsys.readouterr().err
 
 
