@@ -109,6 +109,13 @@ def test_links_resolve(page: Path) -> None:
             assert anchor in {re.sub(r"[^\w -]", "", head.lower()).replace(" ", "-") for head in heads}, target
 
 
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "CONTRIBUTING.md"], ids=lambda page: page.name)
+def test_every_file_of_the_repository_that_is_named_exists(page: Path) -> None:
+    folders = "sdpo_mlx|cli|configs|tests|benchmarks|examples|docs"
+    named = re.findall(rf"[`( ]((?:{folders})/[\w./-]*\w\.\w+)", page.read_text(encoding="utf-8"))
+    assert [name for name in named if not (ROOT / name).exists()] == []
+
+
 def keys(model: Any, prefix: str = "") -> set[str]:
     found = set()
     for name, field in model.model_fields.items():
