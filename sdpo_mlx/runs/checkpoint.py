@@ -30,7 +30,7 @@ SAVING, REPLACED, REMOVING = ".saving-", ".replaced-", ".removing-"
 NAME = re.compile(r"step-(\d{6,})")
 NAMED = ("config.model.name ", "config.task.name ")
 _HASH = re.compile("[0-9a-f]{64}")
-OVERRIDE = "restore the run's own settings, start in another --out, or pass --resume to resume with the new ones"
+OVERRIDE = "restore the run's own settings, pass --resume to use them, or start in another --out"
 
 
 @dataclass(frozen=True)
