@@ -61,7 +61,7 @@ class Unit:
 
 
 @dataclass(frozen=True, eq=False)
-class _Stretch:
+class _Shared:
     """Part of a prompt that several sequences share (compared by identity)."""
 
     ids: IntArray
@@ -70,12 +70,12 @@ class _Stretch:
 class _Branch(NamedTuple):
     """Sequences that diverge after the same shared parts."""
 
-    path: tuple[_Stretch, ...]
+    path: tuple[_Shared, ...]
     members: list[Member]
 
     @property
     def depth(self) -> int:
-        return sum(stretch.ids.size for stretch in self.path)
+        return sum(each.ids.size for each in self.path)
 
     def length(self, member: Member) -> int:
         """Tokens of its row: the rest of the prompt, and the response except for its last token."""
@@ -100,27 +100,27 @@ def pack(
         return _units([_Branch((), members)], budget)
     # Big-endian bytes sort in the order of the tokens.
     members.sort(key=lambda m: (m.prompt.astype(">u4").tobytes(), m.place))
-    alone, branches = _grown(members, ())
+    alone, branches = _branches_of(members, ())
     return _units([*branches, _Branch((), alone)], budget)
 
 
-def _grown(members: list[Member], path: tuple[_Stretch, ...]) -> tuple[list[Member], list[_Branch]]:
+def _branches_of(members: list[Member], path: tuple[_Shared, ...]) -> tuple[list[Member], list[_Branch]]:
     """Members (sorted) that continue alone after `path`, and the branches that begin there."""
     if len(members) < 2:
         return members, []
     first, last = members[0].prompt, members[-1].prompt
-    depth, reach = sum(stretch.ids.size for stretch in path), _agreement(first, last)
+    depth, reach = sum(each.ids.size for each in path), _common_prefix(first, last)
     equal = reach + 1 == first.size == last.size and first[-1] == last[-1]
     if reach - depth < (1 if equal else SHORTEST_SHARED):
-        return _parted(members, path, reach, equal)
-    pieces = (_Stretch(first[at : min(at + PREFILL, reach)]) for at in range(depth, reach, PREFILL))
+        return _split_at(members, path, reach, equal)
+    pieces = (_Shared(first[at : min(at + PREFILL, reach)]) for at in range(depth, reach, PREFILL))
     path = (*path, *pieces)
-    alone, branches = _parted(members, path, reach, equal)
+    alone, branches = _split_at(members, path, reach, equal)
     return [], [*branches, _Branch(path, alone)]
 
 
-def _parted(
-    members: list[Member], path: tuple[_Stretch, ...], reach: int, equal: bool
+def _split_at(
+    members: list[Member], path: tuple[_Shared, ...], reach: int, equal: bool
 ) -> tuple[list[Member], list[_Branch]]:
     """The same for prompts that agree up to `reach` and diverge there, part by part."""
     if equal:
@@ -128,13 +128,13 @@ def _parted(
     alone: list[Member] = []
     branches: list[_Branch] = []
     for _, part in groupby(members, key=lambda m: (int(m.prompt[reach]), m.prompt.size > reach + 1)):
-        rest, found = _grown(list(part), path)
+        rest, found = _branches_of(list(part), path)
         alone.extend(rest)
         branches.extend(found)
     return alone, branches
 
 
-def _agreement(first: IntArray, last: IntArray) -> int:
+def _common_prefix(first: IntArray, last: IntArray) -> int:
     """Length of the common prefix, without a prompt's last token, since that one predicts the response."""
     size = min(first.size, last.size) - 1
     different = np.flatnonzero(first[:size] != last[:size])
@@ -160,8 +160,8 @@ def _related(one: _Branch, other: _Branch) -> bool:
 
 
 def _size(parts: Sequence[_Branch]) -> int:
-    stretches = {id(stretch): stretch.ids.size for part in parts for stretch in part.path}
-    return sum(stretches.values()) + sum(len(p.members) * max(map(p.length, p.members)) for p in parts)
+    shared = {id(each): each.ids.size for part in parts for each in part.path}
+    return sum(shared.values()) + sum(len(p.members) * max(map(p.length, p.members)) for p in parts)
 
 
 def _within(members: list[Member], budget: int, length: Callable[[Member], int]) -> Iterator[list[Member]]:
@@ -182,11 +182,11 @@ def _unit(parts: Sequence[_Branch]) -> Unit:
     take, start = [], 0
     for part in parts:
         parent: int | None = None
-        for stretch in part.path:
-            if id(stretch) not in places:
-                places[id(stretch)] = len(nodes)
-                nodes.append(Node(stretch.ids[None], parent, rows=False))
-            parent = places[id(stretch)]
+        for each in part.path:
+            if id(each) not in places:
+                places[id(each)] = len(nodes)
+                nodes.append(Node(each.ids[None], parent, rows=False))
+            parent = places[id(each)]
         rows = [np.concatenate([m.prompt[part.depth :], m.response[:-1]]) for m in part.members]
         padded = np.zeros((len(rows), max(row.size for row in rows)), dtype=np.int32)
         for n, (row, member) in enumerate(zip(rows, part.members, strict=True)):

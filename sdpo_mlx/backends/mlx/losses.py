@@ -92,7 +92,7 @@ def on_support(rows: Distribution, ids_RK: mx.array, tail: bool) -> Distribution
     """The distribution at the ids, followed by the tail bucket or renormalised.
 
     The tail is summed over the other ids: log(1 - mass) is the same number, but in float32 it, and the
-    forward KL's gradient through it, lose all digits where the student is nearly sure.
+    forward KL's gradient through it, lose all digits if the student is nearly certain.
     """
     logs_RK = mx.take_along_axis(rows.logs, ids_RK, axis=-1)
     if tail:
@@ -105,7 +105,7 @@ def on_support(rows: Distribution, ids_RK: mx.array, tail: bool) -> Distribution
 
 
 def divergence(student: Distribution, teacher: Distribution, alpha: float) -> mx.array:
-    """D(p, q) of each row; the mixture in log space, where a large log-ratio cannot overflow."""
+    """D(p, q) of each row; the mixture in log space, so that a large log-ratio cannot overflow."""
     (logp_RS, p_RS), (logq_RS, q_RS) = student, teacher
     if alpha == 0.0:
         return row_sum(q_RS * (logq_RS - logp_RS))

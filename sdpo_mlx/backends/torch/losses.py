@@ -1,6 +1,6 @@
 """`objective.py` in PyTorch, one chunk of rows at a time: float32 whatever comes in, differentiable in the student.
 
-As in `backends/mlx/losses.py`: the caller differentiates one scalar with respect to the hidden states, and all
+As in `mlx/losses.py`: the caller differentiates one scalar with respect to the hidden states, and all
 normalisation is in the rows' weights, so that chunks and micro-batches simply add up.
 """
 
@@ -63,7 +63,7 @@ def divergence_rows(logp_RV: Tensor, logq_RV: Tensor, cfg: ObjectiveConfig) -> T
 def on_support(logp_RV: Tensor, ids_RK: Tensor, tail: bool) -> Tensor:
     """Log-probabilities at the ids, followed by the tail bucket or renormalised.
 
-    The tail is summed over the other ids: log(1 - mass) would lose all digits where the student is nearly sure.
+    The tail is summed over the other ids: log(1 - mass) would lose all digits if the student is nearly certain.
     """
     logp_RK = logp_RV.gather(-1, ids_RK)
     if not tail:
@@ -74,7 +74,7 @@ def on_support(logp_RV: Tensor, ids_RK: Tensor, tail: bool) -> Tensor:
 
 
 def divergence(logp_RS: Tensor, logq_RS: Tensor, alpha: float) -> Tensor:
-    """D(p, q) of each row; the mixture in log space, where a large log-ratio cannot overflow."""
+    """D(p, q) of each row; the mixture in log space, so that a large log-ratio cannot overflow."""
     if alpha == 0.0:
         return (logq_RS.exp() * (logq_RS - logp_RS)).sum(-1)
     if alpha == 1.0:
