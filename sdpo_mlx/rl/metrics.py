@@ -13,7 +13,7 @@ from sdpo_mlx.types import DistillSample, Rollout, RolloutGroup, Skip, SkipReaso
 
 @dataclass(frozen=True)
 class StepFacts:
-    """What only the loop knows of a step: seconds of wall clock, counters, bytes.
+    """Measurements of the loop for one step: seconds of wall clock, counters, bytes.
 
     `learn_seconds` includes the teacher's forward; `generations` counts every rollout since the start.
     """
@@ -35,10 +35,9 @@ def step_metrics(
     update: Update | None,
     facts: StepFacts,
 ) -> dict[str, float]:
-    """All numbers of a step event under their flat names, NaN where there is nothing to average.
+    """Return all numbers of a step event under their flat names, NaN if there is nothing to average.
 
-    Shares are of 1; `contexts` are those of the rollouts that have one (None is passed over).
-    `update` is None where nothing could be learned.
+    Shares are of 1; `contexts` may contain None for rollouts without one. `update` is None if nothing was learned.
     """
     return {
         **_rewards(groups, samples, skips),
@@ -72,15 +71,15 @@ def _rewards(
 def _contexts(contexts: Iterable[TeacherContext | None], rollouts: int) -> dict[str, float]:
     seen = [context for context in contexts if context is not None]
     demonstrated = sum(context.demonstration is not None for context in seen)
-    told = sum(context.feedback is not None for context in seen)
+    with_feedback = sum(context.feedback is not None for context in seen)
     return {
         "teacher/with_demonstration": demonstrated / rollouts if rollouts else math.nan,
-        "teacher/with_feedback": told / rollouts if rollouts else math.nan,
+        "teacher/with_feedback": with_feedback / rollouts if rollouts else math.nan,
     }
 
 
 def _lengths(groups: Sequence[RolloutGroup]) -> dict[str, float]:
-    """Of whole episodes: all tokens of the model, and how often it was asked."""
+    """Lengths of whole episodes: all tokens of the model, and the number of turns."""
     rollouts = [rollout for group in groups for rollout in group.rollouts]
     return {
         "length/mean": _mean([_tokens(rollout) for rollout in rollouts]),

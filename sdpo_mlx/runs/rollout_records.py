@@ -16,19 +16,19 @@ def records(
     learned: LearnResult,
     more: Callable[[SampleKey, Rollout], Mapping[str, Any]] = lambda *_: {},
 ) -> list[dict[str, Any]]:
-    """What `rollouts/step-*.jsonl.gz` keeps of each rollout: prompt, answer, verdict, context, divergence.
+    """Return one row per rollout: prompt, answer, feedback, teacher context, divergence.
 
-    `more` gives what else is known of a turn. An episode of several turns has its last answer there, and all before it
-    with their replies under `earlier`.
+    `more` returns further fields of a turn. The row of an episode has its last turn, and under `earlier` the other
+    turns with their replies.
     """
     rows = []
     for group in groups:
         for index, (rollout, feedback) in enumerate(zip(group.rollouts, group.feedback, strict=True)):
             context = batch.contexts.get((group.problem.id, index))
             turns = [
-                {**_answer(turn, learned.divergence.get(place)), **more(place, turn)}
+                {**_answer(turn, learned.divergence.get(key)), **more(key, turn)}
                 for t, turn in enumerate(rollout.turns)
-                for place in [(group.problem.id, index, t)]
+                for key in [(group.problem.id, index, t)]
             ]
             earlier = [
                 {**turn, "reply": exchange.reply} for turn, exchange in zip(turns, rollout.earlier, strict=False)

@@ -20,7 +20,7 @@ STYLES = (("#0072b2", ""), ("#d55e00", "7 3"), ("#009e73", "2 3"), ("#b0568c", "
 INK = "#767676"
 TICKS = 5
 
-Point = tuple[float, ...]  # x, y, and where there is a band: low, high
+Point = tuple[float, ...]  # x, y, and with a band: low, high
 
 
 @dataclass(frozen=True)
