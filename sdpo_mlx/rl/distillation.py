@@ -1,9 +1,9 @@
-"""Rollout groups to distillation samples: every answer becomes a sample or a Skip that says why.
+"""Turn rollout groups into distillation samples: every rollout becomes a sample or a Skip with a reason.
 
-Student and teacher spans are aligned by construction: both sequences are a prompt followed by the very
-ids that were sampled, nothing is decoded and encoded again. A teacher prompt over its budget loses the
-middle of its feedback, then of the attempt, then of the demonstration; question, frame and what was said in
-earlier turns are never cut. An episode of n turns is n samples, so that only the model's own tokens count.
+Student and teacher spans are aligned by construction: both sequences are a prompt followed by the sampled ids, nothing
+is decoded and encoded again. A teacher prompt over its budget loses the middle of its feedback, then of the attempt,
+then of the demonstration; the problem, the chat frame and earlier turns are never cut. An episode of n turns gives n
+samples, so that only the model's own tokens count.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ from sdpo_mlx.types import (
     TeacherContext,
 )
 
-SHORTEST_PART = 200  # characters below which a section is not cut further
-SMALLEST_CUT = 32  # characters a round, so that shrinking ends
-NO_ADVANTAGE = 1e-9  # rounding leaves so much in a group of equal rewards
+MIN_PART = 200  # characters below which a section is not cut further
+MIN_CUT = 32  # characters per round, so that shrinking ends
+NO_ADVANTAGE = 1e-9  # rounding error of the mean in a group of equal rewards
 
 
 @dataclass(frozen=True)
 class Batch:
-    """One step's samples, the contexts behind them by (problem id, index), and what was skipped.
+    """One step's samples, their teacher contexts by (problem id, index), and the skipped rollouts.
 
-    An episode of several turns stands with the context of the latest turn that has one: those before it are
-    the same with less of what was said.
+    For an episode of several turns this is the context of the latest turn that has one; earlier turns have the same
+    context with fewer messages.
     """
 
     samples: tuple[DistillSample, ...]
@@ -57,8 +57,8 @@ class _Outcome:
 
 
 @dataclass(frozen=True)
-class _Answer:
-    """One turn of one rollout; the verdict on the episode counts for each of its turns."""
+class _Turn:
+    """One turn of one rollout; the feedback on the episode counts for each of its turns."""
 
     group: RolloutGroup
     index: int
@@ -71,11 +71,11 @@ class _Answer:
 
     @property
     def feedback(self) -> Feedback:
-        """What the environment said about the episode."""
+        """The environment's feedback on the episode."""
         return self.group.feedback[self.index]
 
     def skip(self, reason: SkipReason) -> _Outcome:
-        """Nothing to learn here."""
+        """Return a Skip for this turn."""
         return _Outcome(Skip(reason, self.group.problem.id, self.index, self.turn))
 
 
@@ -88,14 +88,14 @@ def distillation_batch(
     context_length: int,
     seed: int,
 ) -> Batch:
-    """What there is to learn from the groups; `seed` stands for the run and the step.
+    """Build the samples of one step; `seed` is derived from run and step, lengths are in tokens.
 
-    A rollout without advantage has policy weight 0, so that GRPO's mean counts only tokens that teach. One
-    whose context does not fit keeps its policy half where it has one. Lengths are in tokens.
+    A rollout without advantage has policy weight 0, so that GRPO's mean counts only tokens with a signal. If its
+    context does not fit, a rollout keeps its policy-gradient part.
     """
     builder = _Builder(chat, teacher, objective, context_length, seed)
     outcomes = [
-        builder.outcome(_Answer(group, index, turn), float(weight), advantage)
+        builder.outcome(_Turn(group, index, turn), float(weight), advantage)
         for group, weight in zip(groups, _question_weights(groups, objective), strict=True)
         for index, advantage in enumerate(_advantages(group, objective))
         for turn in range(len(group.rollouts[index].turns))
@@ -112,7 +112,7 @@ def _question_weights(groups: Sequence[RolloutGroup], objective: ObjectiveConfig
 
 
 def _advantages(group: RolloutGroup, objective: ObjectiveConfig) -> list[float]:
-    """One advantage a rollout; what could not be graded has none and takes no part in the mean."""
+    """Return one advantage for each rollout; ungraded ones get 0 and do not count in the mean."""
     graded = [i for i, feedback in enumerate(group.feedback) if feedback.kind != "grader_error"]
     values = [0.0] * len(group.rollouts)
     for i, value in zip(graded, advantages([group.feedback[i].reward for i in graded], objective), strict=True):
@@ -122,7 +122,7 @@ def _advantages(group: RolloutGroup, objective: ObjectiveConfig) -> list[float]:
 
 @dataclass(frozen=True)
 class _Builder:
-    """Makes one outcome an answer; equal contexts are rendered once."""
+    """Builds one outcome for each turn; equal contexts are rendered once."""
 
     chat: Chat
     teacher: TeacherConfig
@@ -131,7 +131,7 @@ class _Builder:
     seed: int
     rendered: dict[tuple[str, tuple[tuple[str, str], ...]], IntArray] = field(default_factory=dict)
 
-    def outcome(self, answer: _Answer, question: float, advantage: float) -> _Outcome:
+    def outcome(self, answer: _Turn, question: float, advantage: float) -> _Outcome:
         rollout, feedback = answer.rollout, answer.feedback
         if feedback.kind == "grader_error":
             return answer.skip("grader_error")
@@ -139,8 +139,8 @@ class _Builder:
             return answer.skip("no_tokens")
         if rollout.prompt_ids.size + rollout.ids_T.size > self.context_length:
             return answer.skip("too_long")
-        wanted = question * sample_weights(self.objective, success=feedback.success, has_context=True)[0] > 0
-        context = teacher_context(answer.group, answer.index, self.teacher, self.seed, answer.turn) if wanted else None
+        distils = question * sample_weights(self.objective, success=feedback.success, has_context=True)[0] > 0
+        context = teacher_context(answer.group, answer.index, self.teacher, self.seed, answer.turn) if distils else None
         fitted = self._fit(answer, context) if context else None
         distil, policy = sample_weights(self.objective, success=feedback.success, has_context=fitted is not None)
         distil, policy = distil * question, policy * question if advantage else 0.0
@@ -149,8 +149,8 @@ class _Builder:
         prompt = fitted[1] if fitted else None
         return _Outcome(_sample(answer, prompt, (distil, policy, advantage)), fitted[0] if fitted else None)
 
-    def _fit(self, answer: _Answer, context: TeacherContext) -> tuple[TeacherContext, IntArray] | None:
-        """The context within its budget and its prompt's ids; None where nothing more can be cut."""
+    def _fit(self, answer: _Turn, context: TeacherContext) -> tuple[TeacherContext, IntArray] | None:
+        """Return the context within its token budget and its prompt ids; None if nothing more can be cut."""
         problem, budget = answer.group.problem, self.context_length - answer.rollout.ids_T.size
         budget = min(self.teacher.max_context_tokens, budget)
         ids = self._render(problem, context.messages)
@@ -161,7 +161,7 @@ class _Builder:
         }
         for name, full in parts.items():
             limit = len(full or "")
-            while full and ids.size > budget and limit > SHORTEST_PART:
+            while full and ids.size > budget and limit > MIN_PART:
                 limit = self._next_limit(full, limit, ids.size - budget)
                 parts = {**parts, name: shorten_middle(full, limit)}
                 context = self._rebuilt(answer, context, parts)
@@ -170,15 +170,15 @@ class _Builder:
 
     def _next_limit(self, full: str, limit: int, excess: int) -> int:
         per_token = len(full) / max(1, len(self.chat.encode_plain(full)))
-        return max(SHORTEST_PART, limit - max(SMALLEST_CUT, round(excess * per_token)))
+        return max(MIN_PART, limit - max(MIN_CUT, round(excess * per_token)))
 
-    def _rebuilt(self, answer: _Answer, context: TeacherContext, parts: Mapping[str, str | None]) -> TeacherContext:
+    def _rebuilt(self, answer: _Turn, context: TeacherContext, parts: Mapping[str, str | None]) -> TeacherContext:
         messages = teacher_messages(
             answer.group.problem.messages, parts["demonstration"], parts["feedback"], parts["attempt"], self.teacher
         )
-        said = history(answer.group.rollouts[answer.index].earlier[: answer.turn])
+        turns = history(answer.group.rollouts[answer.index].earlier[: answer.turn])
         shown = context.demonstration and Demonstration(parts["demonstration"] or "", context.demonstration.source)
-        return TeacherContext((*messages, *said), shown, parts["feedback"])
+        return TeacherContext((*messages, *turns), shown, parts["feedback"])
 
     def _render(self, problem: Problem, messages: tuple[Message, ...]) -> IntArray:
         key = problem.id, tuple((message["role"], message["content"]) for message in messages)
@@ -187,8 +187,8 @@ class _Builder:
         return self.rendered[key]
 
 
-def _sample(answer: _Answer, prompt: IntArray | None, weights: tuple[float, float, float]) -> DistillSample:
-    """`prompt` is the teacher's; without one the sample has no teacher sequence."""
+def _sample(answer: _Turn, prompt: IntArray | None, weights: tuple[float, float, float]) -> DistillSample:
+    """Return the sample; `prompt` is the teacher's, None if the sample has no teacher sequence."""
     rollout = answer.rollout
     student = np.concatenate([rollout.prompt_ids, rollout.ids_T]).astype(np.int32)
     none = np.zeros(0, dtype=np.int32)

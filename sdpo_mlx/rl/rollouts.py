@@ -1,7 +1,7 @@
-"""Problems in, rollout groups out: generation and grading overlap, and a bad rollout is data, not a crash.
+"""Sample and grade rollouts: generation and grading overlap, and a grader that fails is data, not a crash.
 
-Episodes of several turns are sampled turn by turn, all that are still open together. Each next prompt is
-rendered anew from the problem's messages, the answers so far and what the environment replied.
+Episodes of several turns are sampled turn by turn, all open ones together. Each next prompt is rendered from the
+problem's messages, the answers so far and the environment's replies.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 from sdpo_mlx.backends.base import Policy, PolicyInfo, SamplingParams
 from sdpo_mlx.core.progress import ProgressCallback
@@ -24,7 +23,7 @@ from sdpo_mlx.types import Exchange, Feedback, Generation, IntArray, Problem, Ro
 
 @dataclass(frozen=True)
 class Sampled:
-    """Groups in the order of the problems, prompts that did not fit, and where the time went (seconds)."""
+    """Rollout groups in the order of the problems, skipped prompts, and the time spent (seconds)."""
 
     groups: tuple[RolloutGroup, ...]
     skips: tuple[Skip, ...]
@@ -34,10 +33,10 @@ class Sampled:
 
 @dataclass(frozen=True)
 class Sampler:
-    """Which problems each step sees: a pure function of (seed, step).
+    """Selects the problems of each step, a pure function of (seed, step).
 
-    An epoch is a permutation cut into whole batches; what does not fill one waits for the next permutation,
-    so no problem stands twice in a batch.
+    An epoch is a permutation cut into whole batches; the rest of a permutation is dropped, so that no problem occurs
+    twice in a batch.
     """
 
     problems: Sequence[Problem]
@@ -45,26 +44,11 @@ class Sampler:
     seed: int
 
     def batch(self, step: int) -> list[Problem]:
-        """The problems of one step; all of them where there are fewer than `size`."""
+        """Return the problems of one step; all of them if there are fewer than `size`."""
         size = min(self.size, len(self.problems))
         epoch, place = divmod(step, len(self.problems) // size)
         order = rng("order", self.seed, epoch).permutation(len(self.problems))
         return [self.problems[int(i)] for i in order[place * size : (place + 1) * size]]
-
-
-class Generator(Protocol):
-    """The part of a policy that sampling asks."""
-
-    @property
-    def info(self) -> PolicyInfo: ...
-
-    def generate(
-        self,
-        prompts: Sequence[IntArray],
-        sampling: SamplingParams,
-        seeds: Sequence[Sequence[int]],
-        interrupted: Callable[[], bool] = lambda: False,
-    ) -> Iterator[tuple[int, int, Generation]]: ...
 
 
 @dataclass(frozen=True)
@@ -97,7 +81,7 @@ class ProgressPolicy:
 
 
 def sample(
-    policy: Generator,
+    policy: Policy | ProgressPolicy,
     task: Task,
     chat: Chat,
     problems: Sequence[Problem],
@@ -105,26 +89,27 @@ def sample(
     seeds: Sequence[Sequence[int]],
     interrupted: Callable[[], bool] = lambda: False,
 ) -> Sampled:
-    """One rollout a seed for each problem, graded while others are still being generated.
+    """Sample one rollout for each seed of each problem, and grade it while others are still generated.
 
-    An episode ends when the environment says so, with its last turn, with an answer that was cut off, or where
-    the next prompt would not fit. Raises KeyboardInterrupt when `interrupted()` turns true; nothing has been
-    changed by then.
+    An episode ends when the environment does not reply, after its last turn, after a truncated answer, or if the next
+    prompt would not fit. Raises KeyboardInterrupt when `interrupted()` turns true; nothing has changed by then.
     """
     stage = _Stage(policy, chat, Graders(task), sampling, interrupted)
     begun = time.perf_counter()
     prompts = [chat.render(problem.messages, tools=problem.tools) for problem in problems]
     fitting = [i for i, prompt in enumerate(prompts) if prompt.size <= stage.room]
     skips = tuple(Skip("too_long", p.id, -1) for i, p in enumerate(problems) if i not in set(fitting))
-    said = stage.ask([(prompts[i], [_Episode(problems[i], i, n, s) for n, s in enumerate(seeds[i])]) for i in fitting])
+    pending = stage.generate(
+        [(prompts[i], [_Episode(problems[i], i, n, s) for n, s in enumerate(seeds[i])]) for i in fitting]
+    )
     generated = time.perf_counter() - begun
     closed: dict[tuple[int, int], tuple[Rollout, Feedback]] = {}
-    while said:
-        heard = [(episode, rollout, stage.graders.result(future, interrupted)) for episode, rollout, future in said]
-        closed |= {(e.at, e.index): (rollout, word) for e, rollout, word in heard if isinstance(word, Feedback)}
-        again = time.perf_counter()
-        said = stage.go_on([(episode, rollout, word) for episode, rollout, word in heard if isinstance(word, str)])
-        generated += time.perf_counter() - again
+    while pending:
+        results = [(e, rollout, stage.graders.result(future, interrupted)) for e, rollout, future in pending]
+        closed |= {(e.at, e.index): (rollout, result) for e, rollout, result in results if isinstance(result, Feedback)}
+        resumed = time.perf_counter()
+        pending = stage.next_turn([(e, rollout, reply) for e, rollout, reply in results if isinstance(reply, str)])
+        generated += time.perf_counter() - resumed
     groups = []
     for i in fitting:
         rollouts, feedback = zip(*(closed[i, n] for n in range(len(seeds[i]))), strict=True)
@@ -134,7 +119,7 @@ def sample(
 
 @dataclass(frozen=True)
 class _Episode:
-    """One rollout in the making: which it is (the problem's place and the index), and what was said so far."""
+    """An unfinished rollout: its problem, that problem's position, its index in the group, and the turns so far."""
 
     problem: Problem
     at: int
@@ -144,7 +129,7 @@ class _Episode:
 
     @property
     def turn_seed(self) -> int:
-        """What the next answer draws from: a function of the episode's own seed and the turn alone."""
+        """The seed of the next answer, a function of the episode's seed and the turn alone."""
         return derive("turn", self.seed, len(self.earlier)) if self.earlier else self.seed
 
 
@@ -153,9 +138,9 @@ Pending = tuple[_Episode, Rollout, Future[Response]]  # a sampled answer and the
 
 @dataclass(frozen=True)
 class _Stage:
-    """Asks the model and the environment in turn."""
+    """Calls model and environment in turn."""
 
-    policy: Generator
+    policy: Policy | ProgressPolicy
     chat: Chat
     graders: Graders
     sampling: SamplingParams
@@ -166,19 +151,19 @@ class _Stage:
         """The longest prompt, in tokens, that leaves room for an answer."""
         return self.policy.info.context_length - self.sampling.max_tokens
 
-    def ask(self, asked: Sequence[tuple[IntArray, Sequence[_Episode]]]) -> list[Pending]:
-        """One answer an episode, each prompt with the episodes that share it; in the order of their places."""
-        seeds = [[episode.turn_seed for episode in episodes] for _, episodes in asked]
-        prompts, said = [prompt for prompt, _ in asked], []
+    def generate(self, requests: Sequence[tuple[IntArray, Sequence[_Episode]]]) -> list[Pending]:
+        """Generate one answer for each episode, and start grading it; a prompt comes with the episodes that share it."""
+        seeds = [[episode.turn_seed for episode in episodes] for _, episodes in requests]
+        prompts, pending = [prompt for prompt, _ in requests], []
         for at, n, generation in self.policy.generate(prompts, self.sampling, seeds, self.interrupted):
-            episode = asked[at][1][n]
+            episode = requests[at][1][n]
             rollout = _rollout(self.chat, generation, prompts[at], seeds[at][n], episode.earlier)
-            said.append((episode, rollout, self.graders.submit(episode.problem, rollout)))
-        return sorted(said, key=lambda each: (each[0].at, each[0].index))
+            pending.append((episode, rollout, self.graders.submit(episode.problem, rollout)))
+        return sorted(pending, key=lambda each: (each[0].at, each[0].index))
 
-    def go_on(self, replied: Sequence[tuple[_Episode, Rollout, str]]) -> list[Pending]:
-        """The next turn of episodes that got a reply; one whose next prompt does not fit is judged as it is."""
-        over, asked = [], dict[tuple[int, bytes], tuple[IntArray, list[_Episode]]]()
+    def next_turn(self, replied: Sequence[tuple[_Episode, Rollout, str]]) -> list[Pending]:
+        """Generate the next turn of episodes with a reply; grade those whose next prompt does not fit as they are."""
+        over, requests = [], dict[tuple[int, bytes], tuple[IntArray, list[_Episode]]]()
         for episode, rollout, reply in replied:
             earlier = (*episode.earlier, Exchange(replace(rollout, earlier=()), reply))
             messages = (*episode.problem.messages, *history(earlier))
@@ -186,13 +171,13 @@ class _Stage:
             if prompt.size > self.room:
                 over.append((episode, rollout, self.graders.submit(episode.problem, rollout, over=True)))
             else:
-                shared = asked.setdefault((episode.at, prompt.tobytes()), (prompt, []))
+                shared = requests.setdefault((episode.at, prompt.tobytes()), (prompt, []))
                 shared[1].append(replace(episode, earlier=earlier))
-        return [*over, *(self.ask(list(asked.values())) if asked else [])]
+        return [*over, *(self.generate(list(requests.values())) if requests else [])]
 
 
 def rollout_seeds(purpose: str, seed: int, step: int, problems: Sequence[Problem], n: int) -> list[list[int]]:
-    """A seed a rollout: a pure function of (purpose, run seed, step, problem, place in the step, index)."""
+    """Return one seed for each rollout, a pure function of (purpose, run seed, step, problem, position, index)."""
     return [[derive(purpose, seed, step, p.id, place, i) for i in range(n)] for place, p in enumerate(problems)]
 
 
