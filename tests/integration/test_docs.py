@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from paths import ROOT
-from sdpo_cli.main import run
+from sdpo_cli.main import main as run
 from tables import filled
 
 from sdpo_mlx import api

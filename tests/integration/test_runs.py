@@ -9,7 +9,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from sdpo_cli.main import run
+from sdpo_cli.main import main as run
 from small_runs import settings, trained
 
 from sdpo_mlx.runs.folder import RunFolder

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from sdpo_cli.main import run
+from sdpo_cli.main import main as run
 
 from sdpo_mlx.config import Config
 from sdpo_mlx.config.resolve import resolve

@@ -14,7 +14,7 @@ from browser import Browser, browser, chromium
 from hypothesis import given
 from hypothesis import strategies as st
 from report_runs import answered, shown, story
-from sdpo_cli.main import run
+from sdpo_cli.main import main as run
 from small_runs import settings, trained
 
 from sdpo_mlx.core.errors import ConfigError

@@ -92,7 +92,7 @@ def test_an_unknown_tracker_is_an_error_with_a_suggestion() -> None:
 def test_a_missing_package_is_told_before_anything_is_opened(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from sdpo_cli.main import run
+    from sdpo_cli.main import main as run
 
     monkeypatch.setattr(manager, "find_spec", lambda name: None)
     assert run(["train", "--set", "log.sinks=trackio", "--out", str(tmp_path / "run")]) == 2
