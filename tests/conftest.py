@@ -41,5 +41,7 @@ def _nothing_is_left_in_the_temporary_folder() -> Iterator[None]:
     # Removed at exit: our cache, the sockets of multiprocessing, what importing wandb makes (`tmp...wandb-media`), and
     # the kernels that MLX compiles on the CPU (`mlx`).
     names = {path.name for path in Path(tempfile.gettempdir()).iterdir()}
-    left = [name for name in names if not name.startswith((temp_folders.PREFIX, "pymp-", "mlx")) and "wandb-" not in name]
+    left = [
+        name for name in names if not name.startswith((temp_folders.PREFIX, "pymp-", "mlx")) and "wandb-" not in name
+    ]
     assert left == []

@@ -30,10 +30,10 @@ def figures(output: str, label: str) -> list[float]:
     return [float(number) for number in re.findall(rf"{label}\s+([\d.]+)", output)]
 
 
-def test_minimal_loop_raises_the_held_out_score_within_six_steps() -> None:
-    output = run("minimal_loop.py", "--steps", "6", "--held-out", "24")
+def test_minimal_loop_raises_the_held_out_score_within_four_steps() -> None:
+    output = run("minimal_loop.py", "--steps", "4", "--held-out", "24")
     (before,), (after,) = figures(output, "before:"), figures(output, "after:")
-    assert len(figures(output, "success")) == 6
+    assert len(figures(output, "success")) == 4
     assert all(count > 0 for count in figures(output, "learned from"))
     assert 0 < before < 0.35
     assert after > before + 0.15
@@ -48,7 +48,7 @@ def test_minimal_loop_has_at_most_200_lines() -> None:
     assert len((EXAMPLES / "minimal_loop.py").read_text(encoding="utf-8").splitlines()) <= 200
 
 
-def test_own_task_is_learned_within_six_steps(tmp_path: Path) -> None:
-    rates = figures(run("own_task.py", "--steps", "6", "--out", str(tmp_path / "run")), "success")
-    assert len(rates) == 6
+def test_own_task_is_learned_within_four_steps(tmp_path: Path) -> None:
+    rates = figures(run("own_task.py", "--steps", "4", "--out", str(tmp_path / "run")), "success")
+    assert len(rates) == 4
     assert max(rates[-2:]) > rates[0] + 0.3

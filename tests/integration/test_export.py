@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shlex
 import shutil
-import subprocess
 import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -135,15 +136,17 @@ def test_full_weights_are_no_adapter() -> None:
         to_peft({}, {"fine_tune_type": "full"}, "base")
 
 
-PROGRAM = "import sys; import sdpo_mlx.backends.mlx.mlx_lm_api; from mlx_lm.cli import main; main()"
-
-
 def mlx_lm(*words: str, said: str = "") -> str:
-    """One of mlx-lm's own commands with something on its stdin; its exit code must be 0."""
-    command = [sys.executable, "-c", PROGRAM, *words]
-    done = subprocess.run(command, input=said, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-500:]
-    return done.stdout
+    """Run a command of mlx-lm with this text on its stdin, in this process; return its stdout."""
+    import sdpo_mlx.backends.mlx.mlx_lm_api  # noqa: F401  loads the BLAS first
+    from mlx_lm.cli import main  # isort: skip
+
+    out = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out):
+        patch.setattr("sys.argv", ["mlx_lm", *words])
+        patch.setattr("sys.stdin", io.StringIO(said))
+        main()
+    return out.getvalue()
 
 
 def test_mlx_lms_own_commands_take_the_run_folder_as_it_is(runs: dict[str, Path], tmp_path: Path) -> None:

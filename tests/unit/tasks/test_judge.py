@@ -35,7 +35,7 @@ def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Server]:
 
 
 def opened(server: Server, feedback: str | None = None, **settings: Any) -> JudgeTask:
-    usual = {"endpoint": server.endpoint, "model": "wise", "retries": 2, "seconds": 5.0}
+    usual = {"endpoint": server.endpoint, "model": "wise", "retries": 2, "seconds": 60.0}
     judge = JudgeConfig(**{**usual, **settings})
     task = open_task(Config(task=TaskConfig(name="judge", feedback=feedback), judge=judge)).task
     assert isinstance(task, JudgeTask)
@@ -199,11 +199,11 @@ TURNS: dict[str, Any] = {
 }
 
 
-def left(server: Server, home: Path, **settings: Any) -> tuple[Any, ...]:
-    """What one grading by a slow judge that is busy at first leaves behind, with nothing remembered."""
+def left(server: Server, home: Path, wait: float, **settings: Any) -> tuple[Any, ...]:
+    """What one grading leaves, by a judge that waits and is busy at first; nothing is cached."""
 
     def answer(n: int) -> Said:
-        time.sleep(0.5)
+        time.sleep(wait)
         return said("Score: 7") if n > 1 else (503, {}, b"")
 
     server.answer = answer
@@ -219,7 +219,9 @@ def left(server: Server, home: Path, **settings: Any) -> tuple[Any, ...]:
 @pytest.mark.parametrize("name", JudgeConfig.model_fields)
 def test_every_option_of_the_judge_has_a_say(server: Server, name: str, tmp_path: Path) -> None:
     if name != "endpoint":
-        before, after = left(server, tmp_path / "before"), left(server, tmp_path / "after", **{name: TURNS[name]})
+        wait = 0.5 if name == "seconds" else 0.0
+        before = left(server, tmp_path / "before", wait)
+        after = left(server, tmp_path / "after", wait, **{name: TURNS[name]})
         assert before != after
         return
     other = Server()
