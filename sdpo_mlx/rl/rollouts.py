@@ -106,7 +106,7 @@ def sample(
     closed: dict[tuple[int, int], tuple[Rollout, Feedback]] = {}
     while pending:
         results = [(e, rollout, stage.graders.result(future, interrupted)) for e, rollout, future in pending]
-        closed |= {(e.at, e.index): (rollout, result) for e, rollout, result in results if isinstance(result, Feedback)}
+        closed |= {(e.at, e.index): (rollout, r) for e, rollout, r in results if isinstance(r, Feedback)}
         resumed = time.perf_counter()
         pending = stage.next_turn([(e, rollout, reply) for e, rollout, reply in results if isinstance(reply, str)])
         generated += time.perf_counter() - resumed
@@ -152,7 +152,7 @@ class _Stage:
         return self.policy.info.context_length - self.sampling.max_tokens
 
     def generate(self, requests: Sequence[tuple[IntArray, Sequence[_Episode]]]) -> list[Pending]:
-        """Generate one answer for each episode, and start grading it; a prompt comes with the episodes that share it."""
+        """Generate one answer for each episode, and start grading; each prompt has the episodes that share it."""
         seeds = [[episode.turn_seed for episode in episodes] for _, episodes in requests]
         prompts, pending = [prompt for prompt, _ in requests], []
         for at, n, generation in self.policy.generate(prompts, self.sampling, seeds, self.interrupted):
