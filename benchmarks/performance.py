@@ -199,7 +199,8 @@ def decoding() -> Any:
 
 def loss() -> Any:
     """Compare head and loss in chunks with all logits at once: 151,936 tokens, 8 x 128 positions."""
-    from sdpo_mlx.backends.mlx.losses import Rows, row_loss
+    from sdpo_mlx.backends.loss_head import Rows
+    from sdpo_mlx.backends.mlx.losses import row_loss
 
     rows, width = 1_024, 128
     weights = mx.random.normal((WORDS, width), key=mx.random.key(0)) * 0.05
