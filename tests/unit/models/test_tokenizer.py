@@ -66,7 +66,7 @@ def forbidden_torch(folder: Path) -> dict[str, str]:
     metadata.mkdir()
     (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: torch\nVersion: 99.0\n")
     path = os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
-    return {"PYTHONPATH": path, "TORCH_IMPORTS": str(folder / "imports.txt")}
+    return {"PYTHONPATH": path, "TORCH_IMPORTS": str(folder / "imports.txt"), "TMPDIR": str(folder)}
 
 
 def test_mlx_commands_never_import_torch(tmp_path: Path) -> None:
@@ -84,6 +84,6 @@ def test_forbidden_torch_is_noticed(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="torch is not installed")
-def test_torch_works_after_a_tokenizer_was_opened_without_it() -> None:
-    done = child(TORCH_AFTERWARDS, str(ROOT / "sdpo_mlx" / "assets" / "tiny"))
+def test_torch_works_after_a_tokenizer_was_opened_without_it(tmp_path: Path) -> None:
+    done = child(TORCH_AFTERWARDS, str(ROOT / "sdpo_mlx" / "assets" / "tiny"), TMPDIR=str(tmp_path))
     assert done.returncode == 0, done.stderr[-2_000:]
