@@ -182,5 +182,5 @@ def test_run_begun_on_one_backend_goes_on_on_the_other(tmp_path: Path, first: st
     assert state.step == 4
     assert [event["step"] for event in events(tmp_path / "run", "step")] == [1, 2, 3, 4]
     said = " ".join(str(event.get("message", "")) for event in watcher.events)
-    assert f"begun on {first}" in said
+    assert f"began on {first}" in said
     assert "not bit for bit" in said
