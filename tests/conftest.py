@@ -39,9 +39,9 @@ def pytest_configure(config: pytest.Config) -> None:
 def _nothing_is_left_in_the_temporary_folder() -> Iterator[None]:
     yield
     # Removed at exit: our cache, the sockets of multiprocessing, what importing wandb makes (`tmp...wandb-media`), and
-    # the kernels that MLX compiles on the CPU (`mlx`).
+    # the kernels that MLX and torch compile (`mlx`, `torchinductor_...`).
     names = {path.name for path in Path(tempfile.gettempdir()).iterdir()}
     left = [
-        name for name in names if not name.startswith((temp_folders.PREFIX, "pymp-", "mlx")) and "wandb-" not in name
+        name for name in names if not name.startswith((temp_folders.PREFIX, "pymp-", "mlx", "torchinductor")) and "wandb-" not in name
     ]
     assert left == []
