@@ -1,35 +1,44 @@
-# Everything one needs to type; each target makes the environment it needs, once, in .venv.
+# The commands of this repository; each target makes the environment that it needs, once, in .venv.
 # Needs make, sh and Python 3.11 or newer. Another interpreter: `make PYTHON=/path/to/python demo`.
 .POSIX:
 
 PYTHON =
 BIN = .venv/bin
-# Not compiled: Python does that for what is imported, which is little of what large packages bring.
+# --no-compile: large packages bring many files that nobody imports; Python compiles the others when it needs them.
 PIP = $(BIN)/python -m pip --quiet --quiet --disable-pip-version-check install --no-compile
 DEMO = runs/demo
 
 help:
 	@echo "make demo        install, train the embedded model, show what it learned (about 3 minutes)"
-	@echo "make test        install what tests need, run them"
-	@echo "make test-slow   the same tests at full size"
+	@echo "make test        install what tests need, run them (about 6 minutes on two cores)"
+	@echo "make test-quick  the tests that need no training run (about a minute)"
+	@echo "make test-slow   the tests at full size: full products, 200 kills, both backends"
 	@echo "make install-torch   PyTorch, for --backend torch; then make test holds both backends against each other"
 	@echo "make results     measure every learning figure again, into docs/results.md"
 	@echo "make screens     record what the commands look like, into docs/terminal.md"
 	@echo "make docs        build the documentation website in build/site"
-	@echo "make tiny-model  build the embedded model from nothing"
+	@echo "make tiny-model  build the embedded model from scratch"
 	@echo "make lint        format, lint, types, import direction"
-	@echo "make clean       remove the environment and everything that can be made again"
+	@echo "make clean       remove the environment and all files that can be made again"
 
-demo: .venv/.base
+demo: .venv/.base bubblewrap
 	@rm -rf $(DEMO)
 	@$(BIN)/sdpo train --model tiny --task tiny --out $(DEMO) --require-gain 30
 
-# Two processes of one thread each: the tests are many and small.
-test: .venv/.dev bubblewrap
-	@OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+# Four processes of one thread each, also on two cores: many tests wait for child processes.
+# Bytecode is written even if the environment forbids it: tests start many child processes that import the same files.
+PYTEST = OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 4 --dist worksteal
 
+test: .venv/.dev bubblewrap
+	@$(PYTEST)
+
+# What pre-commit runs.
+test-quick: .venv/.dev
+	@$(PYTEST) -m "not slow and not long" tests/unit tests/integration/test_house_rules.py
+
+# Full products, 200 kills, both backends, new random examples of hypothesis.
 test-slow: .venv/.dev bubblewrap
-	@OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "slow or not slow"
+	@$(PYTEST) -m "slow or not slow" --hypothesis-profile slow
 
 results: .venv/.base bubblewrap
 	@$(PIP) --editable '.[fast-cpu,torch]'
@@ -67,7 +76,7 @@ install-dev: .venv/.dev
 clean:
 	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache $(DEMO)
 
-# The stamps .made, .base and .dev say how far .venv has come; a changed pyproject.toml installs again.
+# The stamps .made, .base and .dev mark which installation steps are done; a changed pyproject.toml repeats them.
 .venv/.made:
 	@found=; novenv=; \
 	for name in $(PYTHON) python3.13 python3.12 python3.11 python3 python3.14; do \
@@ -78,7 +87,7 @@ clean:
 	if [ -z "$$found" ] && [ -n "$$novenv" ]; then \
 	  echo "make: $$novenv has no venv module. Debian and Ubuntu: sudo apt-get install python3-venv" >&2; exit 1; \
 	elif [ -z "$$found" ]; then \
-	  echo "make: no Python 3.11 or newer found. Install one, or name it: make PYTHON=/path/to/python demo" >&2; exit 1; \
+	  echo "make: no Python 3.11 or newer found. Install one, or give its path: make PYTHON=/path/to/python demo" >&2; exit 1; \
 	fi; \
 	echo "make: making .venv with $$found" >&2; \
 	"$$found" -m venv .venv
@@ -86,7 +95,7 @@ clean:
 
 # `fast-cpu` installs mkl on Linux x86-64 and nothing elsewhere.
 .venv/.base: .venv/.made pyproject.toml
-	@echo "make: installing sdpo-mlx into .venv (once; some minutes on a slow line)" >&2
+	@echo "make: installing sdpo-mlx into .venv (once; takes some minutes on a slow connection)" >&2
 	@$(PIP) --editable '.[fast-cpu]'
 	@touch .venv/.base
 
@@ -95,16 +104,16 @@ clean:
 	@$(PIP) --editable '.[fast-cpu,dev]'
 	@touch .venv/.dev
 
-# Tests that execute programs need it; without it they skip and say so.
+# The sandbox of the task code on Linux. Without it, tests that run programs skip with this reason.
 bubblewrap:
 	@[ "$$(uname -s)" = Linux ] || exit 0; \
 	command -v bwrap >/dev/null 2>&1 && exit 0; \
 	root=; [ "$$(id -u)" = 0 ] || root="sudo -n"; \
 	if command -v apt-get >/dev/null 2>&1 && $$root true 2>/dev/null; then \
-	  echo "make: installing bubblewrap, which runs model-written programs apart" >&2; \
+	  echo "make: installing bubblewrap, the sandbox for model-written programs" >&2; \
 	  { $$root apt-get -qq update && $$root apt-get -qq install -y bubblewrap; } >/dev/null 2>&1 || true; \
 	fi; \
 	command -v bwrap >/dev/null 2>&1 || \
-	  echo "make: bubblewrap is missing, tests that run programs will skip: sudo apt-get install bubblewrap" >&2
+	  echo "make: bubblewrap is missing: the task code and the tests that run programs need it. Run: sudo apt-get install bubblewrap" >&2
 
-.PHONY: help docs screens demo test test-slow results tiny-model lint install install-dev install-torch clean bubblewrap
+.PHONY: help docs screens demo test test-quick test-slow results tiny-model lint install install-dev install-torch clean bubblewrap

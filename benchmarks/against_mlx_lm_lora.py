@@ -21,7 +21,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from common import distill_sample, peak_resident, write_json
+from reporting import distill_sample, peak_resident, write_json
 
 GROUP, TOKENS, PROMPT, STEPS = 8, 64, 256, 3
 RANK = 16

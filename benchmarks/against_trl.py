@@ -20,7 +20,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from common import markdown_table, peak_resident
+from reporting import markdown_table, peak_resident
 
 PROBLEMS, GROUP, TOKENS, STEPS = 2, 4, 96, 4
 ATTENTION, MLP = ("q_proj", "k_proj", "v_proj", "o_proj"), ("gate_proj", "up_proj", "down_proj")

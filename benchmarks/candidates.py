@@ -22,8 +22,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from common import machine, write_json
 from memory import qwen
+from reporting import machine, write_json
 
 from sdpo_mlx.config.resolve import resolve
 from sdpo_mlx.core.seeding import derive

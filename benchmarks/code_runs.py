@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from common import machine, write_json
+from reporting import machine, write_json
 from results import DOCS, STORE
 
 from sdpo_mlx.config.resolve import resolve

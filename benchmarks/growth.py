@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import write_json
 from memory import qwen
 from performance import opened, samples, timed
+from reporting import write_json
 
 from sdpo_mlx.config import ObjectiveConfig
 

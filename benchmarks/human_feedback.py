@@ -19,8 +19,8 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from common import machine, markdown_table, write_json
 from learning import measure
+from reporting import machine, markdown_table, write_json
 
 from sdpo_mlx.config import TeacherConfig
 from sdpo_mlx.evaluation.evaluate import evaluate

@@ -46,10 +46,12 @@ def measure(
     seed: int,
     *,
     swapped: bool = False,
+    enough: float = 2.0,
     change: Callable[[Components], None] = lambda _: None,
 ) -> Measured:
     """Train once in a temporary folder; `swapped` gives the teacher the contexts of other problems.
 
+    Training stops early after an evaluation with a score of at least `enough`.
     `change` edits the components before the first rollout.
     """
     cfg = resolve(None, [*settings, f"train.seed={seed}"], {}).config
@@ -65,13 +67,16 @@ def measure(
             curve.append((event["step"], total, event["score"], event["low"], event["high"]))
 
     with tempfile.TemporaryDirectory() as folder, RunFolder.open(Path(folder, "run")) as place, _contexts(swapped):
-        run = TrainingSession(setup, place, observe)
-        state = trainer.train(run, run.resume())
+        run = TrainingSession(setup, place, observe, lambda: bool(curve) and curve[-1][2] >= enough)
+        try:
+            best_step = trainer.train(run, run.resume()).best_step
+        except KeyboardInterrupt:
+            best_step = curve[-1][0]
         after = setup.policy.state()["student"]
         changed = any(not np.array_equal(before[name], after[name]) for name in before)
         setup.policy.load_student(place.load_adapter()[0])
         final = run.score("final").event()
-    return Measured(label, seed, curve, state.best_step, final, time.perf_counter() - begun, changed)
+    return Measured(label, seed, curve, best_step, final, time.perf_counter() - begun, changed)
 
 
 def generations_until(measured: Mapping[str, Any], target: float) -> int | None:

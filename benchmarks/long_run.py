@@ -20,7 +20,7 @@ from tempfile import mkdtemp
 from typing import Any
 
 import numpy as np
-from common import peak_resident, write_json
+from reporting import peak_resident, write_json
 
 TRIMMED_EVERY = 20
 PHASES = ("generate", "grade", "teacher", "learn", "other")

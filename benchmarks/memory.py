@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-from common import distill_sample, write_json
+from reporting import distill_sample, write_json
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
 

@@ -20,8 +20,8 @@ from tempfile import mkdtemp
 from typing import Any
 
 import numpy as np
-from common import distill_sample, write_json
 from memory import qwen
+from reporting import distill_sample, write_json
 
 from sdpo_mlx.backends.base import SamplingParams
 from sdpo_mlx.backends.mlx import BLAS

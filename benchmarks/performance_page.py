@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import median_high
 from typing import Any
 
-from common import markdown_table
+from reporting import markdown_table
 
 from sdpo_mlx.runs.report.svg import Series, line_chart
 

@@ -12,8 +12,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from common import machine, write_json
 from experiments import EXPERIMENTS, Experiment
+from reporting import machine, write_json
 from results_page import write_page
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"

@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 from tempfile import mkdtemp
 
-from common import write_json
+from reporting import write_json
 
 SDPO = ("-c", "from sdpo_cli.main import main; main()")
 ON_TINY = ("--model", "tiny", "--task", "tiny", "--plain")

@@ -12,7 +12,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from common import markdown_table
+from reporting import markdown_table
 
 DOCS = Path(__file__).parents[1] / "docs"
 SLOT = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)

@@ -6,6 +6,7 @@ import pytest
 from learning import Measured, generations_until, measure
 
 TINY = ("model.name=tiny", "task.name=tiny", "log.samples=0")
+# Training stops once an evaluation is clearly above the bound; the bound itself is checked on fresh seeds.
 FIRST = [0]
 REST = [pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2, 3, 4)]
 SEEDS = pytest.mark.parametrize("seed", [*FIRST, *REST])
@@ -18,7 +19,7 @@ def best(measured: Measured) -> float:
 
 @SEEDS
 def test_sdpo_reaches_90_percent_within_1000_generations_on_the_embedded_task(seed: int) -> None:
-    measured = measure("sdpo", TINY, seed)
+    measured = measure("sdpo", TINY, seed, enough=0.95)
     assert measured.curve[0][2] <= 0.20
     assert measured.curve[-1][1] <= 1_000
     assert best(measured) >= 0.90
@@ -27,7 +28,7 @@ def test_sdpo_reaches_90_percent_within_1000_generations_on_the_embedded_task(se
 
 @SEEDS
 def test_feedback_alone_reaches_85_percent_without_any_demonstration(seed: int) -> None:
-    assert best(measure("feedback", (*TINY, "teacher.demonstration=off"), seed)) >= 0.85
+    assert best(measure("feedback", (*TINY, "teacher.demonstration=off"), seed, enough=0.92)) >= 0.85
 
 
 @SEEDS
@@ -37,7 +38,7 @@ def test_contexts_of_other_problems_teach_little(seed: int) -> None:
 
 
 def test_learning_rate_0_changes_no_byte_and_no_answer() -> None:
-    measured = measure("still", (*TINY, "train.learning_rate=0.0", "train.steps=2", "train.eval_every=1"), 0)
+    measured = measure("still", (*TINY, "train.learning_rate=0.0", "train.steps=2", "train.eval_every=2"), 0)
     assert not measured.changed
     assert len({point[2] for point in measured.curve}) == 1
 

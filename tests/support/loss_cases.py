@@ -6,6 +6,7 @@ from itertools import cycle, product
 from typing import Any
 
 import pytest
+from pairwise import pairwise
 
 AGGREGATIONS = ("token_mean", "sequence_mean_token_mean", "sequence_mean_token_sum")
 TEACHERS = ("ema", "frozen", "live", "trust_region")
@@ -24,9 +25,15 @@ SUPPORTS: list[dict[str, Any]] = [
     {"alpha": 1.0, "support": "sampled"},
     {"alpha": 1.0, "support": "sequence"},
 ]
-# Every loss meets every kind and every teacher; the aggregations take turns.
+# Every loss meets every teacher and every kind; the whole product is in the slow suite. The aggregations take turns.
+_DEFAULT = pairwise(("sdpo", "hybrid"), range(len(SUPPORTS)), TEACHERS)
 CASES = [
-    pytest.param({"kind": kind, **support, "aggregation": aggregation}, teacher, id=f"{kind}-{number}-{teacher}")
+    pytest.param(
+        {"kind": kind, **support, "aggregation": aggregation},
+        teacher,
+        id=f"{kind}-{number}-{teacher}",
+        marks=() if kind == "grpo" or (kind, number, teacher) in _DEFAULT else pytest.mark.slow,
+    )
     for (kind, (number, support), teacher), aggregation in zip(
         [*product(("sdpo", "hybrid"), enumerate(SUPPORTS), TEACHERS), *product(("grpo",), [(0, {})], TEACHERS)],
         cycle(AGGREGATIONS),

@@ -32,6 +32,7 @@ def config(**sections: Any) -> Config:
     return Config.model_validate(sections)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", list(CHECK))
 @pytest.mark.parametrize("keep", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_planned_peaks_are_those_measured(name: str, keep: bool) -> None:

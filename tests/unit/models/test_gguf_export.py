@@ -70,6 +70,7 @@ def test_long_context_scaling_comes_back(tmp_path: Path, linear: float) -> None:
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
+@pytest.mark.long
 def test_transformers_reads_the_file_with_the_same_logits(tmp_path: Path, arch: str) -> None:
     torch = pytest.importorskip("torch", reason="transformers reads GGUF weights with torch only")
     from transformers import AutoModelForCausalLM

@@ -131,6 +131,7 @@ def test_stored_values_are_the_dequantised_ones_for_every_type(tmp_path: Path, k
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
+@pytest.mark.long
 def test_logits_agree_with_transformers_reading_of_the_same_file(tmp_path: Path, arch: str) -> None:
     torch = pytest.importorskip("torch", reason="transformers reads GGUF weights with torch only")
     transformers = pytest.importorskip("transformers")

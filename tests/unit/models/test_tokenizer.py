@@ -69,6 +69,7 @@ def forbidden_torch(folder: Path) -> dict[str, str]:
     return {"PYTHONPATH": path, "TORCH_IMPORTS": str(folder / "imports.txt"), "TMPDIR": str(folder)}
 
 
+@pytest.mark.long
 def test_mlx_commands_never_import_torch(tmp_path: Path) -> None:
     environment = forbidden_torch(tmp_path / "site")
     done = child(COMMANDS, str(tmp_path / "run"), **environment)
@@ -77,6 +78,7 @@ def test_mlx_commands_never_import_torch(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr[-2_000:]
 
 
+@pytest.mark.long
 def test_forbidden_torch_is_noticed(tmp_path: Path) -> None:
     environment = forbidden_torch(tmp_path / "site")
     child("import torch", **environment)
@@ -84,6 +86,7 @@ def test_forbidden_torch_is_noticed(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="torch is not installed")
+@pytest.mark.long
 def test_torch_works_after_a_tokenizer_was_opened_without_it(tmp_path: Path) -> None:
     done = child(TORCH_AFTERWARDS, str(ROOT / "sdpo_mlx" / "assets" / "tiny"), TMPDIR=str(tmp_path))
     assert done.returncode == 0, done.stderr[-2_000:]

@@ -20,6 +20,8 @@ from sdpo_mlx.tasks.base import Task
 from sdpo_mlx.training.health import TEACHER_ENOUGH, HealthMonitor
 from sdpo_mlx.types import DistillSample, Feedback, RolloutGroup
 
+pytestmark = pytest.mark.long
+
 ROOM = {"problems_per_step": 4, "group_size": 4, "max_tokens": 24}
 GREEDY = SamplingParams(24, 0.0, 1.0, frozenset())
 
