@@ -58,7 +58,7 @@ def measure(
     setup, begun = build_components(cfg), time.perf_counter()
     change(setup)
     before = {name: array.copy() for name, array in setup.policy.state()["student"].items()}
-    curve, total = [], 0
+    curve, total, training = [], 0, True
 
     def observe(event: Mapping[str, Any], _groups: Sequence[RolloutGroup]) -> None:
         nonlocal total
@@ -67,11 +67,12 @@ def measure(
             curve.append((event["step"], total, event["score"], event["low"], event["high"]))
 
     with tempfile.TemporaryDirectory() as folder, RunFolder.open(Path(folder, "run")) as place, _contexts(swapped):
-        run = TrainingSession(setup, place, observe, lambda: bool(curve) and curve[-1][2] >= enough)
+        run = TrainingSession(setup, place, observe, lambda: training and bool(curve) and curve[-1][2] >= enough)
         try:
             best_step = trainer.train(run, run.resume()).best_step
         except KeyboardInterrupt:
             best_step = curve[-1][0]
+        training = False
         after = setup.policy.state()["student"]
         changed = any(not np.array_equal(before[name], after[name]) for name in before)
         setup.policy.load_student(place.load_adapter()[0])

@@ -42,6 +42,8 @@ def _nothing_is_left_in_the_temporary_folder() -> Iterator[None]:
     # the kernels that MLX and torch compile (`mlx`, `torchinductor_...`).
     names = {path.name for path in Path(tempfile.gettempdir()).iterdir()}
     left = [
-        name for name in names if not name.startswith((temp_folders.PREFIX, "pymp-", "mlx", "torchinductor")) and "wandb-" not in name
+        name
+        for name in names
+        if not name.startswith((temp_folders.PREFIX, "pymp-", "mlx", "torchinductor")) and "wandb-" not in name
     ]
     assert left == []

@@ -28,6 +28,7 @@ from hypothesis import strategies as st
 from sdpo_cli.commands import chat as chatting
 from sdpo_cli.terminal import render
 from small_runs import settings, trained
+from waiting import HANG_SECONDS
 
 from sdpo_mlx.backends.base import SamplingParams
 from sdpo_mlx.core.errors import DataError
@@ -263,10 +264,10 @@ def test_a_client_of_the_server_hears_the_adapter_whatever_model_it_names(
     try:
         asked = {"messages": [{"role": "user", "content": QUESTION}], "max_tokens": 24, "temperature": 0.0}
         answer = posted(f"http://127.0.0.1:{port}/v1/chat/completions", {**asked, "model": "somebody/else"})
-        with urlopen(f"http://127.0.0.1:{port}/v1/models", timeout=60) as response:
+        with urlopen(f"http://127.0.0.1:{port}/v1/models", timeout=HANG_SECONDS) as response:
             assert [each["object"] for each in json.load(response)["data"]] == ["model"]
         server.send_signal(signal.SIGINT)
-        _, said = server.communicate(timeout=60)
+        _, said = server.communicate(timeout=HANG_SECONDS)
     finally:
         server.kill()
         server.wait()
@@ -281,7 +282,7 @@ def posted(url: str, body: dict[str, Any]) -> Any:
     request = Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
     for _ in range(240):
         try:
-            with urlopen(request, timeout=60) as response:
+            with urlopen(request, timeout=HANG_SECONDS) as response:
                 return json.load(response)
         except URLError:
             time.sleep(0.25)

@@ -21,6 +21,7 @@ from judge_server import Server, said
 from sdpo_cli import init_templates
 from sdpo_cli import main as cli
 from sdpo_cli.commands import init
+from waiting import HANG_SECONDS
 
 from sdpo_mlx.backends.fit import MemoryFit
 from sdpo_mlx.config import Config
@@ -304,7 +305,7 @@ def at_a_terminal(folder: Path, typed: bytes, *words: str) -> tuple[int, str]:
             stderr=theirs,
             stdout=subprocess.PIPE,
             check=False,
-            timeout=60,
+            timeout=HANG_SECONDS,
             start_new_session=True,
         )
         return done.returncode, os.read(ours, 65_536).decode(errors="replace")

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from waiting import HANG_SECONDS
 
 from sdpo_mlx.config import SandboxConfig
 from sdpo_mlx.core.errors import SandboxError
@@ -107,7 +108,7 @@ def test_every_run_has_the_whole_filter_and_no_descriptor_of_another(box: Sandbo
         "    except OSError: pass\ntry: os.memfd_create('x')\nexcept PermissionError: print(seen)"
     )
     with ThreadPoolExecutor(8) as pool:
-        said = {result.stdout for result in pool.map(box.run, [program] * 40, timeout=60)}
+        said = {result.stdout for result in pool.map(box.run, [program] * 40, timeout=HANG_SECONDS)}
     assert said == {b"[]\n"}
     assert {path.name for path in Path("/proc/self/fd").iterdir()} == before
 

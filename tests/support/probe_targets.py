@@ -105,7 +105,7 @@ def world() -> Iterator[World]:
             udp.shutdown(socket.SHUT_RDWR)
         for each in (*tcp, *local, udp):
             each.close()
-        answering.join(5)
+        answering.join(HANG_SECONDS)
         home_key.unlink(missing_ok=True)
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -139,7 +139,7 @@ def _accepts(listener: socket.socket) -> bool:
     return True
 
 
-def survivors(mark: bytes, patience: float = 5.0) -> list[int]:
+def survivors(mark: bytes, patience: float = 60.0) -> list[int]:
     """Processes whose command line holds `mark`, after the kernel had its moment to bury them."""
     end = time.monotonic() + patience
     while (alive := [int(p.parent.name) for p in Path("/proc").glob("[0-9]*/cmdline") if _holds(p, mark)]) and (
@@ -166,7 +166,7 @@ def unconfined(program: str, ask: bytes, folder: Path) -> bytes:
             capture_output=True,
             cwd=folder,
             pass_fds=(reader,),
-            timeout=20,
+            timeout=HANG_SECONDS,
             check=False,
         )
     finally:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from waiting import HANG_SECONDS
 
 from sdpo_mlx.backends.base import SamplingParams
 from sdpo_mlx.core.text import FEEDBACK_LIMIT
@@ -153,7 +154,7 @@ def test_a_verdict_that_comes_too_late_changes_nothing(monkeypatch: pytest.Monke
     future = graders.submit(problem("a"), rollout())
     assert graders.result(future).kind == "grader_error"
     late.set()
-    assert over.wait(5)
+    assert over.wait(HANG_SECONDS)
     assert graders.result(future).kind == "grader_error"
     assert graders.result(graders.submit(problem("a"), rollout())) == PASS
 
@@ -168,7 +169,7 @@ def test_waiting_for_a_verdict_can_be_interrupted() -> None:
 
 def test_answers_are_graded_while_others_are_generated() -> None:
     graded = threading.Semaphore(0)
-    policy = Scripted(between=lambda: graded.acquire(timeout=30) or pytest.fail("graded only afterwards"))
+    policy = Scripted(between=lambda: graded.acquire(timeout=HANG_SECONDS) or pytest.fail("graded only afterwards"))
     found = sampled(OwnTask(lambda *_: graded.release() or PASS), policy=policy)  # type: ignore[func-returns-value]
     assert [len(group.rollouts) for group in found.groups] == [3, 3]
 

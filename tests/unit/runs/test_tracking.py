@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import tracker_readers
 from small_runs import Watcher, settings, trained
+from waiting import HANG_SECONDS
 
 from sdpo_mlx.config import Config
 from sdpo_mlx.config.resolve import resolve
@@ -175,7 +176,7 @@ def test_whatever_a_tracker_raises_stays_with_it(
 def test_a_tracker_that_hangs_is_left_behind(folder: RunFolder, monkeypatch: pytest.MonkeyPatch, limit: str) -> None:
     let_go = threading.Event()
     slow = Made()
-    monkeypatch.setattr(slow, limit.lower(), lambda *_: let_go.wait(60))
+    monkeypatch.setattr(slow, limit.lower(), lambda *_: let_go.wait(HANG_SECONDS))
     made(monkeypatch, wandb=slow)
     monkeypatch.setattr(manager, limit, 0.01)
     trackers = TrackerManager(tracked("wandb"), folder)
