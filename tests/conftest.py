@@ -41,9 +41,6 @@ def _nothing_is_left_in_the_temporary_folder() -> Iterator[None]:
     # Removed at exit: our cache, the sockets of multiprocessing, what importing wandb makes (`tmp...wandb-media`), and
     # the kernels that MLX and torch compile (`mlx`, `torchinductor_...`).
     names = {path.name for path in Path(tempfile.gettempdir()).iterdir()}
-    left = [
-        name
-        for name in names
-        if not name.startswith((temp_folders.PREFIX, "pymp-", "mlx", "torchinductor")) and "wandb-" not in name
-    ]
+    ours = (temp_folders.PREFIX, "pymp-", "mlx", "torchinductor")
+    left = [name for name in names if not name.startswith(ours) and "wandb-" not in name]
     assert left == []

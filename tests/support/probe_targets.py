@@ -18,6 +18,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from waiting import HANG_SECONDS
+
 from sdpo_mlx.sandbox import seccomp
 
 _EXTRA = {"capget": (125, 90)}  # wanted by an attack, not on the list
