@@ -186,7 +186,9 @@ class Run:
         return write_report([self.path], Path(out) if out is not None else None)
 
     def close(self) -> None:
-        """Release the model; the next call that needs it loads it again."""
+        """Release the model, and what the task started; the next call that needs the model loads it again."""
+        if self._components is not None:
+            self._components.task.close()
         self._components = None
 
     def _opened(self) -> Components:
