@@ -21,8 +21,7 @@ from typing import Any
 from sdpo_mlx.tasks.code.harness import NotPlainError, encode
 
 _LARGEST = 100_000  # items, characters or bits that folding one expression may make
-_WRAPPERS = {"set": "set", "sorted": "sorted", "list": "items", "tuple": "items"}
-_KEPT = {"set": set, "sorted": list, "list": list, "tuple": tuple}
+_WRAPPERS = {"set": ("set", set), "sorted": ("sorted", list), "list": ("items", list), "tuple": ("items", tuple)}
 _CONTAINERS: dict[str, type] = {"set": set, "frozenset": frozenset, "list": list, "tuple": tuple}
 _ARITHMETIC: dict[type, Callable[[Any, Any], Any]] = {
     ast.Add: operator.add,
@@ -61,20 +60,16 @@ def _asserted(body: list[ast.stmt], names: set[str]) -> Iterator[tuple[set[str],
             if node.name != "check" or len(node.args.args) != 1 or node.decorator_list:
                 raise _UnknownFormError(node.name)
             yield from _asserted(node.body, {node.args.args[0].arg})
-        elif not _harmless(node):
+        elif isinstance(node, ast.Expr):  # docstrings, idle names, the call of `check`
+            call = node.value
+            named_check = isinstance(call, ast.Call) and _named(call.func, {"check"})
+            if not (named_check or isinstance(call, (ast.Constant, ast.Name))):
+                raise _UnknownFormError("expression")
+        elif isinstance(node, ast.Assign):  # notes such as METADATA; a rebound name could mean anything later
+            if not all(isinstance(each, ast.Name) and each.id.isupper() for each in node.targets):
+                raise _UnknownFormError("assignment")
+        elif not isinstance(node, (ast.Import, ast.ImportFrom, ast.Pass)):
             raise _UnknownFormError(type(node).__name__)
-
-
-def _harmless(node: ast.stmt) -> bool:
-    """Imports, docstrings, idle names, notes such as METADATA, and the call of `check`."""
-    if isinstance(node, ast.Expr):
-        call = node.value
-        return isinstance(call, (ast.Constant, ast.Name)) or (
-            isinstance(call, ast.Call) and _named(call.func, {"check"})
-        )
-    if isinstance(node, ast.Assign):  # a rebound name could mean anything later
-        return all(isinstance(each, ast.Name) and each.id.isupper() for each in node.targets)
-    return isinstance(node, (ast.Import, ast.ImportFrom, ast.Pass))
 
 
 def _tests(node: ast.expr, names: set[str], entry: str) -> Iterator[dict[str, Any]]:
@@ -113,22 +108,16 @@ class _Reader:
             raise _UnknownFormError(type(comparison).__name__)
         if not self._mentions(left):
             left, right = right, left
-        wrapper = (
-            _WRAPPERS.get(left.func.id) if isinstance(left, ast.Call) and isinstance(left.func, ast.Name) else None
-        )
-        if wrapper is None or not isinstance(left, ast.Call):
+        wrapper = left.func.id if isinstance(left, ast.Call) and isinstance(left.func, ast.Name) else ""
+        if wrapper not in _WRAPPERS or not isinstance(left, ast.Call):
             return self._test(self._arguments(left), _literal(right), "python")
-        return self._wrapped(left, right, wrapper)
-
-    def _wrapped(self, call: ast.Call, right: ast.expr, equality: str) -> dict[str, Any]:
-        """`set(f(a)) == x` and its like, which look at the items alone."""
-        if len(call.args) != 1 or call.keywords:
+        if len(left.args) != 1 or left.keywords:  # `set(f(a)) == x` and its like look at the items alone
             raise _UnknownFormError("arguments")
-        expected = _literal(right)
-        if type(expected) is not _KEPT[equality if equality != "items" else call.func.id]:  # type: ignore[attr-defined]
+        expected, (equality, kind) = _literal(right), _WRAPPERS[wrapper]
+        if type(expected) is not kind:
             raise _UnknownFormError("never equal")
         items = sorted(expected, key=repr) if equality == "set" else list(expected)
-        return self._test(self._arguments(call.args[0]), items, equality)
+        return self._test(self._arguments(left.args[0]), items, equality)
 
     def _near(self, node: ast.expr, tolerance: float, *, strict: bool) -> dict[str, Any]:
         """`abs(f(a) - x) < e`."""
@@ -214,7 +203,9 @@ def _literal(node: ast.expr) -> Any:
         return {ast.List: list, ast.Tuple: tuple, ast.Set: set}[type(node)](map(_literal, node.elts))
     if isinstance(node, ast.Dict):
         pairs = zip(node.keys, node.values, strict=True)
-        return {_literal(key) if key else _fail("**"): _literal(value) for key, value in pairs}
+        if None in node.keys:
+            raise _UnknownFormError("**")
+        return {_literal(key): _literal(value) for key, value in pairs if key}
     if isinstance(node, ast.Call):
         return _called(node)
     return ast.literal_eval(node)
@@ -244,7 +235,3 @@ def _folded(operation: type, left: Any, right: Any) -> Any:
         if sum(size or 0 for size in sizes) * max(0, factor) > _LARGEST:
             raise _UnknownFormError("too long")
     return _ARITHMETIC[operation](left, right)
-
-
-def _fail(what: str) -> Any:
-    raise _UnknownFormError(what)

@@ -65,12 +65,7 @@ def _bag(items: list[Any]) -> frozenset[Any]:
 
 
 def same(
-    expected: Any,
-    got: Any,
-    *,
-    tolerance: float | None = None,
-    unordered: bool = False,
-    equality: str | None = None,
+    expected: Any, got: Any, *, tolerance: float | None = None, unordered: bool = False, equality: str | None = None
 ) -> bool:
     """Return whether an answer is right, by the rules above; `equality` is one of `EQUALITIES` instead of all these."""
     if equality is not None:
@@ -84,49 +79,37 @@ def _same_bag(expected: Sequence[Any], got: Sequence[Any], tolerance: float | No
     """Equal as multisets; with a tolerance, whether all can be paired with a near partner."""
     if len(expected) != len(got):
         return False
-    if tolerance is None or Counter(map(canonical, expected)) == Counter(map(canonical, got)):
-        return Counter(map(canonical, expected)) == Counter(map(canonical, got))
-    if all(type(item) in (int, float) and _is_finite(item) for item in (*expected, *got)):
+    equal = Counter(map(canonical, expected)) == Counter(map(canonical, got))
+    if equal or tolerance is None:
+        return equal
+    if all(type(item) is int or (type(item) is float and math.isfinite(item)) for item in (*expected, *got)):
         # On a line, pairing in order finds a pairing whenever there is one.
         return all(_close(a, b, tolerance) for a, b in zip(sorted(expected), sorted(got), strict=True))
     return _can_pair(len(expected), lambda i, j: _close(expected[i], got[j], tolerance))
 
 
-def _is_finite(number: float) -> bool:
-    return type(number) is int or math.isfinite(number)
-
-
 def _can_pair(count: int, near: Callable[[int, int], bool]) -> bool:
     """Whether a perfect matching exists: each item in turn looks for a free partner, moving earlier ones along."""
-    partner_of: dict[int, int] = {}
+    item_of, partner_of = dict[int, int](), dict[int, int]()
     for item in range(count):
-        came_from, queue, free = dict[int, int](), [item], -1
-        while queue and free < 0:
+        came_from, queue, free = dict[int, int](), [item], None
+        while queue and free is None:
             here = queue.pop()
             for other in range(count):
                 if other in came_from or not near(here, other):
                     continue
                 came_from[other] = here
-                if other not in partner_of:
+                if other not in item_of:
                     free = other
                     break
-                queue.append(partner_of[other])
-        if free < 0:
+                queue.append(item_of[other])
+        if free is None:
             return False
-        _rematch(free, item, came_from, partner_of)
+        while free is not None:  # walk back to the item that was looking, giving each its new partner
+            owner = came_from[free]
+            item_of[free] = owner
+            partner_of[owner], free = free, partner_of.get(owner)
     return True
-
-
-def _rematch(free: int, item: int, came_from: dict[int, int], partner_of: dict[int, int]) -> None:
-    """Walk back from the free partner to the item that was looking, giving each its new one."""
-    while True:
-        owner = came_from[free]
-        before = next((other for other, held_by in partner_of.items() if held_by == owner), -1)
-        partner_of[free] = owner
-        if owner == item:
-            return
-        del partner_of[before]
-        free = before
 
 
 def _close(expected: Any, got: Any, tolerance: float) -> bool:
@@ -160,11 +143,8 @@ def _near(expected: float, got: float, tolerance: float) -> bool:
 def same_output(expected: str, got: str, *, tolerance: float | None = None) -> bool:
     """Return whether printed text is right, by the rules above."""
     mine, theirs = printed_lines(expected), printed_lines(got)
-    if mine == theirs or tolerance is None:
-        return mine == theirs
-    return len(mine) == len(theirs) and all(
-        same_line(a, b, tolerance=tolerance) for a, b in zip(mine, theirs, strict=True)
-    )
+    pairs = zip(mine, theirs, strict=False)
+    return len(mine) == len(theirs) and all(same_line(a, b, tolerance=tolerance) for a, b in pairs)
 
 
 def printed_lines(text: str) -> list[str]:

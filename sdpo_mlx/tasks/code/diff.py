@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
 from typing import Any
 
 from sdpo_mlx.tasks.code.compare import canonical, printed_lines, same, same_line, show
@@ -41,18 +40,13 @@ def output_difference(expected: str, got: str, *, tolerance: float | None = None
     mine, theirs = printed_lines(expected), printed_lines(got)
     for number, (want, have) in enumerate(zip(mine, theirs, strict=False), 1):
         if not same_line(want, have, tolerance=tolerance):
-            return _line_difference(number, want, have)
-    more = "is missing" if len(mine) > len(theirs) else "should not be there"
-    lines = f"expected {_count(len(mine), 'line')}, got {len(theirs)}"
-    extra = max(mine, theirs, key=len)[min(len(mine), len(theirs))]
-    return f"{lines}: line {min(len(mine), len(theirs)) + 1} {_short(extra)} {more}"
-
-
-def _line_difference(number: int, want: str, have: str) -> str:
-    sentence = f"first difference in line {number}: expected {_short(want)}, got {_short(have)}"
-    if want.split() == have.split():
-        return f"{sentence} (only the spacing differs)"
-    return f"{sentence} (only upper and lower case differ)" if want.lower() == have.lower() else sentence
+            sentence = f"first difference in line {number}: expected {_short(want)}, got {_short(have)}"
+            if want.split() == have.split():
+                return f"{sentence} (only the spacing differs)"
+            return f"{sentence} (only upper and lower case differ)" if want.lower() == have.lower() else sentence
+    at = min(len(mine), len(theirs))
+    more = f"{_short(mine[at])} is missing" if len(mine) > at else f"{_short(theirs[at])} should not be there"
+    return f"expected {_count(len(mine), 'line')}, got {len(theirs)}: line {at + 1} {more}"
 
 
 def _type_difference(expected: Any, got: Any) -> str:
@@ -84,7 +78,7 @@ def _sequence_difference(expected: Any, got: Any, place: str, tolerance: float |
     where = f" at {place}" if place else ""
     sentence = f"expected {_count(len(expected), 'item')}{where}, got {len(got)}"
     at = min(len(expected), len(got))
-    if len(expected) > len(got):
+    if len(expected) > at:
         return f"{sentence}: {_short(expected[at])} at index {at} is missing"
     return f"{sentence}: {_short(got[at])} at index {at} should not be there"
 
@@ -94,8 +88,8 @@ def _dict_difference(expected: Any, got: Any, place: str, tolerance: float | Non
     for key, (shown, want) in mine.items():
         if key in theirs and not same(want, theirs[key][1], tolerance=tolerance):
             return _inside(want, theirs[key][1], _deeper(place, f"key {_short(shown)}"), tolerance)
-    missing = [shown for key, (shown, _) in mine.items() if key not in theirs]
-    extra = [shown for key, (shown, _) in theirs.items() if key not in mine]
+    missing = [_short(shown) for key, (shown, _) in mine.items() if key not in theirs]
+    extra = [_short(shown) for key, (shown, _) in theirs.items() if key not in mine]
     return _missing_and_extra(missing, extra, "key", place)
 
 
@@ -116,23 +110,19 @@ def _text_difference(expected: str, got: str, place: str) -> str:
 
 def _bag_difference(expected: Any, got: Any, place: str = "") -> str:
     mine, theirs = (Counter(map(show, items)) for items in (expected, got))
-    missing, extra = sorted((mine - theirs).elements()), sorted((theirs - mine).elements())
-    return _missing_and_extra(missing, extra, "item", place, shown=True)
+    missing, extra = (map(_cut, sorted(items.elements())) for items in (mine - theirs, theirs - mine))
+    return _missing_and_extra(list(missing), list(extra), "item", place)
 
 
-def _missing_and_extra(missing: list[Any], extra: list[Any], noun: str, place: str, *, shown: bool = False) -> str:
+def _missing_and_extra(missing: list[str], extra: list[str], noun: str, place: str) -> str:
     """Return both sides, a few of each."""
-    parts = [
-        f"{word} {noun}{'s' if len(items) > 1 else ''}{f' at {place}' if place else ''}: {_list(items, shown)}"
+    where = f" at {place}" if place else ""
+    return "; ".join(
+        f"{word} {noun}{'s' if len(items) > 1 else ''}{where}: {', '.join(items[:_FEW])}"
+        + (f" and {len(items) - _FEW} more" if len(items) > _FEW else "")
         for word, items in (("missing", missing), ("unexpected", extra))
         if items
-    ]
-    return "; ".join(parts)
-
-
-def _list(items: list[Any], shown: bool) -> str:
-    texts: Iterable[str] = (_cut(item) if shown else _short(item) for item in items[:_FEW])
-    return ", ".join(texts) + (f" and {len(items) - _FEW} more" if len(items) > _FEW else "")
+    )
 
 
 def _deeper(place: str, step: str) -> str:

@@ -19,26 +19,17 @@ def extract_code(text: str) -> str | None:
         text = text.rpartition(_THINKING_END)[2]
     elif text.lstrip().startswith("<think>"):
         return None
-    blocks = _blocks(text)
-    for languages in (_PYTHON, ("",)):
-        found = [code for language, code in blocks if language in languages]
-        if found:
-            return found[-1]
-    return None
-
-
-def _blocks(text: str) -> list[tuple[str, str]]:
-    """Return all complete fenced blocks as (language, code), read line by line in linear time."""
-    blocks: list[tuple[str, str]] = []
+    found: dict[bool, str] = {}  # the last block that is marked as Python, and the last unmarked one
     fence, language, start = "", "", 0
     lines = text.splitlines(keepends=True)
-    for number, line in enumerate(lines):
+    for number, line in enumerate(lines):  # line by line, in linear time
         match = _FENCE.match(line)
         if match is None:
             continue
         if not fence:
             fence, language, start = match[1], match[2].lower(), number + 1
         elif not match[2] and len(match[1]) >= len(fence):
-            blocks.append((language, textwrap.dedent("".join(lines[start:number]))))
+            if language in ("", *_PYTHON):
+                found[language != ""] = textwrap.dedent("".join(lines[start:number]))
             fence = ""
-    return blocks
+    return found.get(True, found.get(False))

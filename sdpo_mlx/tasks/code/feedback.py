@@ -36,21 +36,21 @@ def failure_text(
 def _description(tests: Sequence[Test], outcomes: Sequence[TestOutcome], entry: str | None, cases: bool) -> str:
     for test, outcome in zip(tests, outcomes, strict=True):
         if outcome.verdict == "error" and outcome.failure is not None:
-            shown = [f"Input: {_input(test, entry)}", *_printed(outcome)] if cases else []
+            shown = [f"Input: {_clip(_input(test, entry))}", *_printed(outcome)] if cases else []
             return _error_text(outcome.failure, shown)
     for test, outcome in zip(tests, outcomes, strict=True):
         if outcome.verdict == "timeout":
-            return "Time Limit Exceeded" + (f"\nInput: {_input(test, entry)}" if cases else "")
+            return "Time Limit Exceeded" + (f"\nInput: {_clip(_input(test, entry))}" if cases else "")
     wrong = [index for index, outcome in enumerate(outcomes) if outcome.verdict == "wrong"]
     if not cases:
         return "Wrong Answer" if wrong else ""
-    shortest = sorted(wrong, key=lambda index: (len(_whole_input(tests[index], entry)), index))[:2]
+    shortest = sorted(wrong, key=lambda index: (len(_input(tests[index], entry)), index))[:2]
     return "\n\n".join(_case_text(index, tests[index], outcomes[index], entry) for index in shortest)
 
 
 def _error_text(failure: Failure, shown: list[str]) -> str:
     """Type, message, the answer's own lines, then the input it happened on and what was printed before."""
-    parts = ["Runtime Error", _clip(f"{failure.type}: {failure.message}".rstrip(": "), _PART_CHARS, _PART_LINES)]
+    parts = ["Runtime Error", _clip(f"{failure.type}: {failure.message}".rstrip(": "))]
     for number, name, source in failure.lines:
         place = f" in {name}" if name and not name.startswith("<") else ""
         parts.append(f"  line {number}{place}: {source}")
@@ -60,13 +60,13 @@ def _error_text(failure: Failure, shown: list[str]) -> str:
 
 
 def _case_text(index: int, test: Test, outcome: TestOutcome, entry: str | None) -> str:
-    lines = [f"Test Case {index + 1}: Wrong Answer", f"Input: {_input(test, entry)}"]
-    lines.append(f"Output: {_clip(outcome.output, _PART_CHARS, _PART_LINES)}")
+    lines = [f"Test Case {index + 1}: Wrong Answer", f"Input: {_clip(_input(test, entry))}"]
+    lines.append(f"Output: {_clip(outcome.output)}")
     if test["kind"] != "code":
         expected = test["output"] if test["kind"] == "stdin" else show(decode(test["expected"]))
-        lines.append(f"Expected: {_clip(expected, _PART_CHARS, _PART_LINES)}")
+        lines.append(f"Expected: {_clip(expected)}")
     if outcome.difference:
-        lines.append(_clip(f"{outcome.difference[0].upper()}{outcome.difference[1:]}.", _PART_CHARS, _PART_LINES))
+        lines.append(_clip(f"{outcome.difference[0].upper()}{outcome.difference[1:]}."))
     if outcome.changed:
         lines.append(f"The call changed its argument {' and '.join(map(str, outcome.changed))} in place.")
     return "\n".join(lines + _printed(outcome))
@@ -74,21 +74,17 @@ def _case_text(index: int, test: Test, outcome: TestOutcome, entry: str | None) 
 
 def _printed(outcome: TestOutcome) -> list[str]:
     text = outcome.printed.strip()
-    return [f"Printed: {_clip(text, _PART_CHARS, _PART_LINES)}"] if text else []
+    return [f"Printed: {_clip(text)}"] if text else []
 
 
 def _input(test: Test, entry: str | None) -> str:
-    return _clip(_whole_input(test, entry), _PART_CHARS, _PART_LINES)
-
-
-def _whole_input(test: Test, entry: str | None) -> str:
     """Return the call, the text on standard input, or the assertions."""
     if test["kind"] == "functional":
         return f"{entry}({', '.join(show(decode(argument)) for argument in test['args'])})"
     return str(test["input" if test["kind"] == "stdin" else "code"])
 
 
-def _clip(text: str, chars: int, lines: int) -> str:
+def _clip(text: str, chars: int = _PART_CHARS, lines: int = _PART_LINES) -> str:
     """Return the head, at most so many characters and lines, with `...` where something was cut."""
     text = text.strip("\n")
     kept = "\n".join(text.split("\n")[:lines])[:chars]

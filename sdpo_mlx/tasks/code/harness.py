@@ -56,15 +56,10 @@ def encode(value: Any, depth: int = 0) -> Any:
         if kind is box:
             return {tag: [encode(item, depth + 1) for item in value]}
     if kind is dict:
-        return _encode_dict(value, depth)
+        pairs = [[encode(key, depth + 1), encode(item, depth + 1)] for key, item in value.items()]
+        plain = all(type(key) is str and not key.startswith("$") for key in value)
+        return dict(pairs) if plain else {"$dict": pairs}
     raise NotPlainError(f"a value of the type {kind.__name__}")
-
-
-def _encode_dict(value: dict[Any, Any], depth: int) -> Any:
-    """Return text keys stay a JSON object, other keys become pairs."""
-    if all(type(key) is str and not key.startswith("$") for key in value):
-        return {key: encode(item, depth + 1) for key, item in value.items()}
-    return {"$dict": [[encode(key, depth + 1), encode(item, depth + 1)] for key, item in value.items()]}
 
 
 def decode(data: Any, depth: int = 0) -> Any:
@@ -109,23 +104,18 @@ class _Printed(io.RawIOBase):
 
 def _catch_prints() -> Callable[[], str]:
     """Put fresh streams in place; the function that comes back says what was printed on them."""
-    kept = {"stdout": _Printed(1), "stderr": _Printed(2)}
-    streams = {name: _text_stream(raw) for name, raw in kept.items()}
-    for name, stream in streams.items():
-        setattr(sys, name, stream)
+    kept = (_Printed(1), _Printed(2))
+    streams = [io.TextIOWrapper(io.BufferedWriter(raw), encoding="utf-8", errors="replace") for raw in kept]
+    sys.stdout, sys.stderr = streams
 
     def printed() -> str:
-        for stream in streams.values():
+        for stream in streams:
             with contextlib.suppress(OSError, ValueError):
                 stream.flush()
-        text = "".join(raw.kept.decode("utf-8", "replace") for raw in kept.values())
+        text = "".join(raw.kept.decode("utf-8", "replace") for raw in kept)
         return text.replace(str(pathlib.Path.cwd()), ".")[:PRINTED_CAP]
 
     return printed
-
-
-def _text_stream(raw: _Printed) -> io.TextIOWrapper:
-    return io.TextIOWrapper(io.BufferedWriter(raw), encoding="utf-8", errors="replace")
 
 
 def _module(name: str, codes: list[types.CodeType]) -> types.ModuleType:
@@ -144,7 +134,10 @@ def _run_functional(job: dict[str, Any], test: dict[str, Any], module: types.Mod
     if function is None and hasattr(module, "Solution"):
         function = getattr(module.Solution(), entry, None)
     if function is None:
-        raise NameError(f"the answer defines no function named {entry}{_defined(module)}")
+        defined = [name for name, value in vars(module).items() if isinstance(value, types.FunctionType)]
+        own = [name for name in defined if vars(module)[name].__code__.co_filename == ANSWER][:5]
+        hint = f"; it defines {', '.join(own)}" if own else ""
+        raise NameError(f"the answer defines no function named {entry}{hint}")
     arguments = [decode(argument) for argument in test["args"]]
     before = [_encoded(argument) for argument in arguments]
     result = function(*arguments)
@@ -161,19 +154,6 @@ def _encoded(argument: Any) -> Any:
         return encode(argument)
     except NotPlainError:
         return None
-
-
-def _defined(module: types.ModuleType) -> str:
-    """Return the functions that the answer does define, a few of them."""
-    found = [name for name, value in vars(module).items() if isinstance(value, types.FunctionType)]
-    own = [name for name in found if vars(module)[name].__code__.co_filename == ANSWER][:5]
-    return f"; it defines {', '.join(own)}" if own else ""
-
-
-def _definition(message: str, source: list[str]) -> list[tuple[int, str]]:
-    """Where the function stands whose call did not fit it; empty for other messages."""
-    name = message.partition("(")[0].rpartition(".")[2]
-    return [(n, name) for n, line in enumerate(source, 1) if line.strip().startswith(f"def {name}(")][:1]
 
 
 def _seen(result: Any, equality: str | None) -> Any:
@@ -225,14 +205,6 @@ def _run_stdin(codes: list[types.CodeType], test: dict[str, Any], cap: int) -> d
     return {"odd": "too much output"} if len(data) > cap else {"output": data.decode("utf-8", "replace")}
 
 
-def _written(test: dict[str, Any]) -> str:
-    """Return what a program had printed when it failed."""
-    if test["kind"] != "stdin" or not pathlib.Path("output").exists():
-        return ""
-    with pathlib.Path("output").open("rb") as written:
-        return written.read(PRINTED_CAP).decode("utf-8", "replace")
-
-
 def _describe(error: BaseException, source: list[str]) -> dict[str, Any]:
     """Type, message and the lines of the answer's own code that it went through; no frame of ours."""
     if isinstance(error, SyntaxError) and error.filename == ANSWER:
@@ -246,7 +218,8 @@ def _describe(error: BaseException, source: list[str]) -> dict[str, Any]:
             trace = trace.tb_next
         message = str(error)
         if not places and type(error) is TypeError:
-            places = _definition(message, source)
+            name = message.partition("(")[0].rpartition(".")[2]  # of the function whose call did not fit it
+            places = [(n, name) for n, line in enumerate(source, 1) if line.strip().startswith(f"def {name}(")][:1]
     shown = places if len(places) <= 4 else [*places[:1], *places[-3:]]
     lines = [[n, name, source[n - 1].strip()[:200] if 0 < n <= len(source) else ""] for n, name in shown]
     message = message.replace(str(pathlib.Path.cwd()), ".")[:500]
@@ -254,7 +227,7 @@ def _describe(error: BaseException, source: list[str]) -> dict[str, Any]:
 
 
 def _safely(action: Callable[[], dict[str, Any]], source: list[str]) -> dict[str, Any]:
-    """Return the action's result, or whatever it raised, in words."""
+    """Return the action's result, or a description of whatever it raised."""
     try:
         return action()
     except BaseException as error:
@@ -264,19 +237,14 @@ def _safely(action: Callable[[], dict[str, Any]], source: list[str]) -> dict[str
             return {"error": {"type": "Error", "message": "an error that cannot be shown", "lines": []}}
 
 
-def _charge(seconds: float | None) -> None:
-    """Let the kernel end this process after so many seconds of processor time, to the nearest whole one."""
-    if seconds is not None:
-        most = max(1, int(time.process_time() + seconds + 0.5))
-        hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
-        if hard == resource.RLIM_INFINITY or most < hard:
-            resource.setrlimit(resource.RLIMIT_CPU, (most, most + 1))
-
-
 def main() -> None:
     """Read the job, say that it arrived, run its tests in order, one result line each."""
     job = json.loads(sys.stdin.buffer.read())
-    _charge(job["seconds"])
+    if job["seconds"] is not None:  # the kernel ends this process after these seconds of processor time, rounded
+        most = max(1, int(time.process_time() + job["seconds"] + 0.5))
+        hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
+        if hard == resource.RLIM_INFINITY or most < hard:
+            resource.setrlimit(resource.RLIMIT_CPU, (most, most + 1))
     channel, nonce, cap = os.dup(1), job["nonce"], job["cap"]
     quiet = os.open(os.devnull, os.O_RDWR)
     os.dup2(quiet, 2)  # what is printed is kept by `_catch_prints`, and a flood of it ends nothing
@@ -312,7 +280,10 @@ def main() -> None:
         start = clock()
         printed = _catch_prints()
         result = _safely(lambda test=test: run(test), source)  # type: ignore[misc]
-        said = _written(test) if "error" in result else ""
+        said = ""  # what a program had printed when it failed
+        if "error" in result and test["kind"] == "stdin" and pathlib.Path("output").exists():
+            with pathlib.Path("output").open("rb") as written:
+                said = written.read(PRINTED_CAP).decode("utf-8", "replace")
         send({"test": index, "seconds": clock() - start, **result, "printed": (said + printed())[:PRINTED_CAP]})
     os._exit(0)  # neither exit handlers nor threads of the answer get another turn
 

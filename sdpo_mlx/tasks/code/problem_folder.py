@@ -33,14 +33,13 @@ def row_of(folder: Path) -> dict[str, Any]:
     row = {"id": folder.resolve().name, "statement": _text(folder / STATEMENT), "split": "train"}
     if (folder / TESTS).is_file():
         return {**row, **_assertions(folder / TESTS)}
-    tests = [_case(file) for file in sorted((folder / CASES).glob("*.in"))]
+    tests: list[Test] = [
+        {"kind": "stdin", "input": _text(file), "output": _text(file.with_suffix(".out"))}
+        for file in sorted((folder / CASES).glob("*.in"))
+    ]
     if not tests:
         raise DataError("the problem has no tests", where=str(folder), fix=_LAYOUT)
     return {**row, "tests": halved(tests)}
-
-
-def _case(file: Path) -> Test:
-    return {"kind": "stdin", "input": _text(file), "output": _text(file.with_suffix(".out"))}
 
 
 def _assertions(file: Path) -> dict[str, Any]:
@@ -51,23 +50,15 @@ def _assertions(file: Path) -> dict[str, Any]:
         line = f":{error.lineno}" if isinstance(error, SyntaxError) and error.lineno else ""
         raise DataError("tests are not Python", where=f"{file}{line}", fix="write assertions") from error
     asserts = [node for node in body if isinstance(node, ast.Assert)]
-    entry = next((name for node in asserts if (name := _called(node))), None)
+    called = [each.func for node in asserts for each in ast.walk(node.test) if isinstance(each, ast.Call)]
+    names = [func.id for func in called if isinstance(func, ast.Name)]
+    entry = next((name for name in names if name not in dir(builtins)), None)
     if entry is None:
         fix = "write for example: assert add(1, 2) == 3"
         raise DataError("no assertion calls a function", where=str(file), fix=fix)
     before = "\n".join(ast.unparse(node) for node in body if not isinstance(node, ast.Assert))
     tests = [test for node in asserts for test in assert_tests(ast.unparse(node), entry)]
     return {"entry": entry, "preamble": before, "tests": halved(tests)}
-
-
-def _called(node: ast.Assert) -> str | None:
-    """Return the first function that is called by its bare name and is not a builtin of Python."""
-    calls = [each.func for each in ast.walk(node.test) if isinstance(each, ast.Call)]
-    names = [func.id for func in calls if isinstance(func, ast.Name)]
-    return next((name for name in names if name not in _BUILTINS), None)
-
-
-_BUILTINS = frozenset(dir(builtins))
 
 
 def _text(file: Path) -> str:

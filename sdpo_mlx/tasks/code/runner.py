@@ -9,7 +9,6 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cache
 from importlib import resources
 from typing import Any, Literal
 
@@ -24,6 +23,7 @@ _SENT = ("kind", "args", "input", "code", "equality")  # what the sandbox learns
 # The clock on the wall runs on while neighbours hold the processor, so an answer is charged with processor time,
 # which no load changes, and the wall clock is only the net for those that sleep.
 _PATIENCE = 3.0
+_HARNESS = resources.files("sdpo_mlx.tasks.code").joinpath("harness.py").read_text("utf-8")
 _OUT_OF_TIME = (-24, 128 + 24)  # SIGXCPU
 _KILLED = (-9, 128 + 9)  # what the first process of a container gets instead
 _ADDRESS = re.compile(r"0x[0-9a-fA-F]{4,}")
@@ -69,7 +69,7 @@ class Turnstile:
 
     @contextmanager
     def shared(self) -> Iterator[None]:
-        """Beside others; waits while somebody is alone."""
+        """Enter beside others; wait while somebody is alone."""
         with self._condition:
             self._condition.wait_for(lambda: not self._alone)
             self._inside += 1
@@ -82,7 +82,7 @@ class Turnstile:
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """Without others; waits until they have left and lets no new ones in."""
+        """Enter without others: wait until they have left, and let no new ones in."""
         with self._condition:
             self._condition.wait_for(lambda: not self._alone)
             self._alone = True
@@ -93,11 +93,6 @@ class Turnstile:
             with self._condition:
                 self._alone = False
                 self._condition.notify_all()
-
-
-@cache
-def _harness() -> str:
-    return resources.files("sdpo_mlx.tasks.code").joinpath("harness.py").read_text("utf-8")
 
 
 def run_tests(
@@ -120,7 +115,8 @@ def _run_once(
     sandbox: Sandbox, code: str, entry: str | None, tests: Sequence[Test], preamble: str
 ) -> tuple[TestOutcome, ...]:
     """One start. The job holds inputs only: no expected value ever enters the process."""
-    nonce, seconds = secrets.token_hex(16), _allowed(sandbox)
+    limits = getattr(sandbox, "limits", None)  # a sandbox may have none; then its clock alone counts
+    nonce, seconds = secrets.token_hex(16), None if limits is None else float(limits.seconds)
     job = {
         "nonce": nonce,
         "code": code,
@@ -130,19 +126,18 @@ def _run_once(
         "cap": RESULTS_CAP // max(1, len(tests)),
         "tests": [{name: test[name] for name in _SENT if name in test} for test in tests],
     }
-    result = sandbox.run(_harness(), json.dumps(job).encode(), seconds=None if seconds is None else _PATIENCE * seconds)
+    result = sandbox.run(_HARNESS, json.dumps(job).encode(), seconds=None if seconds is None else _PATIENCE * seconds)
     records = _records(result.stdout, nonce)
     if -1 not in records and result.status != "timeout":
         raise GraderFailureError(
             f"the sandbox did not start: {result.stderr[-200:].decode('utf-8', 'replace').strip()}"
         )
-    return _outcomes(tests, records, result, seconds)
-
-
-def _allowed(sandbox: Sandbox) -> float | None:
-    """Return seconds of processor time for one start; None for a sandbox that names no limits."""
-    limits = getattr(sandbox, "limits", None)
-    return None if limits is None else float(limits.seconds)
+    # A test without a line is where the process ended; those after it were not run.
+    done = next((index for index in range(len(tests)) if index not in records), len(tests))
+    outcomes = [_outcome(test, records[index]) for index, test in enumerate(tests[:done])]
+    if done < len(tests):
+        outcomes += [_ending(result, seconds), *[TestOutcome("not_run")] * (len(tests) - done - 1)]
+    return tuple(outcomes)
 
 
 def _records(stdout: bytes, nonce: str) -> dict[int, dict[str, Any]]:
@@ -156,19 +151,6 @@ def _records(stdout: bytes, nonce: str) -> dict[int, dict[str, Any]]:
         if isinstance(record, dict) and record.get("nonce") == nonce and type(record.get("test")) is int:
             records.setdefault(record["test"], record)
     return records
-
-
-def _outcomes(
-    tests: Sequence[Test], records: dict[int, dict[str, Any]], result: RunResult, seconds: float | None = None
-) -> tuple[TestOutcome, ...]:
-    """Return a test without a line is where the process ended; those after it were not run."""
-    outcomes: list[TestOutcome] = []
-    for index, test in enumerate(tests):
-        if index not in records:
-            outcomes.append(_ending(result, seconds))
-            break
-        outcomes.append(_outcome(test, records[index]))
-    return (*outcomes, *[TestOutcome("not_run")] * (len(tests) - len(outcomes)))
 
 
 def _ending(result: RunResult, seconds: float | None) -> TestOutcome:
@@ -188,7 +170,12 @@ def _outcome(test: Test, record: dict[str, Any]) -> TestOutcome:
     """Judge one result line; one that cannot be read is an error of the answer."""
     try:
         if "error" in record:
-            outcome = _raised(test, record["error"])
+            error = record["error"]
+            lines = tuple((int(n), _text(name, 100), _text(source, 200)) for n, name, source in error["lines"][:4])
+            failure = Failure(_text(error["type"], 100), _text(error["message"], 500), lines)
+            outcome = TestOutcome("error", failure=failure)
+            if test["kind"] == "code" and failure.type == "AssertionError" and not lines:  # one of the test's own
+                outcome = TestOutcome("wrong", f"AssertionError: {failure.message}".rstrip(": "))
         elif "odd" in record:
             outcome = TestOutcome("wrong", _text(record["odd"], 200))
         else:
@@ -208,26 +195,16 @@ def _compared(test: Test, record: dict[str, Any]) -> TestOutcome:
             raise TypeError("output is no text")
         if same_output(test["output"], output, tolerance=test["tolerance"]):
             return TestOutcome("pass")
-        where = output_difference(test["output"], output, tolerance=test["tolerance"])
-        return TestOutcome("wrong", scrub(output), difference=scrub(where))
+        difference = output_difference(test["output"], output, tolerance=test["tolerance"])
+        return TestOutcome("wrong", scrub(output), difference=scrub(difference))
     got = decode(record["value"])
     settings = {"tolerance": test["tolerance"], "unordered": bool(test["unordered"]), "equality": test.get("equality")}
     expected = decode(test["expected"])
     if any(same(each, got, **settings) for each in (expected, *map(decode, test.get("alternatives", ())))):
         return TestOutcome("pass")
     changed = tuple(int(index) + 1 for index in record.get("changed", ())[:4])
-    return TestOutcome(
-        "wrong", scrub(show(got)), difference=scrub(value_difference(expected, got, **settings)), changed=changed
-    )
-
-
-def _raised(test: Test, error: dict[str, Any]) -> TestOutcome:
-    """Return an exception as data; a failed assertion of a `code` test is a wrong answer."""
-    lines = tuple((int(n), _text(name, 100), _text(source, 200)) for n, name, source in error["lines"][:4])
-    failure = Failure(_text(error["type"], 100), _text(error["message"], 500), lines)
-    if test["kind"] == "code" and failure.type == "AssertionError" and not lines:
-        return TestOutcome("wrong", f"AssertionError: {failure.message}".rstrip(": "))
-    return TestOutcome("error", failure=failure)
+    difference = value_difference(expected, got, **settings)
+    return TestOutcome("wrong", scrub(show(got)), difference=scrub(difference), changed=changed)
 
 
 def _text(value: Any, limit: int) -> str:

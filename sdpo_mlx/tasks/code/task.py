@@ -50,7 +50,10 @@ class CodeTask(Task):
         self.feedback = feedback_mode(self.name, cfg.feedback, FEEDBACK_MODES)
         self._sandbox = sandbox
         levels = LEVELS[: LEVELS.index(level) + 1] if level else None
-        problems = _by_hand(cfg) or load_problems(cfg, "code/problems.jsonl", problem_from_any)
+        if cfg.data is not None and is_problem(Path(cfg.data)):
+            problems = with_splits([problem_from_any(row_of(Path(cfg.data)), cfg.data)])
+        else:
+            problems = load_problems(cfg, "code/problems.jsonl", problem_from_any)
         self.rows = [p for p in problems if levels is None or p.private["level"] in levels]
         self._turnstile = Turnstile()
         self._verdicts: OrderedDict[str, Verdict] = OrderedDict()
@@ -61,7 +64,9 @@ class CodeTask(Task):
         code = extract_code(text)
         if code is None:
             return self._failed("invalid", no_program_text(truncated))
-        visible, hidden = self._split(problem)
+        tests: Sequence[Test] = problem.private["tests"]
+        visible = [test for test in tests if test["public"] or self.feedback == "full"]  # `full` hides nothing
+        hidden = [test for test in tests if not (test["public"] or self.feedback == "full")]
         outcomes = self._verdict(problem, code, visible, hidden)
         kind = _kind(outcomes[0] + outcomes[1])
         if kind == "pass":
@@ -72,38 +77,25 @@ class CodeTask(Task):
     def _failed(self, kind: FeedbackKind, text: str) -> Feedback:
         return Feedback(0.0, False, "" if self.feedback == "none" else text, kind)
 
-    def _split(self, problem: Problem) -> tuple[list[Test], list[Test]]:
-        """Tests that may be shown, and hidden ones; `full` hides nothing."""
-        tests: Sequence[Test] = problem.private["tests"]
-        visible = [test for test in tests if test["public"] or self.feedback == "full"]
-        return visible, [test for test in tests if not (test["public"] or self.feedback == "full")]
-
     def _verdict(self, problem: Problem, code: str, visible: list[Test], hidden: list[Test]) -> Verdict:
         """Run, or return the remembered result: equal programs on one problem get equal results."""
-        key = _key(problem, code)
+        entry, before, tests = (problem.private[name] for name in ("entry", "preamble", "tests"))
+        parts = [problem.id, entry, before, tests, code]
+        key = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
         with self._lock:
             if key in self._verdicts:
                 self._verdicts.move_to_end(key)
                 return self._verdicts[key]
-        verdict = self._run(problem, code, visible, hidden)
+        first = run_tests(self._sandbox, self._turnstile, code, entry, visible, before) if visible else ()
+        rest: tuple[TestOutcome, ...] = (TestOutcome("not_run"),) * len(hidden)
+        if hidden and _kind(first) == "pass":  # otherwise hidden tests could not change the failure
+            rest = run_tests(self._sandbox, self._turnstile, code, entry, hidden, before)
+        verdict = first, rest
         with self._lock:
             self._verdicts[key] = verdict
             while len(self._verdicts) > _REMEMBERED:
                 self._verdicts.popitem(last=False)
         return verdict
-
-    def _run(self, problem: Problem, code: str, visible: list[Test], hidden: list[Test]) -> Verdict:
-        """Hidden tests run only if the visible ones passed: they could not change a failure."""
-        entry, before = problem.private["entry"], problem.private["preamble"]
-        first = run_tests(self._sandbox, self._turnstile, code, entry, visible, before) if visible else ()
-        if not hidden or _kind(first) != "pass":
-            return first, (TestOutcome("not_run"),) * len(hidden)
-        return first, run_tests(self._sandbox, self._turnstile, code, entry, hidden, before)
-
-
-def _key(problem: Problem, code: str) -> str:
-    parts = [problem.id, *(problem.private[name] for name in ("entry", "preamble", "tests")), code]
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 def _kind(outcomes: Sequence[TestOutcome]) -> FeedbackKind:
@@ -113,10 +105,3 @@ def _kind(outcomes: Sequence[TestOutcome]) -> FeedbackKind:
         if verdict in verdicts:
             return verdict
     return "pass" if verdicts <= {"pass"} else "wrong"
-
-
-def _by_hand(cfg: TaskConfig) -> list[Problem]:
-    """Return the one problem of a folder, where `task.data` names such a folder."""
-    if cfg.data is None or not is_problem(Path(cfg.data)):
-        return []
-    return with_splits([problem_from_any(row_of(Path(cfg.data)), cfg.data)])

@@ -59,7 +59,7 @@ def humaneval(row: Mapping[str, Any], where: str) -> Problem:
     before = _before(prompt, entry, where)
     whole = {"kind": "code", "code": f"{_needing(code)}\n\ncheck({entry})\n"}
     tests = _table_tests(code, entry)
-    shown = _shown_arguments(prompt, entry)
+    shown = [test["args"] for call in _shown_calls(prompt, entry) for test in _functional(f"assert {call}", entry)]
     if tests is None:
         tests, rest = _check_tests(code, entry)
         tests = [*tests, *([whole] if rest else [])]
@@ -88,7 +88,10 @@ def mbpp(row: Mapping[str, Any], where: str) -> Problem:
     public = max(1, len(listed) // 2)
     visible = [test for each in listed[:public] for test in assert_tests(each, entry)]
     hidden = [test for each in [*listed[public:], *more] for test in assert_tests(each, entry)]
-    hidden += _plus_tests(optional_text(row, "test", where), entry, where)
+    if (plus := optional_text(row, "test", where)).strip():  # of MBPP+
+        _parsed(plus, "test", where)
+        table = _table_tests(plus, entry)
+        hidden += [{"kind": "code", "code": _needing(plus)}] if table is None else table
     tests = fitting(
         [{**test, "public": True} for test in visible] + [{**test, "public": False} for test in hidden], where
     )
@@ -143,25 +146,12 @@ def _check_tests(code: str, entry: str) -> tuple[list[Test], bool]:
         for statement in node.body:
             alone = f"def check({name}):\n    {ast.unparse(statement)}" if isinstance(statement, ast.Assert) else ""
             found = _functional(alone, entry) if alone and "\n" not in ast.unparse(statement) else []
-            harmless = isinstance(statement, ast.Pass) or _always_holds(statement)
+            value = getattr(statement, {ast.Assert: "test", ast.Expr: "value"}.get(type(statement), ""), None)
+            constant = isinstance(value, ast.Constant) and bool(value.value)  # `assert True`, a docstring
+            harmless = constant or isinstance(statement, ast.Pass)
             tests += found
             rest |= not found and not harmless
     return tests, rest or not tests
-
-
-def _always_holds(statement: ast.stmt) -> bool:
-    """Return a docstring, `assert True`."""
-    value = statement.test if isinstance(statement, ast.Assert) else getattr(statement, "value", None)
-    return isinstance(statement, ast.Assert | ast.Expr) and isinstance(value, ast.Constant) and bool(value.value)
-
-
-def _plus_tests(code: str, entry: str, where: str) -> list[Test]:
-    """Return the `test` of an MBPP+ row; none if there is none."""
-    if not code.strip():
-        return []
-    _parsed(code, "test", where)
-    found = _table_tests(code, entry)
-    return [{"kind": "code", "code": _needing(code)}] if found is None else found
 
 
 def _table_tests(code: str, entry: str) -> list[Test] | None:
@@ -193,19 +183,17 @@ def _table_tolerance(tree: ast.Module) -> float | None:
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "assertion"
     ]
     compares = [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef) and n.name == "assertion"]
-    if len(calls) != 1 or len(compares) != 1 or not _plain_comparison(compares[0]) or len(calls[0].args) != 3:
+    if len(calls) != 1 or len(compares) != 1 or len(calls[0].args) != 3:
+        return None
+    # `assertion` has to compare all of both values: three statements, no call but those for floats.
+    used = {ast.unparse(node.func) for node in ast.walk(compares[0]) if isinstance(node, ast.Call)}
+    if len(compares[0].body) != 3 or not used <= {"is_floats", "np.testing.assert_allclose", "np.allclose"}:
         return None
     got, wanted, tolerance = calls[0].args
     called = isinstance(got, ast.Call) and len(got.args) == 1 and isinstance(got.args[0], ast.Starred)
     if not called or not isinstance(wanted, ast.Name) or not isinstance(tolerance, ast.Constant):
         return None
     return float(tolerance.value) if isinstance(tolerance.value, int | float) else None
-
-
-def _plain_comparison(function: ast.FunctionDef) -> bool:
-    """Return whether `assertion` compares all of both values: three statements, no call but those for floats."""
-    called = {ast.unparse(node.func) for node in ast.walk(function) if isinstance(node, ast.Call)}
-    return len(function.body) == 3 and called <= {"is_floats", "np.testing.assert_allclose", "np.allclose"}
 
 
 def _with_tolerance(test: Test, tolerance: float) -> Test:
@@ -217,14 +205,8 @@ def _with_tolerance(test: Test, tolerance: float) -> Test:
     return {name: value for name, value in test.items() if name != "equality"} | {"tolerance": tolerance or 1e-6}
 
 
-def _shown_arguments(prompt: str, entry: str) -> list[Any]:
-    """Return the arguments of every call of the entry that the prompt shows with literals, encoded."""
-    tests = [_functional(f"assert {call}", entry) for call in _shown_calls(prompt, entry)]
-    return [test["args"] for found in tests for test in found]
-
-
 def _shown_calls(prompt: str, entry: str) -> Iterator[str]:
-    """Yield pieces of the text that are a whole call of the entry."""
+    """Yield pieces of the prompt that are a whole call of the entry."""
     for match in _CALL.finditer(prompt):
         if match["name"] != entry:
             continue

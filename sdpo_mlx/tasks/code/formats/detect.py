@@ -49,20 +49,17 @@ def problem_from_any(row: dict[str, Any], where: str) -> Problem:
     for layout in LAYOUTS:
         if not _missing(row, layout):
             return replace(layout.read(row, where), reference=code_reference(row))
-    nearest = max(LAYOUTS, key=lambda layout: _share(row, layout))
-    if nearest.name == "ours" and _share(row, nearest) > 0:
-        return problem_from_row(row, where)
-    if _share(row, nearest) == 0:
+    nearest = min(LAYOUTS, key=lambda layout: len(_missing(row, layout)) / len(layout.fields))
+    missing = _missing(row, nearest)
+    if len(missing) == len(nearest.fields):
         names = ", ".join(layout.name for layout in LAYOUTS)
         raise DataError("the row is in no known layout", where=where, fix=f"the layouts are {names}")
-    lacks = _missing(row, nearest)[0].replace("|", " or ")
+    if nearest.name == "ours":
+        return problem_from_row(row, where)
+    lacks = missing[0].replace("|", " or ")
     what = f"the row is in no known layout; nearest is {nearest.name}, which has {lacks} too"
     raise DataError(what, where=where, fix=f"add the field {lacks}, or write rows in our layout")
 
 
 def _missing(row: Mapping[str, Any], layout: Layout) -> list[str]:
     return [name for name in layout.fields if not any(each in row for each in name.split("|"))]
-
-
-def _share(row: Mapping[str, Any], layout: Layout) -> float:
-    return 1 - len(_missing(row, layout)) / len(layout.fields)

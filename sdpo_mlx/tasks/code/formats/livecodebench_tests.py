@@ -35,7 +35,12 @@ def unpacked_text(packed: str, most: int = MOST_BYTES) -> str:
         raise PackedError(f"unpacks to more than {most // 1_000_000} MB")
     if not unpacker.eof:
         raise PackedError("ends in the middle of its zlib data")
-    return _decoded(data) if data[:1] in (b"[", b"{") else pickled_text(data)
+    if data[:1] not in (b"[", b"{"):
+        return pickled_text(data)
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError:
+        raise PackedError("holds a text that is not UTF-8") from None
 
 
 def pickled_text(data: bytes) -> str:
@@ -44,30 +49,17 @@ def pickled_text(data: bytes) -> str:
     try:
         for opcode, argument, place in pickletools.genops(data):  # names the instructions and runs none
             if opcode.name in _TEXT and text is None:
-                text = _checked(argument)
+                text = str(argument)
+                text.encode()
             elif opcode.name not in _HARMLESS:
                 raise PackedError("holds a pickle that is more than one text, and pickles are not run")
             end = (place or 0) + 1
     except PackedError:
         raise
+    except UnicodeEncodeError:  # half of a surrogate pair, which a pickle may hold and UTF-8 may not
+        raise PackedError("holds a text that is not UTF-8") from None
     except (ValueError, OverflowError):
         raise PackedError("holds a pickle that is cut off or damaged") from None
     if text is None or end != len(data):
         raise PackedError("holds a pickle that is not one text")
     return text
-
-
-def _checked(text: object) -> str:
-    """Refuse half of a surrogate pair, which a pickle may hold and UTF-8 may not."""
-    try:
-        str(text).encode()
-    except UnicodeEncodeError:
-        raise PackedError("holds a text that is not UTF-8") from None
-    return str(text)
-
-
-def _decoded(data: bytes) -> str:
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError:
-        raise PackedError("holds a text that is not UTF-8") from None

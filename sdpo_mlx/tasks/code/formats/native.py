@@ -66,31 +66,23 @@ def problem_from_row(row: dict[str, Any], where: str) -> Problem:
     reference, tests = checked(row, where), _tests(row, where)
     if entry is None and any(test["kind"] == "functional" for test in tests):
         raise DataError("entry is missing", where=where, fix="functional tests need the function's name")
+    preamble = row.get("preamble", "")
+    try:
+        ast.parse(preamble)
+    except (SyntaxError, TypeError, ValueError, RecursionError, MemoryError):
+        raise DataError("preamble is not Python", where=where, fix="write imports and functions, as text") from None
     private = {
         "entry": entry,
-        "preamble": _preamble(row.get("preamble", ""), where),
+        "preamble": str(preamble),
         "tests": tests,
         "split": split_of(row, where),
         "level": row.get("level"),
     }
-    message: Message = {"role": "user", "content": statement.rstrip() + _format_line(entry, tests)}
+    function_format = _FUNCTION_FORMAT.replace("{entry}", entry) if entry else _CODE_FORMAT
+    ending = _PROGRAM_FORMAT if all(test["kind"] == "stdin" for test in tests) else function_format
+    message: Message = {"role": "user", "content": statement.rstrip() + ending}
     family = str(row.get("family", ""))
     return Problem(id=identity, messages=(message,), private=private, family=family, reference=reference)
-
-
-def _preamble(code: Any, where: str) -> str:
-    """Check that this is Python."""
-    try:
-        ast.parse(code)
-    except (SyntaxError, TypeError, ValueError, RecursionError, MemoryError):
-        raise DataError("preamble is not Python", where=where, fix="write imports and functions, as text") from None
-    return str(code)
-
-
-def _format_line(entry: str | None, tests: tuple[dict[str, Any], ...]) -> str:
-    if all(test["kind"] == "stdin" for test in tests):
-        return _PROGRAM_FORMAT
-    return _FUNCTION_FORMAT.replace("{entry}", entry) if entry else _CODE_FORMAT
 
 
 def _tests(row: dict[str, Any], where: str) -> tuple[dict[str, Any], ...]:
