@@ -6,6 +6,7 @@ those of `tests/numerics`: small random models of four architectures, every loss
 
 from __future__ import annotations
 
+import argparse
 import os
 import platform
 import sys
@@ -30,6 +31,7 @@ Cases = list[tuple[Any, list[Any], ObjectiveConfig, float]]
 
 def main() -> None:
     """Measure and print the table."""
+    argparse.ArgumentParser(description=__doc__).parse_args()
     pairs = {name: make_pair(name) for name in ARCHITECTURES}
     cases = [
         (pair, teacher, make_samples(3, settings["kind"]), ObjectiveConfig(**settings), 0.8)
