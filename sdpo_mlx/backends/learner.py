@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any, Protocol
 
 import numpy as np
 
-from sdpo_mlx.backends.base import Arrays, Policy, Scores, Update, no_update
+from sdpo_mlx.backends.base import Arrays, Policy, SamplingParams, Scores, Update, no_update
 from sdpo_mlx.backends.distributed.process_group import SINGLE_PROCESS, ProcessGroup
-from sdpo_mlx.backends.distributed.sharding import pooled, shares
+from sdpo_mlx.backends.distributed.sharding import cut, pooled
 from sdpo_mlx.backends.loss_head import (
     Gradient,
     GradientPass,
@@ -33,9 +33,10 @@ from sdpo_mlx.backends.packing import Unit, pack
 from sdpo_mlx.config import AdapterConfig, ModelConfig, ObjectiveConfig, TeacherConfig, TrainConfig
 from sdpo_mlx.core.errors import ConfigError
 from sdpo_mlx.core.seeding import derive
-from sdpo_mlx.types import DistillSample, IntArray, Role
+from sdpo_mlx.types import DistillSample, Generation, IntArray, Role
 
 Interrupted = Callable[[], bool]
+Rollout = tuple[int, int, Generation]  # prompt, rollout of the prompt, tokens
 TopK = tuple[Any, Any, Any]  # log-probs of given ids (T,), top-k ids and log-probs (T, K)
 
 
@@ -61,6 +62,7 @@ class Learner(Policy, ABC):
     student: Weights
     teacher: Weights
     model: SplitModel
+    generation: Any  # the backend's module with `generate` and `stream`
     layers: int  # transformer blocks
     budget: int  # tokens forwarded at once
 
@@ -107,6 +109,22 @@ class Learner(Policy, ABC):
         """Count memory for this phase from here on, if the backend can."""
 
     # What they share
+
+    def generate(
+        self,
+        prompts: Sequence[IntArray],
+        sampling: SamplingParams,
+        seeds: Sequence[Sequence[int]],
+        interrupted: Interrupted = lambda: False,
+    ) -> Iterator[Rollout]:
+        """See `Policy.generate`."""
+        self.begin_phase("generate")
+        rollouts: Iterator[Rollout] = self.generation.generate(self.model, prompts, sampling, seeds, interrupted)
+        return rollouts
+
+    def stream(self, prompt: IntArray, sampling: SamplingParams, seed: int) -> Iterator[int]:
+        """See `Policy.stream`."""
+        yield from self.generation.stream(self.model, prompt, sampling, seed)
 
     def score(
         self, role: Role, sequences: Sequence[IntArray], spans: Sequence[tuple[int, int]], top_k: int = 0
@@ -169,7 +187,8 @@ class Learner(Policy, ABC):
         `checkpoint` is called between units and may raise to give up; nothing has been changed by then.
         """
         self.begin_phase("teacher")
-        begun, own = time.perf_counter(), shares(samples, self.group.size)[self.group.rank]
+        begun = time.perf_counter()
+        own = cut([s.student_ids.size + s.teacher_ids.size for s in samples], self.group.size)[self.group.rank]
         distilled, sets = [i for i in own if samples[i].distil_weight > 0], self._teacher_sets()
         pairs = [(s.teacher_ids[: s.teacher_span[0]], s.ids_T) for s in (samples[i] for i in distilled)]
         teacher = dict(zip(distilled, self._hidden(sets, pairs, checkpoint), strict=True))

@@ -109,36 +109,19 @@ def _branches_of(members: list[Member], path: tuple[_Shared, ...]) -> tuple[list
     if len(members) < 2:
         return members, []
     first, last = members[0].prompt, members[-1].prompt
-    depth, reach = sum(each.ids.size for each in path), _common_prefix(first, last)
+    # Without a prompt's last token, since that one predicts the response.
+    size = min(first.size, last.size) - 1
+    depth, reach = sum(each.ids.size for each in path), int(np.append(first[:size] != last[:size], True).argmax())
     equal = reach + 1 == first.size == last.size and first[-1] == last[-1]
-    if reach - depth < (1 if equal else SHORTEST_SHARED):
-        return _split_at(members, path, reach, equal)
-    pieces = (_Shared(first[at : min(at + PREFILL, reach)]) for at in range(depth, reach, PREFILL))
-    path = (*path, *pieces)
-    alone, branches = _split_at(members, path, reach, equal)
-    return [], [*branches, _Branch(path, alone)]
-
-
-def _split_at(
-    members: list[Member], path: tuple[_Shared, ...], reach: int, equal: bool
-) -> tuple[list[Member], list[_Branch]]:
-    """The same for prompts that agree up to `reach` and diverge there, part by part."""
-    if equal:
-        return members, []
-    alone: list[Member] = []
-    branches: list[_Branch] = []
-    for _, part in groupby(members, key=lambda m: (int(m.prompt[reach]), m.prompt.size > reach + 1)):
+    shared = reach - depth >= (1 if equal else SHORTEST_SHARED)
+    if shared:
+        path = (*path, *(_Shared(first[at : min(at + PREFILL, reach)]) for at in range(depth, reach, PREFILL)))
+    alone, branches = members if equal else [], list[_Branch]()
+    for _, part in groupby([] if equal else members, key=lambda m: (int(m.prompt[reach]), m.prompt.size > reach + 1)):
         rest, found = _branches_of(list(part), path)
         alone.extend(rest)
         branches.extend(found)
-    return alone, branches
-
-
-def _common_prefix(first: IntArray, last: IntArray) -> int:
-    """Length of the common prefix, without a prompt's last token, since that one predicts the response."""
-    size = min(first.size, last.size) - 1
-    different = np.flatnonzero(first[:size] != last[:size])
-    return int(different[0]) if different.size else size
+    return ([], [*branches, _Branch(path, alone)]) if shared else (alone, branches)
 
 
 def _units(branches: Sequence[_Branch], budget: int) -> list[Unit]:
@@ -148,15 +131,11 @@ def _units(branches: Sequence[_Branch], budget: int) -> list[Unit]:
     for branch in branches:
         for part in _within(branch.members, budget - branch.depth, branch.length):
             more = _Branch(branch.path, part)
-            if taken and (not _related(taken[-1], more) or _size([*taken, more]) > budget):
+            if taken and (taken[-1].path[:1] != more.path[:1] or not more.path or _size([*taken, more]) > budget):
                 units.append(_unit(taken))
                 taken = []
             taken.append(more)
     return [*units, _unit(taken)] if taken else units
-
-
-def _related(one: _Branch, other: _Branch) -> bool:
-    return bool(one.path and other.path and one.path[0] is other.path[0])
 
 
 def _size(parts: Sequence[_Branch]) -> int:

@@ -35,7 +35,7 @@ def run(policy: Any, sampling: SamplingParams, prompts: Any = PROMPTS, seeds: An
     """Every rollout by its seed."""
     from sdpo_mlx.backends.mlx import generation
 
-    found = generation.generate(policy.model.whole, prompts, replace(sampling, **options), seeds)
+    found = generation.generate(policy.model, prompts, replace(sampling, **options), seeds)
     return {seeds[prompt][rollout]: one for prompt, rollout, one in found}
 
 

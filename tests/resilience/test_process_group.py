@@ -36,6 +36,7 @@ class Counting:
     def __init__(self, start: float = 0.0) -> None:
         self.weight, self.teacher, self.group = np.array([start], np.float32), 0, SINGLE_PROCESS
         self.seeds: list[int] = []
+        self.stream = self.score = self.adapter_config = self.memory = None  # of no use here
 
     @property
     def info(self) -> PolicyInfo:

@@ -8,12 +8,14 @@ its calls (`serve`). Rollouts are shared here; the gradient is shared inside `Le
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
+from itertools import groupby
+from operator import itemgetter
 from typing import Any
 
-from sdpo_mlx.backends.base import Arrays, PolicyInfo, SamplingParams, Scores, Update, no_update
+from sdpo_mlx.backends.base import Arrays, PolicyInfo, SamplingParams, Update, no_update
 from sdpo_mlx.backends.distributed.process_group import ProcessGroup
 from sdpo_mlx.backends.distributed.serialization import (
     decode,
@@ -24,14 +26,12 @@ from sdpo_mlx.backends.distributed.serialization import (
     encode_samples,
 )
 from sdpo_mlx.backends.distributed.sharding import cut
-from sdpo_mlx.backends.learner import Learner
+from sdpo_mlx.backends.learner import Interrupted, Learner, Rollout
 from sdpo_mlx.config import ObjectiveConfig, TeacherConfig
 from sdpo_mlx.core.errors import ConfigError, RankLostError
-from sdpo_mlx.types import DistillSample, Generation, IntArray, Role
+from sdpo_mlx.types import DistillSample, IntArray
 
 CHECK_EVERY = 10  # optimizer steps between two comparisons of the ranks' states
-Interrupted = Callable[[], bool]
-Rollout = tuple[int, int, Generation]  # prompt, rollout of the prompt, tokens
 
 
 class DistributedPolicy:
@@ -42,6 +42,9 @@ class DistributedPolicy:
 
     def __init__(self, local: Learner, base_hash: str, group: ProcessGroup) -> None:
         self.local, self.group, self.steps = local, group, 0
+        # Rank 0 alone does these; its state is every rank's.
+        self.stream, self.score, self.state = local.stream, local.score, local.state
+        self.adapter_config, self.memory = local.adapter_config, local.memory
         # Between a batch's first step and the next batch a lost rank is only recorded: rank 0 finishes the batch
         # alone, so that what is then saved is the state after a whole step.
         self._stepped = False
@@ -83,16 +86,6 @@ class DistributedPolicy:
         for rollouts in others:
             yield from rollouts
 
-    def stream(self, prompt: IntArray, sampling: SamplingParams, seed: int) -> Iterator[int]:
-        """See `Policy.stream`; rank 0 alone."""
-        return self.local.stream(prompt, sampling, seed)
-
-    def score(
-        self, role: Role, sequences: Sequence[IntArray], spans: Sequence[tuple[int, int]], top_k: int = 0
-    ) -> list[Scores]:
-        """See `Policy.score`; rank 0 alone."""
-        return self.local.score(role, sequences, spans, top_k)
-
     def learn(
         self,
         samples: Sequence[DistillSample],
@@ -123,10 +116,6 @@ class DistributedPolicy:
             self._lost = error
         self.local.update_teacher(teacher)
 
-    def state(self) -> Mapping[str, Arrays]:
-        """See `Policy.state`; rank 0's, which is every rank's."""
-        return self.local.state()
-
     def load_state(self, state: Mapping[str, Arrays]) -> None:
         """See `Policy.load_state`; on every rank."""
         with self._on_all_ranks("load_state", None, _flat(state)), self.group.together():
@@ -136,14 +125,6 @@ class DistributedPolicy:
         """See `Policy.load_student`; on every rank."""
         with self._on_all_ranks("load_student", None, arrays), self.group.together():
             self.local.load_student(arrays)
-
-    def adapter_config(self) -> dict[str, Any]:
-        """See `Policy.adapter_config`."""
-        return self.local.adapter_config()
-
-    def memory(self) -> dict[str, int]:
-        """See `Policy.memory`; rank 0's."""
-        return self.local.memory()
 
     def serve(self, interrupted: Interrupted = lambda: False) -> None:
         """On another rank: run rank 0's calls until it ends the group. Raise RankLostError if rank 0 disappears."""
@@ -196,12 +177,11 @@ class DistributedPolicy:
         """This rank's rollouts, at the places that they have among all."""
         places = [(at, n) for at, row in enumerate(seeds) for n in range(len(row))]
         own = [places[i] for i in cut([1.0] * len(places), self.group.size)[self.group.rank]]
-        chosen = {at: [n for each, n in own if each == at] for at in dict.fromkeys(at for at, _ in own)}
-        own_prompts = [prompts[at] for at in chosen]
-        own_seeds = [[seeds[at][n] for n in rows] for at, rows in chosen.items()]
-        back = list(chosen.items())
+        chosen = [(at, [n for _, n in group]) for at, group in groupby(own, key=itemgetter(0))]
+        own_prompts = [prompts[at] for at, _ in chosen]
+        own_seeds = [[seeds[at][n] for n in rows] for at, rows in chosen]
         for i, k, rollout in self.local.generate(own_prompts, sampling, own_seeds, interrupted):
-            yield back[i][0], back[i][1][k], rollout
+            yield chosen[i][0], chosen[i][1][k], rollout
 
     def _learn(
         self,

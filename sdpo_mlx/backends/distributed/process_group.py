@@ -9,6 +9,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, wait
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import Any, Protocol, TypeVar
 
@@ -85,7 +86,7 @@ class RankGroup(ProcessGroup):
     def __init__(self, collectives: Collectives) -> None:
         self.collectives, self.backend = collectives, collectives.backend
         self.rank, self.size = collectives.rank, collectives.size
-        self._calls: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._calls: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]]] = queue.SimpleQueue()
         self._heartbeat = Heartbeat()
         threading.Thread(target=self._run_calls, daemon=True).start()
         self._heartbeat = self._connected()
@@ -135,29 +136,22 @@ class RankGroup(ProcessGroup):
 
     def _run_calls(self) -> None:
         while True:
-            self._calls.get()()
+            collective, result = self._calls.get()
+            try:
+                result.set_result(collective())
+            except Exception as error:
+                result.set_exception(error)
 
     def _call(self, collective: Callable[[], T]) -> T:
-        done: queue.SimpleQueue[tuple[T | None, Exception | None]] = queue.SimpleQueue()
-
-        def run() -> None:
-            try:
-                done.put((collective(), None))
-            except Exception as error:
-                done.put((None, error))
-
-        self._calls.put(run)
-        while True:
-            try:
-                result, error = done.get(timeout=POLL_SECONDS)
-                break
-            except queue.Empty:
-                self._check_heartbeat()
-        if error is not None:
+        result: Future[T] = Future()
+        self._calls.put((collective, result))
+        while not wait([result], POLL_SECONDS).done:
+            self._check_heartbeat()
+        if error := result.exception():
             self._heartbeat.changed.wait(GRACE_SECONDS)
             self._check_heartbeat()
             raise RankLostError(self._heartbeat.lost or "another rank", str(error)) from error
-        return result  # type: ignore[return-value]  # no error: the collective returned
+        return result.result()
 
     def _check_heartbeat(self) -> None:
         if self._heartbeat.ended:

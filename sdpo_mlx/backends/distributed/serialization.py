@@ -13,9 +13,6 @@ from sdpo_mlx.types import DistillSample, Generation
 
 Array = npt.NDArray[Any]
 HEADER = 8  # bytes of the length of the JSON
-ARRAYS = ("student_ids", "teacher_ids", "rollout_logps_T")
-SPANS = ("student_span", "teacher_span")
-PLAIN = ("problem_id", "index", "distil_weight", "policy_weight", "advantage", "turn")
 
 
 def encode(plain: Any, arrays: Mapping[str, Array] | None = None) -> bytes:
@@ -37,19 +34,18 @@ def decode(message: bytes) -> tuple[Any, dict[str, Array]]:
 
 def encode_samples(samples: Sequence[DistillSample]) -> tuple[list[dict[str, Any]], dict[str, Array]]:
     """Samples as plain values and arrays."""
-    rows = [{name: getattr(sample, name) for name in (*SPANS, *PLAIN)} for sample in samples]
-    arrays = {f"{i}.{name}": getattr(sample, name) for i, sample in enumerate(samples) for name in ARRAYS}
-    return rows, arrays
+    arrays = {f"{i}.{n}": v for i, s in enumerate(samples) for n, v in vars(s).items() if isinstance(v, np.ndarray)}
+    return [{n: v for n, v in vars(s).items() if not isinstance(v, np.ndarray)} for s in samples], arrays
 
 
 def decode_samples(rows: Sequence[Mapping[str, Any]], arrays: Mapping[str, Array]) -> list[DistillSample]:
     """What `encode_samples` was given."""
-    samples = []
-    for i, row in enumerate(rows):
-        fields: dict[str, Any] = {name: row[name] for name in PLAIN}
-        fields |= {name: tuple(row[name]) for name in SPANS} | {name: arrays[f"{i}.{name}"] for name in ARRAYS}
-        samples.append(DistillSample(**fields))
-    return samples
+    # JSON turned the spans into lists.
+    fields: list[dict[str, Any]] = [{n: tuple(v) if isinstance(v, list) else v for n, v in row.items()} for row in rows]
+    for key, array in arrays.items():
+        i, _, name = key.partition(".")
+        fields[int(i)][name] = array
+    return [DistillSample(**each) for each in fields]
 
 
 def encode_rollouts(rollouts: Sequence[tuple[int, int, Generation]]) -> tuple[list[list[Any]], dict[str, Array]]:

@@ -21,11 +21,6 @@ def cut(costs: Sequence[float], size: int) -> list[list[int]]:
     return [np.flatnonzero(ranks == rank).tolist() for rank in range(size)]
 
 
-def shares(samples: Sequence[DistillSample], size: int) -> list[list[int]]:
-    """Return the places of the samples that each rank computes."""
-    return cut([sample.student_ids.size + sample.teacher_ids.size for sample in samples], size)
-
-
 def pooled(group: ProcessGroup, own: Gradient, samples: Sequence[DistillSample]) -> Gradient:
     """Return the sum of the ranks' gradients, with the statistics of all samples; equal on every rank."""
     if group.size == 1:

@@ -6,14 +6,14 @@ drops it, and continues with the one below. The gradients are those of the whole
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
+from functools import partial
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx.utils import tree_unflatten
 
 from sdpo_mlx.backends.mlx.adapter import Weights, assign
-from sdpo_mlx.backends.mlx.model import Block, Model, Nodes, SplitModel
+from sdpo_mlx.backends.mlx.model import Model, Nodes, SplitModel
 from sdpo_mlx.backends.packing import Unit
 from sdpo_mlx.core.seeding import derive
 
@@ -37,13 +37,30 @@ def backward(model: Model, student: Weights, unit: Unit, seed: int, inputs: Inpu
     """Phase C: gradients by name from the last block's cotangents; `inputs` is emptied on the way."""
     trunk, grads = model.trunk, Weights()
     for index in reversed(range(_lowest_trained(trunk, student), len(trunk.blocks))):
-        entering = inputs.pop()
+        block = trunk.blocks[index]
+        own = {name: array for name, array in student.items() if name.startswith(block.path)}
         with dropout(model.whole, derive(seed, index)):
-            found, cotangents = _block_vjp(trunk.blocks[index], student, unit, entering, cotangents)
-            grads.update(found)
-            mx.eval(found, cotangents)
-    grads.update(_embedding_vjp(model, student, unit, cotangents))
+            found, cotangents = _vjp(model, own, partial(block, unit=unit), inputs.pop(), cotangents)
+        grads.update(found)
+    if outside := {name: student[name] for name in outside_blocks(trunk, student)}:
+        grads.update(_vjp(model, outside, lambda _: trunk.enter(unit), [], cotangents)[0])
     return grads
+
+
+def _vjp(
+    model: Model, weights: Weights, run: Callable[[Nodes], Nodes], entering: Nodes, cotangents: Nodes
+) -> tuple[Weights, Nodes]:
+    """Gradients of a part of the model: its weights by name, and the nodes that enter it."""
+    names = list(weights)
+
+    def part(*arrays: mx.array) -> Nodes:
+        assign(model.whole, dict(zip(names, arrays, strict=False)))
+        return run(list(arrays[len(names) :]))
+
+    _, found = mx.vjp(part, [*weights.values(), *entering], cotangents)
+    mx.eval(found)
+    assign(model.whole, weights)
+    return dict(zip(names, found, strict=False)), found[len(names) :]
 
 
 def outside_blocks(trunk: SplitModel, student: Weights) -> list[str]:
@@ -57,39 +74,6 @@ def _lowest_trained(trunk: SplitModel, student: Weights) -> int:
     if outside_blocks(trunk, student):
         return 0
     return next(i for i, block in enumerate(trunk.blocks) if any(name.startswith(block.path) for name in student))
-
-
-def _block_vjp(block: Block, student: Weights, unit: Unit, entering: Nodes, cotangents: Nodes) -> tuple[Weights, Nodes]:
-    """Gradients of one block: its weights by name, and its nodes."""
-    names = [name for name in student if name.startswith(block.path)]
-    own = [student[name] for name in names]
-
-    def put(weights: Sequence[mx.array]) -> None:
-        block.layer.update(tree_unflatten([(n[len(block.path) :], w) for n, w in zip(names, weights, strict=True)]))
-
-    def run(*arrays: mx.array) -> list[mx.array]:
-        put(arrays[: len(names)])
-        return block(arrays[len(names) :], unit)
-
-    _, found = mx.vjp(run, [*own, *entering], cotangents)
-    put(own)
-    return dict(zip(names, found, strict=False)), found[len(names) :]
-
-
-def _embedding_vjp(model: Model, student: Weights, unit: Unit, cotangents: Nodes) -> Weights:
-    names = outside_blocks(model.trunk, student)
-    if not names:
-        return {}
-
-    def embed(*weights: mx.array) -> list[mx.array]:
-        assign(model.whole, dict(zip(names, weights, strict=True)))
-        return model.trunk.enter(unit)
-
-    own = [student[name] for name in names]
-    _, found = mx.vjp(embed, own, cotangents)
-    mx.eval(found)
-    assign(model.whole, dict(zip(names, own, strict=True)))
-    return dict(zip(names, found, strict=True))
 
 
 class dropout:  # noqa: N801  reads as a statement

@@ -1,9 +1,10 @@
-"""Measures how fast this machine multiplies, for `sdpo doctor` and `sdpo plan`."""
+"""The device that MLX runs on: its name, its speed, peak memory by phase of a step, and Metal's limits."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from importlib.metadata import version
 
 import mlx.core as mx
@@ -11,6 +12,7 @@ import mlx.core as mx
 from sdpo_mlx.backends.mlx import BLAS
 
 SIDE = 1_024
+CACHE_SHARE = 8  # freed buffers that MLX may keep: one part in this many of the recommended working set
 
 
 def device_line() -> str:
@@ -71,3 +73,44 @@ def gigaflops(seconds: float = 0.3, gpu: bool = False) -> float:
     a = mx.random.normal((SIDE, SIDE), key=mx.random.key(0))
     mx.eval(a)
     return 2 * SIDE**3 * max(_rate(lambda: mx.matmul(a, a, stream=where), seconds / 3) for _ in range(3)) / 1e9
+
+
+class PeakTracker:
+    """Peaks by phase in bytes since the last `read`; a phase begins with an empty buffer cache."""
+
+    def __init__(self) -> None:
+        self.phase, self.seen = "load", dict[str, int]()
+
+    def begin(self, phase: str) -> None:
+        """Count memory for `phase` from here on."""
+        self._note()
+        mx.clear_cache()
+        self.phase = phase
+
+    def read(self) -> dict[str, int]:
+        """Return the peak of each phase and reset them."""
+        self._note()
+        seen, self.seen = self.seen, {}
+        return seen
+
+    def _note(self) -> None:
+        self.seen[self.phase] = max(self.seen.get(self.phase, 0), mx.get_peak_memory())
+        mx.reset_peak_memory()
+
+
+@contextmanager
+def metal_limits() -> Iterator[None]:
+    """Inside, Metal keeps the model's memory wired and few freed buffers; both limits are restored.
+
+    Without a GPU nothing is set: the CPU has neither limit.
+    """
+    recommended = int(mx.device_info().get("max_recommended_working_set_size", 0))
+    if mx.default_device() != mx.Device(mx.gpu) or not recommended:
+        yield
+        return
+    wired, cached = mx.set_wired_limit(recommended), mx.set_cache_limit(recommended // CACHE_SHARE)
+    try:
+        yield
+    finally:
+        mx.set_wired_limit(wired)
+        mx.set_cache_limit(cached)

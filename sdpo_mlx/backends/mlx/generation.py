@@ -9,15 +9,16 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import mlx.core as mx
-import mlx.nn as nn
 import numpy as np
 
 from sdpo_mlx.backends.base import PREFILL, SamplingParams
 from sdpo_mlx.backends.mlx.losses import at, row_sum
 from sdpo_mlx.backends.mlx.mlx_lm_api import BatchGenerator, apply_top_p, make_prompt_cache
+from sdpo_mlx.backends.mlx.model import Model
 from sdpo_mlx.types import Generation, IntArray
 
 WORDS_IN_BLOCK = 512
@@ -47,7 +48,11 @@ class RowSampler:
         """Return tokens (B,) for the rows that the generator holds now, and keep their log-probs."""
         uids = self._next_rows(logprobs_BV.shape[0])
         # Normalised anew: the CPU's long sums cost mlx-lm's log-probs their fourth digit.
-        logs_BV = self._tempered(logprobs_BV.astype(mx.float32))
+        logs_BV, temperature = logprobs_BV.astype(mx.float32), self.sampling.temperature or 1.0
+        if temperature < COLD:
+            logs_BV = logs_BV - mx.max(logs_BV, axis=-1, keepdims=True)
+        if temperature != 1.0:
+            logs_BV = logs_BV / temperature
         weights_BV = mx.exp(logs_BV)
         tokens = self._sample(logs_BV, weights_BV, uids)
         chosen = at(logs_BV, tokens) - mx.log(row_sum(weights_BV))
@@ -56,12 +61,6 @@ class RowSampler:
         for row, uid in enumerate(uids):
             self._places[uid].append((len(self._chosen) - 1, row))
         return tokens
-
-    def _tempered(self, logprobs_BV: mx.array) -> mx.array:
-        t = self.sampling.temperature or 1.0
-        if t < COLD:
-            logprobs_BV = logprobs_BV - mx.max(logprobs_BV, axis=-1, keepdims=True)
-        return logprobs_BV if t == 1.0 else logprobs_BV / t
 
     def _sample(self, logs_BV: mx.array, weights_BV: mx.array, uids: list[int]) -> mx.array:
         if self.sampling.temperature == 0.0:
@@ -103,33 +102,41 @@ class RowSampler:
 
 
 def generate(
-    model: nn.Module,
+    model: Model,
     prompts: Sequence[IntArray],
     sampling: SamplingParams,
     seeds: Sequence[Sequence[int]],
     interrupted: Callable[[], bool] = lambda: False,
 ) -> Iterator[tuple[int, int, Generation]]:
     """See `Policy.generate`."""
-    if not any(seeds):
-        return
-    concurrency = sampling.concurrency
-    sampler = RowSampler(sampling)
-    generator = _generator(model, sampler, max(len(group) for group in seeds))
-    try:
-        for finished in _decode(generator, sampler, deque(enumerate(prompts)), seeds, concurrency):
+    waiting = deque((at, ids, seeds[at]) for at, ids in enumerate(prompts) if seeds[at])
+    owners: dict[int, tuple[int, int]] = {}
+    tokens: dict[int, list[int]] = {}
+    with _generator(model, sampling, max(map(len, seeds), default=1)) as (generator, sampler):
+        while waiting or tokens:
+            while waiting and (not tokens or len(tokens) + len(waiting[0][2]) <= sampling.concurrency):
+                at, ids, own = waiting.popleft()
+                for n, uid in enumerate(_insert_group(generator, ids, len(own))):
+                    owners[uid], tokens[uid] = (at, n), []
+                    sampler.admit(uid, own[n])
+            responses = generator.next_generated()
             if interrupted():
                 raise KeyboardInterrupt
-            if finished is not None:
-                yield finished
-    finally:
-        generator.close()
+            sampler.returned(responses)
+            for response in responses:
+                tokens[response.uid].append(int(response.token))
+                if response.finish_reason is None:
+                    continue
+                if interrupted():
+                    raise KeyboardInterrupt
+                ids_T = np.array(tokens.pop(response.uid), dtype=np.int32)
+                logps_T = sampler.logps(response.uid, ids_T.size)
+                yield *owners.pop(response.uid), Generation(ids_T, logps_T, response.finish_reason)
 
 
-def stream(model: nn.Module, prompt: IntArray, sampling: SamplingParams, seed: int) -> Iterator[int]:
+def stream(model: Model, prompt: IntArray, sampling: SamplingParams, seed: int) -> Iterator[int]:
     """See `Policy.stream`."""
-    sampler = RowSampler(sampling)
-    generator = _generator(model, sampler, 1)
-    try:
+    with _generator(model, sampling, 1) as (generator, sampler):
         sampler.admit(_insert_group(generator, prompt, 1)[0], seed)
         going = True
         while going:
@@ -138,47 +145,24 @@ def stream(model: nn.Module, prompt: IntArray, sampling: SamplingParams, seed: i
             for response in responses:
                 going = response.finish_reason is None
                 yield int(response.token)
-    finally:
-        generator.close()
 
 
-def _generator(model: nn.Module, sampler: RowSampler, group: int) -> BatchGenerator:
-    return BatchGenerator(
-        model,
-        max_tokens=sampler.sampling.max_tokens,
-        stop_tokens=[[token] for token in sorted(sampler.sampling.eos_ids)],
+@contextmanager
+def _generator(model: Model, sampling: SamplingParams, group: int) -> Iterator[tuple[BatchGenerator, RowSampler]]:
+    sampler = RowSampler(sampling)
+    generator = BatchGenerator(
+        model.whole,
+        max_tokens=sampling.max_tokens,
+        stop_tokens=[[token] for token in sorted(sampling.eos_ids)],
         sampler=sampler,
-        completion_batch_size=sampler.sampling.concurrency,
+        completion_batch_size=sampling.concurrency,
         prefill_batch_size=group,
         prefill_step_size=PREFILL,
     )
-
-
-def _decode(
-    generator: BatchGenerator,
-    sampler: RowSampler,
-    waiting: deque[tuple[int, IntArray]],
-    seeds: Sequence[Sequence[int]],
-    concurrency: int,
-) -> Iterator[tuple[int, int, Generation] | None]:
-    """Yield finished rollouts, and None after each token so that the caller can check for an interrupt."""
-    owners: dict[int, tuple[int, int]] = {}
-    tokens: dict[int, list[int]] = {}
-    while waiting or tokens:
-        while waiting and len(tokens) + len(seeds[waiting[0][0]]) <= max(concurrency, len(seeds[waiting[0][0]])):
-            prompt, ids = waiting.popleft()
-            for rollout, uid in enumerate(_insert_group(generator, ids, len(seeds[prompt]))):
-                owners[uid], tokens[uid] = (prompt, rollout), []
-                sampler.admit(uid, seeds[prompt][rollout])
-        responses = generator.next_generated()
-        yield None
-        sampler.returned(responses)
-        for response in responses:
-            tokens[response.uid].append(int(response.token))
-            if response.finish_reason is not None:
-                ids_T = np.array(tokens.pop(response.uid), dtype=np.int32)
-                logps_T = sampler.logps(response.uid, ids_T.size)
-                yield *owners.pop(response.uid), Generation(ids_T, logps_T, response.finish_reason)
+    try:
+        yield generator, sampler
+    finally:
+        generator.close()
 
 
 def _insert_group(generator: BatchGenerator, ids: IntArray, n: int) -> list[int]:

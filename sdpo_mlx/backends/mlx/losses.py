@@ -39,7 +39,7 @@ def row_loss(
     """
     student = distribution(student_logits_RV, temperature)
     log_p_R = at(student.logs, rows.ids_R)
-    ratio_R = importance_ratio(log_p_R, rows.rollout_logps_R)
+    ratio_R = mx.exp(mx.clip(log_p_R - rows.rollout_logps_R, -LOG_RATIO_LIMIT, LOG_RATIO_LIMIT))
     total = mx.sum(rows.policy_R * policy_rows(ratio_R, rows.advantage_R, cfg))
     divergence_R = log_q_R = mx.zeros_like(log_p_R)
     if teacher_logits_RV is not None:
@@ -50,8 +50,10 @@ def row_loss(
             term_R = (rows.sequence_R if cfg.support == "sequence" else divergence_R) * log_p_R
         else:
             term_R = divergence_R = divergence_rows(student, teacher, cfg)
-        total = total + mx.sum(rows.distil_R * importance_weight(ratio_R, cfg) * term_R)
-    figures = (divergence_R, entropy(student), log_p_R, log_q_R, ratio_R)
+        weight_R = mx.ones_like(ratio_R) if cfg.importance_clip is None else mx.minimum(ratio_R, cfg.importance_clip)
+        total = total + mx.sum(rows.distil_R * mx.stop_gradient(weight_R) * term_R)
+    entropy_R = -row_sum(mx.stop_gradient(student.probs) * mx.stop_gradient(student.logs))
+    figures = (divergence_R, entropy_R, log_p_R, log_q_R, ratio_R)
     return total, RowStatistics(*(mx.stop_gradient(figure) for figure in figures))
 
 
@@ -120,23 +122,6 @@ def policy_rows(ratio_R: mx.array, advantage_R: mx.array, cfg: ObjectiveConfig) 
     free_R = ratio_R * advantage_R
     held_R = mx.stop_gradient(mx.clip(ratio_R, 1.0 - cfg.clip_low, 1.0 + cfg.clip_high)) * advantage_R
     return -mx.where(free_R <= held_R, free_R, held_R)
-
-
-def importance_ratio(log_p_R: mx.array, rollout_logps_R: mx.array) -> mx.array:
-    """p(y) / p_0(y) with its logarithm held within +-20."""
-    return mx.exp(mx.clip(log_p_R - rollout_logps_R, -LOG_RATIO_LIMIT, LOG_RATIO_LIMIT))
-
-
-def importance_weight(ratio_R: mx.array, cfg: ObjectiveConfig) -> mx.array:
-    """The constant that multiplies each row's distillation term; 1 when off."""
-    if cfg.importance_clip is None:
-        return mx.ones_like(ratio_R)
-    return mx.stop_gradient(mx.minimum(ratio_R, cfg.importance_clip))
-
-
-def entropy(rows: Distribution) -> mx.array:
-    """Entropy of each row in nats."""
-    return -row_sum(mx.stop_gradient(rows.probs) * mx.stop_gradient(rows.logs))
 
 
 def at(values_RV: mx.array, ids_R: mx.array) -> mx.array:

@@ -40,7 +40,10 @@ class Block:
         leaving = Nodes()
         for hidden, node in zip(entering, unit.nodes, strict=True):
             cache = self._after(None if node.parent is None else caches[node.parent], hidden.shape[0])
-            leaving.append(self.layer(hidden, self._mask(hidden.shape[1], cache), cache))
+            mask, length = None if self.states else "causal", hidden.shape[1]
+            if self.window is not None and length + cache.offset > self.window:
+                mask = create_causal_mask(length, cache.offset, window_size=self.window)
+            leaving.append(self.layer(hidden, mask, cache))
             caches.append(None if node.rows else cache)
         return leaving
 
@@ -52,13 +55,6 @@ class Block:
             shared = [mx.broadcast_to(array, (rows, *array.shape[1:])) for array in arrays]
             cache.state = (shared, None, None) if self.states else tuple(shared)
         return cache
-
-    def _mask(self, length: int, cache: Any) -> Any:
-        if self.states:
-            return None
-        if self.window is not None and length + cache.offset > self.window:
-            return create_causal_mask(length, cache.offset, window_size=self.window)
-        return "causal"
 
 
 class SplitModel:
@@ -72,7 +68,13 @@ class SplitModel:
         path = f"{root}model.layers"
         caches = make_prompt_cache(model)
         self.blocks = [
-            Block(layer, f"{path}.{i}.", _window(self.inner, layer, i), _states(cache))
+            # A block keeps recurrent states, or keys and values.
+            Block(
+                layer,
+                f"{path}.{i}.",
+                _window(self.inner, layer, i),
+                len(cache.cache) if isinstance(cache, ArraysCache) else 0,
+            )
             for i, (layer, cache) in enumerate(zip(self.inner.layers, caches, strict=True))
         ]
 
@@ -131,7 +133,10 @@ def check_parity(model: nn.Module, trunk: SplitModel, vocab_size: int) -> bool:
 
     Raise ConfigError if they differ without: learning would follow a wrong gradient.
     """
-    _check_windows(model, trunk)
+    # Sliding windows are longer than the text below, so compare them with the model's own caches.
+    for index, (block, cache) in enumerate(zip(trunk.blocks, make_prompt_cache(model), strict=False)):
+        if getattr(cache, "max_size", None) != block.window:
+            raise _unsupported(model, f"block {index} has an unsupported attention window")
     worst = 0.0
     for share in (True, False):
         try:
@@ -163,13 +168,6 @@ def _difference(model: nn.Module, trunk: SplitModel, vocab_size: int, share: boo
     return worst
 
 
-def _check_windows(model: nn.Module, trunk: SplitModel) -> None:
-    """Sliding windows are longer than the parity check's text, so compare them with the model's own caches."""
-    for index, (block, cache) in enumerate(zip(trunk.blocks, make_prompt_cache(model), strict=False)):
-        if getattr(cache, "max_size", None) != block.window:
-            raise _unsupported(model, f"block {index} has an unsupported attention window")
-
-
 def _window(inner: nn.Module, layer: nn.Module, index: int) -> int | None:
     if getattr(layer, "use_sliding", False):
         return int(inner.sliding_window)
@@ -177,11 +175,6 @@ def _window(inner: nn.Module, layer: nn.Module, index: int) -> int | None:
     if pattern and index % pattern != pattern - 1:
         return int(inner.window_size)
     return None
-
-
-def _states(cache: Any) -> int:
-    """How many recurrent states a block of this cache keeps; 0 if it keeps keys and values."""
-    return len(cache.cache) if isinstance(cache, ArraysCache) else 0
 
 
 def _unsupported(model: nn.Module, why: str) -> ConfigError:

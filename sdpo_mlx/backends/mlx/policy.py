@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -13,25 +13,26 @@ import mlx.optimizers as optim
 import numpy as np
 from mlx.utils import tree_flatten
 
-from sdpo_mlx.backends.base import MICRO_BATCH_TOKENS, Arrays, PolicyInfo, SamplingParams
+from sdpo_mlx.backends.base import MICRO_BATCH_TOKENS, Arrays, PolicyInfo
 from sdpo_mlx.backends.learner import Learner, TopK
 from sdpo_mlx.backends.loss_head import Hidden, LearnBatch, TeacherSet, Weights
 from sdpo_mlx.backends.mlx import BLAS, adapter, generation
+from sdpo_mlx.backends.mlx.device import PeakTracker, metal_limits
 from sdpo_mlx.backends.mlx.gradient import MLXGradientPass, mixed_logits
 from sdpo_mlx.backends.mlx.loading import device_name, load
 from sdpo_mlx.backends.mlx.losses import at, log_softmax
-from sdpo_mlx.backends.mlx.memory import PeakTracker, metal_limits
 from sdpo_mlx.backends.mlx.model import Model
 from sdpo_mlx.backends.packing import Unit
 from sdpo_mlx.config import ModelConfig, TeacherConfig, TrainConfig
 from sdpo_mlx.core.seeding import derive
-from sdpo_mlx.types import Generation, IntArray
+from sdpo_mlx.types import IntArray
 
 
 class MLXPolicy(Learner):
     """A model with its student adapter, teacher adapter and optimizer."""
 
     model: Model
+    generation = generation
 
     def __init__(self, path: Path, model: ModelConfig, teacher: TeacherConfig, train: TrainConfig) -> None:
         super().__init__(model, teacher, train)
@@ -61,21 +62,6 @@ class MLXPolicy(Learner):
             bitwise=device == "cpu",
             details={"blas": BLAS, "mlx": version("mlx"), "architecture": str(self.config.get("model_type", ""))},
         )
-
-    def generate(
-        self,
-        prompts: Sequence[IntArray],
-        sampling: SamplingParams,
-        seeds: Sequence[Sequence[int]],
-        interrupted: Callable[[], bool] = lambda: False,
-    ) -> Iterator[tuple[int, int, Generation]]:
-        """See `Policy.generate`."""
-        self.peaks.begin("generate")
-        return generation.generate(self.model.whole, prompts, sampling, seeds, interrupted=interrupted)
-
-    def stream(self, prompt: IntArray, sampling: SamplingParams, seed: int) -> Iterator[int]:
-        """See `Policy.stream`."""
-        return generation.stream(self.model.whole, prompt, sampling, seed)
 
     def state(self) -> Mapping[str, Arrays]:
         """See `Policy.state`."""

@@ -29,7 +29,7 @@ def row_loss(
     """
     logp_RV = log_softmax(student_logits_RV, temperature)
     log_p_R = at(logp_RV, rows.ids_R)
-    ratio_R = importance_ratio(log_p_R, rows.rollout_logps_R)
+    ratio_R = (log_p_R - rows.rollout_logps_R).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT).exp()
     total = (rows.policy_R * policy_rows(ratio_R, rows.advantage_R, cfg)).sum()
     divergence_R = log_q_R = torch.zeros_like(log_p_R)
     if teacher_logits_RV is not None:
@@ -40,8 +40,11 @@ def row_loss(
             term_R = (rows.sequence_R if cfg.support == "sequence" else divergence_R) * log_p_R
         else:
             term_R = divergence_R = divergence_rows(logp_RV, logq_RV, cfg)
-        total = total + (rows.distil_R * importance_weight(ratio_R, cfg) * term_R).sum()
-    figures = (divergence_R, entropy(logp_RV), log_p_R, log_q_R, ratio_R)
+        free = cfg.importance_clip is None
+        weight_R = torch.ones_like(ratio_R) if free else ratio_R.detach().clamp(max=cfg.importance_clip)
+        total = total + (rows.distil_R * weight_R * term_R).sum()
+    entropy_R = -(logp_RV.detach().exp() * logp_RV.detach()).sum(-1)
+    figures = (divergence_R, entropy_R, log_p_R, log_q_R, ratio_R)
     return total, RowStatistics(*(figure.detach() for figure in figures))
 
 
@@ -89,24 +92,6 @@ def policy_rows(ratio_R: Tensor, advantage_R: Tensor, cfg: ObjectiveConfig) -> T
     free_R = ratio_R * advantage_R
     held_R = ratio_R.detach().clamp(1.0 - cfg.clip_low, 1.0 + cfg.clip_high) * advantage_R
     return -torch.where(free_R <= held_R, free_R, held_R)
-
-
-def importance_ratio(log_p_R: Tensor, rollout_logps_R: Tensor) -> Tensor:
-    """p(y) / p_0(y) with its logarithm held within +-20."""
-    return (log_p_R - rollout_logps_R).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT).exp()
-
-
-def importance_weight(ratio_R: Tensor, cfg: ObjectiveConfig) -> Tensor:
-    """The constant that multiplies each row's distillation term; 1 when off."""
-    if cfg.importance_clip is None:
-        return torch.ones_like(ratio_R)
-    return ratio_R.detach().clamp(max=cfg.importance_clip)
-
-
-def entropy(logp_RV: Tensor) -> Tensor:
-    """Entropy of each row in nats."""
-    held_RV = logp_RV.detach()
-    return -(held_RV.exp() * held_RV).sum(-1)
 
 
 def at(values_RV: Tensor, ids_R: Tensor) -> Tensor:

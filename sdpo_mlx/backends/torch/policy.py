@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sdpo_mlx.backends.base import MICRO_BATCH_TOKENS, Arrays, PolicyInfo, SamplingParams
+from sdpo_mlx.backends.base import MICRO_BATCH_TOKENS, Arrays, PolicyInfo
 from sdpo_mlx.backends.learner import Learner, TopK
 from sdpo_mlx.backends.loss_head import Gradient, Hidden, LearnBatch, TeacherSet, Weights
 from sdpo_mlx.backends.packing import Unit
@@ -23,7 +23,7 @@ from sdpo_mlx.backends.torch.losses import at, log_softmax
 from sdpo_mlx.config import ModelConfig, ObjectiveConfig, TeacherConfig, TrainConfig
 from sdpo_mlx.core.errors import ConfigError
 from sdpo_mlx.core.seeding import derive
-from sdpo_mlx.types import DistillSample, Generation, IntArray
+from sdpo_mlx.types import DistillSample, IntArray
 
 TOKENS_ON_CPU = 512  # of one pass; more is hardly faster there
 SMALLEST_BUDGET = 64  # tokens of one pass below which running out of memory is final
@@ -33,6 +33,7 @@ class TorchPolicy(Learner):
     """A model with its student adapter, teacher adapter and optimizer."""
 
     model: Model
+    generation = generation
 
     def __init__(self, path: Path, model: ModelConfig, teacher: TeacherConfig, train: TrainConfig) -> None:
         super().__init__(model, teacher, train)
@@ -68,20 +69,6 @@ class TorchPolicy(Learner):
                 "card": torch.cuda.get_device_name() if device == "cuda" else "",
             },
         )
-
-    def generate(
-        self,
-        prompts: Sequence[IntArray],
-        sampling: SamplingParams,
-        seeds: Sequence[Sequence[int]],
-        interrupted: Callable[[], bool] = lambda: False,
-    ) -> Iterator[tuple[int, int, Generation]]:
-        """See `Policy.generate`."""
-        return generation.generate(self.model, prompts, sampling, seeds, interrupted=interrupted)
-
-    def stream(self, prompt: IntArray, sampling: SamplingParams, seed: int) -> Iterator[int]:
-        """See `Policy.stream`."""
-        return generation.stream(self.model, prompt, sampling, seed)
 
     def state(self) -> Mapping[str, Arrays]:
         """See `Policy.state`; the names and shapes are the same on every backend."""

@@ -165,7 +165,7 @@ def test_plan_of_torch_is_refused_in_one_line() -> None:
 
 
 def test_metals_limits_are_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    from sdpo_mlx.backends.mlx import memory as limits
+    from sdpo_mlx.backends.mlx import device as limits
 
     now = {"wired": 1, "cache": 2}
 
