@@ -37,6 +37,7 @@ from sdpo_mlx.types import DistillSample, Generation, IntArray, Role
 
 Interrupted = Callable[[], bool]
 Rollout = tuple[int, int, Generation]  # prompt, rollout of the prompt, tokens
+EMPTY = np.zeros(0, np.float32)
 TopK = tuple[Any, Any, Any]  # log-probs of given ids (T,), top-k ids and log-probs (T, K)
 
 
@@ -139,7 +140,7 @@ class Learner(Policy, ABC):
                 for part in slices(response.size, self.model.chunk)
             ]
             columns: list[Any] = [np.concatenate(column) for column in zip(*parts, strict=True)]
-            logps_T = columns[0] if parts else np.zeros(0, np.float32)
+            logps_T = columns[0] if parts else EMPTY
             scores.append(Scores(logps_T, *(columns[1:] if parts and top_k else (None, None))))
         return scores
 
@@ -171,7 +172,7 @@ class Learner(Policy, ABC):
         short = f"out of memory: the step was computed in parts of {self.budget} tokens, as all steps from now on"
         return replace(
             update,
-            divergence_T=tuple(given.get(id(s), np.zeros(0, np.float32)) for s in samples),
+            divergence_T=tuple(given.get(id(s), EMPTY) for s in samples),
             warnings=(short,) if self.budget < budget else (),
         )
 
@@ -250,14 +251,22 @@ class Learner(Policy, ABC):
         if applied:
             self.optimizer_step(grads, learning_rate)
             self.updates += 1
+        pairs, clip = list(zip(samples, found.statistics, strict=True)), objective.importance_clip
+        distilled = [figures.divergence_R for s, figures in pairs if s.distil_weight > 0]
+        ratio = np.concatenate([figures.ratio_R for _, figures in pairs])
         return Update(
             applied=applied,
             reason="" if applied else "learning_rate" if finite else "non_finite",
             loss=found.loss,
+            divergence=float(np.concatenate(distilled).mean()) if distilled else 0.0,
+            entropy=float(np.concatenate([figures.entropy_R for _, figures in pairs]).mean()),
+            importance_mean=float(ratio.mean()),
+            importance_clipped=float((ratio > clip).mean()) if clip is not None else 0.0,
             grad_norm=norm,
+            tokens=int(ratio.size),
+            divergence_T=tuple(f.log_q_R - f.log_p_R if s.distil_weight > 0 else EMPTY for s, f in pairs),
             teacher_seconds=found.teacher_seconds,
             non_finite=bad,
-            **update_figures(samples, found.statistics, objective.importance_clip),
         )
 
 
@@ -291,21 +300,3 @@ def non_finite_problems(
         or not np.isfinite([s.distil_weight, s.policy_weight, s.advantage]).all()
     ]
     return tuple(dict.fromkeys(faults or [samples[i].problem_id for i in suspects]))
-
-
-def update_figures(
-    samples: Sequence[DistillSample], statistics: Sequence[RowStatistics], importance_clip: float | None
-) -> dict[str, Any]:
-    """Return the means over counted tokens, and log q - log p per sample, for `Update`."""
-    pairs = list(zip(samples, statistics, strict=True))
-    distilled = [figures.divergence_R for s, figures in pairs if s.distil_weight > 0]
-    ratio = np.concatenate([figures.ratio_R for _, figures in pairs])
-    nothing = np.zeros(0, np.float32)
-    return {
-        "divergence": float(np.concatenate(distilled).mean()) if distilled else 0.0,
-        "entropy": float(np.concatenate([figures.entropy_R for _, figures in pairs]).mean()),
-        "importance_mean": float(ratio.mean()),
-        "importance_clipped": float((ratio > importance_clip).mean()) if importance_clip is not None else 0.0,
-        "tokens": int(ratio.size),
-        "divergence_T": tuple(f.log_q_R - f.log_p_R if s.distil_weight > 0 else nothing for s, f in pairs),
-    }

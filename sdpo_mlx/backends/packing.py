@@ -116,8 +116,9 @@ def _branches_of(members: list[Member], path: tuple[_Shared, ...]) -> tuple[list
     shared = reach - depth >= (1 if equal else SHORTEST_SHARED)
     if shared:
         path = (*path, *(_Shared(first[at : min(at + PREFILL, reach)]) for at in range(depth, reach, PREFILL)))
-    alone, branches = members if equal else [], list[_Branch]()
-    for _, part in groupby([] if equal else members, key=lambda m: (int(m.prompt[reach]), m.prompt.size > reach + 1)):
+    alone, branches = (members, []) if equal else (list[Member](), list[_Branch]())
+    diverging = [] if equal else members  # part by part
+    for _, part in groupby(diverging, key=lambda m: (int(m.prompt[reach]), m.prompt.size > reach + 1)):
         rest, found = _branches_of(list(part), path)
         alone.extend(rest)
         branches.extend(found)
@@ -131,7 +132,8 @@ def _units(branches: Sequence[_Branch], budget: int) -> list[Unit]:
     for branch in branches:
         for part in _within(branch.members, budget - branch.depth, branch.length):
             more = _Branch(branch.path, part)
-            if taken and (taken[-1].path[:1] != more.path[:1] or not more.path or _size([*taken, more]) > budget):
+            related = more.path and taken and taken[-1].path[:1] == more.path[:1]
+            if taken and (not related or _size([*taken, more]) > budget):
                 units.append(_unit(taken))
                 taken = []
             taken.append(more)

@@ -71,15 +71,6 @@ def active(model: nn.Module, weights: Mapping[str, mx.array], resting: Mapping[s
         assign(model, resting)
 
 
-def moved(teacher: Mapping[str, mx.array], student: Mapping[str, mx.array], rate: float) -> Weights:
-    """(1 - rate) teacher + rate student, by name; rates 0 and 1 copy exactly."""
-    if rate in (0.0, 1.0):
-        return dict(student if rate else teacher)
-    result = {name: array + rate * (student[name] - array) for name, array in teacher.items()}
-    mx.eval(result)
-    return result
-
-
 def to_numpy(weights: Mapping[str, mx.array]) -> dict[str, npt.NDArray[Any]]:
     """Return numpy copies."""
     return {name: np.array(array) for name, array in weights.items()}

@@ -22,11 +22,11 @@ from sdpo_mlx.core.errors import ConfigError
 
 Weights = dict[str, Tensor]
 # Ends of parameter names: peft's, and mlx-lm's for the same weights.
-_ENDS = (
-    (".lora_A.default.weight", ".lora_a"),
-    (".lora_B.default.weight", ".lora_b"),
-    (".lora_magnitude_vector.default.weight", ".m"),
-)
+_ENDS = {
+    ".lora_A.default.weight": ".lora_a",
+    ".lora_B.default.weight": ".lora_b",
+    ".lora_magnitude_vector.default.weight": ".m",
+}
 
 
 def attach(model: nn.Module, cfg: AdapterConfig, seed: int) -> dict[str, nn.Parameter]:
@@ -40,12 +40,14 @@ def attach(model: nn.Module, cfg: AdapterConfig, seed: int) -> dict[str, nn.Para
         model.float().requires_grad_(True)  # small updates vanish in 16 bits
     else:
         inject_adapter_in_model(_lora(model, cfg), model)
+    trained: dict[str, nn.Parameter] = {}
     for name, parameter in model.named_parameters():
-        if cfg.kind != "full":
-            parameter.requires_grad_(any(name.endswith(end) for end, _ in _ENDS))
+        end = next((end for end in _ENDS if name.endswith(end)), "")
+        parameter.requires_grad_(cfg.kind == "full" or bool(end))
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
-    return {_to_mlx(name): each for name, each in model.named_parameters() if each.requires_grad}
+            trained[name.removesuffix(end) + _ENDS.get(end, "")] = parameter
+    return trained
 
 
 @contextmanager
@@ -64,13 +66,6 @@ def active(parameters: Mapping[str, nn.Parameter], weights: Mapping[str, Tensor]
 def copied(parameters: Mapping[str, Tensor]) -> Weights:
     """Return copies of the tensors."""
     return {name: each.detach().clone() for name, each in parameters.items()}
-
-
-def moved(teacher: Weights, student: Mapping[str, Tensor], rate: float) -> Weights:
-    """(1 - rate) teacher + rate student, by name; rates 0 and 1 copy exactly."""
-    if rate in (0.0, 1.0):
-        return copied(student) if rate else teacher
-    return {name: each + rate * (student[name].detach() - each) for name, each in teacher.items()}
 
 
 def to_numpy(weights: Mapping[str, Tensor]) -> dict[str, npt.NDArray[Any]]:
@@ -92,13 +87,6 @@ def from_numpy(arrays: Mapping[str, npt.NDArray[Any]], like: Mapping[str, Tensor
 def _transposed(name: str, tensor: Tensor) -> Tensor:
     """mlx-lm stores LoRA's factors transposed."""
     return tensor.T if name.partition("|")[0].endswith((".lora_a", ".lora_b")) else tensor
-
-
-def _to_mlx(name: str) -> str:
-    for end, ours in _ENDS:
-        if name.endswith(end):
-            return name.removesuffix(end) + ours
-    return name
 
 
 def _lora(model: nn.Module, cfg: AdapterConfig) -> LoraConfig:

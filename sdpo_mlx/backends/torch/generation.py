@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
 from sdpo_mlx.backends.base import SamplingParams
-from sdpo_mlx.backends.torch.kv_cache import Prefix, given, joined, prefill
+from sdpo_mlx.backends.torch.kv_cache import cache_of, given, joined, prefill
 from sdpo_mlx.backends.torch.loading import Model
 from sdpo_mlx.backends.torch.losses import log_softmax
 from sdpo_mlx.types import FinishReason, Generation, IntArray
@@ -78,8 +78,10 @@ def stream(model: Model, prompt: IntArray, sampling: SamplingParams, seed: int) 
 def _start(model: Model, ids: IntArray, n: int) -> tuple[DynamicCache, Tensor]:
     """Run the prompt except for its last token once; return a cache for n rows, and that token."""
     prompt = torch.from_numpy(np.asarray(ids, dtype=np.int64)).to(model.device)
-    before = prefill(model.body, prompt[None, :-1]) if prompt.numel() > 1 else _nothing(model)
-    return before.cache(n), prompt[-1:].expand(n)
+    # A cache of no tokens has the shapes of one.
+    layers, length = prefill(model.body, prompt[None, : max(1, prompt.numel() - 1)]), prompt.numel() - 1
+    before = [(keys[:, :, :length], values[:, :, :length]) for keys, values in layers]
+    return cache_of(before, n), prompt[-1:].expand(n)
 
 
 @torch.no_grad()
@@ -112,7 +114,10 @@ def _sample(logp_BV: Tensor, rows: list[Row], sampling: SamplingParams) -> Tenso
     # Apple's GPU has no float64; sums of a long vocabulary need it.
     p_BV = logp_BV.cpu().double().exp() if logp_BV.device.type == "mps" else logp_BV.double().exp()
     if sampling.top_p < 1.0:
-        p_BV = _nucleus(p_BV, sampling.top_p)
+        # The likeliest ids whose probabilities reach `top_p` together; the others get 0.
+        ordered, ids = p_BV.sort(-1, descending=True)
+        kept = torch.where(ordered.cumsum(-1) - ordered < sampling.top_p, ordered, 0.0)
+        p_BV = torch.zeros_like(p_BV).scatter(-1, ids, kept)
     total_BV = p_BV.cumsum(-1)
     u_B1 = torch.tensor([[row.uniforms_T[len(row.tokens)]] for row in rows], dtype=p_BV.dtype, device=p_BV.device)
     # The first id whose sum exceeds the number has a probability above 0.
@@ -120,13 +125,6 @@ def _sample(logp_BV: Tensor, rows: list[Row], sampling: SamplingParams) -> Tenso
     # Rounding must not lead past the last id of a probability above 0.
     last = p_BV.shape[-1] - 1 - (p_BV.flip(-1) > 0).int().argmax(-1)
     return torch.minimum(found, last).to(logp_BV.device)
-
-
-def _nucleus(p_BV: Tensor, top_p: float) -> Tensor:
-    """The likeliest ids whose probabilities reach `top_p` together; the others get 0."""
-    ordered, ids = p_BV.sort(-1, descending=True)
-    before = ordered.cumsum(-1) - ordered
-    return torch.zeros_like(p_BV).scatter(-1, ids, torch.where(before < top_p, ordered, 0.0))
 
 
 def _end(row: Row, sampling: SamplingParams) -> FinishReason | None:
@@ -137,9 +135,3 @@ def _end(row: Row, sampling: SamplingParams) -> FinishReason | None:
 
 def _uniforms(seed: int, sampling: SamplingParams) -> Any:
     return np.random.default_rng(seed).random(sampling.max_tokens)
-
-
-def _nothing(model: Model) -> Prefix:
-    """A cache of no tokens, shaped as the model's own."""
-    one = torch.zeros((1, 1), dtype=torch.long, device=model.device)
-    return Prefix([(keys[:, :, :0], values[:, :, :0]) for keys, values in prefill(model.body, one).layers])

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from sdpo_mlx.backends.loss_head import GradientPass, LearnBatch, Rows, RowStatistics, TeacherSet, by_member
 from sdpo_mlx.backends.packing import Unit
 from sdpo_mlx.backends.torch.adapter import active
-from sdpo_mlx.backends.torch.kv_cache import Prefix, prefill
+from sdpo_mlx.backends.torch.kv_cache import Layers, prefill
 from sdpo_mlx.backends.torch.loading import Model
 from sdpo_mlx.backends.torch.losses import row_loss
 from sdpo_mlx.types import IntArray
@@ -91,7 +91,7 @@ def mixed_logits(
 def hidden_states(model: Model, unit: Unit) -> Tensor:
     """The last hidden states (R, d) that predict the unit's responses, prefixes computed once."""
     found: list[Tensor] = []
-    prefixes: dict[int, Prefix] = {}
+    prefixes: dict[int, Layers] = {}
     for place, node in enumerate(unit.nodes):
         before = None if node.parent is None else prefixes[node.parent]
         if node.rows:

@@ -6,8 +6,7 @@ Layers of every kind keep all their keys here; the masks, not the cache, impleme
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from functools import cache as remembered
 from typing import Any
 
@@ -18,26 +17,15 @@ from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from sdpo_mlx.backends.base import PREFILL
 
-Layers = list[tuple[Tensor, Tensor]]  # keys and values (n, heads, length, width) a layer
+Layers = list[tuple[Tensor, Tensor]]  # keys and values (n, heads, length, width) a layer; n = 1 for a shared prefix
 
 
-@dataclass(frozen=True)
-class Prefix:
-    """The cache of a shared prompt, once (n = 1)."""
-
-    layers: Layers
-
-    def cache(self, rows: int) -> DynamicCache:
-        """A cache for this many rows that all begin with this prefix; nothing is copied, gradients flow."""
-        return cache_of([(k.expand(rows, -1, -1, -1), v.expand(rows, -1, -1, -1)) for k, v in self.layers])
-
-
-def prefill(body: nn.Module, ids_1P: Tensor, before: Prefix | None = None) -> Prefix:
+def prefill(body: nn.Module, ids_1P: Tensor, before: Layers | None = None) -> Layers:
     """Run a prompt once, in pieces, after the prefix before it."""
-    cache = DynamicCache() if before is None else before.cache(1)
+    cache = cache_of(before or [])
     for start in range(0, ids_1P.shape[1], PREFILL):
         body(input_ids=ids_1P[:, start : start + PREFILL], use_cache=True, **given(body, cache))
-    return Prefix(layers_of(cache))
+    return layers_of(cache)
 
 
 def given(body: nn.Module, cache: DynamicCache) -> dict[str, DynamicCache]:
@@ -50,10 +38,10 @@ def _cache_name(forward: Callable[..., Any]) -> str:
     return "cache" if "cache" in inspect.signature(forward).parameters else "past_key_values"
 
 
-def cache_of(layers: Layers) -> DynamicCache:
-    """A cache that holds these keys and values."""
+def cache_of(layers: Layers, rows: int = -1) -> DynamicCache:
+    """A cache of these keys and values, or of `rows` that all begin with this prefix: not copied, gradients flow."""
     cache = DynamicCache()
-    for keys, values in layers:
+    for keys, values in [(k.expand(rows, -1, -1, -1), v.expand(rows, -1, -1, -1)) for k, v in layers]:
         layer = DynamicLayer()
         layer.lazy_initialization(keys, values)
         layer.keys, layer.values = keys, values  # assigned directly: `update` would copy them
@@ -68,15 +56,10 @@ def layers_of(cache: DynamicCache) -> Layers:
 
 def joined(*caches: DynamicCache) -> DynamicCache:
     """Join the rows of several caches, padded on the left to the longest."""
-    parts = [layers_of(cache) for cache in caches]
-    length = max(part[0][0].shape[2] for part in parts)
+    length = max(cache.get_seq_length() for cache in caches)
 
-    def padded(tensor: Tensor) -> Tensor:
-        return pad(tensor, (0, 0, length - tensor.shape[2], 0))
+    def rows(tensors: Sequence[Tensor]) -> Tensor:
+        return torch.cat([pad(each, (0, 0, length - each.shape[2], 0)) for each in tensors])
 
-    return cache_of(
-        [
-            (torch.cat([padded(part[i][0]) for part in parts]), torch.cat([padded(part[i][1]) for part in parts]))
-            for i in range(len(parts[0]))
-        ]
-    )
+    layers = zip(*map(layers_of, caches), strict=True)
+    return cache_of([(rows([k for k, _ in layer]), rows([v for _, v in layer])) for layer in layers])

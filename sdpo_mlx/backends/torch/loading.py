@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
@@ -20,11 +20,10 @@ from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 from transformers.utils import logging
 
-from sdpo_mlx.backends.torch.kv_cache import Prefix, given, prefill
+from sdpo_mlx.backends.torch.kv_cache import Layers, cache_of, given, prefill
 from sdpo_mlx.config import ModelConfig
 from sdpo_mlx.core.errors import ConfigError
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 CHUNK_BYTES = 64 * 2**20  # one float32 copy of a chunk's logits; some 15 to 25 of it live at once
 PARITY_TOLERANCE = 2e-2  # bfloat16 keeps eight bits; float32 models come out near 1e-6
 
@@ -51,15 +50,13 @@ class Model:
         """Response positions that the head sees at once."""
         return max(16, CHUNK_BYTES // (4 * self.vocab_size))
 
-    def hidden(self, rows_NT: Tensor, prefix: Prefix | None = None) -> Tensor:
+    def hidden(self, rows_NT: Tensor, prefix: Layers | None = None) -> Tensor:
         """Last hidden states (N, T, d) of right-padded rows that continue from a shared prefix."""
-        if prefix is None and self.recompute and torch.is_grad_enabled():
-            with _recomputed(self.body):
-                return self.body(input_ids=rows_NT, use_cache=False).last_hidden_state
-        if prefix is None:
+        if prefix is not None:
+            cache = cache_of(prefix, rows_NT.shape[0])
+            return self.body(input_ids=rows_NT, use_cache=True, **given(self.body, cache)).last_hidden_state
+        with _recomputed(self.body) if self.recompute and torch.is_grad_enabled() else nullcontext():
             return self.body(input_ids=rows_NT, use_cache=False).last_hidden_state
-        cache = prefix.cache(rows_NT.shape[0])
-        return self.body(input_ids=rows_NT, use_cache=True, **given(self.body, cache)).last_hidden_state
 
     def logits(self, hidden_RD: Tensor) -> Tensor:
         """Logits (R, V) of hidden states."""
@@ -85,21 +82,22 @@ def load(path: Path, cfg: ModelConfig) -> tuple[Model, dict[str, Any]]:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     device = device_of(cfg.device)
+    dtype = "float32" if cfg.dtype == "auto" and device.type == "cpu" else cfg.dtype
     try:
         config = json.loads((path / "config.json").read_text(encoding="utf-8"))
         if "quantization" in config:
             raise ValueError("its weights are quantised by mlx, which only the mlx backend reads")
         whole = AutoModelForCausalLM.from_pretrained(
             path,
-            dtype=_dtype(cfg, device),
+            dtype=dtype,
             local_files_only=True,
             trust_remote_code=False,
             use_safetensors=True,
             attn_implementation="sdpa",
-            **_in_bits(cfg, device),
+            **_in_bits(cfg, device, dtype),
         )
-        whole = _with_exact_embeddings(whole).eval()
-        whole = _without_cpu_packing(whole) if cfg.bits else whole.to(device)
+        _make_differentiable(whole)
+        whole = whole.eval() if cfg.bits else whole.eval().to(device)
     except (ValueError, OSError, KeyError, TypeError, AttributeError, RuntimeError) as error:
         raise ConfigError(
             f"the model cannot be loaded: {' '.join(str(error).split())[:200] or type(error).__name__}",
@@ -134,7 +132,7 @@ def check_parity(model: Model) -> float:
     return worst
 
 
-def _in_bits(cfg: ModelConfig, device: torch.device) -> dict[str, Any]:
+def _in_bits(cfg: ModelConfig, device: torch.device, dtype: str) -> dict[str, Any]:
     """Options to quantise the linear layers with bitsandbytes: QLoRA's NF4, or 8 bits. Raise ConfigError without it."""
     if cfg.bits is None:
         return {}
@@ -143,22 +141,13 @@ def _in_bits(cfg: ModelConfig, device: torch.device) -> dict[str, Any]:
         raise ConfigError("bitsandbytes is not installed", where="model.bits", fix=fix)
     if cfg.adapter.kind == "full":
         raise ConfigError("a quantised base cannot be trained in full", where="model.bits", fix="use lora or dora")
-    found = _dtype(cfg, device)
     how = BitsAndBytesConfig(
         load_in_4bit=cfg.bits == 4,
         load_in_8bit=cfg.bits == 8,
         bnb_4bit_quant_type="nf4",
-        bnb_4bit_compute_dtype=found if isinstance(found, torch.dtype) else torch.bfloat16,
+        bnb_4bit_compute_dtype=torch.bfloat16 if dtype == "auto" else getattr(torch, dtype),
     )
     return {"quantization_config": how, "device_map": {"": str(device)}}
-
-
-def _without_cpu_packing(whole: nn.Module) -> nn.Module:
-    """Disable bitsandbytes' inference-only packing for CPUs, which has no gradient."""
-    for module in whole.modules():
-        if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False
-    return whole
 
 
 def device_of(name: str) -> torch.device:
@@ -173,21 +162,12 @@ def device_of(name: str) -> torch.device:
 
 
 @torch.no_grad()
-def _with_exact_embeddings(whole: nn.Module) -> nn.Module:
-    """Embeddings whose values and gradients are exact.
-
-    Gemma's factor was rounded to bfloat16 when it was trained; and a padding id, which some prompts contain,
-    has a gradient like any other.
-    """
+def _make_differentiable(whole: nn.Module) -> None:
+    """Make the values and gradients of embeddings and quantised layers exact."""
     for module in whole.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False  # bitsandbytes' packing for CPUs has no gradient
         if isinstance(module, nn.Embedding):
-            module.padding_idx = None
+            module.padding_idx = None  # some prompts contain this id, and it has a gradient like any other
             if isinstance(scale := getattr(module, "embed_scale", None), Tensor):
-                scale.copy_(scale.bfloat16())
-    return whole
-
-
-def _dtype(cfg: ModelConfig, device: torch.device) -> torch.dtype | str:
-    if cfg.dtype != "auto":
-        return DTYPES[cfg.dtype]
-    return torch.float32 if device.type == "cpu" else "auto"
+                scale.copy_(scale.bfloat16())  # Gemma's factor was rounded when it was trained

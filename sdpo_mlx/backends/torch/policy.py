@@ -167,7 +167,9 @@ class TorchPolicy(Learner):
 
     def moved_teacher(self, rate: float) -> Weights:
         """See `Learner.moved_teacher`."""
-        return adapter.moved(self.teacher, self.student, rate)
+        if rate in (0.0, 1.0):
+            return adapter.copied(self.student) if rate else self.teacher
+        return {name: each + rate * (self.student[name] - each) for name, each in self.teacher.items()}
 
     @contextmanager
     def learning(self) -> Iterator[None]:
