@@ -135,11 +135,11 @@ class GradientPass(ABC):
         ]
 
     def _rows(self, unit: Unit) -> Rows:
-        samples, scale = self.batch.samples, self.batch.objective.aggregation
-        members, counts = [samples[m] for m in unit.members], [s.ids_T.size for s in samples]
+        samples, scale, own = self.batch.samples, self.batch.objective.aggregation, list(unit.members)
+        members, counts = [samples[m] for m in own], [s.ids_T.size for s in samples]
         # Normalised over the whole batch, so that units, chunks and ranks simply add up.
-        distil = token_scale(counts, [s.distil_weight for s in samples], scale)[list(unit.members)]
-        policy = token_scale(counts, [s.policy_weight for s in samples], scale)[list(unit.members)]
+        distil = token_scale(counts, [s.distil_weight for s in samples], scale)[own]
+        policy = token_scale(counts, [s.policy_weight for s in samples], scale)[own]
         return Rows(
             ids_R=np.concatenate([s.ids_T for s in members]),
             rollout_logps_R=np.concatenate([s.rollout_logps_T for s in members]),

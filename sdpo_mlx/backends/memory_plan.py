@@ -58,6 +58,15 @@ class Workload:
     support: str
     bytes: int  # of an activation
 
+    @property
+    def rows(self) -> int:
+        """Rollouts that are generated at once: whole groups, at least one."""
+        return min(max(self.concurrency // self.group, 1), self.problems) * self.group
+
+    def packed(self, prompt: int) -> int:
+        """Rollouts of a group that a micro-batch holds after a prompt of this length, at least one."""
+        return min(self.group, max(1, (self.micro_batch - prompt) // self.answer))
+
 
 @dataclass(frozen=True)
 class Memory:
@@ -135,22 +144,17 @@ def memory(shape: ModelDims, cfg: Config, work: Workload) -> Memory:
 
 
 def _generation(shape: ModelDims, work: Workload) -> dict[str, float]:
-    rows = _rows(work)
-    token = shape.kv_width * work.bytes
+    rows, token = work.rows, shape.kv_width * work.bytes
     held = rows * (work.prompt + _up(work.answer, KV_STEP)) + _up(work.prompt, KV_STEP)
     one_block = 1.2 * rows * (work.prompt + work.answer)
-    state = rows * (shape.layers - shape.attending) * _state(shape) * 4.0
+    heads, keys, values = shape.recurrent
+    state = rows * (shape.layers - shape.attending) * (keys * values / max(heads, 1)) * 4.0
     piece = min(work.prompt, PREFILL)
     prefill = _activations(shape, FORWARD, piece, shape.heads * piece * work.prompt, work.bytes)
     return {
         "keys and values": token * (held * shape.attending + one_block) + 2 * state,
         "logits, prefill": max(5.5 * rows * shape.vocabulary * 4, prefill),
     }
-
-
-def _rows(work: Workload) -> int:
-    """Rollouts that are generated at once: whole groups, at least one."""
-    return min(max(work.concurrency // work.group, 1), work.problems) * work.group
 
 
 def _learning(shape: ModelDims, work: Workload) -> dict[str, float]:
@@ -168,7 +172,7 @@ def _learning(shape: ModelDims, work: Workload) -> dict[str, float]:
 
 def _unit(shape: ModelDims, work: Workload, prompt: int) -> tuple[int, float]:
     """Tokens and attention scores of the largest pass: one group's prompt once, and the answers that fit."""
-    rows = min(work.group, max(1, (work.micro_batch - prompt) // work.answer))
+    rows = work.packed(prompt)
     scores = shape.heads * (rows * work.answer * (prompt + work.answer) + min(prompt, PREFILL) * prompt)
     return prompt + rows * work.answer, float(scores)
 
@@ -178,11 +182,6 @@ def _activations(shape: ModelDims, held: Activations, tokens: int, scores: float
     a_token = held.width * shape.width + held.inner * inner
     a_token += held.queries * shape.heads * shape.head_width + held.keys * shape.kv_width / 2
     return SAFETY * bytes_ * (tokens * a_token + held.scores * scores)
-
-
-def _state(shape: ModelDims) -> float:
-    heads, keys, values = shape.recurrent
-    return keys * values / max(heads, 1)
 
 
 def _up(tokens: int, step: int) -> int:

@@ -44,7 +44,7 @@ def times(shape: ModelDims, work: Workload, machine: Machine) -> Times:
     Decoding a token takes as long as reading all weights and its rows' keys and values, or as multiplying them,
     whichever is longer. A block-wise backward pass runs each block forward once more.
     """
-    rows = min(max(work.concurrency // work.group, 1), work.problems) * work.group
+    rows = work.rows
     waves = math.ceil(work.problems * work.group / rows)
     head = shape.vocabulary * shape.width
     cache = rows * (work.prompt + work.answer / 2) * shape.kv_width * work.bytes * shape.attending
@@ -66,8 +66,7 @@ def times(shape: ModelDims, work: Workload, machine: Machine) -> Times:
 
 def _forwarded(work: Workload, prompt: int, whole: int) -> int:
     """Tokens of one group that are forwarded: its prompt again for each micro-batch of the group."""
-    rows = min(work.group, max(1, (work.micro_batch - prompt) // work.answer))
-    return whole + (math.ceil(work.group / rows) - 1) * prompt
+    return whole + (math.ceil(work.group / work.packed(prompt)) - 1) * prompt
 
 
 def _forward(shape: ModelDims, tokens: int, seen: int) -> float:

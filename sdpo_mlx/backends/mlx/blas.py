@@ -9,7 +9,6 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
-from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
@@ -27,7 +26,7 @@ def load_blas() -> str:
     # Keeps bits equal between processors and alignments, for resumes that must be exact.
     os.environ.setdefault("MKL_CBWR", "AVX2")
     os.environ.setdefault("MKL_THREADING_LAYER", "GNU")
-    for library in _candidates():
+    for library in (*map(str, sorted(Path(sys.prefix, "lib").glob("libmkl_rt.so*"))), *SYSTEM_LIBRARIES):
         try:
             ctypes.CDLL(library, mode=ctypes.RTLD_GLOBAL)
         except OSError:
@@ -44,8 +43,3 @@ def blas_threads(library: str) -> int | None:
         return int(getattr(ctypes.CDLL(None), name)()) if name else None
     except (OSError, AttributeError):
         return None
-
-
-def _candidates() -> Iterator[str]:
-    yield from map(str, sorted(Path(sys.prefix, "lib").glob("libmkl_rt.so*")))
-    yield from SYSTEM_LIBRARIES

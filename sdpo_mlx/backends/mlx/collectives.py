@@ -45,11 +45,8 @@ class MLXCollectives:
         names, own = list(arrays), {name: np.array(array.astype(mx.float32)) for name, array in arrays.items()}
         flat = self._run(mx.distributed.all_sum, np.concatenate([own[name].reshape(-1) for name in names]))
         ends = np.cumsum([own[name].size for name in names])[:-1]
-        parts = np.split(flat, ends)
-        return {
-            name: mx.array(part.reshape(own[name].shape)).astype(arrays[name].dtype)
-            for name, part in zip(names, parts, strict=True)
-        }
+        parts = zip(names, np.split(flat, ends), strict=True)
+        return {name: mx.array(part.reshape(own[name].shape)).astype(arrays[name].dtype) for name, part in parts}
 
     def close(self) -> None:
         """See `Collectives.close`: no rank closes its connection before all are here."""

@@ -54,22 +54,21 @@ class RowSampler:
         if temperature != 1.0:
             logs_BV = logs_BV / temperature
         weights_BV = mx.exp(logs_BV)
-        tokens = self._sample(logs_BV, weights_BV, uids)
+        if self.sampling.temperature == 0.0:
+            tokens = mx.argmax(logs_BV, axis=-1)
+        else:
+            probs_BV = weights_BV
+            if self.sampling.top_p < 1.0:
+                logps_BV = logs_BV - mx.log(row_sum(weights_BV))[:, None]
+                probs_BV = mx.where(mx.isinf(apply_top_p(logps_BV, self.sampling.top_p)), 0.0, weights_BV)
+            keys_B2 = np.stack([self._keys[uid][len(self._places[uid])] for uid in uids])
+            tokens = draw(probs_BV, mx.array(keys_B2))
         chosen = at(logs_BV, tokens) - mx.log(row_sum(weights_BV))
         mx.async_eval(chosen)  # otherwise it would keep the log-probs of the whole vocabulary alive
         self._chosen.append(chosen)
         for row, uid in enumerate(uids):
             self._places[uid].append((len(self._chosen) - 1, row))
         return tokens
-
-    def _sample(self, logs_BV: mx.array, weights_BV: mx.array, uids: list[int]) -> mx.array:
-        if self.sampling.temperature == 0.0:
-            return mx.argmax(logs_BV, axis=-1)
-        if self.sampling.top_p < 1.0:
-            logps_BV = logs_BV - mx.log(row_sum(weights_BV))[:, None]
-            weights_BV = mx.where(mx.isinf(apply_top_p(logps_BV, self.sampling.top_p)), 0.0, weights_BV)
-        keys_B2 = np.stack([self._keys[uid][len(self._places[uid])] for uid in uids])
-        return draw(weights_BV, mx.array(keys_B2))
 
     def _next_rows(self, count: int) -> list[int]:
         if self.rows and not self._decoded:

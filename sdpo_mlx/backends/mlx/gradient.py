@@ -19,7 +19,7 @@ from sdpo_mlx.backends.loss_head import GradientPass, LearnBatch, Rows, RowStati
 from sdpo_mlx.backends.mlx.adapter import active, assign
 from sdpo_mlx.backends.mlx.blockwise import backward, dropout, forward, outside_blocks
 from sdpo_mlx.backends.mlx.losses import row_loss
-from sdpo_mlx.backends.mlx.model import Model, Nodes, read
+from sdpo_mlx.backends.mlx.model import Model, read
 from sdpo_mlx.backends.packing import Unit
 from sdpo_mlx.core.seeding import derive
 
@@ -73,7 +73,13 @@ class MLXGradientPass(GradientPass):
         Put loss, cotangents (R, d), gradients of a trained head and statistics into `found`. Return a scalar whose
         gradient is that of the loss.
         """
-        states_RD = read(self._nodes(entering, unit, seed) if self.keep else entering, unit)
+        if self.keep:  # phase A in one graph
+            assign(self.model.whole, entering)
+            entering = self.model.trunk.enter(unit)
+            for index, block in enumerate(self.model.trunk.blocks):
+                with dropout(self.model.whole, derive(seed, index)):
+                    entering = block(entering, unit)
+        states_RD = read(entering, unit)
         hidden_RD = detached(states_RD) if self.keep else states_RD
         names, own = self.head_names, [self.student[name] for name in self.head_names]
         total, cotangents, figures, grads = 0.0, [], [], {name: mx.zeros_like(self.student[name]) for name in names}
@@ -89,15 +95,6 @@ class MLXGradientPass(GradientPass):
             grads = {name: grads[name] + detached(array) for name, array in zip(names, extra, strict=True)}
         found.extend([total, mx.concatenate(cotangents), grads, by_member(figures, unit)])
         return mx.sum(states_RD * mx.stop_gradient(found[1]))
-
-    def _nodes(self, weights: Weights, unit: Unit, seed: int) -> Nodes:
-        """Phase A in one graph: the last block's output."""
-        assign(self.model.whole, weights)
-        nodes = self.model.trunk.enter(unit)
-        for index, block in enumerate(self.model.trunk.blocks):
-            with dropout(self.model.whole, derive(seed, index)):
-                nodes = block(nodes, unit)
-        return nodes
 
     def _loss(
         self, hidden_RD: mx.array, *head: mx.array, teacher_RV: mx.array | None, rows: Rows

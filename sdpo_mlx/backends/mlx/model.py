@@ -66,16 +66,10 @@ class SplitModel:
             raise _unsupported(model, "its parts have other names")
         self.inner, self.outer = outer.model, outer
         path = f"{root}model.layers"
-        caches = make_prompt_cache(model)
+        states_of = [len(each.cache) if isinstance(each, ArraysCache) else 0 for each in make_prompt_cache(model)]
         self.blocks = [
-            # A block keeps recurrent states, or keys and values.
-            Block(
-                layer,
-                f"{path}.{i}.",
-                _window(self.inner, layer, i),
-                len(cache.cache) if isinstance(cache, ArraysCache) else 0,
-            )
-            for i, (layer, cache) in enumerate(zip(self.inner.layers, caches, strict=True))
+            Block(layer, f"{path}.{i}.", _window(self.inner, layer, i), states)
+            for i, (layer, states) in enumerate(zip(self.inner.layers, states_of, strict=True))
         ]
 
     def embed(self, ids_NT: mx.array) -> mx.array:
