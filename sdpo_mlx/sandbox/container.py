@@ -18,7 +18,7 @@ from functools import cache
 
 from sdpo_mlx.sandbox import seccomp
 from sdpo_mlx.sandbox.base import RunResult
-from sdpo_mlx.sandbox.launch import ENVIRONMENT, INTERPRETER_FLAGS, Limits, bootstrap, launch, payload
+from sdpo_mlx.sandbox.launch import ENVIRONMENT, INTERPRETER_FLAGS, Limits, bootstrap, last_line, launch, payload
 from sdpo_mlx.sandbox.probe import CHECKS, Probe, probe
 
 START_SECONDS = 2.0
@@ -126,8 +126,7 @@ class ContainerSandbox:
             )
         except (OSError, subprocess.TimeoutExpired) as error:
             return 125, f"{self.engine.name}: {type(error).__name__}"
-        lines = done.stderr.decode("utf-8", "replace").strip().splitlines()
-        return done.returncode, "".join(c for c in lines[-1] if c.isprintable())[:200] if lines else ""
+        return done.returncode, last_line(done.stderr)
 
 
 @cache

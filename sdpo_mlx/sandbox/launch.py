@@ -45,20 +45,6 @@ class Limits:
 
 
 @dataclass
-class _Stream:
-    """One output pipe: what was read, and whether it ran over the cap."""
-
-    pipe: IO[bytes]
-    data: bytearray = field(default_factory=bytearray)
-
-    def read(self) -> bool:
-        """Read what is available; return False at the end."""
-        part = os.read(self.pipe.fileno(), _CHUNK)
-        self.data += part
-        return bool(part)
-
-
-@dataclass
 class _Watch:
     """The time and resource limits of one run."""
 
@@ -81,6 +67,12 @@ class _Watch:
             self.asked = time.monotonic()  # after the question, so that a slow answer cannot eat the run's time
             return "signal" if over else None
         return None
+
+
+def last_line(stderr: bytes) -> str:
+    """Return the last line that a mechanism wrote, capped: it ends up in a one-line error."""
+    lines = stderr.decode("utf-8", "replace").strip().splitlines()
+    return "".join(c for c in lines[-1] if c.isprintable())[:200] if lines else ""
 
 
 @cache
@@ -125,19 +117,23 @@ def launch(
     ) as process:
         assert process.stdout is not None
         assert process.stderr is not None
-        out, err = _Stream(process.stdout), _Stream(process.stderr)
+        outputs = {process.stdout: bytearray(), process.stderr: bytearray()}
         try:
-            cut = _pump(process, stdin, (out, err), watch)
+            cut = _pump(process, stdin, outputs, watch)
         finally:
-            _kill_group(process)
+            try:  # the whole process group; with a PID namespace everything inside dies with it
+                os.killpg(process.pid, signal.SIGKILL)
+            except (ProcessLookupError, PermissionError):
+                process.kill()
             code = process.wait()
-            _drain(out.pipe, err.pipe)
+            _drain(*outputs)
     status = cut or ("signal" if code < 0 or code > 128 else "exited")
-    return RunResult(status, code, bytes(out.data[:OUTPUT_CAP]), bytes(err.data[:OUTPUT_CAP]), time.monotonic() - start)
+    out, err = (bytes(data[:OUTPUT_CAP]) for data in outputs.values())
+    return RunResult(status, code, out, err, time.monotonic() - start)
 
 
 def _pump(
-    process: subprocess.Popen[bytes], stdin: bytes, streams: tuple[_Stream, _Stream], watch: _Watch
+    process: subprocess.Popen[bytes], stdin: bytes, outputs: dict[IO[bytes], bytearray], watch: _Watch
 ) -> Cut | None:
     """Feed and read all pipes at once until both outputs end; return the limit that ended it, if any."""
     assert process.stdin is not None
@@ -145,10 +141,10 @@ def _pump(
     with selectors.DefaultSelector() as selector:
         os.set_blocking(process.stdin.fileno(), False)
         selector.register(process.stdin, selectors.EVENT_WRITE)
-        for stream in streams:
-            selector.register(stream.pipe, selectors.EVENT_READ, stream)
-        open_streams = len(streams)
-        while open_streams:
+        for pipe, data in outputs.items():
+            selector.register(pipe, selectors.EVENT_READ, data)
+        open_outputs = len(outputs)
+        while open_outputs:
             if (cut := watch.cut(process)) is not None:
                 return cut
             for key, _ in selector.select(watch.pause()):
@@ -157,12 +153,19 @@ def _pump(
                     if not rest:
                         selector.unregister(process.stdin)
                         process.stdin.close()
-                elif not key.data.read():
+                elif part := os.read(key.fd, _CHUNK):
+                    key.data.extend(part)
+                    if len(key.data) > OUTPUT_CAP:
+                        return "output_limit"
+                else:
                     selector.unregister(key.fileobj)
-                    open_streams -= 1
-                elif len(key.data.data) > OUTPUT_CAP:
-                    return "output_limit"
-        return _await_end(process, watch)
+                    open_outputs -= 1
+    while process.poll() is None:  # both outputs are closed, the process gets the rest of its time
+        if (cut := watch.cut(process)) is not None:
+            return cut
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(watch.pause())
+    return None
 
 
 def _drain(*pipes: IO[bytes]) -> None:
@@ -181,16 +184,6 @@ def _drain(*pipes: IO[bytes]) -> None:
                     selector.unregister(key.fileobj)
 
 
-def _await_end(process: subprocess.Popen[bytes], watch: _Watch) -> Cut | None:
-    """Return both outputs are closed, the process may still run: give it the rest of its time."""
-    while process.poll() is None:
-        if (cut := watch.cut(process)) is not None:
-            return cut
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(watch.pause())
-    return None
-
-
 def _feed(pipe: IO[bytes], rest: memoryview) -> memoryview:
     """Write what fits; nothing is left when the reader has gone."""
     try:
@@ -199,11 +192,3 @@ def _feed(pipe: IO[bytes], rest: memoryview) -> memoryview:
         return rest
     except BrokenPipeError:
         return rest[:0]
-
-
-def _kill_group(process: subprocess.Popen[bytes]) -> None:
-    """Kill the whole process group; with a PID namespace everything inside dies with it."""
-    try:
-        os.killpg(process.pid, signal.SIGKILL)
-    except (ProcessLookupError, PermissionError):
-        process.kill()

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from sdpo_mlx.sandbox import seccomp
 from sdpo_mlx.sandbox.base import Sandbox
+from sdpo_mlx.sandbox.launch import last_line
 
 CHECKS = (
     "home_invisible",
@@ -24,6 +25,8 @@ CHECKS = (
     "kernel_guarded",
 )
 
+# Kernel calls with arguments that only the filter answers with EPERM: a ring, a keyring's id, no namespace.
+_CALLS = (("io_uring_setup", (1, 0)), ("keyctl", (0, -1, 0)), ("unshare", (0,)))
 _PROGRAM = """
 import json, os, socket, sys
 
@@ -129,34 +132,20 @@ def probe(
             "port": listener.getsockname()[1],
             "memory": memory_mb << 20,
             "forks": forks,
-            "calls": _open_calls(),
+            # By machine, because a container's may be another one than this.
+            "calls": {
+                machine: [(number, values) for name, values in _CALLS if (number := seccomp.DENIED[name][column])]
+                for column, machine in enumerate(seccomp.MACHINES)
+            },
         }
         result = sandbox.run(_PROGRAM, json.dumps(ask).encode(), seconds=20.0)
     try:
         answer = json.loads(result.stdout)
         return Probe({name: answer[name] is True for name in checks})
     except (ValueError, KeyError, TypeError):
-        return Probe(dict.fromkeys(checks, False), _last_line(result.stderr) or f"it ended with {result.status}")
-
-
-def _open_calls() -> dict[str, list[tuple[int, tuple[int, ...]]]]:
-    """Kernel calls with arguments that only the filter answers with EPERM: a ring, a keyring's id, no namespace.
-
-    By machine, because a container's may be another one than this.
-    """
-    asked = (("io_uring_setup", (1, 0)), ("keyctl", (0, -1, 0)), ("unshare", (0,)))
-    return {
-        machine: [(number, values) for name, values in asked if (number := seccomp.DENIED[name][column]) is not None]
-        for column, machine in enumerate(seccomp.MACHINES)
-    }
+        return Probe(dict.fromkeys(checks, False), last_line(result.stderr) or f"it ended with {result.status}")
 
 
 def runs(sandbox: Sandbox) -> bool:
     """True if a program runs and its output comes back."""
     return sandbox.run("print(6 * 7)", seconds=20.0).stdout.strip() == b"42"
-
-
-def _last_line(stderr: bytes) -> str:
-    """Return the last line a mechanism wrote, capped: it ends up in a one-line error."""
-    lines = stderr.decode("utf-8", "replace").strip().splitlines()
-    return "".join(c for c in lines[-1] if c.isprintable())[:200] if lines else ""

@@ -5,6 +5,7 @@ Limits bind one process each, and empty files count against none: many small one
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -16,27 +17,26 @@ def over(pid: int, *, memory: int, folder: str, entries: int) -> bool:
     family = below(pid)
     if sum(map(_resident, family)) > memory and sum(map(_share, family)) > memory:
         return True
-    return bool(family) and _used_entries(family[-1], folder) > entries
+    if not family:
+        return False
+    try:
+        counts = os.statvfs(f"/proc/{family[-1]}/root{folder}")  # the file system that this process sees there
+    except OSError:
+        return False
+    return counts.f_files - counts.f_ffree > entries
 
 
 def below(pid: int) -> list[int]:
     """Return all descendants of a process at this moment, parents first, children of threads included."""
     family, waiting = [], [pid]
     while waiting:
-        children = _children(waiting.pop())
+        children: list[int] = []
+        with contextlib.suppress(OSError):  # it has just ended
+            for task in Path(f"/proc/{waiting.pop()}/task").iterdir():
+                children += map(int, (task / "children").read_text("ascii").split())
         family += children
         waiting += children
     return family
-
-
-def _children(pid: int) -> list[int]:
-    found: list[int] = []
-    try:
-        for task in Path(f"/proc/{pid}/task").iterdir():
-            found += map(int, (task / "children").read_text("ascii").split())
-    except OSError:  # it has just ended
-        pass
-    return found
 
 
 def _resident(pid: int) -> int:
@@ -54,12 +54,3 @@ def _share(pid: int) -> int:
     except OSError:
         return _resident(pid)
     return sum(int(line.split()[1]) << 10 for line in lines if line.startswith(("Pss:", "SwapPss:")))
-
-
-def _used_entries(pid: int, folder: str) -> int:
-    """Return files and folders on the file system that a process sees as `folder`."""
-    try:
-        counts = os.statvfs(f"/proc/{pid}/root{folder}")
-    except OSError:
-        return 0
-    return counts.f_files - counts.f_ffree

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib import resources
-from typing import Any
+from typing import Any, TypeVar
 
 from sdpo_mlx.config import TaskConfig
 from sdpo_mlx.core.errors import ConfigError
@@ -14,6 +14,7 @@ from sdpo_mlx.tasks.data.jsonl import collect
 from sdpo_mlx.tasks.data.sources import collect_rows
 from sdpo_mlx.types import Problem
 
+T = TypeVar("T")
 HELD_OUT_EVERY = 5  # one problem in five is held out where the rows themselves say nothing
 
 
@@ -22,10 +23,15 @@ def load_problems(cfg: TaskConfig, shipped: str, parse: Callable[[dict[str, Any]
 
     `shipped` is a path inside `assets`. Raises DataError that names the bad rows.
     """
+    return with_splits(load_rows(cfg, shipped, parse))
+
+
+def load_rows(cfg: TaskConfig, shipped: str, parse: Callable[[dict[str, Any], str], T]) -> list[T]:
+    """Like `load_problems`, for rows of any type and without splits."""
     if cfg.data is not None:
-        return with_splits(collect_rows(cfg.data, parse, cfg.on_error).items)
+        return collect_rows(cfg.data, parse, cfg.on_error).items
     with resources.as_file(resources.files("sdpo_mlx").joinpath("assets", shipped)) as path:
-        return with_splits(collect(path, parse).items)
+        return collect(path, parse).items
 
 
 def with_splits(problems: Sequence[Problem]) -> list[Problem]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from sdpo_mlx.core.errors import ConfigError, DataError
@@ -38,11 +39,7 @@ def check_rows(source: str, task: str | None = None) -> Checked:
     rows = list(scan_rows(source))
     if not rows:
         raise DataError(f"{source}: holds no rows", fix="write one JSON object a line")
-    chosen = task or _task_of([row for row in rows if isinstance(row, Row)][:GLANCE], source)
-    return _checked(source, chosen, rows)
-
-
-def _checked(source: str, task: str, rows: Iterable[Row | BadRow]) -> Checked:
+    task = task or _detect_task([row for row in rows if isinstance(row, Row)][:GLANCE], source)
     found = list(parse_rows(rows, source, row_parser(task)))
     problems = [problem for each in found if not isinstance(each, BadRow) for problem in each]
     double = {name for name, times in Counter(problem.id for problem in problems).items() if times > 1}
@@ -54,20 +51,16 @@ def _checked(source: str, task: str, rows: Iterable[Row | BadRow]) -> Checked:
     return Checked(source, task, len(found), tuple(bad), dict(splits))
 
 
-def _task_of(rows: Sequence[Row], source: str) -> str:
-    """Return the task whose parser takes most rows; the earlier in the list where two take as many."""
-    taken = {task: _takes(task, rows, source) for task in ROW_TASKS}
+def _detect_task(rows: Sequence[Row], source: str) -> str:
+    """Return the task whose parser accepts most rows, the first of ROW_TASKS on a tie."""
+    taken = dict.fromkeys(ROW_TASKS, 0)
+    for task in ROW_TASKS:
+        with suppress(ConfigError):  # an extra that this format needs is missing
+            found = parse_rows(rows, source, row_parser(task))
+            taken[task] = sum(not isinstance(each, BadRow) and bool(each) for each in found)
     best = max(taken, key=lambda task: taken[task])
     if rows and not taken[best]:
         fields = ", ".join(sorted(rows[0].value)[:12])
         fix = f"name the task with --task: {', '.join(ROW_TASKS)}, or a file of yours"
         raise DataError(f"no task reads rows with the fields {fields}", where=source, fix=fix)
     return best
-
-
-def _takes(task: str, rows: Sequence[Row], source: str) -> int:
-    try:
-        parse = row_parser(task)
-    except ConfigError:  # an extra that this format needs is missing
-        return 0
-    return sum(not isinstance(each, BadRow) and bool(each) for each in parse_rows(rows, source, parse))

@@ -57,23 +57,16 @@ class Collected(Generic[T]):
     skipped: int
 
 
-def read_jsonl(path: Path, on_error: OnError = "stop", required: Sequence[str] = ("id",)) -> list[Row]:
-    """Return the rows of a file that hold the required fields and, where there is an `id`, one that is unique.
-
-    Raises DataError naming the first ten bad rows as `file:line: what`; with `skip` only over 1 % of them.
-    """
-    return _settle(str(path), list(scan(path, required)), on_error).items
-
-
 def collect(
     path: Path,
     parse: Callable[[dict[str, Any], str], T],
     on_error: OnError = "stop",
     required: Sequence[str] = ("id",),
 ) -> Collected[T]:
-    """Like `read_jsonl`, with each row turned into what a task needs by `parse(row, "file:line")`.
+    """Return the rows of a file, each converted by `parse(row, "file:line")`; an `id` must be unique.
 
-    A DataError that `parse` raises makes a bad row, named and counted like any other.
+    Raises DataError naming the first ten bad rows as `file:line: what`; with `skip` only over 1 % of them.
+    A DataError that `parse` raises makes a bad row like any other.
     """
     return collect_from(scan(path, required), str(path), parse, on_error)
 
@@ -82,7 +75,17 @@ def collect_from(
     rows: Iterable[Row | BadRow], name: str, parse: Callable[[dict[str, Any], str], T], on_error: OnError = "stop"
 ) -> Collected[T]:
     """Like `collect`, for rows that are read already; `name` stands for a row's place where it has none."""
-    return _settle(name, list(parse_rows(rows, name, parse)), on_error)
+    results = list(parse_rows(rows, name, parse))
+    bad = [result for result in results if isinstance(result, BadRow)]
+    good = [result for result in results if not isinstance(result, BadRow)]
+    if not results:
+        raise DataError(f"{name}: holds no rows", fix="write one JSON object a line")
+    if not bad or (on_error == "skip" and len(bad) <= SKIPPABLE * len(results)):
+        return Collected(good, len(bad))
+    named = "; ".join(f"{row.place or f'{name}:'}{row.line}: {row.what}" for row in bad[:NAMED])
+    more = f"; and {len(bad) - NAMED} more" if len(bad) > NAMED else ""
+    fix = "correct these rows" + (", or set task.on_error=skip to skip up to 1 %" if on_error == "stop" else "")
+    raise DataError(f"{len(bad)} of {len(results)} rows are bad: {named}{more}", fix=fix)
 
 
 def parse_rows(
@@ -107,42 +110,42 @@ def scan(path: Path, required: Sequence[str] = ("id",), longest: int = LONGEST_L
 
     `longest`: bytes of a line. Raises DataError if the file can't be read.
     """
+
+    def value(raw: bytes) -> dict[str, Any]:
+        found = parsed(raw, longest)
+        if not isinstance(found, dict):
+            raise DataError(f"is not a JSON object but {kind_of(found)}")
+        return found
+
+    return checked_rows(_lines(path, longest), value, required=required)
+
+
+def checked_rows(
+    numbered: Iterable[tuple[int, T]],
+    read: Callable[[T], dict[str, Any]],
+    place: str = "",
+    *,
+    required: Sequence[str] = (),
+    unit: str = "line",
+) -> Iterator[Row | BadRow]:
+    """Yield a Row with what `read` makes of each raw value, or a BadRow if it or its fields raise DataError."""
     ids: dict[str, int] = {}
-    for line, raw in _lines(path, longest):
+    for number, raw in numbered:
         try:
-            value = parsed(raw, longest)
-            if not isinstance(value, dict):
-                raise DataError(f"is not a JSON object but {kind_of(value)}")
-            check_row(value, line, ids, required)
+            value = read(raw)
+            missing = [name for name in required if name not in value]
+            if missing:
+                raise DataError(f"field {', '.join(map(_shown, missing))} is missing")
+            name = value.get("id", number)
+            if isinstance(name, bool) or not isinstance(name, str | int) or name == "":
+                raise DataError(f"field 'id' must be text that isn't empty, or a whole number, not {kind_of(name)}")
+            first = ids.setdefault(str(name), number) if "id" in value else number
+            if first != number:
+                raise DataError(f"id {_shown(str(name))} is already used in {unit} {first}")
         except DataError as error:
-            yield BadRow(line, error.what)
+            yield BadRow(number, error.what, place)
         else:
-            yield Row(line, value)
-
-
-def check_row(
-    value: dict[str, Any], line: int, ids: dict[str, int], required: Sequence[str] = (), unit: str = "line"
-) -> None:
-    """Raises DataError if a required field is missing or an `id` is none, or not unique among `ids`."""
-    _check_fields(value, required)
-    _check_id(value, line, ids, unit)
-
-
-def _settle(name: str, results: Sequence[T | BadRow], on_error: OnError) -> Collected[T]:
-    bad = [result for result in results if isinstance(result, BadRow)]
-    good = [result for result in results if not isinstance(result, BadRow)]
-    if not results:
-        raise DataError(f"{name}: holds no rows", fix="write one JSON object a line")
-    if not bad or (on_error == "skip" and len(bad) <= SKIPPABLE * len(results)):
-        return Collected(good, len(bad))
-    named = "; ".join(f"{row.place or f'{name}:'}{row.line}: {row.what}" for row in bad[:NAMED])
-    more = f"; and {len(bad) - NAMED} more" if len(bad) > NAMED else ""
-    fix = (
-        "correct these rows"
-        if on_error == "skip"
-        else "correct these rows, or set task.on_error=skip to skip up to 1 %"
-    )
-    raise DataError(f"{len(bad)} of {len(results)} rows are bad: {named}{more}", fix=fix)
+            yield Row(number, value, place)
 
 
 def opened(path: Path) -> io.BufferedIOBase:
@@ -211,23 +214,6 @@ def _not_finite(word: str) -> float:
 def _finite(text: str) -> float:
     number = float(text)
     return number if math.isfinite(number) else _not_finite(_shown(text))
-
-
-def _check_fields(value: dict[str, Any], required: Sequence[str]) -> None:
-    missing = [name for name in required if name not in value]
-    if missing:
-        raise DataError(f"field {', '.join(map(_shown, missing))} is missing")
-
-
-def _check_id(value: dict[str, Any], line: int, ids: dict[str, int], unit: str) -> None:
-    if "id" not in value:
-        return
-    name = value["id"]
-    if isinstance(name, bool) or not isinstance(name, str | int) or name == "":
-        raise DataError(f"field 'id' must be text that isn't empty, or a whole number, not {kind_of(name)}")
-    first = ids.setdefault(str(name), line)
-    if first != line:
-        raise DataError(f"id {_shown(str(name))} is already used in {unit} {first}")
 
 
 def kind_of(value: object) -> str:

@@ -20,13 +20,14 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from importlib import metadata, resources
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar
 
 from sdpo_mlx.core.errors import ConfigError, DataError
-from sdpo_mlx.tasks.data.jsonl import BadRow, Collected, OnError, Row, check_row, collect_from, opened, parsed, scan
+from sdpo_mlx.tasks.data.jsonl import BadRow, Collected, OnError, Row, checked_rows, collect_from, opened, parsed, scan
 
 T = TypeVar("T")
 HUMANEVAL = "humaneval"
@@ -50,9 +51,15 @@ def scan_rows(source: str) -> Iterator[Row | BadRow]:
     Raises DataError if the source can't be read at all, ConfigError when an extra is missing.
     """
     if source == HUMANEVAL:
-        yield from _placed(scan(humaneval_file(), (), LONGEST_LINE), "humaneval, row ")
+        for row in scan(humaneval_file(), (), LONGEST_LINE):
+            yield replace(row, place="humaneval, row ")
     elif source.startswith("hub:"):
-        yield from _hub_rows(source)
+        name, config, revision = _hub_parts(source)
+        splits = _loaded(source, name, config, _commit(name, revision))
+        named = len(splits) > 1 and any(split.startswith("train") for split in splits)
+        for split, rows in splits.items():
+            mark = "held_out" if split.startswith(_HELD_OUT) else "train"
+            yield from _table_rows(rows, f"hub:{name}[{split}]:", mark if named else "")
     else:
         yield from _file_rows(Path(source))
 
@@ -106,7 +113,7 @@ def _file_rows(path: Path) -> Iterator[Row | BadRow]:
         fix = f"name a file in it{f', as {rows}' if rows.is_file() else ''}, or read all of it as hub:{path}"
         raise DataError(f"{path}: is a folder", fix=fix)
     ending = path.name.removesuffix(".gz").rpartition(".")[2].lower()
-    if ending == "json" and _is_array(path):
+    if ending == "json" and _read(path, 4_096).lstrip(b"\xef\xbb\xbf \t\r\n")[:1] == b"[":
         yield from _array_rows(path)
     elif ending == "csv":
         yield from _table_rows(_csv_rows(path), f"{path}, row ")
@@ -114,15 +121,6 @@ def _file_rows(path: Path) -> Iterator[Row | BadRow]:
         yield from _table_rows(_parquet_rows(path), f"{path}, row ")
     else:
         yield from scan(path, (), LONGEST_LINE)
-
-
-def _placed(rows: Iterable[Row | BadRow], place: str) -> Iterator[Row | BadRow]:
-    for row in rows:
-        yield Row(row.line, row.value, place) if isinstance(row, Row) else BadRow(row.line, row.what, place)
-
-
-def _is_array(path: Path) -> bool:
-    return _read(path, 4_096).lstrip(b"\xef\xbb\xbf \t\r\n")[:1] == b"["
 
 
 def _read(path: Path, most: int) -> bytes:
@@ -140,20 +138,16 @@ def _array_rows(path: Path) -> Iterator[Row | BadRow]:
     if len(raw) > LARGEST_ARRAY:
         fix = "write one JSON object a line, as .jsonl"
         raise DataError(f"{path}: is longer than {LARGEST_ARRAY // 1_000_000} MB", fix=fix)
-    ids: dict[str, int] = {}
-    for number, element in enumerate(_elements(raw), 1):
-        place = f"{path}, row "
-        try:
-            if isinstance(element, DataError):
-                raise element
-            value = parsed(element, LARGEST_ARRAY)
-            if not isinstance(value, dict):
-                raise DataError("is not a JSON object")
-            check_row(value, number, ids, unit="row")
-        except DataError as error:
-            yield BadRow(number, error.what, place)
-        else:
-            yield Row(number, value, place)
+
+    def value(element: bytes | DataError) -> dict[str, Any]:
+        if isinstance(element, DataError):
+            raise element
+        found = parsed(element, LARGEST_ARRAY)
+        if not isinstance(found, dict):
+            raise DataError("is not a JSON object")
+        return found
+
+    yield from checked_rows(enumerate(_elements(raw), 1), value, f"{path}, row ", unit="row")
 
 
 def _elements(raw: bytes) -> Iterator[bytes | DataError]:
@@ -222,17 +216,14 @@ def _parquet_rows(path: Path) -> Iterator[Mapping[str, Any]]:
 
 def _table_rows(rows: Iterable[Mapping[str, Any]], place: str, split: str = "") -> Iterator[Row | BadRow]:
     """Yield rows of a table by their numbers, missing values left out; `split` where a row names none."""
-    ids: dict[str, int] = {}
-    for number, raw in enumerate(rows, 1):
-        try:
-            value = _plain(raw)
-            if split:
-                value.setdefault("split", split)
-            check_row(value, number, ids, unit="row")
-        except DataError as error:
-            yield BadRow(number, error.what, place)
-        else:
-            yield Row(number, value, place)
+
+    def value(raw: Mapping[str, Any]) -> dict[str, Any]:
+        found: dict[str, Any] = _plain(raw)
+        if split:
+            found.setdefault("split", split)
+        return found
+
+    return checked_rows(enumerate(rows, 1), value, place, unit="row")
 
 
 def _plain(value: Any) -> Any:
@@ -271,15 +262,6 @@ def _commit(name: str, revision: str | None) -> str | None:
         return revision
 
 
-def _hub_rows(source: str) -> Iterator[Row | BadRow]:
-    name, config, revision = _hub_parts(source)
-    splits = _loaded(source, name, config, _commit(name, revision))
-    marks = len(splits) > 1 and any(split.startswith("train") for split in splits)
-    for split, rows in splits.items():
-        mark = "held_out" if split.startswith(_HELD_OUT) else "train"
-        yield from _table_rows(rows, f"hub:{name}[{split}]:", mark if marks else "")
-
-
 def _loaded(source: str, name: str, config: str | None, revision: str | None) -> Mapping[str, Iterable[Any]]:
     """Return the data set's splits by name. Raises ConfigError without the library, DataError for everything else."""
     if find_spec("datasets") is None:
@@ -295,7 +277,11 @@ def _loaded(source: str, name: str, config: str | None, revision: str | None) ->
 
 def _hub_error(source: str, error: Exception) -> DataError:
     """Return the error for the exceptions in the library's chain of causes."""
-    kinds = {kind.__name__ for each in _causes(error) for kind in type(each).__mro__}
+    kinds = set[str]()
+    cause: BaseException | None = error
+    while cause is not None:
+        kinds |= {kind.__name__ for kind in type(cause).__mro__}
+        cause = cause.__cause__ or cause.__context__
     if "DatasetNotFoundError" in kinds:
         return DataError("there is no such data set, or it is not public", where=source, fix="check the name")
     if kinds & {"ConnectionError", "ConnectError", "TimeoutException", "OfflineModeIsEnabled", "TransportError"}:
@@ -306,12 +292,6 @@ def _hub_error(source: str, error: Exception) -> DataError:
         return DataError("the data set is a program, which is never run", where=source, fix=fix)
     fix = "check name, configuration and revision"
     return DataError(f"the data set cannot be loaded: {reason}", where=source, fix=fix)
-
-
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
 
 
 def _one_line(error: BaseException) -> str:

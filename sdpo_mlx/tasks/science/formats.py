@@ -61,8 +61,16 @@ def question_from_row(row: dict[str, Any], where: str) -> Question | None:
     for field, read in _LAYOUTS.items():
         if field in row:
             question = read(row, where)
+            if question is None:
+                return None
+            count = len(question.options)
+            if not 2 <= count <= len(LETTERS):
+                raise DataError(f"{count} options are given", where=where, fix=f"give 2 to {len(LETTERS)}")
+            if len({normalised(option) for option in question.options}) != count:
+                raise DataError("two options are the same", where=where, fix="make each option different")
+            split = row["split"] if row.get("split") in ("train", "held_out") else ""  # other values are ignored
             why = given(row, "reference", "why", "support", "Explanation") or ""
-            return question and replace(_checked(question, where), split=_split(row), why=why)
+            return replace(question, split=split, why=why)
     fix = (
         'write {"id": ..., "question": ..., "right": ..., "wrong": [...]}, or rows of GPQA, MMLU-Pro, SciKnowEval, ARC'
     )
@@ -117,38 +125,45 @@ def _prompt(question: Question, options: Sequence[str]) -> str:
 # ---- layouts
 
 
+def _question(
+    row: dict[str, Any],
+    where: str,
+    options: Sequence[str],
+    right: int = 0,
+    *,
+    names: tuple[str, str] = ("id", "question"),
+    **labels: Any,
+) -> Question:
+    """Return a question; its id is the row's own, otherwise one made from what it asks and offers."""
+    identity, question = names
+    content = repr((row.get(question), row.get("options"), row.get("choices"), row.get("right")))
+    return Question(
+        id=id_of(row, identity).strip() or f"science/{content_id(content)}",
+        text=_text(row, question, where),
+        options=tuple(options),
+        right=right,
+        **labels,
+    )
+
+
 def _own(row: dict[str, Any], where: str) -> Question:
     only_fields(row, _OWN, where)
-    wrong = _texts(row, "wrong", where)
-    level = row.get("level", "")
     split_of(row, where)
-    return Question(
-        id=_identity(row, "id", row.get("question")),
-        text=_text(row, "question", where),
-        options=(_text(row, "right", where), *wrong),
-        right=0,
-        domain=str(row.get("domain", "")),
-        family=str(row.get("family", "")),
-        level=str(level),
-    )
+    options = (_text(row, "right", where), *_texts(row, "wrong", where))
+    labels: dict[str, Any] = {name: str(row.get(name, "")) for name in ("domain", "family", "level")}
+    return _question(row, where, options, **labels)
 
 
 def _gpqa(row: dict[str, Any], where: str) -> Question:
     names = ("Correct Answer", "Incorrect Answer 1", "Incorrect Answer 2", "Incorrect Answer 3")
-    return Question(
-        id=_identity(row, "Record ID", row.get("Question")),
-        text=_text(row, "Question", where),
-        options=tuple(_text(row, name, where) for name in names),
-        right=0,
-        domain=str(row.get("High-level domain") or ""),
-        family=str(row.get("Subdomain") or ""),
-    )
+    options = [_text(row, name, where) for name in names]
+    domain, family = str(row.get("High-level domain") or ""), str(row.get("Subdomain") or "")
+    return _question(row, where, options, names=("Record ID", "Question"), domain=domain, family=family)
 
 
 def _sciq(row: dict[str, Any], where: str) -> Question:
     names = ("correct_answer", "distractor1", "distractor2", "distractor3")
-    options = tuple(_text(row, name, where) for name in names)
-    return Question(_identity(row, "id", row.get("question")), _text(row, "question", where), options, 0)
+    return _question(row, where, [_text(row, name, where) for name in names])
 
 
 def _answer_key(row: dict[str, Any], where: str) -> Question | None:
@@ -163,13 +178,12 @@ def _answer_key(row: dict[str, Any], where: str) -> Question | None:
     key = str(row.get("answerKey")).strip()
     if len(texts) != len(labels) or labels.count(key) != 1:
         raise DataError(f"answerKey {key[:20]!r} is not one of the labels", where=where, fix="give each text one label")
-    details = row.get("details")
-    details = details if isinstance(details, dict) else {}
-    return Question(
-        id=_identity(row, "id", row.get("question")),
-        text=_text(row, "question", where),
-        options=tuple(texts),
-        right=labels.index(key),
+    details = row["details"] if isinstance(row.get("details"), dict) else {}
+    return _question(
+        row,
+        where,
+        texts,
+        labels.index(key),
         domain=str(row.get("domain") or ""),
         family=str(details.get("task") or ""),
         level=str(details.get("level") or ""),
@@ -185,28 +199,23 @@ def _mmlu_pro(row: dict[str, Any], where: str) -> Question:
         index = by_letter
     elif letter is not None and index != by_letter:
         raise DataError("answer and answer_index name different options", where=where, fix="correct one of them")
-    return Question(
-        id=_identity(row, "question_id", row.get("question")),
-        text=_text(row, "question", where),
-        options=tuple(options),
-        right=_index(index, len(options), where),
-        domain=str(row.get("category") or ""),
-        family=str(row.get("category") or ""),
-        lettered=True,
-    )
+    return _by_index(row, where, options, index, "category", "question_id")
 
 
 def _mmlu(row: dict[str, Any], where: str) -> Question:
-    options = _texts(row, "choices", where)
-    return Question(
-        id=_identity(row, "id", row.get("question")),
-        text=_text(row, "question", where),
-        options=tuple(options),
-        right=_index(row.get("answer"), len(options), where),
-        domain=str(row.get("subject") or ""),
-        family=str(row.get("subject") or ""),
-        lettered=True,
-    )
+    return _by_index(row, where, _texts(row, "choices", where), row.get("answer"), "subject")
+
+
+def _by_index(
+    row: dict[str, Any], where: str, options: Sequence[str], right: object, field: str, identity: str = "id"
+) -> Question:
+    """Return a question whose right option is named by its index, and its domain by `field`."""
+    if isinstance(right, bool) or not isinstance(right, int) or not 0 <= right < len(options):
+        fix = f"write 0 to {len(options) - 1}"
+        raise DataError("the answer names none of the options", where=where, fix=fix)
+    domain = str(row.get(field) or "")
+    names = (identity, "question")
+    return _question(row, where, options, right, names=names, domain=domain, family=domain, lettered=True)
 
 
 # Told apart by the first field that a row has, so the order matters: several layouts have `choices`.
@@ -224,31 +233,9 @@ _LAYOUTS: Mapping[str, Callable[[dict[str, Any], str], Question | None]] = {
 # ---- fields
 
 
-def _checked(question: Question, where: str) -> Question:
-    count = len(question.options)
-    if not 2 <= count <= len(LETTERS):
-        raise DataError(f"{count} options are given", where=where, fix=f"give 2 to {len(LETTERS)}")
-    seen = {normalised(option) for option in question.options}
-    if len(seen) != count:
-        raise DataError("two options are the same", where=where, fix="make each option different")
-    return question
-
-
-def _split(row: dict[str, Any]) -> str:
-    """Return what the row or the hub's own splits say; other values are ignored."""
-    split = row.get("split")
-    return split if split in ("train", "held_out") else ""
-
-
 def normalised(option: str) -> str:
     """Return an option as it is compared: spaces and a final full stop don't count; case does (`Aa` is not `aa`)."""
     return " ".join(option.split()).rstrip(".").strip()
-
-
-def _identity(row: dict[str, Any], name: str, question: object) -> str:
-    """Return the row's own id, otherwise one made from what it asks and offers."""
-    content = repr((question, row.get("options"), row.get("choices"), row.get("right")))
-    return id_of(row, name).strip() or f"science/{content_id(content)}"
 
 
 def _text(row: dict[str, Any], name: str, where: str) -> str:
@@ -260,9 +247,3 @@ def _texts(row: dict[str, Any], name: str, where: str) -> list[str]:
     if not isinstance(values, list) or not all(isinstance(value, str) and value.strip() for value in values):
         raise DataError(f"{name} is missing or not a list of texts", where=where, fix=f"give every row {name}")
     return [value.strip() for value in values]
-
-
-def _index(value: object, count: int, where: str) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < count:
-        raise DataError("the answer names none of the options", where=where, fix=f"write 0 to {count - 1}")
-    return value

@@ -14,16 +14,13 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from difflib import get_close_matches
-from importlib import resources
 
 from sdpo_mlx.config import TaskConfig
 from sdpo_mlx.core.errors import ConfigError, DataError
 from sdpo_mlx.core.text import shorten_middle, strip_thinking
 from sdpo_mlx.tasks.base import Task
-from sdpo_mlx.tasks.data.jsonl import collect
-from sdpo_mlx.tasks.data.sources import collect_rows
-from sdpo_mlx.tasks.dataset import feedback_mode, with_splits
-from sdpo_mlx.tasks.science.formats import LETTERS, Question, normalised, problem_from_question, question_from_row
+from sdpo_mlx.tasks.dataset import feedback_mode, load_rows, with_splits
+from sdpo_mlx.tasks.science.formats import LETTERS, normalised, problem_from_question, question_from_row
 from sdpo_mlx.types import Feedback, Problem
 
 FEEDBACK_MODES = ("none", "format", "letter", "full")
@@ -66,13 +63,9 @@ class ScienceTask(Task):
         level = FEEDBACK_MODES.index(self.feedback)
         right = problem.private["right"]
         option = problem.private["options"][LETTERS.index(right)]
-        form_is_fine = "The answer has the right form." if wrong else ""
-        parts = (
-            (1, fault or form_is_fine),
-            (2, wrong),
-            (3, f"The right option is {right} ({_quoted(option)})."),
-        )
-        return " ".join(part for needed, part in parts if part and level >= needed)
+        form = fault or "The answer has the right form."
+        # One sentence more at each level of FEEDBACK_MODES.
+        return " ".join(filter(None, (form, wrong, f"The right option is {right} ({_quoted(option)}).")[:level]))
 
 
 def read_letter(text: str, options: Sequence[str], *, truncated: bool = False) -> tuple[str | None, str]:
@@ -84,7 +77,8 @@ def read_letter(text: str, options: Sequence[str], *, truncated: bool = False) -
     letters = LETTERS[: len(options)]
     if not bare:
         return None, "The answer tags are empty; the letter of one option belongs between them."
-    letter, rest = _lettered(bare)
+    matched = _LETTER.fullmatch(bare)
+    letter, rest = (matched[1].upper(), normalised(matched[2].strip("*_` \n\t"))) if matched else ("", "")
     if letter and letter in letters and (not rest or letter in _named(rest, options)):
         return letter, ""
     named = _named(inside, options) or _named(bare, options)
@@ -93,12 +87,6 @@ def read_letter(text: str, options: Sequence[str], *, truncated: bool = False) -
     if letter and not rest:
         return None, f"There is no option {letter}; the options are {letters[0]} to {letters[-1]}."
     return None, f"Between the answer tags stands {_quoted(bare)}; write one letter from {letters[0]} to {letters[-1]}."
-
-
-def _lettered(bare: str) -> tuple[str, str]:
-    """Return the letter that a choice begins with and what follows it; both empty if it doesn't."""
-    matched = _LETTER.fullmatch(bare)
-    return (matched[1].upper(), normalised(matched[2].strip("*_` \n\t"))) if matched else ("", "")
 
 
 def _named(text: str, options: Sequence[str]) -> str:
@@ -138,27 +126,18 @@ def _quoted(text: str) -> str:
 
 
 def _load(cfg: TaskConfig) -> list[Problem]:
-    if cfg.data is not None:
-        rows = collect_rows(cfg.data, question_from_row, cfg.on_error).items
-    else:
-        with resources.as_file(resources.files("sdpo_mlx").joinpath("assets", "science", "problems.jsonl")) as path:
-            rows = collect(path, question_from_row).items
-    questions = _own_ids([question for question in rows if question is not None])
-    if not questions:
+    """Return problems with unique ids: public sets repeat rows, and a second copy gets `#2`."""
+    seen: Counter[str] = Counter()
+    problems = []
+    for question in load_rows(cfg, "science/problems.jsonl", question_from_row):
+        if question is not None:
+            seen[question.id] += 1
+            again = f"#{seen[question.id]}" if seen[question.id] > 1 else ""
+            problems.append(problem_from_question(replace(question, id=question.id + again)))
+    if not problems:
         fix = "give rows whose type starts with mcq"
         raise DataError("holds no multiple-choice question", where=str(cfg.data), fix=fix)
-    return with_splits([problem_from_question(question) for question in questions])
-
-
-def _own_ids(questions: Sequence[Question]) -> list[Question]:
-    """Return questions with unique ids: public sets repeat rows, and a second copy gets `#2`."""
-    seen: Counter[str] = Counter()
-    unique = []
-    for question in questions:
-        seen[question.id] += 1
-        again = seen[question.id]
-        unique.append(question if again == 1 else replace(question, id=f"{question.id}#{again}"))
-    return unique
+    return with_splits(problems)
 
 
 def _of_domain(problems: Sequence[Problem], wanted: str) -> list[Problem]:

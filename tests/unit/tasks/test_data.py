@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sdpo_mlx.core.errors import DataError
-from sdpo_mlx.tasks.data.jsonl import LONGEST_LINE, Row, collect, read_jsonl, scan
+from sdpo_mlx.tasks.data.jsonl import LONGEST_LINE, Row, collect, scan
 
 
 def _write(path: Path, content: bytes) -> Path:
@@ -20,9 +20,13 @@ def _write(path: Path, content: bytes) -> Path:
     return path
 
 
+def _read(path: Path, **options: Any) -> list[Row]:
+    return collect(path, lambda value, where: Row(int(where.rpartition(":")[2]), value), **options).items
+
+
 def _refused(path: Path, **options: Any) -> str:
     with pytest.raises(DataError) as caught:
-        read_jsonl(path, **options)
+        _read(path, **options)
     assert caught.value.exit_code == 3
     return str(caught.value)
 
@@ -41,7 +45,7 @@ def test_malformed_row_is_named_with_its_line(name: str, tmp_path: Path) -> None
 
 def test_rows_are_read_with_bom_crlf_blank_lines_and_no_last_newline(tmp_path: Path) -> None:
     path = _write(tmp_path / "rows.jsonl", b'\xef\xbb\xbf{"id": "a"}\r\n\r\n  \n{"id": "\\ud83d\\ude00\xc3\xa9"}')
-    assert read_jsonl(path) == [Row(1, {"id": "a"}), Row(4, {"id": "😀é"})]
+    assert _read(path) == [Row(1, {"id": "a"}), Row(4, {"id": "😀é"})]
 
 
 def test_ten_rows_are_named_when_twelve_are_bad(tmp_path: Path) -> None:
@@ -96,11 +100,11 @@ def test_random_bytes_give_rows_or_a_data_error(tmp_path: Path, noise: bytes) ->
         if isinstance(row, Row):
             assert json.loads(lines[row.line - 1]) == row.value
     if found and all(isinstance(row, Row) for row in found):
-        assert read_jsonl(path) == found
+        assert _read(path) == found
     else:
         assert str(path) in _refused(path)
 
 
 def test_longest_line_bears_a_large_row(tmp_path: Path) -> None:
     row = {"id": "x", "text": "a" * (LONGEST_LINE - 100)}
-    assert read_jsonl(_write(tmp_path / "rows.jsonl", json.dumps(row).encode()))[0].value == row
+    assert _read(_write(tmp_path / "rows.jsonl", json.dumps(row).encode()))[0].value == row
