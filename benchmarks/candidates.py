@@ -122,7 +122,7 @@ def stepping(settings: Sequence[str], extra: Sequence[str], folder: Path) -> Ite
         while True:
             step, begun, spent = state.step, time.perf_counter(), time.process_time()
             problems = sampler.batch(step)
-            sampled = sample(setup.policy, setup.task, setup.chat, problems, run.sampling, run.seeds(step, problems))
+            sampled = sample(setup.policy, setup.task, setup.chat, problems, setup.sampling, run.seeds(step, problems))
             clock, seed = StepClock(begun, time.perf_counter()), derive(cfg.train.seed, step)
             batch = distillation_batch(
                 sampled.groups, setup.chat, cfg.teacher, cfg.objective, context_length=length, seed=seed

@@ -24,7 +24,6 @@ from sdpo_mlx.types import (
     Demonstration,
     Exchange,
     Message,
-    Problem,
     Rollout,
     RolloutGroup,
     TeacherContext,
@@ -44,29 +43,19 @@ def demonstration_for(group: RolloutGroup, index: int, cfg: TeacherConfig, seed:
     if cfg.demonstration == "off":
         return None
     if cfg.demonstration == "dataset":
-        return _from_dataset(group.problem)
-    usable = [
-        d for i in range(len(group.rollouts)) if (i != index or cfg.own_success) and (d := _successful(group, i, cfg))
-    ]
+        text = clean(strip_thinking(group.problem.reference or "")).strip()
+        return Demonstration(text, FROM_DATASET) if text else None
+    usable: list[Demonstration] = []
+    for i, (rollout, feedback) in enumerate(zip(group.rollouts, group.feedback, strict=True)):
+        graded = feedback.success and feedback.kind != "grader_error" and feedback.reward >= cfg.success_threshold
+        own = i == index and not cfg.own_success
+        if graded and not own and rollout.finish == "stop" and (text := _shown_text(group, i)):
+            usable.append(Demonstration(text, i))
     if not usable:
         return None
     if cfg.demonstration == "first":
         return usable[0]
     return usable[int(rng("demonstration", seed, group.problem.id, index).integers(len(usable)))]
-
-
-def _from_dataset(problem: Problem) -> Demonstration | None:
-    text = clean(strip_thinking(problem.reference or "")).strip()
-    return Demonstration(text, FROM_DATASET) if text else None
-
-
-def _successful(group: RolloutGroup, i: int, cfg: TeacherConfig) -> Demonstration | None:
-    rollout, feedback = group.rollouts[i], group.feedback[i]
-    graded = feedback.success and feedback.kind != "grader_error"
-    if not graded or rollout.finish != "stop" or not feedback.reward >= cfg.success_threshold:
-        return None
-    text = _shown_text(group, i)
-    return Demonstration(text, i) if text else None
 
 
 def _shown_text(group: RolloutGroup, i: int) -> str:
@@ -146,16 +135,12 @@ def teacher_messages(
     last = max((i for i, message in enumerate(problem_messages) if message["role"] == "user"), default=-1)
     if last < 0:
         raise ValueError("a problem needs a user message")
-    content = _layout(problem_messages[last]["content"], demonstration, feedback, attempt, cfg.template)
-    return (*problem_messages[:last], {"role": "user", "content": content}, *problem_messages[last + 1 :])
-
-
-def _layout(
-    problem: str, demonstration: str | None, feedback: str | None, attempt: str | None, template: str | None
-) -> str:
-    if template is not None:
+    problem = problem_messages[last]["content"]
+    if cfg.template is not None:
         values = {"problem": problem, "demonstration": demonstration, "attempt": attempt, "feedback": feedback}
-        return fill_template(template, values)
-    sections = ((SOLUTION_HEADING, demonstration), (ATTEMPT_HEADING, attempt), (FEEDBACK_HEADING, feedback))
-    present = [part for heading, body in sections if body is not None for part in (heading, body)]
-    return "\n\n".join((problem, *present, CLOSING_LINE))
+        content = fill_template(cfg.template, values)
+    else:
+        sections = ((SOLUTION_HEADING, demonstration), (ATTEMPT_HEADING, attempt), (FEEDBACK_HEADING, feedback))
+        present = [part for heading, body in sections if body is not None for part in (heading, body)]
+        content = "\n\n".join((problem, *present, CLOSING_LINE))
+    return (*problem_messages[:last], {"role": "user", "content": content}, *problem_messages[last + 1 :])

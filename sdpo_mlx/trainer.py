@@ -16,9 +16,7 @@ from collections.abc import Callable, Sequence
 
 from sdpo_mlx.core.errors import RankLostError
 from sdpo_mlx.core.progress import StartTask, no_tasks
-from sdpo_mlx.core.seeding import derive
 from sdpo_mlx.rl.components import Components
-from sdpo_mlx.rl.distillation import distillation_batch
 from sdpo_mlx.rl.optimization import learn
 from sdpo_mlx.rl.rollouts import Sampler, sample
 from sdpo_mlx.runs.folder import RunFolder
@@ -33,7 +31,7 @@ def train(run: TrainingSession, state: TrainState) -> TrainState:
     Raises KeyboardInterrupt or RankLostError after saving, DivergedError or DataError if the run must stop.
     """
     cfg, policy, task, chat = run.cfg, run.components.policy, run.components.task, run.components.chat
-    context_length = policy.info.context_length
+    sampling = run.components.sampling
     sampler = Sampler(task.problems("train"), cfg.rollout.problems_per_step, cfg.train.seed)
     try:
         state = run.evaluate_if_due(state)
@@ -42,12 +40,9 @@ def train(run: TrainingSession, state: TrainState) -> TrainState:
             # 1. Problems, a pure function of (seed, step). 2. Rollouts, graded while others are still generated.
             problems = sampler.batch(step)
             seeds = run.seeds(step, problems)
-            sampled = sample(run.generator, task, chat, problems, run.sampling, seeds, run.interrupted)
+            sampled = sample(run.generator, task, chat, problems, sampling, seeds, run.interrupted)
             # 3. Teacher contexts; every rollout becomes a sample or a Skip with its reason.
-            seed = derive(cfg.train.seed, step)
-            batch = distillation_batch(
-                sampled.groups, chat, cfg.teacher, cfg.objective, context_length=context_length, seed=seed
-            )
+            batch = run.components.distillation_batch(sampled.groups, step)
             run.record_diagnostics(step, sampled.groups, batch.samples)
             # 4. Distil. 5. Update the teacher. If nothing can be learned, no byte of the state changes.
             run.start_task("learning")

@@ -65,10 +65,11 @@ class Comparison:
     @property
     def scores(self) -> tuple[Score, Score]:
         """Each side's score, with its interval clustered by problem."""
-        return self._score([[pair.first] for pair in self.pairs]), self._score([[pair.second] for pair in self.pairs])
-
-    def _score(self, rows: statistics.Rows) -> Score:
-        return Score(statistics.average(rows), *statistics.clustered(rows, seed=self.seed))
+        first, second = (
+            Score(statistics.average(rows), *statistics.clustered(rows, seed=self.seed))
+            for rows in ([[pair.first] for pair in self.pairs], [[pair.second] for pair in self.pairs])
+        )
+        return first, second
 
     @property
     def won(self) -> tuple[Pair, ...]:

@@ -55,14 +55,8 @@ class EvalDocument:
             "seconds": round(self.seconds, 3),
             "families": [{"family": name, **_scores(part)} for name, part in self.scores.families().items()],
             "problems": [
-                {
-                    "id": p.id,
-                    "family": p.family,
-                    "sha256": p.sha256,
-                    "rewards": list(p.rewards),
-                    "successes": list(p.successes),
-                }
-                for p in self.scores.problems
+                {name: plain(getattr(each, name)) for name in ("id", "family", "sha256", "rewards", "successes")}
+                for each in self.scores.problems
             ],
             "kept": self.cached,
         }
@@ -70,7 +64,14 @@ class EvalDocument:
     @classmethod
     def from_document(cls, content: Mapping[str, Any]) -> EvalDocument:
         """Read what `to_document` returned; raises ValueError, TypeError, KeyError or AttributeError otherwise."""
-        problems = tuple(_problem(each) for each in content["problems"])
+        problems = []
+        for row in content["problems"]:
+            rewards, sha256 = tuple(row["rewards"]), str(row.get("sha256") or "")
+            # `isfinite` raises TypeError for anything but numbers.
+            if not rewards or not all(map(math.isfinite, rewards)) or not isinstance(row["id"], str):
+                raise ValueError("a problem lacks its id or its rewards")
+            scores = rewards, tuple(row.get("successes") or ())
+            problems.append(ProblemScore(row["id"], str(row.get("family", "")), *scores, sha256=sha256))
         if len({problem.id for problem in problems}) < len(problems):
             raise ValueError("a problem occurs twice")
         seed = content.get("seed", 0)
@@ -78,7 +79,7 @@ class EvalDocument:
             raise TypeError("the seed is not an integer")
         samples = content.get("samples") or max((len(problem.rewards) for problem in problems), default=0)
         return cls(
-            Evaluation(str(content.get("split", "held_out")), samples, problems, seed),
+            Evaluation(str(content.get("split", "held_out")), samples, tuple(problems), seed),
             target=content.get("target"),
             task=str(content.get("task", "?")),
             conditions={name: content[name] for name in CONDITIONS if name in content},
@@ -102,9 +103,12 @@ def score(
     """Evaluate the student as it is; rollouts of an earlier evaluation come from the cache.
 
     `adapter` is the folder of the adapter that the student holds, None for the untouched model.
-    Raises KeyboardInterrupt; rollouts that were graded by then are in the cache.
+    Raises KeyboardInterrupt; rollouts that were graded by then are in the cache. Raises DataError without problems.
     """
     started, spec, counts = time.monotonic(), eval_spec(components), list[int]()
+    if not spec.problems:
+        task, fix = components.cfg.task, "give some rows of the data the split held_out"
+        raise DataError("the task has no held-out problems", where=task.data or task.name, fix=fix)
     cache = rollout_cache(components, spec, adapter) if use_cache else None
 
     def count(done: int, total: int) -> None:
@@ -149,12 +153,3 @@ def read_evaluation(path: Path) -> EvalDocument:
 def _scores(found: Evaluation) -> dict[str, Any]:
     ks = [k for k in (1, 2, 4, 8, 16, 32, 64) if k < found.samples] + [found.samples]
     return {**found.event(), **{f"pass@{k}": found.pass_at(k) for k in ks}}
-
-
-def _problem(row: Mapping[str, Any]) -> ProblemScore:
-    rewards = tuple(row["rewards"])
-    # `isfinite` raises TypeError for anything but numbers.
-    if not rewards or not all(map(math.isfinite, rewards)) or not isinstance(row["id"], str):
-        raise ValueError("a problem lacks its id or its rewards")
-    successes, sha256 = tuple(row.get("successes") or ()), str(row.get("sha256") or "")
-    return ProblemScore(row["id"], str(row.get("family", "")), rewards, successes, sha256=sha256)

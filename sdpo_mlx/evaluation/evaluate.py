@@ -15,7 +15,6 @@ from sdpo_mlx.evaluation.spec import EvalSpec
 from sdpo_mlx.models.chat_template import Chat
 from sdpo_mlx.rl.rollouts import ProgressPolicy, rollout_seeds, sample
 from sdpo_mlx.tasks.base import Task
-from sdpo_mlx.types import Problem
 
 BATCHES_PER_WRITE = 2  # with a cache, this many times `concurrency` rollouts are sampled between two writes
 SampleKey = tuple[int, int]  # index of the problem, index of its rollout
@@ -99,7 +98,11 @@ def evaluate(
     rollouts: first those from the cache, then each new one, then each stored part.
     """
     run = _EvalRun(policy, task, chat, spec, cache)
-    missing, total = run.missing(), len(spec.problems) * spec.samples
+    every = [(at, n) for at in range(len(spec.problems)) for n in range(spec.samples)]
+    if cache is not None:
+        found = {(at, n): cache.find(run.keys[at], run.seeds[at][n]) for at, n in every}
+        run.rollouts |= {key: rollout for key, rollout in found.items() if rollout is not None}
+    missing, total = [key for key in every if key not in run.rollouts], len(every)
     part_size = total if cache is None else max(1, BATCHES_PER_WRITE * spec.sampling.concurrency)
     done = total - len(missing)
     on_progress(done, total)
@@ -107,7 +110,14 @@ def evaluate(
         run.sample(part, interrupted, lambda n, done=done: on_progress(done + n, total))  # type: ignore[misc]
         done += len(part)
         on_progress(done, total)
-    return Evaluation("held_out", spec.samples, run.scores(), spec.seed)
+    scores, samples = list[ProblemScore](), spec.samples
+    for at, problem in enumerate(spec.problems):
+        rollouts = tuple(run.rollouts[at, n] for n in range(samples) if (at, n) in run.rollouts)
+        rewards = tuple(rollout.reward for rollout in rollouts) or (0.0,) * samples
+        successes = tuple(rollout.success for rollout in rollouts) or (False,) * samples
+        hashed = problem_sha256(problem)
+        scores.append(ProblemScore(problem.id, problem.family, rewards, successes, rollouts, hashed))
+    return Evaluation("held_out", samples, tuple(scores), spec.seed)
 
 
 class _EvalRun:
@@ -119,14 +129,6 @@ class _EvalRun:
         cached = spec.problems if cache is not None else ()
         self.keys = [problem_key(problem, chat.render(problem.messages, tools=problem.tools)) for problem in cached]
         self.rollouts: dict[SampleKey, CachedRollout] = {}
-
-    def missing(self) -> list[SampleKey]:
-        """Take what the cache has and return the rest."""
-        samples = [(at, n) for at in range(len(self.spec.problems)) for n in range(self.spec.samples)]
-        if self.cache is not None:
-            found = {(at, n): self.cache.find(self.keys[at], self.seeds[at][n]) for at, n in samples}
-            self.rollouts |= {key: rollout for key, rollout in found.items() if rollout is not None}
-        return [key for key in samples if key not in self.rollouts]
 
     def sample(
         self, part: Sequence[SampleKey], interrupted: Callable[[], bool], on_done: Callable[[int], None]
@@ -154,17 +156,6 @@ class _EvalRun:
         if self.cache is not None:
             self.cache.add((self.keys[at], self.spec.problems[at].id, rollout) for (at, _), rollout in fresh.items())
         self.rollouts |= fresh
-
-    def scores(self) -> tuple[ProblemScore, ...]:
-        """Return every problem's score, in order."""
-        return tuple(self._score(problem, at) for at, problem in enumerate(self.spec.problems))
-
-    def _score(self, problem: Problem, at: int) -> ProblemScore:
-        samples = self.spec.samples
-        found = tuple(self.rollouts[at, n] for n in range(samples) if (at, n) in self.rollouts)
-        rewards = tuple(rollout.reward for rollout in found) or (0.0,) * samples
-        successes = tuple(rollout.success for rollout in found) or (False,) * samples
-        return ProblemScore(problem.id, problem.family, rewards, successes, found, problem_sha256(problem))
 
 
 def _parts(samples: Sequence[SampleKey], size: int) -> Iterator[list[SampleKey]]:

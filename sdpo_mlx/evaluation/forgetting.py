@@ -82,10 +82,11 @@ class Forgetting:
         return {
             "forgetting/divergence": self.divergence,
             "forgetting/divergence_error": self.error,
-            "forgetting/perplexity_before": self.before.perplexity if self.before else None,
-            "forgetting/perplexity_after": self.after.perplexity,
-            "forgetting/bits_per_byte_before": self.before.bits_per_byte if self.before else None,
-            "forgetting/bits_per_byte_after": self.after.bits_per_byte,
+            **{
+                f"forgetting/{name}_{when}": getattr(score, name) if score else None
+                for name in ("perplexity", "bits_per_byte")
+                for when, score in (("before", self.before), ("after", self.after))
+            },
         }
 
     @classmethod
@@ -163,7 +164,9 @@ def text_score(policy: Policy, chat: Chat) -> TextScore:
     nats = -math.fsum(float(logp) for each in found for logp in each.logps_T)
     first = len(chat.decode(ids[:1]).encode("utf-8"))
     size = max(1, len(text.encode("utf-8")) - first)
-    return TextScore(_exp(nats / max(1, ids.size - 1)), nats / math.log(2) / size)
+    per_token = nats / max(1, ids.size - 1)
+    # Larger exponents overflow.
+    return TextScore(math.exp(per_token) if per_token < 700 else math.inf, nats / math.log(2) / size)
 
 
 def load_reference(path: Path, identity: Mapping[str, Any]) -> Reference | None:
@@ -194,7 +197,3 @@ def _logps(policy: Policy, prompts: Sequence[IntArray], answers: Sequence[IntArr
 def _general() -> dict[str, Any]:
     found: dict[str, Any] = json.loads((files("sdpo_mlx") / "assets" / "ordinary.json").read_text(encoding="utf-8"))
     return found
-
-
-def _exp(value: float) -> float:
-    return math.exp(value) if value < 700 else math.inf

@@ -8,7 +8,6 @@ from typing import Any
 
 from sdpo_mlx.backends.base import CONCURRENCY, SamplingParams
 from sdpo_mlx.config import Config, EvalConfig, RolloutConfig
-from sdpo_mlx.core.errors import DataError
 from sdpo_mlx.models.chat_template import Chat
 from sdpo_mlx.rl.components import Components
 from sdpo_mlx.tasks.base import Task
@@ -43,31 +42,16 @@ def sampling_params(cfg: EvalConfig, rollout: RolloutConfig, chat: Chat) -> Samp
     )
 
 
-def eval_spec(setup: Components) -> EvalSpec:
-    """Return the evaluation that the settings ask for, with the seeds of a run's scores before and after training.
-
-    Raises DataError if the task has no held-out problems.
-    """
+def eval_spec(setup: Components, purpose: str = "final") -> EvalSpec:
+    """Return the evaluation that the settings ask for; by default with the seeds of a run's final scores."""
     cfg = setup.cfg
-    problems = held_out(setup.task, cfg.eval)
-    if not problems:
-        fix = "give some rows of the data the split held_out"
-        raise DataError("the task has no held-out problems", where=cfg.task.data or cfg.task.name, fix=fix)
     sampling = sampling_params(cfg.eval, cfg.rollout, setup.chat)
-    return EvalSpec(problems, sampling, cfg.eval.samples, cfg.train.seed, "final")
+    return EvalSpec(held_out(setup.task, cfg.eval), sampling, cfg.eval.samples, cfg.train.seed, purpose)
 
 
 def settings_record(cfg: Config) -> dict[str, Any]:
     """Return the dotted settings in which another evaluation must agree to be comparable."""
-    return {
-        "task.name": cfg.task.name,
-        "task.data": cfg.task.data,
-        "task.feedback": cfg.task.feedback,
-        "task.max_turns": cfg.task.max_turns,
-        "eval.problems": cfg.eval.problems,
-        "eval.samples": cfg.eval.samples,
-        "eval.temperature": cfg.eval.temperature,
-        "eval.top_p": cfg.eval.top_p,
-        "eval.max_tokens": cfg.eval.max_tokens if cfg.eval.max_tokens is not None else cfg.rollout.max_tokens,
-        "train.seed": cfg.train.seed,
-    }
+    task = {f"task.{name}": getattr(cfg.task, name) for name in ("name", "data", "feedback", "max_turns")}
+    sampling = {f"eval.{name}": getattr(cfg.eval, name) for name in ("problems", "samples", "temperature", "top_p")}
+    most = cfg.eval.max_tokens if cfg.eval.max_tokens is not None else cfg.rollout.max_tokens
+    return {**task, **sampling, "eval.max_tokens": most, "train.seed": cfg.train.seed}

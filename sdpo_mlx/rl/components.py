@@ -7,6 +7,7 @@ import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
+from operator import attrgetter
 from typing import Any
 
 from sdpo_mlx import __version__
@@ -20,12 +21,15 @@ from sdpo_mlx.backends.registry import open_policy
 from sdpo_mlx.config import Config
 from sdpo_mlx.core.errors import DataError
 from sdpo_mlx.core.progress import StartTask, no_tasks
+from sdpo_mlx.core.seeding import derive
 from sdpo_mlx.models.chat_template import Chat, load_chat
 from sdpo_mlx.models.dimensions import ModelDims
 from sdpo_mlx.models.resolve import ResolvedModel, resolve
+from sdpo_mlx.rl.distillation import Batch, distillation_batch
 from sdpo_mlx.tasks.base import Task
 from sdpo_mlx.tasks.data.sources import identity
 from sdpo_mlx.tasks.registry import open_task
+from sdpo_mlx.types import RolloutGroup
 
 # Resuming may change these settings: they prolong, move, observe or record a run. All others identify it.
 FREE_ON_RESUME: dict[str, Any] = {
@@ -61,7 +65,10 @@ class Components:
     @property
     def requested(self) -> Config:
         """The configuration without what the memory plan filled in, as `config.yaml` records it."""
-        return _with_values(self.cfg, dict.fromkeys(self.planned))
+        cfg = self.cfg
+        for section, _, name in (key.partition(".") for key in self.planned):
+            cfg = cfg.model_copy(update={section: getattr(cfg, section).model_copy(update={name: None})})
+        return cfg
 
     @property
     def sampling(self) -> SamplingParams:
@@ -69,6 +76,12 @@ class Components:
         rollout, eos_ids = self.cfg.rollout, self.chat.eos_ids
         at_once = rollout.concurrency or CONCURRENCY
         return SamplingParams(rollout.max_tokens, rollout.temperature, rollout.top_p, eos_ids, at_once)
+
+    def distillation_batch(self, groups: Sequence[RolloutGroup], step: int) -> Batch:
+        """Build the distillation samples of one step of this run."""
+        cfg, length = self.cfg, self.policy.info.context_length
+        seed = derive(cfg.train.seed, step)
+        return distillation_batch(groups, self.chat, cfg.teacher, cfg.objective, context_length=length, seed=seed)
 
     def identity(self) -> dict[str, Any]:
         """Return what must be equal when a run is resumed; the plan may differ, it changes memory only."""
@@ -100,7 +113,7 @@ class Components:
             "sandbox_self_test": dict(self.self_test),
             "seed": self.cfg.train.seed,
             "command": list(command),
-            "plan": {key.partition(".")[2]: _value(self.cfg, key) for key in PLANNED},
+            "plan": {key.partition(".")[2]: attrgetter(key)(self.cfg) for key in PLANNED},
         }
 
     def plan_line(self) -> str:
@@ -138,8 +151,11 @@ def build_components(
     opened = open_task(cfg, task)
     if not opened.task.problems("train"):
         raise DataError("the task has no training problems", where=cfg.task.data or cfg.task.name)
-    if learns:
-        _check_references(cfg, opened.task)
+    references = any(problem.reference for problem in opened.task.problems("train"))
+    if learns and cfg.teacher.demonstration == "dataset" and not references:
+        where = f"teacher.demonstration: dataset, {cfg.task.data or f'task {cfg.task.name}'}"
+        fix = "Give the rows a field reference, or set teacher.demonstration=first"
+        raise DataError("no training row has a reference answer", where=where, fix=fix)
     start_task(f"resolving {cfg.model.name}")
     model = resolve(cfg.model.name, start_task)
     opened.task.start(model)
@@ -149,7 +165,8 @@ def build_components(
     group.broadcast(encode(planned.model_dump(mode="json")))
     start_task(f"loading {cfg.model.name}")
     policy = _policy(planned, model, group)
-    filled = {key: _value(planned, key) for key in PLANNED if _value(cfg, key) != _value(planned, key)}
+    get = attrgetter(*PLANNED)
+    filled = {key: after for key, before, after in zip(PLANNED, get(cfg), get(planned), strict=True) if before != after}
     return Components(planned, model, chat, opened.task, policy, opened.sandbox, opened.self_test, filled)
 
 
@@ -162,15 +179,6 @@ def serve(group: ProcessGroup, interrupted: Callable[[], bool]) -> None:
     policy = _policy(cfg, None, group)
     assert isinstance(policy, DistributedPolicy)
     policy.serve(interrupted)
-
-
-def _check_references(cfg: Config, task: Task) -> None:
-    """Raise DataError if demonstrations are to come from the rows and no row has one."""
-    if cfg.teacher.demonstration != "dataset" or any(problem.reference for problem in task.problems("train")):
-        return
-    where = f"teacher.demonstration: dataset, {cfg.task.data or f'task {cfg.task.name}'}"
-    fix = "Give the rows a field reference, or set teacher.demonstration=first"
-    raise DataError("no training row has a reference answer", where=where, fix=fix)
 
 
 def _policy(cfg: Config, model: ResolvedModel | None, group: ProcessGroup) -> Policy:
@@ -201,18 +209,6 @@ def lengths(chat: Chat, task: Task, cfg: Config, context_length: int) -> tuple[i
     sizes = [chat.render(p.messages, tools=p.tools).size for p in task.problems("train")[:PROMPTS_MEASURED]]
     prompt = max((size for size in sizes if size < context_length), default=1)
     return prompt, prompt + cfg.rollout.max_tokens + FEEDBACK_TOKENS
-
-
-def _value(cfg: Config, key: str) -> Any:
-    section, _, name = key.partition(".")
-    return getattr(getattr(cfg, section), name)
-
-
-def _with_values(cfg: Config, values: Mapping[str, Any]) -> Config:
-    for key, value in values.items():
-        section, _, name = key.partition(".")
-        cfg = cfg.model_copy(update={section: getattr(cfg, section).model_copy(update={name: value})})
-    return cfg
 
 
 def versions() -> dict[str, str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -12,6 +11,7 @@ import numpy as np
 from sdpo_mlx.backends.base import Policy, SamplingParams, Scores
 from sdpo_mlx.core.seeding import derive
 from sdpo_mlx.models.chat_template import Chat
+from sdpo_mlx.rl.metrics import mean
 from sdpo_mlx.rl.optimization import SampleKey
 from sdpo_mlx.tasks.base import Task
 from sdpo_mlx.tasks.grading import Graders
@@ -116,8 +116,8 @@ def teacher_success(
     results = [(group, graders.result(future, interrupted)) for group, future in pending]
     graded = [(group, r) for group, r in results if isinstance(r, Feedback) and r.kind != "grader_error"]
     return {
-        "teacher/success": _mean([result.success for _, result in graded]),
-        "teacher/student": _mean([group.pass_rate for group, _ in graded]),
+        "teacher/success": mean([result.success for _, result in graded]),
+        "teacher/student": mean([group.pass_rate for group, _ in graded]),
         "teacher/answers": len(graded),
     }
 
@@ -131,7 +131,3 @@ def teacher_weights(policy: Policy) -> Iterator[None]:
         yield
     finally:
         policy.load_student(state["student"])
-
-
-def _mean(values: Sequence[float]) -> float:
-    return math.fsum(values) / len(values) if values else math.nan

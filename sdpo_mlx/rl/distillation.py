@@ -9,7 +9,7 @@ samples, so that only the model's own tokens count.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -19,9 +19,7 @@ from sdpo_mlx.models.chat_template import Chat
 from sdpo_mlx.objective import advantages, question_weights, sample_weights
 from sdpo_mlx.teacher import attempt_for, history, teacher_context, teacher_messages
 from sdpo_mlx.types import (
-    Demonstration,
     DistillSample,
-    Feedback,
     IntArray,
     Message,
     Problem,
@@ -51,12 +49,6 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class _Outcome:
-    result: DistillSample | Skip
-    context: TeacherContext | None = None
-
-
-@dataclass(frozen=True)
 class _Turn:
     """One turn of one rollout; the feedback on the episode counts for each of its turns."""
 
@@ -69,14 +61,9 @@ class _Turn:
         """The turn itself."""
         return self.group.rollouts[self.index].turns[self.turn]
 
-    @property
-    def feedback(self) -> Feedback:
-        """The environment's feedback on the episode."""
-        return self.group.feedback[self.index]
-
-    def skip(self, reason: SkipReason) -> _Outcome:
-        """Return a Skip for this turn."""
-        return _Outcome(Skip(reason, self.group.problem.id, self.index, self.turn))
+    def skip(self, reason: SkipReason) -> tuple[Skip, None]:
+        """Return a Skip for this turn, and no context."""
+        return Skip(reason, self.group.problem.id, self.index, self.turn), None
 
 
 def distillation_batch(
@@ -94,21 +81,18 @@ def distillation_batch(
     context does not fit, a rollout keeps its policy-gradient part.
     """
     builder = _Builder(chat, teacher, objective, context_length, seed)
+    uniform = objective.question_weight == "uniform"
+    weights = [1.0] * len(groups) if uniform else question_weights([group.pass_rate for group in groups])
     outcomes = [
         builder.outcome(_Turn(group, index, turn), float(weight), advantage)
-        for group, weight in zip(groups, _question_weights(groups, objective), strict=True)
+        for group, weight in zip(groups, weights, strict=True)
         for index, advantage in enumerate(_advantages(group, objective))
         for turn in range(len(group.rollouts[index].turns))
     ]
-    samples = tuple(o.result for o in outcomes if isinstance(o.result, DistillSample))
-    contexts = {(o.result.problem_id, o.result.index): o.context for o in outcomes if o.context is not None}
-    return Batch(samples, contexts, tuple(o.result for o in outcomes if isinstance(o.result, Skip)))
-
-
-def _question_weights(groups: Sequence[RolloutGroup], objective: ObjectiveConfig) -> Sequence[float]:
-    if objective.question_weight == "uniform":
-        return [1.0] * len(groups)
-    return [float(w) for w in question_weights([group.pass_rate for group in groups])]
+    samples = tuple(result for result, _ in outcomes if isinstance(result, DistillSample))
+    skips = tuple(result for result, _ in outcomes if isinstance(result, Skip))
+    contexts = {(result.problem_id, result.index): context for result, context in outcomes if context is not None}
+    return Batch(samples, contexts, skips)
 
 
 def _advantages(group: RolloutGroup, objective: ObjectiveConfig) -> list[float]:
@@ -131,8 +115,11 @@ class _Builder:
     seed: int
     rendered: dict[tuple[str, tuple[tuple[str, str], ...]], IntArray] = field(default_factory=dict)
 
-    def outcome(self, answer: _Turn, question: float, advantage: float) -> _Outcome:
-        rollout, feedback = answer.rollout, answer.feedback
+    def outcome(
+        self, answer: _Turn, question: float, advantage: float
+    ) -> tuple[DistillSample | Skip, TeacherContext | None]:
+        """Return a sample and its teacher context, or a Skip."""
+        rollout, feedback = answer.rollout, answer.group.feedback[answer.index]
         if feedback.kind == "grader_error":
             return answer.skip("grader_error")
         if rollout.ids_T.size == 0:
@@ -146,64 +133,49 @@ class _Builder:
         distil, policy = distil * question, policy * question if advantage else 0.0
         if not distil and not policy:
             return answer.skip("too_long" if context and not fitted else "no_signal")
-        prompt = fitted[1] if fitted else None
-        return _Outcome(_sample(answer, prompt, (distil, policy, advantage)), fitted[0] if fitted else None)
+        context, prompt = fitted or (None, np.zeros(0, dtype=np.int32))
+        student = np.concatenate([rollout.prompt_ids, rollout.ids_T]).astype(np.int32)
+        teacher = np.concatenate([prompt, rollout.ids_T]).astype(np.int32) if fitted else prompt
+        sample = DistillSample(
+            problem_id=answer.group.problem.id,
+            index=answer.index,
+            student_ids=student,
+            student_span=(rollout.prompt_ids.size, student.size),
+            teacher_ids=teacher,
+            teacher_span=(prompt.size, teacher.size),
+            rollout_logps_T=rollout.logps_T,
+            distil_weight=distil,
+            policy_weight=policy,
+            advantage=advantage,
+            turn=answer.turn,
+        )
+        return sample, context
 
     def _fit(self, answer: _Turn, context: TeacherContext) -> tuple[TeacherContext, IntArray] | None:
         """Return the context within its token budget and its prompt ids; None if nothing more can be cut."""
         problem, budget = answer.group.problem, self.context_length - answer.rollout.ids_T.size
         budget = min(self.teacher.max_context_tokens, budget)
+        earlier = history(answer.group.rollouts[answer.index].earlier[: answer.turn])
         ids = self._render(problem, context.messages)
         parts = {
             "feedback": context.feedback,
             "attempt": attempt_for(answer.group, answer.index, self.teacher),
             "demonstration": context.demonstration.text if context.demonstration else None,
         }
-        for name, full in parts.items():
+        for name, full in tuple(parts.items()):
             limit = len(full or "")
             while full and ids.size > budget and limit > MIN_PART:
-                limit = self._next_limit(full, limit, ids.size - budget)
-                parts = {**parts, name: shorten_middle(full, limit)}
-                context = self._rebuilt(answer, context, parts)
-                ids = self._render(problem, context.messages)
+                per_token = len(full) / max(1, len(self.chat.encode_plain(full)))
+                limit = max(MIN_PART, limit - max(MIN_CUT, round((ids.size - budget) * per_token)))
+                parts[name] = shorten_middle(full, limit)
+                shown = context.demonstration and replace(context.demonstration, text=parts["demonstration"] or "")
+                messages = (*teacher_messages(problem.messages, **parts, cfg=self.teacher), *earlier)
+                context = TeacherContext(messages, shown, parts["feedback"])
+                ids = self._render(problem, messages)
         return (context, ids) if ids.size <= budget else None
-
-    def _next_limit(self, full: str, limit: int, excess: int) -> int:
-        per_token = len(full) / max(1, len(self.chat.encode_plain(full)))
-        return max(MIN_PART, limit - max(MIN_CUT, round(excess * per_token)))
-
-    def _rebuilt(self, answer: _Turn, context: TeacherContext, parts: Mapping[str, str | None]) -> TeacherContext:
-        messages = teacher_messages(
-            answer.group.problem.messages, parts["demonstration"], parts["feedback"], parts["attempt"], self.teacher
-        )
-        turns = history(answer.group.rollouts[answer.index].earlier[: answer.turn])
-        shown = context.demonstration and Demonstration(parts["demonstration"] or "", context.demonstration.source)
-        return TeacherContext((*messages, *turns), shown, parts["feedback"])
 
     def _render(self, problem: Problem, messages: tuple[Message, ...]) -> IntArray:
         key = problem.id, tuple((message["role"], message["content"]) for message in messages)
         if key not in self.rendered:
             self.rendered[key] = self.chat.render(messages, tools=problem.tools)
         return self.rendered[key]
-
-
-def _sample(answer: _Turn, prompt: IntArray | None, weights: tuple[float, float, float]) -> DistillSample:
-    """Return the sample; `prompt` is the teacher's, None if the sample has no teacher sequence."""
-    rollout = answer.rollout
-    student = np.concatenate([rollout.prompt_ids, rollout.ids_T]).astype(np.int32)
-    none = np.zeros(0, dtype=np.int32)
-    teacher = none if prompt is None else np.concatenate([prompt, rollout.ids_T]).astype(np.int32)
-    distil, policy, advantage = weights
-    return DistillSample(
-        problem_id=answer.group.problem.id,
-        index=answer.index,
-        student_ids=student,
-        student_span=(rollout.prompt_ids.size, student.size),
-        teacher_ids=teacher,
-        teacher_span=(0, 0) if prompt is None else (prompt.size, teacher.size),
-        rollout_logps_T=rollout.logps_T,
-        distil_weight=distil,
-        policy_weight=policy,
-        advantage=advantage,
-        turn=answer.turn,
-    )

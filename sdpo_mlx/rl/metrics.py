@@ -10,6 +10,15 @@ from typing import get_args
 from sdpo_mlx.backends.base import Update
 from sdpo_mlx.types import DistillSample, Rollout, RolloutGroup, Skip, SkipReason, TeacherContext
 
+_UPDATE: Mapping[str, str] = {  # names in events, and of the fields of `Update`
+    "loss": "loss",
+    "divergence/mean": "divergence",
+    "importance/mean": "importance_mean",
+    "importance/clipped": "importance_clipped",
+    "entropy": "entropy",
+    "grad/norm": "grad_norm",
+}
+
 
 @dataclass(frozen=True)
 class StepFacts:
@@ -39,52 +48,39 @@ def step_metrics(
 
     Shares are of 1; `contexts` may contain None for rollouts without one. `update` is None if nothing was learned.
     """
-    return {
-        **_rewards(groups, samples, skips),
-        **_contexts(contexts, sum(len(group.rollouts) for group in groups)),
-        **{f"skip/{reason}": sum(skip.reason == reason for skip in skips) for reason in get_args(SkipReason)},
-        **_lengths(groups),
-        **_learning(update, facts),
-        **_times(update, facts),
-        "tokens/generated": sum(_tokens(rollout) for group in groups for rollout in group.rollouts),
-        "tokens/learned": update.tokens if update is not None and update.applied else 0,
-        "generations/total": facts.generations,
-        **{f"memory/{phase}": facts.memory.get(phase, math.nan) for phase in ("peak", "generate", "teacher", "learn")},
-    }
-
-
-def _rewards(
-    groups: Sequence[RolloutGroup], samples: Sequence[DistillSample], skips: Sequence[Skip]
-) -> dict[str, float]:
-    """Means over graded rollouts; shares over groups."""
-    graded = [each for group in groups for each in group.feedback if each.kind != "grader_error"]
-    teaching = {sample.problem_id for sample in samples if sample.distil_weight or sample.policy_weight}
-    silent = {skip.problem_id for skip in skips if skip.reason == "no_signal"} - teaching
-    return {
-        "reward/mean": _mean([each.reward for each in graded]),
-        "success/rate": _mean([each.success for each in graded]),
-        "groups/solved": _mean([any(each.success for each in group.feedback) for group in groups]),
-        "groups/no_signal": _mean([group.problem.id in silent for group in groups]),
-    }
-
-
-def _contexts(contexts: Iterable[TeacherContext | None], rollouts: int) -> dict[str, float]:
+    feedback = [each for group in groups for each in group.feedback if each.kind != "grader_error"]
+    rollouts = [rollout for group in groups for rollout in group.rollouts]
     seen = [context for context in contexts if context is not None]
     demonstrated = sum(context.demonstration is not None for context in seen)
     with_feedback = sum(context.feedback is not None for context in seen)
+    learned = {sample.problem_id for sample in samples if sample.distil_weight or sample.policy_weight}
+    silent = {skip.problem_id for skip in skips if skip.reason == "no_signal"} - learned
+    teacher_seconds = update.teacher_seconds if update else 0.0
+    known_seconds = facts.generate_seconds + facts.grade_seconds + facts.learn_seconds
     return {
-        "teacher/with_demonstration": demonstrated / rollouts if rollouts else math.nan,
-        "teacher/with_feedback": with_feedback / rollouts if rollouts else math.nan,
-    }
-
-
-def _lengths(groups: Sequence[RolloutGroup]) -> dict[str, float]:
-    """Lengths of whole episodes: all tokens of the model, and the number of turns."""
-    rollouts = [rollout for group in groups for rollout in group.rollouts]
-    return {
-        "length/mean": _mean([_tokens(rollout) for rollout in rollouts]),
-        "length/truncated": _mean([rollout.finish == "length" for rollout in rollouts]),
-        "turns/mean": _mean([len(rollout.turns) for rollout in rollouts]),
+        "reward/mean": mean([each.reward for each in feedback]),
+        "success/rate": mean([each.success for each in feedback]),
+        "groups/solved": mean([any(each.success for each in group.feedback) for group in groups]),
+        "groups/no_signal": mean([group.problem.id in silent for group in groups]),
+        "teacher/with_demonstration": demonstrated / len(rollouts) if rollouts else math.nan,
+        "teacher/with_feedback": with_feedback / len(rollouts) if rollouts else math.nan,
+        **{f"skip/{reason}": sum(skip.reason == reason for skip in skips) for reason in get_args(SkipReason)},
+        # Lengths are of whole episodes: all tokens of the model, and the number of turns.
+        "length/mean": mean([_tokens(rollout) for rollout in rollouts]),
+        "length/truncated": mean([rollout.finish == "length" for rollout in rollouts]),
+        "turns/mean": mean([len(rollout.turns) for rollout in rollouts]),
+        **{name: getattr(update, field) if update else math.nan for name, field in _UPDATE.items()},
+        "lr": facts.learning_rate,
+        "time/generate": facts.generate_seconds,
+        "time/grade": facts.grade_seconds,
+        "time/teacher": teacher_seconds,
+        "time/learn": max(0.0, facts.learn_seconds - teacher_seconds),
+        # Grading overlaps with generation, so the rest is floored at zero.
+        "time/other": max(0.0, facts.total_seconds - known_seconds),
+        "tokens/generated": sum(map(_tokens, rollouts)),
+        "tokens/learned": update.tokens if update is not None and update.applied else 0,
+        "generations/total": facts.generations,
+        **{f"memory/{phase}": facts.memory.get(phase, math.nan) for phase in ("peak", "generate", "teacher", "learn")},
     }
 
 
@@ -92,30 +88,6 @@ def _tokens(rollout: Rollout) -> int:
     return sum(turn.ids_T.size for turn in rollout.turns)
 
 
-def _learning(update: Update | None, facts: StepFacts) -> dict[str, float]:
-    return {
-        "loss": update.loss if update else math.nan,
-        "divergence/mean": update.divergence if update else math.nan,
-        "importance/mean": update.importance_mean if update else math.nan,
-        "importance/clipped": update.importance_clipped if update else math.nan,
-        "entropy": update.entropy if update else math.nan,
-        "grad/norm": update.grad_norm if update else math.nan,
-        "lr": facts.learning_rate,
-    }
-
-
-def _times(update: Update | None, facts: StepFacts) -> dict[str, float]:
-    """Seconds; grading overlaps with generation, so the rest is floored at zero."""
-    teacher = update.teacher_seconds if update else 0.0
-    known = facts.generate_seconds + facts.grade_seconds + facts.learn_seconds
-    return {
-        "time/generate": facts.generate_seconds,
-        "time/grade": facts.grade_seconds,
-        "time/teacher": teacher,
-        "time/learn": max(0.0, facts.learn_seconds - teacher),
-        "time/other": max(0.0, facts.total_seconds - known),
-    }
-
-
-def _mean(values: Sequence[float]) -> float:
+def mean(values: Sequence[float]) -> float:
+    """Return the mean, NaN of no values."""
     return math.fsum(values) / len(values) if values else math.nan

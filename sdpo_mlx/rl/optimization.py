@@ -11,6 +11,7 @@ from sdpo_mlx.config import Config, TrainConfig
 from sdpo_mlx.types import DistillSample, FloatArray
 
 SampleKey = tuple[str, int, int]  # problem id, index of the rollout, turn
+_AVERAGED = ("loss", "divergence", "entropy", "importance_mean", "importance_clipped", "grad_norm")
 
 
 @dataclass(frozen=True)
@@ -69,19 +70,11 @@ def combine(updates: Sequence[Update]) -> Update | None:
     if not counted:
         return None
     total = sum(update.tokens for update in counted)
-
-    def mean(name: str) -> float:
-        return float(sum(getattr(update, name) * update.tokens for update in counted) / total)
-
+    means = {name: float(sum(getattr(u, name) * u.tokens for u in counted) / total) for name in _AVERAGED}
     return Update(
         applied=any(update.applied for update in counted),
         reason=next((update.reason for update in counted if not update.applied), ""),
-        loss=mean("loss"),
-        divergence=mean("divergence"),
-        entropy=mean("entropy"),
-        importance_mean=mean("importance_mean"),
-        importance_clipped=mean("importance_clipped"),
-        grad_norm=mean("grad_norm"),
+        **means,
         tokens=total,
         divergence_T=tuple(array for update in counted for array in update.divergence_T),
         teacher_seconds=sum(update.teacher_seconds for update in counted),

@@ -53,7 +53,7 @@ class Sampler:
 
 @dataclass(frozen=True)
 class ProgressPolicy:
-    """A policy that tells of every answer as it comes; `begun` is called before each turn, `ended` after it."""
+    """A policy that reports every rollout as it ends; `begun` is called before each turn, `ended` after it."""
 
     policy: Policy
     begun: Callable[[], ProgressCallback]
@@ -71,11 +71,11 @@ class ProgressPolicy:
         seeds: Sequence[Sequence[int]],
         interrupted: Callable[[], bool] = lambda: False,
     ) -> Iterator[tuple[int, int, Generation]]:
-        """The policy's own, counted."""
-        tell, total = self.begun(), sum(map(len, seeds))
-        tell(0, total)
+        """Generate with the policy and report progress."""
+        on_progress, total = self.begun(), sum(map(len, seeds))
+        on_progress(0, total)
         for done, found in enumerate(self.policy.generate(prompts, sampling, seeds, interrupted), 1):
-            tell(done, total)
+            on_progress(done, total)
             yield found
         self.ended()
 

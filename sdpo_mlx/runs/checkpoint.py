@@ -102,7 +102,11 @@ def load(root: Path, *, expect: Mapping[str, Any] | None = None, override: str =
         except StorageError as error:
             damage.append(f"checkpoint {folder.name} is damaged and was skipped: {error.what}")
             continue
-        _refuse_changes(expect or {}, meta, folder, override)
+        changed = list(_changes(json.loads(json.dumps(expect or {})), meta, ""))
+        changed.sort(key=lambda each: not each.startswith(NAMED))  # settings that a person wrote before the hashes
+        if changed:
+            shown = "; ".join(changed[:5]) + (f"; and {len(changed) - 5} more" if len(changed) > 5 else "")
+            raise ConfigError(f"this run was started with other settings: {shown}", where=str(folder), fix=override)
         return Loaded(step, state, meta, tuple(damage))
     if damage:
         raise StorageError(
@@ -209,14 +213,6 @@ def _verified(folder: Path) -> dict[str, bytes]:
     return content
 
 
-def _refuse_changes(expect: Mapping[str, Any], meta: Mapping[str, Any], folder: Path, override: str) -> None:
-    changed = list(_changes(json.loads(json.dumps(expect)), meta, ""))
-    changed.sort(key=lambda each: not each.startswith(NAMED))  # settings that a person wrote before the hashes
-    if changed:
-        shown = "; ".join(changed[:5]) + (f"; and {len(changed) - 5} more" if len(changed) > 5 else "")
-        raise ConfigError(f"this run was started with other settings: {shown}", where=str(folder), fix=override)
-
-
 def _changes(expect: Mapping[str, Any], found: Mapping[str, Any], prefix: str) -> Iterator[str]:
     """Yield `train.learning_rate was 0.0001, is 0.001` for each difference."""
     for key, now in expect.items():
@@ -224,8 +220,7 @@ def _changes(expect: Mapping[str, Any], found: Mapping[str, Any], prefix: str) -
         if isinstance(now, dict) and isinstance(before, dict):
             yield from _changes(now, before, f"{prefix}{key}.")
         elif now != before:
-            yield f"{prefix}{key} was {_shown(before)}, is {_shown(now)}"
-
-
-def _shown(value: Any) -> str:
-    return json.dumps(value[:12] if isinstance(value, str) and _HASH.fullmatch(value) else value)
+            was, now_is = (
+                json.dumps(v[:12] if isinstance(v, str) and _HASH.fullmatch(v) else v) for v in (before, now)
+            )
+            yield f"{prefix}{key} was {was}, is {now_is}"

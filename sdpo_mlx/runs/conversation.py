@@ -20,8 +20,7 @@ from sdpo_mlx.core.text import strip_thinking
 from sdpo_mlx.models import resolve
 from sdpo_mlx.models.chat_template import Chat, load_chat
 from sdpo_mlx.rl.components import Components
-from sdpo_mlx.runs.folder import RunFolder
-from sdpo_mlx.runs.targets import adapter_home
+from sdpo_mlx.runs.targets import load_adapter
 from sdpo_mlx.types import IntArray, Message
 
 AdapterChoice = Literal["model", "base", "adapter"]
@@ -145,14 +144,12 @@ def open_chat_model(target: str, cfg: Config, sampling: SamplingParams, adapter:
 
     `sampling.eos_ids` are replaced by the model's. Raises ConfigError or StorageError.
     """
-    home = adapter_home(target, adapter)
-    # Read before the model, so that a missing adapter is reported at once.
-    arrays = RunFolder(home).load_adapter()[0] if home is not None else None
+    arrays = load_adapter(target, adapter)
     model = resolve.resolve(cfg.model.name)
     chat = load_chat(model.path, thinking=cfg.model.thinking)
     policy = open_policy(model.path, cfg.model, cfg.teacher, cfg.train)
     initial = policy.state()["student"]
-    adapters: dict[AdapterChoice, Arrays] = (
-        {"model": initial} if arrays is None else {"base": initial, "adapter": arrays}
-    )
+    adapters: dict[AdapterChoice, Arrays] = {"model": initial}
+    if arrays is not None:
+        adapters = {"base": initial, "adapter": arrays}
     return ChatModel(policy, chat, sampling, cfg.train.seed, adapters)

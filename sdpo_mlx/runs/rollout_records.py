@@ -2,34 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
+from sdpo_mlx.models.chat_template import Chat
+from sdpo_mlx.rl.diagnostics import Candidates, pieces
 from sdpo_mlx.rl.distillation import Batch
 from sdpo_mlx.rl.optimization import LearnResult, SampleKey
-from sdpo_mlx.types import FloatArray, Rollout, RolloutGroup
+from sdpo_mlx.types import RolloutGroup
 
 
 def records(
     groups: Sequence[RolloutGroup],
     batch: Batch,
     learned: LearnResult,
-    more: Callable[[SampleKey, Rollout], Mapping[str, Any]] = lambda *_: {},
+    chat: Chat,
+    candidates: Mapping[SampleKey, Mapping[str, Candidates]] = MappingProxyType({}),
 ) -> list[dict[str, Any]]:
     """Return one row per rollout: prompt, answer, feedback, teacher context, divergence.
 
-    `more` returns further fields of a turn. The row of an episode has its last turn, and under `earlier` the other
-    turns with their replies.
+    The row of an episode has its last turn, and under `earlier` the other turns with their replies.
     """
     rows = []
     for group in groups:
         for index, (rollout, feedback) in enumerate(zip(group.rollouts, group.feedback, strict=True)):
             context = batch.contexts.get((group.problem.id, index))
-            turns = [
-                {**_answer(turn, learned.divergence.get(key)), **more(key, turn)}
-                for t, turn in enumerate(rollout.turns)
-                for key in [(group.problem.id, index, t)]
-            ]
+            turns = []
+            for at, turn in enumerate(rollout.turns):
+                key = group.problem.id, index, at
+                divergence, found = learned.divergence.get(key), candidates.get(key)
+                turns.append(
+                    {
+                        "seed": turn.seed,
+                        "answer": turn.text,
+                        "ids": turn.ids_T.tolist(),
+                        "finish": turn.finish,
+                        "divergence": None if divergence is None else [round(float(x), 4) for x in divergence],
+                        "pieces": pieces(chat, turn.ids_T),
+                        **({"candidates": found} if found else {}),
+                    }
+                )
             earlier = [
                 {**turn, "reply": exchange.reply} for turn, exchange in zip(turns, rollout.earlier, strict=False)
             ]
@@ -48,13 +61,3 @@ def records(
                 }
             )
     return rows
-
-
-def _answer(turn: Rollout, divergence: FloatArray | None) -> dict[str, Any]:
-    return {
-        "seed": turn.seed,
-        "answer": turn.text,
-        "ids": turn.ids_T.tolist(),
-        "finish": turn.finish,
-        "divergence": None if divergence is None else [round(float(x), 4) for x in divergence],
-    }

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from sdpo_mlx.backends.base import Arrays
 from sdpo_mlx.config import Config
 from sdpo_mlx.config.resolve import resolve
 from sdpo_mlx.core.errors import ConfigError, StorageError
@@ -48,9 +49,7 @@ def target_config(
 
 def open_target(target: str, cfg: Config, adapter: Path | None = None, start_task: StartTask = no_tasks) -> Components:
     """Build the components with the run's best adapter, or the given one, in the student."""
-    home = adapter_home(target, adapter)
-    # Read before the model, so that a missing adapter is reported at once.
-    arrays = RunFolder(home).load_adapter()[0] if home is not None else None
+    arrays = load_adapter(target, adapter)
     components = build_components(cfg, learns=False, start_task=start_task)
     if arrays is not None:
         components.policy.load_student(arrays)
@@ -60,6 +59,12 @@ def open_target(target: str, cfg: Config, adapter: Path | None = None, start_tas
 def adapter_home(target: str, adapter: Path | None = None) -> Path | None:
     """Return the folder with the adapter of a TARGET, None for a model alone."""
     return Path(target) if is_run(Path(target)) else adapter
+
+
+def load_adapter(target: str, adapter: Path | None = None) -> Arrays | None:
+    """Return the adapter of a TARGET, None for a model alone; call it before a model loads, which takes long."""
+    home = adapter_home(target, adapter)
+    return RunFolder(home).load_adapter()[0] if home is not None else None
 
 
 def adapter_settings(folder: Path) -> dict[str, Any]:

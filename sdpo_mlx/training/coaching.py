@@ -19,11 +19,8 @@ from typing import Any
 
 from sdpo_mlx.config import Config
 from sdpo_mlx.core.errors import ConfigError, DataError
-from sdpo_mlx.core.seeding import derive
 from sdpo_mlx.core.storage import digest
-from sdpo_mlx.rl.components import Components, versions
-from sdpo_mlx.rl.diagnostics import pieces
-from sdpo_mlx.rl.distillation import distillation_batch
+from sdpo_mlx.rl.components import Components
 from sdpo_mlx.rl.metrics import StepFacts, step_metrics
 from sdpo_mlx.rl.optimization import LearnResult, learn, learning_rate
 from sdpo_mlx.rl.rollouts import rollout_seeds, sample
@@ -90,14 +87,26 @@ class Coaching:
         self.origin = loaded.meta.get("origin", "") if loaded else origin
         self.counts = Counter[str]()
         if loaded is None:
-            self._begin()
+            # The first teacher is the adapter that is coached: the base model would undo its training.
+            state, requested = components.policy.state(), components.requested
+            components.policy.load_state({**state, "teacher": state["student"]})
+            self.events.rewind(-1)
+            self.events.emit({"type": "run_started", "step": 0, "config": requested.model_dump(mode="json")})
+            self.folder.write_config(requested)
+            self._save()
         else:
             components.policy.load_state(loaded.state)
             self.step, self.generations = loaded.step, int(loaded.meta["generations"])
             for row in self._rows()[: self.step]:
                 self.counts.update(_feedback_counts(row))
             self.events.rewind(self.step)
-        self.caught_up = self._catch_up()
+        # Lessons stored before a kill, without their step.
+        chat, vocab_size, path = components.chat, components.policy.info.vocab_size, folder.path / LESSONS
+        rows = list(enumerate(self._rows(), 1))[self.step :]
+        late = [lesson_from(row, f"{path}:{number}", chat, vocab_size) for number, row in rows]
+        for lesson in late:
+            self._train(lesson)
+        self.caught_up = len(late)
 
     def close(self) -> None:
         """Close the folder's files."""
@@ -149,40 +158,13 @@ class Coaching:
         for lesson in lessons[len(stored) :]:
             yield lesson, self.learn(lesson)
 
-    def _begin(self) -> None:
-        policy, requested = self.components.policy, self.components.requested
-        # The first teacher is the adapter that is coached: the base model would undo its training.
-        state = policy.state()
-        policy.load_state({**state, "teacher": state["student"]})
-        self.events.rewind(-1)
-        self.events.emit({"type": "run_started", "step": 0, "config": requested.model_dump(mode="json")})
-        self.folder.write_config(requested)
-        self._save()
-
-    def _catch_up(self) -> int:
-        """Learn from stored lessons that have no step yet; return how many."""
-        chat, vocab_size = self.components.chat, self.components.policy.info.vocab_size
-        path = self.folder.path / LESSONS
-        rows = list(enumerate(self._rows(), 1))[self.step :]
-        late = [lesson_from(row, f"{path}:{number}", chat, vocab_size) for number, row in rows]
-        for lesson in late:
-            self._train(lesson)
-        return len(late)
-
     def _rows(self) -> list[dict[str, Any]]:
         return [row for row in read_events(self.folder.path / LESSONS) if row.get("type") == "lesson"]
 
     def _train(self, lesson: Lesson) -> LearnResult:
         cfg, chat, policy = self.components.cfg, self.components.chat, self.components.policy
         begun, groups = time.perf_counter(), [lesson.group] if lesson.group else []
-        batch = distillation_batch(
-            groups,
-            chat,
-            cfg.teacher,
-            cfg.objective,
-            context_length=policy.info.context_length,
-            seed=derive(cfg.train.seed, self.step),
-        )
+        batch = self.components.distillation_batch(groups, self.step)
         learned = learn(policy, batch.samples, cfg, self.step, lambda: False)
         seconds = time.perf_counter() - begun
         self.step, self.generations = self.step + 1, self.generations + len(lesson.rollouts)
@@ -199,8 +181,7 @@ class Coaching:
         metrics = step_metrics(groups, batch.samples, batch.contexts.values(), batch.skips, learned.update, facts)
         self.events.emit({"type": "step", "step": self.step, **metrics})
         if cfg.log.samples:
-            rows = records(groups, batch, learned, lambda _, turn: {"pieces": pieces(chat, turn.ids_T)})
-            self.folder.write_rollouts(self.step, rows)
+            self.folder.write_rollouts(self.step, records(groups, batch, learned, chat))
         self._save()
         return learned
 
@@ -218,7 +199,6 @@ class Coaching:
             base=base,
             description=coached(self.origin, self.step, self.counts["comments"], self.counts["good"]),
             unscored=UNSCORED,
-            versions=versions(),
             again=lessons_again(base, self.origin, LESSONS),
         )
         self.folder.write_card(model_card(facts, parts.requested))

@@ -5,8 +5,9 @@ Each search is one line of a file, so that an interrupted measurement resumes wi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import product
 from pathlib import Path
 
 from sdpo_mlx.core import statistics
@@ -46,13 +47,6 @@ class Plan:
     seeds: Sequence[int]
     budget: Budget
 
-    def searches(self) -> Iterator[tuple[Method, Problem, int]]:
-        """Yield the searches so that every method gets a round of problems before the next seed."""
-        for seed in self.seeds:
-            for method in self.methods:
-                for problem in self.problems:
-                    yield method, problem, seed
-
 
 def measure(
     components: Components,
@@ -68,7 +62,8 @@ def measure(
     known = {(r.method, r.problem, r.seed): r for r in read(file) if r.solved or r.attempts >= plan.budget.attempts}
     initial, records = components.policy.state(), []
     try:
-        for method, problem, seed in plan.searches():
+        # Every method gets a round of problems before the next seed.
+        for seed, method, problem in product(plan.seeds, plan.methods, plan.problems):
             record = known.get((method, problem.id, seed))
             if record is None:
                 components.policy.load_state(initial)

@@ -20,9 +20,7 @@ from sdpo_mlx.evaluation.forgetting import (
     reference,
     save_reference,
 )
-from sdpo_mlx.rl.components import Components, versions
 from sdpo_mlx.runs.events import read_events
-from sdpo_mlx.runs.folder import RunFolder
 from sdpo_mlx.training.model_card import Base, CardFacts, Result, model_card, trained
 from sdpo_mlx.training.session import TrainingSession, TrainState
 
@@ -100,40 +98,44 @@ def finish(
     run.components.policy.load_student(arrays)
     best: dict[str, Any] = {"adapter": "best", "adapter_step": state.best_step}
     after = _recorded(run, **best) or _scored(run, step=state.step, **best)
-    forgot = _forgetting(run, state, reference, best)
-    result = TrainingResult(state, before, after, *_difference(before, after, run.cfg.train.seed), forgot)
-    run.emit({"type": "run_finished", "step": state.step, "best_step": state.best_step, **_summary(result)})
-    run.folder.write_card(model_card(card_facts(run.components, run.folder, result), run.components.requested))
-    return result
-
-
-def card_facts(components: Components, folder: RunFolder, result: TrainingResult) -> CardFacts:
-    """Return the facts that the model card states about this run."""
-    state = result.state
-    return CardFacts(
-        name=folder.path.resolve().name,
-        base=Base.of(components.model),
-        description=trained(components.cfg, state.step, state.generations, components.sandbox),
-        before=result.before.result if result.before else None,
-        after=result.after.result if result.after else None,
-        versions=versions(),
-        forgetting=result.forgetting,
+    recorded = next(_events(run, "forgetting", **best), None)
+    if recorded is None:
+        run.start_task(GENERAL_PROMPTS)
+        forgot = forgetting(run.components.policy, run.components.chat, reference)
+        run.emit({"type": "forgetting", "step": state.step, **best, **forgot.event()})
+    else:
+        forgot = Forgetting.of(recorded)
+    difference, interval = NAN, Interval(NAN, NAN)
+    if before is not None and after is not None:
+        shared = [name for name in before.rewards if name in after.rewards]
+        first, second = ([score.rewards[name] for name in shared] for score in (before, after))
+        difference, interval = paired(first, second, seed=derive("paired", run.cfg.train.seed))
+    first_result, last_result = (score.result if score else None for score in (before, after))
+    run.emit(
+        {
+            "type": "run_finished",
+            "step": state.step,
+            "best_step": state.best_step,
+            "generations/total": state.generations,
+            "score/before": first_result.score if first_result else None,
+            "score/after": last_result.score if last_result else None,
+            "difference": difference,
+            "difference/low": interval.low,
+            "difference/high": interval.high,
+            **forgot.event(),
+        }
     )
-
-
-def _forgetting(
-    run: TrainingSession, state: TrainState, reference: Reference | None, best: Mapping[str, Any]
-) -> Forgetting:
-    for event in _events(run, "forgetting", **best):
-        return Forgetting.of(event)
-    run.start_task(GENERAL_PROMPTS)
-    found = forgetting(run.components.policy, run.components.chat, reference)
-    run.emit({"type": "forgetting", "step": state.step, **best, **found.event()})
-    return found
+    components, name = run.components, run.folder.path.resolve().name
+    description = trained(components.cfg, state.step, state.generations, components.sandbox)
+    facts = CardFacts(
+        name, Base.of(components.model), description, before=first_result, after=last_result, forgetting=forgot
+    )
+    run.folder.write_card(model_card(facts, components.requested))
+    return TrainingResult(state, before, after, difference, interval, forgot)
 
 
 def _recorded(run: TrainingSession, **fields: Any) -> FinalScore | None:
-    for event in _events(run, "eval", final=True, sampling=_sampling(run), **fields):
+    for event in _events(run, "eval", final=True, sampling=run.cfg.eval.model_dump(mode="json"), **fields):
         return FinalScore.of(event)
     return None
 
@@ -155,33 +157,8 @@ def _scored(run: TrainingSession, *, step: int, adapter: str, adapter_step: int)
         "final": True,
         "adapter": adapter,
         "adapter_step": adapter_step,
-        "sampling": _sampling(run),
+        "sampling": run.cfg.eval.model_dump(mode="json"),  # final scores with others are not comparable
         "rewards": {problem.id: list(problem.rewards) for problem in found.problems},
     }
     run.emit(event)
     return FinalScore.of(event)
-
-
-def _sampling(run: TrainingSession) -> dict[str, Any]:
-    """Return what must be equal for two final scores to be comparable."""
-    return run.cfg.eval.model_dump(mode="json")
-
-
-def _difference(before: FinalScore | None, after: FinalScore | None, seed: int) -> tuple[float, Interval]:
-    if before is None or after is None:
-        return NAN, Interval(NAN, NAN)
-    shared = [name for name in before.rewards if name in after.rewards]
-    first, second = ([score.rewards[name] for name in shared] for score in (before, after))
-    return paired(first, second, seed=derive("paired", seed))
-
-
-def _summary(result: TrainingResult) -> dict[str, Any]:
-    return {
-        "generations/total": result.state.generations,
-        "score/before": result.before.result.score if result.before else None,
-        "score/after": result.after.result.score if result.after else None,
-        "difference": result.difference,
-        "difference/low": result.interval.low,
-        "difference/high": result.interval.high,
-        **result.forgetting.event(),
-    }

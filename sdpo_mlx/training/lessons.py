@@ -99,21 +99,18 @@ def lesson_from(row: Mapping[str, Any], where: str, chat: Chat, vocab_size: int)
     if fault:
         fix = "use the row as it was saved; only feedback and success may be edited"
         raise DataError(fault, where=where, fix=fix)
-    answers = row["answers"]
-    rollouts = tuple(_episode(answer, problem, chat) for answer in answers)
-    feedback = tuple(HumanFeedback(clean(a["feedback"], FEEDBACK_LIMIT).strip(), a["success"]) for a in answers)
-    return Lesson(problem, rollouts, feedback, row.get("last_decides", True))
-
-
-def _episode(answer: Mapping[str, Any], problem: Problem, chat: Chat) -> Rollout:
-    """Return the last turn with all earlier ones; prompts are rendered again, ids are taken as stored."""
-    earlier: tuple[Exchange, ...] = ()
-    for turn in answer.get("earlier", ()):
-        earlier = (*earlier, Exchange(_rollout(turn, problem, chat, earlier), well_formed(turn["reply"])))
-    return replace(_rollout(answer, problem, chat, earlier), earlier=earlier)
+    rollouts, feedback = [], []
+    for answer in row["answers"]:
+        earlier: tuple[Exchange, ...] = ()
+        for turn in answer.get("earlier", ()):
+            earlier = (*earlier, Exchange(_rollout(turn, problem, chat, earlier), well_formed(turn["reply"])))
+        rollouts.append(replace(_rollout(answer, problem, chat, earlier), earlier=earlier))
+        feedback.append(HumanFeedback(clean(answer["feedback"], FEEDBACK_LIMIT).strip(), answer["success"]))
+    return Lesson(problem, tuple(rollouts), tuple(feedback), row.get("last_decides", True))
 
 
 def _rollout(turn: Mapping[str, Any], problem: Problem, chat: Chat, earlier: Sequence[Exchange]) -> Rollout:
+    """Return one turn; its prompt is rendered again, its ids are taken as stored."""
     return Rollout(
         prompt_ids=chat.render((*problem.messages, *history(earlier)), tools=problem.tools),
         ids_T=np.array(turn["ids"], dtype=np.int32),

@@ -16,6 +16,7 @@ from sdpo_mlx.config import Config
 from sdpo_mlx.evaluation.forgetting import Forgetting
 from sdpo_mlx.models import license
 from sdpo_mlx.models.resolve import ResolvedModel
+from sdpo_mlx.rl.components import versions
 
 MADE_WITH = ("sdpo-mlx", "mlx", "mlx-lm", "torch")
 SDPO = "self-distillation policy optimization (SDPO, arXiv 2601.20802)"
@@ -92,7 +93,7 @@ class CardFacts:
     before: Result | None = None
     after: Result | None = None
     unscored: str = "Not evaluated."
-    versions: Mapping[str, str] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=versions)
     forgetting: Forgetting | None = None
     again: Sequence[str] = ()
 
@@ -162,24 +163,24 @@ def named(place: str) -> str:
 
 def _front_matter(facts: CardFacts, config: Config) -> list[str]:
     # A JSON string is a YAML string too, whatever the name contains.
-    base = facts.base
+    base, terms = facts.base, facts.base.terms
     known = [f"base_model: {json.dumps(base.name)}", "base_model_relation: adapter"] if base.kind == "hub" else []
+    # Hubs accept one identifier as license, and a link only if it works from another page.
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.+-]*", terms.get("license", "")):
+        terms = {}
     return [
         "---",
         *known,
-        *(f"{name}: {json.dumps(value)}" for name, value in _terms(base.terms).items()),
+        *(
+            f"{name}: {json.dumps(value)}"
+            for name, value in terms.items()
+            if name != "license_link" or value.startswith("https://")
+        ),
         "library_name: mlx",
         "pipeline_tag: text-generation",
         f"tags: [mlx, {config.model.adapter.kind}, sdpo, reinforcement-learning]",
         "---",
     ]
-
-
-def _terms(found: Mapping[str, str]) -> dict[str, str]:
-    """Return the license as hubs accept it: one identifier, and a link only if it works from another page."""
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.+-]*", found.get("license", "")):
-        return {}
-    return {name: value for name, value in found.items() if name != "license_link" or value.startswith("https://")}
 
 
 def _results(facts: CardFacts) -> list[str]:
@@ -192,13 +193,11 @@ def _results(facts: CardFacts) -> list[str]:
     table = (
         ["| | score | 95 % interval | problems x samples |", "|---|---|---|---|", *rows] if rows else [facts.unscored]
     )
-    return ["## Result on held-out problems", "", *table, "", *_forgetting(facts.forgetting)]
-
-
-def _forgetting(found: Forgetting | None) -> list[str]:
+    lines, found = ["## Result on held-out problems", "", *table, ""], facts.forgetting
     if found is None or found.before is None:
-        return []
+        return lines
     return [
+        *lines,
         f"On general prompts this adapter diverges from its base by {found.divergence:.4f} nats per token "
         f"(standard error {found.error:.4f}); on a general English text the perplexity went from "
         f"{found.before.perplexity:.2f} to {found.after.perplexity:.2f}.",

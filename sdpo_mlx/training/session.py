@@ -7,13 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from sdpo_mlx.backends.base import SamplingParams
 from sdpo_mlx.core.progress import StartTask, no_tasks
 from sdpo_mlx.core.seeding import derive
 from sdpo_mlx.evaluation.evaluate import Evaluation, evaluate
-from sdpo_mlx.evaluation.spec import EvalSpec, held_out, sampling_params
+from sdpo_mlx.evaluation.spec import eval_spec
 from sdpo_mlx.rl.components import Components
-from sdpo_mlx.rl.diagnostics import Candidates, candidates, choose, due, pieces, teacher_success
+from sdpo_mlx.rl.diagnostics import Candidates, candidates, choose, due, teacher_success
 from sdpo_mlx.rl.distillation import Batch
 from sdpo_mlx.rl.metrics import StepFacts, step_metrics
 from sdpo_mlx.rl.optimization import LearnResult, SampleKey, learning_rate
@@ -24,7 +23,7 @@ from sdpo_mlx.runs.folder import RunFolder
 from sdpo_mlx.runs.rollout_records import records
 from sdpo_mlx.runs.tracking.manager import TrackerManager
 from sdpo_mlx.training.health import HealthMonitor
-from sdpo_mlx.types import DistillSample, Problem, Rollout, RolloutGroup
+from sdpo_mlx.types import DistillSample, Problem, RolloutGroup
 
 OnEvent = Callable[[Mapping[str, Any], Sequence[RolloutGroup]], None]
 
@@ -79,11 +78,6 @@ class TrainingSession:
         policy = self.components.policy
         return ProgressPolicy(policy, lambda: self.start_task("sampling"), lambda: self.start_task("grading"))
 
-    @property
-    def sampling(self) -> SamplingParams:
-        """How rollouts are sampled."""
-        return self.components.sampling
-
     def seeds(self, step: int, problems: Sequence[Problem]) -> list[list[int]]:
         """Return one seed for each rollout of this step."""
         return rollout_seeds("rollout", self.cfg.train.seed, step, problems, self.cfg.rollout.group_size)
@@ -110,16 +104,12 @@ class TrainingSession:
         self.log.rewind(loaded.step, evaluated_again)
         self.folder.rewind(loaded.step)
         self.emit({"type": "resumed", "step": loaded.step})
-        self.warn(loaded.step, (*self.components.warnings(), *loaded.warnings, *self._device_change(loaded.meta)))
+        self.warn(loaded.step, (*self.components.warnings(), *loaded.warnings))
+        info, before = self.components.policy.info, loaded.meta.get("place")
+        if before not in (None, [info.backend, info.device]):  # rounding differs
+            change = f"this run began on {' '.join(before)} and resumes on {info.backend} {info.device}"
+            self.warn(loaded.step, [f"{change}: results agree, but not bit for bit"])
         return state
-
-    def _device_change(self, meta: Mapping[str, Any]) -> tuple[str, ...]:
-        """Return a warning if another backend or device wrote the checkpoint: rounding differs."""
-        info, before = self.components.policy.info, meta.get("place")
-        if before in (None, [info.backend, info.device]):
-            return ()
-        now = f"{info.backend} {info.device}"
-        return (f"this run began on {' '.join(before)} and resumes on {now}: results agree, but not bit for bit",)
 
     def record_diagnostics(self, step: int, groups: Sequence[RolloutGroup], samples: Sequence[DistillSample]) -> None:
         """Keep, for the report, the likeliest tokens of student and teacher, and how often each succeeds.
@@ -128,22 +118,20 @@ class TrainingSession:
         """
         cfg, parts = self.cfg, self.components
         count = cfg.log.candidates if cfg.log.samples else 0
-        if due(step, count, cfg.rollout.problems_per_step * cfg.rollout.group_size):
-            self._candidates = candidates(parts.policy, parts.chat, samples, count)
-        else:
-            self._candidates = {}
+        is_due = due(step, count, cfg.rollout.problems_per_step * cfg.rollout.group_size)
+        self._candidates = candidates(parts.policy, parts.chat, samples, count) if is_due else {}
         self._teacher_success = {}
         evaluated = step == 0 or bool(cfg.train.eval_every and step % cfg.train.eval_every == 0)
         # A trust region mixes logits: there is no single set of weights to sample from.
         if not (evaluated and cfg.log.teacher_answers) or cfg.teacher.kind == "trust_region":
             return
-        room = parts.policy.info.context_length - self.sampling.max_tokens
+        room = parts.policy.info.context_length - parts.sampling.max_tokens
         chosen = choose(groups, samples, parts.task, room, cfg.log.teacher_answers)
         if chosen:
             self.start_task("asking the self-teacher")
             seed = derive("teacher", cfg.train.seed, step)
             self._teacher_success = teacher_success(
-                parts.policy, parts.task, parts.chat, chosen, self.sampling, seed, self.interrupted
+                parts.policy, parts.task, parts.chat, chosen, parts.sampling, seed, self.interrupted
             )
 
     def record_step(
@@ -157,7 +145,16 @@ class TrainingSession:
         monitor = HealthMonitor.from_dict(state.watch)
         health = monitor.observe(groups, batch.samples, skips, update)
         state = replace(state, step=step, generations=state.generations + sum(len(group.rollouts) for group in groups))
-        facts = self._facts(state, sampled, clock)
+        now = time.perf_counter()
+        facts = StepFacts(
+            learning_rate=learning_rate(state.step - 1, self.cfg.train),
+            generations=state.generations,
+            generate_seconds=sampled.generate_seconds,
+            grade_seconds=sampled.grade_seconds,
+            learn_seconds=now - clock.learning,
+            total_seconds=now - clock.begun,
+            memory=self.components.policy.memory(),
+        )
         metrics = step_metrics(groups, batch.samples, batch.contexts.values(), skips, update, facts)
         extra = {"non_finite": list(update.non_finite)} if update and update.non_finite else {}
         counts = self.components.task.counters()
@@ -168,29 +165,13 @@ class TrainingSession:
             policy = self.components.policy_record()
             self.folder.write_manifest({**self.folder.read_manifest(), "policy": policy})
         if self.cfg.log.samples:
-            kept = records(groups[: self.cfg.log.samples], batch, learned, self._token_details)
-            self.folder.write_rollouts(step, kept)
+            rows = records(groups[: self.cfg.log.samples], batch, learned, self.components.chat, self._candidates)
+            self.folder.write_rollouts(step, rows)
         state = replace(state, watch=monitor.to_dict())
         if health.stop is not None:
             self.save(state)
             raise health.stop
         return state
-
-    def _token_details(self, key: SampleKey, turn: Rollout) -> dict[str, Any]:
-        found = self._candidates.get(key)
-        return {"pieces": pieces(self.components.chat, turn.ids_T), **({"candidates": found} if found else {})}
-
-    def _facts(self, state: TrainState, sampled: Sampled, clock: StepClock) -> StepFacts:
-        now = time.perf_counter()
-        return StepFacts(
-            learning_rate=learning_rate(state.step - 1, self.cfg.train),
-            generations=state.generations,
-            generate_seconds=sampled.generate_seconds,
-            grade_seconds=sampled.grade_seconds,
-            learn_seconds=now - clock.learning,
-            total_seconds=now - clock.begun,
-            memory=self.components.policy.memory(),
-        )
 
     def evaluate_if_due(self, state: TrainState) -> TrainState:
         """Score on held-out problems every `eval_every` steps; a new best becomes the run's adapter."""
@@ -210,10 +191,8 @@ class TrainingSession:
 
     def score(self, purpose: str) -> Evaluation:
         """Evaluate the student as it is on held-out problems, with the seeds of this purpose."""
-        cfg, parts = self.cfg, self.components
-        sampling = sampling_params(cfg.eval, cfg.rollout, parts.chat)
-        spec = EvalSpec(held_out(parts.task, cfg.eval), sampling, cfg.eval.samples, cfg.train.seed, purpose)
-        on_progress = self.start_task("evaluating")
+        parts, on_progress = self.components, self.start_task("evaluating")
+        spec = eval_spec(parts, purpose)
         return evaluate(parts.policy, parts.task, parts.chat, spec, self.interrupted, on_progress=on_progress)
 
     def out_of_patience(self, state: TrainState) -> bool:

@@ -11,14 +11,12 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from sdpo_mlx.backends.base import Update
 from sdpo_mlx.core.errors import ConfigError, DataError
 from sdpo_mlx.core.progress import ProgressCallback, no_progress
-from sdpo_mlx.core.seeding import derive
-from sdpo_mlx.rl.components import Components, versions
-from sdpo_mlx.rl.distillation import distillation_batch
+from sdpo_mlx.rl.components import Components
 from sdpo_mlx.rl.optimization import learn
 from sdpo_mlx.rl.rollouts import ProgressPolicy, rollout_seeds, sample
 from sdpo_mlx.runs.events import EventLog
@@ -28,7 +26,7 @@ from sdpo_mlx.training.model_card import Base, CardFacts, model_card, searched
 from sdpo_mlx.types import Exchange, Feedback, Message, Problem, Rollout, RolloutGroup
 
 Method = Literal["sdpo", "best-of-k", "multi-turn"]
-METHODS: tuple[Method, ...] = ("sdpo", "best-of-k", "multi-turn")
+METHODS: tuple[Method, ...] = get_args(Method)
 WRONG = "This is not right."  # the reply in a conversation if there is no feedback text
 UNSCORED = "None: it was made for one problem. In the whole folder `sdpo eval .` measures it on others of that task."
 
@@ -147,14 +145,7 @@ class SelfDistillation(BestOfK):
         """Learn from the last group, then sample the next."""
         if self.last is not None:
             parts, cfg = self.components, self.components.cfg
-            batch = distillation_batch(
-                [self.last],
-                parts.chat,
-                cfg.teacher,
-                cfg.objective,
-                context_length=parts.policy.info.context_length,
-                seed=derive(cfg.train.seed, step - 1),
-            )
+            batch = parts.distillation_batch([self.last], step - 1)
             self.update = learn(parts.policy, batch.samples, cfg, step - 1, self.interrupted).update
         self.last = self.sample(self.problem, step, size, on_progress)
         return self.last
@@ -171,20 +162,19 @@ class MultiTurn(BestOfK):
 
     def next_group(self, step: int, size: int, on_progress: ProgressCallback = no_progress) -> RolloutGroup:  # noqa: ARG002 - one at a time
         """Sample one rollout after the conversation so far."""
-        group = self.sample(self._extended(), step, 1, on_progress)
+        parts, problem = self.components, self.problem
+        room = parts.policy.info.context_length - parts.cfg.rollout.max_tokens
+        while self.exchanges:
+            messages = (*self.problem.messages, *(message for exchange in self.exchanges for message in exchange))
+            if parts.chat.render(messages, tools=problem.tools).size <= room:
+                problem = replace(problem, messages=messages)
+                break
+            del self.exchanges[0]
+        group = self.sample(problem, step, 1, on_progress)
         rollout, feedback = group.rollouts[0], group.feedback[0]
         reply = f"{feedback.text.strip() or WRONG}\n\n{CLOSING_LINE}"
         self.exchanges.append(history((*rollout.earlier, Exchange(replace(rollout, earlier=()), reply))))
         return group
-
-    def _extended(self) -> Problem:
-        room = self.components.policy.info.context_length - self.components.cfg.rollout.max_tokens
-        while self.exchanges:
-            messages = (*self.problem.messages, *(message for exchange in self.exchanges for message in exchange))
-            if self.components.chat.render(messages, tools=self.problem.tools).size <= room:
-                return replace(self.problem, messages=messages)
-            del self.exchanges[0]
-        return self.problem
 
 
 def check_output(folder: Path) -> None:
@@ -206,13 +196,8 @@ def save_search(components: Components, folder: Path, problem: Problem, search: 
     run.save_adapter(components.policy.state()["student"], components.policy.adapter_config())
     run.write_config(components.requested)
     run.write_manifest({**components.manifest(list(command)), "problem": problem.id, "solved": search.solved})
-    facts = CardFacts(
-        name=folder.resolve().name,
-        base=Base.of(components.model),
-        description=searched(components.cfg, problem.id, search.attempts, search.solved),
-        unscored=UNSCORED,
-        versions=versions(),
-    )
+    description = searched(components.cfg, problem.id, search.attempts, search.solved)
+    facts = CardFacts(folder.resolve().name, Base.of(components.model), description, unscored=UNSCORED)
     run.write_card(model_card(facts, components.requested))
     run.events.unlink(missing_ok=True)
     config = components.requested.model_dump(mode="json")

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sdpo_mlx.config import Config
 from sdpo_mlx.core.errors import ConfigError, SdpoError
 from sdpo_mlx.core.progress import StartTask, no_tasks, track
 from sdpo_mlx.core.storage import trouble, write_bytes, write_text
@@ -25,7 +24,6 @@ from sdpo_mlx.runs.export.peft import CONFIG, WEIGHTS, from_peft, read_peft, to_
 from sdpo_mlx.runs.folder import RunFolder
 from sdpo_mlx.runs.targets import run_config
 from sdpo_mlx.tasks.registry import open_task
-from sdpo_mlx.types import IntArray
 
 MAX_LOST = 0.05  # share of the adapter's effect that a fused model may lose without a warning
 PROMPTS = 4  # on which that is measured
@@ -105,7 +103,15 @@ def export_fused(run: Path, out: Path, *, quantised: bool = False, doing: StartT
     RunFolder(run).load_adapter()
     base = resolve.resolve(cfg.model.name, doing)
     with _new_folder(out):
-        found = fuse(base.path, run, out, _prompts(cfg, base), quantised=quantised, doing=doing)
+        chat = load_chat(base.path, thinking=cfg.model.thinking)
+        try:
+            task = open_task(cfg).task
+        except SdpoError:  # the task cannot be opened on this machine
+            prompts = [chat.render(({"role": "user", "content": PLAIN_QUESTION},))]
+        else:
+            problems = [*task.problems("held_out"), *task.problems("train")][:PROMPTS]
+            prompts = [chat.render(problem.messages, tools=problem.tools) for problem in problems]
+        found = fuse(base.path, run, out, prompts, quantised=quantised, doing=doing)
     lost = found["lost"] / found["adapter"] if found["adapter"] > 0 else 0.0
     warning = f"fusing lost {lost:.0%} of the adapter's effect; keep the adapter separate"
     steps = next_steps.for_fused(run, out, quantised=quantised)
@@ -140,17 +146,6 @@ def export_gguf_lora(run: Path, out: Path) -> Exported:
         note = "# replace by the path of the base model's GGUF, or its name in Ollama"
         write_text(out / "Modelfile", f"{note}\nFROM ./BASE.gguf\nADAPTER ./{file.name}\n")
     return Exported(out, next_steps.for_gguf_lora(run, file), {"tensors": len(arrays)})
-
-
-def _prompts(cfg: Config, base: resolve.ResolvedModel) -> list[IntArray]:
-    """Return prompts of the run's problems, or a general question if its task cannot be opened on this machine."""
-    chat = load_chat(base.path, thinking=cfg.model.thinking)
-    try:
-        task = open_task(cfg).task
-    except SdpoError:
-        return [chat.render(({"role": "user", "content": PLAIN_QUESTION},))]
-    problems = [*task.problems("held_out"), *task.problems("train")][:PROMPTS]
-    return [chat.render(problem.messages, tools=problem.tools) for problem in problems]
 
 
 @contextmanager

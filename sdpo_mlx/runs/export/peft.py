@@ -40,7 +40,8 @@ def to_peft(
             raise ConfigError(f"{path} is not a linear layer", where="--to", fix="use --to fused")
         oriented = array if end == ".m" else array.T
         tensors[_PREFIX + path + _TO_PEFT[end]] = np.ascontiguousarray(oriented, dtype=np.float32)
-    settings = config["lora_parameters"]
+    settings, blocks = config["lora_parameters"], [_BLOCK.search(name) for name in arrays]
+    adapted = sorted({int(block[1]) for block in blocks if block})
     return tensors, {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -53,7 +54,8 @@ def to_peft(
         "bias": "none",
         "fan_in_fan_out": False,
         "inference_mode": True,
-        **_layers(arrays),
+        # Only if all layers are inside blocks.
+        **({"layers_to_transform": adapted, "layers_pattern": "layers"} if all(blocks) else {}),
     }
 
 
@@ -103,11 +105,3 @@ def _split(name: str, ends: Mapping[str, str]) -> tuple[str, str]:
         if name.endswith(end):
             return name.removesuffix(end), end
     raise ConfigError(f"{name} is not a LoRA tensor", where="--to", fix="export a plain LoRA or DoRA")
-
-
-def _layers(arrays: Mapping[str, Any]) -> dict[str, Any]:
-    """Return which blocks are adapted, if all layers are inside blocks."""
-    found = [_BLOCK.search(name) for name in arrays]
-    if not all(found):
-        return {}
-    return {"layers_to_transform": sorted({int(each[1]) for each in found if each}), "layers_pattern": "layers"}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from sdpo_mlx.core.statistics import wilson
@@ -11,25 +11,35 @@ from sdpo_mlx.runs.report.collect import Row, RunData, number
 from sdpo_mlx.runs.report.svg import Series, line_chart
 
 AXES = {"step": "steps", "generations/total": "rollouts"}
-_PHASES = ("generate", "grade", "teacher", "learn", "other")
-_ROLES = {"teacher/success": "self-teacher", "teacher/student": "student"}
-_CONTEXT = {"teacher/with_demonstration": "demonstration", "teacher/with_feedback": "feedback"}
 
 
 def charts(runs: Sequence[RunData], axis: str) -> list[str]:
     """Return one SVG for each chart that has data; `axis` is the event field on the x-axis, a key of `AXES`."""
     lines = _Lines(runs, axis)
     share = (0.0, 1.0)
+    success = [line for n in range(len(runs)) for line in (lines.training(n), lines.held_out(n))]
+    # Without a self-teacher the divergence is always 0.
+    taught = [run.steps if run.has_teacher else [] for run in runs]
+    # Only the steps in which the self-teacher was sampled too.
+    both_sampled = [[row for row in run.steps if number(row.get("teacher/answers"))] for run in runs]
+    roles = {"teacher/success": "self-teacher", "teacher/student": "student"}
+    context = {"teacher/with_demonstration": "demonstration", "teacher/with_feedback": "feedback"}
+    divergence, pairs = lines.several({"divergence/mean": ""}, taught), lines.several(roles, both_sampled)
+    phases = {f"time/{name}": name for name in ("generate", "grade", "teacher", "learn", "other")}
+    times = lines.several(phases)
+    if len(runs) > 1:
+        sums = [[math.fsum(number(row.get(name)) or 0.0 for name in phases) for row in run.steps] for run in runs]
+        times = [replace(line, ys=ys) for line, ys in zip(lines.several({"time/other": ""}), sums, strict=True)]
+    memory = [replace(line, ys=[y / 2**20 for y in line.ys]) for line in lines.several({"memory/peak": ""})]
     drawn = [
-        _chart("Success, training and held out", "success rate", lines.success(), axis, share),
-        # Without a self-teacher the divergence is always 0.
-        _chart("Divergence of student and self-teacher", "mean per token", lines.with_teacher("divergence/mean"), axis),
-        _chart("Student and self-teacher on the same problems", "success rate", lines.roles(), axis, share),
-        _chart("Rollouts with a teacher context", "share", lines.context(), axis, share),
-        _chart("Length of a rollout", "tokens", lines.each("length/mean"), axis),
-        _chart("Entropy of the student", "nats", lines.each("entropy"), axis),
-        _chart("Time of a step", "seconds", lines.phases(), axis),
-        _chart("Peak memory", "MB", lines.memory(), axis),
+        _chart("Success, training and held out", "success rate", success, axis, share),
+        _chart("Divergence of student and self-teacher", "mean per token", divergence, axis),
+        _chart("Student and self-teacher on the same problems", "success rate", pairs, axis, share),
+        _chart("Rollouts with a teacher context", "share", lines.several(context, taught), axis, share),
+        _chart("Length of a rollout", "tokens", lines.several({"length/mean": ""}), axis),
+        _chart("Entropy of the student", "nats", lines.several({"entropy": ""}), axis),
+        _chart("Time of a step", "seconds", times, axis),
+        _chart("Peak memory", "MB", memory, axis),
     ]
     return [svg for svg in drawn if svg]
 
@@ -54,43 +64,11 @@ class _Lines:
     runs: Sequence[RunData]
     axis: str
 
-    def each(self, name: str) -> list[Series]:
-        """Return a line for each run."""
-        return [self._line(n, "", 0, run.steps, name) for n, run in enumerate(self.runs)]
-
-    def with_teacher(self, name: str) -> list[Series]:
-        """Return a line for each run with a self-teacher."""
-        return [line for run, line in zip(self.runs, self.each(name), strict=True) if run.has_teacher]
-
-    def context(self) -> list[Series]:
-        """Return what the self-teacher's context held."""
-        return self._several(_CONTEXT, lambda run: run.steps if run.has_teacher else [])
-
-    def roles(self) -> list[Series]:
-        """Return the success rates of the self-teacher and of the student without the context, where both sampled."""
-        return self._several(_ROLES, lambda run: [row for row in run.steps if number(row.get("teacher/answers"))])
-
-    def phases(self) -> list[Series]:
-        """Return a line for each phase of one run; their sum for several runs."""
-        if len(self.runs) == 1:
-            return self._several({f"time/{name}": name for name in _PHASES}, lambda run: run.steps)
+    def several(self, names: Mapping[str, str], rows: Sequence[Sequence[Row]] | None = None) -> list[Series]:
+        """Return a line for each run and quantity, by name and label; `rows` are by default each run's steps."""
         return [
-            replace(line, ys=[_total_time(row) for row in run.steps])
-            for run, line in zip(self.runs, self.each("time/other"), strict=True)
-        ]
-
-    def memory(self) -> list[Series]:
-        """Return peak memory in units of 2^20 bytes."""
-        return [replace(line, ys=[y / 2**20 for y in line.ys]) for line in self.each("memory/peak")]
-
-    def success(self) -> list[Series]:
-        """Return success in training and on held-out problems."""
-        return [line for n in range(len(self.runs)) for line in (self._training(n), self._held_out(n))]
-
-    def _several(self, names: Mapping[str, str], rows_of: Callable[[RunData], Sequence[Row]]) -> list[Series]:
-        return [
-            self._line(n, label, at, rows_of(run), name)
-            for n, run in enumerate(self.runs)
+            self._line(n, label, at, each, name)
+            for n, each in enumerate([run.steps for run in self.runs] if rows is None else rows)
             for at, (name, label) in enumerate(names.items())
         ]
 
@@ -99,7 +77,7 @@ class _Lines:
         full = " ".join(part for part in (run_name if several else "", label) if part) or run_name
         return Series(full, _column(rows, self.axis), _column(rows, name), colour=run if several else at, dash=at)
 
-    def _training(self, run: int) -> Series:
+    def training(self, run: int) -> Series:
         """Return the success rate with Wilson's interval over the step's rollouts."""
         rows = self.runs[run].steps
         line, ends, before = self._line(run, "training", 0, rows, "success/rate"), [], 0.0
@@ -109,7 +87,8 @@ class _Lines:
             ends.append(wilson(min(rate * n, n), round(n)) if valid else (math.nan, math.nan))
         return replace(line, lows=[low for low, _ in ends], highs=[high for _, high in ends])
 
-    def _held_out(self, run: int) -> Series:
+    def held_out(self, run: int) -> Series:
+        """Return the scores on held-out problems during training."""
         generated = {row.get("step"): row.get("generations/total") for row in self.runs[run].steps}
         rows = [
             {**row, "generations/total": generated.get(row.get("step"), 0)}
@@ -118,7 +97,3 @@ class _Lines:
         ]
         line = self._line(run, "held out", 1, rows, "score")
         return replace(line, lows=_column(rows, "low"), highs=_column(rows, "high"))
-
-
-def _total_time(row: Row) -> float:
-    return math.fsum(number(row.get(f"time/{name}")) or 0.0 for name in _PHASES)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 
@@ -20,6 +22,7 @@ MAX_FOLLOWED = 6  # problems whose rollouts are shown over time
 MAX_OVER_TIME = 8  # rollouts of one of them
 
 Row = Mapping[str, Any]
+T = TypeVar("T", list[Any], dict[str, Any])
 
 
 @dataclass(frozen=True)
@@ -65,18 +68,14 @@ def percent(share: Any) -> str:
 
 
 def read_runs(folders: Sequence[Path]) -> list[RunData]:
-    """Read several runs, under names that differ."""
-    return [read_run(folder, name) for folder, name in zip(folders, _distinct_names(folders), strict=True)]
-
-
-def _distinct_names(folders: Sequence[Path]) -> list[str]:
-    """Return as much of the end of each path as it takes; repeated folders get a number."""
+    """Read several runs, each named by as much of the end of its path as it takes; repeated folders get a number."""
     parts = [folder.resolve().parts for folder in folders]
-    for depth in range(1, max(map(len, parts), default=0) + 1):
-        names = ["/".join(each[-depth:]) for each in parts]
-        if len(set(names)) == len(names):
-            return names
-    return [f"{each[-1]} ({n + 1})" for n, each in enumerate(parts)]
+    candidates = (
+        ["/".join(each[-depth:]) for each in parts] for depth in range(1, max(map(len, parts), default=0) + 1)
+    )
+    numbered = [f"{each[-1]} ({n + 1})" for n, each in enumerate(parts)]
+    names = next((names for names in candidates if len(set(names)) == len(names)), numbered)
+    return [read_run(folder, name) for folder, name in zip(folders, names, strict=True)]
 
 
 def read_run(folder: Path, name: str = "") -> RunData:
@@ -86,52 +85,42 @@ def read_run(folder: Path, name: str = "") -> RunData:
         fix = "name the --out folder of an earlier sdpo train"
         raise ConfigError("there is no run here", where=str(folder), fix=fix)
     events, problems = list(read_events(run.events)), list[str]()
+
+    def readable(what: str, kind: type[T], read: Callable[[], Any]) -> T:
+        with suppress(OSError, ValueError, StorageError, yaml.YAMLError):
+            found = read()
+            if isinstance(found, kind):
+                return found
+        problems.append(f"{what} cannot be read")
+        return kind()
+
     # A resumed run may emit a step again: the last event counts.
     steps = {e["step"]: e for e in events if e.get("type") == "step" and isinstance(e.get("step"), int)}
-    stored = _read_rollouts(run, problems)
+    stored: list[Row] = []
+    for step in run.rollout_steps():
+        rows = readable(f"the rollouts of step {step}", list, partial(run.read_rollouts, step))
+        stored += [{**row, "step": step} for row in rows]
     turns = [turn for row in stored for turn in _turns(row)]
     return RunData(
         name=name or folder.resolve().name,
         steps=[steps[step] for step in sorted(steps)],
         evals=[e for e in events if e.get("type") == "eval"],
         notes=[e for e in events if e.get("type") in ("warning", "resumed", "run_finished")],
-        config=_read_config(folder / "config.yaml", problems),
-        manifest=_read_manifest(run, problems),
+        config=readable("config.yaml", dict, lambda: yaml.safe_load((folder / "config.yaml").read_bytes())),
+        manifest=readable("manifest.json", dict, run.read_manifest),
         rollouts=_choose(turns, list(dict.fromkeys(row["step"] for row in stored))),
-        outcomes=[_outcome(row) for row in stored],
+        outcomes=[
+            {
+                "problem": str(row.get("problem")),
+                "step": row["step"],
+                "success": bool(row.get("success")),
+                "kind": str(row.get("kind")),
+            }
+            for row in stored
+        ],
         problems=problems,
         coached=(folder / LESSONS).exists(),
     )
-
-
-def _read_config(path: Path, problems: list[str]) -> Mapping[str, Any]:
-    try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
-        found = None
-    if isinstance(found, dict):
-        return found
-    problems.append("config.yaml cannot be read")
-    return {}
-
-
-def _read_manifest(run: RunFolder, problems: list[str]) -> Mapping[str, Any]:
-    try:
-        return run.read_manifest()
-    except StorageError:
-        problems.append("manifest.json cannot be read")
-        return {}
-
-
-def _read_rollouts(run: RunFolder, problems: list[str]) -> list[Row]:
-    """Return all stored rollouts, each with its step."""
-    rows: list[Row] = []
-    for step in run.rollout_steps():
-        try:
-            rows += [{**row, "step": step} for row in run.read_rollouts(step)]
-        except StorageError:
-            problems.append(f"the rollouts of step {step} cannot be read")
-    return rows
 
 
 def _turns(row: Row) -> list[Row]:
@@ -147,30 +136,23 @@ def _turns(row: Row) -> list[Row]:
     return [{**each, "turns": count} for each in (*rows, {**row, "turn": count})]
 
 
-def _outcome(row: Row) -> Row:
-    success = bool(row.get("success"))
-    return {"problem": str(row.get("problem")), "step": row["step"], "success": success, "kind": str(row.get("kind"))}
-
-
 def _choose(rows: Sequence[Row], steps: Sequence[int]) -> list[Row]:
     """Return all rollouts of some steps, those with candidates first, and some problems' rollouts over all steps."""
     gap = (len(steps) - 1) / (MAX_STEPS - 1)
     spread = {steps[round(i * gap)] for i in range(MAX_STEPS)} if steps else set[int]()
     with_candidates = {row["step"] for row in rows if "candidates" in row}
-    spread = {_nearest(step, with_candidates, (gap + 1) / 2) for step in spread}
     chosen = _over_time(rows)
     for step in sorted(spread):
+        # A step with candidates stands in for one close by.
+        near = min(with_candidates, key=lambda each: (abs(each - step), each), default=step)
+        step = near if abs(near - step) <= (gap + 1) / 2 else step
         here = sorted((row for row in rows if row["step"] == step), key=lambda row: "candidates" not in row)
         chosen += here[:ROLLOUTS_PER_STEP]
-    unique = {_key(row): row for row in chosen}
+    unique = {}
+    for row in chosen:
+        index = row.get("index")
+        unique[row["step"], str(row.get("problem")), index if isinstance(index, int) else 0, row["turn"]] = row
     return [unique[key] for key in sorted(unique)]
-
-
-def _key(row: Row) -> tuple[int, str, int, int]:
-    index, turn = (
-        value if isinstance(value, int) else default for value, default in ((row.get("index"), 0), (row.get("turn"), 1))
-    )
-    return row["step"], str(row.get("problem")), index, turn
 
 
 def _over_time(rows: Sequence[Row]) -> list[Row]:
@@ -185,20 +167,9 @@ def _over_time(rows: Sequence[Row]) -> list[Row]:
             with_candidates.setdefault(name, []).append(row)
     repeated = [name for name, each in first.items() if len(each) > 1]
     followed = sorted(repeated, key=lambda name: (name not in with_candidates, -len(first[name]), name))
-    return [
-        row
-        for name in followed[:MAX_FOLLOWED]
-        for row in (*_spread(first[name], MAX_OVER_TIME), *with_candidates.get(name, [])[:2])
-    ]
-
-
-def _nearest(step: int, candidates: Iterable[int], most: float) -> int:
-    """Return the candidate next to this step, the step itself if none is within `most`."""
-    near = min(candidates, key=lambda each: (abs(each - step), each), default=step)
-    return near if abs(near - step) <= most else step
-
-
-def _spread(rows: Sequence[Row], most: int) -> list[Row]:
-    if len(rows) <= most:
-        return list(rows)
-    return [rows[round(i * (len(rows) - 1) / (most - 1))] for i in range(most)]
+    chosen = list[Row]()
+    for name in followed[:MAX_FOLLOWED]:
+        each, most = first[name], min(len(first[name]), MAX_OVER_TIME)
+        chosen += [each[round(i * (len(each) - 1) / (most - 1))] for i in range(most)]
+        chosen += with_candidates.get(name, [])[:2]
+    return chosen

@@ -17,7 +17,7 @@ from typing import Any
 from sdpo_mlx.core.text import display
 from sdpo_mlx.runs.report import tokens
 from sdpo_mlx.runs.report.charts import AXES, charts
-from sdpo_mlx.runs.report.collect import Row, RunData, number, percent
+from sdpo_mlx.runs.report.collect import RunData, number, percent
 from sdpo_mlx.runs.report.tables import Table, tables
 
 MAX_BYTES = 4_800_000  # of the page; rollouts are left out if they do not fit
@@ -29,8 +29,18 @@ def page(runs: Sequence[RunData]) -> str:
     style, script = _asset("report.css"), _asset("report.js")
     policy = f"default-src 'none'; style-src '{_hash(style)}'; script-src '{_hash(script)}'; base-uri 'none'"
     title = "sdpo report: " + ", ".join(run.name for run in runs)
-    head, curves = _head(title, runs), _curves(runs)
-    table_sections = [_tables(run, n) for n, run in enumerate(runs)]
+    if len(runs) > 1:
+        links = [("curves", "Curves"), *((f"tokens-{n}", run.name) for n, run in enumerate(runs))]
+    else:
+        links = [("tokens-0", "Tokens"), ("curves", "Curves"), ("tables-0", "Tables")]
+    nav = "".join(f'<a href="#{anchor}">{_text(name)}</a>' for anchor, name in links)
+    summaries = "".join(f"<li>{_summary(run)}</li>" for run in runs)
+    head = f'<h1>{_text(title)}</h1><ul class="runs">{summaries}</ul><nav aria-label="parts of this page">{nav}</nav>'
+    curves = _curves(runs)
+    table_sections = [
+        f'<section id="tables-{n}"><h2>Tables of {_text(run.name)}</h2>{"".join(map(_table, tables(run)))}</section>'
+        for n, run in enumerate(runs)
+    ]
     left = MAX_BYTES - sum(len(part.encode()) for part in (style, script, head, curves, *table_sections))
     token_sections = [tokens.section(run, n, left // len(runs)) for n, run in enumerate(runs)]
     # For one run the tokens come first, for several the curves that compare them.
@@ -63,22 +73,19 @@ def _text(text: Any, limit: int = MAX_CELL) -> str:
     return escape(display(str(text), limit))
 
 
-def _head(title: str, runs: Sequence[RunData]) -> str:
-    summaries = "".join(f"<li>{_summary(run)}</li>" for run in runs)
-    if len(runs) > 1:
-        links = [("curves", "Curves"), *((f"tokens-{n}", run.name) for n, run in enumerate(runs))]
-    else:
-        links = [("tokens-0", "Tokens"), ("curves", "Curves"), ("tables-0", "Tables")]
-    nav = "".join(f'<a href="#{anchor}">{_text(name)}</a>' for anchor, name in links)
-    return f'<h1>{_text(title)}</h1><ul class="runs">{summaries}</ul><nav aria-label="parts of this page">{nav}</nav>'
-
-
 def _summary(run: RunData) -> str:
     """Return the result of a run in a few lines."""
     count = len(run.steps)
     model, task = (_text(run.setting(section, "name") or "?") for section in ("model", "task"))
     lines = [f"<b>{_text(run.name)}</b>: {model} on {task}, {count} step{'s' if count != 1 else ''}"]
-    lines += [_gain(run), _forgetting(run)]
+    lines.append(_gain(run))
+    names = ("divergence", "perplexity_before", "perplexity_after")
+    divergence, before, after = (number(run.finished.get(f"forgetting/{name}")) for name in names)
+    if divergence is not None and before is not None and after is not None:
+        lines.append(
+            f"Forgetting: KL to base {divergence:.3g} nats per token on general prompts (0: unchanged); perplexity of "
+            f"a general text {before:,.4g} before, {after:,.4g} after"
+        )
     if run.manifest.get("sandbox") == "unconfined":
         lines.append("<strong>Programs of the model ran unconfined and could have forged their grading.</strong>")
     if not run.coached and not run.finished:
@@ -90,35 +97,19 @@ def _gain(run: RunData) -> str:
     finals = {row.get("adapter"): row for row in run.evals if row.get("final")}
     if "none" not in finals or "best" not in finals:
         return ""
-    before, after = (_score(finals[name]) for name in ("none", "best"))
-    names = ("difference", "difference/low", "difference/high")
-    mean, low, high = (number(run.finished.get(name)) for name in names)
-    gain = ""
-    if mean is not None:
-        ends = (
-            f" ({100 * low:+.1f} to {100 * high:+.1f}, paired by problem)"
-            if low is not None and high is not None
-            else ""
-        )
-        gain = f"; gain {100 * mean:+.1f} points{ends}"
+    before, after = (
+        f"{percent(row.get('score'))}{_span(row.get('low'), row.get('high'), '.1f', '')}"
+        for row in (finals["none"], finals["best"])
+    )
+    mean, end = number(run.finished.get("difference")), run.finished
+    ends = _span(end.get("difference/low"), end.get("difference/high"), "+.1f", ", paired by problem")
+    gain = "" if mean is None else f"; gain {100 * mean:+.1f} points{ends}"
     return f"Held out (95 % intervals): {before} before, {after} with the best adapter{gain}"
 
 
-def _score(row: Row) -> str:
-    low, high = number(row.get("low")), number(row.get("high"))
-    ends = f" ({100 * low:.1f} to {100 * high:.1f})" if low is not None and high is not None else ""
-    return f"{percent(row.get('score'))}{ends}"
-
-
-def _forgetting(run: RunData) -> str:
-    names = ("divergence", "perplexity_before", "perplexity_after")
-    divergence, before, after = (number(run.finished.get(f"forgetting/{name}")) for name in names)
-    if divergence is None or before is None or after is None:
-        return ""
-    return (
-        f"Forgetting: KL to base {divergence:.3g} nats per token on general prompts (0: unchanged); perplexity of a "
-        f"general text {before:,.4g} before, {after:,.4g} after"
-    )
+def _span(first: Any, last: Any, form: str, note: str) -> str:
+    low, high = number(first), number(last)
+    return "" if low is None or high is None else f" ({100 * low:{form}} to {100 * high:{form}}{note})"
 
 
 def _curves(runs: Sequence[RunData]) -> str:
@@ -137,11 +128,6 @@ def _curves(runs: Sequence[RunData]) -> str:
     )
     axis = f'<fieldset class="axis"><legend>against</legend>{choices}</fieldset>'
     return f'<section id="curves"><h2>Curves</h2>{axis}{groups}</section>'
-
-
-def _tables(run: RunData, index: int) -> str:
-    content = "".join(map(_table, tables(run)))
-    return f'<section id="tables-{index}"><h2>Tables of {_text(run.name)}</h2>{content}</section>'
 
 
 def _table(table: Table) -> str:

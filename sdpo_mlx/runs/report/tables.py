@@ -93,7 +93,7 @@ def steps(run: RunData) -> Table:
         "length": ("length/mean", _figure),
         "entropy": ("entropy", _figure),
         "self-teacher": ("teacher/success", percent),
-        "rollouts": ("generations/total", _whole),
+        "rollouts": ("generations/total", lambda value: f"{value:,}" if isinstance(value, int) else "-"),
     }
     every = -(-len(run.steps) // MAX_ROWS) or 1
     rows = [
@@ -111,7 +111,3 @@ def settings(run: RunData) -> Table:
 
 def _figure(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, int | float) else "-"
-
-
-def _whole(value: Any) -> str:
-    return f"{value:,}" if isinstance(value, int) else "-"

@@ -22,10 +22,16 @@ SCALE = (("n6", "−1.6"), ("n4", "−0.4"), ("n2", "−0.1"), ("p2", "+0.1"), (
 def section(run: RunData, index: int, max_bytes: int) -> str:
     """Return the section of one run; its JSON block takes at most `max_bytes`."""
     head = f'<section class="tokens" id="tokens-{index}"><h2>Tokens of {escape(display(run.name))}</h2>'
-    rows = _fitting(run.rollouts, max_bytes)
-    if not rows:
+    encoded, room, most = dict[int, str](), max_bytes, max_bytes // MAX_SHARE
+    for at in _by_priority(run.rollouts):
+        small = (text for text in _versions(run.rollouts[at]) if len(text) <= most)
+        text = next((text for text in islice(small, 2) if len(text) < room), "")
+        if text:
+            encoded[at], room = text, room - len(text) - 1
+    if not encoded:
         why = "No rollout fits on this page." if run.rollouts else "No rollouts were stored."
         return f"{head}<p>{why}</p></section>"
+    rows = ",".join(encoded[at] for at in sorted(encoded))
     return (
         f"{head}{_legend(run)}"
         '<div class="choose"><label>problem <select class="problem"></select></label>'
@@ -37,7 +43,7 @@ def section(run: RunData, index: int, max_bytes: int) -> str:
         f"<div>{_text_box('asked', 'Prompt')}{_text_box('feedback', 'Feedback from the environment')}"
         f"{_text_box('teacher', 'What the self-teacher saw')}</div></div>"
         '<h3>The same problem over time</h3><div class="time"></div>'
-        f'<script type="application/json">[{",".join(rows)}]</script></section>'
+        f'<script type="application/json">[{rows}]</script></section>'
     )
 
 
@@ -59,17 +65,6 @@ def _legend(run: RunData) -> str:
 
 def _text_box(name: str, title: str) -> str:
     return f'<h3>{title}</h3><pre class="{name}" tabindex="0" role="region" aria-label="{title}"></pre>'
-
-
-def _fitting(rows: Sequence[Row], room: int) -> list[str]:
-    """Return as many encoded rows as fit, in order; if not all fit, they are spread over the run."""
-    encoded, most = dict[int, str](), room // MAX_SHARE
-    for at in _by_priority(rows):
-        small = (text for text in _versions(rows[at]) if len(text) <= most)
-        text = next((text for text in islice(small, 2) if len(text) < room), "")
-        if text:
-            encoded[at], room = text, room - len(text) - 1
-    return [encoded[at] for at in sorted(encoded)]
 
 
 def _by_priority(rows: Sequence[Row]) -> list[int]:
@@ -119,7 +114,8 @@ def _shown(row: Row) -> dict[str, Any]:
         "pieces": [_piece(piece) for piece in pieces],
         "cut": 0,
         "d": divergence,
-        "parts": _parts(divergence or []),
+        # The first three tokens where student and teacher differ.
+        "parts": [i for i, d in enumerate(divergence or []) if isinstance(d, int | float) and abs(d) >= DIVERGES][:3],
         "top": _candidates(row.get("candidates"), len(pieces)),
         "reward": row.get("reward"),
         "success": bool(row.get("success")),
@@ -141,11 +137,6 @@ def _messages(messages: Any) -> list[str]:
 
 def _piece(piece: Any) -> str:
     return display(str(piece), 2_000)
-
-
-def _parts(divergence: Sequence[Any]) -> list[int]:
-    """Return the first three tokens where student and teacher differ."""
-    return [i for i, d in enumerate(divergence) if isinstance(d, int | float) and abs(d) >= DIVERGES][:3]
 
 
 def _candidates(found: Any, tokens: int) -> Any:

@@ -26,11 +26,14 @@ def open_run(location: RunLocation) -> MLflow:
     from mlflow import MlflowClient
 
     if "MLFLOW_LOGGING_LEVEL" not in os.environ:
-        for name in ("mlflow", "alembic"):
-            logging.getLogger(name).setLevel(logging.ERROR)
+        for package in ("mlflow", "alembic"):
+            logging.getLogger(package).setLevel(logging.ERROR)
     local = "MLFLOW_TRACKING_URI" not in os.environ
     client = MlflowClient(f"sqlite:///{location.folder / 'mlflow.db'}" if local else None)
-    experiment = _experiment(client, (location.folder / "mlflow-artifacts").as_uri() if local else None)
+    name = os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT)
+    artifacts = (location.folder / "mlflow-artifacts").as_uri() if local else None
+    known = client.get_experiment_by_name(name)
+    experiment = str(known.experiment_id if known else client.create_experiment(name, artifact_location=artifacts))
     found = client.search_runs([experiment], f"tags.`{RUN_TAG}` = '{location.id}'")
     if found:
         client.update_run(found[0].info.run_id, status="RUNNING")
@@ -42,12 +45,6 @@ def open_run(location: RunLocation) -> MLflow:
     for start in range(0, len(params), _MAX_PARAMS):
         client.log_batch(run, params=params[start : start + _MAX_PARAMS])
     return MLflow(client, run)
-
-
-def _experiment(client: Any, artifacts: str | None) -> str:
-    name = os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT)
-    known = client.get_experiment_by_name(name)
-    return str(known.experiment_id if known else client.create_experiment(name, artifact_location=artifacts))
 
 
 def _allowed(name: str) -> str:

@@ -10,6 +10,7 @@ import json
 import time
 import uuid
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,11 @@ class SentLog:
     def __init__(self, path: Path, *, fresh: bool, clock: Callable[[], float] = time.monotonic) -> None:
         """Read the file of an earlier process; for a `fresh` run or a damaged file, start empty."""
         self._path, self._clock = path, clock
-        stored = {} if fresh else _read(path)
-        self.id: str = stored.get("id") or uuid.uuid4().hex[:8]
-        self._safe: dict[str, dict[str, int]] = stored.get("told", {})
+        self.id, self._safe = uuid.uuid4().hex[:8], dict[str, dict[str, int]]()
+        with suppress(OSError, ValueError, TypeError, KeyError, AttributeError):
+            found = {} if fresh else json.loads(path.read_text(encoding="utf-8"))
+            name, sent = str(found["id"]), {name: dict(steps) for name, steps in found["told"].items()}
+            self.id, self._safe = name or self.id, sent
         self._sent: dict[str, dict[str, int]] = {name: dict(steps) for name, steps in self._safe.items()}
         self._buffered: list[tuple[float, str, str, int]] = []
 
@@ -58,11 +61,3 @@ class SentLog:
 def _kind(event: Mapping[str, Any]) -> str:
     """Return the curve of an event: scores during training, the final one before, the final one after."""
     return "/".join(filter(None, (event["type"], event.get("adapter"))))
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        return {"id": str(found["id"]), "told": {n: dict(steps) for n, steps in found["told"].items()}}
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
-        return {}
