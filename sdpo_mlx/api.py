@@ -20,7 +20,7 @@ from sdpo_mlx.core.interrupt import Interrupt
 from sdpo_mlx.core.progress import ProgressCallback, StartTask, no_progress, no_tasks
 from sdpo_mlx.core.storage import write_text
 from sdpo_mlx.evaluation.compare import Comparison, compare
-from sdpo_mlx.evaluation.document import EvalDocument, score
+from sdpo_mlx.evaluation.evaluate import EvalDocument, score
 from sdpo_mlx.rl.components import Components, build_components
 from sdpo_mlx.runs.conversation import ChatModel, Conversation
 from sdpo_mlx.runs.events import read_events

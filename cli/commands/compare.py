@@ -15,7 +15,7 @@ from sdpo_cli.terminal import render
 
 if TYPE_CHECKING:
     from sdpo_mlx.evaluation.compare import Comparison, Pair
-    from sdpo_mlx.evaluation.document import EvalDocument
+    from sdpo_mlx.evaluation.evaluate import EvalDocument
 
 Named = list[tuple[str | None, Path | None]]  # both arguments, each with its adapter
 SHOWN = 10  # problems won, and lost, on a terminal; --json has all
@@ -71,7 +71,7 @@ def _sides(
     named: Named, sets: list[str], flags: Mapping[str, Any], target: Callable[..., EvalTarget]
 ) -> list[EvalTarget | EvalDocument]:
     """Return both sides. The one with settings (a saved evaluation, otherwise a run) sets those of the other."""
-    from sdpo_mlx.evaluation.document import read_evaluation
+    from sdpo_mlx.evaluation.evaluate import read_evaluation
     from sdpo_mlx.runs.targets import target_config
 
     (first, adapter), (second, _) = named

@@ -14,7 +14,7 @@ from sdpo_cli.terminal import render
 
 if TYPE_CHECKING:
     from sdpo_mlx.config import Config
-    from sdpo_mlx.evaluation.document import EvalDocument
+    from sdpo_mlx.evaluation.evaluate import EvalDocument
 
 GREEDY = {"eval.temperature": 0.0, "eval.samples": 1}
 NoCache = Annotated[bool, typer.Option("--no-cache", help="Neither reuse cached rollouts nor cache new ones.")]
@@ -46,7 +46,7 @@ def command(  # noqa: PLR0913 - typer reads the options off the signature
 
     Example: sdpo eval runs/tiny-tiny-seed0 --group-size 8
     """
-    from sdpo_mlx.evaluation.document import save_evaluation
+    from sdpo_mlx.evaluation.evaluate import save_evaluation
     from sdpo_mlx.runs.targets import target_config
 
     flags = options.settings(task=task, data=data, backend=backend, seed=seed, sandbox=sandbox)
@@ -102,7 +102,7 @@ class EvalTarget:
 
 def score(side: EvalTarget, interrupted: Callable[[], bool]) -> EvalDocument:
     """Open the target and evaluate it; cached rollouts are not sampled again."""
-    from sdpo_mlx.evaluation.document import score as evaluated
+    from sdpo_mlx.evaluation.evaluate import score as evaluated
 
     components = open_components(side.cfg, side.plain, None if side.bare else side.target, side.adapter)
     rollouts = render.plural(components.cfg.eval.samples, "rollout")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -74,7 +75,14 @@ class RolloutCache:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._rollouts = dict(found for record in read_records(path) if (found := _from_record(record)) is not None)
+        self._rollouts: dict[tuple[str, int], CachedRollout] = {}
+        for record in read_records(path):
+            content = unseal(record)
+            with suppress(TypeError, KeyError):
+                if content is not None:  # otherwise a byte of the line was changed
+                    key, texts = content.pop("key"), (*content.pop("earlier", ()), content.pop("answer"))
+                    del content["problem"]
+                    self._rollouts[key, content["seed"]] = CachedRollout(texts=texts, **content)
 
     def __len__(self) -> int:
         return len(self._rollouts)
@@ -96,19 +104,6 @@ class RolloutCache:
             file.append(seal({"key": key, **rollout.record(problem)}) for key, problem, rollout in graded)
             file.sync()
         self._rollouts |= {(key, rollout.seed): rollout for key, _, rollout in graded}
-
-
-def _from_record(record: dict[str, Any]) -> tuple[tuple[str, int], CachedRollout] | None:
-    """Return key, seed and rollout of one line, None if a byte of it was changed."""
-    content = unseal(record)
-    if content is None:
-        return None
-    try:
-        key, texts = content.pop("key"), (*content.pop("earlier", ()), content.pop("answer"))
-        del content["problem"]
-        return (key, content["seed"]), CachedRollout(texts=texts, **content)
-    except (TypeError, KeyError):
-        return None
 
 
 def cache_key(setup: Components, spec: EvalSpec, adapter: Path | None) -> dict[str, Any]:

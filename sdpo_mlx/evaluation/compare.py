@@ -15,7 +15,7 @@ from statistics import fmean, stdev
 from sdpo_mlx.core import statistics
 from sdpo_mlx.core.errors import DataError
 from sdpo_mlx.core.seeding import derive
-from sdpo_mlx.evaluation.document import EvalDocument
+from sdpo_mlx.evaluation.evaluate import EvalDocument
 
 Z, POWER = 1.96, 0.84  # normal quantiles: of a 95 % interval, and of 80 % power
 MIN_DIFFERENT = 6

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import platform
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from operator import attrgetter
@@ -215,8 +216,6 @@ def versions() -> dict[str, str]:
     """Return the versions of the packages that a result depends on."""
     found = {"sdpo-mlx": __version__, "python": platform.python_version(), "platform": platform.platform()}
     for package in ("mlx", "mlx-lm", "numpy", "transformers", "tokenizers", "torch", "peft"):
-        try:
+        with suppress(PackageNotFoundError):
             found[package] = version(package)
-        except PackageNotFoundError:
-            continue
     return found

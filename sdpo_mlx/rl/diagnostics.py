@@ -13,9 +13,10 @@ from sdpo_mlx.core.seeding import derive
 from sdpo_mlx.models.chat_template import Chat
 from sdpo_mlx.rl.metrics import mean
 from sdpo_mlx.rl.optimization import SampleKey
+from sdpo_mlx.rl.rollouts import to_rollout
 from sdpo_mlx.tasks.base import Task
 from sdpo_mlx.tasks.grading import Graders
-from sdpo_mlx.types import DistillSample, Feedback, IntArray, Rollout, RolloutGroup
+from sdpo_mlx.types import DistillSample, Feedback, IntArray, RolloutGroup
 
 TOP = 3
 ROLLOUTS_PER_LOOK = 64  # two forward passes over one rollout in 64 cost under 3 % of a step
@@ -110,8 +111,7 @@ def teacher_success(
     pending = []
     with teacher_weights(policy):
         for at, _, made in policy.generate(prompts, sampling, seeds, interrupted):
-            text = chat.decode(made.ids_T)
-            rollout = Rollout(prompts[at], made.ids_T, made.logps_T, made.finish, seeds[at][0], text)
+            rollout = to_rollout(chat, made, prompts[at], seeds[at][0])
             pending.append((chosen[at][0], graders.submit(chosen[at][0].problem, rollout)))
     results = [(group, graders.result(future, interrupted)) for group, future in pending]
     graded = [(group, r) for group, r in results if isinstance(r, Feedback) and r.kind != "grader_error"]

@@ -55,11 +55,7 @@ class _Turn:
     group: RolloutGroup
     index: int
     turn: int
-
-    @property
-    def rollout(self) -> Rollout:
-        """The turn itself."""
-        return self.group.rollouts[self.index].turns[self.turn]
+    rollout: Rollout
 
     def skip(self, reason: SkipReason) -> tuple[Skip, None]:
         """Return a Skip for this turn, and no context."""
@@ -84,10 +80,10 @@ def distillation_batch(
     uniform = objective.question_weight == "uniform"
     weights = [1.0] * len(groups) if uniform else question_weights([group.pass_rate for group in groups])
     outcomes = [
-        builder.outcome(_Turn(group, index, turn), float(weight), advantage)
+        builder.outcome(_Turn(group, index, turn, rollout), float(weight), advantage)
         for group, weight in zip(groups, weights, strict=True)
         for index, advantage in enumerate(_advantages(group, objective))
-        for turn in range(len(group.rollouts[index].turns))
+        for turn, rollout in enumerate(group.rollouts[index].turns)
     ]
     samples = tuple(result for result, _ in outcomes if isinstance(result, DistillSample))
     skips = tuple(result for result, _ in outcomes if isinstance(result, Skip))

@@ -157,7 +157,7 @@ class _Stage:
         prompts, pending = [prompt for prompt, _ in requests], []
         for at, n, generation in self.policy.generate(prompts, self.sampling, seeds, self.interrupted):
             episode = requests[at][1][n]
-            rollout = _rollout(self.chat, generation, prompts[at], seeds[at][n], episode.earlier)
+            rollout = to_rollout(self.chat, generation, prompts[at], seeds[at][n], episode.earlier)
             pending.append((episode, rollout, self.graders.submit(episode.problem, rollout)))
         return sorted(pending, key=lambda each: (each[0].at, each[0].index))
 
@@ -181,15 +181,9 @@ def rollout_seeds(purpose: str, seed: int, step: int, problems: Sequence[Problem
     return [[derive(purpose, seed, step, p.id, place, i) for i in range(n)] for place, p in enumerate(problems)]
 
 
-def _rollout(
-    chat: Chat, generation: Generation, prompt_ids: IntArray, seed: int, earlier: tuple[Exchange, ...]
+def to_rollout(
+    chat: Chat, generation: Generation, prompt_ids: IntArray, seed: int, earlier: tuple[Exchange, ...] = ()
 ) -> Rollout:
-    return Rollout(
-        prompt_ids=prompt_ids,
-        ids_T=generation.ids_T,
-        logps_T=generation.logps_T,
-        finish=generation.finish,
-        seed=seed,
-        text=chat.decode(generation.ids_T),
-        earlier=earlier,
-    )
+    """Return the rollout of what the policy generated; `earlier` are an episode's turns before it."""
+    ids_T, text = generation.ids_T, chat.decode(generation.ids_T)
+    return Rollout(prompt_ids, ids_T, generation.logps_T, generation.finish, seed, text, earlier=earlier)

@@ -7,6 +7,7 @@ uninterrupted run has at that point, wherever the kill fell.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,7 +17,13 @@ from sdpo_mlx.core.jsonl import JsonlWriter
 from sdpo_mlx.core.jsonl import read_records as read_events
 from sdpo_mlx.core.storage import plain
 
-__all__ = ["EventLog", "read_events"]
+__all__ = ["EventLog", "number", "read_events"]
+
+
+def number(value: Any) -> float | None:
+    """Return a finite number of an event, None for anything else."""
+    valid = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return float(value) if valid else None
 
 
 class EventLog(JsonlWriter):

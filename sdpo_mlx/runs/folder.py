@@ -58,7 +58,22 @@ class RunFolder:
         folder = cls(path)
         for each in (folder.path, folder.rollouts, folder.checkpoints):
             guarded(each, each.mkdir, parents=True, exist_ok=True)
-        folder._lock = _take_lock(folder.path / ".lock")
+        path = folder.path / ".lock"
+        descriptor = guarded(path, os.open, path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # released however the process ends
+            os.ftruncate(descriptor, 0)
+            write_all(descriptor, str(os.getpid()).encode())
+        except BlockingIOError as error:
+            holder = os.pread(descriptor, 32, 0).decode("ascii", errors="replace") or "unknown"
+            os.close(descriptor)
+            what = f"another process (pid {holder}) is writing to this run"
+            fix = "wait for it, stop it, or choose another --out"
+            raise StorageError(what, where=str(folder.path), fix=fix) from error
+        except OSError as error:
+            os.close(descriptor)
+            raise trouble(error, path) from error
+        folder._lock = descriptor
         return folder
 
     def close(self) -> None:
@@ -190,24 +205,3 @@ def adapter_sha256(folder: Path) -> str:
 
 def _json(record: Mapping[str, Any]) -> str:
     return json.dumps(plain(record), indent=2, allow_nan=False) + "\n"
-
-
-def _take_lock(path: Path) -> int:
-    """Return a locked descriptor; the system releases the lock however the process ends."""
-    descriptor = guarded(path, os.open, path, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        os.ftruncate(descriptor, 0)
-        write_all(descriptor, str(os.getpid()).encode())
-    except BlockingIOError as error:
-        holder = os.pread(descriptor, 32, 0).decode("ascii", errors="replace") or "unknown"
-        os.close(descriptor)
-        raise StorageError(
-            f"another process (pid {holder}) is writing to this run",
-            where=str(path.parent),
-            fix="wait for it, stop it, or choose another --out",
-        ) from error
-    except OSError as error:
-        os.close(descriptor)
-        raise trouble(error, path) from error
-    return descriptor

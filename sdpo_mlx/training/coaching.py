@@ -23,7 +23,7 @@ from sdpo_mlx.core.storage import digest
 from sdpo_mlx.rl.components import Components
 from sdpo_mlx.rl.metrics import StepFacts, step_metrics
 from sdpo_mlx.rl.optimization import LearnResult, learn, learning_rate
-from sdpo_mlx.rl.rollouts import rollout_seeds, sample
+from sdpo_mlx.rl.rollouts import rollout_seeds, sample, to_rollout
 from sdpo_mlx.runs import checkpoint
 from sdpo_mlx.runs.events import EventLog, read_events
 from sdpo_mlx.runs.folder import LESSONS, RunFolder
@@ -121,10 +121,7 @@ class Coaching:
         if prompt.size > policy.info.context_length - sampling.max_tokens:
             return ()
         found = {index: generation for _, index, generation in policy.generate([prompt], sampling, [seeds])}
-        return tuple(
-            Rollout(prompt, g.ids_T, g.logps_T, g.finish, seed, chat.decode(g.ids_T))
-            for seed, g in zip(seeds, (found[index] for index in range(len(seeds))), strict=True)
-        )
+        return tuple(to_rollout(chat, found[index], prompt, seed) for index, seed in enumerate(seeds))
 
     def sample_episodes(self, problem: Problem, seeds: Sequence[int] | None = None) -> RolloutGroup | None:
         """Sample and grade episodes against the task's environment; None if the prompt does not fit."""

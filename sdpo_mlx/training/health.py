@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from sdpo_mlx.backends.base import Update
 from sdpo_mlx.core.errors import DataError, DivergedError, SdpoError
-from sdpo_mlx.types import DistillSample, Feedback, RolloutGroup, Skip
+from sdpo_mlx.types import DistillSample, RolloutGroup, Skip
 
 BARREN_STEPS = 5
 NON_FINITE_STEPS = 5
@@ -58,7 +58,14 @@ class HealthMonitor:
         `skips` include the prompts that were too long to be sampled.
         """
         warnings = (*self._see_update(update), *self._see_signal(groups, samples))
-        self._see_grades(each for group in groups for each in group.feedback)
+        for each in (each for group in groups for each in group.feedback):
+            failed = each.kind == "grader_error"
+            self.grader_said = each.text.partition("\n")[0] if failed else self.grader_said
+            self.grader_in_a_row = self.grader_in_a_row + 1 if failed else 0
+            self.grader_window.append(int(failed))
+            if self.grader_in_a_row >= GRADER_ERRORS_IN_A_ROW:
+                break  # later successes must not hide the failures
+        del self.grader_window[:-GRADER_WINDOW]
         too_long = {skip.problem_id for skip in skips if skip.reason == "too_long"}
         self.prompts += len({group.problem.id for group in groups} | too_long)
         self.prompts_too_long += len(too_long)
@@ -127,16 +134,6 @@ class HealthMonitor:
             "Try easier problems, a more detailed task.feedback, a larger rollout.group_size, "
             "or objective.kind: hybrid",
         )
-
-    def _see_grades(self, grades: Iterable[Feedback]) -> None:
-        for each in grades:
-            failed = each.kind == "grader_error"
-            self.grader_said = each.text.partition("\n")[0] if failed else self.grader_said
-            self.grader_in_a_row = self.grader_in_a_row + 1 if failed else 0
-            self.grader_window.append(int(failed))
-            if self.grader_in_a_row >= GRADER_ERRORS_IN_A_ROW:
-                break  # later successes must not hide the failures
-        del self.grader_window[:-GRADER_WINDOW]
 
     def _stop(self, update: Update | None) -> SdpoError | None:
         if self.non_finite >= NON_FINITE_STEPS:

@@ -20,7 +20,7 @@ from small_runs import settings, trained
 from sdpo_mlx.core.errors import DataError
 from sdpo_mlx.evaluation import compare as module
 from sdpo_mlx.evaluation.compare import Comparison
-from sdpo_mlx.evaluation.document import EvalDocument, read_evaluation
+from sdpo_mlx.evaluation.evaluate import EvalDocument, read_evaluation
 
 UNIT = st.floats(0, 1)
 

@@ -21,8 +21,7 @@ from small_runs import settings
 from sdpo_mlx.config import Config
 from sdpo_mlx.core.errors import StorageError
 from sdpo_mlx.evaluation.cache import CachedRollout, RolloutCache, problem_key, problem_sha256, rollout_cache
-from sdpo_mlx.evaluation.document import EvalDocument, read_evaluation
-from sdpo_mlx.evaluation.evaluate import Evaluation, _parts, evaluate
+from sdpo_mlx.evaluation.evaluate import EvalDocument, Evaluation, _parts, evaluate, read_evaluation
 from sdpo_mlx.evaluation.spec import EvalSpec, eval_spec
 from sdpo_mlx.rl.components import Components, build_components
 from sdpo_mlx.tasks.base import Task

@@ -26,7 +26,7 @@ from sdpo_mlx.training.session import TrainingSession
 
 # Where a signal can fall: the owner of the function, its name, and what the run is doing then.
 PLACES: dict[str, tuple[Any, str]] = {
-    "generation": (rollouts, "_rollout"),  # a rollout has just ended, others go on
+    "generation": (rollouts, "to_rollout"),  # a rollout has just ended, others go on
     "gradient": (policy.MLXPolicy, "gradient"),
     "apply": (policy.MLXPolicy, "optimizer_step"),
     "teacher": (policy.MLXPolicy, "update_teacher"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,17 +55,16 @@ def export(
     start_task: StartTask = no_tasks,
 ) -> Exported:
     """Export a run to `peft`, `fused`, `gguf` or `gguf-lora`, or a PEFT adapter on `base` to `mlx`."""
-    if to == "mlx":
-        return export_mlx(target, base, out)
-    if to == "fused":
-        return export_fused(target, out, quantised=quantised, doing=start_task)
-    if to == "gguf":
-        return export_gguf(target, out, kind, start_task)
-    if to == "gguf-lora":
-        return export_gguf_lora(target, out)
-    if to == "peft":
-        return export_peft(target, out)
-    raise ConfigError(f"unknown export format {to!r}", fix="Use peft, fused, gguf, gguf-lora or mlx")
+    exporters: Mapping[str, Callable[[], Exported]] = {
+        "peft": lambda: export_peft(target, out),
+        "fused": lambda: export_fused(target, out, quantised=quantised, doing=start_task),
+        "gguf": lambda: export_gguf(target, out, kind, start_task),
+        "gguf-lora": lambda: export_gguf_lora(target, out),
+        "mlx": lambda: export_mlx(target, base, out),
+    }
+    if to not in exporters:
+        raise ConfigError(f"unknown export format {to!r}", fix="Use peft, fused, gguf, gguf-lora or mlx")
+    return exporters[to]()
 
 
 def export_peft(run: Path, out: Path) -> Exported:

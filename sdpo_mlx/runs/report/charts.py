@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from sdpo_mlx.core.statistics import wilson
-from sdpo_mlx.runs.report.collect import Row, RunData, number
+from sdpo_mlx.runs.events import number
+from sdpo_mlx.runs.report.collect import Row, RunData
 from sdpo_mlx.runs.report.svg import Series, line_chart
 
 AXES = {"step": "steps", "generations/total": "rollouts"}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from typing import Any, TypeVar
 import yaml
 
 from sdpo_mlx.core.errors import ConfigError, StorageError
-from sdpo_mlx.runs.events import read_events
+from sdpo_mlx.runs.events import number, read_events
 from sdpo_mlx.runs.folder import LESSONS, RunFolder
 
 MAX_STEPS = 12  # steps whose rollouts are in the report
@@ -54,12 +53,6 @@ class RunData:
         """Return one setting, None if it is missing."""
         found = self.config.get(section)
         return found.get(key) if isinstance(found, Mapping) else None
-
-
-def number(value: Any) -> float | None:
-    """Return a finite number, None for anything else."""
-    valid = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    return float(value) if valid else None
 
 
 def percent(share: Any) -> str:
@@ -129,10 +122,10 @@ def _turns(row: Row) -> list[Row]:
     teacher, count = row.get("teacher"), len(earlier) + 1
     common = {name: value for name, value in row.items() if name != "candidates"}
     rows: list[Row] = []
-    for number, turn in enumerate(earlier, 1):
+    for at, turn in enumerate(earlier, 1):
         # Each turn adds its answer and its reply to the teacher's messages.
-        seen = teacher[: len(teacher) - 2 * (count - number)] if isinstance(teacher, list) else []
-        rows.append({**common, **turn, "feedback": turn.get("reply", ""), "teacher": seen, "turn": number})
+        seen = teacher[: len(teacher) - 2 * (count - at)] if isinstance(teacher, list) else []
+        rows.append({**common, **turn, "feedback": turn.get("reply", ""), "teacher": seen, "turn": at})
     return [{**each, "turns": count} for each in (*rows, {**row, "turn": count})]
 
 

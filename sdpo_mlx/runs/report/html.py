@@ -15,9 +15,10 @@ from itertools import chain
 from typing import Any
 
 from sdpo_mlx.core.text import display
+from sdpo_mlx.runs.events import number
 from sdpo_mlx.runs.report import tokens
 from sdpo_mlx.runs.report.charts import AXES, charts
-from sdpo_mlx.runs.report.collect import RunData, number, percent
+from sdpo_mlx.runs.report.collect import RunData, percent
 from sdpo_mlx.runs.report.tables import Table, tables
 
 MAX_BYTES = 4_800_000  # of the page; rollouts are left out if they do not fit

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
+
+from sdpo_mlx.runs.events import number
 
 PROJECT = "sdpo-mlx"
 MEASURED = frozenset({"step", "eval", "forgetting", "run_finished"})  # events with numbers
@@ -47,10 +48,7 @@ def numbers(event: Mapping[str, Any]) -> dict[str, float]:
     return {
         f"{prefix}{name}": value
         for name, value in event.items()
-        if name not in _NOT_METRICS
-        and isinstance(value, int | float)
-        and not isinstance(value, bool)
-        and math.isfinite(value)
+        if name not in _NOT_METRICS and number(value) is not None
     }
 
 
