@@ -166,7 +166,7 @@ ANSWER = {"answer": "x", "feedback": "no", "success": False, "finish": "stop", "
 ROW = {"problem": "p", "messages": [{"role": "user", "content": "f"}], "answers": [ANSWER]}
 BAD: list[tuple[dict[str, Any], str]] = [
     ({"tokenizer": "other"}, "another tokenizer"),
-    ({"messages": []}, "prompt is missing"),
+    ({"messages": []}, "messages is not a list of messages"),
     ({"answers": {}}, "answers is not a list"),
     ({"answers": [3]}, "not an object"),
     ({"answers": [{**ANSWER, "ids": [1, 2]}]}, "one per id"),
