@@ -147,7 +147,7 @@ def test_steps_without_a_signal_change_no_byte_and_warn_once(tmp_path: Path) -> 
     warnings = [e for e in read_events(tmp_path / "run" / "events.jsonl") if e["type"] == "warning"]
     assert [e["step"] for e in warnings] == [5]
     assert f"5 steps in a row: {5 * ROLLOUTS} rollouts, 0 with feedback" in warnings[0]["message"]
-    assert "try easier problems" in warnings[0]["message"]
+    assert "Try easier problems" in warnings[0]["message"]
     for event in events(tmp_path / "run", "step"):
         assert event["groups/no_signal"] == 1.0
         assert (event["skip/no_signal"], event["tokens/learned"], event["loss"]) == (ROLLOUTS, 0, None)
@@ -216,7 +216,7 @@ def test_fewer_bad_steps_are_left_out_and_the_run_goes_on(tmp_path: Path) -> Non
     assert bad == [1, 2, 3, 4, 6]
     warnings = [e["message"] for e in read_events(tmp_path / "run" / "events.jsonl") if e["type"] == "warning"]
     assert len(warnings) == 5
-    assert "1 in a row, 5 in all" in warnings[-1]
+    assert "1 in a row, 5 in total" in warnings[-1]
     assert all(np.isfinite(np.frombuffer(b, np.float32)).all() for n, b in last_state(tmp_path / "run").items())
 
 
