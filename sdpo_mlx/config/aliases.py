@@ -4,94 +4,71 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from difflib import get_close_matches
-from types import MappingProxyType
 
 from sdpo_mlx.config.keys import LEAVES, SECTIONS, children
 
-# Setting of another trainer -> key or section of this configuration.
-SETTINGS: Mapping[str, str] = MappingProxyType(
-    {
-        "iters": "train.steps",
-        "max_steps": "train.steps",
-        "batch_size": "rollout.problems_per_step",
-        "per_device_train_batch_size": "rollout.problems_per_step",
-        "num_layers": "model.adapter.layers",
-        "lora_layers": "model.adapter.layers",
-        "fine_tune_type": "model.adapter.kind",
-        "lora_parameters": "model.adapter",
-        "lora_rank": "model.adapter.rank",
-        "lora_r": "model.adapter.rank",
-        "lora_dropout": "model.adapter.dropout",
-        "target_modules": "model.adapter.keys",
-        "lr": "train.learning_rate",
-        "lr_schedule": "train.schedule",
-        "lr_scheduler_type": "train.schedule",
-        "max_grad_norm": "train.clip_norm",
-        "steps_per_eval": "train.eval_every",
-        "eval_steps": "train.eval_every",
-        "save_steps": "train.save_every",
-        "val_batches": "eval.problems",
-        "max_seq_length": "rollout.max_tokens",
-        "max_new_tokens": "rollout.max_tokens",
-        "max_completion_length": "rollout.max_tokens",
-        "num_generations": "rollout.group_size",
-        "num_iterations": "train.updates_per_batch",
-        "temp": "rollout.temperature",
-        "bf16": "model.dtype",
-        "ema": "teacher.update_rate",
-        "ema_rate": "teacher.update_rate",
-        "grad_checkpoint": "train.grad_checkpoint",
-        "gradient_checkpointing": "train.grad_checkpoint",
-        "wandb": "log.sinks",
-        "report_to": "log.sinks",
-    }
-)
-_NO_EPOCHS = "runs are counted in steps, not epochs: set train.steps"
-_EVERY_STEP = "every step is printed and logged to events.jsonl: leave it out"
+# Key or section of this configuration -> its names in other trainers.
+_SETTINGS = {
+    "train.steps": ("iters", "max_steps"),
+    "rollout.problems_per_step": ("batch_size", "per_device_train_batch_size"),
+    "model.adapter.layers": ("num_layers", "lora_layers"),
+    "model.adapter.kind": ("fine_tune_type",),
+    "model.adapter": ("lora_parameters",),
+    "model.adapter.rank": ("lora_rank", "lora_r"),
+    "model.adapter.dropout": ("lora_dropout",),
+    "model.adapter.keys": ("target_modules",),
+    "train.learning_rate": ("lr",),
+    "train.schedule": ("lr_schedule", "lr_scheduler_type"),
+    "train.clip_norm": ("max_grad_norm",),
+    "train.eval_every": ("steps_per_eval", "eval_steps"),
+    "train.save_every": ("save_steps",),
+    "eval.problems": ("val_batches",),
+    "rollout.max_tokens": ("max_seq_length", "max_new_tokens", "max_completion_length"),
+    "rollout.group_size": ("num_generations",),
+    "train.updates_per_batch": ("num_iterations",),
+    "rollout.temperature": ("temp",),
+    "model.dtype": ("bf16",),
+    "teacher.update_rate": ("ema", "ema_rate"),
+    "train.grad_checkpoint": ("grad_checkpoint", "gradient_checkpointing"),
+    "log.sinks": ("wandb", "report_to"),
+}
+SETTINGS: Mapping[str, str] = {theirs: ours for ours, names in _SETTINGS.items() for theirs in names}
 # Settings of other trainers without an equal here -> what to do instead.
-ADVICE: Mapping[str, str] = MappingProxyType(
-    {
-        "mask_prompt": "the loss covers rollouts only, never prompts: leave it out",
-        "adapter_path": "the adapter is saved in the folder of --out: leave it out",
-        "output_dir": "a run is saved in the folder of --out",
-        "resume_adapter_file": "resume a run from its folder: --out RUN --resume; to start from another adapter, "
-        "fuse it (`sdpo export RUN --to fused`) and use that folder as --model",
-        "optimizer": "it is always AdamW: leave it out",
-        "train": "`sdpo train` always trains: leave it out",
-        "test": "use `sdpo eval`",
-        "beta": "there is no KL penalty to the base: the teacher regularizes, set teacher.kind and teacher.update_rate",
-        "epochs": _NO_EPOCHS,
-        "num_epochs": _NO_EPOCHS,
-        "num_train_epochs": _NO_EPOCHS,
-        "lora_alpha": "set model.adapter.scale, which is alpha / rank",
-        "load_in_4bit": "choose a 4-bit model, or with torch set model.bits=4",
-        "gradient_accumulation_steps": "micro-batches are chosen to fit the memory: leave it out",
-        "steps_per_report": _EVERY_STEP,
-        "logging_steps": _EVERY_STEP,
-        "dataset": "pass your rows with --data",
-        "reward_funcs": "write grade(problem, answer) in a file and pass it: --task ./my_task.py",
-    }
-)
-# Command of another tool -> command of ours.
-COMMANDS: Mapping[str, str] = MappingProxyType(
-    {
-        "lora": "sdpo train",
-        "finetune": "sdpo train",
-        "sft": "sdpo train",
-        "grpo": "sdpo train --objective grpo",
-        "generate": "sdpo chat",
-        "run": "sdpo chat",
-        "evaluate": "sdpo eval",
-        "test": "sdpo eval",
-        "fuse": "sdpo export RUN --to fused",
-        "merge": "sdpo export RUN --to fused",
-        "convert": "sdpo export",
-        "upload": "sdpo push",
-        "download": "sdpo models fetch",
-        "pull": "sdpo models fetch",
-        "list": "sdpo models list",
-    }
-)
+ADVICE: Mapping[str, str] = {
+    "mask_prompt": "the loss covers rollouts only, never prompts: leave it out",
+    "adapter_path": "the adapter is saved in the folder of --out: leave it out",
+    "output_dir": "a run is saved in the folder of --out",
+    "resume_adapter_file": "resume a run from its folder: --out RUN --resume; to start from another adapter, "
+    "fuse it (`sdpo export RUN --to fused`) and use that folder as --model",
+    "optimizer": "it is always AdamW: leave it out",
+    "train": "`sdpo train` always trains: leave it out",
+    "test": "use `sdpo eval`",
+    "beta": "there is no KL penalty to the base: the teacher regularizes, set teacher.kind and teacher.update_rate",
+    "lora_alpha": "set model.adapter.scale, which is alpha / rank",
+    "load_in_4bit": "choose a 4-bit model, or with torch set model.bits=4",
+    "gradient_accumulation_steps": "micro-batches are chosen to fit the memory: leave it out",
+    "dataset": "pass your rows with --data",
+    "reward_funcs": "write grade(problem, answer) in a file and pass it: --task ./my_task.py",
+    **dict.fromkeys(
+        ("epochs", "num_epochs", "num_train_epochs"), "runs are counted in steps, not epochs: set train.steps"
+    ),
+    **dict.fromkeys(
+        ("steps_per_report", "logging_steps"), "every step is printed and logged to events.jsonl: leave it out"
+    ),
+}
+# Command of ours -> its names in other tools.
+_COMMANDS = {
+    "sdpo train": ("lora", "finetune", "sft"),
+    "sdpo train --objective grpo": ("grpo",),
+    "sdpo chat": ("generate", "run"),
+    "sdpo eval": ("evaluate", "test"),
+    "sdpo export RUN --to fused": ("fuse", "merge"),
+    "sdpo export": ("convert",),
+    "sdpo push": ("upload",),
+    "sdpo models fetch": ("download", "pull"),
+    "sdpo models list": ("list",),
+}
+COMMANDS: Mapping[str, str] = {theirs: ours for ours, names in _COMMANDS.items() for theirs in names}
 
 
 def suggestion(section: str, name: str) -> str:

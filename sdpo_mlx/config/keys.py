@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from types import MappingProxyType
 from typing import Any
 
 from sdpo_mlx.config.schema import Config
@@ -19,7 +18,7 @@ def _leaves(node: dict[str, Any], definitions: dict[str, Any], prefix: str) -> I
 
 _SCHEMA = Config.model_json_schema()
 # Dotted key -> its JSON Schema, in the order of the tree.
-LEAVES: Mapping[str, dict[str, Any]] = MappingProxyType(dict(_leaves(_SCHEMA, _SCHEMA["$defs"], "")))
+LEAVES: Mapping[str, dict[str, Any]] = dict(_leaves(_SCHEMA, _SCHEMA["$defs"], ""))
 SECTIONS = frozenset(key.rsplit(".", depth)[0] for key in LEAVES for depth in range(1, key.count(".") + 1))
 
 

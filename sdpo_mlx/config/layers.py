@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from datetime import date
 from difflib import get_close_matches
 from importlib.resources import files
-from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
@@ -70,8 +69,7 @@ def preset_names() -> list[str]:
 
 def preset(name: str) -> Layer:
     """Return the layer of a preset."""
-    source: Traversable = files("sdpo_configs").joinpath(f"{name}.yaml")
-    text = source.read_text(encoding="utf-8")
+    text = files("sdpo_configs").joinpath(f"{name}.yaml").read_text(encoding="utf-8")
     return _YamlFile(f"preset {name}", f"preset {name}").layer(text)
 
 
@@ -100,46 +98,43 @@ def config_file(path: Path) -> Layer:
     return _YamlFile(str(path), None).layer(text)
 
 
-@dataclass(frozen=True)
 class _YamlFile:
-    label: str
-    origin: str | None  # None: file and line; for a preset its name is enough
+    def __init__(self, label: str, origin: str | None) -> None:
+        self.label, self.origin = label, origin  # origin None: file and line; for a preset its name is enough
+        self.entries: dict[str, Entry] = {}
+        self.problems: list[str] = []
 
     def layer(self, text: str) -> Layer:
-        entries: dict[str, Entry] = {}
-        problems: list[str] = []
         loader = None
         try:
             loader = yaml.SafeLoader(text)
             root = loader.get_single_node()
             if root is not None:
-                self._section("", root, loader, entries, problems)
+                self._section("", root, loader)
         except yaml.MarkedYAMLError as error:
-            raise self._not_yaml(error) from None
+            mark = error.problem_mark or error.context_mark
+            line = f":{mark.line + 1}" if mark else ""
+            what = f"{self.label}{line}: is not valid YAML: {' '.join(f'{error.problem}'.split())}"
+            raise ConfigError(what, fix="check indentation and quotes") from None
         except (yaml.YAMLError, RecursionError) as error:
             why = "nested too deep" if isinstance(error, RecursionError) else "control characters"
             raise ConfigError(f"{self.label}: is not readable as YAML: {why}") from None
         finally:
             if loader is not None:
                 loader.dispose()
-        if problems:
-            raise fault(problems)
-        return entries
+        if self.problems:
+            raise fault(self.problems)
+        return self.entries
 
-    def _not_yaml(self, error: yaml.MarkedYAMLError) -> ConfigError:
-        mark = error.problem_mark or error.context_mark
-        line = f":{mark.line + 1}" if mark else ""
-        why = " ".join(f"{error.problem}".split())
-        return ConfigError(f"{self.label}{line}: is not valid YAML: {why}", fix="check indentation and quotes")
-
-    def _section(
-        self, section: str, node: yaml.Node, loader: yaml.SafeLoader, entries: dict[str, Entry], problems: list[str]
-    ) -> None:
+    def _section(self, section: str, node: yaml.Node, loader: yaml.SafeLoader) -> None:
         where = self._where(node)
         if not isinstance(node, yaml.MappingNode):
             if isinstance(node, yaml.ScalarNode) and node.tag == "tag:yaml.org,2002:null":
                 return  # a section whose keys are all commented out
-            problems.append(f"{where}: {section + ': ' if section else ''}{_section_expected(section)}")
+            names = keys.children(section)
+            head = f"{section}: is a section" if section else "the file must hold sections"
+            example = f"`{section or names[0]}:` and, indented below it, `{names[0] if section else 'name'}: ...`"
+            self.problems.append(f"{where}: {head}, write {example}")
             return
         seen: dict[str, int] = {}
         for key_node, value in node.value:
@@ -147,22 +142,26 @@ class _YamlFile:
             key = f"{section}.{name}" if section else name
             where = self._where(key_node)
             if name in seen:
-                problems.append(f"{where}: {name_shown(key)}: is already set in line {seen[name]}, keep one")
+                self.problems.append(f"{where}: {name_shown(key)}: is already set in line {seen[name]}, keep one")
             elif key in keys.SECTIONS:
-                self._section(key, value, loader, entries, problems)
+                self._section(key, value, loader)
             elif key in keys.LEAVES and name in keys.children(section):
-                entries[key] = self._leaf(key, value, where, loader, problems)
+                self.entries[key] = self._leaf(key, value, where, loader)
+            elif not section and name in keys.LEAVES:
+                head, _, last = name.rpartition(".")
+                fix = f"write `{last}:` indented below `{head}:`"
+                self.problems.append(f"{where}: {name}: keys are nested in a file, {fix}")
             else:
-                problems.append(f"{where}: {_unknown(section, name)}")
+                self.problems.append(f"{where}: {name_shown(key)}: {aliases.suggestion(section, name)}")
             seen.setdefault(name, key_node.start_mark.line + 1)
 
-    def _leaf(self, key: str, node: yaml.Node, where: str, loader: yaml.SafeLoader, problems: list[str]) -> Entry:
+    def _leaf(self, key: str, node: yaml.Node, where: str, loader: yaml.SafeLoader) -> Entry:
         origin = self.origin or where
         if isinstance(node, yaml.ScalarNode) and node.value in keys.choices(key):
             return Entry(node.value, origin, where)  # `off` is a string here, not YAML 1.1's false
         parts = node.value if isinstance(node, yaml.SequenceNode) else [node]
         if not all(isinstance(part, yaml.ScalarNode) for part in parts):
-            problems.append(f"{where}: {key}: must be {keys.allowed(key)}")
+            self.problems.append(f"{where}: {key}: must be {keys.allowed(key)}")
             return Entry(None, origin, where)
         try:
             value = loader.construct_object(node, deep=True)
@@ -173,20 +172,6 @@ class _YamlFile:
 
     def _where(self, node: yaml.Node) -> str:
         return f"{self.label}:{node.start_mark.line + 1}"
-
-
-def _section_expected(section: str) -> str:
-    names = keys.children(section)
-    head = "is a section" if section else "the file must hold sections"
-    return f"{head}, write `{section or names[0]}:` and, indented below it, `{names[0] if section else 'name'}: ...`"
-
-
-def _unknown(section: str, name: str) -> str:
-    key = f"{section}.{name}" if section else name
-    if not section and name in keys.LEAVES:
-        head, _, last = name.rpartition(".")
-        return f"{name}: keys are nested in a file, write `{last}:` indented below `{head}:`"
-    return f"{name_shown(key)}: {aliases.suggestion(section, name)}"
 
 
 # ---- the command line
@@ -207,16 +192,16 @@ def set_options(sets: Sequence[str]) -> Layer:
 
 def flags(values: Mapping[str, Any]) -> Layer:
     """Return the layer of the options, by dotted key; None means not given."""
-    given = {key: value for key, value in values.items() if value is not None}
-    return {key: _flag(key, value) for key, value in given.items()}
-
-
-def _flag(key: str, value: Any) -> Entry:
-    head, _, last = key.rpartition(".")
-    name = head.rpartition(".")[2] if last in ("kind", "name") else last
-    origin = f"flag --{name.replace('_', '-')}"
-    _check_key(key, origin)
-    return Entry(_from_text(key, value) if isinstance(value, str) else value, origin, origin)
+    entries: dict[str, Entry] = {}
+    for key, value in values.items():
+        if value is None:
+            continue
+        head, _, last = key.rpartition(".")
+        name = head.rpartition(".")[2] if last in ("kind", "name") else last
+        origin = f"flag --{name.replace('_', '-')}"
+        _check_key(key, origin)
+        entries[key] = Entry(_from_text(key, value) if isinstance(value, str) else value, origin, origin)
+    return entries
 
 
 def _check_key(key: str, where: str) -> None:
@@ -241,15 +226,13 @@ def _from_text(key: str, raw: str) -> Any:
     if raw in keys.choices(key) or (keys.takes(key, "string") and not keys.takes(key, "array")):
         return raw
     try:
-        value = _number(key, raw) if NUMBER.fullmatch(raw) else yaml.safe_load(raw)
+        if NUMBER.fullmatch(raw):
+            if raw.lstrip("+-").isdecimal():
+                return int(raw)
+            number = float(raw)
+            return int(number) if keys.takes(key, "integer") and number.is_integer() else number
+        value = yaml.safe_load(raw)
         # A list of names needs no brackets.
         return re.split(r"[\s,]+", value) if isinstance(value, str) and keys.takes(key, "array") else value
     except (yaml.YAMLError, ValueError, OverflowError, RecursionError):
         return raw
-
-
-def _number(key: str, raw: str) -> float:
-    if raw.lstrip("+-").isdecimal():
-        return int(raw)
-    number = float(raw)
-    return int(number) if keys.takes(key, "integer") and number.is_integer() else number

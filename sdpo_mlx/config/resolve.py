@@ -14,6 +14,7 @@ from collections import ChainMap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,9 @@ def resolve(file: Path | None, sets: Sequence[str] = (), flags: Mapping[str, Any
     """
     chosen = [layers.flags(flags or {}), layers.set_options(sets)]
     chosen += [layers.config_file(file)] if file is not None else []
-    stack = chosen + _presets_of(*(_name(key, chosen) for key in NAMES))
+    given = ChainMap(*map(dict, chosen))
+    names = [str(given[key].value if key in given else value_at(Config(), key)) for key in NAMES]
+    stack = chosen + _presets_of(*names)
     merged: dict[str, Entry] = dict(ChainMap(*map(dict, stack)))
     ranks = {key: min(i for i, layer in enumerate(stack) if key in layer) for key in merged}
     try:
@@ -78,33 +81,20 @@ _Dumper.add_representer(str, _Dumper.represent_str)
 
 def value_at(config: Config, key: str) -> Any:
     """Return the value of a dotted key."""
-    value: Any = config
-    for name in key.split("."):
-        value = getattr(value, name)
-    return value
-
-
-def _name(key: str, chosen: Sequence[Layer]) -> str:
-    for layer in chosen:
-        if key in layer:
-            return str(layer[key].value)
-    return str(value_at(Config(), key))
+    return reduce(getattr, key.split("."), config)
 
 
 def _presets_of(model: str, task: str) -> list[Layer]:
     model, task = (name.partition(":")[0] for name in (model, task))
     known = layers.preset_names()
     found: list[Layer] = []
-    if model in known and _belongs(for_model := layers.preset(model), "model.name", model):
-        found.append(for_model)
-    if task in known and task != model and _belongs(for_task := layers.preset(task), "task.name", task):
+    for key, name in zip(NAMES, (model, task), strict=True):
+        layer = layers.preset(name) if name in known else {}
+        belongs = key in layer and str(layer[key].value).partition(":")[0] == name
         # A preset that also names a model was tuned for the pair.
-        found += [for_task] if "model.name" not in for_task else []
-    return [{key: entry for key, entry in layer.items() if key not in NAMES} for layer in found]
-
-
-def _belongs(layer: Layer, key: str, name: str) -> bool:
-    return key in layer and str(layer[key].value).partition(":")[0] == name
+        if belongs and (key == "model.name" or (task != model and "model.name" not in layer)):
+            found.append({other: entry for other, entry in layer.items() if other not in NAMES})
+    return found
 
 
 def _nested(merged: Layer) -> dict[str, Any]:
@@ -125,36 +115,29 @@ def _problem(fault: Mapping[str, Any], merged: Layer, ranks: Mapping[str, int]) 
     if fault["type"] == "value_error":
         reason = fault["ctx"]["error"]
         text = reason.line().rstrip(".") if isinstance(reason, SdpoError) else str(reason)
-        return f"{_where(key or '.'.join(path), merged, ranks)}: {key or '.'.join(path)}: {text}"
+        section = key or ".".join(path)
+        # The origin of the section in its topmost layer, most likely what the user just wrote.
+        inside = [name for name in merged if name == section or name.startswith(f"{section}.")]
+        where = merged[min(inside, key=ranks.__getitem__)].where if inside else "configuration"
+        return f"{where}: {section}: {text}"
     entry = merged[key]
     return f"{entry.where}: {key}: {_wrong(key, entry)}"
-
-
-def _where(section: str, merged: Layer, ranks: Mapping[str, int]) -> str:
-    """Return the origin of the section in its topmost layer, most likely what the user just wrote."""
-    inside = [key for key in merged if key == section or key.startswith(f"{section}.")]
-    return merged[min(inside, key=ranks.__getitem__)].where if inside else "configuration"
 
 
 def _wrong(key: str, entry: Entry) -> str:
     value = entry.value
     members = keys.members(key)
-    value = (
-        next((each for each in value if each not in members), value) if members and isinstance(value, list) else value
-    )
+    if members and isinstance(value, list):
+        value = next((each for each in value if each not in members), value)
     text = value.strip() if isinstance(value, str) else ""
     number = layers.NUMBER.fullmatch(text)
     if number and keys.takes(key, "number"):
-        return f"{layers.shown(value)} is a string in YAML, write {_as_yaml(text, *number.groups()[2:])}"
+        if number[4] is not None:  # YAML 1.1 reads an exponent only after a dot and with a sign
+            mantissa = text.lower().partition("e")[0]
+            text = f"{mantissa if '.' in mantissa else mantissa + '.0'}e{number[3] or '+'}{number[4]}"
+        return f"{layers.shown(value)} is a string in YAML, write {text}"
     if text.isdecimal() and keys.takes(key, "integer"):
         return f"{layers.shown(value)} is a string in YAML, write {text} without quotes"
     near = get_close_matches(text, keys.choices(key) or members, 1, 0.6) if text else []
     advice = f", did you mean {near[0]}?" if near else ""
     return f"{layers.shown(value)} is not allowed, must be {keys.allowed(key)}{advice}"
-
-
-def _as_yaml(text: str, sign: str | None, exponent: str | None) -> str:
-    if exponent is None:
-        return text
-    mantissa = text.lower().partition("e")[0]
-    return f"{mantissa if '.' in mantissa else mantissa + '.0'}e{sign or '+'}{exponent}"

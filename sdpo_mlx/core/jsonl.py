@@ -107,16 +107,13 @@ class JsonlWriter:
         try:
             size = os.fstat(descriptor).st_size
             if size and os.pread(descriptor, 1, size - 1) != b"\n":
-                self._repair(descriptor)
+                content = self.path.read_bytes()
+                whole = content.rfind(b"\n") + 1
+                if self._shared or parse_line(content[whole:]) is not None:
+                    write_all(descriptor, b"\n")
+                else:
+                    os.ftruncate(descriptor, whole)
         except OSError as error:
             os.close(descriptor)
             raise trouble(error, self.path) from error
         return descriptor
-
-    def _repair(self, descriptor: int) -> None:
-        content = self.path.read_bytes()
-        whole = content.rfind(b"\n") + 1
-        if self._shared or parse_line(content[whole:]) is not None:
-            write_all(descriptor, b"\n")
-        else:
-            os.ftruncate(descriptor, whole)

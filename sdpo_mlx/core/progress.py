@@ -9,6 +9,7 @@ ProgressCallback = Callable[[int, int], None]  # items done, and their total, 0 
 StartTask = Callable[[str], ProgressCallback]  # called with the name of a task, returns its callback
 
 T = TypeVar("T")
+MEGABYTE = 1 << 20
 
 
 def no_progress(_done: int, _total: int) -> None:

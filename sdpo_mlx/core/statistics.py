@@ -111,20 +111,12 @@ def _bootstrap(means: npt.NDArray[np.float64], seed: int, confidence: float, res
     drawn = np.concatenate(
         [means[generator.integers(means.size, size=(count, means.size))].mean(axis=1) for count in counts]
     )
-    outside = _outside(int(means.size), confidence)
+    # The share of resamples beyond each end: a bootstrap of n is narrow by sqrt((n - 1) / n), and n - 1 degrees of
+    # freedom have Student's tails. Source: T. Hesterberg, The American Statistician 69 (2015), section 5.3.
+    n, normal = int(means.size), NormalDist()
+    outside = normal.cdf(-math.sqrt(n / (n - 1)) * _student(normal.inv_cdf(0.5 + confidence / 2), n - 1))
     low, high = np.quantile(drawn, [outside, 1 - outside])
     return Interval(float(low), float(high))
-
-
-def _outside(n: int, confidence: float) -> float:
-    """Return the share of resamples beyond each end.
-
-    A bootstrap of n is narrow by sqrt((n - 1) / n), and n - 1 degrees of freedom have Student's tails.
-
-    Source: T. Hesterberg, The American Statistician 69 (2015), section 5.3 (the expanded percentile interval).
-    """
-    normal = NormalDist()
-    return normal.cdf(-math.sqrt(n / (n - 1)) * _student(normal.inv_cdf(0.5 + confidence / 2), n - 1))
 
 
 def _student(z: float, freedom: int) -> float:

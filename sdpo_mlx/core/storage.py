@@ -12,7 +12,6 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
@@ -22,16 +21,16 @@ from sdpo_mlx.core.errors import StorageError
 P = ParamSpec("P")
 R = TypeVar("R")
 
-
 _CHECK = "check the folder's permissions and its disk"
-_FIXES: Mapping[int, str] = MappingProxyType(
-    {
-        errno.ENAMETOOLONG: "give a shorter path",
-        errno.EISDIR: "give the path of a file, not of a folder",
-        errno.ENOTDIR: "a part of the path is a file; give another path",
-        errno.ELOOP: "a link points to itself; give another path",
-    }
-)
+_FULL = "free some space and run the same command again"
+_FIXES: Mapping[int, str] = {
+    errno.ENOSPC: _FULL,
+    errno.EDQUOT: _FULL,
+    errno.ENAMETOOLONG: "give a shorter path",
+    errno.EISDIR: "give the path of a file, not of a folder",
+    errno.ENOTDIR: "a part of the path is a file; give another path",
+    errno.ELOOP: "a link points to itself; give another path",
+}
 
 
 def cache_home() -> Path:
@@ -47,8 +46,7 @@ def trouble(error: OSError, path: Path | str, doing: str = "write") -> StorageEr
     """Return the StorageError for an OSError about `path`."""
     if isinstance(error, StorageError):
         return error
-    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-    fix = "free some space and run the same command again" if full else _FIXES.get(error.errno or 0, _CHECK)
+    fix = _FIXES.get(error.errno or 0, _CHECK)
     return StorageError(f"cannot {doing}: {error.strerror or error}", where=str(path), fix=fix)
 
 
@@ -56,11 +54,9 @@ def sync(descriptor: int) -> None:
     """Wait until the drive has stored the data."""
     full = getattr(fcntl, "F_FULLFSYNC", None)
     if full is not None:  # on macOS fsync does not flush the drive's cache
-        try:
+        with suppress(OSError):  # a network or other file system without it
             fcntl.fcntl(descriptor, full)
             return
-        except OSError:  # a network or other file system without it
-            pass
     os.fsync(descriptor)
 
 
@@ -97,22 +93,19 @@ def write_bytes(path: Path, content: bytes) -> None:
     """
     if not path.name:
         raise StorageError("the path names no file", where=str(path), fix="give a file name")
-    if guarded(path, _is_device, path):
-        guarded(path, path.write_bytes, content)
-        return
     temporary = path.with_name(f".{path.name}.part")
     try:
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            # A device or a pipe: renaming a file over it, as root, would take it from everybody.
+            path.write_bytes(content)
+            return
         put(temporary, content)
         temporary.replace(path)
         sync_folder(path.parent)
     except OSError as error:
-        _forget(temporary)
+        with suppress(OSError):  # only the first error is reported
+            temporary.unlink(missing_ok=True)
         raise trouble(error, path) from error
-
-
-def _is_device(path: Path) -> bool:
-    """Whether it is a device or a pipe: renaming a file over it, as root, would take it from everybody."""
-    return path.exists() and not (path.is_file() or path.is_dir())
 
 
 def write_text(path: Path, text: str) -> None:
@@ -123,6 +116,12 @@ def write_text(path: Path, text: str) -> None:
 def digest(content: bytes) -> str:
     """Return the SHA-256 in hexadecimal."""
     return hashlib.sha256(content).hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """Return the SHA-256 of a file in hexadecimal, without its content in memory."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def plain(value: Any) -> Any:
@@ -152,8 +151,3 @@ def guarded(path: Path, action: Callable[P, R], *args: P.args, **kwargs: P.kwarg
     except OSError as error:
         reading = getattr(action, "__name__", "").startswith("read")
         raise trouble(error, path, "read" if reading else "write") from error
-
-
-def _forget(path: Path) -> None:
-    with suppress(OSError):  # only the first error is reported
-        path.unlink(missing_ok=True)

@@ -124,10 +124,9 @@ def fill_template(template: str, values: Mapping[str, str | None]) -> str:
     A paragraph (text between blank lines) whose slots all have no value (None) is left out; otherwise a slot
     without a value becomes empty. All other braces are kept.
     """
-    kept = [paragraph for paragraph in template.split("\n\n") if _has_a_value(paragraph, values)]
+    kept = []
+    for paragraph in template.split("\n\n"):
+        slots = _SLOT.findall(paragraph)
+        if not slots or any(values.get(name) is not None for name in slots):
+            kept.append(paragraph)
     return _SLOT.sub(lambda slot: values.get(slot[1]) or "", "\n\n".join(kept))
-
-
-def _has_a_value(paragraph: str, values: Mapping[str, str | None]) -> bool:
-    slots = _SLOT.findall(paragraph)
-    return not slots or any(values.get(name) is not None for name in slots)

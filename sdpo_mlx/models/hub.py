@@ -14,11 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from sdpo_mlx.core.errors import ConfigError
-from sdpo_mlx.core.progress import ProgressCallback, StartTask
+from sdpo_mlx.core.progress import MEGABYTE, ProgressCallback, StartTask
 
 # Nothing that runs code when it is loaded; README.md is the model card, which names the license.
 ALLOWED = ("*.safetensors", "*.json", "*.txt", "*.jinja", "*.model", "README.md")
-MEGABYTE = 1 << 20
 _FIX = "check the name and the network, or name a folder; `sdpo models list` shows what is here"
 _CAUSES = {
     "RepositoryNotFoundError": "no such repository, or it is private",

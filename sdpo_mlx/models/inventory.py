@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,12 @@ def items() -> Iterator[LocalModel]:
         yield item(name)
     for source in resolve.SOURCES:
         yield from map(_described, source.local())
-    for folder in _working_directory():
+    try:  # the working directory, where `mlx_lm.convert` and `sdpo export` put models
+        paths = islice(Path.cwd().iterdir(), MAX_ENTRIES)
+        folders = sorted(path for path in paths if (path / "config.json").is_file() and weight_files(path))
+    except OSError:
+        return
+    for folder in folders:
         yield _described(resolve.locate(str(folder)))
 
 
@@ -59,7 +65,13 @@ def _described(found: Located) -> LocalModel:
         config = resolve.shipped_configuration(known)
         return replace(model, config=config, quantisation=_quantization(config))
     if not found.path.is_dir():
-        return _described_gguf(model, found.path)
+        model = replace(model, license=license.shown(model.license))
+        try:
+            header, size = read_header(found.path), found.path.stat().st_size
+        except (ConfigError, OSError) as error:
+            return replace(model, trouble=error.what if isinstance(error, ConfigError) else "cannot be read")
+        model = replace(model, size=size, config=header.config(), quantisation=header.quantisation)
+        return replace(model, license=license.shown(header.license) or model.license, trouble=header.trouble())
     try:
         resolve.check_folder(found.path)
         config = json.loads((found.path / "config.json").read_text(encoding="utf-8"))
@@ -70,16 +82,6 @@ def _described(found: Located) -> LocalModel:
     terms = found.license or license.of_folder(found.path)
     kind = _quantization(config)
     return replace(model, size=size, config=config, quantisation=kind, license=terms, trouble=trouble)
-
-
-def _described_gguf(model: LocalModel, file: Path) -> LocalModel:
-    model = replace(model, license=license.shown(model.license))
-    try:
-        header, size = read_header(file), file.stat().st_size
-    except (ConfigError, OSError) as error:
-        return replace(model, trouble=error.what if isinstance(error, ConfigError) else "cannot be read")
-    model = replace(model, size=size, config=header.config(), quantisation=header.quantisation)
-    return replace(model, license=license.shown(header.license) or model.license, trouble=header.trouble())
 
 
 def _missing_shard(path: Path) -> str:
@@ -101,17 +103,3 @@ def _quantization(config: Mapping[str, Any]) -> str:
     if isinstance(foreign, Mapping):
         return str(foreign.get("quant_method") or "quantised")
     return str(config.get("torch_dtype") or config.get("dtype") or "")
-
-
-def _working_directory() -> list[Path]:
-    """Return the model folders in the working directory, where `mlx_lm.convert` and `sdpo export` put them."""
-    found = []
-    try:
-        for count, path in enumerate(Path.cwd().iterdir()):
-            if count >= MAX_ENTRIES:
-                break
-            if (path / "config.json").is_file() and weight_files(path):
-                found.append(path)
-    except OSError:
-        return []
-    return sorted(found)

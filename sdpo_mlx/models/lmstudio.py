@@ -31,10 +31,16 @@ def local() -> Iterator[Located]:
             folders = sorted(path for path in root.glob("*/*") if path.is_dir() and not path.name.startswith("."))
         except OSError:
             continue
-        for name, path in (each for folder in folders for each in _models(root, folder)):
-            if name not in seen:
-                seen.add(name)
-                yield Located(name, "lmstudio", str(path), path)
+        for folder in folders:
+            name = PREFIX + folder.relative_to(root).as_posix()
+            # mmproj: the vision part of a model, beside its text model.
+            ggufs = sorted(file for file in folder.glob("*.gguf") if not file.name.startswith(("mmproj", ".")))
+            paths = [folder] if (folder / "config.json").is_file() else ggufs
+            for path in paths:
+                full = name if len(paths) == 1 else f"{name}/{path.name}"
+                if full not in seen:
+                    seen.add(full)
+                    yield Located(full, "lmstudio", str(path), path)
 
 
 def find(name: str) -> Located:
@@ -49,15 +55,6 @@ def find(name: str) -> Located:
         raise ConfigError(f"LM Studio has {len(found)} models under this name", where=name, fix=fix)
     fix = "`sdpo models list` shows what is here; `lms get` downloads"
     raise ConfigError("LM Studio has no such model here", where=name, fix=fix)
-
-
-def _models(root: Path, folder: Path) -> list[tuple[str, Path]]:
-    name = PREFIX + folder.relative_to(root).as_posix()
-    if (folder / "config.json").is_file():
-        return [(name, folder)]
-    # mmproj: the vision part of a model, beside its text model.
-    files = sorted(file for file in folder.glob("*.gguf") if not file.name.startswith(("mmproj", ".")))
-    return [(name if len(files) == 1 else f"{name}/{file.name}", file) for file in files]
 
 
 SOURCE = Source("lmstudio", lambda name: name if name.startswith(PREFIX) else None, lambda name, _: find(name), local)

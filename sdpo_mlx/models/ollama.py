@@ -10,6 +10,7 @@ import json
 import os
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -34,35 +35,31 @@ def roots() -> list[Path]:
 def local() -> Iterator[Located]:
     """Yield every model, by name."""
     seen = set()
-    for root in roots():
-        for manifest, parts in _manifests(root):
-            if (name := _name(parts)) not in seen:
-                seen.add(name)
-                yield _read(name, root, manifest)
+    for root, manifest, parts in _manifests():
+        if (name := _name(parts)) not in seen:
+            seen.add(name)
+            yield _read(name, root, manifest)
 
 
 def find(typed: str) -> Located:
     """Return the model of a name as `ollama run` takes it (`llama3.2`, `owner/name:tag`); raises ConfigError."""
     name = typed.removeprefix(PREFIX)
     name = name if ":" in name.rpartition("/")[2] else f"{name}:latest"
-    for root in roots():
-        for manifest, parts in _manifests(root):
-            full = f"{parts[1]}/{parts[2]}:{parts[3]}"
-            if name in (_name(parts).removeprefix(PREFIX), full, f"{parts[0]}/{full}"):
-                return _read(_name(parts), root, manifest)
+    for root, manifest, parts in _manifests():
+        full = f"{parts[1]}/{parts[2]}:{parts[3]}"
+        if name in (_name(parts).removeprefix(PREFIX), full, f"{parts[0]}/{full}"):
+            return _read(_name(parts), root, manifest)
     fix = f"get it with `ollama pull {name.removesuffix(':latest')}`; `sdpo models list` shows what is here"
     raise ConfigError(f"Ollama has no model {name!r} here", where=typed, fix=fix)
 
 
-def _manifests(root: Path) -> Iterator[tuple[Path, tuple[str, ...]]]:
-    """Yield the manifests with host, owner, name and tag."""
-    home = root / "manifests"
-    try:
-        for path in sorted(home.glob("*/*/*/*")):
-            if path.is_file() and not path.name.startswith("."):
-                yield path, path.relative_to(home).parts
-    except OSError:  # another user's folder
-        return
+def _manifests() -> Iterator[tuple[Path, Path, tuple[str, ...]]]:
+    """Yield the manifests: root, file, and the parts host, owner, name and tag."""
+    for root in roots():
+        with suppress(OSError):  # another user's folder
+            for path in sorted((root / "manifests").glob("*/*/*/*")):
+                if path.is_file() and not path.name.startswith("."):
+                    yield root, path, path.parts[-4:]
 
 
 def _name(parts: tuple[str, ...]) -> str:
@@ -79,13 +76,18 @@ def _read(name: str, root: Path, manifest: Path) -> Located:
         if not digest:
             raise ValueError("it holds no GGUF: it runs elsewhere, or has another format")
         file = _blob(root, digest)
-        licenses = [_first_line(_blob(root, digest)) for kind, digest in layers if kind.endswith(_LICENSE)]
+        licenses = [_blob(root, digest) for kind, digest in layers if kind.endswith(_LICENSE)]
     except ValueError as error:
         return Located(name, "ollama", "", trouble=str(error))
     if not file.is_file():
         pull = f"ollama pull {name.removeprefix(PREFIX)}"
         return Located(name, "ollama", str(file), trouble=f"its weights are missing; `{pull}` gets them", fetch=pull)
-    return Located(name, "ollama", str(file), file, digest.partition(":")[2], next(filter(None, licenses), ""))
+    lines: list[str] = []
+    for text in licenses:
+        with suppress(OSError), text.open("rb") as content:
+            lines += content.read(MAX_LICENSE).decode("utf-8", errors="replace").splitlines()
+    license = next((line.strip() for line in lines if line.strip()), "")
+    return Located(name, "ollama", str(file), file, digest.partition(":")[2], license)
 
 
 def _layers(manifest: Path) -> list[tuple[str, str]]:
@@ -106,15 +108,6 @@ def _blob(root: Path, digest: str) -> Path:
     if not _DIGEST.fullmatch(digest):
         raise ValueError("a digest in its manifest is no SHA-256")
     return root / "blobs" / digest.replace(":", "-")
-
-
-def _first_line(file: Path) -> str:
-    try:
-        with file.open("rb") as content:
-            text = content.read(MAX_LICENSE).decode("utf-8", errors="replace")
-    except OSError:
-        return ""
-    return next((line.strip() for line in text.splitlines() if line.strip()), "")
 
 
 SOURCE = Source("ollama", lambda name: name if name.startswith(PREFIX) else None, lambda name, _: find(name), local)

@@ -33,6 +33,7 @@ ALIASES: Mapping[str, str] = {
     "qwen3.5": "mlx-community/Qwen3.5-4B-MLX-4bit",
 }
 EMBEDDED = "tiny"
+_ASSETS = Path(str(files("sdpo_mlx"))) / "assets"
 FETCHED: Mapping[str, str] = {"smollm2": "apache-2.0"}  # models of `sdpo models fetch` that no hub serves: license
 CODE = (".py", ".pyc", ".so", ".dylib")
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".npy", ".npz", ".joblib")
@@ -94,7 +95,13 @@ def meaning(name: str) -> tuple[SourceKind, str]:
     if _on_disk(name):
         fix = "name the folder that holds config.json and safetensors, or a GGUF"
         raise ConfigError("a model is a folder, this is a file", where=name, fix=fix)
-    raise ConfigError(f"unknown model {name!r}", fix=_suggest(name))
+    if name.startswith((".", "~", "/")) or name.count("/") > 1:
+        raise ConfigError(f"unknown model {name!r}", fix="there is no such folder; check the path")
+    known = [EMBEDDED, *FETCHED, *ALIASES]
+    close = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.5)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    fix = f"{hint}known: {', '.join(known)}; or give a folder or a repository as owner/name"
+    raise ConfigError(f"unknown model {name!r}", fix=fix)
 
 
 def locate(name: str) -> Located:
@@ -114,14 +121,14 @@ def configuration(name: str) -> Mapping[str, Any]:
 
 def shipped_configuration(target: str) -> Mapping[str, Any]:
     """Return the part of config.json that is shipped for a known repository; empty for others."""
-    known = json.loads((files("sdpo_mlx") / "assets" / "shapes.json").read_text(encoding="utf-8"))
+    known = json.loads((_ASSETS / "shapes.json").read_text(encoding="utf-8"))
     return dict(known.get(target, {}))
 
 
 def tokenizer_folder(name: str) -> Path:
     """Return the folder of a model's tokenizer if it is on this machine, otherwise the embedded model's."""
     path = locate(name).path
-    return path if path is not None and (path / "tokenizer.json").is_file() else _embedded_folder()
+    return path if path is not None and (path / "tokenizer.json").is_file() else _ASSETS / "tiny"
 
 
 def opened(name: str, target: str, folder: Path, source: SourceKind, revision: str = "") -> ResolvedModel:
@@ -141,8 +148,7 @@ def check_folder(folder: Path) -> None:
             fix = f"use a copy of the model without {file.name!r}: only safetensors and JSON are needed"
             raise ConfigError(f"refused: {file.name!r} holds {what}", where=str(folder), fix=fix)
     for name in ("config.json", "tokenizer_config.json"):
-        held = [key for key in _CODE_KEYS if key in _read_json(folder / name, required=name == "config.json")]
-        if held:
+        if held := [key for key in _CODE_KEYS if key in _read_json(folder / name, required=name == "config.json")]:
             fix = "use a model that needs no custom code"
             raise ConfigError(f"refused: {name} asks for the model's own code ({held[0]})", where=str(folder), fix=fix)
     if not weight_files(folder):
@@ -174,10 +180,6 @@ def _usable(found: Located) -> Path:
 # ---- sources
 
 
-def _embedded_folder() -> Path:
-    return Path(str(files("sdpo_mlx") / "assets" / "tiny"))
-
-
 def _on_disk(name: str) -> Path | None:
     """Return the absolute path of the file or folder of this name, None if there is none."""
     try:
@@ -197,14 +199,8 @@ def _match_hub(name: str) -> str | None:
     return ALIASES.get(name) or (name if _is_repository(name) and not _on_disk(name) else None)
 
 
-def _match_folder(name: str) -> str | None:
-    path = _on_disk(name)
-    return str(path) if path and path.is_dir() else None
-
-
-def _match_gguf(name: str) -> str | None:
-    path = _on_disk(name)
-    return str(path) if path and path.suffix.lower() == ".gguf" else None
+def _match_path(fits: Callable[[Path], bool]) -> Callable[[str], str | None]:
+    return lambda name: str(path) if (path := _on_disk(name)) and fits(path) else None
 
 
 def _at(kind: SourceKind, terms: str = "") -> Callable[[str, str], Located]:
@@ -237,31 +233,23 @@ def _cached_hub() -> Iterator[Located]:
             yield Located(name, "hub", name, found.path, found.commit, fetch=fetch)
 
 
-def _imported() -> Iterator[Located]:
-    for path in cached_folders():
-        if path.name not in FETCHED:
-            yield Located(str(path), "folder", str(path), path)
-
-
 # In the order in which names are matched and models are listed.
 SOURCES = (
-    Source("embedded", lambda name: str(_embedded_folder()) if name == EMBEDDED else None, _at("embedded", "mit")),
+    Source("embedded", lambda name: str(_ASSETS / "tiny") if name == EMBEDDED else None, _at("embedded", "mit")),
     Source("fetched", lambda name: str(fetched_folder(name)) if name in FETCHED else None, _fetched),
     Source("hub", _match_hub, _hub, _cached_hub),
     lmstudio.SOURCE,
     ollama.SOURCE,
-    Source("folder", _match_folder, _at("folder"), _imported),
-    Source("gguf", _match_gguf, _at("gguf")),
+    Source(
+        "folder",
+        _match_path(Path.is_dir),
+        _at("folder"),
+        lambda: (
+            Located(str(path), "folder", str(path), path) for path in cached_folders() if path.name not in FETCHED
+        ),
+    ),
+    Source("gguf", _match_path(lambda path: path.suffix.lower() == ".gguf"), _at("gguf")),
 )
-
-
-def _suggest(name: str) -> str:
-    known = [EMBEDDED, *FETCHED, *ALIASES]
-    if name.startswith((".", "~", "/")) or name.count("/") > 1:
-        return "there is no such folder; check the path"
-    close = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.5)
-    hint = f"did you mean {close[0]!r}? " if close else ""
-    return f"{hint}known: {', '.join(known)}; or give a folder or a repository as owner/name"
 
 
 def _read_json(path: Path, *, required: bool) -> Mapping[str, Any]:

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from sdpo_mlx.core.progress import ProgressCallback, no_progress
+from sdpo_mlx.core.progress import MEGABYTE, ProgressCallback, no_progress
+from sdpo_mlx.core.storage import digest, file_digest
 
 Dtype = Literal["float32", "float16", "bfloat16"]
 _CODES: Mapping[str, tuple[str, int]] = {"float32": ("F32", 4), "float16": ("F16", 2), "bfloat16": ("BF16", 2)}
 _EXPONENT: Mapping[str, int] = {"float16": 0x7C00, "bfloat16": 0x7F80}
 _SHARD_BYTES = 2 << 30
-MEGABYTE = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -46,8 +45,17 @@ def write_weights(
 
     Values are rounded to nearest even in `dtype`; raises OverflowError for one that does not fit. Reports megabytes.
     """
-    progress = _Progress(on_progress, sum(tensor.size for tensor in tensors) * _CODES[dtype][1])
-    shards = _split(tensors, _CODES[dtype][1], shard_bytes)
+    width = _CODES[dtype][1]
+    total = sum(tensor.size for tensor in tensors) * width
+    progress = _Progress(on_progress, total)
+    shards: list[list[Stored]] = [[]]
+    used = 0
+    for tensor in tensors:
+        if shards[-1] and used + tensor.size * width > shard_bytes:
+            shards.append([])
+            used = 0
+        shards[-1].append(tensor)
+        used += tensor.size * width
     if len(shards) == 1:
         _write_file(folder / "model.safetensors", shards[0], dtype, progress)
         return
@@ -56,7 +64,6 @@ def write_weights(
         name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         _write_file(folder / name, shard, dtype, progress)
         weight_map |= {tensor.name: name for tensor in shard}
-    total = sum(tensor.size for tensor in tensors) * _CODES[dtype][1]
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=1), encoding="utf-8")
 
@@ -68,27 +75,10 @@ def weight_files(folder: Path) -> list[Path]:
 
 def weights_sha256(folder: Path) -> str:
     """Return the SHA-256 of the weights file, or of the lines `<hash>  <name>` if there are several."""
-    hashes = [(file.name, _file_sha256(file)) for file in weight_files(folder)]
+    hashes = [(file.name, file_digest(file)) for file in weight_files(folder)]
     if len(hashes) == 1:
         return hashes[0][1]
-    return hashlib.sha256("".join(f"{value}  {name}\n" for name, value in hashes).encode()).hexdigest()
-
-
-def _file_sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _split(tensors: Sequence[Stored], width: int, limit: int) -> list[list[Stored]]:
-    shards: list[list[Stored]] = [[]]
-    used = 0
-    for tensor in tensors:
-        if shards[-1] and used + tensor.size * width > limit:
-            shards.append([])
-            used = 0
-        shards[-1].append(tensor)
-        used += tensor.size * width
-    return shards
+    return digest("".join(f"{value}  {name}\n" for name, value in hashes).encode())
 
 
 class _Progress:
@@ -116,24 +106,13 @@ def _write_file(path: Path, tensors: Sequence[Stored], dtype: Dtype, progress: _
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for tensor in tensors:
-            _write_tensor(file, tensor, _each(tensor.pieces(), width, progress), dtype)
-
-
-def _each(
-    pieces: Iterable[npt.NDArray[np.float32]], width: int, progress: _Progress
-) -> Iterator[npt.NDArray[np.float32]]:
-    for piece in pieces:
-        yield piece
-        progress.add(piece.size * width)
-
-
-def _write_tensor(file: BinaryIO, tensor: Stored, pieces: Iterable[npt.NDArray[np.float32]], dtype: Dtype) -> None:
-    written = 0
-    for piece in pieces:
-        file.write(_encode(piece, dtype, tensor.name))
-        written += piece.size
-    if written != tensor.size:
-        raise ValueError(f"{tensor.name}: {written} values instead of {tensor.size}")
+            written = 0
+            for piece in tensor.pieces():
+                file.write(_encode(piece, dtype, tensor.name))
+                written += piece.size
+                progress.add(piece.size * width)
+            if written != tensor.size:
+                raise ValueError(f"{tensor.name}: {written} values instead of {tensor.size}")
 
 
 def _encode(values: npt.NDArray[np.float32], dtype: Dtype, name: str) -> bytes:
@@ -141,14 +120,12 @@ def _encode(values: npt.NDArray[np.float32], dtype: Dtype, name: str) -> bytes:
         raise OverflowError(f"{name} holds a value that is not finite")
     if dtype == "float32":
         return values.astype("<f4", copy=False).tobytes()
-    with np.errstate(over="ignore"):
-        short = _bfloat16(values) if dtype == "bfloat16" else values.astype("<f2")
+    if dtype == "bfloat16":  # numpy has none: the upper halves of the float32 bits, rounded to nearest even
+        bits = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32).astype(np.uint64)
+        short: npt.NDArray[Any] = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype("<u2")
+    else:
+        with np.errstate(over="ignore"):
+            short = values.astype("<f2")
     if ((short.view(np.uint16) & _EXPONENT[dtype]) == _EXPONENT[dtype]).any():  # all bits set: infinite
         raise OverflowError(f"{name} holds a value too large for {dtype}")
     return short.tobytes()
-
-
-def _bfloat16(values: npt.NDArray[np.float32]) -> npt.NDArray[Any]:
-    """Return the upper halves of the float32 bits, rounded to nearest even: numpy has no bfloat16."""
-    bits = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32).astype(np.uint64)
-    return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype("<u2")

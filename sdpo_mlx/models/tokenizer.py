@@ -45,7 +45,13 @@ def auto_tokenizer() -> Any:
         def from_pretrained(cls, path: str | Path, *args: Any, **options: Any) -> Any:
             if not options.keys() & {"config", "gguf_file", "subfolder"} and not options.get("trust_remote_code"):
                 with suppress(Exception):  # an exotic configuration: transformers reads it by itself
-                    options["config"] = _configuration(Path(path))
+                    from transformers import CONFIG_MAPPING, PreTrainedConfig
+
+                    content = _without_dtype(json.loads((Path(path) / "config.json").read_text(encoding="utf-8")))
+                    kind = CONFIG_MAPPING.get(content.get("model_type"), PreTrainedConfig)
+                    configuration = kind.from_dict(content)
+                    configuration.name_or_path = str(Path(path))
+                    options["config"] = configuration
             return AutoTokenizer.from_pretrained(path, *args, **options)
 
     return TorchFreeTokenizer
@@ -79,16 +85,6 @@ def _deferred_torch() -> Iterator[None]:
     finally:
         if sys.modules.get("torch") is stand_in:
             del sys.modules["torch"]
-
-
-def _configuration(folder: Path) -> Any:
-    """The configuration of a model folder without dtypes, by which transformers chooses a class of tokenizers."""
-    from transformers import CONFIG_MAPPING, PreTrainedConfig
-
-    content = _without_dtype(json.loads((folder / "config.json").read_text(encoding="utf-8")))
-    configuration = CONFIG_MAPPING.get(content.get("model_type"), PreTrainedConfig).from_dict(content)
-    configuration.name_or_path = str(folder)
-    return configuration
 
 
 def _without_dtype(value: Any) -> Any:

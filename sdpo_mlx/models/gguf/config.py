@@ -35,6 +35,12 @@ def model_config(metadata: Metadata, shapes: Shapes, rope_freqs: npt.NDArray[np.
     model_type, class_name = _CLASSES[arch]
     heads = _whole(metadata, f"{arch}.attention.head_count")
     hidden = _whole(metadata, f"{arch}.embedding_length")
+    head_dim = metadata.get(f"{arch}.rope.dimension_count", hidden // heads)
+    head_dim = int(metadata.get(f"{arch}.attention.key_length", head_dim))
+    if int(metadata.get(f"{arch}.attention.value_length", head_dim)) != head_dim:
+        raise ConfigError("this GGUF's keys and values differ in width, which is not supported")
+    if "token_embd.weight" not in shapes:
+        raise ConfigError("the GGUF lacks the tensor 'token_embd.weight'", fix="get the file again")
     config = {
         "architectures": [class_name],
         "model_type": model_type,
@@ -43,36 +49,30 @@ def model_config(metadata: Metadata, shapes: Shapes, rope_freqs: npt.NDArray[np.
         "num_hidden_layers": _whole(metadata, f"{arch}.block_count"),
         "num_attention_heads": heads,
         "num_key_value_heads": _whole(metadata, f"{arch}.attention.head_count_kv", heads),
-        "head_dim": _head_dim(metadata, arch, hidden, heads),
+        "head_dim": head_dim,
         "max_position_embeddings": _whole(metadata, f"{arch}.context_length"),
         "rms_norm_eps": float(f"{_need(metadata, f'{arch}.attention.layer_norm_rms_epsilon'):.6g}"),
-        "vocab_size": _shape(shapes, "token_embd.weight")[0],
+        "vocab_size": shapes["token_embd.weight"][0],
         "tie_word_embeddings": "output.weight" not in shapes,
         "hidden_act": "silu",
     }
-    return config | _rope(metadata, arch, config, rope_freqs) | _family(arch, metadata, config, shapes)
+    config |= _rope(metadata, arch, config, rope_freqs)
+    if arch == "gemma3":
+        return config | _gemma3(metadata, config)
+    if arch in ("llama", "qwen3"):
+        config["attention_bias"] = "blk.0.attn_q.bias" in shapes
+    more = {"mlp_bias": "blk.0.ffn_up.bias" in shapes} if arch == "llama" else {"use_sliding_window": False}
+    return config | more
 
 
 def architecture(metadata: Metadata) -> str:
     """Return the file's architecture; raises ConfigError if it cannot be imported."""
     arch = str(metadata.get("general.architecture", "missing"))
     if arch not in _CLASSES:
-        known = ", ".join(ARCHITECTURES)
-        raise ConfigError(f"GGUF architecture {arch!r} is not supported", fix=f"use one of: {known}")
+        raise ConfigError(f"GGUF architecture {arch!r} is not supported", fix=f"use one of: {', '.join(ARCHITECTURES)}")
     if metadata.get(f"{arch}.expert_count"):
         raise ConfigError("this GGUF holds a mixture of experts, which is not supported", fix="use a dense model")
     return arch
-
-
-def end_ids(metadata: Metadata) -> list[int]:
-    """Return the end-of-sequence ids: those that the file names, then control tokens known to end a turn."""
-    names = ("eos_token_id", "eot_token_id", "eom_token_id")
-    ids = [int(metadata[key]) for name in names if (key := f"tokenizer.ggml.{name}") in metadata]
-    kinds = metadata.get("tokenizer.ggml.token_type") or []
-    for index, (token, kind) in enumerate(zip(metadata["tokenizer.ggml.tokens"], kinds, strict=False)):
-        if kind == CONTROL and token in _ENDS:
-            ids.append(index)
-    return list(dict.fromkeys(ids))
 
 
 def token_ids(metadata: Metadata) -> dict[str, Any]:
@@ -81,18 +81,12 @@ def token_ids(metadata: Metadata) -> dict[str, Any]:
     for name, key in (("bos_token_id", "bos_token_id"), ("pad_token_id", "padding_token_id")):
         if f"tokenizer.ggml.{key}" in metadata:
             found[name] = int(metadata[f"tokenizer.ggml.{key}"])
-    ends = end_ids(metadata)
-    return found | ({"eos_token_id": ends} if ends else {})
-
-
-def _family(arch: str, metadata: Metadata, config: Mapping[str, Any], shapes: Shapes) -> dict[str, Any]:
-    if arch == "gemma3":
-        return _gemma3(metadata, config)
-    if arch == "llama":
-        return {"attention_bias": "blk.0.attn_q.bias" in shapes, "mlp_bias": "blk.0.ffn_up.bias" in shapes}
-    if arch == "qwen3":
-        return {"attention_bias": "blk.0.attn_q.bias" in shapes, "use_sliding_window": False}
-    return {"use_sliding_window": False}
+    # The end-of-sequence ids: those that the file names, then control tokens known to end a turn.
+    names = ("eos_token_id", "eot_token_id", "eom_token_id")
+    ends = [int(metadata[key]) for name in names if (key := f"tokenizer.ggml.{name}") in metadata]
+    tokens = zip(metadata["tokenizer.ggml.tokens"], metadata.get("tokenizer.ggml.token_type") or [], strict=False)
+    ends += [index for index, (token, kind) in enumerate(tokens) if kind == CONTROL and token in _ENDS]
+    return found | ({"eos_token_id": list(dict.fromkeys(ends))} if ends else {})
 
 
 def _gemma3(metadata: Metadata, config: Mapping[str, Any]) -> dict[str, Any]:
@@ -140,9 +134,8 @@ def _llama3_scaling(divisors: npt.NDArray[np.float32], theta: float, dims: int) 
         "original_max_position_embeddings": 8192,
     }
     if divisors.size != dims // 2 or not np.allclose(divisors, llama3_divisors(scaling, theta, dims), rtol=1e-3):
-        raise ConfigError(
-            "this GGUF's rope_freqs table is not Llama 3's", fix="use a file without long-context scaling"
-        )
+        fix = "use a file without long-context scaling"
+        raise ConfigError("this GGUF's rope_freqs table is not Llama 3's", fix=fix)
     return scaling
 
 
@@ -152,14 +145,6 @@ def llama3_divisors(scaling: Mapping[str, Any], theta: float, dims: int) -> npt.
     low, high, factor = scaling["low_freq_factor"], scaling["high_freq_factor"], scaling["factor"]
     share = np.clip((scaling["original_max_position_embeddings"] / waves - low) / (high - low), 0.0, 1.0)
     return np.asarray(1.0 / ((1.0 - share) / factor + share))
-
-
-def _head_dim(metadata: Metadata, arch: str, hidden: int, heads: int) -> int:
-    default = metadata.get(f"{arch}.rope.dimension_count", hidden // heads)
-    key = int(metadata.get(f"{arch}.attention.key_length", default))
-    if int(metadata.get(f"{arch}.attention.value_length", key)) != key:
-        raise ConfigError("this GGUF's keys and values differ in width, which is not supported")
-    return key
 
 
 def _need(metadata: Metadata, key: str) -> Any:
@@ -175,9 +160,3 @@ def _whole(metadata: Metadata, key: str, default: int | None = None) -> int:
     if int(value) <= 0:
         raise ConfigError(f"{key!r} is {value} in the GGUF", fix="get the file again")
     return int(value)
-
-
-def _shape(shapes: Shapes, name: str) -> tuple[int, ...]:
-    if name not in shapes:
-        raise ConfigError(f"the GGUF lacks the tensor {name!r}", fix="get the file again")
-    return shapes[name]

@@ -123,6 +123,8 @@ class _Walk:
 
 
 def _read(content: mmap.mmap, name: str) -> Header:
+    from gguf import LlamaFileType
+
     walk = _Walk(content)
     if walk.number("<I") != int.from_bytes(b"GGUF", "little") or walk.number("<I") not in (2, 3):
         raise ValueError("not a GGUF of a known version")
@@ -141,28 +143,17 @@ def _read(content: mmap.mmap, name: str) -> Header:
     rest = content[walk.at : walk.at + SEARCHED]
     arch = metadata.get("general.architecture")
     for key in ("general.file_type", *(f"{arch}.{name}" for name in _NUMBERS.values())):
-        if key not in metadata and (number := _late(rest, key)) is not None:
-            metadata[key] = number
-    kind_of_file = metadata.get("general.file_type")
-    return Header(metadata, vocabulary, _named(rest, "output.weight") < 0, _quantisation(kind_of_file, name))
-
-
-def _late(rest: bytes, key: str) -> int | None:
-    """Return a 32-bit number after the vocabulary."""
-    place = _named(rest, key)
-    tail = rest[place + 8 + len(key) :][:8] if place >= 0 else b""
-    return int.from_bytes(tail[4:], "little") if tail[:4] == struct.pack("<I", 4) and len(tail) == 8 else None
+        place = -1 if key in metadata else _named(rest, key)
+        tail = rest[place + 8 + len(key) :][:8] if place >= 0 else b""
+        if tail[:4] == struct.pack("<I", 4) and len(tail) == 8:  # a 32-bit number
+            metadata[key] = int.from_bytes(tail[4:], "little")
+    try:
+        kind_of_file = LlamaFileType(metadata["general.file_type"]).name
+        quantisation = kind_of_file.removeprefix("MOSTLY_").removeprefix("ALL_")
+    except (KeyError, ValueError):
+        quantisation = next(reversed(_NAMED.findall(name.upper())), "")
+    return Header(metadata, vocabulary, _named(rest, "output.weight") < 0, quantisation)
 
 
 def _named(rest: bytes, name: str) -> int:
     return rest.find(struct.pack("<Q", len(name)) + name.encode())
-
-
-def _quantisation(kind: Any, name: str) -> str:
-    from gguf import LlamaFileType
-
-    try:
-        return LlamaFileType(kind).name.removeprefix("MOSTLY_").removeprefix("ALL_")
-    except ValueError:
-        found = _NAMED.findall(name.upper())
-        return str(found[-1]) if found else ""

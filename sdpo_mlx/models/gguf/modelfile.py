@@ -23,7 +23,12 @@ def modelfile(chat: Chat, folder: Path, gguf: str) -> str:
 
     It has no TEMPLATE if the model's cannot be written as a Go template; Ollama then uses its default.
     """
-    template = go_template(chat, *_bos(folder))
+    settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    bos = settings.get("bos_token")
+    bos = bos.get("content") if isinstance(bos, dict) else bos
+    # llama.cpp adds the token by itself if this setting is on.
+    added = bool(settings.get("add_bos_token", False))
+    template = go_template(chat, bos if isinstance(bos, str) else "", added)
     stops = [token for i in sorted(chat.eos_ids) if '"' not in (token := chat.reveal([i]))]
     lines = [f"FROM ./{gguf}"]
     lines += [f'TEMPLATE """{template}"""'] if template is not None else []
@@ -41,7 +46,12 @@ def go_template(chat: Chat, bos: str = "", added: bool = False) -> str | None:
         start = _cut(turns.opens, end=turns.asks)
         begun = bos if bos and start.startswith(bos) and not turns.asks.startswith(bos) else ""
         default = _cut(start, begun)
-        before, after = _system(chat, begun, turns)
+        messages: list[Message] = [{"role": "system", "content": _SYSTEM}, {"role": "user", "content": _FIRST}]
+        before, after, _ = _parts(chat, messages, (_SYSTEM, _FIRST))
+        if turns.asks and after.endswith(turns.asks):
+            before, after = _cut(before, begun), _cut(after, end=turns.asks)
+        else:  # merged into the question: it becomes a turn of its own
+            before, after = turns.asks, turns.asked
     except (ConfigError, ValueError):
         return None
     roles = {
@@ -54,8 +64,7 @@ def go_template(chat: Chat, bos: str = "", added: bool = False) -> str | None:
         return None
     cases = [f'{{{{ if eq .Role "{r}" }}}}{a}{{{{ .Content }}}}{b}{{{{ end }}}}' for r, (a, b) in roles.items()]
     unsaid = f"{{{{ if not .System }}}}{default}{{{{ end }}}}" if default else ""
-    opened = "" if added else begun
-    return f"{opened}{unsaid}{{{{ range .Messages }}}}{''.join(cases)}{{{{ end }}}}{turns.answers}"
+    return f"{'' if added else begun}{unsaid}{{{{ range .Messages }}}}{''.join(cases)}{{{{ end }}}}{turns.answers}"
 
 
 @dataclass(frozen=True)
@@ -82,15 +91,6 @@ def _turns(chat: Chat) -> _Turns:
     return _Turns(opens, _cut(between, replied), asked, _cut(ending, asked), _cut(spoken, asked), replied)
 
 
-def _system(chat: Chat, bos: str, turns: _Turns) -> tuple[str, str]:
-    """Return the text around a system message; one that is merged into the question becomes its own turn."""
-    messages: list[Message] = [{"role": "system", "content": _SYSTEM}, {"role": "user", "content": _FIRST}]
-    before, after, _ = _parts(chat, messages, (_SYSTEM, _FIRST))
-    if turns.asks and after.endswith(turns.asks):
-        return _cut(before, bos), _cut(after, end=turns.asks)
-    return turns.asks, turns.asked
-
-
 def _parts(chat: Chat, messages: Sequence[Message], marks: Sequence[str], prompt: bool = True) -> list[str]:
     """Cut the rendered text at each mark, in order; raises ValueError if one is not there exactly once."""
     rest, found = chat.reveal(chat.render(messages, generation_prompt=prompt)), []
@@ -111,11 +111,3 @@ def _cut(text: str, start: str = "", end: str = "") -> str:
     if not (text.startswith(start) and text.endswith(end)):
         raise ValueError("the template is not made of turns")
     return text[len(start) : len(text) - len(end)]
-
-
-def _bos(folder: Path) -> tuple[str, bool]:
-    """Return the BOS token, and whether llama.cpp adds it by itself."""
-    settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
-    token = settings.get("bos_token")
-    token = token.get("content") if isinstance(token, dict) else token
-    return token if isinstance(token, str) else "", bool(settings.get("add_bos_token", False))

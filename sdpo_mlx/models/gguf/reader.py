@@ -6,7 +6,6 @@ Changes of the converter to GGUF are reversed: Llama's permuted query and key ro
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import shutil
@@ -22,10 +21,10 @@ import numpy.typing as npt
 
 from sdpo_mlx.core.errors import ConfigError, SdpoError, StorageError
 from sdpo_mlx.core.progress import StartTask, no_tasks
-from sdpo_mlx.core.storage import cache_home, trouble
+from sdpo_mlx.core.storage import cache_home, file_digest, trouble
 from sdpo_mlx.models.gguf.config import architecture, model_config, token_ids
 from sdpo_mlx.models.gguf.header import read_header
-from sdpo_mlx.models.gguf.tokenizer_import import write_tokenizer
+from sdpo_mlx.models.gguf.tokenizer import write_tokenizer
 from sdpo_mlx.models.safetensors_io import Dtype, Stored, write_weights
 
 Values = npt.NDArray[np.float32]
@@ -36,7 +35,7 @@ _PIECE = 1 << 24  # values dequantised at once: 64 MB as float32
 _SMALL = 1_000_000_000  # up to this size quantized weights are stored exactly, in float32
 MAX_ENTRIES = 8_000_000  # of one array in the header; merges of the longest vocabularies are under a million
 _AGAIN = "get the file again; its download may have been cut short"
-# Modules of a decoder's blocks by Hugging Face name; the second group is not in every architecture.
+# Modules of a decoder's blocks by Hugging Face name: those of every architecture, and those of some.
 _BLOCK = (
     "input_layernorm",
     "post_attention_layernorm",
@@ -44,7 +43,8 @@ _BLOCK = (
     *(f"mlp.{part}_proj" for part in ("gate", "up", "down")),
 )
 _QK_NORMS = ("self_attn.q_norm", "self_attn.k_norm")
-_GEMMA_NORMS = ("pre_feedforward_layernorm", "post_feedforward_layernorm")
+_GEMMA_NORMS = (*_QK_NORMS, "pre_feedforward_layernorm", "post_feedforward_layernorm")
+_MORE = {"qwen3": _QK_NORMS, "gemma3_text": _GEMMA_NORMS}  # by model type
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def cached_import(file: Path, expected: str = "", doing: StartTask = no_tasks) -
         raise ConfigError(reason, where=str(file), fix="use another file; `sdpo models list` says which can be used")
     doing(f"checking {file.name}")
     try:
-        sha256 = _sha256(file)
+        sha256 = file_digest(file)
     except OSError as error:
         raise ConfigError(f"cannot be read: {error.strerror}", where=str(file), fix="check the file") from error
     if expected and sha256 != expected:
@@ -125,14 +125,8 @@ def _unpack(path: Path, folder: Path, dtype: Literal["auto"] | Dtype, doing: Sta
     _write_json(folder / "generation_config.json", ids)
     doing(f"checking {path.name}")
     kinds = sorted({tensor.kind for tensor in tensors.values()})
-    note = {
-        "file": path.name,
-        "sha256": _sha256(path),
-        "name": metadata.get("general.name"),
-        "kinds": kinds,
-        "dtype": chosen,
-    }
-    _write_json(folder / "gguf_import.json", note)
+    note = {"file": path.name, "sha256": file_digest(path), "name": metadata.get("general.name"), "kinds": kinds}
+    _write_json(folder / "gguf_import.json", note | {"dtype": chosen})
 
 
 def read_gguf(path: Path) -> tuple[dict[str, Any], dict[str, Packed]]:
@@ -176,9 +170,8 @@ def _at(path: Path, action: Callable[..., Any], *args: Any) -> Any:
     except SdpoError as error:
         raise ConfigError(error.what, where=str(path), fix=error.fix) from error
     except OverflowError as error:
-        raise ConfigError(
-            str(error), where=str(path), fix="import it with --dtype float32, or get the file again"
-        ) from error
+        fix = "import it with --dtype float32, or get the file again"
+        raise ConfigError(str(error), where=str(path), fix=fix) from error
     except Exception as error:
         cause = ascii(str(error))[1:161]  # a library's message about untrusted bytes, on one line
         raise ConfigError(f"the GGUF is damaged: {cause}", where=str(path), fix=_AGAIN) from error
@@ -187,8 +180,7 @@ def _at(path: Path, action: Callable[..., Any], *args: Any) -> Any:
 def _choose(tensors: Mapping[str, Packed], arch: str) -> Dtype:
     kinds = {tensor.kind for tensor in tensors.values() if len(tensor.shape) > 1}
     if kinds <= set(_PLAIN):
-        mixed = len(kinds) > 1
-        return "float32" if mixed else _PLAIN[kinds.pop()]
+        return "float32" if len(kinds) > 1 else _PLAIN[kinds.pop()]
     if sum(int(np.prod(tensor.shape)) for tensor in tensors.values()) <= _SMALL:
         return "float32"
     return "bfloat16" if arch == "gemma3" else "float16"
@@ -206,7 +198,8 @@ def _stored(tensor: Packed, arch: str, config: Mapping[str, Any], names: Mapping
     order = None
     if arch == "llama" and (found := re.search(r"\.attn_([qk])\.", tensor.name)):
         heads = config["num_attention_heads" if found[1] == "q" else "num_key_value_heads"]
-        order = _unpermuted(tensor.shape[0], heads)
+        # The row order before GGUF's converter interleaved the two halves of every head.
+        order = np.arange(tensor.shape[0]).reshape(heads, -1, 2).swapaxes(1, 2).reshape(-1)
     shift = 1.0 if arch == "gemma3" and name.endswith("norm.weight") else 0.0
     _check_shape(name, tensor.shape, config)
     return Stored(name, tensor.shape, partial(_pieces, tensor, order, shift))
@@ -217,15 +210,10 @@ def _module_names(arch: str, layers: int) -> dict[str, str]:
     from gguf import MODEL_ARCH, get_tensor_name_map
 
     names = get_tensor_name_map(MODEL_ARCH[arch.upper()], layers)
-    inner = (*_BLOCK, *_QK_NORMS, *_GEMMA_NORMS)
+    inner = (*_BLOCK, *_GEMMA_NORMS)
     modules = ["model.embed_tokens", "model.norm", "lm_head"]
     modules += [f"model.layers.{layer}.{part}" for layer in range(layers) for part in inner]
     return {found: module for module in modules if (found := names.get_name(module)) is not None}
-
-
-def _unpermuted(rows: int, heads: int) -> npt.NDArray[np.intp]:
-    """Return the row order before GGUF's converter interleaved the two halves of every head."""
-    return np.arange(rows).reshape(heads, rows // heads // 2, 2).swapaxes(1, 2).reshape(-1)
 
 
 def _pieces(tensor: Packed, order: npt.NDArray[np.intp] | None = None, shift: float = 0.0) -> Iterator[Values]:
@@ -267,23 +255,13 @@ def _check_shape(name: str, shape: tuple[int, ...], config: Mapping[str, Any]) -
 
 
 def _check_names(names: list[str], config: Mapping[str, Any]) -> None:
-    inner = list(_BLOCK)
-    if config["model_type"] in ("qwen3", "gemma3_text"):
-        inner += _QK_NORMS
-    if config["model_type"] == "gemma3_text":
-        inner += _GEMMA_NORMS
-    layers = range(config["num_hidden_layers"])
-    required = {f"model.layers.{layer}.{part}.weight" for layer in layers for part in inner}
+    inner = [f"{part}.weight" for part in (*_BLOCK, *_MORE.get(config["model_type"], ()))]
     if config["model_type"] == "qwen2":
-        required |= {f"model.layers.{layer}.self_attn.{part}_proj.bias" for layer in layers for part in "qkv"}
+        inner += [f"self_attn.{part}_proj.bias" for part in "qkv"]
+    required = {f"model.layers.{layer}.{part}" for layer in range(config["num_hidden_layers"]) for part in inner}
     missing = sorted((required | {"model.norm.weight"}) - set(names))
     if missing:
         raise ConfigError(f"the GGUF lacks {len(missing)} tensors, among them {missing[0]!r}", fix=_AGAIN)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,7 +16,7 @@ import numpy.typing as npt
 
 from sdpo_mlx.core.errors import ConfigError
 from sdpo_mlx.models.gguf.config import ARCHITECTURES, llama3_divisors
-from sdpo_mlx.models.gguf.tokenizer_export import add_vocabulary
+from sdpo_mlx.models.gguf.tokenizer import add_vocabulary
 
 Kind = Literal["F16", "BF16", "Q8_0"]
 Values = npt.NDArray[np.float32]
@@ -28,23 +29,17 @@ def write_gguf(folder: Path, weights: Iterable[tuple[str, Values]], out: Path, k
 
     Raises ConfigError for an architecture, a tokenizer or a RoPE scaling that is not supported.
     """
-    from gguf import GGUFWriter, LlamaFileType
+    from gguf import LlamaFileType
 
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     arch = _architecture(config)
-    writer = GGUFWriter(out, arch, use_temp_file=True)
-    try:
+    with _gguf_file(out, arch, use_temp_file=True) as writer:
         writer.add_name(folder.name)
-        writer.add_file_type({"F16": LlamaFileType.MOSTLY_F16, "BF16": LlamaFileType.MOSTLY_BF16}.get(
-            kind, LlamaFileType.MOSTLY_Q8_0))  # fmt: skip
+        writer.add_file_type(LlamaFileType[f"MOSTLY_{kind}"])
         _add_shape(writer, arch, config)
         add_vocabulary(writer, folder, int(config["vocab_size"]))
         for name, values in _tensors(arch, config, weights):
             _add(writer, name, values, kind)
-        for step in (writer.write_header_to_file, writer.write_kv_data_to_file, writer.write_tensors_to_file):
-            step()
-    finally:
-        writer.close()
 
 
 def write_gguf_lora(
@@ -54,16 +49,14 @@ def write_gguf_lora(
 
     Raises ConfigError for DoRA and full weights, which GGUF adapters cannot hold.
     """
-    from gguf import GGUFType, GGUFWriter
+    from gguf import GGUFType
 
     if adapter.get("fine_tune_type") != "lora":
-        raise ConfigError(
-            "a GGUF adapter can only hold a plain LoRA", where="--to", fix="use --to gguf, which fuses it"
-        )
+        fix = "use --to gguf, which fuses it"
+        raise ConfigError("a GGUF adapter can only hold a plain LoRA", where="--to", fix=fix)
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     arch, settings = _architecture(config), adapter["lora_parameters"]
-    writer = GGUFWriter(out, arch)
-    try:
+    with _gguf_file(out, arch) as writer:
         writer.add_type(GGUFType.ADAPTER)
         writer.add_string("adapter.type", "lora")
         writer.add_float32("adapter.lora.alpha", float(settings["scale"] * settings["rank"]))
@@ -73,10 +66,17 @@ def write_gguf_lora(
             if factor == "lora_b":  # (out, r): its rows are those of the layer
                 turned = _converted(arch, config, f"{path}.weight", turned)
             writer.add_tensor(f"{_gguf_name(arch, config, path)}.weight.{factor}", np.ascontiguousarray(turned))
+
+
+@contextmanager
+def _gguf_file(out: Path, arch: str, **options: Any) -> Iterator[Any]:
+    """Open a file to fill, which is written when the block ends."""
+    from gguf import GGUFWriter
+
+    with closing(GGUFWriter(out, arch, **options)) as writer:
+        yield writer
         for step in (writer.write_header_to_file, writer.write_kv_data_to_file, writer.write_tensors_to_file):
             step()
-    finally:
-        writer.close()
 
 
 def _architecture(config: Mapping[str, Any]) -> str:

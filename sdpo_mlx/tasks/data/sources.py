@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from sdpo_mlx.core.errors import ConfigError, DataError
+from sdpo_mlx.core.storage import file_digest
 from sdpo_mlx.tasks.data.jsonl import BadRow, Collected, OnError, Row, checked_rows, collect_from, opened, parsed, scan
 
 T = TypeVar("T")
@@ -78,14 +79,9 @@ def identity(source: str) -> dict[str, str]:
         return {"source": source, **({"revision": commit} if commit else {})}
     if Path(source).is_dir():
         files = sorted(path for path in Path(source).rglob("*") if path.is_file())
-        whole = [f"{path.relative_to(source)} {_sha256(path)}" for path in files]
+        whole = [f"{path.relative_to(source)} {file_digest(path)}" for path in files]
         return {"source": source, "sha256": hashlib.sha256("\n".join(whole).encode()).hexdigest()}
-    return {"source": source, "sha256": _sha256(Path(source))}
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return {"source": source, "sha256": file_digest(Path(source))}
 
 
 def humaneval_file() -> Path:

@@ -10,10 +10,10 @@ import pytest
 from gguf_files import write_sample
 from small_runs import settings
 
-from sdpo_mlx.core.progress import track
+from sdpo_mlx.core.progress import MEGABYTE, track
 from sdpo_mlx.models import fetch
 from sdpo_mlx.models.gguf.reader import import_gguf
-from sdpo_mlx.models.hub import MEGABYTE, progress_bar
+from sdpo_mlx.models.hub import progress_bar
 from sdpo_mlx.models.safetensors_io import Stored, write_weights
 from sdpo_mlx.rl.components import build_components
 from sdpo_mlx.runs.folder import RunFolder

@@ -32,7 +32,7 @@ from sdpo_mlx.core.errors import ConfigError, StorageError
 from sdpo_mlx.models import safetensors_io
 from sdpo_mlx.models.gguf import reader
 from sdpo_mlx.models.gguf.reader import import_gguf
-from sdpo_mlx.models.gguf.tokenizer_import import write_tokenizer
+from sdpo_mlx.models.gguf.tokenizer import write_tokenizer
 from sdpo_mlx.models.safetensors_io import Stored, write_weights
 
 QWEN2_CUT = (
@@ -336,7 +336,7 @@ def test_full_disk_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.Mon
     def full(*_: object) -> None:
         raise OSError(28, os.strerror(28))
 
-    monkeypatch.setattr(safetensors_io, "_write_tensor", full)
+    monkeypatch.setattr(safetensors_io, "_encode", full)
     with pytest.raises(StorageError, match="Free some space"):
         import_gguf(path, tmp_path / "out")
     assert list(tmp_path.iterdir()) == [path]

@@ -14,7 +14,7 @@ from small_tokenizers import folder
 from sdpo_mlx.config import ObjectiveConfig, TeacherConfig
 from sdpo_mlx.core.errors import ConfigError
 from sdpo_mlx.models.chat_template import load_chat
-from sdpo_mlx.models.tool_schemas import MARK, guard
+from sdpo_mlx.models.control_tokens import MARK, guard
 from sdpo_mlx.rl.distillation import distillation_batch
 from sdpo_mlx.types import Feedback, Problem, Rollout, RolloutGroup
 

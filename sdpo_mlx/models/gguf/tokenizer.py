@@ -1,12 +1,13 @@
-"""Convert a GGUF's vocabulary to `tokenizer.json` and `tokenizer_config.json`.
+"""Convert a GGUF's vocabulary to `tokenizer.json` and `tokenizer_config.json`, and back.
 
 Uses only the `tokenizers` library: transformers can read a GGUF's vocabulary too, but only if torch is
-installed, and it supports fewer pre-tokenizers.
+installed, and it supports fewer pre-tokenizers. A GGUF holds the name of the pre-tokenizer, not its pattern.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,9 +16,10 @@ from sdpo_mlx.core.errors import ConfigError
 from sdpo_mlx.models.gguf.config import CONTROL, Metadata, architecture
 
 if TYPE_CHECKING:
+    from gguf import GGUFWriter
     from tokenizers import Tokenizer
 
-USER_DEFINED = 4
+NORMAL, USER_DEFINED, UNUSED, BYTE = 1, 4, 5, 6  # kinds of tokens, beside CONTROL
 _SPACE = "\u2581"
 _QWEN2 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
@@ -35,6 +37,9 @@ CUTS: Mapping[str, str | None] = {
     "llama-v3": _LLAMA3,
     "smaug-bpe": _LLAMA3,
 }
+_IDS = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}  # here -> GGUF
+_BYTE = re.compile(r"<0x[0-9A-F]{2}>")
+_EXPORTED = ("gpt-2", "smollm", "qwen2", "llama-bpe")  # names of pre-tokenizers that an export may have
 
 
 def write_tokenizer(metadata: Metadata, folder: Path) -> None:
@@ -42,6 +47,8 @@ def write_tokenizer(metadata: Metadata, folder: Path) -> None:
 
     Raises ConfigError for a vocabulary or a pre-tokenizer that is not supported.
     """
+    from tokenizers import processors
+
     tokens = metadata.get("tokenizer.ggml.tokens")
     if not isinstance(tokens, list) or not tokens:
         raise ConfigError("the GGUF holds no vocabulary", fix="use a file with a tokenizer inside")
@@ -53,7 +60,14 @@ def write_tokenizer(metadata: Metadata, folder: Path) -> None:
     else:
         raise ConfigError(f"GGUF tokenizer {kind!r} is not supported", fix="use a file with one of: gpt2, llama")
     _add_whole_tokens(tokenizer, metadata, tokens)
-    _add_start(tokenizer, metadata, tokens)
+    index = metadata.get("tokenizer.ggml.bos_token_id")
+    llama3 = CUTS.get(str(metadata.get("tokenizer.ggml.pre"))) == _LLAMA3
+    usual = metadata.get("tokenizer.ggml.model") == "llama" or llama3  # whether the family begins texts with it
+    if index is not None and metadata.get("tokenizer.ggml.add_bos_token", usual):
+        start = tokens[int(index)]
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=[start, "$A"], pair=[start, "$A", f"{start}:1", "$B:1"], special_tokens=[(start, int(index))]
+        )
     tokenizer.save(str(folder / "tokenizer.json"))
     text = json.dumps(_settings(metadata, tokens), indent=2, ensure_ascii=False)
     (folder / "tokenizer_config.json").write_text(text + "\n", encoding="utf-8")
@@ -63,12 +77,17 @@ def _byte_level(metadata: Metadata, tokens: list[str]) -> Tokenizer:
     """Return a byte-level BPE (as GPT-2) with the pre-tokenizer that the file names."""
     from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
-    cut_name = _cut_name(metadata)
-    merges = [_pair(merge) for merge in metadata.get("tokenizer.ggml.merges") or []]
-    vocabulary = {token: index for index, token in enumerate(tokens)}
-    llama3 = CUTS[cut_name] == _LLAMA3  # its vocabulary holds entries that no merge reaches
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, ignore_merges=llama3))
+    cut_name = str(metadata.get("tokenizer.ggml.pre", "default"))
+    if cut_name == "default" and architecture(metadata).startswith("qwen"):
+        cut_name = "qwen2"  # files written before the key existed
+    if cut_name not in CUTS:
+        what = f"GGUF pre-tokenizer {cut_name!r} is not supported"
+        raise ConfigError(what, fix=f"use a file with one of: {', '.join(CUTS)}")
     cut = CUTS[cut_name]
+    merges = [merge.partition(" ")[::2] for merge in metadata.get("tokenizer.ggml.merges") or []]
+    vocabulary = {token: index for index, token in enumerate(tokens)}
+    llama3 = cut == _LLAMA3  # its vocabulary holds entries that no merge reaches
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, ignore_merges=llama3))
     steps: list[Any] = [pre_tokenizers.Digits(individual_digits=True)] if cut_name == "smollm" else []
     if cut is not None:
         steps.append(pre_tokenizers.Split(Regex(cut), behavior="isolated"))
@@ -78,21 +97,6 @@ def _byte_level(metadata: Metadata, tokens: list[str]) -> Tokenizer:
     if cut == _QWEN2:
         tokenizer.normalizer = normalizers.NFC()
     return tokenizer
-
-
-def _cut_name(metadata: Metadata) -> str:
-    name = str(metadata.get("tokenizer.ggml.pre", "default"))
-    if name == "default" and architecture(metadata).startswith("qwen"):
-        return "qwen2"  # files written before the key existed
-    if name not in CUTS:
-        known = ", ".join(CUTS)
-        raise ConfigError(f"GGUF pre-tokenizer {name!r} is not supported", fix=f"use a file with one of: {known}")
-    return name
-
-
-def _pair(merge: str) -> tuple[str, str]:
-    left, _, right = merge.partition(" ")
-    return left, right
 
 
 def _sentencepiece(metadata: Metadata, tokens: list[str]) -> Tokenizer:
@@ -150,36 +154,85 @@ def _add_whole_tokens(tokenizer: Tokenizer, metadata: Metadata, tokens: list[str
         raise ConfigError("the GGUF's vocabulary contains a token twice", fix="get the file again")
 
 
-def _add_start(tokenizer: Tokenizer, metadata: Metadata, tokens: list[str]) -> None:
-    from tokenizers import processors
-
-    index = metadata.get("tokenizer.ggml.bos_token_id")
-    if index is None or not _starts(metadata):
-        return
-    start = tokens[int(index)]
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single=[start, "$A"], pair=[start, "$A", f"{start}:1", "$B:1"], special_tokens=[(start, int(index))]
-    )
-
-
-def _starts(metadata: Metadata) -> bool:
-    """Whether a text begins with the BOS token; by default as usual in the family."""
-    sentencepiece = metadata.get("tokenizer.ggml.model") == "llama"
-    default = sentencepiece or CUTS.get(str(metadata.get("tokenizer.ggml.pre"))) == _LLAMA3
-    return bool(metadata.get("tokenizer.ggml.add_bos_token", default))
-
-
 def _settings(metadata: Metadata, tokens: list[str]) -> dict[str, Any]:
     settings: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "clean_up_tokenization_spaces": False,
         "model_max_length": int(metadata.get(f"{architecture(metadata)}.context_length", 4096)),
     }
-    names = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
-    for name, key in names.items():
-        index = metadata.get(f"tokenizer.ggml.{key}_token_id")
-        if index is not None:
+    for name, key in _IDS.items():
+        if (index := metadata.get(f"tokenizer.ggml.{key}_token_id")) is not None:
             settings[name] = tokens[int(index)]
     if template := metadata.get("tokenizer.chat_template"):
         settings["chat_template"] = template
     return settings
+
+
+def add_vocabulary(writer: GGUFWriter, folder: Path, rows: int) -> None:
+    """Write tokens, merges, control tokens and chat template; `rows` is the size of the embedding, padded up to.
+
+    Raises ConfigError for a kind of tokenizer that GGUF does not support.
+    """
+    whole = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    model, added = whole["model"], {each["id"]: each for each in whole.get("added_tokens", ())}
+    if model.get("type") != "BPE":
+        raise ConfigError(f"a tokenizer of type {model.get('type')} cannot be written to GGUF", where=str(folder))
+    tokens = {index: token for token, index in model["vocab"].items()}
+    tokens |= {index: each["content"] for index, each in added.items()}
+    names = [tokens.get(index, f"[PAD{index}]") for index in range(rows)]
+    kinds = [NORMAL] * rows
+    for index, name in enumerate(names):
+        if index not in tokens:
+            kinds[index] = UNUSED
+        elif index in added:
+            kinds[index] = CONTROL if added[index].get("special") else USER_DEFINED
+        elif _BYTE.fullmatch(name):
+            kinds[index] = BYTE
+    writer.add_token_list(names)
+    writer.add_token_types(kinds)
+    if model.get("byte_fallback"):
+        writer.add_tokenizer_model("llama")
+        writer.add_tokenizer_pre("default")
+        # Pieces are in the order of their merges, so that their positions are scores.
+        writer.add_token_scores([-float(index) for index in range(rows)])
+        writer.add_add_space_prefix("Prepend" in json.dumps(whole.get("normalizer")))
+    else:
+        writer.add_tokenizer_model("gpt2")
+        writer.add_tokenizer_pre(_pre_name(whole["pre_tokenizer"]))
+        writer.add_token_merges([each if isinstance(each, str) else " ".join(each) for each in model["merges"]])
+    _write_control(writer, folder, settings, {token: index for index, token in enumerate(names)})
+
+
+def _pre_name(cutting: Mapping[str, Any]) -> str:
+    """Return GGUF's name for a pre-tokenizer; raises ConfigError if there is none."""
+    parts = cutting.get("pretokenizers", [cutting])
+    kinds = [each["type"] for each in parts]
+    patterns = [each["pattern"].get("Regex") for each in parts if each["type"] == "Split"]
+    if kinds == ["ByteLevel"] and parts[0].get("use_regex"):
+        return "gpt-2"
+    if kinds == ["Digits", "ByteLevel"]:
+        return "smollm"
+    for name in _EXPORTED:
+        if patterns and patterns == [CUTS[name]]:
+            return name
+    raise ConfigError("this pre-tokenizer has no name in GGUF", fix=f"supported: {', '.join(_EXPORTED)}")
+
+
+def _write_control(writer: GGUFWriter, folder: Path, settings: Mapping[str, Any], ids: Mapping[str, int]) -> None:
+    for name in _IDS:
+        token = settings.get(name)
+        token = token.get("content") if isinstance(token, dict) else token
+        if isinstance(token, str) and token in ids:
+            getattr(writer, f"add_{name}_id")(ids[token])
+    files = (folder / "generation_config.json", folder / "config.json")
+    configs = (json.loads(file.read_text(encoding="utf-8")) for file in files if file.is_file())
+    ends = next((found for each in configs if (found := each.get("eos_token_id")) is not None), None)
+    if isinstance(ends, list) and len(ends) > 1:  # the first may end a document; the other one ends a turn
+        writer.add_eot_token_id(next(iter(e for e in ends if e != ids.get(str(settings.get("eos_token")))), ends[0]))
+    writer.add_add_bos_token(bool(settings.get("add_bos_token", False)))
+    template = settings.get("chat_template")
+    if (file := folder / "chat_template.jinja").is_file():
+        template = file.read_text(encoding="utf-8")
+    if isinstance(template, str):
+        writer.add_chat_template(template)
