@@ -141,8 +141,8 @@ def outcome(cfg: Config) -> dict[str, Any]:
 
 
 def base(options: Mapping[str, Any]) -> Config:
-    train = {"steps": 2, "save_every": 2, "eval_every": 2}
-    cfg = settings(train=train, rollout={"max_tokens": 16}, log={"samples": 2, "teacher_answers": 1})
+    train = {"steps": 3, "save_every": 3, "eval_every": 3}  # some settings need the successes of whole answers
+    cfg = settings(train=train, log={"samples": 2, "teacher_answers": 1})
     for key, value in options.items():
         cfg = with_value(cfg, key, value)
     return cfg
