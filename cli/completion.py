@@ -36,12 +36,10 @@ def completer(find: Callable[[str], Iterable[str]]) -> Completer:
     """Return typer's callback for the values of an option: distinct values with the typed prefix, never an error."""
 
     def complete(incomplete: str) -> list[str]:
-        found: dict[str, None] = {}
+        found: list[str] = []
         with contextlib.suppress(Exception):
-            for value in find(incomplete):
-                if value.startswith(incomplete) and value.isprintable():
-                    found[value] = None
-        return list(found)
+            found += (each for each in find(incomplete) if each.startswith(incomplete) and each.isprintable())
+        return list(dict.fromkeys(found))
 
     return complete
 
@@ -51,28 +49,29 @@ def kinds(key: str) -> Completer:
     return completer(lambda _: KINDS[key])
 
 
-def _models(incomplete: str) -> Iterator[str]:
+@completer
+def models(incomplete: str) -> Iterator[str]:
+    """Complete aliases, local models, and folders and files of models."""
     from sdpo_mlx.models.resolve import ALIASES, EMBEDDED, FETCHED, SOURCES
 
     yield from (EMBEDDED, *FETCHED, *ALIASES)
     for source in SOURCES:
         with contextlib.suppress(Exception):
             yield from (found.name for found in source.local())
-    yield from _paths(incomplete, _is_model, ".gguf")
+    yield from _paths(incomplete, ".gguf", lambda folder: (folder / "config.json").is_file())
 
 
-def _is_model(folder: Path) -> bool:
-    return (folder / "config.json").is_file()
-
-
-def _tasks(incomplete: str) -> Iterator[str]:
+@completer
+def tasks(incomplete: str) -> Iterator[str]:
+    """Complete the shipped tasks, and Python files."""
     from sdpo_mlx.tasks.registry import DESCRIPTIONS
 
     yield from DESCRIPTIONS
-    yield from _paths(incomplete, lambda _: False, ".py")
+    yield from _paths(incomplete, ".py")
 
 
-def _runs(incomplete: str) -> Iterator[str]:
+@completer
+def runs(incomplete: str) -> Iterator[str]:
     """Yield run folders, latest first: in `runs`, at the typed path, and one folder below it."""
     typed = escape(incomplete)
     patterns = ("runs/*/events.jsonl", f"{typed}*/events.jsonl", f"{typed}*/*/events.jsonl")
@@ -82,19 +81,19 @@ def _runs(incomplete: str) -> Iterator[str]:
         yield f"{'./' if incomplete.startswith('./') else ''}{path.parent}"
 
 
-def _targets(incomplete: str) -> Iterator[str]:
-    yield from _runs(incomplete)
-    yield from _models(incomplete)
+targets = completer(lambda typed: [*runs(typed), *models(typed)])
 
 
-def _presets(incomplete: str) -> Iterator[str]:
+@completer
+def presets(incomplete: str) -> Iterator[str]:
+    """Complete the presets, and YAML files."""
     root = files("sdpo_configs")
     for folder, prefix in ((root, ""), (root / "paper", "paper/")):
         yield from sorted(prefix + e.name.removesuffix(".yaml") for e in folder.iterdir() if e.name.endswith(".yaml"))
-    yield from _paths(incomplete, lambda _: False, ".yaml")
+    yield from _paths(incomplete, ".yaml")
 
 
-def _paths(incomplete: str, fits: Callable[[Path], bool], suffix: str) -> Iterator[str]:
+def _paths(incomplete: str, suffix: str, fits: Callable[[Path], bool] = lambda _: False) -> Iterator[str]:
     """Yield folders that fit, files with the suffix and, once a path was begun, other folders to continue from."""
     folder, _, begun = incomplete.rpartition("/")
     prefix = f"{folder}/" if "/" in incomplete else ""
@@ -105,9 +104,6 @@ def _paths(incomplete: str, fits: Callable[[Path], bool], suffix: str) -> Iterat
             yield f"{prefix}{path.name}{'' if fits(path) else '/'}"
         elif path.suffix.lower() == suffix and path.is_file():
             yield prefix + path.name
-
-
-models, tasks, runs, targets, presets = map(completer, (_models, _tasks, _runs, _targets, _presets))
 
 
 def typed_arguments(environment: Mapping[str, str]) -> list[str]:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 
-import yaml
+from sdpo_cli.terminal.render import yaml_value
 
 from sdpo_mlx.backends.fit import memory_fit
 from sdpo_mlx.config import JudgeConfig, json_schema
@@ -31,6 +31,15 @@ MOST_SUGGESTED = 8
 # The value of task.feedback that explains errors, for tasks that do not by default.
 _EXPLAINS: Mapping[str, str] = {"science": "letter"}
 _EXPLAINS_BY_DEFAULT = frozenset(("code", "math", "rubric", "judge"))
+# Optional settings, as comments at the end of the config.
+_OPTIONAL: Mapping[str, Sequence[str]] = {
+    "judge": (
+        "# The judge is this model itself, frozen. A larger model on an OpenAI-compatible server judges better:",
+        "# judge:",
+        "#   endpoint: http://127.0.0.1:8080/v1",
+    ),
+    "code": ("# Time limit of a program in the sandbox:", "# sandbox:", "#   seconds: 6.0"),
+}
 
 
 @dataclass(frozen=True)
@@ -109,11 +118,25 @@ def next_steps(choices: InitChoices) -> list[str]:
 
 def settings(choices: InitChoices) -> str:
     """Return the text of config.yaml."""
+    judged, note = choices.task == "judge", ""
+    if choices.model == resolve.EMBEDDED:
+        note = "checks that everything runs, offline; learns nothing here. Then use: qwen"
+        note = "too small to judge: use a larger model, or set judge.endpoint" if judged else note
+    name = f"./{GRADER}" if choices.task == "own" else choices.task
+    task = [_line("name", name), _line("data", f"./{ROWS}", "examples: replace them with your rows")]
+    if choices.feedback and choices.task in _EXPLAINS:
+        task.append(_line("feedback", _EXPLAINS[choices.task], "names the wrong option; `full` gives the correct one"))
+    if not choices.feedback and choices.task in _EXPLAINS_BY_DEFAULT:
+        task.append(_line("feedback", "none", "correct or incorrect only"))
+    teacher = [] if choices.feedback else [_line("feedback", False, "only correct rollouts of the same group teach")]
+    if judged:
+        why = "as judge.success: rollouts from this reward on are demonstrations"
+        teacher.append(_line("success_threshold", JudgeConfig().success, why))
     sections = {
-        "model": [_line("name", choices.model, _model_note(choices))],
-        "task": _task(choices),
+        "model": [_line("name", choices.model, note)],
+        "task": task,
         "rollout": _rollout(choices),
-        "teacher": _teacher(choices),
+        "teacher": teacher,
         "train": [
             _line("steps", 20, "enough to see whether it learns; the best adapter is saved"),
             _line("eval_every", 5, "steps between evaluations on the held-out rows"),
@@ -125,17 +148,7 @@ def settings(choices: InitChoices) -> str:
         "# Paths are relative to the working directory. `sdpo config show -c config.yaml` shows every setting.",
     ]
     lines = [line for name, inside in sections.items() if inside for line in (f"{name}:", *inside)]
-    return "\n".join([*head, *lines, *_optional(choices)]) + "\n"
-
-
-def _task(choices: InitChoices) -> list[str]:
-    name = f"./{GRADER}" if choices.task == "own" else choices.task
-    lines = [_line("name", name), _line("data", f"./{ROWS}", "examples: replace them with your rows")]
-    if choices.feedback and choices.task in _EXPLAINS:
-        lines.append(_line("feedback", _EXPLAINS[choices.task], "names the wrong option; `full` gives the correct one"))
-    if not choices.feedback and choices.task in _EXPLAINS_BY_DEFAULT:
-        lines.append(_line("feedback", "none", "correct or incorrect only"))
-    return lines
+    return "\n".join([*head, *lines, *_OPTIONAL.get(choices.task, ())]) + "\n"
 
 
 def _rollout(choices: InitChoices) -> list[str]:
@@ -150,42 +163,6 @@ def _rollout(choices: InitChoices) -> list[str]:
     return lines
 
 
-def _teacher(choices: InitChoices) -> list[str]:
-    lines = [] if choices.feedback else [_line("feedback", False, "only correct rollouts of the same group teach")]
-    if choices.task == "judge":
-        share = JudgeConfig().success
-        lines.append(
-            _line("success_threshold", share, "as judge.success: rollouts from this reward on are demonstrations")
-        )
-    return lines
-
-
-def _optional(choices: InitChoices) -> Sequence[str]:
-    """Return optional settings as comments."""
-    if choices.task == "judge":
-        return (
-            "# The judge is this model itself, frozen. A larger model on an OpenAI-compatible server judges better:",
-            "# judge:",
-            "#   endpoint: http://127.0.0.1:8080/v1",
-        )
-    if choices.task == "code":
-        return (
-            "# Time limit of a program in the sandbox:",
-            "# sandbox:",
-            "#   seconds: 6.0",
-        )
-    return ()
-
-
-def _model_note(choices: InitChoices) -> str:
-    if choices.model != resolve.EMBEDDED:
-        return ""
-    if choices.task == "judge":
-        return "too small to judge: use a larger model, or set judge.endpoint"
-    return "checks that everything runs, offline; learns nothing here. Then use: qwen"
-
-
 def _line(key: str, value: object, note: str = "") -> str:
-    text = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=10**6)
-    line = f"  {key}: {text.removesuffix(chr(10)).removesuffix(chr(10) + '...')}"
+    line = f"  {key}: {yaml_value(value)}"
     return f"{line}  # {note}" if note else line

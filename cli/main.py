@@ -64,18 +64,13 @@ def _open_streams() -> None:
             stream.reconfigure(errors="replace")
 
 
-def _complete() -> int:
-    """Print completions for a shell; return the exit code."""
-    from sdpo_cli import completion
-
-    return completion.answer(application(completion.typed_arguments(os.environ)), os.environ)
-
-
 def main(command_line: Sequence[str] | None = None) -> int:
     """Run one command line and return its exit code; every error becomes one line on stderr."""
     _open_streams()
     if COMPLETING in os.environ:
-        return _complete()
+        from sdpo_cli import completion
+
+        return completion.answer(application(completion.typed_arguments(os.environ)), os.environ)
     given = sys.argv[1:] if command_line is None else command_line
     debug = "--debug" in given
     arguments = [argument for argument in given if argument != "--debug"] or ["--help"]
@@ -135,7 +130,7 @@ def application(arguments: Sequence[str]) -> typer.Typer:
     )
     for verb, line in VERBS.items():
         if verb != requested:
-            app.command(verb, help=line)(_not_loaded)
+            app.command(verb, help=line)(lambda: None)  # never called
             continue
         module = import_module(f"sdpo_cli.commands.{verb}")
         if hasattr(module, "app"):
@@ -147,9 +142,16 @@ def application(arguments: Sequence[str]) -> typer.Typer:
 
 def with_settings(arguments: Sequence[str]) -> list[str]:
     """Rewrite `--section.key VALUE` and `--section.key=VALUE` to `--set section.key=VALUE`, for commands with --set."""
-    if not _takes_settings(arguments):
-        return list(arguments)
     made, rest = [], list(arguments)
+    verb = _command_name(arguments)
+    if verb not in VERBS:
+        return rest
+    module = import_module(f"sdpo_cli.commands.{verb}")
+    commands = (
+        [each.callback for each in module.app.registered_commands] if hasattr(module, "app") else [module.command]
+    )
+    if not any("sets" in inspect.signature(each).parameters for each in commands):
+        return rest
     while rest:
         argument = rest.pop(0)
         named = _SETTING.fullmatch(argument)
@@ -166,23 +168,8 @@ def with_settings(arguments: Sequence[str]) -> list[str]:
     return made
 
 
-def _takes_settings(arguments: Sequence[str]) -> bool:
-    """Whether the command (or one of its subcommands) has the option --set; loads only its file."""
-    requested = _command_name(arguments)
-    if requested not in VERBS:
-        return False
-    module = import_module(f"sdpo_cli.commands.{requested}")
-    group = getattr(module, "app", None)
-    commands = [each.callback for each in group.registered_commands] if group else [module.command]
-    return any("sets" in inspect.signature(each).parameters for each in commands)
-
-
 def _command_name(arguments: Sequence[str]) -> str:
     return next((argument for argument in arguments if not argument.startswith("-")), "")
-
-
-def _not_loaded() -> None:
-    raise AssertionError("only the requested command is called")
 
 
 def _version(value: bool) -> None:

@@ -121,22 +121,17 @@ def _stream(sides: Sequence[Conversation], question: str, once: bool = True) -> 
             if len(sides) > 1:
                 render.result([f"{side.adapter}:"])
             render.stream(side.ask(question, interrupt.requested))
-            _notes(side)
+            reply = side.last
+            if reply.dropped:
+                render.message(f"(context full: dropped the oldest {render.plural(reply.dropped, 'exchange')})")
+            if reply.finish == "length":
+                render.message(f"(truncated at {reply.tokens} tokens; raise --max-tokens for more)")
+            if reply.finish == "interrupted":
+                render.message("(stopped)")
             if interrupt.requested():
                 break
     if interrupt.requested() and (once or interrupt.exit_code != 130):
         raise typer.Exit(interrupt.exit_code)
-
-
-def _notes(side: Conversation) -> None:
-    """Print notes on the last reply: dropped messages, truncation, interruption."""
-    reply = side.last
-    if reply.dropped:
-        render.message(f"(context full: dropped the oldest {render.plural(reply.dropped, 'exchange')})")
-    if reply.finish == "length":
-        render.message(f"(truncated at {reply.tokens} tokens; raise --max-tokens for more)")
-    if reply.finish == "interrupted":
-        render.message("(stopped)")
 
 
 def _reply(side: Conversation, question: str) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import count, islice
 from pathlib import Path
@@ -97,6 +97,7 @@ def coached(
     from sdpo_mlx.runs.folder import RunFolder
     from sdpo_mlx.runs.targets import is_run
     from sdpo_mlx.training.coaching import Coaching
+    from sdpo_mlx.training.lessons import read_lessons
 
     tally, interrupted = Tally(), False
     if hasattr(sys.stdin, "reconfigure"):
@@ -109,12 +110,13 @@ def coached(
         folder.write_manifest({**components.manifest(["sdpo", *sys.argv[1:]]), "asks": chosen.source})
         try:
             if chosen.replay is not None:
-                _replay(coaching, chosen.replay, tally)
+                lessons = read_lessons(chosen.replay, components.chat, components.policy.info.vocab_size)
+                for lesson, learned in coaching.replay(lessons):
+                    tally.add(lesson, learned)
             else:
                 plays = chosen.source == "task" and components.task.replies
-                session(
-                    coaching, problems_of(components, chosen, coaching.step), tally, plays=plays, again=chosen.again
-                )
+                problems = problems_of(components, chosen, coaching.step)
+                session(coaching, problems, tally, plays=plays, again=chosen.again)
         except KeyboardInterrupt:
             interrupted = True
         finally:
@@ -158,32 +160,20 @@ def source_of(target: str, task: bool, prompts: list[str] | None) -> str:
 
 
 def problems_of(components: Components, chosen: SessionOptions, done: int) -> Iterator[Problem]:
-    """Yield problems in order; those of a task repeat without end, each once per epoch."""
-    return islice(_of_task(components, done) if chosen.source == "task" else _of_texts(chosen.prompts), chosen.problems)
-
-
-def _of_task(components: Components, done: int) -> Iterator[Problem]:
-    from sdpo_mlx.rl.rollouts import Sampler
-
-    sampler = Sampler(components.task.problems("train"), 1, components.cfg.train.seed)
-    return (sampler.batch(number)[0] for number in count(done))
-
-
-def _of_texts(prompts: Sequence[str]) -> Iterator[Problem]:
-    """Yield the given prompts, or those typed until an empty line."""
+    """Return the problems in order: prompts, or those of a task, which repeat without end, each once per epoch."""
     from sdpo_mlx.core.storage import digest
+    from sdpo_mlx.rl.rollouts import Sampler
     from sdpo_mlx.types import Problem
 
-    for text in prompts or iter(lambda: read_answer("prompt: ") or QUIT, QUIT):
-        yield Problem(f"prompt-{digest(text.encode(errors='replace'))[:12]}", ({"role": "user", "content": text},))
-
-
-def _replay(coaching: Coaching, file: Path, tally: Tally) -> None:
-    from sdpo_mlx.training.lessons import read_lessons
-
-    lessons = read_lessons(file, coaching.components.chat, coaching.components.policy.info.vocab_size)
-    for lesson, learned in coaching.replay(lessons):
-        tally.add(lesson, learned)
+    if chosen.source == "task":
+        sampler = Sampler(components.task.problems("train"), 1, components.cfg.train.seed)
+        return islice((sampler.batch(number)[0] for number in count(done)), chosen.problems)
+    typed = iter(lambda: read_answer("prompt: ") or QUIT, QUIT)  # until an empty line
+    found = (
+        Problem(f"prompt-{digest(text.encode(errors='replace'))[:12]}", ({"role": "user", "content": text},))
+        for text in chosen.prompts or typed
+    )
+    return islice(found, chosen.problems)
 
 
 def as_document(target: str, place: Path, coaching: Coaching, tally: Tally) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import json
 import re
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -68,7 +69,15 @@ def session(coaching: Coaching, problems: Iterator[Problem], tally: Tally, *, pl
         lesson = Lesson(problem, sampled.rollouts, feedback, sampled.last_decides)
         learned = coaching.learn(lesson)
         tally.add(lesson, learned)
-        render.message(_outcome(lesson, learned))
+        if (update := learned.update) is None:
+            given = any(each.given for each in feedback)
+            why = "the settings leave nothing to learn from this" if given else "no feedback was given"
+            render.message(f"not trained: {why}")
+        elif update.applied:
+            divergence, gradient = render.number(update.divergence), render.number(update.grad_norm)
+            render.message(f"trained: divergence {divergence}, gradient {gradient}")
+        else:
+            render.message(f"not trained: {update.reason}")
         if over:
             return
         if again:
@@ -137,7 +146,10 @@ def read_answer(question: str) -> str | None:
         if re.fullmatch(r"/[a-z]+", line) and line not in (QUIT, GOOD):
             render.message(f"unknown command {line}. {HELP}")
             continue
-        return clean(_unquoted(line)).strip()
+        with suppress(ValueError):
+            value = json.loads(line) if line.startswith('"') else line
+            line = value if isinstance(value, str) else line
+        return clean(line).strip()
 
 
 def _read_line(question: str) -> str | None:
@@ -153,26 +165,6 @@ def _read_line(question: str) -> str | None:
     line = sys.stdin.readline()
     sys.stderr.write("\n")
     return line or None
-
-
-def _unquoted(line: str) -> str:
-    if line.startswith('"'):
-        try:
-            value = json.loads(line)
-        except ValueError:
-            return line
-        return value if isinstance(value, str) else line
-    return line
-
-
-def _outcome(lesson: Lesson, learned: LearnResult) -> str:
-    update = learned.update
-    if update is not None and update.applied:
-        return f"trained: divergence {render.number(update.divergence)}, gradient {render.number(update.grad_norm)}"
-    if update is not None:
-        return f"not trained: {update.reason}"
-    given = any(each.given for each in lesson.feedback)
-    return f"not trained: {'the settings leave nothing to learn from this' if given else 'no feedback was given'}"
 
 
 def show_text(text: str) -> None:

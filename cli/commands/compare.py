@@ -60,8 +60,8 @@ def command(  # noqa: PLR0913 - typer reads the options off the signature
     flags |= eval_settings(problems, group_size, greedy)
     named = [(first, adapter_a), (second, adapter_b)]
     sides = _sides(named, sets or [], flags, lambda *what, bare=False: EvalTarget(*what, no_cache, plain, bare))
-    with eval_interruptible(no_cache) as interrupted:
-        documents = [score(side, interrupted) if isinstance(side, EvalTarget) else side for side in sides]
+    with eval_interruptible(no_cache) as interrupt:
+        documents = [score(side, interrupt.requested) if isinstance(side, EvalTarget) else side for side in sides]
     found = compare(*documents)
     names = [each.target or name for each, name in zip(documents, (first, second), strict=True)]
     render.output(as_document(names, found), as_lines(names, found), as_json)
@@ -71,13 +71,18 @@ def _sides(
     named: Named, sets: list[str], flags: Mapping[str, Any], target: Callable[..., EvalTarget]
 ) -> list[EvalTarget | EvalDocument]:
     """Return both sides. The one with settings (a saved evaluation, otherwise a run) sets those of the other."""
+    from sdpo_mlx.core.errors import ConfigError
     from sdpo_mlx.evaluation.evaluate import read_evaluation
-    from sdpo_mlx.runs.targets import target_config
+    from sdpo_mlx.runs.targets import is_run, target_config
 
     (first, adapter), (second, _) = named
     assert first is not None
     if second is None:
-        _check_run(first, named)
+        if not is_run(Path(first)):
+            fix = "name a second target, or one run folder"
+            raise ConfigError("there is nothing to compare it with", where=first, fix=fix)
+        if any(each is not None for _, each in named):
+            raise ConfigError("a run has its own adapter", where=first, fix="remove --adapter-a and --adapter-b")
         cfg = target_config(first, None, sets, flags)
         return [target(first, None, cfg, bare=True), target(first, None, cfg)]
     saved = {name: read_evaluation(Path(name)) for name, _ in named if name and Path(name).is_file()}
@@ -87,18 +92,6 @@ def _sides(
         for name, own in ((first, adapter), named[1])
         if name is not None
     ]
-
-
-def _check_run(first: str, named: Named) -> None:
-    """Raise ConfigError unless a single argument is a run folder."""
-    from sdpo_mlx.core.errors import ConfigError
-    from sdpo_mlx.runs.targets import is_run
-
-    if not is_run(Path(first)):
-        fix = "name a second target, or one run folder"
-        raise ConfigError("there is nothing to compare it with", where=first, fix=fix)
-    if any(adapter is not None for _, adapter in named):
-        raise ConfigError("a run has its own adapter", where=first, fix="remove --adapter-a and --adapter-b")
 
 
 def _shared(
@@ -147,8 +140,10 @@ def as_lines(names: list[str], found: Comparison) -> list[str]:
     low, high = found.interval
     ends = "" if math.isnan(low) else f" ({100 * low:+.1f} to {100 * high:+.1f}, 95 % interval)"
     even = len(found.pairs) - len(found.won) - len(found.lost)
+    reasons = ("only in A", "only in B", "with the same id and different content")
+    left_out = ", ".join(f"{n} {reason}" for n, reason in zip(found.left_out, reasons, strict=True) if n)
     sides = [
-        f"{letter}  {render.percent(each.score)}{render.span(each.low, each.high)}  {name}"
+        f"{letter}  {render.percent(each.score, each.low, each.high)}  {name}"
         for letter, name, each in zip("AB", names, found.scores, strict=True)
     ]
     return [
@@ -157,7 +152,7 @@ def as_lines(names: list[str], found: Comparison) -> list[str]:
         *sides,
         f"B - A  {100 * found.difference:+.1f} points{ends}, paired over {render.plural(len(found.pairs), 'problem')}",
         f"B won {len(found.won)}, lost {len(found.lost)}, even {even}",
-        *_left_out(found.left_out),
+        *([f"problems left out: {left_out}"] if left_out else []),
         *(f"note: {each}" for each in found.notes),
         "",
         found.sentence(),
@@ -170,9 +165,3 @@ def _problem_lines(how: str, pairs: tuple[Pair, ...]) -> list[str]:
     rows = [(p.id, f"{p.first:.2f}", f"{p.second:.2f}", f"{p.change:+.2f}", p.family) for p in pairs[:SHOWN]]
     more = [f"and {len(pairs) - SHOWN} more (--json has all)"] if len(pairs) > SHOWN else []
     return [*render.table((f"B {how}", "A", "B", "change", "family"), rows), *more, ""]
-
-
-def _left_out(counts: tuple[int, int, int]) -> list[str]:
-    reasons = ("only in A", "only in B", "with the same id and different content")
-    parts = ", ".join(f"{count} {reason}" for count, reason in zip(counts, reasons, strict=True) if count)
-    return [f"problems left out: {parts}"] if parts else []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from sdpo_cli import options
@@ -80,15 +80,6 @@ def as_lines(resolved: Resolved, keys: Sequence[str] | None = None) -> list[str]
         shared = min(len(sections), len(path)) if shared is None else shared
         lines += [(f"{'  ' * depth}{sections[depth]}:", "") for depth in range(shared, len(sections))]
         path = sections
-        lines.append((f"{'  ' * len(sections)}{name}: {_scalar(value_at(resolved.config, key))}", origin))
+        lines.append((f"{'  ' * len(sections)}{name}: {render.yaml_value(value_at(resolved.config, key))}", origin))
     width = min(48, max((len(text) for text, _ in lines), default=0))
     return [f"{text:<{width}}  # {origin}" if origin else text for text, origin in lines]
-
-
-def _scalar(value: Any) -> str:
-    import yaml
-
-    # One line for any value: a double-quoted scalar escapes line breaks and control characters.
-    style = '"' if isinstance(value, str) and not value.isprintable() else None
-    text = yaml.safe_dump(value, default_flow_style=True, default_style=style, allow_unicode=True, width=10**6)
-    return text.removesuffix("\n").removesuffix("\n...")

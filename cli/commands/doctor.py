@@ -27,20 +27,16 @@ def command(as_json: options.AsJson = False) -> None:
 
     findings = examine()
     usable = all(each.ok for each in findings if each.required)
-    render.output({"ok": usable, "findings": [asdict(each) for each in findings]}, _lines(findings), as_json)
-    if not usable:
-        raise typer.Exit(EXIT_CANNOT_RUN)
-
-
-def _lines(findings: list[Finding]) -> list[str]:
-    """The findings as a table, then the fixes, those that stop training first."""
     lines = render.columns([(_mark(each), each.name.replace("_", " "), each.found) for each in findings])
     if sys.platform == "darwin":
         lines += ["", "The macOS checks have not been tested on a Mac yet. Please report what is wrong."]
     faults = sorted((each for each in findings if not each.ok), key=lambda each: not each.required)
     notes = {True: " (training cannot run without it)", False: ""}
     fixes = [(f"{each.name.replace('_', ' ')}:", f"{each.fix}{notes[each.required]}") for each in faults]
-    return [*lines, *(["", "to fix:", *(f"  {line}" for line in render.columns(fixes))] if fixes else [])]
+    lines += ["", "to fix:", *(f"  {line}" for line in render.columns(fixes))] if fixes else []
+    render.output({"ok": usable, "findings": [asdict(each) for each in findings]}, lines, as_json)
+    if not usable:
+        raise typer.Exit(EXIT_CANNOT_RUN)
 
 
 def _mark(finding: Finding) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,15 +47,17 @@ def command(  # noqa: PLR0913 - typer reads the options off the signature
 
     Example: sdpo eval runs/tiny-tiny-seed0 --group-size 8
     """
+    from sdpo_mlx.core.errors import StorageError
     from sdpo_mlx.evaluation.evaluate import save_evaluation
     from sdpo_mlx.runs.targets import target_config
 
     flags = options.settings(task=task, data=data, backend=backend, seed=seed, sandbox=sandbox)
     cfg = target_config(target, adapter, sets or [], flags | eval_settings(problems, group_size, greedy))
-    if out is not None:
-        check_writable(out)
-    with eval_interruptible(no_cache) as interrupted:
-        scored = score(EvalTarget(target, adapter, cfg, no_cache, plain), interrupted)
+    # before anything is sampled
+    if out is not None and (not out.name or not out.parent.is_dir() or (out.exists() and not out.is_file())):
+        raise StorageError("cannot write here", where=str(out), fix="name a file in an existing folder")
+    with eval_interruptible(no_cache) as interrupt:
+        scored = score(EvalTarget(target, adapter, cfg, no_cache, plain), interrupt.requested)
     if out is not None:
         save_evaluation(out, scored)
     render.output(scored.to_document(), as_lines(scored.to_document()), as_json)
@@ -72,7 +75,8 @@ def eval_settings(problems: int | None, group_size: int | None, greedy: bool) ->
 
 def eval_interruptible(no_cache: bool) -> Any:
     """An interruptible block of which the rollouts stay in the cache."""
-    return interruptible("" if no_cache else "Run the same command again to continue from the cached rollouts.")
+    resume = "" if no_cache else " Run the same command again to continue from the cached rollouts."
+    return interruptible(lambda: f".{resume}")
 
 
 @dataclass(frozen=True)
@@ -86,31 +90,24 @@ class EvalTarget:
     plain: bool
     bare: bool = False
 
-    @property
-    def name(self) -> str:
-        """The name in results."""
-        suffix = f" with {self.adapter}" if self.adapter is not None else ""
-        return f"the base of {self.target}" if self.bare else f"{self.target}{suffix}"
-
-    @property
-    def home(self) -> Path | None:
-        """The folder of the adapter, if there is one."""
-        from sdpo_mlx.runs.targets import adapter_home
-
-        return None if self.bare else adapter_home(self.target, self.adapter)
-
 
 def score(side: EvalTarget, interrupted: Callable[[], bool]) -> EvalDocument:
     """Open the target and evaluate it; cached rollouts are not sampled again."""
     from sdpo_mlx.evaluation.evaluate import score as evaluated
+    from sdpo_mlx.runs.targets import adapter_home
 
+    if side.bare:
+        name, home = f"the base of {side.target}", None
+    else:
+        name = f"{side.target} with {side.adapter}" if side.adapter is not None else side.target
+        home = adapter_home(side.target, side.adapter)
     components = open_components(side.cfg, side.plain, None if side.bare else side.target, side.adapter)
     rollouts = render.plural(components.cfg.eval.samples, "rollout")
     with render.status(f"sampling {rollouts} per problem", side.plain) as start_task:
         found = evaluated(
             components,
-            side.name,
-            side.home,
+            name,
+            home,
             use_cache=not side.no_cache,
             interrupted=interrupted,
             on_progress=start_task("rollouts"),
@@ -120,54 +117,32 @@ def score(side: EvalTarget, interrupted: Callable[[], bool]) -> EvalDocument:
     return found
 
 
-def check_writable(out: Path) -> None:
-    """Raise StorageError for a file that cannot be written, before anything is sampled."""
-    from sdpo_mlx.core.errors import StorageError
-
-    if not out.name or not out.parent.is_dir() or (out.exists() and not out.is_file()):
-        raise StorageError("cannot write here", where=str(out), fix="name a file in an existing folder")
-
-
 def as_lines(content: dict[str, Any]) -> list[str]:
     """Return the lines of the text output."""
     ks = sorted(int(name.removeprefix("pass@")) for name in content if name.startswith("pass@"))
     rows = [
-        (p["id"], f"{sum(p['successes'])}/{len(p['successes'])}", f"{_mean(p['rewards']):.2f}", p["family"])
+        (p["id"], f"{sum(p['successes'])}/{len(p['successes'])}", f"{sum(rewards) / len(rewards):.2f}", p["family"])
         for p in content["problems"]
+        for rewards in [p["rewards"] or [math.nan]]
     ]
+    lines = [*render.table(("problem", "solved", "reward", "family"), rows), ""]
+    if len(families := content["families"]) > 1:
+        by_family = [(str(f["n"]), _score(f), render.percent(f["pass@1"]), f["family"] or "-") for f in families]
+        lines += [*render.table(("problems", f"avg@{content['samples']}", "pass@1", "family"), by_family), ""]
+    # What is needed to reproduce the rollouts: the weights and the sampling settings.
+    adapter, how = content["adapter"], content["sampling"]
+    weights = f"weights {str(content['model'].get('weights_sha256', '?'))[:12]}"
+    decoding = "greedy" if how["temperature"] == 0 else f"temperature {how['temperature']:g}, top-p {how['top_p']:g}"
     rollouts = render.plural(content["samples"], "rollout")
     return [
-        *render.table(("problem", "solved", "reward", "family"), rows),
-        "",
-        *_family_lines(content),
+        *lines,
         f"{content['target']} on {content['task']}: {render.plural(content['n'], 'problem')}, {rollouts} per problem",
-        _source_line(content),
+        f"{weights}, {f'adapter {adapter[:12]}' if adapter else 'no adapter'}; seed {content['seed']}; "
+        f"{decoding}, at most {how['max_tokens']} tokens",
         f"avg@{content['samples']}  {_score(content)}, 95 % interval",
         *(f"pass@{k}  {render.percent(content[f'pass@{k}'])}" for k in ks),
     ]
 
 
-def _source_line(content: dict[str, Any]) -> str:
-    """The weights and the sampling settings: what is needed to reproduce the rollouts."""
-    weights, adapter = str(content["model"].get("weights_sha256", "?"))[:12], content["adapter"]
-    how = content["sampling"]
-    decoding = "greedy" if how["temperature"] == 0 else f"temperature {how['temperature']:g}, top-p {how['top_p']:g}"
-    source = f"weights {weights}" + (f", adapter {adapter[:12]}" if adapter else ", no adapter")
-    return f"{source}; seed {content['seed']}; {decoding}, at most {how['max_tokens']} tokens"
-
-
-def _family_lines(content: dict[str, Any]) -> list[str]:
-    """A table if there is more than one family."""
-    families = content["families"]
-    if len(families) < 2:
-        return []
-    rows = [(str(each["n"]), _score(each), render.percent(each["pass@1"]), each["family"] or "-") for each in families]
-    return [*render.table(("problems", f"avg@{content['samples']}", "pass@1", "family"), rows), ""]
-
-
 def _score(figures: dict[str, Any]) -> str:
-    return f"{render.percent(figures['score'])}{render.span(figures['low'], figures['high'])}"
-
-
-def _mean(values: list[float]) -> float:
-    return sum(values) / len(values) if values else float("nan")
+    return render.percent(figures["score"], figures["low"], figures["high"])

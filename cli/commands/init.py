@@ -32,15 +32,22 @@ def command(
 
     Example: sdpo init my-task --yes
     """
+    from sdpo_mlx.core.errors import ConfigError
 
     if model is not None:
         model = init_templates.checked_model(model)
     if task is not None:
         init_templates.checked_task(task)
-    _check_new(folder)
+    names = (init_templates.GRADER, init_templates.ROWS, init_templates.CONFIG, init_templates.SCHEMA)
+    if existing := [name for name in names if (folder / name).exists()]:
+        raise ConfigError(f"{folder / existing[0]} already exists", where="FOLDER", fix="choose another folder")
     ask = not yes and all(stream is not None and stream.isatty() for stream in (sys.stdin, sys.stderr))
     try:
-        choices = ask_choices(model, task, feedback) if ask else default_choices(model, task, feedback)
+        if ask:
+            choices = ask_choices(model, task, feedback)
+        else:
+            name = model or init_templates.suggestions()[0].name
+            choices = init_templates.InitChoices(name, task or "own", feedback is not False)
     except typer.Abort:
         render.message("")  # ends the line on which the terminal echoed Ctrl-C
         raise
@@ -51,35 +58,24 @@ def command(
     render.result([f"wrote {', '.join(files)} to {folder}", "next:", *enter, *steps])
 
 
-def default_choices(model: str | None, task: str | None, feedback: bool | None) -> InitChoices:
-    """Return the given choices, with the defaults for the rest."""
-    name = model or init_templates.suggestions()[0].name
-    return init_templates.InitChoices(name, task or "own", feedback is not False)
-
-
 def ask_choices(model: str | None, task: str | None, feedback: bool | None) -> InitChoices:
     """Ask on stderr for the choices that no option gives; Enter takes the default in brackets."""
-    model = model or _ask_model()
+    from sdpo_mlx.core.errors import ConfigError
+
+    if model is None:
+        listed = [(each.name, each.about) for each in init_templates.suggestions()]
+        render.message("Which model? A number, or any name, folder or hub repository.")
+    while model is None:
+        try:
+            model = init_templates.checked_model(_ask_one_of(listed, "model", others=True))
+        except ConfigError as error:
+            render.message(error.line())
     if task is None:
         render.message("What is your task?")
         task = _ask_one_of(list(init_templates.TASKS.items()), "task")
     if feedback is None:
         feedback = typer.confirm("Can the grader explain what is wrong with a failed answer?", default=True, err=True)
     return init_templates.InitChoices(model, task, feedback)
-
-
-def _ask_model() -> str:
-    """Ask for a model of the list, or any other, until it is a known one."""
-    from sdpo_mlx.core.errors import ConfigError
-
-    listed = init_templates.suggestions()
-    render.message("Which model? A number, or any name, folder or hub repository.")
-    while True:
-        reply = _ask_one_of([(each.name, each.about) for each in listed], "model", others=True)
-        try:
-            return init_templates.checked_model(reply)
-        except ConfigError as error:
-            render.message(error.line())
 
 
 def _ask_one_of(choices: list[tuple[str, str]], question: str, others: bool = False) -> str:
@@ -94,16 +90,6 @@ def _ask_one_of(choices: list[tuple[str, str]], question: str, others: bool = Fa
         if reply in names or (others and reply):
             return reply
         render.message(f"enter a number from 1 to {len(names)}, or a name from the list")
-
-
-def _check_new(folder: Path) -> None:
-    """Raise ConfigError if a file of the starter exists."""
-    from sdpo_mlx.core.errors import ConfigError
-
-    names = (init_templates.GRADER, init_templates.ROWS, init_templates.CONFIG, init_templates.SCHEMA)
-    existing = [name for name in names if (folder / name).exists()]
-    if existing:
-        raise ConfigError(f"{folder / existing[0]} already exists", where="FOLDER", fix="choose another folder")
 
 
 def write(folder: Path, files: dict[str, bytes]) -> None:

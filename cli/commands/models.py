@@ -78,7 +78,17 @@ def show(
     repository = found.target.partition("@")[0]
     if found.source == "hub" and document["revision"]:
         document["pinned"] = f"{repository}@{document['revision']}"
-    render.output(document, _shown(document, repository), as_json)
+    fields = {**document, "size": _size(document), "trains": _trains(document)}
+    hidden = ("here", "trains_bytes", "size_estimate", "fetch", "max_position_embeddings")
+    lines = [f"{key}: {value}" for key, value in fields.items() if value not in ("", "-", None) and key not in hidden]
+    if document["source"] == "hub" and not document["revision"]:
+        unknown = "commit unknown (the hub did not answer); a run records the commit it loads"
+        lines.append(f"pinned: {repository}, {unknown}")
+    if document["fetch"]:
+        lines.append(f"weights: not downloaded; run: {document['fetch']}")
+    elif not document["trouble"]:
+        lines.append(f"next: sdpo plan --model {document['name']}")
+    render.output(document, lines, as_json)
 
 
 @app.command("import")
@@ -139,22 +149,6 @@ def fetch_model(
         model = resolve(name, start_task)
     lines = [model.line(), str(model.path), f"next: sdpo train --model {name} --task code"]
     render.output(model.record(), lines, as_json)
-
-
-def _shown(document: dict[str, Any], repository: str) -> list[str]:
-    """Return the text output: the fields of a model, then the next command."""
-    fields = {**document, "size": _size(document), "trains": _trains(document)}
-    hidden = ("here", "trains_bytes", "size_estimate", "fetch", "max_position_embeddings")
-    lines = [f"{key}: {value}" for key, value in fields.items() if value not in ("", "-", None) and key not in hidden]
-    if document["source"] == "hub" and not document["revision"]:
-        lines.append(
-            f"pinned: {repository}, commit unknown (the hub did not answer); a run records the commit it loads"
-        )
-    if document["fetch"]:
-        lines.append(f"weights: not downloaded; run: {document['fetch']}")
-    elif not document["trouble"]:
-        lines.append(f"next: sdpo plan --model {document['name']}")
-    return lines
 
 
 def _row(found: LocalModel, training: MemoryFit) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +13,7 @@ from sdpo_cli.terminal import render
 
 if TYPE_CHECKING:
     from sdpo_mlx.config import Config
+    from sdpo_mlx.core.interrupt import Interrupt
     from sdpo_mlx.rl.components import Components
 
 
@@ -31,16 +33,19 @@ def open_components(cfg: Config, plain: bool, target: str | None = None, adapter
 
 
 @contextmanager
-def interruptible(resume: str = "") -> Iterator[Callable[[], bool]]:
-    """Yield the function that says whether a signal came; one ends the command with its code and a message.
+def interruptible(
+    ending: Callable[[], str] = lambda: ".", leave: Callable[[int], object] = os._exit
+) -> Iterator[Interrupt]:
+    """Yield the flag that signals set; an interrupted command ends with its code and a message.
 
-    `resume` is the sentence that says how to continue.
+    `ending` returns the end of the message: what was saved, and how to resume.
     """
+    from sdpo_mlx.core.errors import EXIT_INTERRUPTED
     from sdpo_mlx.core.interrupt import Interrupt
 
-    with Interrupt() as interrupt:
+    with Interrupt(leave=leave) as interrupt:
         try:
-            yield interrupt.requested
+            yield interrupt
         except KeyboardInterrupt:
-            render.message(f"sdpo: interrupted. {resume}".rstrip())
-            raise typer.Exit(interrupt.exit_code or 130) from None
+            render.message(f"sdpo: interrupted{ending()}")
+            raise typer.Exit(interrupt.exit_code or EXIT_INTERRUPTED) from None

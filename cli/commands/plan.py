@@ -9,7 +9,6 @@ from sdpo_cli import options
 from sdpo_cli.terminal import render
 
 if TYPE_CHECKING:
-    from sdpo_mlx.backends.step_time import Machine
     from sdpo_mlx.config import Config
 
 GB = 2**30
@@ -54,7 +53,8 @@ def command(  # noqa: PLR0913 - typer reads the options off the signature
 def planned(cfg: Config, size: str | None, prompt_tokens: int | None) -> dict[str, Any]:
     """Return the plan as a document, in bytes and seconds."""
     from sdpo_mlx.backends.memory_plan import choose, limit_of, memory, number_bytes, remedies, work_of
-    from sdpo_mlx.backends.step_time import times
+    from sdpo_mlx.backends.mlx.device import block_gigaflops, gigabytes
+    from sdpo_mlx.backends.step_time import Machine, times
     from sdpo_mlx.core.errors import ConfigError
     from sdpo_mlx.core.hardware import bytes_of
     from sdpo_mlx.models.dimensions import ModelDims
@@ -67,7 +67,8 @@ def planned(cfg: Config, size: str | None, prompt_tokens: int | None) -> dict[st
     shape = ModelDims.of(configuration(cfg.model.name), cfg.model.name)
     prompt, context = _lengths(cfg, prompt_tokens, shape.context)
     work = choose(shape, cfg, work_of(cfg, prompt, context, number_bytes(cfg.model)), limit)
-    held, spent = memory(shape, cfg, work), times(shape, work, here())
+    machine = Machine(1e9 * block_gigaflops(), 1e9 * gigabytes())  # measured; takes two seconds
+    held, spent = memory(shape, cfg, work), times(shape, work, machine)
     fits = held.highest <= limit
     ways = [] if fits else remedies(shape, cfg, work, limit)
     return {
@@ -84,14 +85,6 @@ def planned(cfg: Config, size: str | None, prompt_tokens: int | None) -> dict[st
         "remedies": [{"change": change, "peak": peak, "fits": peak <= limit} for change, peak in ways],
         "seconds": {**vars(spent), "total": spent.total, "dominant": spent.dominant},
     }
-
-
-def here() -> Machine:
-    """Measure this machine's compute and memory rates; takes two seconds."""
-    from sdpo_mlx.backends.mlx.device import block_gigaflops, gigabytes
-    from sdpo_mlx.backends.step_time import Machine
-
-    return Machine(1e9 * block_gigaflops(), 1e9 * gigabytes())
 
 
 def _lengths(cfg: Config, prompt_tokens: int | None, context_length: int) -> tuple[int, int]:
@@ -126,11 +119,11 @@ def as_lines(found: dict[str, Any]) -> list[str]:
         f"chosen    micro-batches of {work['micro_batch']} tokens, {work['concurrency']} rollouts at once, {how}",
         f"time      {render.duration(seconds['total'])} per step here with rollouts of full length: {phases}",
     ]
-    if found["remedies"]:
-        head += ["", "to reduce memory:"]
-    for each in found["remedies"]:
-        head.append(f"  {each['change']}  ({size(each['peak'])}{'' if each['fits'] else ', does not fit'})")
-    return head
+    ways = [
+        f"  {way['change']}  ({size(way['peak'])}{'' if way['fits'] else ', does not fit'})"
+        for way in found["remedies"]
+    ]
+    return [*head, *(["", "to reduce memory:", *ways] if ways else [])]
 
 
 def _items(items: dict[str, float]) -> str:

@@ -12,16 +12,6 @@ from sdpo_cli.terminal import render
 from sdpo_mlx.core.text import display
 
 
-def _confirmed(question: str) -> bool:
-    """Ask on stderr, since stdout is for results; the end of input means no."""
-    sys.stderr.write(f"{display(question)} [y/N]: ")
-    sys.stderr.flush()
-    reply = sys.stdin.readline()
-    if not reply.endswith("\n"):
-        sys.stderr.write("\n")
-    return reply.strip().lower() in ("y", "yes")
-
-
 def command(
     run: options.RunFolder,
     repository: Annotated[str, typer.Argument(metavar="REPO", help="OWNER/NAME on the hub.")],
@@ -38,9 +28,15 @@ def command(
 
     upload = hub.plan_upload(run, repository)
     visibility = "public" if public else "private"
-    if not yes and not _confirmed(f"upload {upload.summary()}, {visibility}?"):
-        render.message("nothing was uploaded")
-        raise typer.Exit(1)
+    if not yes:  # asked on stderr, since stdout is for results; the end of input means no
+        sys.stderr.write(f"{display(f'upload {upload.summary()}, {visibility}?')} [y/N]: ")
+        sys.stderr.flush()
+        reply = sys.stdin.readline()
+        if not reply.endswith("\n"):
+            sys.stderr.write("\n")
+        if reply.strip().lower() not in ("y", "yes"):
+            render.message("nothing was uploaded")
+            raise typer.Exit(1)
     address = hub.push(run, upload, public=public)
     lines = [f"uploaded {', '.join(upload.files)} to {address} ({visibility})"]
     render.output({"address": address, "files": list(upload.files), "public": public}, lines, as_json)

@@ -14,9 +14,7 @@ from sdpo_cli.terminal import render
 
 if TYPE_CHECKING:
     from sdpo_mlx.rl.components import Components
-    from sdpo_mlx.rl.distillation import Batch
-    from sdpo_mlx.rl.rollouts import Sampled
-    from sdpo_mlx.types import Demonstration, Problem
+    from sdpo_mlx.types import Problem
 
 SHOWN = 6_000  # characters of one text on a terminal; --json has all of it
 
@@ -51,37 +49,30 @@ def command(  # noqa: PLR0913 - typer reads the options off the signature
     if run is not None and (config is not None or model is not None):
         raise ConfigError("a run has its own model and settings", where="--run", fix="remove --model and -c")
     cfg = run_config(run, sets or [], flags) if run is not None else resolve(config, sets or [], flags).config
-    with interruptible() as interrupted:
+    with interruptible() as interrupt:
         components = open_components(cfg, plain, str(run) if run is not None else None)
-        content = _sampled(components, find_problem(components.task, problem), interrupted)
+        content = sampled(components, find_problem(components.task, problem), interrupt.requested)
     render.output(content, as_lines(content), as_json)
 
 
-def _sampled(components: Components, problem: Problem, interrupted: Any) -> dict[str, Any]:
-    """Sample one group and build its teacher contexts as the first step of training does."""
+def sampled(components: Components, problem: Problem, interrupted: Any) -> dict[str, Any]:
+    """Sample one group and build its teacher contexts as the first step of training does; return all of it.
+
+    `teacher` is null if there is no context, and `skip` is then the reason.
+    """
     from sdpo_mlx.backends.base import SamplingParams
     from sdpo_mlx.core.seeding import derive
     from sdpo_mlx.rl.distillation import distillation_batch
     from sdpo_mlx.rl.rollouts import rollout_seeds, sample
+    from sdpo_mlx.types import FROM_DATASET
 
-    cfg, chat = components.cfg, components.chat
-    rollout = cfg.rollout
-    sampling = SamplingParams(rollout.max_tokens, rollout.temperature, rollout.top_p, chat.eos_ids)
-    seeds = rollout_seeds("rollout", cfg.train.seed, 0, [problem], rollout.group_size)
-    found = sample(components.policy, components.task, chat, [problem], sampling, seeds, interrupted)
-    batch = distillation_batch(
-        found.groups,
-        chat,
-        cfg.teacher,
-        cfg.objective,
-        context_length=components.policy.info.context_length,
-        seed=derive(cfg.train.seed, 0),
-    )
-    return as_document(components, problem, found, batch)
-
-
-def as_document(components: Components, problem: Problem, found: Sampled, batch: Batch) -> dict[str, Any]:
-    """Everything, in full; `teacher` is null if there is no context, and `skip` is then the reason."""
+    cfg, chat, policy = components.cfg, components.chat, components.policy
+    how = cfg.rollout
+    sampling = SamplingParams(how.max_tokens, how.temperature, how.top_p, chat.eos_ids)
+    seeds = rollout_seeds("rollout", cfg.train.seed, 0, [problem], how.group_size)
+    found = sample(policy, components.task, chat, [problem], sampling, seeds, interrupted)
+    fit = {"context_length": policy.info.context_length, "seed": derive(cfg.train.seed, 0)}
+    batch = distillation_batch(found.groups, chat, cfg.teacher, cfg.objective, **fit)
     reasons = {skip.index: skip.reason for skip in (*found.skips, *batch.skips)}
 
     def prompt(messages: Sequence[Any]) -> dict[str, Any]:
@@ -92,7 +83,11 @@ def as_document(components: Components, problem: Problem, found: Sampled, batch:
     for group in found.groups:
         for index, (rollout, feedback) in enumerate(zip(group.rollouts, group.feedback, strict=True)):
             context = batch.contexts.get((problem.id, index))
-            source = {"demonstration": _source(context.demonstration), "feedback": context.feedback} if context else {}
+            teacher = None
+            if context is not None:
+                source = context.demonstration.source if context.demonstration else None
+                source = "dataset" if source == FROM_DATASET else source
+                teacher = {**prompt(context.messages), "demonstration": source, "feedback": context.feedback}
             rows.append(
                 {
                     "answer": rollout.text,
@@ -100,7 +95,7 @@ def as_document(components: Components, problem: Problem, found: Sampled, batch:
                     "tokens": int(rollout.ids_T.size),
                     "seed": rollout.seed,
                     **feedback_record(feedback),
-                    "teacher": {**prompt(context.messages), **source} if context else None,
+                    "teacher": teacher,
                     "skip": reasons.get(index),
                 }
             )
@@ -112,14 +107,6 @@ def as_document(components: Components, problem: Problem, found: Sampled, batch:
         "skip": reasons.get(-1),
         "rollouts": rows,
     }
-
-
-def _source(demonstration: Demonstration | None) -> int | str | None:
-    from sdpo_mlx.types import FROM_DATASET
-
-    if demonstration is None:
-        return None
-    return "dataset" if demonstration.source == FROM_DATASET else demonstration.source
 
 
 def as_lines(content: dict[str, Any]) -> list[str]:

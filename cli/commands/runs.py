@@ -52,18 +52,13 @@ def as_document(run: RunState) -> dict[str, Any]:
 
 
 def as_row(run: RunState, now: float) -> tuple[str, ...]:
-    """Return the lines of the text output."""
+    """Return the row of the table."""
     if run.state == "damaged":
-        return (run.path.name, "damaged", "-", "-", "-", "-", "-", "-")
+        return (run.path.name, "damaged", *"------")
     mean, low, high = run.difference
-    span = "" if low is None or high is None else f" ({100 * low:+.1f} to {100 * high:+.1f})"
-    gain = "-" if mean is None else f"{100 * mean:+.1f}{span}"
+    gain = "-" if mean is None else f"{100 * mean:+.1f}{render.span(low, high, '+.1f')}"
     scores = "-" if run.before is None else f"{render.percent(run.before)} to {render.percent(run.after)}"
     done = f"{run.step}" if run.state == "coached" else f"{run.step}/{run.steps}"
-    return run.path.name, run.state, run.model, run.task, done, scores, gain, _ago(now - run.time)
-
-
-def _ago(seconds: float) -> str:
-    if seconds >= DAY:
-        return f"{seconds / DAY:.0f} d ago"
-    return f"{render.duration(seconds)} ago"
+    age = now - run.time
+    ago = f"{age / DAY:.0f} d ago" if age >= DAY else f"{render.duration(age)} ago"
+    return run.path.name, run.state, run.model, run.task, done, scores, gain, ago

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -14,7 +15,7 @@ from sdpo_cli.commands.tasks import feedback_record, find_problem
 from sdpo_cli.terminal import render
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from sdpo_mlx.core.progress import StartTask
     from sdpo_mlx.rl.components import Components
@@ -72,30 +73,25 @@ def command(  # noqa: PLR0913 - typer reads the options off the signature
     from sdpo_cli.commands.solve_all import measured
 
     from sdpo_mlx.config.resolve import resolve
-    from sdpo_mlx.training.test_time import Budget
+    from sdpo_mlx.training.test_time import METHODS, Budget
 
     flags = options.settings(model=model, task=task, data=data, group_size=group_size, max_tokens=max_tokens)
     flags |= options.settings(backend=backend, seed=seed, sandbox=sandbox)
     _check(every_problem, problem=problem, keep=keep, out=out, method=method, minutes=minutes, seeds=seeds)
     cfg, plain = resolve(config, sets or [], flags).config, plain or as_json
-    with interruptible() as interrupted:
+    with interruptible() as interrupt:
         components, budget = open_components(cfg, plain), Budget(attempts, minutes and 60 * minutes)
+        name, interrupted = method or ("all" if every_problem else "sdpo"), interrupt.requested
+        methods = METHODS if name == "all" else (name,)
         if every_problem:
-            content, lines = measured(components, methods_of(method or "all"), seeds, budget, out, interrupted)
+            content, lines = measured(components, methods, seeds, budget, out, interrupted)
         else:
             with render.status("", plain) as start_task:
                 chosen = find_problem(components.task, problem)
-                content, lines = _solved(components, chosen, method or "sdpo", budget, keep, interrupted, start_task)
+                content, lines = _solved(components, chosen, methods, budget, keep, interrupted, start_task)
     render.output(content, lines, as_json)
     if not content.get("found", True):
         raise typer.Exit(EXIT_NOT_SOLVED)
-
-
-def methods_of(name: str) -> tuple[Method, ...]:
-    """One method, or all three."""
-    from sdpo_mlx.training.test_time import METHODS
-
-    return METHODS if name == "all" else (name,)  # type: ignore[return-value]
 
 
 def _check(every_problem: bool, **given: Any) -> None:
@@ -118,7 +114,7 @@ def _check(every_problem: bool, **given: Any) -> None:
 def _solved(
     components: Components,
     problem: Problem,
-    method: str,
+    methods: Sequence[Method],
     budget: Budget,
     keep: Path | None,
     interrupted: Callable[[], bool],
@@ -132,7 +128,7 @@ def _solved(
     initial = components.policy.state()
     searches: dict[str, Search] = {}
     attempts: dict[str, list[dict[str, Any]]] = {}
-    for each in methods_of(method):
+    for each in methods:
         components.policy.load_state(initial)
         log = _AttemptLog(each, budget.attempts)
         on_progress = start_task(f"{each}, attempts")
@@ -147,14 +143,15 @@ def _solved(
     return content, lines
 
 
+@dataclass
 class _AttemptLog:
     """Prints each batch: attempts so far, the best answer with its changed lines, and its feedback."""
 
-    def __init__(self, method: str, limit: int) -> None:
-        self.method, self.limit = method, limit
-        self.shown: list[str] = []
-        self.best = 0.0
-        self.rows: list[dict[str, Any]] = []
+    method: str
+    limit: int
+    shown: list[str] = field(default_factory=list)
+    best: float = 0.0
+    rows: list[dict[str, Any]] = field(default_factory=list)
 
     def show(self, tried: Any) -> None:
         self.rows += [_row(attempt) for attempt in tried.attempts]
@@ -163,14 +160,11 @@ class _AttemptLog:
         learned = f"  divergence {tried.update.divergence:.3g}" if tried.update else ""
         head = f"{self.method}: {tried.attempts[-1].number} of {self.limit} attempts  best {self.best:g}{learned}"
         feedback = best.feedback.text.strip() or ("correct" if best.feedback.success else "incorrect, no feedback")
-        lines = [head, *self._changed(best.rollout.text), "  feedback:", *render.untrusted(feedback, 600, "    ")]
-        for line in lines:
+        # lines that are not in the previous answer are marked with +
+        before, self.shown = set(self.shown), render.untrusted(best.rollout.text.rstrip(), 2_000, "")
+        answer = [f"  {'+' if line not in before else ' '} {line}" for line in self.shown]
+        for line in (head, *answer, "  feedback:", *render.untrusted(feedback, 600, "    ")):
             render.message(line)
-
-    def _changed(self, text: str) -> list[str]:
-        """Return the answer; lines that are not in the previous one are marked with +."""
-        before, self.shown = set(self.shown), render.untrusted(text.rstrip(), 2_000, "")
-        return [f"  {'+' if line not in before else ' '} {line}" for line in self.shown]
 
 
 def _row(attempt: Any) -> dict[str, Any]:

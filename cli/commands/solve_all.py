@@ -30,7 +30,7 @@ def measured(
     """Run the searches that the folder lacks and write the curves there; return the document and its lines."""
     from sdpo_mlx.core.errors import StorageError
     from sdpo_mlx.core.storage import plain, trouble
-    from sdpo_mlx.runs.report.svg import line_chart
+    from sdpo_mlx.runs.report.svg import Series, line_chart
     from sdpo_mlx.training.discovery import Plan, measure
 
     problems = list(
@@ -54,11 +54,15 @@ def measured(
 
     records = measure(components, plan, folder / SEARCHES, show, interrupted)
     content = as_document(components, records, budget)
+    series = [
+        Series(name, *([point[key] for point in found["curve"]] for key in ("k", "discovery", "low", "high")))
+        for name, found in content["methods"].items()
+    ]
     try:
         (folder / RESULT).write_text(json.dumps(plain(content), indent=1) + "\n", encoding="utf-8")
         title = f"discovery@k on {components.cfg.task.name}"
         labels = {"title": title, "x_label": "attempts", "y_label": "probability of a success"}
-        (folder / CHART).write_text(line_chart(_series(content), **labels, y_range=(0, 1)), encoding="utf-8")
+        (folder / CHART).write_text(line_chart(series, **labels, y_range=(0, 1)), encoding="utf-8")
     except OSError as error:
         raise trouble(error, folder) from error
     return content, [*as_lines(content), f"wrote {folder / RESULT} and {folder / CHART}"]
@@ -92,8 +96,11 @@ def as_lines(content: dict[str, Any]) -> list[str]:
     """A table of the curves, one column per method."""
     methods = content["methods"]
     ks = sorted({point["k"] for found in methods.values() for point in found["curve"]})
-    cells = {m: {p["k"]: p for p in found["curve"]} for m, found in methods.items()}
-    rows = [(str(k), *(_cell(cells[m].get(k)) for m in methods)) for k in ks]
+    cells = [
+        {p["k"]: render.percent(p["discovery"], p["low"], p["high"]) for p in found["curve"]}
+        for found in methods.values()
+    ]
+    rows = [(str(k), *(column.get(k, "-") for column in cells)) for k in ks]
     need = [
         (f"for {share}", *(str(found["attempts for"][share] or "not reached") for found in methods.values()))
         for share in map(str, SHARES)
@@ -101,16 +108,3 @@ def as_lines(content: dict[str, Any]) -> list[str]:
     counts = f"{render.plural(content['problems'], 'problem')}, {render.plural(content['seeds'], 'seed')} each"
     head = f"{content['task']}: {counts}; discovery@k, 95 % interval"
     return [head, *render.table(("attempts", *methods), rows), "", *render.table(("attempts", *methods), need)]
-
-
-def _cell(point: dict[str, Any] | None) -> str:
-    return "-" if point is None else f"{render.percent(point['discovery'])}{render.span(point['low'], point['high'])}"
-
-
-def _series(content: dict[str, Any]) -> list[Any]:
-    from sdpo_mlx.runs.report.svg import Series
-
-    return [
-        Series(name, *([point[key] for point in found["curve"]] for key in ("k", "discovery", "low", "high")))
-        for name, found in content["methods"].items()
-    ]

@@ -86,11 +86,16 @@ def grade_answer(
 
     Example: sdpo tasks grade code --problem fizzbuzz --answer answer.md
     """
+    from sdpo_mlx.core.errors import DataError
     from sdpo_mlx.tasks.grading import grade
 
-    text = _read(answer)
+    try:
+        content = sys.stdin.buffer.read() if answer == "-" else Path(answer).read_bytes()
+    except OSError as error:
+        fix = "name a text file, or pipe the answer in: printf 'TEXT' | sdpo tasks grade ... --answer -"
+        raise DataError(f"cannot read the answer: {error.strerror}", where=answer, fix=fix) from error
     opened = _open(task, data, sandbox, sets, grades=True)
-    feedback = grade(opened, find_problem(opened, problem), text)
+    feedback = grade(opened, find_problem(opened, problem), content.decode("utf-8", errors="replace"))
     lines = [f"reward {feedback.reward:g}  success {'yes' if feedback.success else 'no'}  kind {feedback.kind}"]
     lines += render.untrusted(feedback.text) if feedback.text.strip() else []
     render.output(feedback_record(feedback), lines, as_json)
@@ -128,12 +133,7 @@ def check(
 
 def feedback_record(feedback: Feedback) -> dict[str, Any]:
     """Feedback as JSON."""
-    return {
-        "reward": feedback.reward,
-        "success": feedback.success,
-        "kind": feedback.kind,
-        "feedback": feedback.text,
-    }
+    return {"reward": feedback.reward, "success": feedback.success, "kind": feedback.kind, "feedback": feedback.text}
 
 
 def find_problem(task: Task, name: str | None) -> Problem:
@@ -167,14 +167,3 @@ def _open(
             raise ConfigError(f"task {name} needs a judge", where="judge.endpoint", fix=fix)
         task.start(models.resolve(found.config.model.name))
     return task
-
-
-def _read(answer: str) -> str:
-    from sdpo_mlx.core.errors import DataError
-
-    try:
-        content = sys.stdin.buffer.read() if answer == "-" else Path(answer).read_bytes()
-    except OSError as error:
-        fix = "name a text file, or pipe the answer in: printf 'TEXT' | sdpo tasks grade ... --answer -"
-        raise DataError(f"cannot read the answer: {error.strerror}", where=answer, fix=fix) from error
-    return content.decode("utf-8", errors="replace")

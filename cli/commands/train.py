@@ -6,7 +6,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,16 +14,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from sdpo_cli import options
+from sdpo_cli.commands.opening import interruptible
 from sdpo_cli.terminal import render
 
 if TYPE_CHECKING:
     from sdpo_mlx.backends.distributed.process_group import ProcessGroup
     from sdpo_mlx.config import Config
-    from sdpo_mlx.core.interrupt import Interrupt
     from sdpo_mlx.core.progress import StartTask
     from sdpo_mlx.rl.components import Components
     from sdpo_mlx.runs.folder import RunFolder
-    from sdpo_mlx.training.final_scores import FinalScore, TrainingResult
+    from sdpo_mlx.training.final_scores import TrainingResult
     from sdpo_mlx.training.session import OnEvent
 
 EXIT_TOO_LITTLE = 1
@@ -60,15 +60,23 @@ def command(  # noqa: PLR0913 - typer reads the options off the signature
     Example: sdpo train --model qwen --task code --steps 50
     """
     from sdpo_mlx.api import default_out, run_training
+    from sdpo_mlx.config.resolve import resolve
+    from sdpo_mlx.core.errors import ConfigError
+    from sdpo_mlx.runs.targets import run_config
 
     flags = options.settings(model=model, task=task, data=data, steps=steps, learning_rate=learning_rate)
     flags |= options.settings(group_size=group_size, max_tokens=max_tokens, objective=objective, teacher=teacher)
     flags |= options.settings(num_layers=num_layers, grad_checkpoint=grad_checkpoint)
     flags |= options.settings(backend=backend, seed=seed, sandbox=sandbox)
     with process_group() as group:
-        cfg = settings(config, sets or [], flags, out if resume else None, resume=resume)
+        if resume and out is None:
+            raise ConfigError("--resume needs the run's folder", where="--out", fix="Add --out DIR")
+        if resume and config is None:
+            cfg = run_config(out, sets or [], flags)
+        else:
+            cfg = resolve(config, sets or [], flags).config
         place, begun = out or default_out(cfg), time.monotonic()
-        with interruptible_training(place) as interrupt:
+        with interruptible(lambda: _saved(place), _leave) as interrupt:
             result, components = run_training(
                 cfg, place, TerminalDisplay(plain), interrupt, group=group, command=["sdpo", *sys.argv[1:]]
             )
@@ -107,22 +115,14 @@ def process_group() -> Iterator[ProcessGroup]:
         group.close()
 
 
-@contextmanager
-def interruptible_training(out: Path) -> Iterator[Interrupt]:
-    """Yield the flag that signals set; an interrupted training ends the command with its code and a message."""
-    from sdpo_mlx.core.errors import EXIT_INTERRUPTED
-    from sdpo_mlx.core.interrupt import Interrupt
+def _saved(out: Path) -> str:
+    """Return the end of the message of an interrupted training."""
     from sdpo_mlx.runs import checkpoint
     from sdpo_mlx.runs.folder import RunFolder
 
-    with Interrupt(leave=_leave) as interrupt:
-        try:
-            yield interrupt
-        except KeyboardInterrupt:
-            saved = checkpoint.steps(RunFolder(out).checkpoints)
-            state = f"saved at step {max(saved)}" if saved else "nothing to save yet"
-            render.message(f"sdpo: interrupted, {state}. Run the same command to resume.")
-            raise typer.Exit(interrupt.exit_code or EXIT_INTERRUPTED) from None
+    saved = checkpoint.steps(RunFolder(out).checkpoints)
+    state = f"saved at step {max(saved)}" if saved else "nothing to save yet"
+    return f", {state}. Run the same command to resume."
 
 
 @dataclass(frozen=True)
@@ -159,21 +159,6 @@ class TerminalDisplay:
             yield on_event, progress.tasks.start
 
 
-def settings(
-    config: Path | None, sets: list[str], flags: Mapping[str, Any], run: Path | None, *, resume: bool
-) -> Config:
-    """Return the configuration: of the resumed run, or from file, presets and flags."""
-    from sdpo_mlx.config.resolve import resolve
-    from sdpo_mlx.core.errors import ConfigError
-    from sdpo_mlx.runs.targets import run_config
-
-    if not resume:
-        return resolve(config, sets, flags).config
-    if run is None:
-        raise ConfigError("--resume needs the run's folder", where="--out", fix="Add --out DIR")
-    return run_config(run, sets, flags) if config is None else resolve(config, sets, flags).config
-
-
 def _leave(code: int) -> None:
     """On a second signal: restore the cursor and exit at once."""
     if sys.stderr.isatty():
@@ -188,42 +173,28 @@ def summary(components: Components, out: Path, result: TrainingResult, seconds: 
 
     cfg, state = components.cfg, result.state
     gain, (low, high) = result.difference, result.interval
+    finals = [final and final.result for final in (result.before, result.after)]
+    scores = [render.percent(each.score, each.low, each.high) if each else "-" for each in finals]
     lines = [
         "",
         f"{cfg.model.name} on {cfg.task.name}: {state.step} steps, {state.generations} rollouts, "
         f"{render.duration(seconds)}",
-        f"held-out  before {_score(result.before)}   after {_score(result.after)}",
+        f"held-out  before {scores[0]}   after {scores[1]}",
     ]
     if not math.isnan(gain):
-        paired = f" ({100 * low:+.1f} to {100 * high:+.1f})" if not math.isnan(low) else ""
+        paired = render.span(low, high, "+.1f")
         lines.append(f"gain      {100 * gain:+.1f} points{paired}; 95 % intervals, paired by problem")
-    lines += _forgetting(result)
-    lines += [f"best      {_best(state)}", f"adapter   {out}/adapters.safetensors", "", "next:"]
-    return [*lines, *(f"  {each}" for each in next_commands(components, out))]
-
-
-def _best(state: Any) -> str:
+    if (forgot := result.forgetting).before is not None:  # the untouched model was measured
+        before, after = forgot.before.perplexity, forgot.after.perplexity
+        lines += [
+            f"forgetting  KL to base {forgot.divergence:.4f} nats/token (s.e. {forgot.error:.4f}) on general prompts",
+            f"            perplexity on a general text {before:,.1f} -> {after:,.1f}",
+        ]
+    best = f"step {state.best_step}"
     if state.step and not state.best_step:
-        return "step 0, the untouched model: no step scored higher on held-out problems, so the adapter changes nothing"
-    return f"step {state.best_step}"
-
-
-def _forgetting(result: TrainingResult) -> list[str]:
-    """Return the lines on forgetting, if the untouched model was measured."""
-    found = result.forgetting
-    if found.before is None:
-        return []
-    before, after = found.before.perplexity, found.after.perplexity
-    return [
-        f"forgetting  KL to base {found.divergence:.4f} nats/token (s.e. {found.error:.4f}) on general prompts",
-        f"            perplexity on a general text {before:,.1f} -> {after:,.1f}",
-    ]
-
-
-def _score(final: FinalScore | None) -> str:
-    if final is None:
-        return "-"
-    return f"{render.percent(final.result.score)}{render.span(final.result.low, final.result.high)}"
+        best += ", the untouched model: no step scored higher on held-out problems, so the adapter changes nothing"
+    lines += [f"best      {best}", f"adapter   {out}/adapters.safetensors", "", "next:"]
+    return [*lines, *(f"  {each}" for each in next_commands(components, out))]
 
 
 def as_document(components: Components, out: Path, result: TrainingResult, seconds: float) -> dict[str, Any]:

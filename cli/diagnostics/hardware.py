@@ -42,29 +42,23 @@ def chip() -> Iterator[Finding]:
     if sys.platform == "darwin":
         name, fix = mac_chip(sysctl("machdep.cpu.brand_string"), sysctl("sysctl.proc_translated"))
     else:
-        name, fix = _linux_chip(), ""
+        try:
+            from sdpo_mlx.backends.mlx.device import device_facts
+
+            name = str(device_facts().get("device_name") or "")
+        except (ImportError, OSError):  # without MLX the check `backend` fails, not this one
+            name = ""
+        name, fix = name or platform.processor() or platform.machine(), ""
     rosetta = ", but this Python is for Intel (Rosetta)" if fix and not name.startswith("Intel") else ""
     facts = {"chip": name, "cores": cores}
     yield Finding("chip", not fix, f"{name or 'unknown'}{rosetta}, {cores} cores", fix, facts=facts)
 
 
-def _linux_chip() -> str:
-    try:
-        from sdpo_mlx.backends.mlx.device import device_facts
-
-        name = str(device_facts().get("device_name") or "")
-    except (ImportError, OSError):  # without MLX the check `backend` fails, not this one
-        name = ""
-    return name or platform.processor() or platform.machine()
-
-
 def mac_chip(brand: str, translated: str) -> tuple[str, str]:
     """Return name and fix, blank if there is no fault; `translated` is `sysctl.proc_translated`, 1 under Rosetta."""
     if translated == "1":
-        return (
-            brand,
-            "install a Python for arm64; `python3 -c 'import platform; print(platform.machine())'` prints arm64",
-        )
+        check = "python3 -c 'import platform; print(platform.machine())'"
+        return brand, f"install a Python for arm64; `{check}` prints arm64"
     return brand, "MLX needs Apple silicon: use another Mac, or Linux" if brand.startswith("Intel") else ""
 
 

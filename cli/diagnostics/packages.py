@@ -42,7 +42,8 @@ def extras() -> Iterator[Finding]:
     """Every extra: its packages, or the command that installs it. Only a wrong version is a fault."""
     requirements = _requirements()
     for name in metadata(OURS).get_all("Provides-Extra") or []:
-        yield extra(str(name), [each for each in requirements if _only_for(each, str(name))])
+        # on any machine: whether the other markers apply is `extra`'s question
+        yield extra(str(name), [each for each in requirements if f'extra == "{name}"' in str(each.marker)])
 
 
 def extra(name: str, requirements: list[Requirement]) -> Finding:
@@ -78,11 +79,6 @@ def _requirements() -> list[Requirement]:
 
 def _applies(requirement: Requirement, extra_name: str) -> bool:
     return requirement.marker is None or requirement.marker.evaluate({"extra": extra_name})
-
-
-def _only_for(requirement: Requirement, extra_name: str) -> bool:
-    """Whether it belongs to the extra, on any machine."""
-    return requirement.marker is not None and f'extra == "{extra_name}"' in str(requirement.marker)
 
 
 def _fault(requirement: Requirement) -> str:

@@ -63,13 +63,9 @@ class TerminalView:
         if self.unicode:
             yield from segments
             return
-        yield from (Segment(_to_ascii(text), style, control) for text, style, control in segments)
-
-
-def _to_ascii(text: str) -> str:
-    """ASCII of the same width."""
-    text = text.translate(_ASCII)
-    return text if text.isascii() else "".join(c if c.isascii() else "?" * cell_len(c) for c in text)
+        for text, style, control in segments:  # ASCII of the same width
+            shown = "".join(c if c.isascii() else "?" * cell_len(c) for c in text.translate(_ASCII))
+            yield Segment(shown, style, control)
 
 
 @contextmanager

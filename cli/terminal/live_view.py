@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
@@ -59,26 +60,26 @@ def event_lines(event: Mapping[str, Any], progress: Progress) -> list[str]:
     """An event as plain text; checkpoints and other bookkeeping give none."""
     kind = event["type"]
     if kind == "step":
-        return [_step_line(progress)]
+        latest, left = progress.latest, progress.seconds_left()
+        parts = [
+            f"step {progress.step}/{progress.header.steps}",
+            f"success {percent(latest.get('success/rate'))}",
+            f"loss {number(latest.get('loss'))}",
+            f"divergence {number(latest.get('divergence/mean'))}",
+            f"context {context_summary(progress)}",
+            f"{rate(progress.speed('generated', 'generate'))} tok/s",
+            *([f"left {duration(left)}"] if left is not None else []),
+        ]
+        return ["  ".join(parts)]
     if kind == "eval":
-        return [_eval_line(event, progress)]
+        score = percent(event.get("score"), event.get("low"), event.get("high"))
+        if not event.get("final"):
+            return [f"held-out at step {event['step']}: {score}{', best so far' if progress.best is event else ''}"]
+        which = "before training" if event.get("adapter") == "none" else f"best adapter (step {event['adapter_step']})"
+        return [f"held-out, {which}: {score}"]
     if kind == "warning":
         return [f"warning: {event.get('message', '')}"]
     return [f"resumed after step {event['step']}"] if kind == "resumed" else []
-
-
-def _step_line(progress: Progress) -> str:
-    latest, left = progress.latest, progress.seconds_left()
-    parts = [
-        f"step {progress.step}/{progress.header.steps}",
-        f"success {percent(latest.get('success/rate'))}",
-        f"loss {number(latest.get('loss'))}",
-        f"divergence {number(latest.get('divergence/mean'))}",
-        f"context {context_summary(progress)}",
-        f"{rate(progress.speed('generated', 'generate'))} tok/s",
-        f"left {duration(left)}" if left is not None else "",
-    ]
-    return "  ".join(part for part in parts if part)
 
 
 def context_summary(progress: Progress) -> str:
@@ -87,38 +88,34 @@ def context_summary(progress: Progress) -> str:
     return percent(progress.with_context()) + (f" ({skips})" if skips else "")
 
 
-def _eval_line(event: Mapping[str, Any], progress: Progress) -> str:
-    score = f"{percent(event.get('score'))}{span(event.get('low'), event.get('high'))}"
-    if event.get("final"):
-        which = "before training" if event.get("adapter") == "none" else f"best adapter (step {event['adapter_step']})"
-        return f"held-out, {which}: {score}"
-    return f"held-out at step {event['step']}: {score}{', best so far' if progress.best is event else ''}"
-
-
+@dataclass
 class LiveView:
     """The current state of a run, as much of it as fits."""
 
-    def __init__(self, progress: Progress) -> None:
-        self.progress = progress
+    progress: Progress
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         width, height = options.max_width, options.size.height - 1  # the last line is the cursor's
         header = self.progress.header
+        short = PurePath(header.model).name or header.model
+        titles = [
+            f"sdpo  {header.model} on {header.task}  {header.objective}, teacher {header.teacher}  {header.device}",
+            f"sdpo  {header.model} on {header.task}  {header.objective}, teacher {header.teacher}",
+            f"sdpo  {header.model} on {header.task}",
+            f"sdpo  {short} on {header.task}",
+            f"sdpo  {short}",
+        ]
         if height < MIN_FRAMED_HEIGHT or width < MIN_FRAMED_WIDTH:
-            yield from self._unframed(width, height)
+            figures = [_line(row, width, 0) for row in self._rows_that_fit(width, max(1, height - 1))]
+            yield from [_first_fit(titles, width), *figures][:height] if height > 1 else figures[:1]
             return
         yield Panel(
             Group(*self._lines(console, width - 4, height - BORDER_LINES)),
-            title=_first_fit(_titles(self.progress), width - 8),
+            title=_first_fit(titles, width - 8),
             subtitle=_first_fit([header.out, f"…/{PurePath(header.out).name}"], width - 8),
             title_align="left",
             width=width,
         )
-
-    def _unframed(self, width: int, height: int) -> Iterator[Text]:
-        rows = [_first_fit(_titles(self.progress), width)]
-        rows += [_line(row, width, 0) for row in self._rows_that_fit(width, max(1, height - 1))]
-        yield from rows[: max(1, height)] if height > 1 else rows[1:2]
 
     def _lines(self, console: Console, width: int, height: int) -> list[Text]:
         label = max(map(len, PRIORITY)) if width >= MIN_LABELLED_WIDTH else 0
@@ -136,31 +133,28 @@ class LiveView:
         return [rows[at] for at in sorted(by_priority[: max(1, height)])]
 
 
-def _titles(progress: Progress) -> list[str]:
-    header = progress.header
-    short = PurePath(header.model).name or header.model
-    return [
-        f"sdpo  {header.model} on {header.task}  {header.objective}, teacher {header.teacher}  {header.device}",
-        f"sdpo  {header.model} on {header.task}  {header.objective}, teacher {header.teacher}",
-        f"sdpo  {header.model} on {header.task}",
-        f"sdpo  {short} on {header.task}",
-        f"sdpo  {short}",
-    ]
-
-
 def _rows(progress: Progress, width: int) -> list[Row]:
-    latest = progress.latest
+    latest, task = progress.latest, progress.tasks.current
+    current = [f"{task.name}  {task.summary()}", f"{task.name} {task.count()}", task.name] if task else [""]
+    if task and progress.stopping():
+        current = ["stopping: saves after the current task; Ctrl-C again quits at once", "stopping"]
     generation, learning = progress.speed("generated", "generate"), progress.speed("learned", "teacher", "learn")
     loss, divergence = number(latest.get("loss")), number(latest.get("divergence/mean"))
     peak = f"peak {size(latest['memory/peak'])}" if latest.get("memory/peak") else "-"
+
+    success = percent(latest.get("success/rate"))
+    bars = width - len(success) - 2
 
     def fit(*texts: str) -> Text:
         return _first_fit(texts, width)
 
     return [
         ("step", _steps(progress, width)),
-        ("now", _current_task(progress, width)),
-        ("success", _success(progress, width)),
+        ("now", fit(*current)),
+        (
+            "success",
+            Text.assemble(f"{success}  ", (sparkline(progress.success, min(40, bars)) if bars > 0 else "", "green")),
+        ),
         ("held-out", fit(*_scores(progress))),
         ("loss", fit(f"{loss}   divergence {divergence}", loss)),
         ("context", fit(context_summary(progress), percent(progress.with_context()))),
@@ -181,21 +175,6 @@ def _steps(progress: Progress, width: int) -> Text:
     return Text.assemble(f"{count} ", ("━" * full, "green"), ("─" * (bar - full), "dim"), f" {rest}")
 
 
-def _current_task(progress: Progress, width: int) -> Text:
-    task = progress.tasks.current
-    if task is None:
-        return Text("")
-    if progress.stopping():
-        return _first_fit(["stopping: saves after the current task; Ctrl-C again quits at once", "stopping"], width)
-    return _first_fit([f"{task.name}  {task.summary()}", f"{task.name} {task.count()}", task.name], width)
-
-
-def _success(progress: Progress, width: int) -> Text:
-    share = percent(progress.latest.get("success/rate"))
-    bars = sparkline(progress.success, max(0, min(40, width - len(share) - 2))) if width > len(share) + 2 else ""
-    return Text.assemble(f"{share}  ", (bars, "green"))
-
-
 def _scores(progress: Progress) -> list[str]:
     before, best = progress.before, progress.best
     first = f"before {percent(before.get('score'))}" if before is not None else ""
@@ -204,9 +183,8 @@ def _scores(progress: Progress) -> list[str]:
     last = progress.evals[-1]
     now = f"step {last['step']}: {percent(last.get('score'))}"
     top = f"best {percent(best.get('score'))}"
-    interval = span(last.get("low"), last.get("high"))
     variants = [
-        (first, now + interval, f"{top} at step {best['step']}"),
+        (first, now + span(last.get("low"), last.get("high")), f"{top} at step {best['step']}"),
         (first, now, f"{top} at step {best['step']}"),
         (first, f"{top} at step {best['step']}"),
         (first, top),

@@ -88,15 +88,8 @@ class Header:
     @classmethod
     def of(cls, cfg: Config, device: str, out: Path) -> Header:
         """Read it off the settings of a run."""
-        return cls(
-            model=cfg.model.name,
-            task=cfg.task.name,
-            objective=cfg.objective.kind,
-            teacher=cfg.teacher.kind,
-            device=device,
-            out=str(out),
-            steps=cfg.train.steps,
-        )
+        names = cfg.model.name, cfg.task.name, cfg.objective.kind, cfg.teacher.kind
+        return cls(*names, device=device, out=str(out), steps=cfg.train.steps)
 
     def line(self) -> str:
         """All of it in one line."""

@@ -94,26 +94,35 @@ def columns(rows: Sequence[Sequence[str]]) -> list[str]:
     return table([""] * len(rows[0]), rows)[1:] if rows else []
 
 
-def percent(share: float | None) -> str:
-    """`34.1 %`, `-` if there is no number."""
-    return "-" if share is None or math.isnan(share) else f"{100 * share:.1f} %"
-
-
-def span(low: float | None, high: float | None) -> str:
-    """An interval of shares, ` (30.2 to 38.0)`; empty if there is none."""
-    if low is None or high is None or math.isnan(low) or math.isnan(high):
-        return ""
-    return f" ({100 * low:.1f} to {100 * high:.1f})"
-
-
-def number(value: float | None) -> str:
+def number(value: float | None, form: str = ".3g") -> str:
     """Three significant digits, `-` if there is no number."""
-    return "-" if value is None or math.isnan(value) else f"{value:.3g}"
+    return "-" if value is None or math.isnan(value) else f"{value:{form}}"
 
 
 def rate(per_second: float | None) -> str:
     """A speed in whole units, `-` if there is no number."""
-    return "-" if per_second is None or math.isnan(per_second) else f"{per_second:,.0f}"
+    return number(per_second, ",.0f")
+
+
+def yaml_value(value: Any) -> str:
+    """Return a setting as YAML on one line: a double-quoted scalar escapes line breaks and control characters."""
+    import yaml
+
+    style = '"' if isinstance(value, str) and not value.isprintable() else None
+    text = yaml.safe_dump(value, default_flow_style=True, default_style=style, allow_unicode=True, width=10**6)
+    return text.removesuffix("\n").removesuffix("\n...")
+
+
+def percent(share: float | None, low: float | None = None, high: float | None = None) -> str:
+    """`34.1 %`, with an interval `34.1 % (30.2 to 38.0)`; `-` if there is no number."""
+    return ("-" if share is None or math.isnan(share) else f"{100 * share:.1f} %") + span(low, high)
+
+
+def span(low: float | None, high: float | None, form: str = ".1f") -> str:
+    """An interval of shares, ` (30.2 to 38.0)`; empty if there is none."""
+    if low is None or high is None or math.isnan(low) or math.isnan(high):
+        return ""
+    return f" ({100 * low:{form}} to {100 * high:{form}})"
 
 
 def plural(number: int, noun: str) -> str:

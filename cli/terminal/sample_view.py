@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 
 from rich.console import Console
@@ -16,6 +17,8 @@ LINE_LIMITS = (2, 6, 6)  # for the problem, the answer, the feedback
 LABEL_WIDTH = 8
 # Marks that combine with the character before them: terminals disagree about the width of the result.
 _JOINING = ("Cf", "Me", "Mc", "Cn", "Co")
+# More of them: variation selectors, Hangul medial vowels, regional indicators, skin tones.
+_JOINED = re.compile("[\ufe00-\ufe0f\u1160-\u11ff\U0001f1e6-\U0001f1ff\U0001f3fb-\U0001f3ff]")
 
 
 def sample_lines(console: Console, sample: Sample, width: int, room: int) -> list[Text]:
@@ -23,11 +26,18 @@ def sample_lines(console: Console, sample: Sample, width: int, room: int) -> lis
     parts = [("problem", sample.problem), ("answer", sample.answer), (sample.kind, sample.feedback)]
     labelled = width >= 3 * LABEL_WIDTH
     inner = width - (LABEL_WIDTH + 2 if labelled else 0)
-    texts = [_wrapped(console, text, inner) for _, text in parts]
+    texts = [
+        [line for part in steady(text).split("\n") for line in Text(part).wrap(console, max(2, inner))]
+        for _, text in parts
+    ]
     counts = _allot([len(lines) for lines in texts], room)
     found: list[Text] = []
     for (name, _), lines, count in zip(parts, texts, counts, strict=True):
-        for at, line in enumerate(_cut(lines, count, inner)):
+        kept = [line.copy() for line in lines[:count]]
+        if kept and len(lines) > count:
+            kept[-1].truncate(max(1, inner - 1), overflow="crop")
+            kept[-1].append("…")
+        for at, line in enumerate(kept):
             head = f"{steady(name)[:LABEL_WIDTH] if at == 0 else '':<{LABEL_WIDTH}}  " if labelled else ""
             found.append(Text.assemble((head, "dim"), line, no_wrap=True, overflow="crop"))
     return found
@@ -37,23 +47,9 @@ def steady(text: str) -> str:
     """Escape a text and drop the characters whose width differs between terminals."""
     shown = unicodedata.normalize("NFC", display(text.strip(), CHARACTERS)).expandtabs(4)
     shown = shown.replace("\u2028", "\n").replace("\u2029", "\n")  # some terminals end a line there
+    kept = (c for c in _JOINED.sub("", shown) if unicodedata.category(c) not in _JOINING)
     # Of the spaces only U+0020 is printable: a terminal may show U+00A0 and others in its own way.
-    return "".join(c if c == "\n" or c.isprintable() else " " for c in shown if c == "\n" or not _unsteady(c))
-
-
-def _unsteady(character: str) -> bool:
-    code = ord(character)
-    joined = unicodedata.category(character) in _JOINING
-    # variation selectors, Hangul medial vowels, regional indicators, skin tones
-    return joined or any(
-        first <= code <= last
-        for first, last in ((0xFE00, 0xFE0F), (0x1160, 0x11FF), (0x1F1E6, 0x1F1FF), (0x1F3FB, 0x1F3FF))
-    )
-
-
-def _wrapped(console: Console, text: str, width: int) -> list[Text]:
-    lines = [Text(line).wrap(console, max(2, width)) for line in steady(text).split("\n")]
-    return [line for wrapped in lines for line in wrapped]
+    return "".join(c if c == "\n" or c.isprintable() else " " for c in kept)
 
 
 def _allot(lengths: list[int], room: int) -> list[int]:
@@ -67,12 +63,3 @@ def _allot(lengths: list[int], room: int) -> list[int]:
             break
         given[min(open_, key=lambda at: given[at])] += 1
     return given
-
-
-def _cut(lines: list[Text], count: int, width: int) -> list[Text]:
-    """Return the first lines, with an ellipsis at the end if there are more."""
-    kept = [line.copy() for line in lines[:count]]
-    if kept and len(lines) > count:
-        kept[-1].truncate(max(1, width - 1), overflow="crop")
-        kept[-1].append("…")
-    return kept
