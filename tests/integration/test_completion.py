@@ -77,7 +77,7 @@ def test_damaged_files_and_unprintable_names_are_no_completion_and_no_error(
     (place / "qu\x1b[31m").mkdir()
     (place / "qu\x1b[31m" / "config.json").touch()
     assert answers(monkeypatch, capsys, "train", "--model", "qu") == ["quiet"]
-    monkeypatch.setattr(completion, "_is_model", lambda folder: 1 / 0)
+    monkeypatch.setattr(completion, "_paths", lambda *_: 1 / 0)
     assert answers(monkeypatch, capsys, "train", "--model", "ti") == ["tiny"]
 
 
