@@ -67,12 +67,13 @@ class Report:
 def check_task(task: Task) -> Report:
     """Check the problems of both splits and grade fake answers to a few; grader errors become findings."""
     splits = {split: list(task.problems(split)) for split in SPLITS}
-    chosen = [problem for split in SPLITS for problem in _spread(splits[split], PROBLEMS)]
+    steps = {split: max(1, len(problems) // PROBLEMS) for split, problems in splits.items()}
+    chosen = [problem for split in SPLITS for problem in splits[split][:: steps[split]][:PROBLEMS]]
     trials, hung = _try(task, chosen)
     report = Report({split: len(problems) for split, problems in splits.items()}, trials)
     report.oddities.extend(_of_problems(task, splits))
     report.oddities.extend(hung)
-    for look in (_errors, _rewards, _texts, _leaks, _unsteady, _slow):
+    for look in (_rewards, _texts, _leaks, _calls):
         report.oddities.extend(look(trials))
     return report
 
@@ -86,34 +87,21 @@ def fake_answers(problem: Problem) -> list[str]:
     return [*samples, "\x00\ud800 \u202e[bold]{x} %s", question[:2_000], "word " * 4_000, *private, *reference]
 
 
-def _known_answers(task: Task, problem: Problem) -> tuple[list[str], list[str]]:
-    """Return the task's own right answer where it gives one, and that answer damaged in a few ways."""
+def _answers(task: Task, problem: Problem) -> list[tuple[str, bool]]:
+    """Return answers to grade, each with whether it is the task's own right one: that, damaged copies, fake ones."""
+    fake = [(answer, False) for answer in fake_answers(problem)]
     right = task.solution(problem)
     if right is None:
-        return [], []
-    damaged = (
-        right[: len(right) // 2],
-        right[1:],
-        f"{right} and more",
-        _DIGIT.sub(_next_digit, right),
-        right.swapcase(),
-    )
-    return [right], [each for each in damaged if each != right]
-
-
-def _next_digit(found: re.Match[str]) -> str:
-    return str((int(found[0]) + 1) % 10)
-
-
-def _spread(problems: Sequence[Problem], count: int) -> list[Problem]:
-    step = max(1, len(problems) // count)
-    return list(problems[::step][:count])
+        return fake
+    other_digits = _DIGIT.sub(lambda found: str((int(found[0]) + 1) % 10), right)
+    damaged = (right[: len(right) // 2], right[1:], f"{right} and more", other_digits, right.swapcase())
+    return [(right, True), *((each, False) for each in damaged if each != right), *fake]
 
 
 def _try(task: Task, problems: Sequence[Problem]) -> tuple[list[Trial], list[Oddity]]:
     """Grade every fake answer twice, the second time in parallel; a grader that hangs ends the check."""
     trials: list[Trial] = []
-    for problem, answer, right in _answers(task, problems):
+    for problem, answer, right in ((each, *answer) for each in problems for answer in _answers(task, each)):
         begun = time.perf_counter()
         first = _in_time(task, problem, answer)
         if first is None:
@@ -122,16 +110,7 @@ def _try(task: Task, problems: Sequence[Problem]) -> tuple[list[Trial], list[Odd
         trials.append(Trial(problem, answer, first, first, time.perf_counter() - begun, right))
     with ThreadPoolExecutor(4) as pool:
         again = pool.map(lambda trial: _in_time(task, trial.problem, trial.answer) or trial.first, trials)
-        second = list(again)
-    return [replace(t, second=s) for t, s in zip(trials, second, strict=True)], []
-
-
-def _answers(task: Task, problems: Sequence[Problem]) -> Iterator[tuple[Problem, str, bool]]:
-    """Yield problem, answer, and whether it is the task's own solution."""
-    for problem in problems:
-        right, damaged = _known_answers(task, problem)
-        yield from ((problem, answer, True) for answer in right)
-        yield from ((problem, answer, False) for answer in (*damaged, *fake_answers(problem)))
+        return [replace(trial, second=second) for trial, second in zip(trials, again, strict=True)], []
 
 
 def _in_time(task: Task, problem: Problem, answer: str) -> Feedback | None:
@@ -159,9 +138,8 @@ def _of_problems(task: Task, splits: Mapping[Split, Sequence[Problem]]) -> Itera
     shared = sum(str(problem.messages) in trained for problem in held_out)
     if shared and not double and task.max_turns == 1:  # a game's opening says nothing of what is hidden
         what = f"{shared} of {len(held_out)} held-out problems are trained on too, word for word"
-        yield Oddity(
-            "hint", "shared_prompts", what, "keep them in one split: a score on them shows memory, not learning"
-        )
+        fix = "keep them in one split: a score on them shows memory, not learning"
+        yield Oddity("hint", "shared_prompts", what, fix)
     if any([p.messages for p in task.problems(split)] != [p.messages for p in splits[split]] for split in SPLITS):
         fix = "draw them with a fixed seed: resuming needs the same problems in the same order"
         yield Oddity("fault", "unsteady_problems", "problems() gives other problems the second time", fix)
@@ -169,27 +147,21 @@ def _of_problems(task: Task, splits: Mapping[Split, Sequence[Problem]]) -> Itera
         yield Oddity("fault", "empty_prompt", "a prompt is empty", "take the row out")
 
 
-def _errors(trials: Sequence[Trial]) -> Iterator[Oddity]:
+def _rewards(trials: Sequence[Trial]) -> Iterator[Oddity]:
+    graded = [trial for trial in trials if trial.first.kind != "grader_error"]
     failed = [trial for trial in trials if trial.first.kind == "grader_error"]
     if failed:
         samples, answer = failed[0].first.text.partition("\n")[0], failed[0].answer[:40]
         what = f"the grader failed on {len(failed)} of {len(trials)} answers, first on {answer!r}: {samples}"
         yield Oddity("fault", "raises", what, "whatever a model may write, grade must give a verdict on it")
-
-
-def _rewards(trials: Sequence[Trial]) -> Iterator[Oddity]:
-    graded = [trial for trial in trials if trial.first.kind != "grader_error"]
     rewards = {trial.first.reward for trial in graded}
     if len(rewards) == 1 and len(graded) > 1:
-        always = next(iter(rewards))
-        wins = graded[0].first.success
-        fix = (
-            "let wrong answers fail"
-            if wins
-            else "define solution(problem), or grade an answer known to be right: `sdpo tasks grade`"
-        )
-        level: Literal["fault", "hint"] = "fault" if wins else "hint"
-        yield Oddity(level, "same_reward", f"the reward is always {always:g}, whatever the answer", fix)
+        what = f"the reward is always {rewards.pop():g}, whatever the answer"
+        if graded[0].first.success:
+            yield Oddity("fault", "same_reward", what, "let wrong answers fail")
+        else:
+            fix = "define solution(problem), or grade an answer known to be right: `sdpo tasks grade`"
+            yield Oddity("hint", "same_reward", what, fix)
     missed = [trial for trial in graded if trial.known_right and not trial.first.success]
     if missed:
         what = f"the task's own solution of problem {missed[0].problem.id} is a failure: {missed[0].first.text[:80]!r}"
@@ -236,15 +208,13 @@ def _leaks(trials: Sequence[Trial]) -> Iterator[Oddity]:
             return
 
 
-def _unsteady(trials: Sequence[Trial]) -> Iterator[Oddity]:
+def _calls(trials: Sequence[Trial]) -> Iterator[Oddity]:
+    """Grades that differ from call to call or take long."""
     differing = [t for t in trials if t.first != t.second]
     if differing:
         what = f"the same answer to problem {differing[0].problem.id} was graded in two ways"
         fix = "take chance, time and state kept between calls out of grade; it runs on several threads"
         yield Oddity("fault", "unsteady", what, fix)
-
-
-def _slow(trials: Sequence[Trial]) -> Iterator[Oddity]:
     times = [trial.seconds for trial in trials]
     if times and statistics.median(times) > SLOW_SECONDS:
         what = f"a verdict takes {statistics.median(times):.1f} seconds"

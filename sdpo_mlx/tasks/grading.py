@@ -77,7 +77,14 @@ class Graders:
     def submit(self, problem: Problem, rollout: Rollout, *, over: bool = False) -> Future[Response]:
         """Start grading (or replying, unless the episode is `over`) as soon as a thread is free."""
         future: Future[Response] = Future()
-        threading.Thread(target=self._run, args=(problem, rollout, over, future), daemon=True).start()
+
+        def run() -> None:
+            self._slots.acquire()
+            with self._lock:
+                self._started[future] = time.monotonic()
+            self._finish(future, respond(self.task, problem, rollout, over=over))
+
+        threading.Thread(target=run, daemon=True).start()
         return future
 
     def result(self, future: Future[Response], interrupted: Callable[[], bool] = lambda: False) -> Response:
@@ -90,12 +97,6 @@ class Graders:
             except TimeoutError:
                 self._expire()
 
-    def _run(self, problem: Problem, rollout: Rollout, over: bool, future: Future[Response]) -> None:
-        self._slots.acquire()
-        with self._lock:
-            self._started[future] = time.monotonic()
-        self._finish(future, respond(self.task, problem, rollout, over=over))
-
     def _expire(self) -> None:
         """Give up every answer that is over its time limit; its thread is lost, so its slot is freed."""
         with self._lock:
@@ -106,7 +107,7 @@ class Graders:
 
     def _finish(self, future: Future[Response], response: Response) -> None:
         with self._lock:
-            first = self._started.pop(future, None) is not None
-        if first:
-            self._slots.release()
-            future.set_result(response)
+            if self._started.pop(future, None) is None:
+                return
+        self._slots.release()
+        future.set_result(response)

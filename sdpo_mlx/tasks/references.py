@@ -37,20 +37,17 @@ def code_reference(row: Mapping[str, Any]) -> str | None:
     text = given(row, "reference")
     if text is None and (rest := given(row, "canonical_solution")) is not None:
         text = f"{row.get('prompt', '')}{rest}"
-    text = text or given(row, "code") or _first_solution(row.get("solutions"))
+    text = text or given(row, "code")
+    if text is None:
+        solutions = row.get("solutions")  # a list of programs, or the JSON text of one
+        try:
+            solutions = json.loads(solutions) if isinstance(solutions, str) else solutions
+        except (ValueError, RecursionError):
+            solutions = None
+        text = next((each for each in solutions or () if isinstance(each, str) and each.strip()), None)
     if text is None or "```" in text:
         return text
     return f"```python\n{text.strip()}\n```"
-
-
-def _first_solution(value: Any) -> str | None:
-    """Of a list of programs, or of the JSON text of one."""
-    if isinstance(value, str):
-        try:
-            value = json.loads(value)
-        except (ValueError, RecursionError):
-            return None
-    return next((each for each in value if isinstance(each, str) and each.strip()), None) if value else None
 
 
 def math_reference(row: Mapping[str, Any], answer: str, mark: str) -> str:

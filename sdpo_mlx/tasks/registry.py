@@ -69,8 +69,7 @@ def row_parser(task: str) -> Parser:
     if not path:
         fix = f"choose one of {', '.join(ROW_TASKS)}, or a file of yours"
         raise ConfigError(f"the task {task!r} reads no rows", where="--task", fix=fix)
-    module, _, function = path.partition(":")
-    parse = getattr(import_module(f"sdpo_mlx.tasks.{module}"), function)
+    parse = _imported(path)
 
     def parsed(row: dict[str, Any], where: str) -> Sequence[Problem]:
         found = parse(row, where)
@@ -103,55 +102,28 @@ def _open(cfg: Config, source: object | None) -> OpenedTask:
     return record.open(cfg, variant)
 
 
-def _tiny(cfg: Config, variant: str) -> OpenedTask:
-    from sdpo_mlx.tasks.tiny.task import TinyTask
-
-    return OpenedTask(TinyTask(variant, cfg.task.feedback))
+def _opened(path: str, *arguments: Any) -> OpenedTask:
+    return OpenedTask(_imported(path)(*arguments))
 
 
-def _code(cfg: Config, level: str) -> OpenedTask:
+def _imported(path: str) -> Any:
+    """Return `module:name` of this package."""
+    module, _, name = path.partition(":")
+    return getattr(import_module(f"sdpo_mlx.tasks.{module}"), name)
+
+
+def _open_code(cfg: Config, level: str) -> OpenedTask:
     from sdpo_mlx.sandbox.choice import open_sandbox
-    from sdpo_mlx.tasks.code.task import CodeTask
 
     sandbox = open_sandbox(cfg.sandbox)
-    return OpenedTask(CodeTask(sandbox, cfg.task, level), sandbox.kind, sandbox.self_test())
+    task = _imported("code.task:CodeTask")(sandbox, cfg.task, level)
+    return OpenedTask(task, sandbox.kind, sandbox.self_test())
 
 
-def _math(cfg: Config, level: str) -> OpenedTask:
-    from sdpo_mlx.tasks.math.task import MathTask
-
-    return OpenedTask(MathTask(cfg.task, level))
-
-
-def _tools(cfg: Config, variant: str) -> OpenedTask:
-    from sdpo_mlx.tasks.tools.task import ToolsTask
-
-    return OpenedTask(ToolsTask(cfg.task, variant))
-
-
-def _science(cfg: Config, domain: str) -> OpenedTask:
-    from sdpo_mlx.tasks.science.task import ScienceTask
-
-    return OpenedTask(ScienceTask(cfg.task, domain))
-
-
-def _game(cfg: Config, variant: str) -> OpenedTask:
-    from sdpo_mlx.tasks.game.guessing import GuessingGame
-    from sdpo_mlx.tasks.game.library import LibraryGame
-
-    return OpenedTask(LibraryGame(cfg.task) if variant == "library" else GuessingGame(cfg.task, variant))
-
-
-def _rubric(cfg: Config, _: str) -> OpenedTask:
-    from sdpo_mlx.tasks.rubric.task import RubricTask
-
-    return OpenedTask(RubricTask(cfg.task))
-
-
-def _judge(cfg: Config, _: str) -> OpenedTask:
-    from sdpo_mlx.tasks.judge.task import JudgeTask
-
-    return OpenedTask(JudgeTask(cfg.task, cfg.judge))
+def _open_game(cfg: Config, variant: str) -> OpenedTask:
+    if variant == "library":
+        return _opened("game.library:LibraryGame", cfg.task)
+    return _opened("game.guessing:GuessingGame", cfg.task, variant)
 
 
 TASKS: Mapping[str, TaskRecord] = {
@@ -164,20 +136,20 @@ TASKS: Mapping[str, TaskRecord] = {
                 "mid": "the same with four or five operations, where the embedded model starts near 0",
                 "hard": "the same with five or six operations, for training at test time",
             },
-            _tiny,
+            lambda cfg, variant: _opened("tiny.task:TinyTask", variant, cfg.task.feedback),
         ),
         TaskRecord(
             "code",
             "Python problems, tests run in a sandbox",
             {"easy": "the same up to the level easy, for small models (also :one_liner, :medium)"},
-            _code,
+            _open_code,
             "code.formats.detect:problem_from_any",
         ),
         TaskRecord(
             "math",
             "problems with one final answer, compared by value; also GSM8K, MATH, AIME and DeepMath rows",
             {"easy": "the same up to the level easy, for small models (also :medium)"},
-            _math,
+            lambda cfg, level: _opened("math.task:MathTask", cfg.task, level),
             "math.formats:problem_from_row",
         ),
         TaskRecord(
@@ -187,34 +159,34 @@ TASKS: Mapping[str, TaskRecord] = {
                 "json": "the same with the JSON calls of the model's own chat template",
                 "paper": "as tools, judged by the paper's looser rule",
             },
-            _tools,
+            lambda cfg, variant: _opened("tools.task:ToolsTask", cfg.task, variant),
             "tools.formats:problems_from_row",
         ),
         TaskRecord(
             "science",
             "multiple-choice questions in physics, chemistry, biology, materials",
             {"physics": "the same in one domain (also :chemistry, :biology, :materials)"},
-            _science,
+            lambda cfg, domain: _opened("science.task:ScienceTask", cfg.task, domain),
             "science.formats:problem_from_row",
         ),
         TaskRecord(
             "game",
             "find what is hidden by asking, in several turns (also :number, :code, :map)",
             {"library": "a game of two turns that the embedded model learns: the reply tells which names exist"},
-            _game,
+            _open_game,
         ),
         TaskRecord(
             "rubric",
             "free text judged by checks that each row carries: words, patterns, JSON, language",
             {},
-            _rubric,
+            lambda cfg, _: _opened("rubric.task:RubricTask", cfg.task),
             "rubric.task:problem_from_row",
         ),
         TaskRecord(
             "judge",
             "questions of any kind; a language model remarks on each answer and scores it",
             {},
-            _judge,
+            lambda cfg, _: _opened("judge.task:JudgeTask", cfg.task, cfg.judge),
             "judge.task:problem_from_row",
         ),
     )

@@ -19,8 +19,6 @@ from difflib import get_close_matches
 from functools import cache
 from typing import Any
 
-import regex
-
 from sdpo_mlx.core.errors import DataError
 from sdpo_mlx.core.text import shorten_middle
 from sdpo_mlx.tasks.rubric import json_schema
@@ -140,77 +138,30 @@ def _check_fields(row: Mapping[str, Any], kind: Kind, where: str) -> None:
 # ---- what values may be
 
 
-def _text_fault(value: Any) -> str:
-    return "" if isinstance(value, str) and value.strip() else "the value must be text that isn't empty"
+def _must(fits: Callable[[Any], bool], requirement: str) -> Callable[[Any], str]:
+    return lambda value: "" if fits(value) else f"the value must be {requirement}"
 
 
-def _count_fault(value: Any) -> str:
-    whole = isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= 10**9
-    return "" if whole else "the value must be a whole number from 0"
+_text_fault = _must(lambda value: isinstance(value, str) and bool(value.strip()), "text that isn't empty")
+_count_fault = _must(lambda value: type(value) is int and 0 <= value <= 10**9, "a whole number from 0")
+_json_fault = _must(lambda value: value in (None, "object", "array"), '"object", "array", or left out')
+_keys_fault = _must(
+    lambda value: isinstance(value, list) and bool(value) and all(isinstance(key, str) and key for key in value),
+    "a list of field names",
+)
+_language_fault = _must(
+    lambda value: isinstance(value, str) and value in LANGUAGES, f"a code of a language: {', '.join(LANGUAGES)}"
+)
 
 
 def _regex_fault(value: Any) -> str:
-    if _text_fault(value):
-        return _text_fault(value)
     try:
-        regex.compile(value)
-    except regex.error as error:
-        return f"the pattern {value[:60]!r} is wrong: {error.msg} at character {(error.pos or 0) + 1}"
+        return _text_fault(value) or json_schema.pattern_fault(value)
     except RecursionError:
         return f"the pattern {value[:60]!r} is nested too deep"
-    return ""
-
-
-def _keys_fault(value: Any) -> str:
-    fine = isinstance(value, list) and value and all(isinstance(key, str) and key for key in value)
-    return "" if fine else "the value must be a list of field names"
-
-
-def _language_fault(value: Any) -> str:
-    return (
-        ""
-        if isinstance(value, str) and value in LANGUAGES
-        else f"the value must be a code of a language: {', '.join(LANGUAGES)}"
-    )
-
-
-def _json_fault(value: Any) -> str:
-    return "" if value in (None, "object", "array") else 'the value must be "object", "array", or left out'
 
 
 # ---- results: "" when passed, else a sentence
-
-
-def _regex_judge(value: str, answer: str) -> str:
-    found = json_schema.searched(value, answer)
-    return "" if found else f"Nothing in the answer matches the pattern {value}"
-
-
-def _not_regex_judge(value: str, answer: str) -> str:
-    found = json_schema.searched(value, answer)
-    return f"Something in the answer matches the pattern {value}, and nothing may." if found else ""
-
-
-def _contains_judge(value: str, answer: str) -> str:
-    return "" if value in answer else f"The answer must contain {_quoted(value)}."
-
-
-def _not_contains_judge(value: str, answer: str) -> str:
-    return f"The answer must not contain {_quoted(value)}." if value in answer else ""
-
-
-def _starts_judge(value: str, answer: str) -> str:
-    start = _quoted(answer[: len(value) + 10])
-    return "" if answer.startswith(value) else f"The answer must start with {_quoted(value)}, not with {start}."
-
-
-def _ends_judge(value: str, answer: str) -> str:
-    ended = _quoted(answer[-(len(value) + 10) :])
-    return "" if answer.endswith(value) else f"The answer must end with {_quoted(value)}, not with {ended}."
-
-
-def _equals_judge(value: str, answer: str) -> str:
-    return "" if answer == value.strip() else f"The answer must be {_quoted(value.strip())} and nothing else."
 
 
 def _json_judge(value: str | None, answer: str) -> str:
@@ -223,8 +174,7 @@ def _json_judge(value: str | None, answer: str) -> str:
 
 
 def _keys_judge(value: list[str], answer: str) -> str:
-    reason = _json_judge("object", answer)
-    if reason:
+    if reason := _json_judge("object", answer):
         return reason
     document = json_schema.json_in(answer)
     missing = ", ".join(json.dumps(key, ensure_ascii=False) for key in value if key not in document)
@@ -235,8 +185,7 @@ def _keys_judge(value: list[str], answer: str) -> str:
 
 
 def _schema_judge(value: Mapping[str, Any], answer: str) -> str:
-    reason = _json_judge(None, answer)
-    if reason:
+    if reason := _json_judge(None, answer):
         return reason
     faults = json_schema.schema_faults(value, json_schema.json_in(answer))
     return f"The JSON does not fit its schema: {'; '.join(faults)}." if faults else ""
@@ -244,10 +193,8 @@ def _schema_judge(value: Mapping[str, Any], answer: str) -> str:
 
 def _language_judge(value: str, answer: str) -> str:
     found = language_of(answer)
-    if found == value:
-        return ""
     guess = f"it reads as {LANGUAGES[found]}" if found else "its language cannot be told"
-    return f"The answer must be in {LANGUAGES[value]}, and {guess}."
+    return "" if found == value else f"The answer must be in {LANGUAGES[value]}, and {guess}."
 
 
 @cache
@@ -281,6 +228,24 @@ def _number(count: int, noun: str) -> str:
     return f"{count} {noun if count == 1 else noun + 's'}"
 
 
+def _pattern(allowed: bool, requirement: str, reason: Callable[[str], str]) -> Kind:
+    """Return a kind whose pattern an answer must match, or must not."""
+
+    def judge(value: str, answer: str) -> str:
+        return "" if json_schema.searched(value, answer) == allowed else reason(value)
+
+    return Kind(_regex_fault, judge, lambda value: f"{requirement} the pattern {value}")
+
+
+def _text(passes: Callable[[str, str], bool], requirement: str, rule: Callable[[str, str], str]) -> Kind:
+    """Return a kind for `passes(answer, value)`; an answer that fails must do what `rule(value, answer)` describes."""
+
+    def judge(value: str, answer: str) -> str:
+        return "" if passes(answer, value) else f"The answer must {rule(value, answer)}."
+
+    return Kind(_text_fault, judge, lambda value: f"{requirement} {_quoted(value)}", folds=True)
+
+
 def count_words(text: str) -> int:
     """Return words: runs of non-blank characters that hold a letter or a digit."""
     return sum(any(letter.isalnum() for letter in word) for word in text.split())
@@ -307,13 +272,31 @@ def _quoted(text: str) -> str:
 
 
 KINDS: Mapping[str, Kind] = {
-    "regex": Kind(_regex_fault, _regex_judge, lambda value: f"matches the pattern {value}"),
-    "not_regex": Kind(_regex_fault, _not_regex_judge, lambda value: f"does not match the pattern {value}"),
-    "contains": Kind(_text_fault, _contains_judge, lambda value: f"contains {_quoted(value)}", True),
-    "not_contains": Kind(_text_fault, _not_contains_judge, lambda value: f"does not contain {_quoted(value)}", True),
-    "starts_with": Kind(_text_fault, _starts_judge, lambda value: f"starts with {_quoted(value)}", True),
-    "ends_with": Kind(_text_fault, _ends_judge, lambda value: f"ends with {_quoted(value)}", True),
-    "equals": Kind(_text_fault, _equals_judge, lambda value: f"is {_quoted(value)}", True),
+    "regex": _pattern(True, "matches", lambda value: f"Nothing in the answer matches the pattern {value}"),
+    "not_regex": _pattern(
+        False,
+        "does not match",
+        lambda value: f"Something in the answer matches the pattern {value}, and nothing may.",
+    ),
+    "contains": _text(str.__contains__, "contains", lambda value, _: f"contain {_quoted(value)}"),
+    "not_contains": _text(
+        lambda answer, value: value not in answer, "does not contain", lambda value, _: f"not contain {_quoted(value)}"
+    ),
+    "starts_with": _text(
+        str.startswith,
+        "starts with",
+        lambda value, answer: f"start with {_quoted(value)}, not with {_quoted(answer[: len(value) + 10])}",
+    ),
+    "ends_with": _text(
+        str.endswith,
+        "ends with",
+        lambda value, answer: f"end with {_quoted(value)}, not with {_quoted(answer[-(len(value) + 10) :])}",
+    ),
+    "equals": _text(
+        lambda answer, value: answer == value.strip(),
+        "is",
+        lambda value, _: f"be {_quoted(value.strip())} and nothing else",
+    ),
     "json": Kind(_json_fault, _json_judge, lambda value: f"JSON {value}" if value else "JSON"),
     "json_keys": Kind(_keys_fault, _keys_judge, lambda value: f"JSON object with the fields {', '.join(value)}"),
     "json_schema": Kind(json_schema.check_schema, _schema_judge, lambda _: "JSON that fits its schema"),

@@ -18,7 +18,7 @@ from sdpo_mlx.core.text import shorten_middle
 
 SECONDS = 1.0  # processor time for one search; ordinary patterns need well under a millisecond
 DEEPEST = 64
-_TOLD = 3  # faults of one document that are named
+_SHOWN = 3  # faults of one document that are named
 _QUOTED = 120
 
 
@@ -42,7 +42,7 @@ def json_in(text: str) -> Any:
     """Return the document that is the whole answer, or stands in its last fenced block. Raises NotJsonError."""
     block = _last_fenced(text)
     try:
-        value = json.loads((text if block is None else block).strip(), parse_constant=_not_finite, parse_float=_finite)
+        value = json.loads((text if block is None else block).strip(), parse_constant=_finite, parse_float=_finite)
     except json.JSONDecodeError as error:
         raise NotJsonError(f"{error.msg} at line {error.lineno}, column {error.colno}") from None
     except RecursionError:
@@ -75,11 +75,9 @@ def _last_fenced(text: str) -> str | None:
 
 def _finite(text: str) -> float:
     number = float(text)
-    return number if math.isfinite(number) else _not_finite(text)
-
-
-def _not_finite(word: str) -> float:
-    raise NotJsonError(f"{word[:20]} is not a number that JSON knows")
+    if not math.isfinite(number):
+        raise NotJsonError(f"{text[:20]} is not a number that JSON knows")
+    return number
 
 
 def _deeper(value: Any, levels: int) -> bool:
@@ -108,8 +106,9 @@ def check_schema(schema: Any) -> str:
         return f"the schema is wrong at {place}: {_line(error.message)}"
     parts = list(_parts(schema))
     for part in parts:
-        fault = _reference_fault(part, schema) or _pattern_fault(part)
-        if fault:
+        patterns = [part["pattern"]] if isinstance(part.get("pattern"), str) else []
+        patterns += part["patternProperties"] if isinstance(part.get("patternProperties"), dict) else []
+        if fault := _reference_fault(part, schema) or next(filter(None, map(pattern_fault, patterns)), ""):
             return fault
     if any("unevaluatedProperties" in part for part in parts) and any("patternProperties" in part for part in parts):
         return "unevaluatedProperties beside patternProperties is not supported; use additionalProperties"
@@ -122,18 +121,15 @@ def schema_faults(schema: Mapping[str, Any], document: Any) -> list[str]:
 
     jsonschema = _library()
     base = jsonschema.validators.validator_for(schema, jsonschema.Draft202012Validator)
-    bounded = jsonschema.validators.extend(
-        base,
-        {
-            "pattern": _pattern,
-            "patternProperties": _pattern_properties,
-            "additionalProperties": _additional_properties,
-        },
-    )
+    bounded = {"patternProperties": _pattern_properties, "additionalProperties": _additional_properties}
+    validator = jsonschema.validators.extend(base, {"pattern": _pattern, **bounded})
     # An empty registry: whatever a reference names outside of the schema stays unknown and is never fetched.
-    errors = bounded(schema, registry=Registry()).iter_errors(document)
-    told = sorted((_place(error), _line(error.message)) for error in errors)
-    return [f"{place}: {message}" for place, message in told[:_TOLD]]
+    errors = validator(schema, registry=Registry()).iter_errors(document)
+    faults = []
+    for error in errors:
+        steps = [f"[{step}]" if isinstance(step, int) else f".{step}" for step in error.absolute_path]
+        faults.append((shorten_middle("$" + "".join(steps), _QUOTED), _line(error.message)))
+    return [f"{place}: {message}" for place, message in sorted(faults)[:_SHOWN]]
 
 
 def _library() -> Any:
@@ -182,21 +178,20 @@ def _found(pointer: str, schema: Mapping[str, Any]) -> bool:
     return True
 
 
-def _pattern_fault(part: Mapping[str, Any]) -> str:
-    patterns = [part["pattern"]] if isinstance(part.get("pattern"), str) else []
-    named = part.get("patternProperties")
-    patterns += list(named) if isinstance(named, dict) else []
-    for pattern in patterns:
-        try:
-            regex.compile(pattern)
-        except regex.error as error:
-            return f"the pattern {pattern[:60]!r} is wrong: {error.msg} at character {(error.pos or 0) + 1}"
+def pattern_fault(pattern: str) -> str:
+    """Return what is wrong with a pattern, "" if nothing is. Raises RecursionError if it is nested too deep."""
+    try:
+        regex.compile(pattern)
+    except regex.error as error:
+        return f"the pattern {pattern[:60]!r} is wrong: {error.msg} at character {(error.pos or 0) + 1}"
     return ""
 
 
 def _pattern(validator: Any, pattern: str, instance: Any, _schema: Any) -> Iterator[Any]:
     if validator.is_type(instance, "string") and not searched(pattern, instance):
-        yield _fault(f"{json.dumps(instance, ensure_ascii=False)} does not match the pattern {pattern}")
+        yield _library().ValidationError(
+            f"{json.dumps(instance, ensure_ascii=False)} does not match the pattern {pattern}"
+        )
 
 
 def _pattern_properties(validator: Any, patterns: Mapping[str, Any], instance: Any, _schema: Any) -> Iterator[Any]:
@@ -218,16 +213,7 @@ def _additional_properties(validator: Any, allowed: Any, instance: Any, schema: 
             yield from validator.descend(instance[name], allowed, path=name)
     elif not allowed and extra:
         named = ", ".join(json.dumps(name, ensure_ascii=False) for name in extra)
-        yield _fault(f"these fields are not allowed: {named}")
-
-
-def _fault(message: str) -> Any:
-    return _library().ValidationError(message)
-
-
-def _place(error: Any) -> str:
-    steps = [f"[{step}]" if isinstance(step, int) else f".{step}" for step in error.absolute_path]
-    return shorten_middle("$" + "".join(steps), _QUOTED)
+        yield _library().ValidationError(f"these fields are not allowed: {named}")
 
 
 def _line(message: str) -> str:

@@ -52,9 +52,10 @@ class RubricTask(Task):
         """Return reward: the weighted share of checks that hold; raises if a row's pattern runs too long."""
         answer = strip_thinking(text)
         checks: Sequence[Check] = problem.private["checks"]
+        cut_off = "The answer ran out of tokens before its end; be briefer." if truncated else ""
         if not answer:
             reason = "The answer is empty, or nothing is left when its thinking is removed."
-            return self._verdict(0.0, [_cut_off(truncated), reason], "invalid")
+            return self._verdict(0.0, [cut_off, reason], "invalid")
         if len(answer) > LONGEST_ANSWER:
             reason = f"The answer has {len(answer)} characters; at most {LONGEST_ANSWER} are read."
             return self._verdict(0.0, [reason], "invalid")
@@ -62,11 +63,11 @@ class RubricTask(Task):
         if not any(failures):
             return Feedback(1.0, True, "", "pass")
         held = sum(check.weight for check, failure in zip(checks, failures, strict=True) if not failure)
-        reasons = [failure or self._passed(check) for check, failure in zip(checks, failures, strict=True)]
-        return self._verdict(held / sum(check.weight for check in checks), [_cut_off(truncated), *reasons], "wrong")
-
-    def _passed(self, check: Check) -> str:
-        return f"ok: {check.requirement}" if self.feedback == "checks" else ""
+        reasons = [
+            failure or (f"ok: {check.requirement}" if self.feedback == "checks" else "")
+            for check, failure in zip(checks, failures, strict=True)
+        ]
+        return self._verdict(held / sum(check.weight for check in checks), [cut_off, *reasons], "wrong")
 
     def _verdict(self, reward: float, lines: Sequence[str], kind: Any) -> Feedback:
         """Return a failure, however close the reward is to 1."""
@@ -83,18 +84,11 @@ def problem_from_row(row: dict[str, Any], where: str) -> Problem:
         messages: tuple[Message, ...] = ({"role": "user", "content": text_of(row, "prompt", where)},)
     else:
         messages = messages_of(row["messages"], where)
-    private = {"checks": _checks(row, where), "split": split_of(row, where)}
-    content = json.dumps([messages, row["checks"]], sort_keys=True, default=str)
-    identity = id_of(row, "id") or f"rubric/{content_id(content)}"
-    return Problem(identity, messages, private, str(row.get("family", "")), reference=checked(row, where))
-
-
-def _checks(row: dict[str, Any], where: str) -> tuple[Check, ...]:
     rows = row.get("checks")
     if not isinstance(rows, list) or not 0 < len(rows) <= MOST_CHECKS:
         raise DataError(f"checks is not a list of 1 to {MOST_CHECKS}", where=where, fix="give every row its checks")
-    return tuple(check_from_row(check, f"{where}, check {number}") for number, check in enumerate(rows, 1))
-
-
-def _cut_off(truncated: bool) -> str:
-    return "The answer ran out of tokens before its end; be briefer." if truncated else ""
+    checks = tuple(check_from_row(check, f"{where}, check {number}") for number, check in enumerate(rows, 1))
+    private = {"checks": checks, "split": split_of(row, where)}
+    content = json.dumps([messages, rows], sort_keys=True, default=str)
+    identity = id_of(row, "id") or f"rubric/{content_id(content)}"
+    return Problem(identity, messages, private, str(row.get("family", "")), reference=checked(row, where))

@@ -22,6 +22,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from sdpo_mlx.core.errors import DataError
@@ -74,10 +75,9 @@ def _ours(row: dict[str, Any], where: str, form: Form) -> Problem:
     expected = list_of(row, "expected", where)
     calls = [_readable(call_from(call), f"{where}, call {i + 1}") for i, call in enumerate(expected)]
     settings = {"ordered": flag_of(row, "ordered", where), "split": split_of(row, where)}
-    messages = messages_of(row.get("messages"), where)
-    problem = _problem(row.get("id"), messages, tools, calls, where)
-    private = {**problem.private, **settings}
-    return _asked(Problem(problem.id, messages, private, str(row.get("family", "")), tuple(tools)), form)
+    problem = _problem(row.get("id"), messages_of(row.get("messages"), where), tools, calls, where)
+    private, family = {**problem.private, **settings}, str(row.get("family", ""))
+    return _asked(replace(problem, private=private, family=family, tools=tuple(tools)), form)
 
 
 def _toolalpaca(row: dict[str, Any], where: str, form: Form) -> list[Problem]:
@@ -95,7 +95,7 @@ def _toolalpaca(row: dict[str, Any], where: str, form: Form) -> list[Problem]:
         if not calls or any(call.name not in described for call in calls):
             continue
         made = _problem(f"{row['Name']}/{i + 1}", (message,), tools, calls, here)
-        problems.append(_asked(Problem(made.id, (message,), made.private, str(row["Name"]), tuple(tools)), form))
+        problems.append(_asked(replace(made, family=str(row["Name"]), tools=tuple(tools)), form))
     if not problems:
         raise DataError("no instruction can be answered with the tools described", where=where, fix="describe them")
     return problems
@@ -137,7 +137,7 @@ def _asked(problem: Problem, form: Form) -> Problem:
     text = f"These tools can be called:\n\n{described(problem.tools)}\n\n{_FORMAT}\n\nRequest: {question}"
     messages = (*problem.messages[:last], Message(role="user", content=text), *problem.messages[last + 1 :])
     private = {**problem.private, "schemas": schemas_of(problem.tools)}
-    return Problem(problem.id, messages, private, problem.family)
+    return replace(problem, messages=messages, private=private, tools=())
 
 
 def schemas_of(tools: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
@@ -192,18 +192,15 @@ def _described(name: str, text: str) -> dict[str, Any]:
         parts, _ = json.JSONDecoder().raw_decode(rest.lstrip())
     except ValueError:
         parts = {}
-    parts = {key: str(said) for key, said in parts.items()} if isinstance(parts, dict) else {}
-    matches = {key: _DESCRIBED.fullmatch(said) for key, said in parts.items()}
-    properties = {key: _property(match[2] or "", match[3]) for key, match in matches.items() if match}
-    required = [key for key, match in matches.items() if match and match[1]]
+    properties, required = {}, []
+    for key, described in parts.items() if isinstance(parts, dict) else ():
+        if match := _DESCRIBED.fullmatch(str(described)):
+            word, more = match[2] or "", match[3]
+            typed = {"type": word.lower(), "description": more.strip()}
+            properties[key] = typed if word.lower() in _TYPES else {"description": f"{word} {more}".strip()}
+            required += [key] if match[1] else []
     schema = {"type": "object", "properties": properties, "required": required}
     return {"type": "function", "function": {"name": name, "description": head.strip(), "parameters": schema}}
-
-
-def _property(word: str, rest: str) -> dict[str, Any]:
-    if word.lower() in _TYPES:
-        return {"type": word.lower(), "description": rest.strip()}
-    return {"description": f"{word} {rest}".strip()}
 
 
 def _golden(value: Any, where: str) -> list[Call]:

@@ -77,16 +77,17 @@ def merged_right(calls: Sequence[Call], case: Case) -> bool:
 def report(calls: Sequence[Call], case: Case, mode: str) -> str:
     """Describe every call, and those that are missing; expected values only in the mode `full`."""
     partners = _pairs(calls, case)
-    lines = [
-        _sentence(f"{_label(i, call)}: {_of_call(call, None if j is None else case.expected[j], case, mode)}")
-        for i, (call, j) in enumerate(zip(calls, partners, strict=True))
-        if mode != "error_only" or call.fault or _violations(call, case)
-    ]
+    lines = []
+    for i, (call, j) in enumerate(zip(calls, partners, strict=True)):
+        if mode != "error_only" or call.fault or _violations(call, case):
+            label = f"Call {i + 1}, {_named(call.name)}" if call.name else f"Call {i + 1}"
+            target = None if j is None else case.expected[j]
+            lines.append(_sentence(f"{label}: {_of_call(call, target, case, mode)}"))
     more = [f"{len(lines) - _LINES} more calls are not spoken about."] if len(lines) > _LINES else []
     lines = lines[:_LINES] + more
     if mode == "error_only":
         return "\n".join(lines) or "The calls are well formed, but they are not the ones that the request needs."
-    return "\n".join(lines + _missing(partners, case, mode) + _order(partners, case, mode))
+    return "\n".join(lines + _of_case(partners, case, mode))
 
 
 def _pairs(calls: Sequence[Call], case: Case) -> list[int | None]:
@@ -155,7 +156,8 @@ def _refused(name: str, value: Any, properties: Mapping[str, Any]) -> str:
     target = properties[name].get("type")
     types = target if isinstance(target, list) else [target]
     if all(t in _TYPES for t in types) and not any(_fits(value, t) for t in types):
-        return f"{shown} must be {' or '.join(_ARTICLES[t] for t in types)}, not {_kind(value)}"
+        given = f"the number {_value(value)}" if kind(value) == "a number" else kind(value)
+        return f"{shown} must be {' or '.join(_ARTICLES[t] for t in types)}, not {given}"
     choices = properties[name].get("enum")
     if choices and not any(same(value, choice) for choice in choices):
         return f"{shown} must be one of {', '.join(map(_value, choices))}, not {_value(value)}"
@@ -167,10 +169,6 @@ def _fits(value: Any, target: str) -> bool:
         return target == "boolean"
     whole = not isinstance(value, float) or value.is_integer()
     return isinstance(value, _TYPES[target]) and (target != "integer" or whole)
-
-
-def _kind(value: Any) -> str:
-    return f"the number {_value(value)}" if kind(value) == "a number" else kind(value)
 
 
 def _of_call(call: Call, target: Call | None, case: Case, mode: str) -> str:
@@ -191,16 +189,15 @@ def _of_call(call: Call, target: Call | None, case: Case, mode: str) -> str:
     if not _differences(call, target, case):
         return "right"
     names = [*call.arguments, *(name for name in [*refused, *theirs] if name not in call.arguments)]
-    line = []
-    for name in dict.fromkeys(names):
-        left_out = ", which is its default" if name not in call.arguments else ""
-        line.append(_of_argument(name, ours, theirs, refused.get(name, ""), mode, left_out))
+    line = [_of_argument(name, call, (ours, theirs), refused.get(name, ""), mode) for name in dict.fromkeys(names)]
     return "; ".join(part for part in line if part)
 
 
 def _of_argument(
-    name: str, ours: Mapping[str, Any], theirs: Mapping[str, Any], refused: str, mode: str, left_out: str
+    name: str, call: Call, sides: tuple[Mapping[str, Any], Mapping[str, Any]], refused: str, mode: str
 ) -> str:
+    ours, theirs = sides
+    left_out = "" if name in call.arguments else ", which is its default"
     expected = f", expected {_value(theirs[name])}" if mode == "full" and name in theirs else ""
     if refused:
         return refused + expected
@@ -213,27 +210,20 @@ def _of_argument(
     return f"{_named(name)} has the wrong value {_value(ours[name])}{left_out}{expected}"
 
 
-def _missing(partners: Sequence[int | None], case: Case, mode: str) -> list[str]:
-    missing = [case.expected[j] for j in range(len(case.expected)) if j not in partners]
-    if not missing:
-        return []
-    count = "A call is missing" if len(missing) == 1 else f"{len(missing)} calls are missing"
-    if mode != "full":
+def _of_case(partners: Sequence[int | None], case: Case, mode: str) -> list[str]:
+    """What is wrong with the calls as a whole: those that are missing, and their order."""
+    lines = []
+    if missing := [call for j, call in enumerate(case.expected) if j not in partners]:
+        count = "A call is missing" if len(missing) == 1 else f"{len(missing)} calls are missing"
+        shown = "; ".join(f"{call.name} {_value(call.arguments, _WHOLE)}" for call in missing)
         needed = "1 call" if len(case.expected) == 1 else f"{len(case.expected)} calls"
-        return [f"{count}: the request needs {needed}."]
-    return [_sentence(f"{count}: {'; '.join(f'{call.name} {_value(call.arguments, _WHOLE)}' for call in missing)}")]
-
-
-def _order(partners: Sequence[int | None], case: Case, mode: str) -> list[str]:
+        request = f"{count}: the request needs {needed}."
+        lines.append(_sentence(f"{count}: {shown}") if mode == "full" else request)
     places = [j for j in partners if j is not None]
-    if not case.ordered or places == sorted(places):
-        return []
-    order = f" They belong in the order {', '.join(call.name for call in case.expected)}." if mode == "full" else ""
-    return [f"The calls stand in the wrong order.{order}"]
-
-
-def _label(index: int, call: Call) -> str:
-    return f"Call {index + 1}, {_named(call.name)}" if call.name else f"Call {index + 1}"
+    if case.ordered and places != sorted(places):
+        order = f" They belong in the order {', '.join(call.name for call in case.expected)}." if mode == "full" else ""
+        lines.append(f"The calls stand in the wrong order.{order}")
+    return lines
 
 
 def _named(name: str) -> str:

@@ -72,32 +72,27 @@ def _json_calls(text: str) -> Iterator[Call]:
     """Yield calls inside tags where there are any, otherwise those that open a line; alone, in a list, or in a row."""
     if "<tool_call>" in text:
         for chunk in _TAGGED.finditer(text):
-            yield from _calls_of_chunk(chunk[1])
+            yield from _calls_at(chunk[1], 0)[0]
         return
     text = _FENCE.sub("", text.replace("<|python_tag|>", "\n"))
     position = 0
     while start := _LINE.search(text, position):
-        value, fault, position = _value_at(text, start.end())
-        yield from _calls_of(value, fault)
-        while not fault and (more := _NEXT.match(text, position)):
-            value, fault, position = _value_at(text, more.end())
-            yield from _calls_of(value, fault)
+        calls, position = _calls_at(text, start.end())
+        yield from calls
 
 
-def _calls_of_chunk(chunk: str) -> Iterator[Call]:
-    value, fault, position = _value_at(chunk, 0)
-    yield from _calls_of(value, fault)
-    while not fault and (more := _NEXT.match(chunk, position)):
-        value, fault, position = _value_at(chunk, more.end())
-        yield from _calls_of(value, fault)
-
-
-def _calls_of(value: Any, fault: str) -> Iterator[Call]:
-    if fault:
-        yield Call("", fault=fault)
-        return
-    for item in value if isinstance(value, list) else [value]:
-        yield call_from(item)
+def _calls_at(text: str, start: int) -> tuple[list[Call], int]:
+    """Return the calls of the JSON values in a row from `start`, and where they end."""
+    calls: list[Call] = []
+    while True:
+        value, fault, position = _value_at(text, start)
+        if fault:
+            return [*calls, Call("", fault=fault)], position
+        calls += map(call_from, value if isinstance(value, list) else [value])
+        more = _NEXT.match(text, position)
+        if more is None:
+            return calls, position
+        start = more.end()
 
 
 def call_from(value: Any) -> Call:
@@ -152,13 +147,11 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return value
 
 
-def _not_finite(word: str) -> float:
-    raise _UnusableError(f"{word[:_SNIPPET]} is no finite number")
-
-
 def _finite(text: str) -> float:
     number = float(text)
-    return number if math.isfinite(number) else _not_finite(text)
+    if not math.isfinite(number):
+        raise _UnusableError(f"{text[:_SNIPPET]} is no finite number")
+    return number
 
 
 def kind(value: Any) -> str:
@@ -167,4 +160,4 @@ def kind(value: Any) -> str:
     return words.get(type(value), "null")
 
 
-_DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_not_finite, parse_float=_finite)
+_DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_finite, parse_float=_finite)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -20,7 +20,7 @@ from sdpo_mlx.types import Feedback, FeedbackKind, Problem
 
 VARIANTS = ("", "json", "paper")
 _CUT_OFF = "The answer was cut off because it was too long; write the calls at once, and nothing else."
-_WANTED = {
+_FORMATS = {
     "actions": "each call is a line `Action: NAME` and a line `Action Input: {...}` with its arguments as JSON",
     "json": 'each call is JSON with a name and its arguments, such as {"name": "NAME", "arguments": {...}}',
 }
@@ -49,7 +49,13 @@ class ToolsTask(Task):
         self.feedback = feedback_mode("tools", cfg.feedback, FEEDBACK_MODES)
         self.form: Form = "json" if variant == "json" else "actions"
         self._merged = variant == "paper"
-        self.rows = self._load(cfg)
+        if cfg.data is None:
+            rows = load_problems(cfg, "tools/problems.jsonl", lambda row, where: self._parsed(row, where)[0])
+        else:
+            found = collect_rows(cfg.data, self._parsed, cfg.on_error).items
+            rows = with_splits([*_with_unique_ids([problem for problems in found for problem in problems])])
+        # The expected calls are the answer that a self-teacher may be shown.
+        self.rows = [replace(problem, reference=self.solution(problem)) for problem in rows]
 
     def grade(self, problem: Problem, text: str, *, truncated: bool = False) -> Feedback:
         """Return reward 1 for exactly the expected calls, else 0 and what differs."""
@@ -57,11 +63,15 @@ class ToolsTask(Task):
         calls = read_calls(text, self.form)
         if all_right(calls, case) or (self._merged and merged_right(calls, case)):
             return Feedback(1.0, True, "", "pass")
-        explanation = report(calls, case, self.feedback) if calls else self._no_call(text)
-        faulty = not calls or any(call.fault for call in calls)
-        return self._failed(
-            "invalid" if faulty else "wrong", f"{explanation}\n{_CUT_OFF}" if truncated else explanation
-        )
+        if calls:
+            explanation = report(calls, case, self.feedback)
+        else:
+            other: Form = "actions" if self.form == "json" else "json"
+            found = "The calls are not written as asked" if read_calls(text, other) else "No tool call was found"
+            explanation = f"{found}: {_FORMATS[self.form]}."
+        explanation = f"{explanation}\n{_CUT_OFF}" if truncated else explanation
+        kind: FeedbackKind = "invalid" if not calls or any(call.fault for call in calls) else "wrong"
+        return Feedback(0.0, False, "" if self.feedback == "none" else explanation, kind)
 
     def solution(self, problem: Problem) -> str:
         """Return the expected calls as an answer writes them, for checks of the task."""
@@ -69,25 +79,6 @@ class ToolsTask(Task):
         if self.form == "json":
             return "\n".join(f"<tool_call>\n{_written(call)}\n</tool_call>" for call in calls)
         return "\n".join(f"Action: {call['name']}\nAction Input: {_written(call['arguments'])}" for call in calls)
-
-    def _no_call(self, text: str) -> str:
-        other: Form = "actions" if self.form == "json" else "json"
-        what = "No tool call was found" if not read_calls(text, other) else "The calls are not written as asked"
-        return f"{what}: {_WANTED[self.form]}."
-
-    def _failed(self, kind: FeedbackKind, text: str) -> Feedback:
-        return Feedback(0.0, False, "" if self.feedback == "none" else text, kind)
-
-    def _load(self, cfg: TaskConfig) -> list[Problem]:
-        if cfg.data is None:
-            problems = load_problems(cfg, "tools/problems.jsonl", lambda row, where: self._parsed(row, where)[0])
-            return self._referenced(problems)
-        found = collect_rows(cfg.data, self._parsed, cfg.on_error).items
-        return self._referenced(with_splits(_with_unique_ids([problem for problems in found for problem in problems])))
-
-    def _referenced(self, problems: Sequence[Problem]) -> list[Problem]:
-        """Return the expected calls as the answer that a self-teacher may be shown."""
-        return [replace(problem, reference=self.solution(problem)) for problem in problems]
 
     def _parsed(self, row: dict[str, Any], where: str) -> list[Problem]:
         return problems_from_row(row, where, self.form)
@@ -105,12 +96,10 @@ def _written(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-def _with_unique_ids(problems: Sequence[Problem]) -> list[Problem]:
-    """Return ids made unique: public files repeat questions and names of tools."""
+def _with_unique_ids(problems: Sequence[Problem]) -> Iterator[Problem]:
+    """Public files repeat questions and names of tools: number the later ones."""
     seen: Counter[str] = Counter()
-    unique = []
     for problem in problems:
         seen[problem.id] += 1
         count = seen[problem.id]
-        unique.append(problem if count == 1 else replace(problem, id=f"{problem.id}#{count}"))
-    return unique
+        yield problem if count == 1 else replace(problem, id=f"{problem.id}#{count}")
