@@ -15,6 +15,7 @@ import numpy as np
 from sdpo_mlx import trainer
 from sdpo_mlx.config.resolve import resolve
 from sdpo_mlx.models.chat_template import Chat
+from sdpo_mlx.rl import components as run_components
 from sdpo_mlx.rl.components import Components, build_components
 from sdpo_mlx.rl.distillation import Batch, distillation_batch
 from sdpo_mlx.runs.folder import RunFolder
@@ -96,11 +97,11 @@ def _contexts(swapped: bool) -> Iterator[None]:
         batch = distillation_batch(groups, chat, *arguments, **options)
         return replace(batch, samples=tuple(_swapped_samples(batch, groups, chat, arguments[0])))
 
-    trainer.distillation_batch = other  # type: ignore[assignment]
+    run_components.distillation_batch = other  # type: ignore[assignment]
     try:
         yield
     finally:
-        trainer.distillation_batch = distillation_batch
+        run_components.distillation_batch = distillation_batch
 
 
 def _swapped_samples(batch: Batch, groups: Sequence[RolloutGroup], chat: Chat, teacher: Any) -> Iterator[Any]:

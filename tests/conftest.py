@@ -40,7 +40,8 @@ def _nothing_is_left_in_the_temporary_folder() -> Iterator[None]:
     yield
     # Removed at exit: our cache, the sockets of multiprocessing, what importing wandb makes (`tmp...wandb-media`), and
     # the kernels that MLX and torch compile (`mlx`, `torchinductor_...`).
+    # A killed Chromium leaves its own folder (`org.chromium...`).
     names = {path.name for path in Path(tempfile.gettempdir()).iterdir()}
-    ours = (temp_folders.PREFIX, "pymp-", "mlx", "torchinductor")
+    ours = (temp_folders.PREFIX, "pymp-", "mlx", "torchinductor", "org.chromium")
     left = [name for name in names if not name.startswith(ours) and "wandb-" not in name]
     assert left == []
