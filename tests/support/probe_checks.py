@@ -13,7 +13,7 @@ OWN_FAULTS = ("NameError", "TypeError", "AttributeError", "SyntaxError", "KeyErr
 
 def check_blocked(attack: Attack, status: str, stdout: bytes) -> None:
     """The run ended as this attack must end, and what it answered is that it got nothing."""
-    assert status == {"answers": "exited"}.get(attack.ends, attack.ends)
+    assert status == {"answers": "exited"}.get(attack.ends, attack.ends), (status, stdout[-500:])
     if attack.ends == "answers":
         said: dict[str, Any] = json.loads(stdout)
         assert not said["achieved"], said
