@@ -12,6 +12,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 import temp_folders
+from mlx_kernels import Kernels
 
 from sdpo_mlx.backends.mlx.blas import load_blas
 
@@ -22,6 +23,8 @@ hypothesis.settings.register_profile("default", derandomize=True, deadline=None,
 hypothesis.settings.register_profile("slow", derandomize=False, deadline=None)
 hypothesis.settings.load_profile("default")
 
+KERNELS = pytest.StashKey[Kernels]()
+
 
 def pytest_configure(config: pytest.Config) -> None:
     """Give the session a temporary folder of its own, for child processes too; pytest's `tmp_path` stays outside."""
@@ -31,8 +34,26 @@ def pytest_configure(config: pytest.Config) -> None:
     Path(folder).chmod(0o1777)  # sandboxed programs may run as another user
     os.environ["TMPDIR"] = tempfile.tempdir = folder
 
+    if cache := getattr(config, "cache", None):
+        config.stash[KERNELS] = Kernels(cache.mkdir("mlx-kernels"))
+
     # The last thing that happens: multiprocessing removes its own folder in it before, at priority -100.
     Finalize(None, shutil.rmtree, args=(folder,), kwargs={"ignore_errors": True}, exitpriority=-200)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Fetch the kernels that other processes have compiled."""
+    _exchange(item.config)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Keep the kernels that the last test compiled."""
+    _exchange(session.config)
+
+
+def _exchange(config: pytest.Config) -> None:
+    if KERNELS in config.stash:
+        config.stash[KERNELS].exchange()
 
 
 @pytest.fixture(scope="session", autouse=True)
