@@ -41,6 +41,22 @@ def pytest_configure(config: pytest.Config) -> None:
     Finalize(None, shutil.rmtree, args=(folder,), kwargs={"ignore_errors": True}, exitpriority=-200)
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Begin with the long tests on every worker, so that short ones fill up the end.
+
+    `--dist worksteal` gives each worker an equal run of the tests, and an idle one the last of another's.
+    """
+    long = [item for item in items if item.get_closest_marker("long")]
+    short = [item for item in items if not item.get_closest_marker("long")]
+    dealt: list[pytest.Item] = []
+    for workers in range(getattr(config, "workerinput", {}).get("workercount", 1), 0, -1):
+        size, first = (len(long) + len(short)) // workers, len(long) // workers
+        dealt += long[:first] + short[: size - first]
+        long, short = long[first:], short[size - first :]
+    items[:] = dealt
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Fetch the kernels that other processes have compiled."""
     _exchange(item.config)
