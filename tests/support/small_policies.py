@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 from small_models import VOCABULARY, write_model
@@ -27,15 +31,38 @@ def make_policy(architecture: str = "qwen3", *, teacher: str = "ema", seed: int 
 
     train = {key: options.pop(key) for key in list(options) if key in TrainConfig.model_fields}
     adapter = AdapterConfig(**{"rank": 4, **options})
-    policy = MLXPolicy(
-        folder(architecture),
-        ModelConfig(name=architecture, adapter=adapter),
-        TeacherConfig(kind=teacher, update_rate=0.3),
-        TrainConfig(**{"learning_rate": 1e-2, "micro_batch_tokens": 40, **train}),
-    )
+    with checked_once(folder(architecture)):
+        policy = MLXPolicy(
+            folder(architecture),
+            ModelConfig(name=architecture, adapter=adapter),
+            TeacherConfig(kind=teacher, update_rate=0.3),
+            TrainConfig(**{"learning_rate": 1e-2, "micro_batch_tokens": 40, **train}),
+        )
     if seed is not None:
         stir(policy, seed)
     return policy
+
+
+CHECKED: dict[Path, bool] = {}
+
+
+@contextmanager
+def checked_once(path: Path) -> Iterator[None]:
+    """The checks at load find in the same folder what they found before: most of the work of loading a small model."""
+    from sdpo_mlx.backends.mlx import loading
+
+    if path in CHECKED:
+        with patch.multiple(loading, check_parity=lambda *_: CHECKED[path], check_batching=lambda *_: 0.0):
+            yield
+        return
+    check = loading.check_parity
+
+    def noted(*arguments: Any) -> bool:
+        CHECKED[path] = check(*arguments)
+        return CHECKED[path]
+
+    with patch.object(loading, "check_parity", noted):
+        yield
 
 
 def stir(policy: Any, seed: int = 1, scale: float = 0.1) -> None:
@@ -92,16 +119,26 @@ def found(policy: Any, samples: list[DistillSample], objective: ObjectiveConfig,
     return kept[0]
 
 
-def plain_logits(policy: Any, weights: Any, ids: np.ndarray, span: tuple[int, int]) -> Any:
-    """The whole model on one sequence, no cache and no parts: logits (T, V) that predict the span."""
+def plain_logits(policy: Any, weights: Any, ids: np.ndarray, span: tuple[int, int]) -> np.ndarray:
+    """The whole model on one sequence, no cache and no parts: logits (T, V) that predict the span.
+
+    Asked again for the same sequence under the very same bytes of the model, a policy answers from memory.
+    """
     import mlx.core as mx
+    from mlx.utils import tree_flatten
 
     from sdpo_mlx.backends.mlx.adapter import active
 
     with active(policy.model.whole, weights, policy.student):
-        logits = policy.model.whole(mx.array(ids)[None])[0, span[0] - 1 : span[1] - 1].astype(mx.float32)
-        mx.eval(logits)
-    return logits
+        digest = sha256(repr((ids.tolist(), span)).encode())
+        for _, array in tree_flatten(policy.model.whole.parameters()):
+            digest.update(memoryview(array))
+        known = vars(policy).setdefault("plain_logits", {})
+        if (key := digest.digest()) not in known:
+            logits = policy.model.whole(mx.array(ids)[None])[0, span[0] - 1 : span[1] - 1].astype(mx.float32)
+            known[key] = np.array(logits)
+            known[key].setflags(write=False)
+    return known[key]
 
 
 def teacher_logits(policy: Any, sample: DistillSample) -> np.ndarray:
@@ -148,6 +185,7 @@ def expected(
 
         cotangent = mx.array(grad_TV[: stop - start].astype(np.float32))
         _, grads = mx.vjp(run, [policy.student[name] for name in names], [cotangent])
+        mx.eval(grads)
         for name, grad in zip(names, grads, strict=True):
             total[name] += np.array(grad).astype(np.float64)
     assign(policy.model.whole, policy.student)
