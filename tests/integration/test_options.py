@@ -21,13 +21,14 @@ from sdpo_mlx.sandbox.choice import open_sandbox
 from sdpo_mlx.types import Problem
 
 # A value for each setting, and other settings under which it has an effect.
-DEFAULTS: dict[str, Any] = {}
+DEFAULTS: dict[str, Any] = {}  # one step on eight tokens, which are too few for a success
+TWO_STEPS = {"train.steps": 2}
+WHOLE = {**TWO_STEPS, "rollout.group_size": 4, "rollout.max_tokens": 24}  # whole answers, of which some succeed
 HYBRID = {"objective.kind": "hybrid"}
-GRPO = {"objective.kind": "grpo", "train.updates_per_batch": 2, "train.learning_rate": 0.02}
-OFF_POLICY = {"train.updates_per_batch": 2, "train.learning_rate": 0.02}
+GRPO = {**WHOLE, "objective.kind": "grpo", "train.updates_per_batch": 2, "train.learning_rate": 0.02}
 TOP = {"objective.support": "top_k", "objective.top_k": 3}
-NO_LEARNING = {"train.learning_rate": 0.0, "train.eval_every": 1}
-BOTH = {"teacher.feedback_only_without_demonstration": False}
+NO_LEARNING = {**TWO_STEPS, "train.learning_rate": 0.0, "train.eval_every": 1}
+BOTH = {**WHOLE, "teacher.feedback_only_without_demonstration": False}
 CHANGES: dict[str, tuple[Any, Mapping[str, Any]]] = {
     "model.dtype": ("float16", DEFAULTS),
     "model.adapter.kind": ("dora", DEFAULTS),
@@ -40,16 +41,16 @@ CHANGES: dict[str, tuple[Any, Mapping[str, Any]]] = {
     "task.feedback": ("none", DEFAULTS),
     "rollout.problems_per_step": (1, DEFAULTS),
     "rollout.group_size": (3, DEFAULTS),
-    "rollout.max_tokens": (9, DEFAULTS),
+    "rollout.max_tokens": (7, DEFAULTS),
     "rollout.temperature": (0.7, DEFAULTS),
     "rollout.top_p": (0.5, DEFAULTS),
     "teacher.kind": ("frozen", DEFAULTS),
     "teacher.update_rate": (0.5, DEFAULTS),
     "teacher.demonstration": ("off", BOTH),
-    "teacher.own_success": (True, DEFAULTS),
-    "teacher.success_threshold": (2.0, DEFAULTS),
+    "teacher.own_success": (True, WHOLE),
+    "teacher.success_threshold": (2.0, WHOLE),
     "teacher.feedback": (False, DEFAULTS),
-    "teacher.feedback_only_without_demonstration": (False, DEFAULTS),
+    "teacher.feedback_only_without_demonstration": (False, WHOLE),
     "teacher.include_attempt": (True, DEFAULTS),
     "teacher.max_context_tokens": (20, DEFAULTS),
     "teacher.template": ("{problem}\nHint: {demonstration}{feedback}", DEFAULTS),
@@ -59,22 +60,22 @@ CHANGES: dict[str, tuple[Any, Mapping[str, Any]]] = {
     "objective.top_k": (4, TOP),
     "objective.tail": (False, TOP),
     "objective.importance_clip": (0.5, DEFAULTS),
-    "objective.aggregation": ("sequence_mean_token_mean", DEFAULTS),
+    "objective.aggregation": ("sequence_mean_token_mean", WHOLE),
     "objective.question_weight": ("pass_rate", DEFAULTS),
-    "objective.route": ("by_success", DEFAULTS),
+    "objective.route": ("by_success", WHOLE),
     "objective.hybrid_weight": (0.9, HYBRID),
     "objective.clip_low": (0.0, GRPO),
     "objective.clip_high": (0.0, GRPO),
     "objective.std_normalise": (True, GRPO),
     "train.steps": (2, DEFAULTS),
     "train.learning_rate": (1e-3, DEFAULTS),
-    "train.schedule": ("linear", DEFAULTS),
+    "train.schedule": ("linear", TWO_STEPS),
     "train.warmup_steps": (2, DEFAULTS),
     "train.weight_decay": (0.5, DEFAULTS),
     "train.clip_norm": (1e-3, DEFAULTS),
     "train.updates_per_batch": (2, DEFAULTS),
-    "train.eval_every": (1, DEFAULTS),
-    "train.save_every": (1, DEFAULTS),
+    "train.eval_every": (1, TWO_STEPS),
+    "train.save_every": (1, TWO_STEPS),
     "train.patience": (1, NO_LEARNING),
     "train.seed": (1, DEFAULTS),
     "eval.problems": (1, DEFAULTS),
@@ -141,8 +142,8 @@ def outcome(cfg: Config) -> dict[str, Any]:
 
 
 def base(options: Mapping[str, Any]) -> Config:
-    train = {"steps": 3, "save_every": 3, "eval_every": 3}  # some settings need the successes of whole answers
-    cfg = settings(train=train, log={"samples": 2, "teacher_answers": 1})
+    train, rollout = {"steps": 1, "save_every": 3, "eval_every": 3}, {"group_size": 2, "max_tokens": 8}
+    cfg = settings(train=train, rollout=rollout, log={"samples": 2, "teacher_answers": 1})
     for key, value in options.items():
         cfg = with_value(cfg, key, value)
     return cfg
