@@ -28,13 +28,22 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     "full": {"model": {"adapter": {"kind": "full"}}, "train": {"learning_rate": 1e-4}},
     "hybrid, warm-up, cosine": {"objective": {"kind": "hybrid"}, "train": {"schedule": "cosine", "warmup_steps": 2}},
 }
-ROLLOUTS, QUICK = 4, {"problems_per_step": 2, "group_size": 2, "max_tokens": 16}
-SHORT = {"steps": 4, "save_every": 2, "eval_every": 2}
+ROLLOUTS, QUICK = 4, {"problems_per_step": 2, "group_size": 2, "max_tokens": 8}
+WHOLE = {**QUICK, "max_tokens": 16}  # some answers end by themselves
+SHORT = {"steps": 2, "save_every": 2, "eval_every": 2}
 
 
 def settings(**sections: Any) -> Config:
-    """The small settings with even fewer rollouts."""
+    """The small settings with even fewer and shorter rollouts."""
     return small(**{"rollout": QUICK, "eval": {"problems": 1}, **sections})
+
+
+@pytest.fixture(scope="module")
+def one_step(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of one step, to be read or refused."""
+    folder = tmp_path_factory.mktemp("one-step") / "run"
+    trained(folder, settings(train={**SHORT, "steps": 1}))
+    return folder
 
 
 def types(folder: Path) -> list[tuple[str, int]]:
@@ -44,14 +53,16 @@ def types(folder: Path) -> list[tuple[str, int]]:
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_a_stopped_run_goes_on_to_the_same_bytes(variant: str, tmp_path: Path) -> None:
     sections = VARIANTS[variant]
-    cfg = settings(**{**sections, "train": {**SHORT, **sections.get("train", {})}})
+    steps, stops = (4, [1, 3]) if variant == "default" else (3, [2])
+    train = {**SHORT, "steps": steps, **sections.get("train", {})}
+    cfg = settings(**{"rollout": WHOLE, **sections, "train": train})
     trained(tmp_path / "whole", cfg)
-    assert trained(tmp_path / "parts", cfg, Watcher(after=1)) is None
-    assert trained(tmp_path / "parts", cfg, Watcher(after=2)) is None
+    for done, stop in zip([0, *stops], stops, strict=False):
+        assert trained(tmp_path / "parts", cfg, Watcher(after=stop - done)) is None
     trained(tmp_path / "parts", cfg)
     assert_same(tmp_path / "parts", tmp_path / "whole")
     resumed = [step for kind, step in types(tmp_path / "parts") if kind == "resumed"]
-    assert resumed == [1, 3]
+    assert resumed == stops
     assert types(tmp_path / "whole").count(("run_started", 0)) == types(tmp_path / "parts").count(("run_started", 0))
     assert not any(kind == "resumed" for kind, _ in types(tmp_path / "whole"))
 
@@ -64,7 +75,7 @@ def test_a_run_learns_and_its_seed_matters(tmp_path: Path) -> None:
 
 
 def test_a_finished_run_changes_nothing_when_started_again(tmp_path: Path) -> None:
-    cfg = settings(train={**SHORT, "steps": 2})
+    cfg = settings(train={**SHORT, "steps": 1})
     trained(tmp_path / "run", cfg)
     before = remains(tmp_path / "run")
     trained(tmp_path / "run", cfg)
@@ -72,9 +83,10 @@ def test_a_finished_run_changes_nothing_when_started_again(tmp_path: Path) -> No
 
 
 def test_more_steps_go_on_where_a_run_ended(tmp_path: Path) -> None:
-    trained(tmp_path / "run", settings(train={**SHORT, "steps": 2}))
-    trained(tmp_path / "run", settings(train={**SHORT, "steps": 4}))
-    trained(tmp_path / "whole", settings(train={**SHORT, "steps": 4}))
+    one, two = (settings(train={**SHORT, "steps": steps, "eval_every": 1}) for steps in (1, 2))
+    trained(tmp_path / "run", one)
+    trained(tmp_path / "run", two)
+    trained(tmp_path / "whole", two)
     assert_same(tmp_path / "run", tmp_path / "whole")
 
 
@@ -87,45 +99,44 @@ CHANGES: dict[str, dict[str, dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("key", CHANGES)
-def test_a_changed_setting_is_refused_in_one_line_and_the_run_left_alone(key: str, tmp_path: Path) -> None:
-    trained(tmp_path / "run", settings(train={**SHORT, "steps": 1}))
-    before = (tmp_path / "run" / "events.jsonl").read_bytes(), last_state(tmp_path / "run")
+def test_a_changed_setting_is_refused_in_one_line_and_the_run_left_alone(key: str, one_step: Path) -> None:
+    before = (one_step / "events.jsonl").read_bytes(), last_state(one_step)
     with pytest.raises(ConfigError, match=key) as caught:
-        trained(tmp_path / "run", settings(**CHANGES[key]))
+        trained(one_step, settings(**CHANGES[key]))
     assert caught.value.exit_code == 2
     assert "\n" not in caught.value.line()
-    assert ((tmp_path / "run" / "events.jsonl").read_bytes(), last_state(tmp_path / "run")) == before
+    assert ((one_step / "events.jsonl").read_bytes(), last_state(one_step)) == before
 
 
 @pytest.mark.parametrize("part", ["base", "tokenizer"])
-def test_another_base_or_tokenizer_is_refused(part: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    cfg = settings(train={**SHORT, "steps": 1})
-    trained(tmp_path / "run", cfg)
+def test_another_base_or_tokenizer_is_refused(part: str, one_step: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     identity = Components.identity
     monkeypatch.setattr(Components, "identity", lambda self: {**identity(self), part: "another"})
     with pytest.raises(ConfigError, match=f'{part} was "[0-9a-f]+", is "another"'):
-        trained(tmp_path / "run", cfg)
+        trained(one_step, settings(train={**SHORT, "steps": 1}))
 
 
 def test_a_damaged_newest_checkpoint_falls_back_with_a_warning_and_the_same_end(tmp_path: Path) -> None:
-    cfg = settings(train={**SHORT, "steps": 6})
+    cfg = settings(train={**SHORT, "steps": 4})
     trained(tmp_path / "whole", cfg)
-    assert trained(tmp_path / "run", cfg, Watcher(after=5)) is None
-    newest = tmp_path / "run" / "checkpoints" / "step-000005" / "teacher.safetensors"
+    assert trained(tmp_path / "run", cfg, Watcher(after=3)) is None
+    newest = tmp_path / "run" / "checkpoints" / "step-000003" / "teacher.safetensors"
     content = bytearray(newest.read_bytes())
     content[len(content) // 2] ^= 1
     newest.write_bytes(content)
     trained(tmp_path / "run", cfg)
     warnings = [e for e in read_events(tmp_path / "run" / "events.jsonl") if e["type"] == "warning"]
-    assert ["step-000005 is damaged" in e["message"] for e in warnings] == [True]
-    assert ("resumed", 4) in types(tmp_path / "run")
+    assert ["step-000003 is damaged" in e["message"] for e in warnings] == [True]
+    assert ("resumed", 2) in types(tmp_path / "run")
     assert_same(tmp_path / "run", tmp_path / "whole")
 
 
 def test_a_run_with_every_checkpoint_damaged_says_so(tmp_path: Path) -> None:
-    cfg = settings(train=SHORT)
+    cfg = settings(train={**SHORT, "save_every": 1})
     trained(tmp_path / "run", cfg)
-    for path in (tmp_path / "run" / "checkpoints").glob("*/student.safetensors"):
+    files = [*(tmp_path / "run" / "checkpoints").glob("*/student.safetensors")]
+    assert len(files) > 1
+    for path in files:
         path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(StorageError, match="no checkpoint can be read"):
         trained(tmp_path / "run", cfg)
@@ -140,7 +151,7 @@ def state_bytes(setup: Components) -> dict[str, bytes]:
 
 
 def test_steps_without_a_signal_change_no_byte_and_warn_once(tmp_path: Path) -> None:
-    cfg = settings(**BARREN, train={**SHORT, "steps": 7, "weight_decay": 0.1})
+    cfg = settings(**BARREN, train={**SHORT, "steps": 6, "weight_decay": 0.1})
     start: dict[str, bytes] = {}
     trained(tmp_path / "run", cfg, change=lambda setup: start.update(state_bytes(setup)))
     assert last_state(tmp_path / "run") == start
@@ -154,7 +165,7 @@ def test_steps_without_a_signal_change_no_byte_and_warn_once(tmp_path: Path) -> 
 
 
 def test_the_warning_of_nothing_to_learn_survives_a_stop(tmp_path: Path) -> None:
-    cfg = settings(**BARREN, train={**SHORT, "steps": 7})
+    cfg = settings(**BARREN, train={**SHORT, "steps": 6})
     assert trained(tmp_path / "run", cfg, Watcher(after=3)) is None
     trained(tmp_path / "run", cfg)
     assert [step for kind, step in types(tmp_path / "run") if kind == "warning"] == [5]
@@ -194,16 +205,17 @@ POISONS: dict[str, Callable[[Any], Any]] = {
 
 
 @pytest.mark.parametrize("how", POISONS)
-def test_five_bad_steps_in_a_row_end_the_run_with_the_last_good_weights(how: str, tmp_path: Path) -> None:
+def test_five_bad_steps_in_a_row_end_the_run_with_the_last_good_weights(
+    how: str, one_step: Path, tmp_path: Path
+) -> None:
     cfg = settings(train={**SHORT, "steps": 12})
-    trained(tmp_path / "good", settings(train={**SHORT, "steps": 2}))
     with pytest.raises(DivergedError, match="5 steps in a row") as caught:
-        trained(tmp_path / "run", cfg, change=poisoned(set(range(3, 99)), POISONS[how]))
+        trained(tmp_path / "run", cfg, change=poisoned(set(range(2, 99)), POISONS[how]))
     assert caught.value.exit_code == 6
-    assert checkpoint.steps(tmp_path / "run" / "checkpoints")[-1] == 7
-    assert last_state(tmp_path / "run") == last_state(tmp_path / "good")
+    assert checkpoint.steps(tmp_path / "run" / "checkpoints")[-1] == 6
+    assert last_state(tmp_path / "run") == last_state(one_step)
     bad = [event for event in events(tmp_path / "run", "step") if "non_finite" in event]
-    assert [event["step"] for event in bad] == [3, 4, 5, 6, 7]
+    assert [event["step"] for event in bad] == [2, 3, 4, 5, 6]
     assert all(event["non_finite"][0].startswith("tiny-") for event in bad)
     assert bad[-1]["non_finite"][0] in caught.value.line()
     assert all(event["tokens/learned"] == 0 for event in bad)
@@ -221,11 +233,11 @@ def test_fewer_bad_steps_are_left_out_and_the_run_goes_on(tmp_path: Path) -> Non
 
 
 def test_a_diverged_run_can_be_resumed_once_mended(tmp_path: Path) -> None:
-    cfg = settings(train={**SHORT, "steps": 8})
+    cfg = settings(train={**SHORT, "steps": 6})
     with pytest.raises(DivergedError):
         trained(tmp_path / "run", cfg, change=poisoned(set(range(1, 99)), POISONS["nan weight"]))
     trained(tmp_path / "run", cfg)
-    assert [e["step"] for e in events(tmp_path / "run", "step")] == list(range(1, 9))
+    assert [e["step"] for e in events(tmp_path / "run", "step")] == list(range(1, 7))
 
 
 def scored(values: list[float]) -> Callable[[Components], None]:
