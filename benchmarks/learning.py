@@ -14,6 +14,8 @@ import numpy as np
 
 from sdpo_mlx import trainer
 from sdpo_mlx.config.resolve import resolve
+from sdpo_mlx.evaluation.evaluate import evaluate
+from sdpo_mlx.evaluation.spec import eval_spec
 from sdpo_mlx.models.chat_template import Chat
 from sdpo_mlx.rl import components as run_components
 from sdpo_mlx.rl.components import Components, build_components
@@ -48,11 +50,13 @@ def measure(
     *,
     swapped: bool = False,
     enough: float = 2.0,
+    final_samples: int | None = None,
     change: Callable[[Components], None] = lambda _: None,
 ) -> Measured:
     """Train once in a temporary folder; `swapped` gives the teacher the contexts of other problems.
 
-    Training stops early after an evaluation with a score of at least `enough`.
+    Training stops early after an evaluation with a score of at least `enough`. The final score takes `final_samples`
+    answers per problem, None: as many as the evaluations during training.
     `change` edits the components before the first rollout.
     """
     cfg = resolve(None, [*settings, f"train.seed={seed}"], {}).config
@@ -77,7 +81,9 @@ def measure(
         after = setup.policy.state()["student"]
         changed = any(not np.array_equal(before[name], after[name]) for name in before)
         setup.policy.load_student(place.load_adapter()[0])
-        final = run.score("final").event()
+        spec = eval_spec(setup, "final")
+        spec = replace(spec, samples=final_samples or spec.samples)
+        final = evaluate(setup.policy, setup.task, setup.chat, spec).event()
     return Measured(label, seed, curve, best_step, final, time.perf_counter() - begun, changed)
 
 

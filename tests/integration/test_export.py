@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from adapter_runs import KINDS, LEARNS, logits_by_mlx_lm, make_runs, stir
+from adapter_runs import KINDS, LEARNS, SHORT, logits_by_mlx_lm, make_runs, stir
 from command import sdpo
 from small_runs import settings, trained
 
@@ -169,19 +169,29 @@ def test_mlx_lms_chat_speaks_with_the_adapter(runs: dict[str, Path]) -> None:
     assert wanted.strip() in chatted
 
 
+@pytest.fixture(scope="module")
+def quantised(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A base of eight bits a weight, and a short run on it."""
+    folder = tmp_path_factory.mktemp("quantised")
+    base, run = quantised_tiny(folder / "base"), folder / "run"
+    cfg = settings(model={"name": str(base), "adapter": KINDS["lora"]}, rollout=SHORT, train=LEARNS)
+    trained(run, cfg)
+    RunFolder(run).write_config(cfg)
+    stir(run)
+    return base, run
+
+
 @pytest.mark.parametrize("again", [False, True])
-def test_quantised_base_is_fused_either_way_and_the_loss_is_said(again: bool, tmp_path: Path) -> None:
-    base = quantised_tiny(tmp_path / "base")
-    cfg = settings(model={"name": str(base), "adapter": KINDS["lora"]}, train=LEARNS)
-    trained(tmp_path / "run", cfg)
-    RunFolder(tmp_path / "run").write_config(cfg)
-    stir(tmp_path / "run")
-    made = export_fused(tmp_path / "run", tmp_path / "fused", quantised=again)
+def test_quantised_base_is_fused_either_way_and_the_loss_is_said(
+    again: bool, quantised: tuple[Path, Path], tmp_path: Path
+) -> None:
+    base, run = quantised
+    made = export_fused(run, tmp_path / "fused", quantised=again)
     assert made.figures["kind"] == ("re-quantised" if again else "dequantised")
     config = json.loads((tmp_path / "fused" / "config.json").read_text())
     assert ("quantization" in config) is again
     fused = logits_by_mlx_lm(None, tmp_path / "fused")
-    wanted = logits_by_mlx_lm(tmp_path / "run", base)
+    wanted = logits_by_mlx_lm(run, base)
     share = 0.9 if again else 0.97  # eight bits a weight against sixteen
     assert (fused.argmax(-1) == wanted.argmax(-1)).mean() > share
     assert made.figures["lost"] < made.figures["adapter"]
@@ -248,12 +258,9 @@ def test_our_own_next_steps_are_commands_of_ours(runs: dict[str, Path], tmp_path
         assert all(word in out for word in shlex.split(line) if word.startswith("--"))
 
 
-def test_quantised_base_is_named_as_what_other_tools_cannot_read(tmp_path: Path) -> None:
-    base = quantised_tiny(tmp_path / "base")
-    cfg = settings(model={"name": str(base), "adapter": KINDS["lora"]}, train={**LEARNS, "steps": 1})
-    trained(tmp_path / "run", cfg)
-    RunFolder(tmp_path / "run").write_config(cfg)
-    code, out, err = sdpo("export", str(tmp_path / "run"), "--to", "peft", "--json")
+def test_quantised_base_is_named_as_what_other_tools_cannot_read(quantised: tuple[Path, Path], tmp_path: Path) -> None:
+    _, run = quantised
+    code, out, err = sdpo("export", str(run), "--to", "peft", "--out", str(tmp_path / "peft"), "--json")
     assert code == 0
     assert "MLX's layout" in json.loads(out)["warnings"][0]
     assert "vllm serve" in json.loads(out)["next"]["vllm"]

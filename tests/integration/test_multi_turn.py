@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_runs import Watcher, assert_same, trained, with_value
+from small_runs import Watcher, assert_same, events, trained, with_value
 from small_runs import settings as small
 
 from sdpo_mlx.backends.base import SamplingParams
@@ -210,11 +210,13 @@ def test_most_turns_are_a_setting_and_the_episode_is_judged_there() -> None:
 
 
 def test_run_of_several_turns_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
-    cfg = small(task={"name": "game:library"}, rollout={"max_tokens": 48}, train={"steps": 2, "eval_every": 0})
+    rollout = {"problems_per_step": 1, "group_size": 2, "max_tokens": 24}
+    cfg = small(task={"name": "game:library", "max_turns": 2}, rollout=rollout, train={"steps": 2, "eval_every": 0})
     trained(tmp_path / "whole", cfg)
     assert trained(tmp_path / "parts", cfg, Watcher(after=1)) is None
     trained(tmp_path / "parts", cfg)
     assert_same(tmp_path / "whole", tmp_path / "parts")
+    assert all(event["turns/mean"] > 1 for event in events(tmp_path / "whole", "step"))
 
 
 def test_single_answer_of_an_episode_can_be_graded_by_hand() -> None:

@@ -16,7 +16,8 @@ KINDS: dict[str, dict[str, Any]] = {
     "dora": {"kind": "dora", "rank": 4, "scale": 1.5},
     "last block": {"kind": "lora", "rank": 4, "layers": 1, "keys": ["self_attn.q_proj", "mlp.down_proj"]},
 }
-LEARNS = {"steps": 3, "eval_every": 0, "learning_rate": 2e-2}
+LEARNS = {"steps": 1, "eval_every": 0, "learning_rate": 2e-2}
+SHORT = {"group_size": 2, "max_tokens": 8}
 
 
 def make_runs(folder: Path) -> dict[str, Path]:
@@ -24,7 +25,7 @@ def make_runs(folder: Path) -> dict[str, Path]:
     made = {}
     for name, adapter in KINDS.items():
         made[name] = folder / name.replace(" ", "-")
-        cfg = settings(model={"name": "tiny", "adapter": adapter}, train=LEARNS)
+        cfg = settings(model={"name": "tiny", "adapter": adapter}, rollout=SHORT, train=LEARNS)
         trained(made[name], cfg)
         RunFolder(made[name]).write_config(cfg)
         stir(made[name])

@@ -6,8 +6,9 @@ That makes the task small, offline, and one on which feedback really teaches.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import islice
 
 import numpy as np
@@ -86,8 +87,9 @@ def draw_inputs(generator: np.random.Generator) -> Inputs:
     return tuple((*numbers, numbers[int(generator.integers(len(numbers)))]) for numbers in lists)
 
 
-def _problems(variant: str) -> dict[Split, tuple[Problem, ...]]:
-    """Return both splits of a variant: always the same."""
+@cache
+def _problems(variant: str) -> Mapping[Split, tuple[Problem, ...]]:
+    """Return both splits of a variant: always the same, and drawn once."""
     plan = _VARIANTS[variant]
     train: list[Problem] = []
     held_out: list[Problem] = []

@@ -113,24 +113,28 @@ def test_episodes_of_several_turns_are_left_out(chosen: Any) -> None:
 
 
 def test_a_run_says_it_at_its_first_step_and_as_often_as_it_scores(tmp_path: Path) -> None:
-    cfg = settings(rollout=ROOM, train={"steps": 5, "eval_every": 3, "save_every": 5})
-    trained(tmp_path / "run", cfg)
+    train, eval_tokens = {"steps": 4, "eval_every": 2, "save_every": 4}, {"problems": 1, "max_tokens": 4}
+    trained(tmp_path / "run", settings(rollout=ROOM, train=train, eval=eval_tokens))
     steps = events(tmp_path / "run", "step")
-    assert [event["step"] for event in steps if "teacher/success" in event] == [1, 4]
+    assert [event["step"] for event in steps if "teacher/success" in event] == [1, 3]
     # The base follows a solution that it is shown nearly always, and alone hardly ever finds one.
     assert steps[0]["teacher/success"] > steps[0]["teacher/student"]
 
 
 def test_asking_the_teacher_changes_nothing_in_training(tmp_path: Path) -> None:
-    train = {"steps": 3, "eval_every": 1, "save_every": 3}
+    train = {"steps": 2, "eval_every": 1, "save_every": 2}
+    rollout, eval_tokens = {"problems_per_step": 2, "group_size": 2}, {"problems": 1, "max_tokens": 4}
     for name, count in (("asked", 8), ("unasked", 0)):
-        trained(tmp_path / name, settings(rollout=ROOM, train=train, log={"teacher_answers": count}))
+        log = {"teacher_answers": count}
+        trained(tmp_path / name, settings(rollout=rollout, train=train, eval=eval_tokens, log=log))
+    assert all("teacher/success" in event for event in events(tmp_path / "asked", "step"))
     assert last_state(tmp_path / "asked") == last_state(tmp_path / "unasked")
     assert not any("teacher/success" in event for event in events(tmp_path / "unasked", "step"))
 
 
 def test_a_trust_region_has_no_weights_to_write_with(tmp_path: Path) -> None:
-    cfg = settings(train={"steps": 1, "eval_every": 1, "save_every": 1}, teacher={"kind": "trust_region"})
+    train, rollout = {"steps": 1, "eval_every": 1, "save_every": 1}, {"group_size": 2}
+    cfg = settings(train=train, rollout=rollout, teacher={"kind": "trust_region"})
     watcher = Watcher()
     trained(tmp_path / "run", cfg, watcher)
     assert [event["type"] for event in watcher.events].count("step") == 1
