@@ -23,13 +23,13 @@ from types import ModuleType
 from typing import Any
 
 
-class _TorchStandIn(ModuleType):
-    """Module that imports the real torch when an attribute is first read."""
+class _StandIn(ModuleType):
+    """Module that imports the real one of its name when an attribute is first read."""
 
     def __getattr__(self, name: str) -> Any:
-        if sys.modules.get("torch") is self:
-            del sys.modules["torch"]
-        return getattr(importlib.import_module("torch"), name)
+        if sys.modules.get(self.__name__) is self:
+            del sys.modules[self.__name__]
+        return getattr(importlib.import_module(self.__name__), name)
 
 
 @cache
@@ -37,7 +37,7 @@ def auto_tokenizer() -> Any:
     """Return `transformers.AutoTokenizer` as a subclass whose `from_pretrained` does not import torch."""
     # Only tokenizers are used: no warning to every user that PyTorch is missing.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-    with _deferred_torch():
+    with deferred("torch"):
         from transformers import AutoTokenizer
 
     class TorchFreeTokenizer(AutoTokenizer):  # type: ignore[misc]  # untyped where transformers is skipped
@@ -72,19 +72,20 @@ def torch_free_imports() -> Iterator[None]:
 
 
 @contextmanager
-def _deferred_torch() -> Iterator[None]:
-    spec = None if "torch" in sys.modules else find_spec("torch")
+def deferred(name: str) -> Iterator[None]:
+    """Imports of a package in this block get a stand-in; nothing changes if it was imported or is not installed."""
+    spec = None if name in sys.modules else find_spec(name)
     if spec is None:
         yield
         return
-    stand_in = _TorchStandIn("torch")
-    stand_in.__spec__ = spec  # so that `find_spec("torch")` still answers that it is installed
-    sys.modules["torch"] = stand_in
+    stand_in = _StandIn(name)
+    stand_in.__spec__ = spec  # so that `find_spec` still answers that it is installed
+    sys.modules[name] = stand_in
     try:
         yield
     finally:
-        if sys.modules.get("torch") is stand_in:
-            del sys.modules["torch"]
+        if sys.modules.get(name) is stand_in:
+            del sys.modules[name]
 
 
 def _without_dtype(value: Any) -> Any:

@@ -1,12 +1,13 @@
 """Everything that this backend uses of mlx-lm, except its server.
 
-mlx-lm imports `transformers.AutoTokenizer`, and that imports torch: here it gets one that does not. So no other
-module of this package imports mlx-lm directly.
+mlx-lm imports `transformers.AutoTokenizer`, and that imports torch: here it gets one that does not. It also imports
+wandb where that is installed (0.4 seconds), for callbacks that are not used here: that waits until one is. So no
+other module of this package imports mlx-lm directly.
 """
 
-from sdpo_mlx.models.tokenizer import torch_free_imports
+from sdpo_mlx.models.tokenizer import deferred, torch_free_imports
 
-with torch_free_imports():
+with torch_free_imports(), deferred("wandb"):
     from mlx_lm.generate import BatchGenerator
     from mlx_lm.models.base import create_causal_mask
     from mlx_lm.models.cache import ArraysCache, ConcatenateKVCache, make_prompt_cache
