@@ -137,7 +137,11 @@ def test_nonsense_for_memory_is_refused(text: str) -> None:
         bytes_of(text)
 
 
-def test_plan_says_what_fits_without_weights() -> None:
+def test_plan_says_what_fits_without_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    from sdpo_mlx.backends.mlx import device
+
+    rate = device._rate
+    monkeypatch.setattr(device, "_rate", lambda work, seconds: rate(work, seconds=0.0))  # one round of each
     code, out, _ = sdpo("plan", "--model", "qwen", "--prompt-tokens", "300", "--memory", "64GB", "--json")
     found = json.loads(out)
     assert code == 0
