@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cache
 from itertools import product
 from typing import Any
 
@@ -19,10 +20,23 @@ mx = pytest.importorskip("mlx.core")
 HYBRID = ObjectiveConfig(kind="hybrid")
 
 
-def trained(**options: Any) -> Any:
+def newly_trained(**options: Any) -> Any:
     """A policy with moments in its optimizer and a teacher that lags behind."""
     policy = make_policy(**options)
     assert policy.learn(make_samples(1, "hybrid"), HYBRID, 1e-2).applied
+    return policy
+
+
+@cache
+def trained_once(budget: int) -> tuple[Any, Any]:
+    policy = newly_trained(micro_batch_tokens=budget)
+    return policy, policy.state()
+
+
+def trained(budget: int = 40) -> Any:
+    """The same, from one policy that is set back to what it was."""
+    policy, state = trained_once(budget)
+    policy.load_state(state)
     return policy
 
 
@@ -66,7 +80,7 @@ def test_poison_in_a_sample_never_reaches_the_weights(place: str, value: float) 
 def test_poison_in_the_gradient_alone_names_its_micro_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     from sdpo_mlx.backends.mlx import gradient
 
-    policy, samples, backward = trained(micro_batch_tokens=1), make_samples(2, "hybrid"), gradient.backward
+    policy, samples, backward = trained(budget=1), make_samples(2, "hybrid"), gradient.backward
 
     def broken(model: Any, student: Any, unit: Any, *rest: Any) -> Any:
         grads = backward(model, student, unit, *rest)
@@ -103,7 +117,7 @@ def test_rate_of_zero_changes_nothing_and_says_so() -> None:
 
 
 def test_interruption_between_micro_batches_changes_nothing() -> None:
-    policy, calls = trained(micro_batch_tokens=1), []
+    policy, calls = trained(budget=1), []
 
     def pressed() -> bool:
         calls.append(1)
@@ -117,7 +131,7 @@ def test_interruption_between_micro_batches_changes_nothing() -> None:
 
 
 def test_ema_teacher_equals_its_closed_form_over_twenty_updates() -> None:
-    policy = make_policy(seed=None)
+    policy = make_policy(seed=None, micro_batch_tokens=10_000)
     initial, students = policy.state()["teacher"], []
     assert all(np.array_equal(a, policy.state()["student"][n]) for n, a in initial.items())
     for step in range(20):
@@ -168,7 +182,7 @@ def test_adamw_follows_torchs_formula(clip: float) -> None:
 
 @pytest.mark.parametrize("options", [{}, {"kind": "dora"}, {"kind": "full"}, {"dropout": 0.3}])
 def test_training_on_after_a_round_trip_is_bit_equal(options: dict[str, Any]) -> None:
-    policy, other = trained(**options), make_policy(seed=9, **options)
+    policy, other = newly_trained(**options), make_policy(seed=9, **options)
     policy.update_teacher(policy.teacher_cfg)
     other.load_state({part: {n: a.copy() for n, a in arrays.items()} for part, arrays in policy.state().items()})
     assert bytes_of(other) == bytes_of(policy)

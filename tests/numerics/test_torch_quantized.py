@@ -50,7 +50,7 @@ def test_gradient_on_four_bits_is_that_of_what_they_stand_for(kind: str) -> None
 
 @pytest.mark.parametrize("bits", [4, 8])
 def test_base_in_bits_learns_and_is_smaller(bits: int) -> None:
-    like = make_policy("llama")
+    like = make_policy("llama", micro_batch_tokens=10_000)
     policy = make_torch("llama", like=like, bits=bits)
     plain = make_torch("llama", like=like)
     sizes = [sum(p.numel() * p.element_size() for p in each.model.whole.parameters()) for each in (policy, plain)]
@@ -65,7 +65,7 @@ def test_base_in_bits_learns_and_is_smaller(bits: int) -> None:
 
 
 def test_run_on_four_bits_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
-    cfg = settings(model={"backend": "torch", "device": "cpu", "bits": 4}, train={"steps": 3, "save_every": 1})
+    cfg = settings(model={"backend": "torch", "device": "cpu", "bits": 4}, train={"steps": 2, "save_every": 1})
     trained(tmp_path / "whole", cfg)
     assert trained(tmp_path / "parts", cfg, Watcher(after=1)) is None
     trained(tmp_path / "parts", cfg)
