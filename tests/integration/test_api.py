@@ -16,8 +16,8 @@ import sdpo_mlx as sdpo
 from sdpo_mlx.core.errors import ConfigError, SdpoError
 
 pytest.importorskip("mlx.core", reason="the API is tried on the embedded model with mlx")
-SMALL: dict[str, Any] = {"rollout.problems_per_step": 2, "rollout.max_tokens": 24, "eval.problems": 2}
-WORDS = ("--set", "rollout.problems_per_step=2", "--max-tokens", "24", "--set", "eval.problems=2", "--group-size", "4")
+SMALL: dict[str, Any] = {"rollout.problems_per_step": 2, "rollout.max_tokens": 8, "eval.problems": 2}
+WORDS = ("--set", "rollout.problems_per_step=2", "--max-tokens", "8", "--set", "eval.problems=2", "--group-size", "2")
 
 
 class Naming(sdpo.Task):
@@ -43,7 +43,7 @@ def grade(problem: Any, answer: str) -> tuple[float, str]:
 
 
 def trained(**changes: Any) -> sdpo.Run:
-    given = {"task": Naming(), "steps": 1, "out": "run", "group_size": 4, "settings": SMALL, "progress": False}
+    given = {"task": Naming(), "steps": 1, "out": "run", "group_size": 2, "settings": SMALL, "progress": False}
     return sdpo.train(**{**given, **changes})
 
 

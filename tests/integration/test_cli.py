@@ -23,7 +23,7 @@ from sdpo_cli.terminal.progress import Header, Progress, Sample
 from sdpo_mlx.types import Feedback, Problem, Rollout, RolloutGroup
 
 SMALL = ["--set", "eval.problems=4", "--set", "eval.samples=1", "--set", "rollout.problems_per_step=2"]
-TRAIN = ["train", "--group-size", "2", "--max-tokens", "24", "--plain", *SMALL]
+TRAIN = ["train", "--group-size", "2", "--max-tokens", "8", "--plain", *SMALL]
 VERBS = [*main.VERBS]
 COMMANDS = [
     [],

@@ -55,7 +55,7 @@ HOSTILE = [
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run whose adapter was stirred until its answers differ from the base's."""
     path = tmp_path_factory.mktemp("runs") / "first"
-    cfg = settings(train={"steps": 1, "eval_every": 0})
+    cfg = settings(rollout={"group_size": 2, "max_tokens": 8}, train={"steps": 1, "eval_every": 0})
     trained(path, cfg)
     folder = RunFolder(path)
     folder.write_config(cfg)

@@ -25,7 +25,10 @@ from sdpo_mlx.tasks.judge.client import JudgeClient
 PAGES = sorted([*(ROOT / "docs").glob("*.md"), ROOT / "README.md"])
 FILES = (".py", ".json", ".jsonl", ".png", ".safetensors")
 SMALL = {
-    "train": ["--plain", "--steps", "1", "--set", "eval.problems=2", "--set", "rollout.problems_per_step=2"],
+    "train": [
+        *("--plain", "--steps", "1", "--set", "eval.problems=2"),
+        *("--set", "rollout.problems_per_step=2", "--set", "rollout.max_tokens=8"),
+    ],
     "eval": ["--problems", "1"],
 }
 
@@ -63,6 +66,7 @@ def test_every_python_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.chdir(tmp_path)
     original = api.train
     short = {"train.steps": 1, "eval.problems": 2, "rollout.problems_per_step": 2}
+    short |= {"rollout.group_size": 2, "rollout.max_tokens": 8}
 
     def train(**options: Any) -> Any:
         return original(**{**options, "settings": {**options.get("settings", {}), **short}})
@@ -146,7 +150,7 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("formats") / "run"
     train = ["train", "--model", "tiny", "--task", "tiny", "--plain", "--out", str(folder), "--set", "eval.problems=2"]
     for steps in ("1", "2"):
-        assert run([*train, "--steps", steps, "--set", "rollout.problems_per_step=2"]) == 0
+        assert run([*train, "--steps", steps, "--set", "rollout.problems_per_step=2", "--max-tokens", "8"]) == 0
     assert run(["eval", str(folder), "--problems", "1", "--group-size", "1"]) == 0
     assert run(["report", str(folder)]) == 0
     return folder

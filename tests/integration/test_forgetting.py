@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from few_prompts import FEW
 from ranks import BACKENDS
 from sdpo_cli.commands.train import summary
 from small_runs import Watcher, assert_same, settings, trained
@@ -38,12 +39,14 @@ from sdpo_mlx.training.model_card import Base, CardFacts, model_card
 
 SHORT = settings(
     train={"steps": 2, "save_every": 1, "eval_every": 0},
-    rollout={"problems_per_step": 2, "group_size": 2, "max_tokens": 16},
+    rollout={"problems_per_step": 1, "group_size": 2, "max_tokens": 8},
     eval={"problems": 1},
 )
 
 
-FEW = {"prompts": ["Why is the sky blue?", "Who wrote Hamlet?"], "text": "The ferry leaves twice a day."}
+@pytest.fixture(scope="module", autouse=True)
+def few_general_prompts() -> None:
+    """Here all of them, except where a run is carried out."""
 
 
 @cache

@@ -20,7 +20,13 @@ FAILURES = {
 def trained(folder: Path, grade: str, steps: int = 3) -> int:
     file = folder / "mine.py"
     file.write_text(f"{ROWS}def grade(problem, answer):\n{grade}", encoding="utf-8")
-    sets = ("rollout.max_tokens=4", "rollout.problems_per_step=4", "train.eval_every=0", "eval.problems=1")
+    sets = (
+        "rollout.max_tokens=4",
+        "rollout.problems_per_step=4",
+        "train.eval_every=0",
+        "eval.problems=1",
+        "eval.samples=1",
+    )
     words = ["train", "--model", "tiny", "--task", str(file), "--steps", str(steps), "--out", str(folder / "run")]
     return cli.main([*words, "--plain", *(word for each in sets for word in ("--set", each))])
 

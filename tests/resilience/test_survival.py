@@ -22,9 +22,8 @@ from sdpo_mlx.runs.events import read_events
 from sdpo_mlx.runs.folder import RunFolder
 
 # Few short rollouts: what these tests are about is the run around them.
-SETTINGS = settings(
-    rollout={"problems_per_step": 1, "group_size": 2, "max_tokens": 12}, eval={"problems": 1, "max_tokens": 12}
-)
+FEW = {"rollout": {"problems_per_step": 1, "group_size": 2, "max_tokens": 4}, "eval": {"problems": 1}}
+SETTINGS = settings(**FEW)
 SAVE_EVERY = SETTINGS.train.save_every
 # How often each place is passed between two checkpoints, roughly: a kill is aimed at one of these calls.
 AIMS = {
@@ -63,7 +62,7 @@ def killed(folder: Path, draw: Any, aimed: bool) -> bool:
     else:
         process = start(folder, SETTINGS)
         process.wait_for_line("ready")
-        time.sleep(float(draw.uniform(0.0, 1.0)))
+        time.sleep(float(draw.uniform(0.0, 0.6)))
         process.kill()
     code, said = finish(process)
     assert code in (0, -signal.SIGKILL), said
@@ -147,7 +146,7 @@ def test_a_second_process_is_turned_away(tmp_path: Path) -> None:
 def test_the_command_saves_on_a_signal_and_goes_on(tmp_path: Path) -> None:
     sets = ["rollout.problems_per_step=2", "train.save_every=2", "eval.problems=2", "eval.samples=1"]
     command = ["train", "--model", "tiny", "--task", "tiny", "--plain"]
-    command += ["--steps", "6", "--group-size", "4", "--max-tokens", "24", "--out", str(tmp_path / "run")]
+    command += ["--steps", "6", "--group-size", "2", "--max-tokens", "8", "--out", str(tmp_path / "run")]
     command += [f"--set={each}" for each in sets]
     process = sdpo_child(command, tmp_path)
     wait_until(lambda: events(tmp_path / "run", "step") or process.returncode is not None)
@@ -182,7 +181,7 @@ class FullDisk:
         return self._write(descriptor, content)
 
 
-SHORT = settings(train={"steps": 3, "save_every": 1, "eval_every": 0}, eval={"problems": 1})
+SHORT = settings(**FEW, train={"steps": 3, "save_every": 1, "eval_every": 0})
 
 
 @pytest.fixture(scope="module")

@@ -12,11 +12,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from few_prompts import FEW
+
 from sdpo_mlx.backends.mlx import policy
 from sdpo_mlx.config import Config
 from sdpo_mlx.core import storage
 from sdpo_mlx.core.errors import SdpoError
 from sdpo_mlx.core.interrupt import Interrupt
+from sdpo_mlx.evaluation import forgetting
 from sdpo_mlx.rl import rollouts
 from sdpo_mlx.rl.components import build_components
 from sdpo_mlx.runs import checkpoint, events
@@ -59,6 +62,7 @@ def hook(place: str, count: int, number: int, times: int = 1) -> None:
 def run(folder: str, settings: str, hooked: Mapping[str, Any] | None) -> int:
     """Train in `folder`; return the exit code of the command line. "ready" on stdout means that training begins."""
     cfg = Config.model_validate_json(settings)
+    forgetting._general = lambda: FEW
     if hooked:
         hook(hooked["place"], hooked["count"], hooked["signal"], hooked.get("times", 1))
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,7 @@ class MLXPolicy(Learner):
         self.optimizer.init(self.student)
         self.budget, self.peaks = train.micro_batch_tokens or MICRO_BATCH_TOKENS, PeakTracker()
 
-    @property
+    @cached_property
     def info(self) -> PolicyInfo:
         """See `Policy.info`."""
         device = device_name()
