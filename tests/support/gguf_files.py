@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,7 @@ def head_dim(arch: str) -> int:
     return {"qwen3": 128, "gemma3": 256}.get(arch, HIDDEN // HEADS)
 
 
+@cache
 def trained_tokenizer(cut: str | None = None, digits: bool = False) -> Tokenizer:
     """A byte-level BPE of a few hundred tokens with the three specials at its front."""
     tokenizer = Tokenizer(models.BPE())
@@ -95,9 +97,14 @@ def weights_of(arch: str, layers: int, vocabulary: int, tied: bool, seed: int = 
     if not tied:
         shapes["lm_head.weight"] = (vocabulary, HIDDEN)
     return {
-        name: (rng.standard_normal(shape) * 0.1 + ("norm" in name and arch != "gemma3")).astype(np.float32)
+        name: (_drawn(rng, shape) * 0.1 + ("norm" in name and arch != "gemma3")).astype(np.float32)
         for name, shape in shapes.items()
     }
+
+
+def _drawn(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+    """Normal values; a large array repeats a prime number of them, so that no two of its rows are alike."""
+    return np.resize(rng.standard_normal(min(int(np.prod(shape)), 65_521)), shape)
 
 
 def random_blocks(kind: str, shape: tuple[int, int], rng: np.random.Generator) -> np.ndarray:

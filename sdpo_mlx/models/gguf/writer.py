@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -144,12 +145,17 @@ def _tensors(
 
 
 def _gguf_name(arch: str, config: Mapping[str, Any], path: str) -> str:
-    from gguf import MODEL_ARCH, get_tensor_name_map
-
-    found = get_tensor_name_map(MODEL_ARCH[arch.upper()], config["num_hidden_layers"]).get_name(path)
+    found = _name_map(arch, config["num_hidden_layers"]).get_name(path)
     if found is None:
         raise ConfigError(f"{path} has no name in GGUF", where="--to", fix="use --to fused")
     return str(found)
+
+
+@cache
+def _name_map(arch: str, layers: int) -> Any:
+    from gguf import MODEL_ARCH, get_tensor_name_map
+
+    return get_tensor_name_map(MODEL_ARCH[arch.upper()], layers)
 
 
 def _converted(arch: str, config: Mapping[str, Any], name: str, values: Values) -> Values:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from gguf_files import ARCHITECTURES, write_sample
+from temp_folders import new_folder
 
 from sdpo_mlx.core.errors import ConfigError
 from sdpo_mlx.models.gguf.reader import import_gguf, read_gguf
@@ -24,10 +26,18 @@ def weights(folder: Path) -> dict[str, Any]:
     return dict(float_weights(folder))
 
 
+@cache
+def model_folder(arch: str, **options: Any) -> Path:
+    folder = new_folder(arch)
+    write_sample(folder / "first.gguf", arch, "F32", **options)
+    made = import_gguf(folder / "first.gguf", folder / "first")
+    (folder / "first.gguf").unlink()
+    return made
+
+
 def there_and_back(tmp_path: Path, arch: str, kind: Any, **options: Any) -> tuple[Path, Path]:
     """A model folder, and what came back of it through a GGUF that we wrote."""
-    write_sample(tmp_path / "first.gguf", arch, "F32", **options)
-    first = import_gguf(tmp_path / "first.gguf", tmp_path / "first")
+    first = model_folder(arch, **options)
     write_gguf(first, weights(first).items(), tmp_path / "ours.gguf", kind)
     return first, import_gguf(tmp_path / "ours.gguf", tmp_path / "second", dtype="float32")
 
