@@ -44,7 +44,7 @@ VERBS: Mapping[str, str] = MappingProxyType(
         "tasks": "List, show and check tasks; grade an answer.",
         "data": "Check your data files.",
         "init": "Write a starter folder: config, rows, grader.",
-        "models": "List, show, import and fetch models.",
+        "models": "List, show, check, import and fetch models.",
         "config": "Show the resolved configuration.",
         "doctor": "Check this machine and suggest fixes.",
     }

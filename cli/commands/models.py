@@ -1,4 +1,4 @@
-"""`sdpo models`: list, show, import and fetch models."""
+"""`sdpo models`: list, show, check, import and fetch models."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from sdpo_cli import completion, options
+from sdpo_cli.commands import models_check
 from sdpo_cli.terminal import render
 
 from sdpo_mlx.core.errors import ConfigError
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from sdpo_mlx.backends.fit import MemoryFit
     from sdpo_mlx.models.inventory import LocalModel
 
-app = typer.Typer(help="List, show, import and fetch models.", no_args_is_help=True)
+app = typer.Typer(help="List, show, check, import and fetch models.", no_args_is_help=True)
 
 DtypeOption = Annotated[str, typer.Option("--dtype", metavar="KIND", help="auto, float32, float16 or bfloat16.")]
 
@@ -79,7 +80,7 @@ def show(
     if found.source == "hub" and document["revision"]:
         document["pinned"] = f"{repository}@{document['revision']}"
     fields = {**document, "size": _size(document), "trains": _trains(document)}
-    hidden = ("here", "trains_bytes", "size_estimate", "fetch", "max_position_embeddings")
+    hidden = ("here", "trains_bytes", "trains_rough", "size_estimate", "fetch", "max_position_embeddings")
     lines = [f"{key}: {value}" for key, value in fields.items() if value not in ("", "-", None) and key not in hidden]
     if document["source"] == "hub" and not document["revision"]:
         unknown = "commit unknown (the hub did not answer); a run records the commit it loads"
@@ -89,6 +90,9 @@ def show(
     elif not document["trouble"]:
         lines.append(f"next: sdpo plan --model {document['name']}")
     render.output(document, lines, as_json)
+
+
+app.command("check")(models_check.command)
 
 
 @app.command("import")
@@ -127,6 +131,7 @@ def fetch_model(
         ),
     ],
     again: Annotated[bool, typer.Option("--again", help="With smollm2: replace the local copy.")] = False,
+    backend: options.Backend = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Download a model.
@@ -140,13 +145,15 @@ def fetch_model(
 
     if name in PARCELS:
         render.message(f"fetching {PARCELS[name].about}")
-    elif meaning(name)[0] == "hub":
-        render.message(f"fetching {meaning(name)[1]} from the hub; cached files are not downloaded again")
+    elif meaning(name, backend or "auto")[0] == "hub":
+        render.message(
+            f"fetching {meaning(name, backend or 'auto')[1]} from the hub; cached files are not downloaded again"
+        )
     with render.status("", as_json) as start_task:
         if name in PARCELS:
             fetch(name, again=again, doing=start_task)
         start_task(f"checking {name}")
-        model = resolve(name, start_task)
+        model = resolve(name, start_task, backend=backend or "auto")
     lines = [model.line(), str(model.path), f"next: sdpo train --model {name} --task code"]
     render.output(model.record(), lines, as_json)
 
@@ -169,6 +176,7 @@ def _row(found: LocalModel, training: MemoryFit) -> dict[str, Any]:
         "licence": found.license,
         "trains": training.verdict,
         "trains_bytes": training.peak,
+        "trains_rough": training.rough,
         "fetch": found.fetch,
         "trouble": found.trouble,
     }
@@ -184,6 +192,8 @@ def _trains(row: dict[str, Any]) -> str:
     if row["trains_bytes"] is None:
         return "no" if row["trouble"] else f"{row['trains']}{' until downloaded' if row['fetch'] else ''}"
     peak = render.size(row["trains_bytes"])
+    if row["trains_rough"]:
+        return f"{row['trains']}, roughly {peak}"
     return f"yes, about {peak}" if row["trains"] == "yes" else f"no, needs {peak}"
 
 
@@ -191,6 +201,7 @@ def _about(row: dict[str, Any]) -> str:
     """The last column: the problem, the command that downloads it, or the source."""
     if row["trouble"]:
         return str(row["trouble"])
+    target = f"-> {row['target']}" if row["target"] != row["name"] and row["source"] == "hub" else ""
     if row["fetch"]:
-        return f"not downloaded: {row['fetch']}"
-    return f"-> {row['target']}" if row["target"] != row["name"] and row["source"] == "hub" else str(row["source"])
+        return f"{target}{', ' if target else ''}not downloaded: {row['fetch']}"
+    return target or str(row["source"])

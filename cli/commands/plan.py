@@ -10,6 +10,7 @@ from sdpo_cli.terminal import render
 
 if TYPE_CHECKING:
     from sdpo_mlx.config import Config
+    from sdpo_mlx.models.dimensions import ModelDims
 
 GB = 2**30
 
@@ -50,8 +51,8 @@ def command(  # noqa: PLR0913 - typer reads the options off the signature
         raise typer.Exit(1)
 
 
-def planned(cfg: Config, size: str | None, prompt_tokens: int | None) -> dict[str, Any]:
-    """Return the plan as a document, in bytes and seconds."""
+def planned(cfg: Config, size: str | None, prompt_tokens: int | None, shape: ModelDims | None = None) -> dict[str, Any]:
+    """Return the plan as a document, in bytes and seconds; `shape` replaces the dimensions of the model's name."""
     from sdpo_mlx.backends.memory_plan import choose, limit_of, memory, number_bytes, remedies, work_of
     from sdpo_mlx.backends.mlx.device import block_gigaflops, gigabytes
     from sdpo_mlx.backends.step_time import Machine, times
@@ -64,7 +65,7 @@ def planned(cfg: Config, size: str | None, prompt_tokens: int | None) -> dict[st
         fix = "plan with --backend mlx, or start training: torch halves its micro-batches if memory runs out"
         raise ConfigError("the memory of the torch backend is not estimated", where="model.backend", fix=fix)
     limit = limit_of(cfg, bytes_of(size) if size else None)
-    shape = ModelDims.of(configuration(cfg.model.name), cfg.model.name)
+    shape = shape or ModelDims.of(configuration(cfg.model.name), cfg.model.name)
     prompt, context = _lengths(cfg, prompt_tokens, shape.context)
     work = choose(shape, cfg, work_of(cfg, prompt, context, number_bytes(cfg.model)), limit)
     machine = Machine(1e9 * block_gigaflops(), 1e9 * gigabytes())  # measured; takes two seconds

@@ -34,7 +34,7 @@ def command(
     cfg = target_config(target, adapter, sets or [])
     if home is not None:
         RunFolder(home).load_adapter()
-    model = resolve.resolve(cfg.model.name)
+    model = resolve.resolve(cfg.model.name, backend=cfg.model.backend)
     render.message(f"{model.line()}{f', adapter {home}' if home else ''}")
     render.message(
         f"http://{host}:{port}/v1/chat/completions is ready when the model is loaded; Ctrl-C stops the server"

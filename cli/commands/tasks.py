@@ -165,5 +165,6 @@ def _open(
         if found.origins["model.name"] == "default":
             fix = "add --set model.name=NAME for a frozen base, or --set judge.endpoint=URL for a server"
             raise ConfigError(f"task {name} needs a judge", where="judge.endpoint", fix=fix)
-        task.start(models.resolve(found.config.model.name))
+        model = found.config.model
+        task.start(models.resolve(model.name, backend=model.backend))
     return task

@@ -134,10 +134,10 @@ class TerminalDisplay:
     @contextmanager
     def opening(self, cfg: Config) -> Iterator[StartTask]:
         """Show that the components are being opened."""
-        from sdpo_mlx.models.resolve import ALIASES
+        from sdpo_mlx.models.aliases import repository
 
-        name = cfg.model.name
-        target = f" -> {ALIASES[name]}" if name in ALIASES else ""
+        name, stands_for = cfg.model.name, repository(cfg.model.name, cfg.model.backend)
+        target = f" -> {stands_for}" if stands_for != name else ""
         with render.status(f"loading {name}{target}", self.plain) as start_task:
             yield start_task
 

@@ -7,10 +7,12 @@ from pathlib import Path
 from sdpo_mlx.backends.learner import Learner
 from sdpo_mlx.config import ModelConfig, TeacherConfig, TrainConfig
 from sdpo_mlx.core.errors import ConfigError
+from sdpo_mlx.models.vocabulary import check_token_ids
 
 
 def open_policy(path: Path, model: ModelConfig, teacher: TeacherConfig, train: TrainConfig) -> Learner:
     """Open the base at `path` with fresh, equal student and teacher adapters; raise ConfigError without the backend."""
+    check_token_ids(path)
     if model.backend == "torch":
         try:
             from sdpo_mlx.backends.torch.policy import TorchPolicy

@@ -18,20 +18,13 @@ from typing import Any
 from sdpo_mlx.core.errors import ConfigError
 from sdpo_mlx.core.progress import StartTask, no_tasks
 from sdpo_mlx.core.storage import cache_home
-from sdpo_mlx.models import hub, lmstudio, ollama
+from sdpo_mlx.models import aliases, hub, lmstudio, ollama
 from sdpo_mlx.models.gguf.header import read_header
 from sdpo_mlx.models.gguf.reader import cached_import
 from sdpo_mlx.models.safetensors_io import weight_files, weights_sha256
 from sdpo_mlx.models.source import Located, Source, SourceKind
 
-# Hub repositories by alias. They stand for a repository, not for a commit: the commit of `main` is
-# resolved at run time and kept in the run's manifest; `name@commit` pins it.
-ALIASES: Mapping[str, str] = {
-    "qwen": "mlx-community/Qwen3-4B-Instruct-2507-4bit",
-    "qwen:tiny": "mlx-community/Qwen3-0.6B-4bit",
-    "qwen:8b": "mlx-community/Qwen3-8B-4bit",
-    "qwen3.5": "mlx-community/Qwen3.5-4B-MLX-4bit",
-}
+ALIASES: Mapping[str, str] = {name: alias.mlx for name, alias in aliases.TABLE.items()}  # repositories on MLX
 EMBEDDED = "tiny"
 _ASSETS = Path(str(files("sdpo_mlx"))) / "assets"
 FETCHED: Mapping[str, str] = {"smollm2": "apache-2.0"}  # models of `sdpo models fetch` that no hub serves: license
@@ -67,16 +60,17 @@ class ResolvedModel:
         return {**vars(self), "path": str(self.path)}
 
 
-def resolve(name: str, doing: StartTask = no_tasks) -> ResolvedModel:
+def resolve(name: str, doing: StartTask = no_tasks, *, backend: str = "auto") -> ResolvedModel:
     """Find a model, downloading it if it is on the hub, and check that its files are safe.
 
-    Aliases win over folders of the same name (`./qwen` means the folder). Raises ConfigError.
+    Aliases win over folders of the same name (`./qwen` means the folder), and stand for a repository that the backend
+    can read. Raises ConfigError.
     """
-    source, target = meaning(name)
+    source, target = meaning(name, backend)
     if source == "hub":
         folder = hub.download(name, target, doing)
         return opened(name, target, folder, source, folder.name)
-    found = locate(name)
+    found = locate(name, backend)
     path = _usable(found)
     if path.is_dir():
         return opened(name, name if source == "embedded" else found.target, path, source)
@@ -84,11 +78,13 @@ def resolve(name: str, doing: StartTask = no_tasks) -> ResolvedModel:
     return ResolvedModel(name, str(path), folder, source, sha256, weights_sha256(folder))
 
 
-def meaning(name: str) -> tuple[SourceKind, str]:
+def meaning(name: str, backend: str = "auto") -> tuple[SourceKind, str]:
     """Return the kind of a name, and which folder, file or repository it stands for; opens and fetches nothing.
 
     Raises ConfigError for an unknown name.
     """
+    if name in ALIASES:
+        return "hub", aliases.repository(name, backend)
     for source in SOURCES:
         if (target := source.match(name)) is not None:
             return source.kind, target
@@ -104,19 +100,39 @@ def meaning(name: str) -> tuple[SourceKind, str]:
     raise ConfigError(f"unknown model {name!r}", fix=fix)
 
 
-def locate(name: str) -> Located:
+def locate(name: str, backend: str = "auto") -> Located:
     """Return where a model's files are, without downloading; raises ConfigError for an unknown name."""
-    kind, target = meaning(name)
+    kind, target = meaning(name, backend)
     return next(source for source in SOURCES if source.kind == kind).locate(name, target)
 
 
-def configuration(name: str) -> Mapping[str, Any]:
-    """Return a model's config.json without its weights; for the hub it may be downloaded. Raises ConfigError."""
-    if known := shipped_configuration(ALIASES.get(name, name)):
-        return known
-    source, target = meaning(name)
-    path = hub.config_file(name, target).parent if source == "hub" else _usable(locate(name))
-    return _read_json(path / "config.json", required=True) if path.is_dir() else read_header(path).config()
+def configuration(name: str, backend: str = "auto") -> Mapping[str, Any]:
+    """Return a model's dimensions: what is shipped for known repositories, otherwise its config.json.
+
+    Raises ConfigError.
+    """
+    return shipped_configuration(aliases.repository(name, backend)) or own_configuration(name, backend)
+
+
+def own_configuration(name: str, backend: str = "auto") -> Mapping[str, Any]:
+    """Return a model's config.json without its weights, or the header of a GGUF; raises ConfigError."""
+    folder = configuration_folder(name, backend)
+    if folder is not None:
+        return _read_json(folder / "config.json", required=True)
+    header = read_header(_usable(locate(name, backend)))
+    if trouble := header.trouble():
+        raise ConfigError(trouble, where=name, fix="`sdpo models list` shows what can be used")
+    return header.config()
+
+
+def configuration_folder(name: str, backend: str = "auto") -> Path | None:
+    """Return the folder of a model's config.json, None for a GGUF; of the hub, its configuration is downloaded.
+
+    Raises ConfigError.
+    """
+    source, target = meaning(name, backend)
+    path = hub.configuration_folder(name, target) if source == "hub" else _usable(locate(name, backend))
+    return path if path.is_dir() else None
 
 
 def shipped_configuration(target: str) -> Mapping[str, Any]:
@@ -125,9 +141,9 @@ def shipped_configuration(target: str) -> Mapping[str, Any]:
     return dict(known.get(target, {}))
 
 
-def tokenizer_folder(name: str) -> Path:
+def tokenizer_folder(name: str, backend: str = "auto") -> Path:
     """Return the folder of a model's tokenizer if it is on this machine, otherwise the embedded model's."""
-    path = locate(name).path
+    path = locate(name, backend).path
     return path if path is not None and (path / "tokenizer.json").is_file() else _ASSETS / "tiny"
 
 
@@ -147,13 +163,18 @@ def check_folder(folder: Path) -> None:
             what = "code" if file.suffix.lower() in CODE else "weights that may run code"
             fix = f"use a copy of the model without {file.name!r}: only safetensors and JSON are needed"
             raise ConfigError(f"refused: {file.name!r} holds {what}", where=str(folder), fix=fix)
+    refuse_code_in(folder)
+    if not weight_files(folder):
+        fix = "use a folder with safetensors, or `sdpo models import FILE.gguf`"
+        raise ConfigError("no safetensors weights here", where=str(folder), fix=fix)
+
+
+def refuse_code_in(folder: Path) -> None:
+    """Raise ConfigError if config.json is missing, or if it or tokenizer_config.json asks for the model's own code."""
     for name in ("config.json", "tokenizer_config.json"):
         if held := [key for key in _CODE_KEYS if key in _read_json(folder / name, required=name == "config.json")]:
             fix = "use a model that needs no custom code"
             raise ConfigError(f"refused: {name} asks for the model's own code ({held[0]})", where=str(folder), fix=fix)
-    if not weight_files(folder):
-        fix = "use a folder with safetensors, or `sdpo models import FILE.gguf`"
-        raise ConfigError("no safetensors weights here", where=str(folder), fix=fix)
 
 
 def fetched_folder(name: str) -> Path:
@@ -196,7 +217,7 @@ def _is_repository(name: str) -> bool:
 
 
 def _match_hub(name: str) -> str | None:
-    return ALIASES.get(name) or (name if _is_repository(name) and not _on_disk(name) else None)
+    return name if _is_repository(name) and not _on_disk(name) else None
 
 
 def _match_path(fits: Callable[[Path], bool]) -> Callable[[str], str | None]:
@@ -215,12 +236,13 @@ def _fetched(name: str, target: str) -> Located:
 
 def _hub(name: str, target: str) -> Located:
     found = hub.snapshot(target)
+    terms = aliases.TABLE[name].license if name in ALIASES else ""
     if found is not None and weight_files(found.path):
-        return Located(name, "hub", target, found.path, found.commit)
+        return Located(name, "hub", target, found.path, found.commit, license=terms)
     if found is not None and (ggufs := sorted(found.path.glob("*.gguf"))):
         trouble = f"the repository holds GGUF files; name one of them, as {ggufs[0]}"
         return Located(name, "hub", target, found.path, found.commit, trouble=trouble)
-    return Located(name, "hub", target, fetch=f"sdpo models fetch {name}")
+    return Located(name, "hub", target, license=terms, fetch=f"sdpo models fetch {name}")
 
 
 def _cached_hub() -> Iterator[Located]:

@@ -18,6 +18,7 @@ Dtype = Literal["float32", "float16", "bfloat16"]
 _CODES: Mapping[str, tuple[str, int]] = {"float32": ("F32", 4), "float16": ("F16", 2), "bfloat16": ("BF16", 2)}
 _EXPONENT: Mapping[str, int] = {"float16": 0x7C00, "bfloat16": 0x7F80}
 _SHARD_BYTES = 2 << 30
+_MAX_HEADER = 100_000_000  # bytes; the format's own limit
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,23 @@ def write_weights(
 def weight_files(folder: Path) -> list[Path]:
     """Return the safetensors files of a model folder, by name, without adapters."""
     return sorted(file for file in folder.glob("*.safetensors") if not file.name.startswith("adapter"))
+
+
+def read_headers(folder: Path) -> dict[str, Any]:
+    """Return dtype, shape and offsets of every tensor of a model folder, without its weights.
+
+    A file that is no safetensors file is left out: loading it fails with its own message.
+    """
+    found: dict[str, Any] = {}
+    for path in weight_files(folder):
+        try:
+            with path.open("rb") as file:
+                length = int.from_bytes(file.read(8), "little")
+                header = json.loads(file.read(length)) if length <= _MAX_HEADER else {}
+        except (OSError, ValueError):
+            continue
+        found |= {name: each for name, each in header.items() if isinstance(each, dict) and "shape" in each}
+    return found
 
 
 def weights_sha256(folder: Path) -> str:

@@ -18,6 +18,7 @@ from sdpo_mlx.backends.distributed.policy import DistributedPolicy
 from sdpo_mlx.backends.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from sdpo_mlx.backends.distributed.serialization import decode, encode
 from sdpo_mlx.backends.memory_plan import fitting, limit_of, number_bytes, settled, work_of
+from sdpo_mlx.backends.preflight import preflight
 from sdpo_mlx.backends.registry import open_policy
 from sdpo_mlx.config import Config
 from sdpo_mlx.core.errors import DataError
@@ -158,7 +159,8 @@ def build_components(
         fix = "Give the rows a field reference, or set teacher.demonstration=first"
         raise DataError("no training row has a reference answer", where=where, fix=fix)
     start_task(f"resolving {cfg.model.name}")
-    model = resolve(cfg.model.name, start_task)
+    preflight(cfg, learns=learns)
+    model = resolve(cfg.model.name, start_task, backend=cfg.model.backend)
     opened.task.start(model)
     start_task(f"reading the tokenizer of {cfg.model.name}")
     chat = load_chat(model.path, thinking=cfg.model.thinking)
@@ -185,7 +187,7 @@ def serve(group: ProcessGroup, interrupted: Callable[[], bool]) -> None:
 def _policy(cfg: Config, model: ResolvedModel | None, group: ProcessGroup) -> Policy:
     """Open the policy on these ranks; every rank opens the base itself."""
     with group.together():
-        found = model or resolve(cfg.model.name)
+        found = model or resolve(cfg.model.name, backend=cfg.model.backend)
         own = open_policy(found.path, cfg.model, cfg.teacher, cfg.train)
     return DistributedPolicy(own, found.weights_sha256, group) if group.size > 1 else own
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from sdpo_mlx.backends.base import Arrays, Policy, SamplingParams
+from sdpo_mlx.backends.preflight import preflight
 from sdpo_mlx.backends.registry import open_policy
 from sdpo_mlx.config import Config
 from sdpo_mlx.core.errors import DataError
@@ -145,7 +146,8 @@ def open_chat_model(target: str, cfg: Config, sampling: SamplingParams, adapter:
     `sampling.eos_ids` are replaced by the model's. Raises ConfigError or StorageError.
     """
     arrays = load_adapter(target, adapter)
-    model = resolve.resolve(cfg.model.name)
+    preflight(cfg, learns=False)
+    model = resolve.resolve(cfg.model.name, backend=cfg.model.backend)
     chat = load_chat(model.path, thinking=cfg.model.thinking)
     policy = open_policy(model.path, cfg.model, cfg.teacher, cfg.train)
     initial = policy.state()["student"]

@@ -14,6 +14,7 @@ from sdpo_cli.main import main
 
 from sdpo_mlx.config import Config
 from sdpo_mlx.config.layers import preset_names
+from sdpo_mlx.models.aliases import TABLE as ALIASES
 
 
 def answers(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *words: str) -> list[str]:
@@ -49,8 +50,8 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     [
         (("tr",), ["train"]),
         (("train", "--mo"), ["--model"]),
-        (("train", "--model", "q"), ["qwen", "qwen:tiny", "qwen:8b", "qwen3.5", "quiet"]),
-        (("train", "--model", "qwen", ":"), ["tiny", "8b"]),
+        (("train", "--model", "q"), [*(name for name in ALIASES if name.startswith("q")), "quiet"]),
+        (("train", "--model", "qwen", ":"), ["tiny", "8b", "30b-a3b"]),
         (("train", "--model", "qwen", ":", "t"), ["tiny"]),
         (("train", "--model", "=", "ti"), ["tiny"]),
         (("train", "--task", "c"), ["code", "code:easy"]),
@@ -107,7 +108,7 @@ def test_bash_completes_without_loading_model_libraries(place: Path) -> None:
         _sdpo_completion sdpo; echo "${{COMPREPLY[@]}}"
     """
     done = subprocess.run(["bash", "-c", program], capture_output=True, text=True, check=True, cwd=place)
-    assert done.stdout.split() == ["smollm2"]
+    assert done.stdout.split() == ["smollm2", "smollm3"]
     imported = set((place / "imported").read_text().splitlines())
     assert "sdpo_cli.commands.train" in imported
     assert not imported & {"mlx.core", "torch", "transformers", "mlx_lm", "huggingface_hub"}

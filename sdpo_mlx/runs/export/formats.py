@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sdpo_mlx.config import Config
 from sdpo_mlx.core.errors import ConfigError, SdpoError
 from sdpo_mlx.core.progress import StartTask, no_tasks, track
 from sdpo_mlx.core.storage import trouble, write_bytes, write_text
@@ -18,6 +19,7 @@ from sdpo_mlx.models import resolve
 from sdpo_mlx.models.chat_template import load_chat
 from sdpo_mlx.models.gguf.modelfile import modelfile
 from sdpo_mlx.models.gguf.writer import Kind, write_gguf, write_gguf_lora
+from sdpo_mlx.models.resolve import ResolvedModel
 from sdpo_mlx.runs.export import next_steps
 from sdpo_mlx.runs.export.next_steps import Steps
 from sdpo_mlx.runs.export.peft import CONFIG, WEIGHTS, from_peft, read_peft, to_peft
@@ -72,7 +74,7 @@ def export_peft(run: Path, out: Path) -> Exported:
     from safetensors.numpy import save
 
     arrays, config = RunFolder(run).load_adapter()
-    base = resolve.resolve(run_config(run).model.name)
+    base = _base(run_config(run))
     tensors, settings = to_peft(arrays, config, next_steps.base_name(base))
     with _new_folder(out):
         write_bytes(out / WEIGHTS, save(tensors, metadata={"format": "pt"}))
@@ -100,7 +102,7 @@ def export_fused(run: Path, out: Path, *, quantised: bool = False, doing: StartT
 
     cfg = run_config(run)
     RunFolder(run).load_adapter()
-    base = resolve.resolve(cfg.model.name, doing)
+    base = _base(cfg, doing)
     with _new_folder(out):
         chat = load_chat(base.path, thinking=cfg.model.thinking)
         try:
@@ -138,13 +140,18 @@ def export_gguf(run: Path, out: Path, kind: Kind = "F16", doing: StartTask = no_
 def export_gguf_lora(run: Path, out: Path) -> Exported:
     """Write the run's LoRA as a GGUF adapter, for a GGUF of the same base."""
     arrays, config = RunFolder(run).load_adapter()
-    base = resolve.resolve(run_config(run).model.name)
+    base = _base(run_config(run))
     with _new_folder(out):
         file = out / f"{run.resolve().name}-lora.gguf"
         write_gguf_lora(base.path, arrays, config, file)
         note = "# replace by the path of the base model's GGUF, or its name in Ollama"
         write_text(out / "Modelfile", f"{note}\nFROM ./BASE.gguf\nADAPTER ./{file.name}\n")
     return Exported(out, next_steps.for_gguf_lora(run, file), {"tensors": len(arrays)})
+
+
+def _base(cfg: Config, doing: StartTask = no_tasks) -> ResolvedModel:
+    """Return the base of a run: an alias stands for another repository on torch than on mlx."""
+    return resolve.resolve(cfg.model.name, doing, backend=cfg.model.backend)
 
 
 @contextmanager

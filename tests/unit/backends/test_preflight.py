@@ -1,0 +1,126 @@
+"""What is refused before a download: the configuration is fetched first, and shows it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import pytest
+from command import sdpo
+from model_folders import COMMIT
+from small_models import CONFIGS
+
+from sdpo_mlx.backends.architectures import is_known, mlx_lm_module
+from sdpo_mlx.backends.preflight import check_configuration, expected_way, preflight
+from sdpo_mlx.config import Config
+from sdpo_mlx.core.errors import ConfigError
+
+SMALL = CONFIGS["qwen3"]
+LARGE = {**SMALL, "hidden_size": 16_384, "intermediate_size": 65_536, "num_hidden_layers": 200, "head_dim": 4_096}
+MLX_4BIT = {"quantization": {"bits": 4, "group_size": 64}}
+BITSANDBYTES = {"quantization_config": {"quant_method": "bitsandbytes"}}
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[tuple[str, ...]]:
+    """The patterns of all downloads; `tmp_path/config.json` is what the hub has."""
+    patterns: list[tuple[str, ...]] = []
+
+    def download(repository: str, *, revision: str, allow_patterns: list[str], **_: object) -> str:
+        patterns.append(tuple(allow_patterns))
+        assert "*.safetensors" not in allow_patterns, "the weights are downloaded"
+        made = tmp_path / "hub" / "snapshots" / COMMIT
+        made.mkdir(parents=True, exist_ok=True)
+        for file in tmp_path.glob("*.json"):
+            (made / file.name).write_bytes(file.read_bytes())
+        return str(made)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "cache"))
+    return patterns
+
+
+def on_the_hub(folder: Path, config: dict[str, Any], **settings: Any) -> None:
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+
+
+@pytest.mark.parametrize(
+    ("config", "backend", "refused"),
+    [
+        ({**SMALL, "model_type": "brand_new"}, "auto", "mlx-lm does not know the architecture 'brand_new'"),
+        ({**SMALL, "model_type": "brand_new"}, "torch", "transformers does not know the architecture 'brand_new'"),
+        ({**SMALL, **MLX_4BIT}, "torch", "quantized by mlx"),
+        ({**SMALL, **BITSANDBYTES}, "mlx", "mlx-lm does not read weights quantized by bitsandbytes"),
+        (LARGE, "mlx", "but the limit is 8.0 GB"),
+        (LARGE, "torch", "but the limit is 8.0 GB"),
+        ({**SMALL, "auto_map": {"AutoModel": "x.Y"}}, "mlx", "the model's own code"),
+    ],
+)
+def test_model_is_refused_before_its_weights_are_downloaded(
+    config: dict[str, Any], backend: str, refused: str, tmp_path: Path, asked: list[tuple[str, ...]]
+) -> None:
+    on_the_hub(tmp_path, config)
+    sets = ["--set", "train.memory_gb=8", "--backend", backend, "--sandbox", "unconfined"]
+    code, _, err = sdpo("train", "--model", "owner/model", "--task", "tiny", *sets, "--out", str(tmp_path / "run"))
+    assert code == 2, err
+    assert refused in err
+    assert "Traceback" not in err
+    assert asked
+    assert not any("*.safetensors" in patterns for patterns in asked)
+
+
+def test_tokenizer_that_does_not_fit_is_refused_before_the_download(tmp_path: Path, asked: Any) -> None:
+    decoder = {str(SMALL["vocab_size"]): {"content": "<|end|>", "special": True}}
+    on_the_hub(tmp_path, SMALL, added_tokens_decoder=decoder, eos_token="<|end|>")
+    with pytest.raises(ConfigError, match="embedding rows"):
+        preflight(Config.model_validate({"model": {"name": "owner/model"}}))
+
+
+def test_model_that_can_be_loaded_passes(tmp_path: Path, asked: Any) -> None:
+    on_the_hub(tmp_path, SMALL)
+    preflight(Config.model_validate({"model": {"name": "owner/model"}}))
+    on_the_hub(tmp_path, LARGE)
+    cfg = {"model": {"name": "owner/model"}, "train": {"memory_gb": 8.0}}
+    preflight(Config.model_validate(cfg), learns=False)
+
+
+def test_cached_model_asks_no_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "models--owner--model"
+    made = folder / "snapshots" / COMMIT
+    made.mkdir(parents=True)
+    on_the_hub(made, SMALL)
+    (made / "model.safetensors").write_bytes(b"w")
+    (folder / "refs").mkdir()
+    (folder / "refs" / "main").write_text(COMMIT)
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: pytest.fail("the hub is asked"))
+    preflight(Config.model_validate({"model": {"name": "owner/model"}}))
+
+
+def test_names_are_read_from_the_installed_libraries() -> None:
+    assert is_known({"model_type": "qwen3_5"}, "mlx")
+    assert is_known({"model_type": "mistral"}, "mlx")  # as llama
+    assert mlx_lm_module({"model_type": "kimi_k2"}) == "deepseek_v3"
+    assert mlx_lm_module({"model_type": "bailing_hybrid", "architectures": ["BailingMoeV3ForCausalLM"]}) == (
+        "bailing_moe_v3"
+    )
+    assert is_known({"model_type": "cache"}, "mlx") is False  # a module, but no model
+    assert is_known({}, "mlx") is False
+    assert is_known({"model_type": "../utils"}, "mlx") is False
+
+
+def test_known_names_are_those_of_the_libraries_themselves() -> None:
+    from sdpo_mlx.backends.mlx import mlx_lm_api  # noqa: F401  loads mlx-lm without torch
+    from mlx_lm.utils import MODEL_REMAPPING  # isort: skip
+
+    assert {mlx_lm_module({"model_type": name}) for name in MODEL_REMAPPING} == set(MODEL_REMAPPING.values())
+
+
+def test_the_other_backend_is_named_if_it_knows_the_architecture() -> None:
+    with pytest.raises(ConfigError, match="Use --backend mlx"):
+        check_configuration({"model_type": "lille-130m"}, "m", "torch")
+    assert expected_way({"model_type": "lille-130m"}, "torch")[0] == "refused"
+    assert expected_way({"model_type": "qwen3"}, "torch")[0] != "refused"
