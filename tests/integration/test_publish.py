@@ -86,7 +86,7 @@ def hub() -> Iterator[Hub]:
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "first"
-    cfg = settings(train={"steps": 1})
+    cfg = settings(rollout={"group_size": 2, "max_tokens": 8}, train={"steps": 1})
     trained(folder, cfg)
     RunFolder(folder).write_config(cfg)
     (folder / "README.md").write_text("---\nlibrary_name: mlx\n---\n# first\n")

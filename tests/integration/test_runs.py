@@ -19,7 +19,7 @@ from sdpo_mlx.runs.status import EventFollower, is_running, runs_in, state_of
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "first"
-    cfg = settings(train={"steps": 2, "eval_every": 0})
+    cfg = settings(rollout={"group_size": 2, "max_tokens": 8}, train={"steps": 2, "eval_every": 0})
     trained(folder, cfg)
     RunFolder(folder).write_config(cfg)
     return folder

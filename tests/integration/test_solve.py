@@ -45,6 +45,11 @@ def problem(opened: Components) -> Problem:
     return opened.task.problems("train")[1]
 
 
+def in_fours(setup: Components, **flags: Any) -> Components:
+    """The same parts, four attempts at a time instead of eight."""
+    return replace(setup, cfg=settings(**{"rollout.group_size": 4, **flags}))
+
+
 class Mute(Task):
     """The task without its words: pass or fail alone, and nothing ever passes where `hopeless`."""
 
@@ -91,8 +96,7 @@ def test_a_search_is_the_same_again_with_the_same_seed(setup: Components, proble
     def texts(seed: int, method: Any) -> list[str]:
         setup.policy.load_state(untouched)
         seen = list[AttemptBatch]()
-        seeded = replace(setup, cfg=settings(**{"train.seed": seed}))
-        solve(seeded, problem, method, Budget(10), seen.append)
+        solve(in_fours(setup, **{"train.seed": seed}), problem, method, Budget(6), seen.append)
         return [each.rollout.text for tried in seen for each in tried.attempts]
 
     for method in ("sdpo", "multi-turn"):
@@ -101,19 +105,19 @@ def test_a_search_is_the_same_again_with_the_same_seed(setup: Components, proble
 
 
 def test_only_sdpo_moves_the_weights(setup: Components, problem: Problem) -> None:
-    before = student(setup)
+    before, fours = student(setup), in_fours(setup)
     for method in ("best-of-k", "multi-turn"):
-        solve(replace(setup, task=Mute(setup.task, hopeless=True)), problem, method, Budget(9))
+        solve(replace(fours, task=Mute(setup.task, hopeless=True)), problem, method, Budget(5))
         assert same(student(setup), before)
-    solve(setup, problem, "sdpo", Budget(9))
+    solve(fours, problem, "sdpo", Budget(5))
     assert not same(student(setup), before)
 
 
 def test_nothing_is_learned_from_an_environment_without_words(setup: Components, problem: Problem) -> None:
-    before, mute = student(setup), replace(setup, task=Mute(setup.task, hopeless=True))
+    before, mute = student(setup), replace(in_fours(setup), task=Mute(setup.task, hopeless=True))
     distilled, resampled = list[AttemptBatch](), list[AttemptBatch]()
-    solve(mute, problem, "sdpo", Budget(16), distilled.append)
-    solve(mute, problem, "best-of-k", Budget(16), resampled.append)
+    solve(mute, problem, "sdpo", Budget(8), distilled.append)
+    solve(mute, problem, "best-of-k", Budget(8), resampled.append)
     assert same(student(setup), before)
     assert all(tried.update is None for tried in distilled)
     assert [a.rollout.text for t in distilled for a in t.attempts] == [
@@ -150,9 +154,9 @@ def test_the_budget_ends_a_search_by_attempts_and_by_time(setup: Components, pro
 
 
 def test_an_interrupted_measurement_goes_on_and_leaves_the_policy_untouched(setup: Components, tmp_path: Path) -> None:
-    before, file = student(setup), tmp_path / "searches.jsonl"
+    before, file, setup = student(setup), tmp_path / "searches.jsonl", in_fours(setup, **{"rollout.max_tokens": 12})
     problems = setup.task.problems("train")[:2]
-    plan = Plan(problems, ("sdpo", "best-of-k"), (0, 1), Budget(8))
+    plan = Plan(problems, ("sdpo", "best-of-k"), (0, 1), Budget(5))
     done = list[SearchRecord]()
     with pytest.raises(KeyboardInterrupt):
         measure(setup, plan, file, done.append, lambda: len(done) >= 3)
@@ -239,6 +243,7 @@ def test_the_command_solves_shows_and_keeps(
 
 def test_the_command_measures_all_problems_and_draws(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["solve", "--model", "tiny", "--task", "tiny:hard", "--every-problem", "--attempts", "2"]
+    words += ["--set", "rollout.max_tokens=4"]
     assert run([*words, "--method", "best-of-k", "--out", str(tmp_path / "found"), "--json"]) == 0
     methods = json.loads(capsys.readouterr().out)["methods"]
     assert [point["k"] for point in methods["best-of-k"]["curve"]] == [1, 2]

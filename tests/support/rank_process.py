@@ -19,7 +19,7 @@ from sdpo_mlx.backends.distributed.policy import DistributedPolicy
 from sdpo_mlx.config import AdapterConfig, ModelConfig, ObjectiveConfig, TeacherConfig, TrainConfig
 
 OBJECTIVE = ObjectiveConfig(kind="hybrid", support="full")
-ROLLOUTS = [sample for seed in range(4) for sample in make_samples(seed, "hybrid")][:16]
+ROLLOUTS = [sample for seed in range(2) for sample in make_samples(seed, "hybrid")][:8]
 PROMPTS = [np.arange(n, dtype=np.int32) + 4 for n in (9, 3, 6)]
 SEEDS = [[1, 2, 3], [4], [5, 6]]
 

@@ -21,8 +21,9 @@ from pathlib import Path
 from sdpo_cli.main import main
 out = sys.argv[1]
 tiny = ["--model", "tiny", "--task", "tiny"]
+short = ["--group-size", "2", "--max-tokens", "8", "--set", "rollout.problems_per_step=2"]
 for words in (
-    ["train", *tiny, "--steps", "1", "--set", "eval.problems=2", "--plain", "--out", out],
+    ["train", *tiny, *short, "--steps", "1", "--set", "eval.problems=2", "--plain", "--out", out],
     ["eval", out, "--set", "eval.problems=1", "--plain"],
     ["rollout", *tiny],
     ["export", out, "--to", "fused", "--out", f"{out}-fused"],
