@@ -21,7 +21,11 @@ from sdpo_mlx.tasks.registry import OpenedTask
 from sdpo_mlx.tasks.tiny.task import TinyTask
 from sdpo_mlx.trainer import fit
 
-RUN = settings(train={"steps": 1, "eval_every": 0}, rollout={"problems_per_step": 1, "group_size": 2})
+RUN = settings(
+    train={"steps": 1, "eval_every": 0},
+    rollout={"problems_per_step": 1, "group_size": 2, "max_tokens": 8},
+    eval={"problems": 1, "samples": 1},
+)
 
 
 @pytest.fixture(params=["unconfined", "bubblewrap", "none"])

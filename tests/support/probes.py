@@ -265,7 +265,7 @@ while True:
     ("output", "drip without end", "timeout"): "while True:\n    os.write(1, b'x')\n    time.sleep(0.01)",
 }
 MEMORY = {
-    "allocation": "return len(bytearray(2 << 30))",
+    "allocation": "return len(bytearray(1 << 30))",
     "mapping": "return len(mmap.mmap(-1, 2 << 30))",
     "shared mapping of a device": "return len(mmap.mmap(os.open('/dev/zero', os.O_RDWR), 2 << 30))",
     "huge file": "with open('huge', 'wb') as f:\n    return sum(f.write(bytes(1 << 20)) for _ in range(32)) >> 25",
