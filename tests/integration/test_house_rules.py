@@ -43,6 +43,7 @@ def tracked() -> tuple[Path, ...]:
     )
 
 
+@cache
 def sources(*names: str) -> list[Path]:
     """Return the Python files of these folders, except tests/data: that holds answers to problems."""
     folders = [ROOT / name for name in names]
@@ -61,9 +62,15 @@ def tree(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"), str(path))
 
 
+@cache
+def nodes(path: Path) -> tuple[ast.AST, ...]:
+    """Every node of the parsed file."""
+    return tuple(ast.walk(tree(path)))
+
+
 def functions(path: Path) -> Iterator[Function]:
     """Every function and method of a file."""
-    return (node for node in ast.walk(tree(path)) if isinstance(node, Function))
+    return (node for node in nodes(path) if isinstance(node, Function))
 
 
 def lines_of(function: Function) -> int:
@@ -78,7 +85,7 @@ def place(path: Path, node: ast.stmt | ast.expr | None = None) -> str:
 
 def calls(path: Path) -> Iterator[tuple[ast.Call, str]]:
     """Every call with the name that is called, `a.b` for attributes."""
-    for node in ast.walk(tree(path)):
+    for node in nodes(path):
         if isinstance(node, ast.Call):
             yield node, ast.unparse(node.func)
 
@@ -186,7 +193,7 @@ def test_nothing_is_executed_that_came_from_outside() -> None:
     imported = {
         alias.name.partition(".")[0]
         for path in sources(*SHIPPED)
-        for node in ast.walk(tree(path))
+        for node in nodes(path)
         if isinstance(node, ast.Import)
         for alias in node.names
     }
@@ -215,9 +222,7 @@ def test_modules_hold_no_mutable_state() -> None:
             if _mutable(value) and any(not name.strip("_").isupper() and name != "__all__" for name in names):
                 found.append((place(path, node), names))
         found += [
-            (place(path, node), ["global"])
-            for node in ast.walk(tree(path))
-            if isinstance(node, ast.Global | ast.Nonlocal)
+            (place(path, node), ["global"]) for node in nodes(path) if isinstance(node, ast.Global | ast.Nonlocal)
         ]
     assert found == []
 
@@ -228,19 +233,8 @@ def _mutable(value: ast.expr | None) -> bool:
 
 
 def test_constants_are_never_changed() -> None:
-    changing = {
-        "append",
-        "extend",
-        "insert",
-        "update",
-        "setdefault",
-        "pop",
-        "popitem",
-        "clear",
-        "add",
-        "remove",
-        "discard",
-    }
+    changing = {"append", "extend", "insert", "update", "setdefault", "add"}
+    changing |= {"pop", "popitem", "clear", "remove", "discard"}
     found = []
     for path in sources(*SHIPPED):
         for call, name in calls(path):
