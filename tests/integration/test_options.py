@@ -89,9 +89,9 @@ CHANGES: dict[str, tuple[Any, Mapping[str, Any]]] = {
 }
 TESTED_ELSEWHERE = {
     "model.name": "needs another base: unit/models/test_resolve.py",
-    "model.backend": "torch is an extra: numerics/test_backend_gradients.py",
+    "model.backend": "torch is an extra: numerics/test_step_gradients.py",
     "model.bits": "torch is an extra: numerics/test_torch_quantized.py",
-    "model.device": "torch is an extra: numerics/test_backend_gradients.py",
+    "model.device": "torch is an extra: numerics/test_step_gradients.py",
     "model.thinking": "the embedded model has no such switch: unit/models/test_chat_template.py",
     "task.data": "the embedded task takes none: unit/tasks/test_code_task.py",
     "task.max_turns": "the embedded task has one turn: integration/test_multi_turn.py",

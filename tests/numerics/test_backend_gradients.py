@@ -1,84 +1,23 @@
-"""Promise 17: loss and gradient of a step are the same on torch, on MLX and by the float64 oracle."""
+"""What a step on torch must not depend on: micro-batches, chunks, blocks run twice, memory that runs out."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import pytest
 from backend_pairs import make_pair, torch_gradient
-from loss_cases import AGGREGATIONS, CASES, SUPPORTS, TEACHERS
 from requirements import needs_torch
-from small_policies import assert_same_gradient, expected, found, make_samples, term_size
+from small_policies import assert_same_gradient, make_samples
 
 from sdpo_mlx.config import ObjectiveConfig
 from sdpo_mlx.core.errors import ConfigError
 
 pytestmark = needs_torch
 
-ARCHITECTURES = ("qwen3", "llama", "gemma3", "smollm2")
-PAIRS: dict[str, Any] = {}
-
-
-def pair(architecture: str, teacher: str = "ema") -> tuple[Any, Any]:
-    if architecture not in PAIRS:
-        PAIRS[architecture] = make_pair(architecture)
-    for policy in PAIRS[architecture]:
-        policy.teacher_cfg = policy.teacher_cfg.model_copy(update={"kind": teacher})
-    ours, theirs = PAIRS[architecture]
-    return ours, theirs
-
-
-def check(policies: tuple[Any, Any], samples: list[Any], objective: ObjectiveConfig, temperature: float = 1.0) -> None:
-    on_mlx, on_torch = policies
-    loss, grads = expected(on_mlx, samples, objective, temperature)
-    ours = found(on_mlx, samples, objective, temperature)
-    torch_loss, torch_grads = torch_gradient(on_torch, samples, objective, temperature)
-    # Terms of either sign may cancel: the rounding of their sum is relative to their size, not to what is left.
-    size = max(abs(loss), term_size(on_mlx, samples, objective, temperature))
-    assert torch_loss == pytest.approx(loss, rel=0, abs=1e-5 * size)
-    assert torch_loss == pytest.approx(ours.loss, rel=0, abs=1e-5 * size)
-    assert set(torch_grads) == set(grads)
-    assert_same_gradient(torch_grads, grads)
-    assert_same_gradient(torch_grads, {name: np.array(each) for name, each in ours.grads.items()})
-
-
-@pytest.mark.parametrize(("settings", "teacher"), CASES)
-def test_torch_equals_mlx_and_oracle_for_every_loss(settings: dict[str, Any], teacher: str) -> None:
-    check(pair("qwen3", teacher), make_samples(3, settings["kind"]), ObjectiveConfig(**settings), 0.8)
-
-
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize("number", [1, 4, 6, 10])
-def test_torch_equals_mlx_and_oracle_for_every_architecture(architecture: str, number: int) -> None:
-    teacher, aggregation = TEACHERS[number % 4], AGGREGATIONS[number % 3]
-    objective = ObjectiveConfig(kind="hybrid", aggregation=aggregation, **SUPPORTS[number])
-    check(pair(architecture, teacher), make_samples(5, "hybrid"), objective)
-
-
-@pytest.mark.parametrize(
-    ("architecture", "options"),
-    [
-        ("qwen3", {"kind": "dora"}),
-        ("qwen3", {"kind": "full"}),
-        ("llama", {"kind": "full"}),
-        ("gemma3", {"kind": "full"}),
-        ("llama", {"keys": ["self_attn.q_proj", "mlp.down_proj"], "layers": 1}),
-        ("llama", {"keys": ["self_attn.v_proj", "lm_head"]}),
-    ],
-    ids=str,
-)
-@pytest.mark.parametrize("teacher", ["ema", "trust_region"])
-def test_torch_equals_mlx_and_oracle_for_every_adapter(
-    architecture: str, options: dict[str, Any], teacher: str
-) -> None:
-    policies = make_pair(architecture, teacher=teacher, **options)
-    check(policies, make_samples(7, "hybrid"), ObjectiveConfig(kind="hybrid", support="top_k", top_k=7, alpha=0.5))
-
 
 @pytest.mark.parametrize("architecture", ["qwen3", "gemma3"])
 def test_torch_gradient_ignores_micro_batch_and_order(architecture: str) -> None:
-    _, policy = pair(architecture)
+    _, policy = make_pair(architecture)
     samples, objective = make_samples(11, "hybrid"), ObjectiveConfig(kind="hybrid", support="sequence", alpha=1.0)
     loss, grads = torch_gradient(policy, samples, objective)
     for budget, order in [(1, [0, 1, 2, 3, 4]), (10_000, [0, 1, 2, 3, 4]), (40, [4, 2, 0, 3, 1])]:

@@ -14,4 +14,5 @@ def needs(*packages: str, extra: str) -> pytest.MarkDecorator:
     return pytest.mark.skipif(bool(missing), reason=reason)
 
 
+HAS_TORCH = all(find_spec(name) is not None for name in ("torch", "peft"))
 needs_torch = needs("torch", "peft", extra="torch")
