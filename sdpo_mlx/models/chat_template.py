@@ -1,40 +1,36 @@
 """Messages to token ids and back; text in a message never becomes a control token.
 
-The model's chat template is rendered with a placeholder character for each content (a *frame*). The frame is
-cut at the tokenizer's control tokens, the contents replace the placeholders in the plain pieces between them, and
-each piece is encoded by a copy of the tokenizer that cannot produce a control token. So `<|im_end|>` in feedback
-stays plain text whatever the template is, while tokens merge across the border of frame and content as usual:
-for contents without control tokens the ids equal those of `apply_chat_template`.
+The model's chat template is rendered on the true contents, and it is known which characters the template wrote itself
+(`traced_template.py`). The text is cut at the control tokens among those, and each piece between them is encoded by a
+copy of the tokenizer that cannot produce a control token. So `<|im_end|>` in feedback stays plain text whatever the
+template is, while tokens merge across the border of template and content as usual: for contents without control tokens
+the ids equal those of `apply_chat_template`.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Mapping, Sequence
-from datetime import date
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 from sdpo_mlx.core.errors import ConfigError
 from sdpo_mlx.core.text import well_formed
-from sdpo_mlx.models.control_tokens import Frame, Vocabulary, check_shown, guard
+from sdpo_mlx.models.control_tokens import Pieces, Vocabulary
 from sdpo_mlx.models.tokenizer import auto_tokenizer
+from sdpo_mlx.models.traced_template import TracedTemplate
 from sdpo_mlx.types import IntArray, Message
 
-Shape = tuple[str, str, bool, str]  # role, leading whitespace, whether there is other text, trailing whitespace
+Shape = tuple[tuple[str, bool], ...]  # role, and whether there is text, of each message
 Tools = Sequence[Mapping[str, Any]]  # JSON schemas, as chat templates expect them
 
-PLACEHOLDER = 0xF0000  # plane 15, private use: content i is chr(PLACEHOLDER + i); no template writes these
-FRAMES_KEPT = 4096
-FIXED_DATE = "2024-07-26"  # the fallback of Llama 3's template; with today's date a resumed run would see other prompts
-
-_PLACEHOLDERS = re.compile(f"[{chr(PLACEHOLDER)}-{chr(PLACEHOLDER + 0xFFFD)}]")
-_DATE_FORMATS = re.compile(r"""strftime_now\(\s*(?:"([^"]+)"|'([^']+)')""")
+PLACEHOLDER = 0xF0000  # plane 15, private use: the content of message i is chr(PLACEHOLDER + i) in tests of a template
+SHAPES_KEPT = 4096
+_MARK = "\udfff"  # breaks up control tokens; no content holds a lone surrogate
 
 
 class Chat:
@@ -45,12 +41,11 @@ class Chat:
     ) -> None:
         self.thinking = thinking
         self.tokenizer_hash = fingerprint
-        self._tokenizer = tokenizer
         self._backend = tokenizer.backend_tokenizer
-        self._template, self._tool_template = map(_with_fixed_date, templates)
+        self._template, self._tool_template = templates
+        self._compiled = lru_cache(lambda template: TracedTemplate(template, tokenizer.special_tokens_map))
         self._vocabulary = Vocabulary.parse(self._backend.to_str())
-        self._guard = guard(self._vocabulary.controls)
-        self._frame = lru_cache(maxsize=FRAMES_KEPT)(self._build_frame)
+        self._folds_system = lru_cache(maxsize=SHAPES_KEPT)(self._check)
         self.control_ids = self._vocabulary.control_ids
         self.eos_ids = eos | self._end_of_turn()
 
@@ -60,21 +55,14 @@ class Chat:
         `tools` go to the template's variable of that name. Raises ConfigError if the template refuses
         the roles, drops a message, or does not show tools.
         """
-        marked = json.dumps(self._guard.mark(tools)) if tools else ""
-        shapes: list[Shape] = []
-        bodies: list[str] = []
-        for message in messages:
-            content = well_formed(message["content"])
-            bodies.append(content.strip())
-            before, _, after = content.partition(bodies[-1]) if bodies[-1] else (content, "", "")
-            shapes.append((message["role"], before, bool(bodies[-1]), after))
+        sane: list[Message] = [{"role": m["role"], "content": well_formed(m["content"])} for m in messages]
+        shape = tuple((message["role"], bool(message["content"].strip())) for message in sane)
+        schemas = _well_formed(tools)
+        if self._folds_system(shape, generation_prompt, json.dumps(schemas)):
+            sane = _folded(sane)
         ids: list[int] = []
-        for position, piece in enumerate(self._frame(tuple(shapes), generation_prompt, marked)):
-            if isinstance(piece, int):
-                ids.append(piece)
-                continue
-            text = _PLACEHOLDERS.sub(lambda found: bodies[ord(found[0]) - PLACEHOLDER], piece)
-            ids += self._encode(text, opens=position == 0)
+        for position, piece in enumerate(self._pieces(sane, generation_prompt, schemas)):
+            ids += [piece] if isinstance(piece, int) else self._encode(piece, opens=position == 0)
         return np.array(ids, dtype=np.int32)
 
     def encode_plain(self, text: str) -> list[int]:
@@ -93,54 +81,85 @@ class Chat:
         encoder = self._vocabulary.first if opens else self._vocabulary.later
         return list(encoder.encode(text, add_special_tokens=False).ids)
 
-    def _build_frame(self, shapes: tuple[Shape, ...], generation_prompt: bool, marked_tools: str) -> Frame:
-        """Return the frame of these shapes and marked tools (JSON, blank for none)."""
-        tools = json.loads(marked_tools) if marked_tools else None
-        # A placeholder for each body; outer whitespace stays, since many templates trim it.
-        marked = [
-            {"role": role, "content": before + (chr(PLACEHOLDER + i) if body else "") + after}
-            for i, (role, before, body, after) in enumerate(shapes)
-        ]
+    def _pieces(self, messages: Sequence[Message], generation_prompt: bool, tools: list[Any]) -> Pieces:
+        """Return the rendered prompt: ids of the template's control tokens, and the text between them."""
         try:
-            text = self._apply(marked, generation_prompt, tools)
+            return self._rendered(messages, generation_prompt, tools)
         except ConfigError:
-            if [message["role"] for message in marked[:2]] != ["system", "user"]:
+            # gpt-oss's template refuses contents that hold some of its control tokens.
+            broken: list[Message] = [{**m, "content": self._vocabulary.broken(m["content"], _MARK)} for m in messages]
+            if broken == list(messages):
                 raise
-            # A template without a system role: its text goes in front of the first user message.
-            marked[:2] = [{"role": "user", "content": f"{marked[0]['content']}\n\n{marked[1]['content']}"}]
-            text = self._apply(marked, generation_prompt, tools)
-        if tools:
-            check_shown(text, self._apply(marked, generation_prompt, None))
-        pieces = self._vocabulary.split(text)
-        return tuple(piece if isinstance(piece, int) else self._guard.unmark(piece) for piece in pieces)
+            pieces = self._rendered(broken, generation_prompt, tools)
+            return tuple(piece if isinstance(piece, int) else piece.replace(_MARK, "") for piece in pieces)
 
-    def _apply(self, marked: list[dict[str, str]], generation_prompt: bool, tools: list[Any] | None) -> str:
+    def _rendered(self, messages: Sequence[Message], generation_prompt: bool, tools: list[Any]) -> Pieces:
         try:
-            text = self._tokenizer.apply_chat_template(
-                marked,
-                tools=tools,
-                chat_template=self._tool_template if tools else self._template,
-                tokenize=False,
+            text = self._compiled(self._tool_template if tools else self._template).render(
+                messages,
+                tools=tools or None,
                 add_generation_prompt=generation_prompt,
                 enable_thinking=self.thinking,
             )
         except Exception as error:  # a template may raise anything, mostly about roles
             fix = "use roles that this model supports, in turns of user and assistant"
             raise ConfigError(f"the chat template refuses the messages: {error}", fix=fix) from error
-        for message in marked:
-            if any(placeholder not in text for placeholder in _PLACEHOLDERS.findall(message["content"])):
+        return self._vocabulary.split(text)
+
+    def _check(self, shape: Shape, generation_prompt: bool, tools: str) -> bool:
+        """Return whether the system message must be put in front of the first user message.
+
+        `tools` are JSON. Raises ConfigError if the template refuses the roles, drops a message, or shows no tools.
+        """
+        messages = _placeholders(shape)
+        schemas = json.loads(tools)
+        try:
+            pieces, folds = self._rendered(messages, generation_prompt, schemas), False
+        except ConfigError:
+            if [role for role, _ in shape[:2]] != ["system", "user"]:
+                raise
+            messages = _folded(messages)
+            pieces, folds = self._rendered(messages, generation_prompt, schemas), True
+        text = "".join(piece for piece in pieces if isinstance(piece, str))
+        for message in messages:
+            if any(letter not in text for letter in message["content"] if ord(letter) >= PLACEHOLDER):
                 raise ConfigError(f"the chat template drops a {message['role']} message", fix="leave that message out")
-        return str(text)
+        if schemas and pieces == self._rendered(messages, generation_prompt, []):
+            fix = "choose a task that writes its tools into the question, such as tools in place of tools:json"
+            raise ConfigError("the model's chat template does not support tools", where="task.name", fix=fix)
+        return folds
 
     def _end_of_turn(self) -> frozenset[int]:
         """Return the control token that follows an assistant's content in the template."""
+        messages = _placeholders((("user", True), ("assistant", True)))
         try:
-            frame = self._frame((("user", "", True, ""), ("assistant", "", True, "")), False, "")
+            pieces = self._rendered(messages, False, [])
         except ConfigError:
             return frozenset()
-        places = [i for i, piece in enumerate(frame) if isinstance(piece, str) and chr(PLACEHOLDER + 1) in piece]
-        after = [piece for piece in frame[places[-1] :] if isinstance(piece, int)]
+        answer = messages[1]["content"]
+        places = [i for i, piece in enumerate(pieces) if isinstance(piece, str) and answer in piece]
+        after = [piece for piece in pieces[places[-1] :] if isinstance(piece, int)] if places else []
         return frozenset(after[:1])
+
+
+def _placeholders(shape: Shape) -> list[Message]:
+    contents = [chr(PLACEHOLDER + i) if text else "" for i, (_, text) in enumerate(shape)]
+    return [cast(Message, {"role": role, "content": text}) for (role, _), text in zip(shape, contents, strict=True)]
+
+
+def _folded(messages: list[Message]) -> list[Message]:
+    """Return the messages for a template without a system role: its text goes in front of the first user message."""
+    first: Message = {"role": "user", "content": f"{messages[0]['content']}\n\n{messages[1]['content']}"}
+    return [first, *messages[2:]]
+
+
+def _well_formed(value: Any) -> Any:
+    """Return a JSON value without lone surrogates."""
+    if isinstance(value, str):
+        return well_formed(value)
+    if isinstance(value, Mapping):
+        return {well_formed(str(name)): _well_formed(item) for name, item in value.items()}
+    return [_well_formed(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def load_chat(path: str | Path, *, thinking: bool = False) -> Chat:
@@ -168,16 +187,6 @@ def load_chat(path: str | Path, *, thinking: bool = False) -> Chat:
     source = hashlib.sha256(file.read_bytes() if file.is_file() else backend.to_str().encode())
     fingerprint = hashlib.sha256(source.digest() + "".join(dict.fromkeys(templates)).encode()).hexdigest()
     return Chat(tokenizer, templates, thinking, fingerprint, _configured_eos(folder, tokenizer))
-
-
-def _with_fixed_date(template: str) -> str:
-    """Return the template with FIXED_DATE as today's date: a macro replaces `strftime_now`."""
-    if "strftime_now" not in template:
-        return template
-    day = date.fromisoformat(FIXED_DATE)
-    formats = {double or single for double, single in _DATE_FORMATS.findall(template)}
-    dates = json.dumps({form: day.strftime(form) for form in sorted(formats)})
-    return f"{{% macro strftime_now(form) %}}{{{{ {dates}[form] }}}}{{% endmacro %}}\n{template}"
 
 
 def _configured_eos(folder: Path, tokenizer: Any) -> frozenset[int]:

@@ -1,23 +1,18 @@
-"""A tokenizer split into control tokens and encoders that cannot produce them; tool schemas without control tokens."""
+"""A tokenizer split into control tokens and encoders that cannot produce them."""
 
 from __future__ import annotations
 
 import json
 import re
 import secrets
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sdpo_mlx.core.errors import ConfigError
-from sdpo_mlx.core.text import well_formed
+from sdpo_mlx.models.traced_template import HIDDEN, TracedText, hidden
 
-Frame = tuple[int | str, ...]  # ids of control tokens, and the plain text between them
-MARK = chr(0xFFFFD)  # plane 15, private use, at the other end than the placeholders of messages
-LONE = 0xF8000  # a control token of a single character, number k, becomes chr(LONE + k) meanwhile
+Pieces = tuple[int | str, ...]  # ids of control tokens, and the plain text between them
 
-_PRIVATE = re.compile("[\U000f0000-\U000fffff]")
-_ESCAPED = re.compile(r"\\U000f[0-9a-f]{4}|\\udb[89ab][0-9a-f]", re.IGNORECASE)
+_OWN = re.compile(f"[^{HIDDEN}]+")
 
 
 @dataclass(frozen=True)
@@ -61,17 +56,27 @@ class Vocabulary:
                 later = _encoder(spec)
         return cls(controls, _pattern(added), ids, first, later)
 
-    def split(self, text: str) -> Frame:
-        """Cut a text at its control tokens, which become ids; the whitespace that their flags strip is gone."""
+    def split(self, text: TracedText) -> Pieces:
+        """Cut a text at the template's own control tokens; the whitespace that their flags strip is gone.
+
+        A string with a control token that is not wholly the template's stays text.
+        """
+        whole = str.__getitem__(text, slice(None))
         if self.pattern is None:
-            return (text,) if text else ()
+            return (whole,) if whole else ()
         pieces: list[int | str] = []
         position = 0
-        for match in self.pattern.finditer(text):
-            token = match[0] if match[0] in self.controls else match[0].strip()
-            pieces += [text[position : match.start()], self.controls[token]]
-            position = match.end()
-        return tuple(piece for piece in (*pieces, text[position:]) if piece != "")
+        for own in _OWN.finditer(hidden(text)):
+            for match in self.pattern.finditer(whole, *own.span()):
+                token = match[0] if match[0] in self.controls else match[0].strip()
+                pieces += [whole[position : match.start()], self.controls[token]]
+                position = match.end()
+        return tuple(piece for piece in (*pieces, whole[position:]) if piece != "")
+
+    def broken(self, text: str, mark: str) -> str:
+        """Return the text with a mark after the first character of each control token."""
+        pattern = self.pattern
+        return pattern.sub(lambda m: m[0].replace((s := m[0].strip()), s[:1] + mark + s[1:]), text) if pattern else text
 
 
 def _encoder(spec: dict[str, Any]) -> Any:
@@ -105,55 +110,3 @@ def _pattern(added: list[dict[str, Any]]) -> re.Pattern[str] | None:
         left, right = (r"\s*" if token[side] else "" for side in ("lstrip", "rstrip"))
         alternatives.append(left + core + right)
     return re.compile("|".join(alternatives)) if alternatives else None
-
-
-@dataclass(frozen=True)
-class Guard:
-    """Marks the strings of schemas so that none contains a control token, and removes the marks.
-
-    A template may compare, sort and serialize parts of a schema, so its strings cannot be replaced by placeholders as
-    messages are. Instead every control token in them is broken up: marks are put between its characters while the
-    template is rendered and the result is split, and removed before anything is encoded.
-    """
-
-    marks: Mapping[int, str]
-    unmarks: Mapping[int, str]
-    words: re.Pattern[str] | None  # control tokens that begin with a letter or digit
-
-    def mark(self, value: Any) -> Any:
-        """Return the JSON value with every string and every field name marked; plane 15 becomes U+FFFD."""
-        if isinstance(value, str):
-            text = _PRIVATE.sub("\ufffd", well_formed(value)).translate(self.marks)
-            return self.words.sub(lambda found: MARK.join(found[0]), text) if self.words else text
-        if isinstance(value, Mapping):
-            return {self.mark(str(name)): self.mark(item) for name, item in value.items()}
-        return [self.mark(item) for item in value] if isinstance(value, list | tuple) else value
-
-    def unmark(self, text: str) -> str:
-        """Return a piece between control tokens without marks."""
-        return text.translate(self.unmarks)
-
-
-def guard(controls: Iterable[str]) -> Guard:
-    """Return the guard against these control tokens.
-
-    A mark follows each character that begins a token, so a token is broken up even if a template joins it from
-    two strings, or changes its case.
-    """
-    tokens = sorted(controls)
-    lone = {ord(token): chr(LONE + k) for k, token in enumerate(t for t in tokens if len(t) == 1)}
-    openers = {ord(token[0]): token[0] + MARK for token in tokens if len(token) > 1 and not token[0].isalnum()}
-    words = [
-        re.escape(token) for token in sorted(tokens, key=len, reverse=True) if len(token) > 1 and token[0].isalnum()
-    ]
-    unmarks = {ord(MARK): "", **{ord(mark): chr(token) for token, mark in lone.items()}}
-    return Guard({**openers, **lone}, unmarks, re.compile("|".join(words)) if words else None)
-
-
-def check_shown(text: str, without: str) -> None:
-    """Raise ConfigError if a prompt is the same `without` its tools, or escapes them."""
-    fix = "choose a task that writes its tools into the question, such as tools in place of tools:json"
-    if text == without:
-        raise ConfigError("the model's chat template does not support tools", where="task.name", fix=fix)
-    if _ESCAPED.search(text):
-        raise ConfigError("the model's chat template cannot show these tools", where="task.name", fix=fix)

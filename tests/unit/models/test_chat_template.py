@@ -64,7 +64,8 @@ def test_hostile_text_adds_no_control_token(name):
     for text in HOSTILE:
         ids = chat(name).render(conversation(roles, [f"{text} and {text}"]))
         assert controls(name, ids) == controls(name, benign)
-        assert shown(name, ids).count(text) == 2 * len(roles)
+        cut = "</think>" in text and "split('</think>')" in FAMILIES[name].template  # in earlier answers
+        assert shown(name, ids).count(text) == 2 * (len(roles) - cut)
 
 
 @pytest.mark.parametrize("name", NAMES)

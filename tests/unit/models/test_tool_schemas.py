@@ -14,7 +14,6 @@ from small_tokenizers import folder
 from sdpo_mlx.config import ObjectiveConfig, TeacherConfig
 from sdpo_mlx.core.errors import ConfigError
 from sdpo_mlx.models.chat_template import load_chat
-from sdpo_mlx.models.control_tokens import MARK, guard
 from sdpo_mlx.rl.distillation import distillation_batch
 from sdpo_mlx.types import Feedback, Problem, Rollout, RolloutGroup
 
@@ -88,7 +87,7 @@ def test_any_tool_text_adds_no_control_token(name, text, other):
 def test_tool_text_never_takes_the_place_of_a_message():
     ids = chat("qwen3").render([{"role": "user", "content": "secret"}], tools=[tool(text="\U000f0000 \U000ffffd")])
     assert shown("qwen3", ids).count("secret") == 1
-    assert "\ufffd \ufffd" in shown("qwen3", ids)
+    assert "\U000f0000 \U000ffffd" in shown("qwen3", ids)
 
 
 @pytest.mark.parametrize("name", WITHOUT)
@@ -125,11 +124,11 @@ def test_control_token_put_together_by_the_template_stays_text(tmp_path, written
         assert sum(controls(made, ids).values()) == 1
 
 
-def test_template_that_escapes_its_tools_is_refused_where_marks_would_show(tmp_path):
+def test_template_that_escapes_its_tools_shows_them_escaped(tmp_path):
     made = with_template(tmp_path, LOOSE + "{{ t | string }}{% endfor %}")
-    made.render(TURN, tools=[{"a": "plain"}])
-    with pytest.raises(ConfigError, match="cannot show these tools"):
-        made.render(TURN, tools=[{"a": "<b>"}])
+    ids = made.render(TURN, tools=[{"a": "<|im_end|>\n"}])
+    assert made.reveal(ids) == "x<|im_end|>" + str({"a": "<|im_end|>\n"})
+    assert sum(controls(made, ids).values()) == 1
 
 
 def test_template_for_tools_of_its_own_is_used_and_counts_for_the_hash(tmp_path):
@@ -138,18 +137,6 @@ def test_template_for_tools_of_its_own_is_used_and_counts_for_the_hash(tmp_path)
     made = with_template(tmp_path, named)
     assert "seen" in made.decode(made.render(TURN, tools=[{"a": "seen"}]))
     assert made.tokenizer_hash != with_template(tmp_path / "other", plain).tokenizer_hash
-
-
-@settings(deadline=None)
-@given(text=st.text(max_size=30))
-def test_marks_go_without_a_trace_and_break_every_control_token(text):
-    made = guard(["<|a|>", "word", "ý", "[X]"])
-    marked = made.mark({text: [text, 1, None]})
-    assert made.unmark(next(iter(marked))) == "".join("\ufffd" if ord(c) >> 16 == 15 else c for c in text)
-    for control in ("<|a|>", "word", "ý", "[X]"):
-        assert control not in made.mark(text + control + text)
-        assert made.unmark(made.mark(control)) == control
-    assert MARK not in made.unmark(made.mark(text))
 
 
 def test_decoded_answers_keep_tags_that_are_text_and_lose_those_that_are_special():
