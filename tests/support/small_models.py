@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -73,8 +74,10 @@ def write_model(folder: Path, architecture: str = "qwen3", seed: int = 0, quanti
     return write_config(folder, config, seed, quantise)
 
 
-def write_config(folder: Path, config: dict[str, Any], seed: int = 0, quantise: bool = False) -> Path:
-    """The same for a configuration of one's own."""
+def write_config(
+    folder: Path, config: dict[str, Any], seed: int = 0, quantise: bool | Mapping[str, Any] = False
+) -> Path:
+    """The same for a configuration of one's own; `quantise` may be options of mlx-lm's `quantize_model`."""
     import sdpo_mlx.backends.mlx.mlx_lm_api  # noqa: F401  loads the BLAS first, and mlx-lm without torch
     import mlx.core as mx  # isort: skip
     import mlx.nn as nn  # isort: skip
@@ -96,7 +99,8 @@ def write_config(folder: Path, config: dict[str, Any], seed: int = 0, quantise: 
 
     model.update(tree_map_with_path(draw, model.parameters()))
     if quantise:
-        model, config = quantize_model(model, config, group_size=32, bits=4)
+        options = quantise if isinstance(quantise, Mapping) else {}
+        model, config = quantize_model(model, config, **{"group_size": 32, "bits": 4, **options})
     folder.mkdir(parents=True, exist_ok=True)
     mx.save_safetensors(str(folder / "model.safetensors"), dict(tree_flatten(model.parameters())))
     (folder / "config.json").write_text(json.dumps(config))
