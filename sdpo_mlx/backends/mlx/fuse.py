@@ -13,6 +13,7 @@ import numpy as np
 from mlx.utils import tree_unflatten
 
 from sdpo_mlx.backends.mlx.mlx_lm_api import dequantize_model, load_adapters, load_model, save_config, save_model
+from sdpo_mlx.backends.mlx.multimodal import is_multimodal, write_changed
 from sdpo_mlx.core.errors import ConfigError, StorageError
 from sdpo_mlx.core.progress import StartTask, no_tasks, track
 from sdpo_mlx.types import IntArray
@@ -31,6 +32,7 @@ def fuse(
     try:
         model, config = load_model(base)
         before = _log_probs(model, prompts)
+        quantised_layers = [name for name, module in model.named_modules() if "scales" in module]
         model = load_adapters(model, str(adapter))
     except (ValueError, OSError, KeyError, TypeError, AttributeError) as error:
         what = " ".join(str(error).split())[:200]
@@ -50,13 +52,18 @@ def fuse(
     doing("measuring what it kept")
     got = _log_probs(model, prompts)
     doing("writing the fused model")
+    trained: Any = mx.load(str(adapter / "adapters.safetensors"))
+    changed = {name.rpartition(".")[0] for name in trained} | set(() if quantised else quantised_layers)
     out.mkdir(parents=True, exist_ok=True)
     try:
-        save_model(out, model)
+        if is_multimodal(config):
+            write_changed(base, out, model, changed, config)
+        else:
+            save_model(out, model)
+            save_config(config, out / "config.json")
     except RuntimeError as error:  # MLX raises this if the disk is full or not writable
         fix = "free some space and run the same command again"
         raise StorageError(f"cannot write: {error}", where=str(out), fix=fix) from error
-    save_config(config, out / "config.json")
     for file in base.iterdir():
         if file.suffix in (".json", ".jinja", ".txt", ".model") and not (out / file.name).exists():
             shutil.copyfile(file, out / file.name)
