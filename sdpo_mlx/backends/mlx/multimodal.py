@@ -35,7 +35,8 @@ def write_changed(base: Path, out: Path, model: nn.Module, changed: Collection[s
 
     `config` is that of the loaded model: without `quantization` if the language part was dequantized.
     """
-    files = {file.name: mx.load(str(file), return_metadata=True) for file in sorted(base.glob("model*.safetensors"))}
+    paths = sorted(base.glob("model*.safetensors"))
+    files: dict[str, Any] = {file.name: mx.load(str(file), return_metadata=True) for file in paths}
     stored: dict[str, mx.array] = {name: array for arrays, _ in files.values() for name, array in arrays.items()}
     names = _stored_names(model, stored)
     arrays = dict(tree_flatten(model.parameters()))
