@@ -35,6 +35,11 @@ def model_type(config: Mapping[str, Any]) -> str:
     return found if re.fullmatch(r"[\w-]+", found) else ""
 
 
+def causal_class(config: Mapping[str, Any]) -> str:
+    """Return the class that transformers' AutoModelForCausalLM opens this configuration with; blank if none."""
+    return (_causal_models() or {}).get(model_type(config), "")
+
+
 def mlx_lm_module(config: Mapping[str, Any]) -> str:
     """Return the name of the module of `mlx_lm.models` that loads this configuration."""
     return (*_remapped(config), model_type(config))[0]
@@ -58,12 +63,12 @@ def _remappings() -> tuple[dict[str, str], dict[tuple[str, str], str]]:
 
 
 @cache
-def _causal_models() -> frozenset[str] | None:
+def _causal_models() -> dict[str, str] | None:
     folder = _folder("transformers", "models/auto")
     if folder is None:
         return None
     table = _table((folder / "modeling_auto.py").read_text(encoding="utf-8"), "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES")
-    return frozenset(re.findall(r'\(\s*"([\w.-]+)",', table)) or None
+    return dict(re.findall(r'\(\s*"([\w.-]+)",\s*"(\w+)"', table)) or None
 
 
 def _table(text: str, name: str) -> str:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sdpo_mlx.backends.architectures import causal_class
 from sdpo_mlx.config import Config
 from sdpo_mlx.core.errors import ConfigError, SdpoError
 from sdpo_mlx.core.progress import StartTask, no_tasks, track
@@ -18,11 +19,11 @@ from sdpo_mlx.core.storage import trouble, write_bytes, write_text
 from sdpo_mlx.models import resolve
 from sdpo_mlx.models.chat_template import load_chat
 from sdpo_mlx.models.gguf.modelfile import modelfile
-from sdpo_mlx.models.gguf.writer import Kind, write_gguf, write_gguf_lora
+from sdpo_mlx.models.gguf.writer import Kind, gguf_architecture, write_gguf, write_gguf_lora
 from sdpo_mlx.models.resolve import ResolvedModel
 from sdpo_mlx.runs.export import next_steps
 from sdpo_mlx.runs.export.next_steps import Steps
-from sdpo_mlx.runs.export.peft import CONFIG, WEIGHTS, from_peft, read_peft, to_peft
+from sdpo_mlx.runs.export.peft import CONFIG, WEIGHTS, from_peft, read_peft, renamed, to_peft
 from sdpo_mlx.runs.folder import RunFolder
 from sdpo_mlx.runs.targets import run_config
 from sdpo_mlx.tasks.registry import open_task
@@ -75,11 +76,12 @@ def export_peft(run: Path, out: Path) -> Exported:
 
     arrays, config = RunFolder(run).load_adapter()
     base = _base(run_config(run))
-    tensors, settings = to_peft(arrays, config, next_steps.base_name(base))
+    content = _config(base)
+    tensors, settings = to_peft(renamed(arrays, causal_class(content)), config, next_steps.base_name(base))
     with _new_folder(out):
         write_bytes(out / WEIGHTS, save(tensors, metadata={"format": "pt"}))
         write_text(out / CONFIG, json.dumps(settings, indent=2) + "\n")
-    quantized = "quantization" in json.loads((base.path / "config.json").read_text(encoding="utf-8"))
+    quantized = "quantization" in content
     steps = next_steps.for_peft(run, out, settings["base_model_name_or_path"], settings)
     return Exported(out, steps, {"tensors": len(tensors)}, (MLX_BASE,) if quantized else ())
 
@@ -88,7 +90,7 @@ def export_mlx(adapter: Path, base: str, out: Path) -> Exported:
     """Write a PEFT adapter in mlx-lm's layout, for the base model of this name."""
     tensors, settings = read_peft(adapter)
     model = resolve.resolve(base)
-    config = json.loads((model.path / "config.json").read_text(encoding="utf-8"))
+    config = _config(model)
     depth = int(config.get("text_config", config)["num_hidden_layers"])
     arrays, layout = from_peft(tensors, settings, depth)
     with _new_folder(out):
@@ -127,6 +129,7 @@ def export_gguf(run: Path, out: Path, kind: Kind = "F16", doing: StartTask = no_
         yield from track(float_weights(folder), doing("converting tensors"), count_weights(folder))
         doing("writing the file")  # after its last tensor, the GGUF writer writes the file
 
+    gguf_architecture(_config(_base(run_config(run), doing)))  # refused before the model is fused
     with _new_folder(out):
         file = out / f"{run.resolve().name}-{kind}.gguf"
         with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as work:
@@ -152,6 +155,11 @@ def export_gguf_lora(run: Path, out: Path) -> Exported:
 def _base(cfg: Config, doing: StartTask = no_tasks) -> ResolvedModel:
     """Return the base of a run: an alias stands for another repository on torch than on mlx."""
     return resolve.resolve(cfg.model.name, doing, backend=cfg.model.backend)
+
+
+def _config(model: ResolvedModel) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((model.path / "config.json").read_text(encoding="utf-8"))
+    return found
 
 
 @contextmanager

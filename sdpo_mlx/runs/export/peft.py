@@ -29,13 +29,15 @@ def to_peft(
 ) -> tuple[Arrays, dict[str, Any]]:
     """Return PEFT's tensors and `adapter_config.json` of an adapter in mlx-lm's layout; `base` names the model.
 
-    Raises ConfigError for full weights, and for embeddings, which PEFT stores differently.
+    Raises ConfigError for full weights, and for embeddings and experts, which PEFT stores differently.
     """
     if config.get("fine_tune_type") == "full":
         raise ConfigError("all weights were trained, so there is no adapter", where="--to", fix="use --to fused")
     tensors = {}
     for name, array in arrays.items():
         path, end = _split(name, _TO_PEFT)
+        if array.ndim > 2 or ".switch_mlp." in name:
+            raise ConfigError(f"PEFT has no form for adapted experts ({path})", where="--to", fix="use --to fused")
         if "embed" in path:
             raise ConfigError(f"{path} is not a linear layer", where="--to", fix="use --to fused")
         oriented = array if end == ".m" else array.T
@@ -56,6 +58,19 @@ def to_peft(
         "inference_mode": True,
         # Only if all layers are inside blocks.
         **({"layers_to_transform": adapted, "layers_pattern": "layers"} if all(blocks) else {}),
+    }
+
+
+def renamed(arrays: Mapping[str, npt.NDArray[Any]], class_name: str) -> Arrays:
+    """Return the arrays of a vision-language model by the names in transformers' class for it, which PEFT opens.
+
+    mlx-lm calls the language part `language_model.model`; transformers `model.language_model`, or only `model` in a
+    class without vision. Other models have the same names in both.
+    """
+    inner = "model.language_model." if class_name.endswith("ForConditionalGeneration") else "model."
+    return {
+        name.replace("language_model.model.", inner, 1).removeprefix("language_model."): array
+        for name, array in arrays.items()
     }
 
 

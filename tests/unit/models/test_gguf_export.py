@@ -153,7 +153,7 @@ def test_dora_has_no_form_as_gguf_adapter(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"model_type": "phi3"}, "phi3"),
+        ({"model_type": "olmo2"}, "olmo2"),
         ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "yarn"),
     ],
 )
