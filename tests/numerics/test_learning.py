@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from learning import Measured, generations_until, measure
 
+pytestmark = pytest.mark.long  # these begin first: see conftest.py
 TINY = ("model.name=tiny", "task.name=tiny", "log.samples=0", "log.teacher_answers=0")
 # Training stops once an evaluation is clearly above the bound; the bound itself is checked on fresh seeds, 256 answers.
 FIRST = [0]
