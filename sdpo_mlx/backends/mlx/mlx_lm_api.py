@@ -11,6 +11,7 @@ with torch_free_imports(), deferred("wandb"):
     from mlx_lm.generate import BatchGenerator
     from mlx_lm.models.base import create_causal_mask
     from mlx_lm.models.cache import ArraysCache, ConcatenateKVCache, make_prompt_cache
+    from mlx_lm.models.gated_delta import gated_delta_update
     from mlx_lm.sample_utils import apply_top_p
     from mlx_lm.tuner.utils import linear_to_lora_layers, load_adapters
     from mlx_lm.utils import dequantize_model, load_model, save_config, save_model
@@ -22,6 +23,7 @@ __all__ = [
     "apply_top_p",
     "create_causal_mask",
     "dequantize_model",
+    "gated_delta_update",
     "linear_to_lora_layers",
     "load_adapters",
     "load_model",

@@ -19,6 +19,7 @@ from sdpo_mlx.backends.learner import Learner, TopK
 from sdpo_mlx.backends.loss_head import Hidden, LearnBatch, TeacherSet, Weights
 from sdpo_mlx.backends.mlx import BLAS, adapter, generation
 from sdpo_mlx.backends.mlx.device import PeakTracker, metal_limits
+from sdpo_mlx.backends.mlx.gated_delta import efficient_recurrence
 from sdpo_mlx.backends.mlx.gradient import MLXGradientPass, mixed_logits
 from sdpo_mlx.backends.mlx.loading import device_name, load
 from sdpo_mlx.backends.mlx.losses import at, log_softmax
@@ -147,8 +148,8 @@ class MLXPolicy(Learner):
 
     @contextmanager
     def learning(self) -> Iterator[None]:
-        """Metal's limits, and the student in the model afterwards whatever happened."""
-        with metal_limits():
+        """Metal's limits, recurrences with a gradient, and the student in the model afterwards whatever happened."""
+        with metal_limits(), efficient_recurrence(self.model.whole):
             try:
                 yield
             finally:
