@@ -50,6 +50,15 @@ TEXT: Mapping[str, dict[str, Any]] = {
         },
     },
 }
+# A tower that transformers can build.
+VISION = {
+    "hidden_size": 4,
+    "intermediate_size": 4,
+    "num_attention_heads": 1,
+    "num_hidden_layers": 1,
+    "image_size": 64,
+    "patch_size": 4,
+}
 # How the name of a tensor of mlx-lm's language part is written in a checkpoint of transformers.
 ORIGINAL: Mapping[str, Callable[[str], str]] = {
     "qwen3_5": lambda name: name.replace("language_model.model.", "model.language_model."),
@@ -65,12 +74,20 @@ TOWERS = {
 }
 
 
-def write_vision_model(folder: Path, architecture: str, *, quantise: bool = False, original: bool = True) -> Path:
-    """A folder with language and vision weights; `original` as transformers writes them, otherwise as mlx-lm does."""
+def write_vision_model(
+    folder: Path, architecture: str, *, quantise: bool = False, original: bool = True, rows: int = 0
+) -> Path:
+    """A folder with language and vision weights; `original` as transformers writes them, otherwise as mlx-lm does.
+
+    `rows`: of the embedding, if not those of the other small models.
+    """
     import mlx.core as mx
 
     config = json.loads(json.dumps(TEXT[architecture]))
     text = config["text_config"]
+    if rows:
+        text["vocab_size"] = rows
+        config |= {"vocab_size": rows} if "vocab_size" in config else {}
     if quantise:
         text |= {"hidden_size": 64, "intermediate_size": 64, "head_dim": 16}
     write_config(folder, config, quantise=quantise)
@@ -83,13 +100,15 @@ def write_vision_model(folder: Path, architecture: str, *, quantise: bool = Fals
     tower = TOWERS[architecture] if original else "vision_tower"
     arrays[f"{tower}.{TOWER}"] = mx.array(rng.standard_normal((4, 6)).astype(np.float32)).astype(mx.bfloat16)
     arrays[f"{tower}.merger.norm.weight"] = mx.array(rng.standard_normal(4).astype(np.float16))
-    names = sorted(arrays)
+    names, places = sorted(arrays), {}
     for number, part in enumerate((names[::2], names[1::2]), start=1):
         file = folder / f"model-0000{number}-of-00002.safetensors"
         mx.save_safetensors(str(file), {name: arrays[name] for name in part}, metadata={"format": "pt"})
+        places |= dict.fromkeys(part, file.name)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}))
     (folder / "model.safetensors").unlink()
     content = json.loads((folder / "config.json").read_text())
-    content |= {"vision_config": {"hidden_size": 4, "depth": 1}, "image_token_id": 7}
+    content |= {"vision_config": VISION, "image_token_id": 7}
     (folder / "config.json").write_text(json.dumps(content))
     (folder / "preprocessor_config.json").write_text('{"size": 4}')
     return folder

@@ -46,10 +46,8 @@ _SAME: Mapping[str, tuple[Callable[[Mapping[str, Any]], bool], str]] = {
         lambda c: bool(c.get("norm_topk_prob")) and c.get("decoder_sparse_step", 1) == 1 and not c["mlp_only_layers"],
         "dense layers, or weights of experts that are not normalized",
     ),
-    "gemma2": (
-        lambda c: c.get("query_pre_attn_scalar", 256) == c["head_dim"] or c["num_hidden_layers"] == 46,
-        "another scale of queries than by the width of a head",
-    ),
+    "gemma2": (lambda c: _by_width(c, 46), "another scale of queries than by the width of a head"),
+    "gemma3": (lambda c: _by_width(c, 62), "another scale of queries than by the width of a head"),
 }
 _QUANT_ROW = 32  # values that Q8_0 packs together
 
@@ -125,6 +123,11 @@ def gguf_architecture(config: Mapping[str, Any]) -> str:
         raise ConfigError(what, where="--to", fix="use --to fused")
     _scaling(config)
     return found
+
+
+def _by_width(config: Mapping[str, Any], largest: int) -> bool:
+    """Whether queries are scaled by the width of a head; in the 27B model, known by its layers, they are not."""
+    return config["num_hidden_layers"] == largest or config.get("query_pre_attn_scalar", 256) == config["head_dim"]
 
 
 def _rotated(config: Mapping[str, Any]) -> list[int]:
