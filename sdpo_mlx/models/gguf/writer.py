@@ -127,7 +127,9 @@ def gguf_architecture(config: Mapping[str, Any]) -> str:
 
 def _by_width(config: Mapping[str, Any], largest: int) -> bool:
     """Whether queries are scaled by the width of a head; in the 27B model, known by its layers, they are not."""
-    return config["num_hidden_layers"] == largest or config.get("query_pre_attn_scalar", 256) == config["head_dim"]
+    return bool(
+        config["num_hidden_layers"] == largest or config.get("query_pre_attn_scalar", 256) == config["head_dim"]
+    )
 
 
 def _rotated(config: Mapping[str, Any]) -> list[int]:
