@@ -14,13 +14,6 @@ if TYPE_CHECKING:
 
     from sdpo_mlx.config import Config
 
-WAYS = {
-    "blocks": "by block, shared prompts",
-    "generic": "generic: body and head, prompts not shared",
-    "refused": "refused",
-    "unknown": "decided by the check when the model is loaded",
-}
-
 
 def command(
     name: Annotated[
@@ -56,16 +49,17 @@ def checked(cfg: Config, memory: str | None) -> dict[str, Any]:
     """Return what the configuration of `cfg.model` shows, as a document; bytes and seconds, None if unknown."""
     from sdpo_mlx.backends.architectures import model_type
     from sdpo_mlx.backends.fit import PROMPT, readable_dimensions
-    from sdpo_mlx.backends.preflight import expected_way, quantization_method
+    from sdpo_mlx.backends.preflight import REFUSED, UNKNOWN, expected_learning, quantization_method
     from sdpo_mlx.models import resolve
+    from sdpo_mlx.runs.export.formats import exports_of
 
     name, backend = cfg.model.name, "torch" if cfg.model.backend == "torch" else "mlx"
     source, target = resolve.meaning(name, backend)
     config, origin = _configuration(name, backend)
-    way, reason = expected_way(config, backend)
+    learning, reason = expected_learning(config, backend)
     refused = _refusals(cfg, config, files=origin == "model")
     dims = readable_dimensions(config, name)
-    plan = planned(cfg, memory, PROMPT, dims) if dims and backend == "mlx" and way != "refused" else None
+    plan = planned(cfg, memory, PROMPT, dims) if dims and backend == "mlx" and learning != REFUSED else None
     if plan and not plan["fits"]:
         ways = " or ".join(each["change"] for each in plan["remedies"] if each["fits"])
         what = f"a step needs {size(plan['peak'])}, but the limit is {size(plan['limit'])}"
@@ -81,8 +75,9 @@ def checked(cfg: Config, memory: str | None) -> dict[str, Any]:
         "vision": any(key in config for key in ("vision_config", "audio_config")),
         "quantization": _stored(own) if own else quantization_method(config),
         "parameters": dims.parameters if dims else None,
-        "way": "refused" if refused and way == "unknown" else way,
+        "learning": REFUSED if refused and learning == UNKNOWN else learning,
         "reason": reason,
+        "exports": exports_of(config),
         "memory": plan["peak"] if plan else None,
         "limit": plan["limit"] if plan else None,
         "seconds": plan["seconds"]["total"] if plan else None,
@@ -126,6 +121,10 @@ def _stored(quantization: Mapping[str, Any]) -> str:
     return f"{kind}, mixed" if mixed else kind
 
 
+def _learning(found: Mapping[str, Any]) -> str:
+    return found["reason"] if found["learning"] == "unknown" else str(found["learning"])
+
+
 def as_lines(found: dict[str, Any]) -> list[str]:
     """Return the lines of the text output."""
     arrow = f" -> {found['target']}" if found["target"] != found["name"] and found["source"] == "hub" else ""
@@ -136,7 +135,8 @@ def as_lines(found: dict[str, Any]) -> list[str]:
         ("configuration", f"{found['architecture'] or 'without model_type'}{part}{shipped}"),
         ("weights", found["quantization"] or "not quantized"),
         ("parameters", f"{found['parameters'] / 1e6:,.1f} M" if found["parameters"] else "unknown"),
-        ("learning", f"{WAYS[found['way']]} ({found['backend']})"),
+        ("learning", f"{_learning(found)} ({found['backend']})"),
+        ("exports", ", ".join(found["exports"])),
     ]
     if found["memory"] is not None:
         fits = "fits" if found["memory"] <= found["limit"] else "does not fit"

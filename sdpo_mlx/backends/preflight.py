@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
-from typing import Any, Literal
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from importlib.resources import files
+from typing import Any
 
-from sdpo_mlx.backends.architectures import LIBRARIES, MLX_READS, is_known, model_type
+from sdpo_mlx.backends.architectures import LIBRARIES, MLX_READS, is_known, mlx_lm_module, model_type
 from sdpo_mlx.backends.fit import FEEDBACK, readable_dimensions
 from sdpo_mlx.backends.memory_plan import fitting, limit_of, number_bytes, work_of
 from sdpo_mlx.config import Config
@@ -13,8 +17,11 @@ from sdpo_mlx.core.errors import ConfigError
 from sdpo_mlx.models import resolve
 from sdpo_mlx.models.vocabulary import check_token_ids
 
-# How a backend learns: by block with shared prompts, by body and head of any model, not at all; unknown until loaded.
-Way = Literal["blocks", "generic", "refused", "unknown"]
+REFUSED, UNKNOWN = "refused", "unknown"
+# What the checks at load found for each architecture, made by the command of docs/models.md:
+# {"versions": {"mlx-lm": "0.32.2", ...}, "mlx": {"llama": {"learning": "by block, shared prompts"},
+#  "deepseek_v41": {"refused": "why"}, ...}, "torch": {...}}, by module of mlx-lm and model_type of transformers.
+_FOUND = "assets/architectures.json"
 
 
 def preflight(cfg: Config, *, learns: bool = True) -> None:
@@ -49,6 +56,11 @@ def check_configuration(config: Mapping[str, Any], name: str, backend: str) -> N
         fix = f"use --backend {other}, which knows it" if is_known(config, other) else "use a model of another type"
         kind = model_type(config) or "without model_type"
         raise ConfigError(f"{LIBRARIES[library]} does not know the architecture {kind!r}", where=name, fix=fix)
+    if reason := _found(library, config).get("refused"):
+        fix = "use another model; docs/models.md lists the architectures that train"
+        raise ConfigError(
+            f"the architecture {model_type(config)!r} cannot be trained yet: {reason}", where=name, fix=fix
+        )
     if library == "torch" and "quantization" in config:
         fix = "use --backend mlx, or the model that it was converted from"
         raise ConfigError("its weights are quantized by mlx, which only the mlx backend reads", where=name, fix=fix)
@@ -83,10 +95,33 @@ def check_memory(config: Mapping[str, Any], cfg: Config) -> None:
             raise ConfigError(what, where="train.memory_gb", fix="use a smaller model, or --set model.bits=4")
 
 
-def expected_way(config: Mapping[str, Any], backend: str) -> tuple[Way, str]:
-    """Return how a backend is expected to learn this architecture, and why; the check at load decides."""
+def expected_learning(config: Mapping[str, Any], backend: str) -> tuple[str, str]:
+    """Return how a backend is expected to learn this architecture, as `by block, shared prompts`, and why.
+
+    REFUSED comes with the reason, UNKNOWN with what decides.
+    """
     try:
         check_configuration(config, "", backend)
     except ConfigError as error:
-        return "refused", error.what
-    return "unknown", "the check at load decides"
+        return REFUSED, error.what
+    found = _found("torch" if backend == "torch" else "mlx", config)
+    return (found["learning"], "") if "learning" in found else (UNKNOWN, "the check at load decides")
+
+
+def _found(library: str, config: Mapping[str, Any]) -> Mapping[str, str]:
+    """What is known of an architecture in the installed version of the library; empty if nothing is."""
+    table = _table()
+    try:
+        known = table.get("versions", {}).get(LIBRARIES[library]) == version(LIBRARIES[library])
+    except PackageNotFoundError:
+        known = False
+    name = mlx_lm_module(config) if library == "mlx" else model_type(config)
+    entry: Mapping[str, str] = table.get(library, {}).get(name, {}) if known else {}
+    return entry
+
+
+@cache
+def _table() -> Mapping[str, Any]:
+    file = files("sdpo_mlx") / _FOUND
+    content: Mapping[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    return content

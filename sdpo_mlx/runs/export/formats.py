@@ -70,6 +70,15 @@ def export(
     return exporters[to]()
 
 
+def exports_of(config: Mapping[str, Any]) -> list[str]:
+    """Return the formats that a LoRA on a model with this configuration can be exported to, experts not adapted."""
+    try:
+        gguf_architecture(config)
+    except (ConfigError, KeyError):  # a configuration of unknown origin
+        return ["peft", "fused"]
+    return ["peft", "fused", "gguf", "gguf-lora"]
+
+
 def export_peft(run: Path, out: Path) -> Exported:
     """Write the run's adapter in PEFT's layout; raises ConfigError if PEFT cannot represent it."""
     from safetensors.numpy import save

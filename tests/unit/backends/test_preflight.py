@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,10 @@ from command import sdpo
 from model_folders import COMMIT
 from small_models import CONFIGS
 
+from sdpo_mlx.backends import preflight as module
 from sdpo_mlx.backends.architectures import is_known, mlx_lm_module
-from sdpo_mlx.backends.preflight import check_configuration, expected_way, preflight
+from sdpo_mlx.backends.mlx import device
+from sdpo_mlx.backends.preflight import REFUSED, check_configuration, expected_learning, preflight
 from sdpo_mlx.config import Config
 from sdpo_mlx.core.errors import ConfigError
 
@@ -21,6 +24,13 @@ SMALL = CONFIGS["qwen3"]
 LARGE = {**SMALL, "hidden_size": 16_384, "intermediate_size": 65_536, "num_hidden_layers": 200, "head_dim": 4_096}
 MLX_4BIT = {"quantization": {"bits": 4, "group_size": 64}}
 BITSANDBYTES = {"quantization_config": {"quant_method": "bitsandbytes"}}
+
+
+@pytest.fixture(autouse=True)
+def known_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine of which nothing is measured: that takes two seconds."""
+    monkeypatch.setattr(device, "block_gigaflops", lambda: 100.0)
+    monkeypatch.setattr(device, "gigabytes", lambda: 10.0)
 
 
 @pytest.fixture
@@ -122,5 +132,53 @@ def test_known_names_are_those_of_the_libraries_themselves() -> None:
 def test_the_other_backend_is_named_if_it_knows_the_architecture() -> None:
     with pytest.raises(ConfigError, match="Use --backend mlx"):
         check_configuration({"model_type": "lille-130m"}, "m", "torch")
-    assert expected_way({"model_type": "lille-130m"}, "torch")[0] == "refused"
-    assert expected_way({"model_type": "qwen3"}, "torch")[0] != "refused"
+    assert expected_learning({"model_type": "lille-130m"}, "torch")[0] == REFUSED
+    assert expected_learning({"model_type": "qwen3"}, "torch")[0] != REFUSED
+
+
+def test_what_the_checks_at_load_found_is_known_for_the_same_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    known: dict[str, Any] = {
+        "versions": {"mlx-lm": version("mlx-lm")},
+        "mlx": {"llama": {"learning": "by block, shared prompts"}, "gemma2": {"refused": "its parts differ"}},
+    }
+    monkeypatch.setattr(module, "_table", lambda: known)
+    assert expected_learning({"model_type": "mistral"}, "mlx") == ("by block, shared prompts", "")
+    assert expected_learning({"model_type": "gemma2"}, "mlx")[0] == REFUSED
+    with pytest.raises(ConfigError, match="its parts differ"):
+        check_configuration({"model_type": "gemma2"}, "m", "mlx")
+    known["versions"] = {"mlx-lm": "0.0.1"}
+    assert expected_learning({"model_type": "mistral"}, "mlx")[0] == "unknown"
+    check_configuration({"model_type": "gemma2"}, "m", "mlx")
+
+
+def test_check_command_reads_a_configuration_alone(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(SMALL))
+    code, out, err = sdpo("models", "check", str(tmp_path), "--memory", "8GB", "--json")
+    assert code == 0, err
+    found = json.loads(out)
+    assert (found["architecture"], found["backend"], found["refused"]) == ("qwen3", "mlx", [])
+    assert 0 < found["memory"] < found["limit"]
+    assert found["seconds"] > 0
+    assert "gguf" in found["exports"]
+    assert "fits" in sdpo("models", "check", str(tmp_path))[1]
+
+
+@pytest.mark.parametrize(
+    ("config", "words", "said"),
+    [
+        ({**SMALL, "model_type": "brand_new"}, (), "does not know the architecture 'brand_new'"),
+        ({**SMALL, **MLX_4BIT}, ("--backend", "torch"), "quantized by mlx"),
+        (LARGE, ("--memory", "8GB"), "a step needs"),
+        ({"model_type": "mamba"}, (), ""),
+    ],
+)
+def test_check_command_says_what_is_refused_and_what_to_do(
+    config: dict[str, Any], words: tuple[str, ...], said: str, tmp_path: Path
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    code, out, err = sdpo("models", "check", str(tmp_path), *words)
+    assert "Traceback" not in err
+    assert code == (2 if said else 0)
+    line = next((line for line in out.splitlines() if line.startswith("refused")), "")
+    assert said in line
+    assert bool(said) == ("; " in line)
