@@ -12,8 +12,8 @@ import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_unflatten
 
-from sdpo_mlx.backends.mlx.mlx_lm_api import dequantize_model, load_adapters, load_model, save_config, save_model
-from sdpo_mlx.backends.mlx.multimodal import is_multimodal, write_changed
+from sdpo_mlx.backends.mlx.mlx_lm_api import dequantize_model, load_adapters, load_model
+from sdpo_mlx.backends.mlx.rewrite import write_model
 from sdpo_mlx.core.errors import ConfigError, StorageError
 from sdpo_mlx.core.progress import StartTask, no_tasks, track
 from sdpo_mlx.types import IntArray
@@ -54,13 +54,8 @@ def fuse(
     doing("writing the fused model")
     trained: Any = mx.load(str(adapter / "adapters.safetensors"))
     changed = {name.rpartition(".")[0] for name in trained} | set(() if quantised else quantised_layers)
-    out.mkdir(parents=True, exist_ok=True)
     try:
-        if is_multimodal(config):
-            write_changed(base, out, model, changed, config)
-        else:
-            save_model(out, model)
-            save_config(config, out / "config.json")
+        write_model(base, out, model, changed, config)
     except RuntimeError as error:  # MLX raises this if the disk is full or not writable
         fix = "free some space and run the same command again"
         raise StorageError(f"cannot write: {error}", where=str(out), fix=fix) from error

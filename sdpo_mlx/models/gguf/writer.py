@@ -7,6 +7,7 @@ reader takes for granted in an architecture instead of reading it from the file 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from functools import cache
@@ -49,6 +50,7 @@ _SAME: Mapping[str, tuple[Callable[[Mapping[str, Any]], bool], str]] = {
     "gemma2": (lambda c: _by_width(c, 46), "another scale of queries than by the width of a head"),
     "gemma3": (lambda c: _by_width(c, 62), "another scale of queries than by the width of a head"),
 }
+_EXPERT = re.compile(r"(.+)\.experts\.(\d+)\.(\w+\.weight)")
 _QUANT_ROW = 32  # values that Q8_0 packs together
 
 
@@ -205,11 +207,29 @@ def _tensors(
         width = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
         divisors = llama3_divisors(scaling, _rope(config)["rope_theta"], width)
         yield "rope_freqs.weight", divisors.astype(np.float32)
-    for name, values in weights:
+    for name, values in _stacked(weights, int(config.get("num_experts") or 0)):
         if name == "lm_head.weight" and config.get("tie_word_embeddings"):
             continue
         path, _, leaf = name.rpartition(".")
         yield f"{_gguf_name(arch, config, path)}.{leaf}", _converted(arch, config, name, values)
+
+
+def _stacked(weights: Iterable[tuple[str, Values]], count: int) -> Iterator[tuple[str, Values]]:
+    """Yield the weights with the experts of a layer as one tensor, by mlx-lm's name for it."""
+    waiting: dict[str, dict[int, Values]] = {}
+    for name, values in weights:
+        found = _EXPERT.fullmatch(name)
+        if found is None:
+            yield name, values
+            continue
+        whole = f"{found[1]}.switch_mlp.{found[3]}"
+        held = waiting.setdefault(whole, {})
+        held[int(found[2])] = values
+        if len(held) == count:
+            yield whole, np.stack([held[index] for index in range(count)])
+            del waiting[whole]
+    if waiting:
+        raise ConfigError(f"{next(iter(waiting))} lacks experts", where="--to", fix="get the base model again")
 
 
 def _gguf_name(arch: str, config: Mapping[str, Any], path: str) -> str:
