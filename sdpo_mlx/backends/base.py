@@ -131,6 +131,15 @@ class Policy(Protocol):
         Raise KeyboardInterrupt, with nothing changed, if `interrupted()` is true between micro-batches.
         """
 
+    def warnings(self) -> tuple[str, ...]:
+        """Return what the user should know of this model on this backend, one line each."""
+
+    def check_gradient(self) -> tuple[str, ...]:
+        """Check the gradient on a small text, once before a run; return warnings, one line each.
+
+        Raise ConfigError if it is not finite, zero, or not the slope of the model's own log-probs.
+        """
+
     def update_teacher(self, teacher: TeacherConfig) -> None:
         """Move the teacher towards the student; once per rollout batch."""
 

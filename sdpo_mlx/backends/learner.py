@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from sdpo_mlx.backends import gradient_check
 from sdpo_mlx.backends.base import Arrays, Policy, SamplingParams, Scores, Update, no_update
 from sdpo_mlx.backends.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from sdpo_mlx.backends.distributed.sharding import cut, pooled
@@ -44,13 +45,15 @@ TopK = tuple[Any, Any, Any]  # log-probs of given ids (T,), top-k ids and log-pr
 class SplitModel(Protocol):
     """The model as a body and a head: `chunk` are the response positions that the head sees at once.
 
-    `shares` is whether prompts that begin alike may run once.
+    `shares` is whether prompts that begin alike may run once, `batched` whether rollouts are decoded side by side.
     """
 
     @property
     def chunk(self) -> int: ...
     @property
     def shares(self) -> bool: ...
+    @property
+    def batched(self) -> bool: ...
 
 
 class Learner(Policy, ABC):
@@ -134,7 +137,7 @@ class Learner(Policy, ABC):
         pairs = [(ids[:start], ids[start:stop]) for ids, (start, stop) in zip(sequences, spans, strict=True)]
         sets = self._teacher_sets() if role == "teacher" else [TeacherSet(self.student, 1.0)]
         scores = []
-        for states, (_, response) in zip(self._hidden(sets, pairs), pairs, strict=True):
+        for states, (_, response) in zip(self.hidden(sets, pairs), pairs, strict=True):
             parts = [
                 self.log_probs(tuple(each[part] for each in states), sets, response[part], top_k)
                 for part in slices(response.size, self.model.chunk)
@@ -192,7 +195,7 @@ class Learner(Policy, ABC):
         own = cut([s.student_ids.size + s.teacher_ids.size for s in samples], self.group.size)[self.group.rank]
         distilled, sets = [i for i in own if samples[i].distil_weight > 0], self._teacher_sets()
         pairs = [(s.teacher_ids[: s.teacher_span[0]], s.ids_T) for s in (samples[i] for i in distilled)]
-        teacher = dict(zip(distilled, self._hidden(sets, pairs, checkpoint), strict=True))
+        teacher = dict(zip(distilled, self.hidden(sets, pairs, checkpoint), strict=True))
         batch = LearnBatch(samples, [teacher.get(i) for i in range(len(samples))], sets, objective, temperature)
         seconds = time.perf_counter() - begun
         self.begin_phase("learn")
@@ -206,6 +209,16 @@ class Learner(Policy, ABC):
             statistics.update(zip(unit.members, figures, strict=True))
             suspects.extend(() if finite else unit.members)
         return Gradient(total, run.grads, [statistics[i] for i in sorted(statistics)], tuple(suspects), seconds)
+
+    def warnings(self) -> tuple[str, ...]:
+        """See `Policy.warnings`."""
+        if self.model.batched:
+            return ()
+        return ("rollouts of this model depend on their neighbours in a batch: they are decoded one by one, slowly",)
+
+    def check_gradient(self) -> tuple[str, ...]:
+        """See `Policy.check_gradient`."""
+        return gradient_check.check(self)
 
     def update_teacher(self, teacher: TeacherConfig) -> None:
         """See `Policy.update_teacher`; a frozen teacher and a trust region keep the initial weights."""
@@ -222,7 +235,7 @@ class Learner(Policy, ABC):
         rate = self.teacher_cfg.update_rate
         return [TeacherSet(self.teacher, 1.0 - rate), TeacherSet(self.student, rate)]
 
-    def _hidden(
+    def hidden(
         self,
         sets: Sequence[TeacherSet],
         pairs: Sequence[tuple[IntArray, IntArray]],

@@ -25,7 +25,7 @@ from sdpo_mlx.tasks.data.sources import identity
 from sdpo_mlx.types import Feedback, FeedbackKind, FinishReason, IntArray, Problem, Rollout
 
 # Details of a policy that change how it computes, not what; they may change during a run.
-_NOT_IN_KEY = ("micro_batch_tokens",)
+_NOT_IN_KEY = ("micro_batch_tokens", "learning")
 
 
 @dataclass(frozen=True)

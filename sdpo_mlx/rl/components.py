@@ -95,7 +95,7 @@ class Components:
 
     def warnings(self) -> tuple[str, ...]:
         """Return the warnings to show before the run starts, one line each."""
-        return (UNCONFINED,) if self.sandbox == "unconfined" else ()
+        return (*((UNCONFINED,) if self.sandbox == "unconfined" else ()), *self.policy.warnings())
 
     def policy_record(self) -> dict[str, Any]:
         """Return the entry of `manifest.json` on the model in training and its device."""

@@ -92,7 +92,7 @@ class TrainingSession:
             self.log.rewind(-1)
             config = self.components.requested.model_dump(mode="json")
             self.emit({"type": "run_started", "step": 0, "config": config})
-            self.warn(0, self.components.warnings())
+            self.warn(0, (*self.components.warnings(), *self.components.policy.check_gradient()))
             return TrainState()
         state = TrainState(**loaded.meta["state"])
         self.components.policy.load_state(loaded.state)

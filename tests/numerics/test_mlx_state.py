@@ -82,8 +82,8 @@ def test_poison_in_the_gradient_alone_names_its_micro_batch(monkeypatch: pytest.
 
     policy, samples, backward = trained(budget=1), make_samples(2, "hybrid"), gradient.backward
 
-    def broken(model: Any, student: Any, unit: Any, *rest: Any) -> Any:
-        grads = backward(model, student, unit, *rest)
+    def broken(model: Any, trunk: Any, student: Any, unit: Any, *rest: Any) -> Any:
+        grads = backward(model, trunk, student, unit, *rest)
         name = sorted(grads)[0]
         return grads | ({name: grads[name] * float("nan")} if 2 in unit.members else {})
 

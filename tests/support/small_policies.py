@@ -43,7 +43,7 @@ def make_policy(architecture: str = "qwen3", *, teacher: str = "ema", seed: int 
     return policy
 
 
-CHECKED: dict[Path, bool] = {}
+CHECKED: dict[Path, tuple[Any, bool]] = {}
 
 
 @contextmanager
@@ -52,16 +52,18 @@ def checked_once(path: Path) -> Iterator[None]:
     from sdpo_mlx.backends.mlx import loading
 
     if path in CHECKED:
-        with patch.multiple(loading, check_parity=lambda *_: CHECKED[path], check_batching=lambda *_: 0.0):
+        way, shares = CHECKED[path]
+        with patch.multiple(loading, split=lambda whole, _: (way(whole), shares), check_batching=lambda *_: True):
             yield
         return
-    check = loading.check_parity
+    check = loading.split
 
-    def noted(*arguments: Any) -> bool:
-        CHECKED[path] = check(*arguments)
-        return CHECKED[path]
+    def noted(*arguments: Any) -> Any:
+        trunk, shares = check(*arguments)
+        CHECKED[path] = type(trunk), shares
+        return trunk, shares
 
-    with patch.object(loading, "check_parity", noted):
+    with patch.object(loading, "split", noted):
         yield
 
 

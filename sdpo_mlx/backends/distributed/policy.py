@@ -107,6 +107,14 @@ class DistributedPolicy:
             self._lost = error
             return no_update("rank_lost")
 
+    def warnings(self) -> tuple[str, ...]:
+        """See `Policy.warnings`."""
+        return self.local.warnings()
+
+    def check_gradient(self) -> tuple[str, ...]:
+        """See `Policy.check_gradient`; on this rank, since all have the same weights."""
+        return self.local.check_gradient()
+
     def update_teacher(self, teacher: TeacherConfig) -> None:
         """See `Policy.update_teacher`."""
         try:

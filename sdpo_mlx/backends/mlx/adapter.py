@@ -6,6 +6,7 @@ model is copied, so that the self-teacher costs one more adapter and not one mor
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -22,6 +23,38 @@ from sdpo_mlx.config import AdapterConfig
 from sdpo_mlx.core.errors import ConfigError
 
 Weights = dict[str, mx.array]
+LINEAR = (nn.Linear, nn.QuantizedLinear, nn.Embedding, nn.QuantizedEmbedding)
+# Gemma 3n reads the weights of `altup` itself; indexers choose tokens to attend to, which has no gradient.
+NOT_ADAPTED = re.compile(r"\b(altup|indexer)\.")
+
+
+def has_experts(model: nn.Module) -> bool:
+    """Return whether the model routes tokens to experts."""
+    return any(hasattr(module, "num_experts") for module in model.modules())
+
+
+def layer_keys(model: nn.Module, cfg: AdapterConfig) -> tuple[str, ...] | None:
+    """Return the names inside a layer that get an adapter; None for mlx-lm's default, all linear layers.
+
+    Routers of experts keep their choice, and a linear layer whose weight the model reads itself cannot be replaced.
+    """
+    if cfg.keys is not None or cfg.kind == "full":
+        return None if cfg.keys is None else tuple(cfg.keys)
+    found, left_out = set[str](), set[str]()
+    for layer in model.layers:
+        modules = dict(layer.named_modules())
+        experts = {path: module.num_experts for path, module in modules.items() if hasattr(module, "num_experts")}
+        for path, module in modules.items():
+            is_expert = path in experts and "weight" in module
+            if not (is_expert or isinstance(module, LINEAR) or hasattr(module, "to_lora")):
+                continue
+            block = path.rpartition(".")[0]
+            routes = any(
+                getattr(module, "weight", mx.zeros(0)).shape[:1] == (count,) and other.startswith(f"{block}.")
+                for other, count in experts.items()
+            )
+            (left_out if (routes and not is_expert) or NOT_ADAPTED.search(path) else found).add(path)
+    return tuple(sorted(found - left_out)) if left_out else None
 
 
 def attach(model: nn.Module, cfg: AdapterConfig, seed: int) -> Weights:
@@ -80,3 +113,17 @@ def from_numpy(arrays: Mapping[str, npt.NDArray[Any]], like: Mapping[str, mx.arr
     """Return MLX arrays; raise ConfigError unless names and shapes are those of `like`."""
     check_arrays(arrays, {name: array.shape for name, array in like.items()}, what)
     return {name: mx.array(arrays[name]) for name in like}
+
+
+class dropout:  # noqa: N801  reads as a statement
+    """Inside, the adapter's dropout is on, with the same mask forwards and backwards."""
+
+    def __init__(self, whole: nn.Module, seed: int) -> None:
+        self.whole, self.seed = whole, seed
+
+    def __enter__(self) -> None:
+        self.whole.train()
+        mx.random.seed(self.seed)
+
+    def __exit__(self, *exception: object) -> None:
+        self.whole.eval()

@@ -7,19 +7,21 @@ back; so each row is sampled with the keys of its own seed in one batched call.
 
 from __future__ import annotations
 
+import copy
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
 
 from sdpo_mlx.backends.base import PREFILL, SamplingParams
 from sdpo_mlx.backends.mlx.losses import at, row_sum
 from sdpo_mlx.backends.mlx.mlx_lm_api import BatchGenerator, apply_top_p, make_prompt_cache
 from sdpo_mlx.backends.mlx.model import Model
-from sdpo_mlx.types import Generation, IntArray
+from sdpo_mlx.types import FinishReason, Generation, IntArray
 
 WORDS_IN_BLOCK = 512
 # The likeliest of V ids has at least 1 / V, so that only below this temperature all exponentials of a row could vanish.
@@ -89,6 +91,10 @@ class RowSampler:
             raise RuntimeError("the generator's rows came back in another order")
         finished = {r.uid for r in responses if r.finish_reason is not None}
         self.rows = [uid for uid in self.rows if uid not in finished]
+        self.next_token()
+
+    def next_token(self) -> None:
+        """Go on with the same rows, of which none has finished."""
         self._decoded = False
 
     def logps(self, uid: int, length: int) -> Any:
@@ -107,7 +113,10 @@ def generate(
     seeds: Sequence[Sequence[int]],
     interrupted: Callable[[], bool] = lambda: False,
 ) -> Iterator[tuple[int, int, Generation]]:
-    """See `Policy.generate`."""
+    """See `Policy.generate`; a model whose rows cannot be batched decodes one rollout after the other."""
+    if not model.batched:
+        yield from _one_by_one(model, prompts, sampling, seeds, interrupted)
+        return
     waiting = deque((at, ids, seeds[at]) for at, ids in enumerate(prompts) if seeds[at])
     owners: dict[int, tuple[int, int]] = {}
     tokens: dict[int, list[int]] = {}
@@ -135,6 +144,9 @@ def generate(
 
 def stream(model: Model, prompt: IntArray, sampling: SamplingParams, seed: int) -> Iterator[int]:
     """See `Policy.stream`."""
+    if not model.batched:
+        yield from _decode(model, _prefilled(model.whole, prompt), int(prompt[-1]), sampling, _admitted(sampling, seed))
+        return
     with _generator(model, sampling, 1) as (generator, sampler):
         sampler.admit(_insert_group(generator, prompt, 1)[0], seed)
         going = True
@@ -167,12 +179,55 @@ def _generator(model: Model, sampling: SamplingParams, group: int) -> Iterator[t
 def _insert_group(generator: BatchGenerator, ids: IntArray, n: int) -> list[int]:
     """Run the prompt except for its last token once, and start n rows from that cache."""
     tokens = [int(token) for token in ids]
-    cache = make_prompt_cache(generator.model)
-    for start in range(0, len(tokens) - 1, PREFILL):
-        generator.model(mx.array([tokens[start : min(start + PREFILL, len(tokens) - 1)]]), cache=cache)
-        mx.eval([layer.state for layer in cache])
+    cache = _prefilled(generator.model, ids)
     caches = [cache] * n if len(tokens) > 1 else None
     return list(generator.insert([[tokens[-1]]] * n, caches=caches, all_tokens=[tokens[:-1]] * n))
+
+
+def _prefilled(whole: nn.Module, ids: IntArray) -> list[Any]:
+    """Return the cache of a prompt except for its last token."""
+    cache: list[Any] = make_prompt_cache(whole)
+    for start in range(0, ids.size - 1, PREFILL):
+        whole(mx.array(ids[None, start : min(start + PREFILL, ids.size - 1)]), cache=cache)
+        mx.eval([layer.state for layer in cache])
+    return cache
+
+
+def _one_by_one(
+    model: Model,
+    prompts: Sequence[IntArray],
+    sampling: SamplingParams,
+    seeds: Sequence[Sequence[int]],
+    interrupted: Callable[[], bool],
+) -> Iterator[tuple[int, int, Generation]]:
+    """The rollouts in order, each from a copy of its prompt's cache."""
+    for at_prompt, ids in enumerate(prompts):
+        cache = _prefilled(model.whole, ids) if seeds[at_prompt] else []
+        for n, seed in enumerate(seeds[at_prompt]):
+            sampler, tokens = _admitted(sampling, seed), list[int]()
+            for token in _decode(model, copy.deepcopy(cache), int(ids[-1]), sampling, sampler):
+                if interrupted():
+                    raise KeyboardInterrupt
+                tokens.append(token)
+            finish: FinishReason = "stop" if tokens[-1] in sampling.eos_ids else "length"
+            yield at_prompt, n, Generation(np.array(tokens, np.int32), sampler.logps(0, len(tokens)), finish)
+
+
+def _admitted(sampling: SamplingParams, seed: int) -> RowSampler:
+    sampler = RowSampler(sampling)
+    sampler.admit(0, seed)
+    return sampler
+
+
+def _decode(model: Model, cache: list[Any], token: int, sampling: SamplingParams, sampler: RowSampler) -> Iterator[int]:
+    """Yield the tokens of one rollout, the stop token included."""
+    for _ in range(sampling.max_tokens):
+        logits_1V = model.whole(mx.array([[token]]), cache=cache)[:, -1]
+        token = int(np.array(sampler(logits_1V - mx.logsumexp(logits_1V, axis=-1, keepdims=True)))[0])
+        sampler.next_token()
+        yield token
+        if token in sampling.eos_ids:
+            return
 
 
 def draw(probs_BV: mx.array, keys_B2: mx.array) -> mx.array:

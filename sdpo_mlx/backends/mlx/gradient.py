@@ -2,7 +2,8 @@
 
 (A) The model runs block after block; each block's input is kept. (B) Head, loss and the gradient with respect to the
 hidden states, a chunk of response positions at a time. (C) Backwards through the blocks, each from its kept input.
-With `keep` A and C are one graph, which B interrupts: faster by one forward pass, larger by all activations.
+With `keep` A and C are one graph, which B interrupts: faster by one forward pass, larger by all activations. A model
+that is not taken apart by block learns in one graph too, in which each layer runs again on the way back.
 """
 
 from __future__ import annotations
@@ -17,11 +18,10 @@ import numpy as np
 
 from sdpo_mlx.backends.loss_head import GradientPass, LearnBatch, Rows, RowStatistics, TeacherSet, Weights, by_member
 from sdpo_mlx.backends.mlx.adapter import active, assign
-from sdpo_mlx.backends.mlx.blockwise import backward, dropout, forward, outside_blocks
+from sdpo_mlx.backends.mlx.blockwise import backward, forward
 from sdpo_mlx.backends.mlx.losses import row_loss
-from sdpo_mlx.backends.mlx.model import Model, read
+from sdpo_mlx.backends.mlx.model import Model, SplitModel, read
 from sdpo_mlx.backends.packing import Unit
-from sdpo_mlx.core.seeding import derive
 
 
 class MLXGradientPass(GradientPass):
@@ -31,20 +31,20 @@ class MLXGradientPass(GradientPass):
         super().__init__(batch, model.chunk, model.shares)
         self.model, self.student, self.keep = model, student, keep
         self.grads = {name: mx.zeros_like(array) for name, array in student.items()}
-        self.head_names = outside_blocks(model.trunk, student)
+        self.head_names = model.outside_layers(student)
 
     def add(self, unit: Unit, seed: int) -> tuple[float, list[RowStatistics], bool]:
         """See `GradientPass.add`."""
         model, found = self.model, list[Any]()
-        if self.keep:
-            grads = mx.grad(partial(self._head, unit=unit, seed=seed, found=found))(self.student)
+        if isinstance(model.trunk, SplitModel) and not self.keep:
+            inputs, nodes = forward(model, model.trunk, self.student, unit, seed)
+            self._head(read(nodes, unit), unit, found)
+            _, cotangents = mx.vjp(lambda *each: [read(each, unit)], nodes, [found[1]])
+            grads = backward(model, model.trunk, self.student, unit, seed, inputs, cotangents)
+        else:
+            grads = mx.grad(partial(self._one_graph, unit=unit, seed=seed, found=found))(self.student)
             mx.eval(grads)
             assign(model.whole, self.student)
-        else:
-            inputs, nodes = forward(model, self.student, unit, seed)
-            self._head(nodes, unit, seed, found)
-            _, cotangents = mx.vjp(lambda *each: [read(each, unit)], nodes, [found[1]])
-            grads = backward(model, self.student, unit, seed, inputs, cotangents)
         loss, _, head_grads, statistics = found
         for name, array in head_grads.items():
             grads[name] = grads[name] + array if name in grads else array
@@ -67,20 +67,15 @@ class MLXGradientPass(GradientPass):
         """See `GradientPass.concatenate`."""
         return mx.concatenate(arrays)
 
-    def _head(self, entering: Any, unit: Unit, seed: int, found: list[Any]) -> mx.array:
-        """Phase B on the last block's output, or with `keep` A and B on the student's weights.
+    def _one_graph(self, weights: Weights, unit: Unit, seed: int, found: list[Any]) -> mx.array:
+        """Phases A and B on the student's weights. Return a scalar whose gradient is that of the loss."""
+        assign(self.model.whole, weights)
+        states_RD = self.model.trunk.graph(unit, seed, recompute=not self.keep)
+        self._head(detached(states_RD), unit, found)
+        return mx.sum(states_RD * mx.stop_gradient(found[1]))
 
-        Put loss, cotangents (R, d), gradients of a trained head and statistics into `found`. Return a scalar whose
-        gradient is that of the loss.
-        """
-        if self.keep:  # phase A in one graph
-            assign(self.model.whole, entering)
-            entering = self.model.trunk.enter(unit)
-            for index, block in enumerate(self.model.trunk.blocks):
-                with dropout(self.model.whole, derive(seed, index)):
-                    entering = block(entering, unit)
-        states_RD = read(entering, unit)
-        hidden_RD = detached(states_RD) if self.keep else states_RD
+    def _head(self, hidden_RD: mx.array, unit: Unit, found: list[Any]) -> None:
+        """Phase B: put loss, cotangents (R, d), gradients of a trained head and statistics into `found`."""
         names, own = self.head_names, [self.student[name] for name in self.head_names]
         total, cotangents, figures, grads = 0.0, [], [], {name: mx.zeros_like(self.student[name]) for name in names}
         for part, teacher_RV, rows in self.chunks(unit, hidden_RD):
@@ -94,7 +89,6 @@ class MLXGradientPass(GradientPass):
             figures.append(RowStatistics(*map(np.asarray, figure)))
             grads = {name: grads[name] + detached(array) for name, array in zip(names, extra, strict=True)}
         found.extend([total, mx.concatenate(cotangents), grads, by_member(figures, unit)])
-        return mx.sum(states_RD * mx.stop_gradient(found[1]))
 
     def _loss(
         self, hidden_RD: mx.array, *head: mx.array, teacher_RV: mx.array | None, rows: Rows
@@ -106,7 +100,7 @@ class MLXGradientPass(GradientPass):
 
 def mixed_logits(model: Model, student: Weights, hidden: Sequence[mx.array], sets: Sequence[TeacherSet]) -> mx.array:
     """Logits (R, V) of hidden states, one array per set, mixed by the sets' shares; float32."""
-    names, total = outside_blocks(model.trunk, student), mx.array(0.0)
+    names, total = model.outside_layers(student), mx.array(0.0)
     for states, source in zip(hidden, sets, strict=True):
         with active(model.whole, {n: source.weights[n] for n in names}, {n: student[n] for n in names}):
             total = total + source.share * model.trunk.head(states).astype(mx.float32)

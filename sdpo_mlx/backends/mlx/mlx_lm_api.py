@@ -10,7 +10,7 @@ from sdpo_mlx.models.tokenizer import deferred, torch_free_imports
 with torch_free_imports(), deferred("wandb"):
     from mlx_lm.generate import BatchGenerator
     from mlx_lm.models.base import create_causal_mask
-    from mlx_lm.models.cache import ArraysCache, ConcatenateKVCache, make_prompt_cache
+    from mlx_lm.models.cache import ArraysCache, CacheList, ConcatenateKVCache, make_prompt_cache
     from mlx_lm.models.gated_delta import gated_delta_update
     from mlx_lm.sample_utils import apply_top_p
     from mlx_lm.tuner.utils import linear_to_lora_layers, load_adapters
@@ -19,6 +19,7 @@ with torch_free_imports(), deferred("wandb"):
 __all__ = [
     "ArraysCache",
     "BatchGenerator",
+    "CacheList",
     "ConcatenateKVCache",
     "apply_top_p",
     "create_causal_mask",

@@ -2,8 +2,7 @@
 
 A block maps the nodes of a unit, shared prefixes (1, P, d) and rows (N, T, d), to the same shapes; what a prefix leaves
 behind (keys and values, or a recurrent state) is computed once and broadcast to all that continue from it, inside the
-gradient, so that nothing is approximated. `check_parity` compares the parts with the whole model once at load; a
-model that differs with shared prompts runs unshared, one that differs without is refused.
+gradient, so that nothing is approximated. Models with other parts learn by `generic.py`; `loading.py` chooses.
 """
 
 from __future__ import annotations
@@ -14,14 +13,14 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-import numpy as np
 
 from sdpo_mlx.backends.base import CHUNK_BYTES
+from sdpo_mlx.backends.mlx.adapter import Weights, dropout
+from sdpo_mlx.backends.mlx.generic import GenericSplit
 from sdpo_mlx.backends.mlx.mlx_lm_api import ArraysCache, ConcatenateKVCache, create_causal_mask, make_prompt_cache
-from sdpo_mlx.backends.packing import Unit, pack
-from sdpo_mlx.core.errors import ConfigError
+from sdpo_mlx.backends.packing import Unit
+from sdpo_mlx.core.seeding import derive
 
-PARITY_TOLERANCE = 2e-2  # bfloat16 keeps eight bits; float32 models come out near 1e-5
 Nodes = list[mx.array]  # hidden states of a unit's nodes
 
 
@@ -58,19 +57,24 @@ class Block:
 
 
 class SplitModel:
-    """Embedding, blocks and head of an mlx-lm model, callable one by one."""
+    """Embedding, blocks and head of an mlx-lm model, callable one by one; LookupError if its parts are others."""
 
-    def __init__(self, model: nn.Module) -> None:
-        outer, root = (model.language_model, "language_model.") if "language_model" in model else (model, "")
+    way = "by block"
+
+    def __init__(self, whole: nn.Module) -> None:
+        outer, root = (whole.language_model, "language_model.") if "language_model" in whole else (whole, "")
         if not hasattr(outer, "model") or not hasattr(outer.model, "embed_tokens"):
-            raise _unsupported(model, "its parts have other names")
-        self.inner, self.outer = outer.model, outer
-        path = f"{root}model.layers"
-        states_of = [len(each.cache) if isinstance(each, ArraysCache) else 0 for each in make_prompt_cache(model)]
-        self.blocks = [
-            Block(layer, f"{path}.{i}.", _window(self.inner, layer, i), states)
-            for i, (layer, states) in enumerate(zip(self.inner.layers, states_of, strict=True))
-        ]
+            raise LookupError("its parts have other names")
+        self.whole, self.inner, self.outer = whole, outer.model, outer
+        self.blocks = list[Block]()
+        for i, (layer, cache) in enumerate(zip(self.inner.layers, make_prompt_cache(whole), strict=True)):
+            states = len(cache.cache) if isinstance(cache, ArraysCache) else 0
+            block = Block(layer, f"{root}model.layers.{i}.", _window(self.inner, layer, i), states)
+            # The text of the check at load is shorter than a window, so compare it with the model's own cache.
+            if getattr(cache, "max_size", None) != block.window:
+                raise LookupError(f"block {i} has another attention window")
+            self.blocks.append(block)
+        self.paths = tuple(block.path for block in self.blocks)
 
     def embed(self, ids_NT: mx.array) -> mx.array:
         """Token ids (N, T) to the first block's input (N, T, d)."""
@@ -92,6 +96,15 @@ class SplitModel:
         """The first block's input of each node."""
         return [self.embed(mx.array(node.ids_NT)) for node in unit.nodes]
 
+    def graph(self, unit: Unit, seed: int, *, recompute: bool) -> mx.array:
+        """Return `forward` as one graph for a gradient, with dropout; `recompute` is what `blockwise.py` is for."""
+        assert not recompute
+        nodes = self.enter(unit)
+        for index, block in enumerate(self.blocks):
+            with dropout(self.whole, derive(seed, index)):
+                nodes = block(nodes, unit)
+        return read(nodes, unit)
+
     def forward(self, unit: Unit) -> mx.array:
         """Return a unit's hidden states (R, d) that predict its responses, evaluated block after block."""
         nodes = self.enter(unit)
@@ -112,54 +125,20 @@ class Model:
     """What a gradient needs: the whole model, its parts, and the size of its vocabulary."""
 
     whole: nn.Module
-    trunk: SplitModel
+    trunk: SplitModel | GenericSplit
     vocab_size: int
+    dtype: mx.Dtype  # of hidden states
     shares: bool = True  # whether prompts that begin alike may run once
+    batched: bool = True  # whether rollouts may be decoded side by side
 
     @property
     def chunk(self) -> int:
         """Response positions that the head sees at once."""
         return max(16, CHUNK_BYTES // (4 * self.vocab_size))
 
-
-def check_parity(model: nn.Module, trunk: SplitModel, vocab_size: int) -> bool:
-    """Return whether the parts give the whole model's distributions with shared prompts too, or only without.
-
-    Raise ConfigError if they differ without: learning would follow a wrong gradient.
-    """
-    # Sliding windows are longer than the text below, so compare them with the model's own caches.
-    for index, (block, cache) in enumerate(zip(trunk.blocks, make_prompt_cache(model), strict=False)):
-        if getattr(cache, "max_size", None) != block.window:
-            raise _unsupported(model, f"block {index} has an unsupported attention window")
-    worst = 0.0
-    for share in (True, False):
-        try:
-            worst = _difference(model, trunk, vocab_size, share)
-        except Exception as error:  # an unknown block may fail in any way
-            if not share:
-                name = type(error).__name__
-                raise _unsupported(model, f"its blocks cannot be run one by one ({name})") from error
-            continue
-        if worst <= PARITY_TOLERANCE:
-            return share
-    raise _unsupported(model, f"its parts differ from the whole by {worst:.1e} in probability")
-
-
-def _difference(model: nn.Module, trunk: SplitModel, vocab_size: int, share: bool) -> float:
-    """Largest difference in probability between the parts and the whole on a small trie of prompts."""
-    ids = (np.arange(48, dtype=np.int32) * 37 + 11) % vocab_size
-    stem = ids[:18]
-    prompts = [np.append(stem, ids[20:23]), np.append(stem, ids[20:23]), np.append(stem, ids[30:36]), ids[40:43]]
-    responses = [ids[1:7], ids[5:9], ids[3:8], ids[2:9]]
-    worst = 0.0
-    for unit in pack(prompts, responses, 10_000, share=share):
-        found = mx.softmax(trunk.head(trunk.forward(unit)).astype(mx.float32), axis=-1)
-        for member, part in zip(unit.members, mx.split(found, np.cumsum(unit.counts)[:-1].tolist()), strict=True):
-            prompt, response = prompts[member], responses[member]
-            logits = model(mx.array(np.append(prompt, response[:-1]))[None])[0, prompt.size - 1 :]
-            gap = mx.max(mx.abs(part - mx.softmax(logits.astype(mx.float32), axis=-1)))
-            worst = max(worst, float(np.nan_to_num(np.array(gap), nan=np.inf)))
-    return worst
+    def outside_layers(self, student: Weights) -> list[str]:
+        """Return the trained weights of embedding, last norm and head: none with a LoRA inside the layers."""
+        return [name for name in student if not name.startswith(self.trunk.paths)]
 
 
 def _window(inner: nn.Module, layer: nn.Module, index: int) -> int | None:
@@ -169,12 +148,3 @@ def _window(inner: nn.Module, layer: nn.Module, index: int) -> int | None:
     if pattern and index % pattern != pattern - 1:
         return int(inner.window_size)
     return None
-
-
-def _unsupported(model: nn.Module, why: str) -> ConfigError:
-    kind = getattr(model, "model_type", type(model).__name__)
-    return ConfigError(
-        f"the architecture {kind!r} cannot be trained yet: {why}",
-        where="model.name",
-        fix="use a llama, qwen2, qwen3, qwen3.5, gemma3, smollm or phi3 model",
-    )

@@ -39,7 +39,8 @@ class MLXPolicy(Learner):
     def __init__(self, path: Path, model: ModelConfig, teacher: TeacherConfig, train: TrainConfig) -> None:
         super().__init__(model, teacher, train)
         self.model, self.config = load(path, model)
-        self.student = adapter.attach(self.model.whole, model.adapter, derive(train.seed, "adapter"))
+        self.adapter = model.adapter.model_copy(update={"keys": adapter.layer_keys(self.model.whole, model.adapter)})
+        self.student = adapter.attach(self.model.whole, self.adapter, derive(train.seed, "adapter"))
         self.model.whole.eval()
         self.teacher, self.layers = dict(self.student), len(self.model.whole.layers)
         # MLX's default has no bias correction; without it the first updates are three times as large as torch's.
@@ -56,13 +57,18 @@ class MLXPolicy(Learner):
             name=self.name,
             backend="mlx",
             device=device,
-            dtype=str(self.model.trunk.embed(mx.zeros((1, 1), dtype=mx.int32)).dtype).removeprefix("mlx.core."),
+            dtype=str(self.model.dtype).removeprefix("mlx.core."),
             vocab_size=self.model.vocab_size,
             context_length=int(self.config.get("max_position_embeddings", 4_096)),
             trainable=sum(array.size for array in self.student.values()),
             parameters=sum(array.size for _, array in leaves),
             bitwise=device == "cpu",
-            details={"blas": BLAS, "mlx": version("mlx"), "architecture": str(self.config.get("model_type", ""))},
+            details={
+                "blas": BLAS,
+                "mlx": version("mlx"),
+                "architecture": str(self.config.get("model_type", "")),
+                "learning": f"{self.model.trunk.way}, {'shared' if self.model.shares else 'separate'} prompts",
+            },
         )
 
     def state(self) -> Mapping[str, Arrays]:

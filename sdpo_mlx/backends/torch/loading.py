@@ -38,6 +38,7 @@ class Model:
     device: torch.device
     softcap: float | None = None
     shares: bool = True  # whether prompts that begin alike may run once
+    batched: bool = True  # whether rollouts may be decoded side by side
     recompute: bool = False  # run each block again in the backward pass instead of keeping its activations
 
     @property
