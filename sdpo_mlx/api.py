@@ -29,7 +29,7 @@ from sdpo_mlx.runs.export.formats import Exported
 from sdpo_mlx.runs.folder import RunFolder
 from sdpo_mlx.runs.report.collect import read_runs
 from sdpo_mlx.runs.report.html import page
-from sdpo_mlx.runs.targets import run_config
+from sdpo_mlx.runs.targets import run_config, with_kept_template
 from sdpo_mlx.runs.tracking.manager import check
 from sdpo_mlx.tasks.registry import IN_MEMORY
 from sdpo_mlx.trainer import fit
@@ -218,6 +218,7 @@ def run_training(
     existed = out.exists()
     folder = RunFolder.open(out)
     try:
+        cfg = with_kept_template(cfg, out)
         with display.opening(cfg) as start_task:
             components = build_components(cfg, group, task=task, start_task=start_task)
         with display.training(components, folder, interrupt.requested) as (on_event, start_task):

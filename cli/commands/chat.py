@@ -57,6 +57,7 @@ def command(  # noqa: PLR0913 - typer reads the options off the signature
 
         sampling = SamplingParams(max_tokens, cfg.eval.temperature, cfg.eval.top_p, frozenset(), concurrency=1)
         model = open_chat_model(target, cfg, sampling, adapter)
+    render.warn(model.chat.source.warnings)
     sides = [Conversation(model, name) for name in list(model.adapters)[0 if compare else -1 :]]
     if prompt is None:
         _chat(sides, _read_line)

@@ -97,7 +97,8 @@ def _lengths(cfg: Config, prompt_tokens: int | None, context_length: int) -> tup
     if prompt_tokens is not None:
         return prompt_tokens, prompt_tokens + cfg.rollout.max_tokens + FEEDBACK_TOKENS
     # Token counts of another tokenizer are close enough if the model's own is not downloaded.
-    chat = load_chat(tokenizer_folder(cfg.model.name), thinking=cfg.model.thinking)
+    folder = tokenizer_folder(cfg.model.name)
+    chat = load_chat(folder, thinking=cfg.model.thinking, template=cfg.model.chat_template)
     return lengths(chat, open_task(cfg).task, cfg, context_length)
 
 

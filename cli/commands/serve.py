@@ -27,6 +27,7 @@ def command(
     """
     from sdpo_mlx.backends.registry import serve
     from sdpo_mlx.models import resolve
+    from sdpo_mlx.models.chat_template import load_chat
     from sdpo_mlx.runs.folder import RunFolder
     from sdpo_mlx.runs.targets import adapter_home, target_config
 
@@ -35,12 +36,14 @@ def command(
     if home is not None:
         RunFolder(home).load_adapter()
     model = resolve.resolve(cfg.model.name, backend=cfg.model.backend)
+    source = load_chat(model.path, template=cfg.model.chat_template).source
+    render.warn(source.warnings)
     render.message(f"{model.line()}{f', adapter {home}' if home else ''}")
     render.message(
         f"http://{host}:{port}/v1/chat/completions is ready when the model is loaded; Ctrl-C stops the server"
     )
     render.message("no authentication: expose it only to users you trust")
-    serve(model.path, home, host, port)
+    serve(model.path, home, host, port, "" if source.own else source.texts[0])
     # MLX aborts in Python's normal exit after a thread that computed has ended.
     sys.stderr.flush()
     os._exit(0)

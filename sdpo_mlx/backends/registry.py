@@ -31,8 +31,8 @@ def open_policy(path: Path, model: ModelConfig, teacher: TeacherConfig, train: T
     return MLXPolicy(path, model, teacher, train)
 
 
-def serve(base: Path, adapter: Path | None, host: str, port: int) -> None:
-    """Run mlx-lm's server on one base with its adapter until interrupted.
+def serve(base: Path, adapter: Path | None, host: str, port: int, template: str = "") -> None:
+    """Run mlx-lm's server on one base with its adapter until interrupted; `template` replaces the base's if not empty.
 
     Raise ConfigError without mlx, or if the port is taken.
     """
@@ -41,4 +41,4 @@ def serve(base: Path, adapter: Path | None, host: str, port: int) -> None:
     except ImportError as error:
         fix = "on PyTorch: `sdpo export RUN --to peft`, then `vllm serve BASE --enable-lora`, as the export says"
         raise ConfigError(f"serving needs mlx, which cannot be imported: {error}", fix=fix) from error
-    server.serve(base, adapter, host, port)
+    server.serve(base, adapter, host, port, template)

@@ -55,6 +55,9 @@ class ModelConfig(Settings):
         None, description="torch: quantize the base to so many bits (bitsandbytes); with mlx use a quantized model"
     )
     thinking: bool = Field(False, description="turn on thinking in models with a switch for it")
+    chat_template: str = Field(
+        "auto", min_length=1, description="auto: the model's own, plain if it has none; plain; or a Jinja file"
+    )
     adapter: AdapterConfig = AdapterConfig()
 
 

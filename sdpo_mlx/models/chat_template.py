@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, cast
@@ -21,9 +23,10 @@ import numpy as np
 from sdpo_mlx.core.errors import ConfigError
 from sdpo_mlx.core.text import well_formed
 from sdpo_mlx.models.control_tokens import Pieces, Vocabulary
+from sdpo_mlx.models.template_source import TemplateSource, template_source
 from sdpo_mlx.models.tokenizer import auto_tokenizer
 from sdpo_mlx.models.traced_template import TracedTemplate
-from sdpo_mlx.types import IntArray, Message
+from sdpo_mlx.types import Generation, IntArray, Message
 
 Shape = tuple[tuple[str, bool], ...]  # role, and whether there is text, of each message
 Tools = Sequence[Mapping[str, Any]]  # JSON schemas, as chat templates expect them
@@ -37,12 +40,12 @@ class Chat:
     """Tokenizer and chat template of one model; made by `load_chat`."""
 
     def __init__(
-        self, tokenizer: Any, templates: tuple[str, str], thinking: bool, fingerprint: str, eos: frozenset[int]
+        self, tokenizer: Any, source: TemplateSource, thinking: bool, fingerprint: str, eos: frozenset[int]
     ) -> None:
-        self.thinking = thinking
+        self.source, self.thinking = source, thinking
         self.tokenizer_hash = fingerprint
         self._backend = tokenizer.backend_tokenizer
-        self._template, self._tool_template = templates
+        self._template, self._tool_template = source.texts
         self._compiled = lru_cache(lambda template: TracedTemplate(template, tokenizer.special_tokens_map))
         self._vocabulary = Vocabulary.parse(self._backend.to_str())
         self._folds_system = lru_cache(maxsize=SHAPES_KEPT)(self._check)
@@ -72,6 +75,19 @@ class Chat:
     def decode(self, ids: Sequence[int] | IntArray) -> str:
         """Return the text of ids without special tokens; broken UTF-8 becomes U+FFFD, unknown ids are left out."""
         return str(self._backend.decode([int(i) for i in ids if int(i) not in self.eos_ids], skip_special_tokens=True))
+
+    def answer(self, ids: Sequence[int] | IntArray) -> str:
+        """Return the text of generated ids, up to the text at which answers end."""
+        text, stop, _ = self.decode(ids).partition(self.source.stop or "\0")
+        return text.rstrip() if stop else text
+
+    def ended(self, generation: Generation) -> Generation:
+        """Return what was generated until the template's stop text was complete, which then ends it."""
+        stop, ids_T = self.source.stop, generation.ids_T
+        if not stop or stop not in self.decode(ids_T):
+            return generation
+        size = bisect_left(range(ids_T.size), True, key=lambda n: stop in self.decode(ids_T[:n]))
+        return replace(generation, ids_T=ids_T[:size], logps_T=generation.logps_T[:size], finish="stop")
 
     def reveal(self, ids: Sequence[int] | IntArray) -> str:
         """Return the text of ids with every special token written out: for display, never to encode again."""
@@ -162,11 +178,11 @@ def _well_formed(value: Any) -> Any:
     return [_well_formed(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-def load_chat(path: str | Path, *, thinking: bool = False) -> Chat:
+def load_chat(path: str | Path, *, thinking: bool = False, template: str = "auto") -> Chat:
     """Return the chat of the model in a folder; nothing is downloaded and no code of the folder is run.
 
-    `thinking` is passed to the template (Qwen3's `enable_thinking`). Raises ConfigError if the folder has
-    no readable tokenizer, or no chat template.
+    `thinking` is passed to the template (Qwen3's `enable_thinking`); `template` is the setting
+    `model.chat_template`. Raises ConfigError if the folder has no readable tokenizer, or the template is not valid.
     """
     folder = Path(path)
     if not folder.is_dir():
@@ -177,15 +193,11 @@ def load_chat(path: str | Path, *, thinking: bool = False) -> Chat:
     except Exception as error:  # a damaged or unusual folder may raise anything
         what = f"the tokenizer cannot be read: {' '.join(str(error).split())[:200]}"
         raise ConfigError(what, where=str(path), fix="use a model that has a tokenizer.json") from error
-    try:  # few models have a second template, for prompts with tools
-        templates = str(tokenizer.get_chat_template()), str(tokenizer.get_chat_template(tools=[{}]))
-    except Exception as error:  # transformers raises ValueError for none and for several without a default
-        fix = "use the instruct version of the model, or put a chat_template.jinja into its folder"
-        raise ConfigError("the model has no chat template", where=str(path), fix=fix) from error
+    templates = template_source(tokenizer, template, str(path))
     # The fingerprint is of what determines the ids: the tokenizer's file and the templates.
     file = folder / "tokenizer.json"
     source = hashlib.sha256(file.read_bytes() if file.is_file() else backend.to_str().encode())
-    fingerprint = hashlib.sha256(source.digest() + "".join(dict.fromkeys(templates)).encode()).hexdigest()
+    fingerprint = hashlib.sha256(source.digest() + "".join(dict.fromkeys(templates.texts)).encode()).hexdigest()
     return Chat(tokenizer, templates, thinking, fingerprint, _configured_eos(folder, tokenizer))
 
 

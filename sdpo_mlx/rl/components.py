@@ -35,7 +35,7 @@ from sdpo_mlx.types import RolloutGroup
 
 # Resuming may change these settings: they prolong, move, observe or record a run. All others identify it.
 FREE_ON_RESUME: dict[str, Any] = {
-    "model": {"backend", "device"},
+    "model": {"backend", "device", "chat_template"},  # the tokenizer's hash holds the template
     "train": {"steps", "eval_every", "save_every", "patience"},
     "eval": True,
     "log": True,
@@ -95,7 +95,8 @@ class Components:
 
     def warnings(self) -> tuple[str, ...]:
         """Return the warnings to show before the run starts, one line each."""
-        return (*((UNCONFINED,) if self.sandbox == "unconfined" else ()), *self.policy.warnings())
+        unconfined = (UNCONFINED,) if self.sandbox == "unconfined" else ()
+        return (*unconfined, *self.policy.warnings(), *self.chat.source.warnings)
 
     def policy_record(self) -> dict[str, Any]:
         """Return the entry of `manifest.json` on the model in training and its device."""
@@ -163,7 +164,9 @@ def build_components(
     model = resolve(cfg.model.name, start_task, backend=cfg.model.backend)
     opened.task.start(model)
     start_task(f"reading the tokenizer of {cfg.model.name}")
-    chat = load_chat(model.path, thinking=cfg.model.thinking)
+    chat = load_chat(model.path, thinking=cfg.model.thinking, template=cfg.model.chat_template)
+    # Recorded as a text, not as the name of a file: whatever opens the run later has the template.
+    cfg = cfg.model_copy(update={"model": cfg.model.model_copy(update={"chat_template": chat.source.setting})})
     planned = _plan(cfg, model, chat, opened.task)
     group.broadcast(encode(planned.model_dump(mode="json")))
     start_task(f"loading {cfg.model.name}")

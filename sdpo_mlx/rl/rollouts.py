@@ -185,5 +185,6 @@ def to_rollout(
     chat: Chat, generation: Generation, prompt_ids: IntArray, seed: int, earlier: tuple[Exchange, ...] = ()
 ) -> Rollout:
     """Return the rollout of what the policy generated; `earlier` are an episode's turns before it."""
-    ids_T, text = generation.ids_T, chat.decode(generation.ids_T)
+    generation = chat.ended(generation)
+    ids_T, text = generation.ids_T, chat.answer(generation.ids_T)
     return Rollout(prompt_ids, ids_T, generation.logps_T, generation.finish, seed, text, earlier=earlier)

@@ -80,18 +80,21 @@ class Conversation:
         prompt, dropped = self._prompt(question)
         sampling = replace(model.sampling, max_tokens=min(model.sampling.max_tokens, model.context - prompt.size))
         seed = derive(model.seed, len(self.messages))
-        pieces, ids, finish = Pieces(model.chat), list[int](), "length"
+        pieces, ids, finish = Pieces(model.chat, model.chat.source.stop), list[int](), "length"
         for token in model.policy_with(self.adapter).stream(prompt, sampling, seed):
             ids.append(token)
             finish = "stop" if token in sampling.eos_ids else "length"
             if finish != "stop" and (piece := pieces.feed(token)):
                 yield piece
+            if pieces.ended:
+                finish = "stop"
+                break
             if finish != "stop" and interrupted():
                 finish = "interrupted"
                 break
         if rest := pieces.rest():
             yield rest
-        text = model.chat.decode(ids)
+        text = model.chat.answer(ids)
         self.last = Reply(text, finish, len(ids), dropped)
         # Removed here, since not every template leaves out earlier thinking.
         self.messages.append({"role": "assistant", "content": strip_thinking(text)})
@@ -117,27 +120,43 @@ class Conversation:
 
 
 class Pieces:
-    """Text of a stream of tokens; a character of several tokens is held back until it is complete."""
+    """Text of a stream of tokens; held back are characters of several tokens, and what may begin the `stop` text."""
 
-    def __init__(self, chat: Chat) -> None:
-        self._chat = chat
+    def __init__(self, chat: Chat, stop: str = "") -> None:
+        self._chat, self._stop = chat, stop
+        self.ended = False  # whether the stop text is complete
+        self._held = ""
         self._ids: list[int] = []
         self._known = 0  # tokens whose text was returned; they stay as context for the decoder
 
     def feed(self, token: int) -> str:
         """Return the text that this token completes, empty if it completes none."""
         self._ids.append(token)
-        text = self.rest()
+        text = self._new()
         if text.endswith("\ufffd"):
             return ""
         if text:
             self._ids, self._known = self._ids[self._known :], len(self._ids) - self._known
-        return text
+        self._held += text
+        if not self._stop:
+            return self._released(len(self._held))
+        self.ended = self._stop in self._held
+        if self.ended:
+            self._held, self._ids, self._known = self._held.partition(self._stop)[0], [], 0
+        begun = (n for n in range(len(self._stop) - 1, 0, -1) if self._held.endswith(self._stop[:n]))
+        return self._released(len(self._held) - (0 if self.ended else next(begun, 0)))
 
     def rest(self) -> str:
         """Return the text held back."""
+        return self._held + self._new()
+
+    def _new(self) -> str:
         before = self._chat.decode(self._ids[: self._known])
         return self._chat.decode(self._ids)[len(before) :]
+
+    def _released(self, size: int) -> str:
+        text, self._held = self._held[:size], self._held[size:]
+        return text
 
 
 def open_chat_model(target: str, cfg: Config, sampling: SamplingParams, adapter: Path | None = None) -> ChatModel:
@@ -148,7 +167,7 @@ def open_chat_model(target: str, cfg: Config, sampling: SamplingParams, adapter:
     arrays = load_adapter(target, adapter)
     preflight(cfg, learns=False)
     model = resolve.resolve(cfg.model.name, backend=cfg.model.backend)
-    chat = load_chat(model.path, thinking=cfg.model.thinking)
+    chat = load_chat(model.path, thinking=cfg.model.thinking, template=cfg.model.chat_template)
     policy = open_policy(model.path, cfg.model, cfg.teacher, cfg.train)
     initial = policy.state()["student"]
     adapters: dict[AdapterChoice, Arrays] = {"model": initial}

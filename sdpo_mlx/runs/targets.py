@@ -12,6 +12,7 @@ from sdpo_mlx.config import Config
 from sdpo_mlx.config.resolve import resolve
 from sdpo_mlx.core.errors import ConfigError, StorageError
 from sdpo_mlx.core.progress import StartTask, no_tasks
+from sdpo_mlx.models.template_source import is_file_name
 from sdpo_mlx.rl.components import Components, build_components
 from sdpo_mlx.runs.folder import RunFolder
 
@@ -31,6 +32,15 @@ def run_config(run: Path, sets: Sequence[str] = (), flags: Mapping[str, Any] | N
     if not file.is_file():
         raise ConfigError("there is no run here", where=str(run), fix="name the --out folder of an earlier sdpo train")
     return resolve(file, sets, flags).config
+
+
+def with_kept_template(cfg: Config, run: Path) -> Config:
+    """Return the settings with the chat template that a run recorded, if the file that they name is gone."""
+    name = cfg.model.chat_template
+    if not is_file_name(name) or Path(name).exists() or not is_run(run):
+        return cfg
+    kept = run_config(run).model.chat_template
+    return cfg.model_copy(update={"model": cfg.model.model_copy(update={"chat_template": kept})})
 
 
 def target_config(

@@ -92,6 +92,7 @@ TESTED_ELSEWHERE = {
     "model.backend": "torch is an extra: numerics/test_step_gradients.py",
     "model.bits": "torch is an extra: numerics/test_torch_quantized.py",
     "model.device": "torch is an extra: numerics/test_step_gradients.py",
+    "model.chat_template": "needs another template: integration/test_chat_templates.py",
     "model.thinking": "the embedded model has no such switch: unit/models/test_chat_template.py",
     "task.data": "the embedded task takes none: unit/tasks/test_code_task.py",
     "task.max_turns": "the embedded task has one turn: integration/test_multi_turn.py",

@@ -45,7 +45,7 @@ class OneModel(server.ModelProvider):  # type: ignore[misc]  # mlx-lm has no typ
         return self.model, self.tokenizer
 
 
-def serve(base: Path, adapter: Path | None, host: str, port: int) -> None:
+def serve(base: Path, adapter: Path | None, host: str, port: int, template: str = "") -> None:
     """Serve until interrupted; raise ConfigError if the address is not free or the model cannot be loaded."""
     _free(host, port)
     with suppress(OSError):  # GET /v1/models reads the hub's cache, and fails if there is none
@@ -53,6 +53,7 @@ def serve(base: Path, adapter: Path | None, host: str, port: int) -> None:
     OneModel.fault = None
     arguments = ["sdpo serve", "--model", str(base), "--host", host, "--port", str(port), "--log-level", "WARNING"]
     arguments += ["--adapter-path", str(adapter)] if adapter is not None else []
+    arguments += ["--chat-template", template] if template else []
     # `main` is the documented entry point: it reads sys.argv and uses the provider of this name.
     with warnings.catch_warnings(), _replaced(sys, "argv", arguments), _replaced(server, "ModelProvider", OneModel):
         warnings.simplefilter("ignore")  # its warning that it is not for production; `sdpo serve` prints one

@@ -30,6 +30,7 @@ def modelfile(chat: Chat, folder: Path, gguf: str) -> str:
     added = bool(settings.get("add_bos_token", False))
     template = go_template(chat, bos if isinstance(bos, str) else "", added)
     stops = [token for i in sorted(chat.eos_ids) if '"' not in (token := chat.reveal([i]))]
+    stops += [chat.source.stop.replace("\n", "\\n")] if chat.source.stop else []
     lines = [f"FROM ./{gguf}"]
     lines += [f'TEMPLATE """{template}"""'] if template is not None else []
     lines += [f'PARAMETER stop "{token}"' for token in stops]

@@ -17,7 +17,7 @@ from sdpo_mlx.core.errors import ConfigError, SdpoError
 from sdpo_mlx.core.progress import StartTask, no_tasks, track
 from sdpo_mlx.core.storage import trouble, write_bytes, write_text
 from sdpo_mlx.models import resolve
-from sdpo_mlx.models.chat_template import load_chat
+from sdpo_mlx.models.chat_template import Chat, load_chat
 from sdpo_mlx.models.gguf.modelfile import modelfile
 from sdpo_mlx.models.gguf.writer import Kind, gguf_architecture, write_gguf, write_gguf_lora
 from sdpo_mlx.models.resolve import ResolvedModel
@@ -90,6 +90,8 @@ def export_peft(run: Path, out: Path) -> Exported:
     with _new_folder(out):
         write_bytes(out / WEIGHTS, save(tensors, metadata={"format": "pt"}))
         write_text(out / CONFIG, json.dumps(settings, indent=2) + "\n")
+        if (template := run_config(run).model.chat_template) != "auto":
+            _put_template(load_chat(base.path, template=template), out)
     quantized = "quantization" in content
     steps = next_steps.for_peft(run, out, settings["base_model_name_or_path"], settings)
     return Exported(out, steps, {"tensors": len(tensors)}, (MLX_BASE,) if quantized else ())
@@ -115,7 +117,7 @@ def export_fused(run: Path, out: Path, *, quantised: bool = False, doing: StartT
     RunFolder(run).load_adapter()
     base = _base(cfg, doing)
     with _new_folder(out):
-        chat = load_chat(base.path, thinking=cfg.model.thinking)
+        chat = load_chat(base.path, thinking=cfg.model.thinking, template=cfg.model.chat_template)
         try:
             task = open_task(cfg).task
         except SdpoError:  # the task cannot be opened on this machine
@@ -124,6 +126,7 @@ def export_fused(run: Path, out: Path, *, quantised: bool = False, doing: StartT
             problems = [*task.problems("held_out"), *task.problems("train")][:PROMPTS]
             prompts = [chat.render(problem.messages, tools=problem.tools) for problem in problems]
         found = fuse(base.path, run, out, prompts, quantised=quantised, doing=doing)
+        _put_template(chat, out)
     lost = found["lost"] / found["adapter"] if found["adapter"] > 0 else 0.0
     warning = f"fusing lost {lost:.0%} of the adapter's effect; keep the adapter separate"
     steps = next_steps.for_fused(run, out, quantised=quantised)
@@ -144,7 +147,8 @@ def export_gguf(run: Path, out: Path, kind: Kind = "F16", doing: StartTask = no_
         with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as work:
             fused = export_fused(run, Path(work, "fused"), doing=doing)
             write_gguf(fused.folder, weights(fused.folder), file, kind)
-            chat = load_chat(fused.folder, thinking=run_config(run).model.thinking)
+            model = run_config(run).model
+            chat = load_chat(fused.folder, thinking=model.thinking, template=model.chat_template)
             write_text(out / "Modelfile", modelfile(chat, fused.folder, file.name))
     return Exported(out, next_steps.for_gguf(run, file), {**fused.figures, "gguf": kind}, fused.warnings)
 
@@ -169,6 +173,18 @@ def _base(cfg: Config, doing: StartTask = no_tasks) -> ResolvedModel:
 def _config(model: ResolvedModel) -> dict[str, Any]:
     found: dict[str, Any] = json.loads((model.path / "config.json").read_text(encoding="utf-8"))
     return found
+
+
+def _put_template(chat: Chat, folder: Path) -> None:
+    """Write the chat template into an exported model if it is not the one that the base has."""
+    if chat.source.own:
+        return
+    write_text(folder / "chat_template.jinja", chat.source.texts[0])
+    settings = folder / "tokenizer_config.json"
+    if settings.is_file():
+        found = json.loads(settings.read_text(encoding="utf-8"))
+        if found.pop("chat_template", None) is not None:
+            write_text(settings, json.dumps(found, indent=2, ensure_ascii=False) + "\n")
 
 
 @contextmanager

@@ -160,11 +160,6 @@ def made_with(tmp_path, template):
     return made
 
 
-def test_missing_chat_template_is_a_configuration_error(tmp_path):
-    with pytest.raises(ConfigError, match=r"no chat template.*instruct"):
-        load_chat(made_with(tmp_path, None))
-
-
 @pytest.mark.parametrize("break_it", ["missing folder", "empty folder", "damaged file"])
 def test_unreadable_tokenizer_is_a_configuration_error(tmp_path, break_it):
     made = tmp_path / "model"

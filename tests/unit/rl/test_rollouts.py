@@ -57,7 +57,10 @@ class Letters:
     def render(self, messages: Any, *, tools: Any = (), generation_prompt: bool = True) -> IntArray:
         return np.frombuffer(messages[-1]["content"].encode(), np.uint8).astype(np.int32)
 
-    def decode(self, ids: Any) -> str:
+    def ended(self, generation: Generation) -> Generation:
+        return generation
+
+    def answer(self, ids: Any) -> str:
         return " ".join(str(int(i)) for i in ids)
 
 
