@@ -36,7 +36,8 @@ from sdpo_mlx.tasks.data.fields import (
     split_of,
     text_of,
 )
-from sdpo_mlx.tasks.tools.parse import Call, Form, call_from
+from sdpo_mlx.tasks.tools.parse import Form
+from sdpo_mlx.tasks.tools.values import Call, call_from
 from sdpo_mlx.types import Message, Problem
 
 _OURS = {"messages", "tools", "expected"}

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
-from sdpo_mlx.tasks.tools.parse import Call, kind
+from sdpo_mlx.tasks.tools.values import Call, kind
 
 FEEDBACK_MODES = ("public", "full", "error_only", "none")
 _SHOWN, _WHOLE = 80, 400  # characters of a value or a name; of a whole call

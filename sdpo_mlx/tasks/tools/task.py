@@ -15,7 +15,8 @@ from sdpo_mlx.tasks.data.sources import collect_rows
 from sdpo_mlx.tasks.dataset import feedback_mode, load_problems, with_splits
 from sdpo_mlx.tasks.tools.formats import problems_from_row, schemas_of
 from sdpo_mlx.tasks.tools.grade import FEEDBACK_MODES, Case, all_right, merged_right, report
-from sdpo_mlx.tasks.tools.parse import Call, Form, read_calls
+from sdpo_mlx.tasks.tools.parse import Form, read_calls
+from sdpo_mlx.tasks.tools.values import Call
 from sdpo_mlx.types import Feedback, FeedbackKind, Problem
 
 VARIANTS = ("", "json", "paper")
@@ -60,7 +61,7 @@ class ToolsTask(Task):
     def grade(self, problem: Problem, text: str, *, truncated: bool = False) -> Feedback:
         """Return reward 1 for exactly the expected calls, else 0 and what differs."""
         case = case_of(problem)
-        calls = read_calls(text, self.form)
+        calls = read_calls(text, self.form, case.schemas)
         if all_right(calls, case) or (self._merged and merged_right(calls, case)):
             return Feedback(1.0, True, "", "pass")
         if calls:

@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sdpo_mlx.tasks.tools.grade import Case, all_right, report, same
-from sdpo_mlx.tasks.tools.parse import Call, read_calls
+from sdpo_mlx.tasks.tools.parse import read_calls
+from sdpo_mlx.tasks.tools.values import Call
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers(-9, 9) | st.floats(-9, 9) | st.text(max_size=4),
