@@ -40,11 +40,41 @@ def qwen(
     }
 
 
+def hybrid(heads: tuple[int, int], width: int, layers: int = 4, inner: int = 512) -> Any:
+    """Return the configuration of a Qwen3.5 with so many key and value heads of this width."""
+    attention = {**qwen(layers, inner=inner), "num_attention_heads": 2, "num_key_value_heads": 1}
+    delta = {
+        "model_type": "qwen3_5_text",
+        "full_attention_interval": 4,
+        "linear_num_key_heads": heads[0],
+        "linear_num_value_heads": heads[1],
+        "linear_key_head_dim": width,
+        "linear_value_head_dim": width,
+        "linear_conv_kernel_dim": 4,
+    }
+    return {"model_type": "qwen3_5", "vocab_size": 64, "text_config": {**attention, **delta}}
+
+
+def mixture(layers: int, experts: int, used: int, inner: int) -> Any:
+    """Return the configuration of a Qwen3 mixture of experts."""
+    sparse = {"num_experts": experts, "num_experts_per_tok": used, "moe_intermediate_size": inner}
+    more = {"decoder_sparse_step": 1, "mlp_only_layers": [], "norm_topk_prob": True}
+    return {**qwen(layers), **sparse, **more, "model_type": "qwen3_moe"}
+
+
 # configuration, prompt tokens, rollouts, tokens per rollout, teacher context tokens
 CHECK = {
     "many words": (qwen(4, 256, vocabulary=151_936), 128, 4, 16, 300),
     "deep": (qwen(16, 192, 3, 1, 512, 8_000), 256, 4, 64, 500),
     "wide": (qwen(2, 768, 12, 4, 2_304, 32_000), 512, 4, 32, 700),
+}
+# The same for other kinds of layers
+KINDS = {
+    "gated delta": (hybrid((4, 4), 64), 256, 4, 64, 300),
+    "gated delta, value heads": (hybrid((4, 8), 64), 256, 4, 64, 300),
+    "gated delta, 128 wide": (hybrid((4, 4), 128), 256, 2, 128, 300),
+    "mixture of experts": (mixture(4, 8, 2, 256), 256, 4, 64, 300),
+    "mixture, 4 used": (mixture(2, 8, 4, 256), 256, 4, 64, 300),
 }
 FIT = {
     "plain": (qwen(), 256, 4, 64, 300),
@@ -65,11 +95,11 @@ FIT = {
 def main() -> None:
     """Print the table; write it as JSON to `--out`."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--shapes", choices=["check", "fit"], default="check")
+    parser.add_argument("--shapes", choices=["check", "kinds", "fit"], default="check")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     rows = []
-    for name, case in (CHECK if options.shapes == "check" else FIT).items():
+    for name, case in {"check": CHECK, "kinds": KINDS, "fit": FIT}[options.shapes].items():
         for keep in (False, True):
             rows.append({"shape": name, "keep": keep, **compared(*case, keep=keep)})
             print(line(rows[-1]), flush=True)
@@ -82,7 +112,7 @@ def line(row: dict[str, Any]) -> str:
     parts = [
         f"{p} {row['measured'][p] / 2**20:.0f} MB, plan {row['planned'][p] / row['measured'][p]:.2f}" for p in PHASES
     ]
-    return f"{row['shape']:<12} {how:<9} " + "; ".join(parts)
+    return f"{row['shape']:<24} {how:<9} " + "; ".join(parts)
 
 
 def compared(

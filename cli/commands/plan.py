@@ -74,6 +74,7 @@ def planned(cfg: Config, size: str | None, prompt_tokens: int | None, shape: Mod
     ways = [] if fits else remedies(shape, cfg, work, limit)
     return {
         "model": cfg.model.name,
+        "note": shape.note,
         "parameters": shape.parameters,
         "trainable": shape.adapter_parameters(cfg.model.adapter),
         "work": vars(work),
@@ -125,7 +126,8 @@ def as_lines(found: dict[str, Any]) -> list[str]:
         f"  {way['change']}  ({size(way['peak'])}{'' if way['fits'] else ', does not fit'})"
         for way in found["remedies"]
     ]
-    return [*head, *(["", "to reduce memory:", *ways] if ways else [])]
+    note = [f"note      {found['note']}"] if found["note"] else []
+    return [*head, *note, *(["", "to reduce memory:", *ways] if ways else [])]
 
 
 def _items(items: dict[str, float]) -> str:

@@ -76,7 +76,7 @@ def readable_dimensions(config: Mapping[str, Any], where: str) -> ModelDims | No
         dims = ModelDims.of(config, where)
     except (ConfigError, ArithmeticError, AttributeError, TypeError):
         return None
-    numbers = [value for value in vars(dims).values() if isinstance(value, int)]
+    numbers = [value for name, value in vars(dims).items() if isinstance(value, int) and name != "outside"]
     least = min(dims.layers, dims.width, dims.heads, dims.kv_heads, dims.head_width, dims.vocabulary)
     in_range = least >= 1 and min(numbers) >= 0 and max(numbers) <= MAX_WIDTH and dims.layers <= MAX_LAYERS
     return dims if in_range else None

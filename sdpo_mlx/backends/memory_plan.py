@@ -17,8 +17,10 @@ from sdpo_mlx.config import Config, ModelConfig
 from sdpo_mlx.core.errors import ConfigError
 from sdpo_mlx.core.hardware import total_memory
 from sdpo_mlx.models.dimensions import ModelDims
+from sdpo_mlx.models.layer_dimensions import Layer
 
 KV_STEP = 256  # tokens by which mlx-lm's caches grow
+LOOP = 1.0  # states that a loop over tokens holds for each token
 SAFETY = 1.05  # activations: the plan should rather be too high than too low
 USABLE = 0.75  # of a machine's memory: what Metal recommends; the rest is for the system
 SMALLEST = 256  # tokens of a micro-batch below which no memory is saved
@@ -34,11 +36,13 @@ class Activations(NamedTuple):
     queries: float
     keys: float
     scores: float
+    mixed: float  # of what enters a recurrence
+    states: float  # recurrent states, one per chunk of tokens
 
 
-FORWARD = Activations(3.1, 3.5, 3.6, 0.0, 0.9)  # without a gradient
-BACKWARD = Activations(6.8, 13.4, 3.7, 0.0, 2.1)  # one block's vjp from its input
-KEPT = Activations(18.5, 9.6, 15.5, 3.8, 2.9)  # each block, if none runs twice
+FORWARD = Activations(3.1, 3.5, 3.6, 0.0, 0.9, 3.6, 1.0)  # without a gradient
+BACKWARD = Activations(6.8, 13.4, 3.7, 0.0, 2.1, 6.0, 1.0)  # one block's vjp from its input
+KEPT = Activations(18.5, 9.6, 15.5, 3.8, 2.9, 24.0, 1.0)  # each block, if none runs twice
 HEAD = {"top_k": 15.5, "full": 24.0, "sampled": 11.0, "sequence": 11.0}  # float32 copies of a chunk's logits
 HEAD_KEPT = 1.6  # times as many inside one graph
 
@@ -57,6 +61,7 @@ class Workload:
     keep: bool
     support: str
     bytes: int  # of an activation
+    shares: bool = True  # whether a group's prompt runs once, or once with each rollout
 
     @property
     def rows(self) -> int:
@@ -65,7 +70,13 @@ class Workload:
 
     def packed(self, prompt: int) -> int:
         """Rollouts of a group that a micro-batch holds after a prompt of this length, at least one."""
+        if not self.shares:
+            return min(self.group, max(1, self.micro_batch // (prompt + self.answer)))
         return min(self.group, max(1, (self.micro_batch - prompt) // self.answer))
+
+    def tokens(self, prompt: int, rows: int) -> int:
+        """Tokens that are forwarded for so many rollouts after one prompt."""
+        return prompt * (1 if self.shares else rows) + rows * self.answer
 
 
 @dataclass(frozen=True)
@@ -129,14 +140,13 @@ def memory(shape: ModelDims, cfg: Config, work: Workload) -> Memory:
         "student, teacher": 8.0 * adapter,
         "optimizer": 8.0 * adapter,
     }
-    teacher_tokens, teacher_scores = _unit(shape, work, work.context)
     return Memory(
         always,
         {
             "generate": _generation(shape, work),
             "teacher": {
                 "teacher's hidden states": hidden,
-                "activations": _activations(shape, FORWARD, teacher_tokens, teacher_scores, work.bytes),
+                "activations": max(_pass(shape, FORWARD, work, work.context)),
             },
             "learn": {"gradients": 12.0 * adapter, "teacher's hidden states": hidden, **_learning(shape, work)},
         },
@@ -144,44 +154,57 @@ def memory(shape: ModelDims, cfg: Config, work: Workload) -> Memory:
 
 
 def _generation(shape: ModelDims, work: Workload) -> dict[str, float]:
-    rows, token = work.rows, shape.kv_width * work.bytes
-    held = rows * (work.prompt + _up(work.answer, KV_STEP)) + _up(work.prompt, KV_STEP)
-    one_block = 1.2 * rows * (work.prompt + work.answer)
-    heads, keys, values = shape.recurrent
-    state = rows * (shape.layers - shape.attending) * (keys * values / max(heads, 1)) * 4.0
+    rows, whole = work.rows, work.prompt + _up(work.answer, KV_STEP)
+    held = rows * shape.cached(whole) + shape.cached(_up(work.prompt, KV_STEP))
+    one_layer = 1.2 * rows * (work.prompt + work.answer) * shape.kv_width
     piece = min(work.prompt, PREFILL)
-    prefill = _activations(shape, FORWARD, piece, shape.heads * piece * work.prompt, work.bytes)
+    prefill = max(
+        _activations(each, shape.width, FORWARD, piece, piece * work.prompt, work.bytes) + _looped(each, piece)
+        for each in shape.layer
+    )
     return {
-        "keys and values": token * (held * shape.attending + one_block) + 2 * state,
+        "keys and values": work.bytes * (held + one_layer) + 2 * rows * shape.state * 4.0,
         "logits, prefill": max(5.5 * rows * shape.vocabulary * 4, prefill),
     }
 
 
+def _looped(layer: Layer, tokens: int) -> float:
+    """Bytes of the state after each token: mlx-lm's recurrences have a kernel on Metal, elsewhere a loop."""
+    return 0.0 if platform.system() == "Darwin" or layer.kind == "conv" else 4.0 * LOOP * tokens * layer.state
+
+
 def _learning(shape: ModelDims, work: Workload) -> dict[str, float]:
-    tokens, scores = _unit(shape, work, work.prompt)
+    tokens = work.tokens(work.prompt, work.packed(work.prompt))
     rows = min(max(16, CHUNK_BYTES // (4 * shape.vocabulary)), min(work.group, tokens) * work.answer)
     head = HEAD[work.support] * rows * shape.vocabulary * 4
     if work.keep:
-        kept = shape.layers * _activations(shape, KEPT, tokens, scores, work.bytes)
-        return {"activations": kept, "head": HEAD_KEPT * head}
+        return {"activations": sum(_pass(shape, KEPT, work, work.prompt)), "head": HEAD_KEPT * head}
     inputs = shape.layers * tokens * shape.width * work.bytes
-    block = _activations(shape, BACKWARD, tokens, scores, work.bytes)
-    larger = {"head": head} if head > block else {"activations": block}
+    layer = max(_pass(shape, BACKWARD, work, work.prompt))
+    larger = {"head": head} if head > layer else {"activations": layer}
     return {"blocks' inputs": float(inputs), **larger}
 
 
-def _unit(shape: ModelDims, work: Workload, prompt: int) -> tuple[int, float]:
-    """Tokens and attention scores of the largest pass: one group's prompt once, and the answers that fit."""
-    rows = work.packed(prompt)
-    scores = shape.heads * (rows * work.answer * (prompt + work.answer) + min(prompt, PREFILL) * prompt)
-    return prompt + rows * work.answer, float(scores)
+def _pass(shape: ModelDims, held: Activations, work: Workload, prompt: int) -> list[float]:
+    """Bytes that each layer holds in the largest pass: one group's prompt, and the answers that fit."""
+    rows, whole = work.packed(prompt), prompt + work.answer
+    tokens = work.tokens(prompt, rows)
+    pairs = rows * work.answer * whole + min(prompt, PREFILL) * prompt if work.shares else rows * whole * whole
+    stretches = [(prompt, 1), (work.answer, rows)] if work.shares else [(whole, rows)]
+
+    def layer(each: Layer) -> float:
+        states = sum(math.ceil(length / each.chunk) * count for length, count in stretches)
+        states_held = 4.0 * held.states * each.state * states
+        return _activations(each, shape.width, held, tokens, pairs, work.bytes) + states_held
+
+    found = {each: layer(each) for each in set(shape.layer)}
+    return [found[each] for each in shape.layer]
 
 
-def _activations(shape: ModelDims, held: Activations, tokens: int, scores: float, bytes_: int) -> float:
-    inner = shape.inner * (shape.experts_used or 1)
-    a_token = held.width * shape.width + held.inner * inner
-    a_token += held.queries * shape.heads * shape.head_width + held.keys * shape.kv_width / 2
-    return SAFETY * bytes_ * (tokens * a_token + held.scores * scores)
+def _activations(layer: Layer, width: int, held: Activations, tokens: int, pairs: float, bytes_: int) -> float:
+    a_token = held.width * width + held.inner * layer.inner + held.keys * layer.keys_values / 2
+    a_token += (held.mixed if layer.state else held.queries) * layer.queries
+    return SAFETY * bytes_ * (tokens * a_token + held.scores * layer.heads * pairs)
 
 
 def _up(tokens: int, step: int) -> int:
@@ -254,7 +277,7 @@ def remedies(shape: ModelDims, cfg: Config, work: Workload, limit: float) -> lis
     if cfg.model.adapter.kind == "full":
         ways.append(("--set model.adapter.kind=lora", shape, _adapted(cfg, kind="lora"), work))
     if not shape.bits:
-        ways.append(("--model with 4-bit weights", replace(shape, bits=4, group=64), cfg, work))
+        ways.append(("--model with 4-bit weights", shape.quantized(4, 64), cfg, work))
     found = [(flag, memory(s, c, choose(s, c, w, limit)).highest) for flag, s, c, w in ways]
     return sorted(found, key=lambda each: each[1])[:3]
 

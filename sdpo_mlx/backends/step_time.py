@@ -47,7 +47,7 @@ def times(shape: ModelDims, work: Workload, machine: Machine) -> Times:
     rows = work.rows
     waves = math.ceil(work.problems * work.group / rows)
     head = shape.vocabulary * shape.width
-    cache = rows * (work.prompt + work.answer / 2) * shape.kv_width * work.bytes * shape.attending
+    cache = rows * shape.cached(work.prompt + work.answer / 2) * work.bytes
     read = (shape.weight_bytes(work.bytes) + cache) / machine.bandwidth
     multiplied = 2 * rows * (shape.active_parameters + head) / machine.flops
     answers = work.group * work.answer
@@ -65,11 +65,13 @@ def times(shape: ModelDims, work: Workload, machine: Machine) -> Times:
 
 
 def _forwarded(work: Workload, prompt: int, whole: int) -> int:
-    """Tokens of one group that are forwarded: its prompt again for each micro-batch of the group."""
+    """Tokens of one group that are forwarded: its prompt again for each micro-batch, or for each rollout."""
+    if not work.shares:
+        return whole + (work.group - 1) * prompt
     return whole + (math.ceil(work.group / work.packed(prompt)) - 1) * prompt
 
 
 def _forward(shape: ModelDims, tokens: int, seen: int) -> float:
     """Operations of a forward pass, attention to `seen` tokens on average included."""
-    attention = 2 * shape.attending * shape.heads * shape.head_width * seen
+    attention = 2 * sum(each.queries * min(seen, each.window or seen) for each in shape.layer if each.heads)
     return 2.0 * tokens * (shape.active_parameters + attention)

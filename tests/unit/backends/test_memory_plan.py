@@ -10,7 +10,7 @@ import pytest
 from command import sdpo
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from memory import CHECK, PHASES, compared
+from memory import CHECK, KINDS, PHASES, compared
 from paths import ROOT
 from small_models import CONFIGS
 from small_policies import folder, make_policy
@@ -41,6 +41,17 @@ def test_planned_peaks_are_those_measured(name: str, keep: bool) -> None:
         ratio = found["planned"][phase] / found["measured"][phase]
         # One graph is planned less well: PROMISES.md's bound holds for the way that a small machine takes.
         assert 0.9 <= ratio <= (1.25 if keep and phase == "learn" else 1.15), (phase, ratio)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("keep", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name == "gated delta" else pytest.mark.slow) for name in KINDS]
+)
+def test_planned_peaks_of_other_layers_are_those_measured(name: str, keep: bool) -> None:
+    found = compared(*KINDS[name], keep=keep)
+    for phase in PHASES:
+        assert 0.9 <= found["planned"][phase] / found["measured"][phase] <= 1.25, phase
 
 
 @pytest.mark.parametrize("architecture", [*CONFIGS, "qwen3-4bit"])
@@ -105,6 +116,17 @@ def test_memory_grows_with_everything_that_it_should() -> None:
     assert memory(QWEN, config(model={"adapter": {"rank": 64}}), base).base > memory(QWEN, cfg, base).base
 
 
+def test_prompts_that_are_not_shared_cost_memory_and_time() -> None:
+    cfg = config()
+    shared = work_of(cfg, 1_000, 2_000, 2)
+    separate = type(shared)(**{**vars(shared), "shares": False})
+    for phase in ("teacher", "learn"):
+        assert memory(QWEN, cfg, separate).peak(phase) > memory(QWEN, cfg, shared).peak(phase)
+    slow, fast = (times(QWEN, each, Machine(1e12, 1e11)) for each in (separate, shared))
+    assert slow.learn > fast.learn
+    assert slow.decode == fast.decode
+
+
 def test_what_does_not_fit_is_refused_with_what_would_help() -> None:
     cfg = config(rollout={"max_tokens": 4_096})
     work = work_of(cfg, 500, 5_000, 2)
@@ -152,6 +174,13 @@ def test_plan_says_what_fits_without_weights(monkeypatch: pytest.MonkeyPatch) ->
     )
     assert code == 1
     assert "to reduce memory:" in out
+
+
+def test_plan_of_an_unknown_architecture_is_marked(tmp_path: Path) -> None:
+    known = json.loads((ROOT / "sdpo_mlx/assets/shapes.json").read_text())["smollm2"]
+    (tmp_path / "config.json").write_text(json.dumps({**known, "model_type": "brand_new"}))
+    _, out, _ = sdpo("plan", "--model", str(tmp_path), "--prompt-tokens", "300", "--memory", "64GB")
+    assert "the layers of brand_new are estimated" in out
 
 
 def test_run_that_would_not_fit_stops_before_it_loads(tmp_path: Path) -> None:
