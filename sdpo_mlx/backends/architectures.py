@@ -40,6 +40,12 @@ def causal_class(config: Mapping[str, Any]) -> str:
     return (_causal_models() or {}).get(model_type(config), "")
 
 
+def has_other_classes(config: Mapping[str, Any]) -> bool:
+    """Return whether transformers has classes for this architecture, though none for AutoModelForCausalLM."""
+    kind = model_type(config)
+    return bool(kind) and not causal_class(config) and _folder("transformers", f"models/{kind}") is not None
+
+
 def mlx_lm_module(config: Mapping[str, Any]) -> str:
     """Return the name of the module of `mlx_lm.models` that loads this configuration."""
     return (*_remapped(config), model_type(config))[0]

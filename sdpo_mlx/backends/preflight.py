@@ -9,7 +9,14 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.resources import files
 from typing import Any
 
-from sdpo_mlx.backends.architectures import LIBRARIES, MLX_READS, is_known, mlx_lm_module, model_type
+from sdpo_mlx.backends.architectures import (
+    LIBRARIES,
+    MLX_READS,
+    has_other_classes,
+    is_known,
+    mlx_lm_module,
+    model_type,
+)
 from sdpo_mlx.backends.fit import FEEDBACK, readable_dimensions
 from sdpo_mlx.backends.memory_plan import fitting, limit_of, number_bytes, work_of
 from sdpo_mlx.config import Config
@@ -53,9 +60,13 @@ def check_configuration(config: Mapping[str, Any], name: str, backend: str) -> N
     library = "torch" if backend == "torch" else "mlx"
     if is_known(config, library) is False:
         other = "mlx" if library == "torch" else "torch"
+        if not model_type(config):
+            raise ConfigError("config.json names no model_type", where=name, fix="name a language model's folder")
         fix = f"use --backend {other}, which knows it" if is_known(config, other) else "use a model of another type"
-        kind = model_type(config) or "without model_type"
-        raise ConfigError(f"{LIBRARIES[library]} does not know the architecture {kind!r}", where=name, fix=fix)
+        what = f"{LIBRARIES[library]} does not know the architecture {model_type(config)!r}"
+        if library == "torch" and has_other_classes(config):
+            what = f"transformers has no AutoModelForCausalLM for {model_type(config)!r}"
+        raise ConfigError(what, where=name, fix=fix)
     if reason := _found(library, config).get("refused"):
         fix = "use another model; docs/models.md lists the architectures that train"
         raise ConfigError(

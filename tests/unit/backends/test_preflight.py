@@ -62,6 +62,8 @@ def on_the_hub(folder: Path, config: dict[str, Any], **settings: Any) -> None:
     [
         ({**SMALL, "model_type": "brand_new"}, "auto", "mlx-lm does not know the architecture 'brand_new'"),
         ({**SMALL, "model_type": "brand_new"}, "torch", "transformers does not know the architecture 'brand_new'"),
+        ({**SMALL, "model_type": "mistral3"}, "torch", "no AutoModelForCausalLM for 'mistral3'"),
+        ({key: value for key, value in SMALL.items() if key != "model_type"}, "mlx", "names no model_type"),
         ({**SMALL, **MLX_4BIT}, "torch", "quantized by mlx"),
         ({**SMALL, **BITSANDBYTES}, "mlx", "mlx-lm does not read weights quantized by bitsandbytes"),
         (LARGE, "mlx", "but the limit is 8.0 GB"),
