@@ -191,3 +191,16 @@ def test_export_works_or_names_one_that_does(name: str, to: str, tmp_path: Path)
     if to == "fused":
         again = logits(by_transformers(tmp_path / "out"))
         assert np.abs(again - wanted).max() < 2e-3 * np.abs(wanted).max()
+
+
+@pytest.mark.parametrize("name", ["qwen3", "vision gemma3", "vision qwen3_5"])
+def test_adapter_comes_back_from_peft_with_its_names(name: str, tmp_path: Path) -> None:
+    base, run = run_of(name)
+    export(run, "peft", tmp_path / "peft")
+    export(tmp_path / "peft", "mlx", tmp_path / "mlx", base=str(base))
+    (ours, _), (back, _) = (RunFolder(folder).load_adapter() for folder in (run, tmp_path / "mlx"))
+    assert ours.keys() == back.keys()
+    assert all(np.array_equal(ours[key], back[key]) for key in ours)
+    if name.startswith("vision"):
+        targets = json.loads((tmp_path / "peft" / "adapter_config.json").read_text())["target_modules"]
+        assert not [target for target in targets if "vision" in target]

@@ -23,7 +23,7 @@ from sdpo_mlx.models.gguf.writer import Kind, gguf_architecture, write_gguf, wri
 from sdpo_mlx.models.resolve import ResolvedModel
 from sdpo_mlx.runs.export import next_steps
 from sdpo_mlx.runs.export.next_steps import Steps
-from sdpo_mlx.runs.export.peft import CONFIG, WEIGHTS, from_peft, read_peft, renamed, to_peft
+from sdpo_mlx.runs.export.peft import CONFIG, WEIGHTS, from_peft, named_as_mlx_lm, read_peft, renamed, to_peft
 from sdpo_mlx.runs.folder import RunFolder
 from sdpo_mlx.runs.targets import run_config
 from sdpo_mlx.tasks.registry import open_task
@@ -105,7 +105,7 @@ def export_mlx(adapter: Path, base: str, out: Path) -> Exported:
     depth = int(config.get("text_config", config)["num_hidden_layers"])
     arrays, layout = from_peft(tensors, settings, depth)
     with _new_folder(out):
-        RunFolder(out).save_adapter(arrays, layout)
+        RunFolder(out).save_adapter(named_as_mlx_lm(arrays, config), layout)
     return Exported(out, next_steps.for_mlx(str(model.path), out), {"arrays": len(arrays)})
 
 

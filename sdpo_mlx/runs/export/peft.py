@@ -21,6 +21,7 @@ Arrays = dict[str, npt.NDArray[Any]]
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 _PREFIX = "base_model.model."
 _TO_PEFT = {".lora_a": ".lora_A.weight", ".lora_b": ".lora_B.weight", ".m": ".lora_magnitude_vector"}
+_LANGUAGE = "model.language_model."
 _BLOCK = re.compile(r"\.layers\.(\d+)\.(.+)$")
 
 
@@ -44,6 +45,9 @@ def to_peft(
         tensors[_PREFIX + path + _TO_PEFT[end]] = np.ascontiguousarray(oriented, dtype=np.float32)
     settings, blocks = config["lora_parameters"], [_BLOCK.search(name) for name in arrays]
     adapted = sorted({int(block[1]) for block in blocks if block})
+    paths = {_split(name, _TO_PEFT)[0] for name in arrays}
+    # The short names of a vision tower's layers are the same: there PEFT needs the whole ones.
+    inside = any(_LANGUAGE in name for name in arrays)
     return tensors, {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -51,13 +55,13 @@ def to_peft(
         "r": settings["rank"],
         "lora_alpha": settings["scale"] * settings["rank"],
         "lora_dropout": settings.get("dropout", 0.0),
-        "target_modules": sorted({_split(name, _TO_PEFT)[0].rpartition(".")[2] for name in arrays}),
+        "target_modules": sorted(paths if inside else {path.rpartition(".")[2] for path in paths}),
         "use_dora": config.get("fine_tune_type") == "dora",
         "bias": "none",
         "fan_in_fan_out": False,
         "inference_mode": True,
         # Only if all layers are inside blocks.
-        **({"layers_to_transform": adapted, "layers_pattern": "layers"} if all(blocks) else {}),
+        **({"layers_to_transform": adapted, "layers_pattern": "layers"} if all(blocks) and not inside else {}),
     }
 
 
@@ -67,11 +71,23 @@ def renamed(arrays: Mapping[str, npt.NDArray[Any]], class_name: str) -> Arrays:
     mlx-lm calls the language part `language_model.model`; transformers `model.language_model`, or only `model` in a
     class without vision. Other models have the same names in both.
     """
-    inner = "model.language_model." if class_name.endswith("ForConditionalGeneration") else "model."
+    inner = _LANGUAGE if class_name.endswith("ForConditionalGeneration") else "model."
     return {
         name.replace("language_model.model.", inner, 1).removeprefix("language_model."): array
         for name, array in arrays.items()
     }
+
+
+def named_as_mlx_lm(arrays: Mapping[str, npt.NDArray[Any]], config: Mapping[str, Any]) -> Arrays:
+    """Return the arrays of an adapter by mlx-lm's names, for a base with this configuration: `renamed` undone."""
+    if not isinstance(config.get("text_config"), Mapping):
+        return dict(arrays)
+
+    def own(name: str) -> str:
+        inner = name.replace(_LANGUAGE, "model.", 1)
+        return name if name.startswith("language_model.") else f"language_model.{inner}"
+
+    return {own(name): array for name, array in arrays.items()}
 
 
 def from_peft(
