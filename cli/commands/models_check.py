@@ -49,7 +49,7 @@ def checked(cfg: Config, memory: str | None) -> dict[str, Any]:
     """Return what the configuration of `cfg.model` shows, as a document; bytes and seconds, None if unknown."""
     from sdpo_mlx.backends.architectures import model_type
     from sdpo_mlx.backends.fit import PROMPT, readable_dimensions
-    from sdpo_mlx.backends.preflight import REFUSED, UNKNOWN, expected_learning, quantization_method
+    from sdpo_mlx.backends.preflight import REFUSED, expected_learning, quantization_method
     from sdpo_mlx.models import resolve
     from sdpo_mlx.runs.export.formats import exports_of
 
@@ -75,7 +75,7 @@ def checked(cfg: Config, memory: str | None) -> dict[str, Any]:
         "vision": any(key in config for key in ("vision_config", "audio_config")),
         "quantization": _stored(own) if own else quantization_method(config),
         "parameters": dims.parameters if dims else None,
-        "learning": REFUSED if refused and learning == UNKNOWN else learning,
+        "learning": learning,
         "reason": reason,
         "exports": exports_of(config),
         "memory": plan["peak"] if plan else None,
