@@ -13,6 +13,7 @@ import hashlib
 import json
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -67,6 +68,22 @@ class Chat:
         for position, piece in enumerate(self._pieces(sane, generation_prompt, schemas)):
             ids += [piece] if isinstance(piece, int) else self._encode(piece, opens=position == 0)
         return np.array(ids, dtype=np.int32)
+
+    def written_calls(self, name: str, arguments: Mapping[str, Any], tools: Tools) -> list[str]:
+        """Return an assistant's tool call as the template writes it, decoded like an answer; empty if it doesn't.
+
+        There are two: most templates take the arguments as an object, some as JSON in a text.
+        """
+        asked, texts = chr(PLACEHOLDER), []
+        for form in (arguments, json.dumps(arguments)):
+            call = {"type": "function", "id": "000000000", "function": {"name": name, "arguments": form}}
+            answer = {"role": "assistant", "content": "", "tool_calls": [call]}
+            messages = cast(list[Message], [{"role": "user", "content": asked}, answer])
+            with suppress(ConfigError):
+                pieces = self._rendered(messages, False, _well_formed(tools))
+                ids = [i for p in pieces for i in ([p] if isinstance(p, int) else self._encode(p, opens=False))]
+                texts.append(self.decode(ids).rpartition(asked)[2])
+        return [text for text in texts if name in text]
 
     def encode_plain(self, text: str) -> list[int]:
         """Return the ids of a text in the middle of a prompt, never a control id."""

@@ -140,12 +140,12 @@ class TracedTemplate:
         self._template = environment.from_string(source)
         self._special_tokens = _own(special_tokens)
 
-    def render(self, messages: Sequence[Message], **variables: Any) -> TracedText:
+    def render(self, messages: Sequence[Mapping[str, Any] | Message], **variables: Any) -> TracedText:
         """Return the text; roles and special tokens are the template's, contents and variables are not.
 
         Raises whatever the template raises.
         """
-        own = [{"role": literal(message["role"]), "content": message["content"]} for message in messages]
+        own = [{**message, "role": literal(message["role"])} for message in messages]
         text = self._template.render(messages=own, documents=None, **{**self._special_tokens, **variables})
         return text if isinstance(text, TracedText) else TracedText(text)
 

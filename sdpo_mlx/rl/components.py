@@ -96,7 +96,8 @@ class Components:
     def warnings(self) -> tuple[str, ...]:
         """Return the warnings to show before the run starts, one line each."""
         unconfined = (UNCONFINED,) if self.sandbox == "unconfined" else ()
-        return (*unconfined, *self.policy.warnings(), *self.chat.source.warnings)
+        templates = (*self.chat.source.warnings, *self.task.warnings(self.chat))
+        return (*unconfined, *self.policy.warnings(), *templates)
 
     def policy_record(self) -> dict[str, Any]:
         """Return the entry of `manifest.json` on the model in training and its device."""

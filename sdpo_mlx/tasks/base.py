@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal
 from sdpo_mlx.types import Feedback, Problem
 
 if TYPE_CHECKING:
+    from sdpo_mlx.models.chat_template import Chat
     from sdpo_mlx.models.resolve import ResolvedModel
 
 Split = Literal["train", "held_out"]
@@ -60,6 +61,10 @@ class Task(ABC):
 
     def start(self, model: ResolvedModel) -> None:
         """Prepare to grade; called once before sampling with the base model of the run."""
+
+    def warnings(self, _chat: Chat) -> tuple[str, ...]:
+        """Return what to warn of with this chat template before a run starts, one line each."""
+        return ()
 
     def close(self) -> None:
         """Release what `start` opened; safe to call twice."""

@@ -29,6 +29,7 @@ _N = r"[\w./-]+"
 _TAGGED = re.compile(r"<(\w*tool_call)>(.*?)(?:</\1>|(?=<\1>)|\Z)", re.DOTALL)
 _ARGUMENT = re.compile(r"<(\w*)arg_key>(.*?)</\1arg_key>\s*<\1arg_value>(.*?)(?:</\1arg_value>|\Z)", re.DOTALL)
 _GLM = re.compile(rf"\s*({_N})\s*(?:<\w*arg_key>|\Z)")
+_GLM_BARE = re.compile(rf"^[ \t]*({_N})\s*((?:<(\w*)arg_key>.*?</\3arg_value>\s*)+)", re.DOTALL | re.MULTILINE)
 _FUNCTION = re.compile(
     rf"""<(?:\w+:)?(?:function|invoke)(?:=|\s+name=)["']?({_N})["']?\s*>(.*?)"""
     r"(?:</(?:\w+:)?(?:function|invoke)>|(?=<(?:\w+:)?(?:function|invoke)[=\s])|\Z)",
@@ -78,8 +79,7 @@ def _tagged(text: str, start: int, schemas: Schemas) -> Iterator[Call]:
         if _FUNCTION.search(inner):
             yield from _xml(inner, 0, schemas)
         elif name := _GLM.match(inner):
-            pairs = [(key.strip(), value.strip()) for _, key, value in _ARGUMENT.findall(inner)]
-            yield _typed_call(name[1], pairs, schemas)
+            yield _glm_call(name[1], inner, schemas)
         else:
             yield from _calls_at(inner, 0)[0]
 
@@ -87,6 +87,15 @@ def _tagged(text: str, start: int, schemas: Schemas) -> Iterator[Call]:
 def _xml(text: str, start: int, schemas: Schemas) -> Iterator[Call]:
     for call in _FUNCTION.finditer(text, start):
         yield _typed_call(call[1], _PARAMETER.findall(call[2]), schemas)
+
+
+def _glm(text: str, start: int, schemas: Schemas) -> Iterator[Call]:
+    for call in _GLM_BARE.finditer(text, start):
+        yield _glm_call(call[1], call[2], schemas)
+
+
+def _glm_call(name: str, text: str, schemas: Schemas) -> Call:
+    return _typed_call(name, [(key.strip(), value.strip()) for _, key, value in _ARGUMENT.findall(text)], schemas)
 
 
 def _typed_call(name: str, pairs: list[tuple[str, str]], schemas: Schemas) -> Call:
@@ -217,6 +226,7 @@ def _calls_at(text: str, start: int) -> tuple[list[Call], int]:
 
 NOTATIONS: tuple[tuple[re.Pattern[str], Reader], ...] = (
     (_FUNCTION, _xml),
+    (_GLM_BARE, _glm),
     (_GEMMA, _gemma),
     (_HEADER, _named),
     (_PYTHONIC, _pythonic),

@@ -6,7 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sdpo_mlx.config import TaskConfig
 from sdpo_mlx.core.errors import ConfigError
@@ -19,12 +19,28 @@ from sdpo_mlx.tasks.tools.parse import Form, read_calls
 from sdpo_mlx.tasks.tools.values import Call
 from sdpo_mlx.types import Feedback, FeedbackKind, Problem
 
+if TYPE_CHECKING:
+    from sdpo_mlx.models.chat_template import Chat
+
 VARIANTS = ("", "json", "paper")
 _CUT_OFF = "The answer was cut off because it was too long; write the calls at once, and nothing else."
 _FORMATS = {
     "actions": "each call is a line `Action: NAME` and a line `Action Input: {...}` with its arguments as JSON",
     "json": 'each call is JSON with a name and its arguments, such as {"name": "NAME", "arguments": {...}}',
 }
+
+
+_SAMPLE = Call("get_weather", {"city": "Oslo", "days": 3})
+_PROPERTIES = {"city": {"type": "string", "description": "Name."}, "days": {"type": "integer", "description": "Count."}}
+_SCHEMA = {"type": "object", "properties": _PROPERTIES, "required": ["city"]}
+_SAMPLE_TOOL = {
+    "type": "function",
+    "function": {"name": "get_weather", "description": "Forecast for a city.", "parameters": _SCHEMA},
+}
+_UNREADABLE = (
+    "tools:json cannot read tool calls in the notation of the model's chat template; answers must be JSON calls, "
+    "or choose the task tools"
+)
 
 
 class ToolsTask(Task):
@@ -57,6 +73,15 @@ class ToolsTask(Task):
             rows = with_splits([*_with_unique_ids([problem for problems in found for problem in problems])])
         # The expected calls are the answer that a self-teacher may be shown.
         self.rows = [replace(problem, reference=self.solution(problem)) for problem in rows]
+
+    def warnings(self, chat: Chat) -> tuple[str, ...]:
+        """Warn if a call that the chat template writes is not read as this call."""
+        if self.form != "json":
+            return ()
+        schemas = schemas_of([_SAMPLE_TOOL])
+        written = chat.written_calls(_SAMPLE.name, _SAMPLE.arguments, [_SAMPLE_TOOL])
+        readable = any(read_calls(text, "json", schemas) == (_SAMPLE,) for text in written)
+        return (_UNREADABLE,) if written and not readable else ()
 
     def grade(self, problem: Problem, text: str, *, truncated: bool = False) -> Feedback:
         """Return reward 1 for exactly the expected calls, else 0 and what differs."""
