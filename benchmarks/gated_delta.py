@@ -3,6 +3,7 @@
 Random layers with the widths of Qwen3.5-0.8B (hidden 1,024, inner 3,584, 16 linear heads of 128 x 128, 8 attention
 heads of 256, 2 key heads) in float32. *Block*: one gated delta layer from its kept input, forward and gradient.
 *Model*: teacher and student of 4 layers, three of them gated delta, layer by layer, a vocabulary of 2,000. One rollout.
+*Recurrence*: that of the block alone, with its gradient.
 Both sides alternate in this process (`benchmarks/performance.py`).
 """
 
@@ -22,6 +23,7 @@ from sdpo_mlx.backends.mlx import policy as policy_module
 from sdpo_mlx.config import ObjectiveConfig
 
 import mlx.core as mx  # isort: skip
+from mlx_lm.models import qwen3_5  # isort: skip
 from mlx.utils import tree_flatten, tree_unflatten  # isort: skip
 
 WIDTHS = {
@@ -61,17 +63,38 @@ def main() -> None:
             row = beside(work, loop_over_tokens(work), options.rounds)
             rows.append({"row": "gated delta / loop over tokens", "case": case, "aim": AIM, **row})
             print(line(rows[-1]), flush=True)
-            write_json(options.out, {"where": where(), "rows": rows})
+            write_json(options.out, {"where": where(), "rounds": options.rounds, "rows": rows})
 
 
 def cases() -> Iterator[tuple[str, Work]]:
     """Return name and work of each case, ours; one model serves all."""
     policy = opened({"model_type": "qwen3_5", "text_config": WIDTHS})
     for tokens in (512, 1_024):
+        yield f"recurrence, {tokens} tokens", recurrence(policy, tokens)
+    for tokens in (512, 1_024):
         yield f"block, {tokens} tokens", block(policy, tokens)
     for tokens in (512, 1_024):
         given = samples(WIDTHS["vocab_size"], PROMPT, 1, tokens - PROMPT, PROMPT)
         yield f"model of 4 layers, {tokens} tokens", lambda given=given: policy.learn(given, ObjectiveConfig(), 1e-5)
+
+
+def recurrence(policy: Any, tokens: int) -> Work:
+    """Return the gradient of a layer's recurrence with respect to all of its arguments but the gate's parameters."""
+    keys = mx.random.split(mx.random.key(0), 6)
+    q, k, v = (mx.random.normal((1, tokens, 16, 128), key=key) * 128**-0.5 for key in keys[:3])
+    a, b = (mx.random.normal((1, tokens, 16), key=key) for key in keys[3:5])
+    given = [q, k, v, a, b, mx.zeros((1, 16, 128, 128))]
+    mx.eval(given)
+
+    def run(*each: mx.array) -> list[mx.array]:
+        *inputs, state = each
+        return list(qwen3_5.gated_delta_update(*inputs, mx.zeros(16), mx.zeros(16), state, use_kernel=False))
+
+    def step() -> None:
+        with policy_module.efficient_recurrence(policy.model.whole):
+            mx.eval(mx.vjp(run, given, [v, given[-1]])[1])
+
+    return step
 
 
 def block(policy: Any, tokens: int) -> Work:

@@ -26,6 +26,10 @@ def main() -> None:
     parts = {
         "where": ", ".join(f"{name} {value}" for name, value in figures["rows"]["where"].items()),
         "table": table(figures["rows"]["rows"]),
+        "delta": table(figures["gated_delta"]["rows"]),
+        "delta rounds": "one round"
+        if figures["gated_delta"]["rounds"] == 1
+        else f"{figures['gated_delta']['rounds']} rounds",
         "growth": growth(figures["growth"]),
         "peer": peer(figures["mlx_lm_lora"]),
         "startup": startup(figures["startup"]),

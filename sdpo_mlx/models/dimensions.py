@@ -10,7 +10,8 @@ from typing import Any
 
 from sdpo_mlx.config import AdapterConfig
 from sdpo_mlx.core.errors import ConfigError
-from sdpo_mlx.models.layer_dimensions import Common, Layer, Linear, experts_of, layer, number
+from sdpo_mlx.models.layer_dimensions import Common, Layer, Linear, experts_of, number
+from sdpo_mlx.models.layer_kinds import layer
 
 # Where wrappers of vision-language models keep the language model.
 TEXT_KEYS = ("text_config", "llm_config", "language_config", "language_model_config")
