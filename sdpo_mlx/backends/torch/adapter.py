@@ -15,12 +15,17 @@ import numpy.typing as npt
 import torch
 from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from sdpo_mlx.backends.learner import adapted_layers, check_arrays
+from sdpo_mlx.backends.torch.model import blocks
 from sdpo_mlx.config import AdapterConfig
 from sdpo_mlx.core.errors import ConfigError
 
 Weights = dict[str, Tensor]
+LINEAR = (nn.Linear, Conv1D)
+EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+FUSED_OUTPUT = ("falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h")  # as peft refuses them
 # Ends of parameter names: peft's, and mlx-lm's for the same weights.
 _ENDS = {
     ".lora_A.default.weight": ".lora_a",
@@ -39,7 +44,12 @@ def attach(model: nn.Module, cfg: AdapterConfig, seed: int) -> dict[str, nn.Para
     if cfg.kind == "full":
         model.float().requires_grad_(True)  # small updates vanish in 16 bits
     else:
-        inject_adapter_in_model(_lora(model, cfg), model)
+        try:
+            # Wrapped, so that peft does not see the architecture: it would move targets of dense layers to experts.
+            inject_adapter_in_model(_lora(model, cfg), nn.ModuleDict({"whole": model}))
+        except (ValueError, TypeError, NotImplementedError) as error:
+            fix = "use lora, or name other layers in model.adapter.keys"
+            raise ConfigError(" ".join(str(error).split())[:200], where="model.adapter", fix=fix) from error
     trained: dict[str, nn.Parameter] = {}
     for name, parameter in model.named_parameters():
         end = next((end for end in _ENDS if name.endswith(end)), "")
@@ -91,17 +101,16 @@ def _transposed(name: str, tensor: Tensor) -> Tensor:
 
 def _lora(model: nn.Module, cfg: AdapterConfig) -> LoraConfig:
     found = blocks(model)
-    first = len(found) - adapted_layers(cfg, len(found))
-    targets = [
-        f"{path}.{index}.{name}"
-        for path, index, block in found
+    inside = [
+        f"{path}.{name}"
+        for path, block in found[len(found) - adapted_layers(cfg, len(found)) :]
         for name, module in block.named_modules()
-        if index >= first and isinstance(module, nn.Linear) and (cfg.keys is None or name in cfg.keys)
+        if (name in cfg.keys if cfg.keys is not None else _adapted(model, name, module)) and isinstance(module, LINEAR)
     ]
     outside = [name for name, module in model.named_modules() if cfg.keys and name in cfg.keys]
-    if any(not isinstance(model.get_submodule(name), nn.Linear) for name in outside):
+    if any(not isinstance(model.get_submodule(name), LINEAR) for name in outside):
         raise ConfigError("an embedding is no linear layer", where="model.adapter.keys", fix="name linear layers")
-    targets += outside
+    targets = inside + outside
     if not targets:
         raise ConfigError(
             f"no layer matches {cfg.keys}", where="model.adapter.keys", fix="name linear layers, as self_attn.q_proj"
@@ -110,13 +119,25 @@ def _lora(model: nn.Module, cfg: AdapterConfig) -> LoraConfig:
         r=cfg.rank,
         lora_alpha=cfg.scale * cfg.rank,  # peft divides by the rank
         lora_dropout=cfg.dropout,
-        target_modules=targets,
+        target_modules=[f"whole.{name}" for name in targets],
         use_dora=cfg.kind == "dora",
+        fan_in_fan_out=any(isinstance(model.get_submodule(name), Conv1D) for name in targets),
     )
 
 
-def blocks(model: nn.Module) -> list[tuple[str, int, nn.Module]]:
-    """Path, index and module of each transformer block."""
-    found = [(path, each) for path, each in model.named_modules() if path.endswith("layers")]
-    path, layers = found[0]
-    return [(path, index, block) for index, block in enumerate(layers)]
+def left_out(model: nn.Module) -> tuple[str, ...]:
+    """What to tell about layers that have no adapter: peft adapts linear layers, not experts in one parameter."""
+    fused = any(
+        p.ndim == 3 and ".experts." in f".{n}" for _, block in blocks(model) for n, p in block.named_parameters()
+    )
+    return ("the experts have no adapter on torch; attention and dense layers are trained",) if fused else ()
+
+
+def _adapted(model: nn.Module, name: str, module: nn.Module) -> bool:
+    """Whether a layer of a block is adapted by default: all linear layers but routers and those that peft refuses."""
+    last, config = name.rpartition(".")[2], model.config.get_text_config()
+    experts = {getattr(config, each, None) for each in EXPERT_COUNTS}
+    if last in ("gate", "router", "layer", "classifier") and getattr(module, "out_features", None) in experts - {None}:
+        return False
+    # A fused kernel of these models may read the weight alone, so peft loads no adapter of this layer.
+    return not (last == "out_proj" and config.model_type in FUSED_OUTPUT)

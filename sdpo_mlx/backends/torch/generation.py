@@ -1,5 +1,7 @@
 """Sampling with transformers: one prefill per group, a seed per rollout, rows removed as soon as they finish.
 
+A model whose cache cannot hold several prompts generates one rollout after the other.
+
 Each token is drawn with one uniform number per position, and these follow from the row's own seed alone; so a rollout
 does not depend on its neighbours, on the device, or on when it was started.
 """
@@ -14,12 +16,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from transformers import LogitsProcessorList
 from transformers.cache_utils import DynamicCache
 
 from sdpo_mlx.backends.base import SamplingParams
-from sdpo_mlx.backends.torch.kv_cache import cache_of, given, joined, prefill
-from sdpo_mlx.backends.torch.loading import Model
+from sdpo_mlx.backends.torch.kv_cache import continued, emptied, joined, keys_in, prefill, selected, shared
 from sdpo_mlx.backends.torch.losses import log_softmax
+from sdpo_mlx.backends.torch.model import Model, states_of
 from sdpo_mlx.types import FinishReason, Generation, IntArray
 
 
@@ -42,6 +45,9 @@ def generate(
     interrupted: Callable[[], bool] = lambda: False,
 ) -> Iterator[tuple[int, int, Generation]]:
     """See `Policy.generate`."""
+    if not model.batched:
+        yield from _one_by_one(model, prompts, sampling, seeds, interrupted)
+        return
     waiting = deque((at, ids, seeds[at]) for at, ids in enumerate(prompts) if seeds[at])
     rows, cache, last = list[Row](), DynamicCache(), torch.zeros(0, dtype=torch.long, device=model.device)
     while waiting or rows:
@@ -56,17 +62,19 @@ def generate(
         ends = [_end(row, sampling) for row in rows]
         for row, end in zip(rows, ends, strict=True):
             if end is not None:
-                ids_T, logps_T = np.array(row.tokens, dtype=np.int32), np.array(row.logps, dtype=np.float32)
-                yield *row.owner, Generation(ids_T, logps_T, end)
+                yield *row.owner, _finished(row, sampling)
         running = [n for n, end in enumerate(ends) if end is None]
         if len(running) < len(rows):
             chosen = torch.tensor(running, device=model.device, dtype=torch.long)
             rows, last = [rows[n] for n in running], last[chosen]
-            cache.batch_select_indices(chosen)
+            cache = selected(cache, chosen)
 
 
 def stream(model: Model, prompt: IntArray, sampling: SamplingParams, seed: int) -> Iterator[int]:
-    """See `Policy.stream`."""
+    """See `Policy.stream`; a model that generates one by one yields all tokens at the end."""
+    if not model.batched:
+        yield from _alone(model, prompt, sampling, seed).tokens
+        return
     cache, last = _start(model, prompt, 1)
     row = Row((0, 0), _uniforms(seed, sampling), prompt.size)
     while not row.tokens or _end(row, sampling) is None:
@@ -74,30 +82,67 @@ def stream(model: Model, prompt: IntArray, sampling: SamplingParams, seed: int) 
         yield row.tokens[-1]
 
 
+def _one_by_one(
+    model: Model,
+    prompts: Sequence[IntArray],
+    sampling: SamplingParams,
+    seeds: Sequence[Sequence[int]],
+    interrupted: Callable[[], bool],
+) -> Iterator[tuple[int, int, Generation]]:
+    for at, (ids, own) in enumerate(zip(prompts, seeds, strict=True)):
+        for n, seed in enumerate(own):
+            row = _alone(model, ids, sampling, seed, interrupted)
+            yield at, n, _finished(row, sampling)
+
+
+@torch.no_grad()
+def _alone(
+    model: Model, ids: IntArray, sampling: SamplingParams, seed: int, interrupted: Callable[[], bool] = lambda: False
+) -> Row:
+    """One rollout by transformers' own loop, which knows how to feed each model's cache; our draw picks the token."""
+    row = Row((0, 0), _uniforms(seed, sampling), ids.size)
+
+    def draw(_: Tensor, logits_1V: Tensor) -> Tensor:
+        if interrupted():
+            raise KeyboardInterrupt
+        token = _drawn(logits_1V, [row], sampling)
+        return torch.full_like(logits_1V, -torch.inf).scatter(-1, token[:, None], 0.0)
+
+    prompt = torch.from_numpy(np.asarray(ids, dtype=np.int64)).to(model.device)[None]
+    model.whole.generate(
+        prompt,
+        attention_mask=torch.ones_like(prompt),
+        logits_processor=LogitsProcessorList([draw]),
+        do_sample=False,
+        max_new_tokens=sampling.max_tokens,
+        eos_token_id=sorted(sampling.eos_ids) or None,
+        pad_token_id=0,
+    )
+    return row
+
+
 @torch.no_grad()
 def _start(model: Model, ids: IntArray, n: int) -> tuple[DynamicCache, Tensor]:
     """Run the prompt except for its last token once; return a cache for n rows, and that token."""
     prompt = torch.from_numpy(np.asarray(ids, dtype=np.int64)).to(model.device)
-    # A cache of no tokens has the shapes of one.
-    layers, length = prefill(model.body, prompt[None, : max(1, prompt.numel() - 1)]), prompt.numel() - 1
-    before = [(keys[:, :, :length], values[:, :, :length]) for keys, values in layers]
-    return cache_of(before, n), prompt[-1:].expand(n)
+    cache = prefill(model.body, prompt[None, : max(1, prompt.numel() - 1)], pieces=model.shares)
+    return shared(cache if prompt.numel() > 1 else emptied(cache), n), prompt[-1:].expand(n)
 
 
 @torch.no_grad()
 def _decode(model: Model, rows: list[Row], cache: DynamicCache, last: Tensor, sampling: SamplingParams) -> Tensor:
     """Draw one more token per row; the cache grows by the one before."""
-    width = cache.get_seq_length() + 1
+    width = keys_in(cache) + 1
     lengths = torch.tensor([row.length for row in rows], device=model.device)
     mask = torch.arange(width, device=model.device) >= (width - lengths)[:, None]
-    hidden = model.body(
-        input_ids=last[:, None],
-        attention_mask=mask.long(),
-        position_ids=(lengths - 1)[:, None],
-        use_cache=True,
-        **given(model.body, cache),
-    ).last_hidden_state
-    logp_BV = log_softmax(model.logits(hidden[:, -1]), sampling.temperature or 1.0)
+    given = {"attention_mask": mask.long(), "position_ids": (lengths - 1)[:, None]}
+    hidden = states_of(continued(model.body, last[:, None], cache, **given))
+    return _drawn(model.logits(hidden[:, -1]), rows, sampling)
+
+
+def _drawn(logits_BV: Tensor, rows: Sequence[Row], sampling: SamplingParams) -> Tensor:
+    """Draw each row's next token, and note it with its log-prob."""
+    logp_BV = log_softmax(logits_BV, sampling.temperature or 1.0)
     tokens = _sample(logp_BV, rows, sampling)
     chosen = logp_BV.gather(-1, tokens[:, None])[:, 0].tolist()
     for row, token, logp in zip(rows, tokens.tolist(), chosen, strict=True):
@@ -107,7 +152,7 @@ def _decode(model: Model, rows: list[Row], cache: DynamicCache, last: Tensor, sa
     return tokens
 
 
-def _sample(logp_BV: Tensor, rows: list[Row], sampling: SamplingParams) -> Tensor:
+def _sample(logp_BV: Tensor, rows: Sequence[Row], sampling: SamplingParams) -> Tensor:
     """Tokens (B,): the likeliest, or the first whose cumulative probability exceeds the row's uniform number."""
     if sampling.temperature == 0.0:
         return logp_BV.argmax(-1)
@@ -131,6 +176,12 @@ def _end(row: Row, sampling: SamplingParams) -> FinishReason | None:
     if row.tokens[-1] in sampling.eos_ids:
         return "stop"
     return "length" if len(row.tokens) >= sampling.max_tokens else None
+
+
+def _finished(row: Row, sampling: SamplingParams) -> Generation:
+    end = _end(row, sampling)
+    assert end is not None
+    return Generation(np.array(row.tokens, dtype=np.int32), np.array(row.logps, dtype=np.float32), end)
 
 
 def _uniforms(seed: int, sampling: SamplingParams) -> Any:

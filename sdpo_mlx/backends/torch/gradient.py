@@ -12,13 +12,14 @@ from dataclasses import replace
 import numpy as np
 import torch
 from torch import Tensor, nn
+from transformers.cache_utils import DynamicCache
 
 from sdpo_mlx.backends.loss_head import GradientPass, LearnBatch, Rows, RowStatistics, TeacherSet, by_member
 from sdpo_mlx.backends.packing import Unit
 from sdpo_mlx.backends.torch.adapter import active
-from sdpo_mlx.backends.torch.kv_cache import Layers, prefill
-from sdpo_mlx.backends.torch.loading import Model
+from sdpo_mlx.backends.torch.kv_cache import prefill
 from sdpo_mlx.backends.torch.losses import row_loss
+from sdpo_mlx.backends.torch.model import Model
 from sdpo_mlx.types import IntArray
 
 
@@ -27,7 +28,7 @@ class TorchGradientPass(GradientPass):
 
     def __init__(self, batch: LearnBatch, model: Model, parameters: Mapping[str, nn.Parameter]) -> None:
         # A block that runs again in the backward pass cannot continue from another's cache.
-        super().__init__(batch, model.chunk, share=not model.recompute)
+        super().__init__(batch, model.chunk, share=model.shares and not model.recompute)
         self.model, self.parameters, self.finite = model, parameters, True
         for parameter in parameters.values():
             parameter.grad = torch.zeros_like(parameter)
@@ -91,7 +92,7 @@ def mixed_logits(
 def hidden_states(model: Model, unit: Unit) -> Tensor:
     """The last hidden states (R, d) that predict the unit's responses, prefixes computed once."""
     found: list[Tensor] = []
-    prefixes: dict[int, Layers] = {}
+    prefixes: dict[int, DynamicCache] = {}
     for place, node in enumerate(unit.nodes):
         before = None if node.parent is None else prefixes[node.parent]
         if node.rows:

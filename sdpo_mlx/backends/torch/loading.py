@@ -1,4 +1,4 @@
-"""Loads a folder of safetensors with transformers and checks that body and head give the whole model's output.
+"""Loads a folder of safetensors with transformers, its attention as the model supports it.
 
 Remote code and pickles were refused before (`models/resolve.py`), and nothing is downloaded here.
 """
@@ -6,76 +6,18 @@ Remote code and pickles were refused before (`models/resolve.py`), and nothing i
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
-from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, GenerationConfig
 from transformers.utils import logging
 
-from sdpo_mlx.backends.torch.kv_cache import Layers, cache_of, given, prefill
+from sdpo_mlx.backends.torch.model import Model, body_of
 from sdpo_mlx.config import ModelConfig
 from sdpo_mlx.core.errors import ConfigError
-
-CHUNK_BYTES = 64 * 2**20  # one float32 copy of a chunk's logits; some 15 to 25 of it live at once
-PARITY_TOLERANCE = 2e-2  # bfloat16 keeps eight bits; float32 models come out near 1e-6
-
-
-@dataclass(frozen=True)
-class Model:
-    """The whole model and its body (ids to the last hidden states); its head makes logits of those."""
-
-    whole: nn.Module
-    body: nn.Module
-    vocab_size: int
-    device: torch.device
-    softcap: float | None = None
-    shares: bool = True  # whether prompts that begin alike may run once
-    batched: bool = True  # whether rollouts may be decoded side by side
-    recompute: bool = False  # run each block again in the backward pass instead of keeping its activations
-
-    @property
-    def head(self) -> nn.Module:
-        """The output layer; an adapter may have wrapped it since the model was loaded."""
-        return self.whole.get_output_embeddings()
-
-    @property
-    def chunk(self) -> int:
-        """Response positions that the head sees at once."""
-        return max(16, CHUNK_BYTES // (4 * self.vocab_size))
-
-    def hidden(self, rows_NT: Tensor, prefix: Layers | None = None) -> Tensor:
-        """Last hidden states (N, T, d) of right-padded rows that continue from a shared prefix."""
-        if prefix is not None:
-            cache = cache_of(prefix, rows_NT.shape[0])
-            return self.body(input_ids=rows_NT, use_cache=True, **given(self.body, cache)).last_hidden_state
-        with _recomputed(self.body) if self.recompute and torch.is_grad_enabled() else nullcontext():
-            return self.body(input_ids=rows_NT, use_cache=False).last_hidden_state
-
-    def logits(self, hidden_RD: Tensor) -> Tensor:
-        """Logits (R, V) of hidden states."""
-        logits = self.head(hidden_RD)
-        return logits if self.softcap is None else torch.tanh(logits / self.softcap) * self.softcap
-
-
-@contextmanager
-def _recomputed(body: nn.Module) -> Iterator[None]:
-    """Inside, a block keeps only its input for the backward pass (torch.utils.checkpoint)."""
-    layers = [(layer, layer.forward) for layer in body.layers]
-    for layer, forward in layers:
-        layer.forward = partial(checkpoint, forward, use_reentrant=False)
-    try:
-        yield
-    finally:
-        for layer, _ in layers:
-            del layer.forward
 
 
 def load(path: Path, cfg: ModelConfig) -> tuple[Model, dict[str, Any]]:
@@ -94,7 +36,6 @@ def load(path: Path, cfg: ModelConfig) -> tuple[Model, dict[str, Any]]:
             local_files_only=True,
             trust_remote_code=False,
             use_safetensors=True,
-            attn_implementation="sdpa",
             **_in_bits(cfg, device, dtype),
         )
         _make_differentiable(whole)
@@ -105,32 +46,28 @@ def load(path: Path, cfg: ModelConfig) -> tuple[Model, dict[str, Any]]:
             where=path.name,
             fix="use a folder with config.json and safetensors of an architecture that transformers knows",
         ) from error
-    text = config.get("text_config", config)
-    softcap = getattr(whole.config, "final_logit_softcapping", None)
-    model = Model(whole, whole.get_decoder(), int(whole.get_output_embeddings().weight.shape[0]), device, softcap)
-    check_parity(model)
-    return model, text
+    whole.generation_config = GenerationConfig()  # a folder's own penalties and cuts would change the policy
+    rows = int(whole.get_input_embeddings().weight.shape[0])
+    check_vocabulary(path, rows)
+    model = Model(whole, body_of(whole), int(whole.get_output_embeddings().weight.shape[0]), device)
+    return model, config.get("text_config", config)
 
 
-@torch.no_grad()
-def check_parity(model: Model) -> float:
-    """Return the largest difference in probability between the parts, prefix shared, and the whole model.
-
-    Raise ConfigError if they differ: learning would follow a wrong gradient.
-    """
-    ids = (torch.arange(24, device=model.device).reshape(2, 12) * 37 + 11) % model.vocab_size
-    ids[1, :6] = ids[0, :6]
-    whole = model.whole(input_ids=ids).logits[:, 6:].float().softmax(-1)
-    parts = model.logits(model.hidden(ids[:, 6:], prefill(model.body, ids[:1, :6]))).float().softmax(-1)
-    worst = float((whole - parts).abs().max())
-    if not worst <= PARITY_TOLERANCE:
+def check_vocabulary(path: Path, rows: int) -> None:
+    """Raise ConfigError if the tokenizer beside the model has ids that the embedding has no row for."""
+    file = path / "tokenizer.json"
+    if not file.exists():
+        return
+    found = json.loads(file.read_text(encoding="utf-8"))
+    vocabulary = found.get("model", {}).get("vocab", {})
+    ids = list(vocabulary.values()) if isinstance(vocabulary, dict) else [len(vocabulary) - 1]
+    largest = max([*ids, *(each["id"] for each in found.get("added_tokens", []))], default=0)
+    if largest >= rows:
         raise ConfigError(
-            f"the architecture {model.whole.config.model_type!r} cannot be trained yet: its parts differ from the "
-            f"whole by {worst:.1e} in probability",
-            where="model.name",
-            fix="use a llama, qwen2, qwen3, gemma3, smollm or phi3 model",
+            f"the tokenizer has ids up to {largest}, but the model has {rows} embedding rows",
+            where=path.name,
+            fix="use the tokenizer that belongs to this model",
         )
-    return worst
 
 
 def _in_bits(cfg: ModelConfig, device: torch.device, dtype: str) -> dict[str, Any]:

@@ -16,10 +16,12 @@ from sdpo_mlx.backends.learner import Learner, TopK
 from sdpo_mlx.backends.loss_head import Gradient, Hidden, LearnBatch, TeacherSet, Weights
 from sdpo_mlx.backends.packing import Unit
 from sdpo_mlx.backends.torch import adapter, generation
+from sdpo_mlx.backends.torch.checks import checked
 from sdpo_mlx.backends.torch.device import memory_figures
 from sdpo_mlx.backends.torch.gradient import TorchGradientPass, hidden_states, ids_on, mixed_logits
-from sdpo_mlx.backends.torch.loading import Model, load
+from sdpo_mlx.backends.torch.loading import load
 from sdpo_mlx.backends.torch.losses import at, log_softmax
+from sdpo_mlx.backends.torch.model import Model, blocks
 from sdpo_mlx.config import ModelConfig, ObjectiveConfig, TeacherConfig, TrainConfig
 from sdpo_mlx.core.errors import ConfigError
 from sdpo_mlx.core.seeding import derive
@@ -38,11 +40,11 @@ class TorchPolicy(Learner):
     def __init__(self, path: Path, model: ModelConfig, teacher: TeacherConfig, train: TrainConfig) -> None:
         super().__init__(model, teacher, train)
         loaded, self.config = load(path, model)
-        self.model = replace(loaded, recompute=bool(train.grad_checkpoint))
-        self.parameters = adapter.attach(self.model.whole, model.adapter, derive(train.seed, "adapter"))
-        self.model.whole.eval()
+        self.parameters = adapter.attach(loaded.whole, model.adapter, derive(train.seed, "adapter"))
+        loaded.whole.eval()
+        self.model = checked(replace(loaded, recompute=bool(train.grad_checkpoint)), self.parameters)
         self.student = {name: each.data for name, each in self.parameters.items()}
-        self.teacher, self.layers = adapter.copied(self.student), len(adapter.blocks(self.model.whole))
+        self.teacher, self.layers = adapter.copied(self.student), len(blocks(self.model.whole))
         self.optimizer = torch.optim.AdamW(self.parameters.values(), weight_decay=train.weight_decay, fused=True)
         # A GPU reports that it is out of memory, and the budget is halved; a machine without one starts to swap.
         default = TOKENS_ON_CPU if self.model.device.type == "cpu" else MICRO_BATCH_TOKENS
@@ -58,7 +60,9 @@ class TorchPolicy(Learner):
             device=device,
             dtype=str(self.model.whole.dtype).removeprefix("torch."),
             vocab_size=self.model.vocab_size,
-            context_length=int(self.config.get("max_position_embeddings", 4_096)),
+            context_length=int(
+                getattr(self.model.whole.config.get_text_config(), "max_position_embeddings", None) or 4_096
+            ),
             trainable=sum(each.numel() for each in self.parameters.values()),
             parameters=self.model.whole.num_parameters(),
             bitwise=device == "cpu",
@@ -105,6 +109,10 @@ class TorchPolicy(Learner):
     def memory(self) -> dict[str, int]:
         """See `Policy.memory`."""
         return memory_figures(self.model.device)
+
+    def warnings(self) -> tuple[str, ...]:
+        """See `Policy.warnings`."""
+        return (*super().warnings(), *(adapter.left_out(self.model.whole) if self.adapter.kind != "full" else ()))
 
     # The array functions of `Learner`
 

@@ -1,0 +1,118 @@
+"""The model as a body, which makes hidden states of ids, and a head, which makes logits of those.
+
+The head is the whole model around a body that returns given hidden states: scales, biases and soft-caps of the logits
+are the model's own, whatever they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel
+from transformers.cache_utils import DynamicCache
+from transformers.modeling_outputs import BaseModelOutput
+
+from sdpo_mlx.backends.torch.kv_cache import continued, shared
+
+CHUNK_BYTES = 64 * 2**20  # one float32 copy of a chunk's logits; some 15 to 25 of it live at once
+
+
+@dataclass(frozen=True)
+class Model:
+    """The whole model and its body (ids to the last hidden states); its head makes logits of those."""
+
+    whole: nn.Module
+    body: nn.Module
+    vocab_size: int
+    device: torch.device
+    shares: bool = True  # whether prompts that begin alike may run once
+    batched: bool = True  # whether rollouts may be decoded side by side
+    recompute: bool = False  # run each block again in the backward pass instead of keeping its activations
+
+    @property
+    def head(self) -> nn.Module:
+        """The output layer; an adapter may have wrapped it since the model was loaded."""
+        return self.whole.get_output_embeddings()
+
+    @property
+    def chunk(self) -> int:
+        """Response positions that the head sees at once."""
+        return max(16, CHUNK_BYTES // (4 * self.vocab_size))
+
+    def hidden(self, rows_NT: Tensor, prefix: DynamicCache | None = None) -> Tensor:
+        """Last hidden states (N, T, d) of right-padded rows that continue from a shared prefix."""
+        if prefix is not None:
+            return states_of(continued(self.body, rows_NT, shared(prefix, rows_NT.shape[0])))
+        with _recomputed(self.whole) if self.recompute and torch.is_grad_enabled() else nullcontext():
+            return states_of(self.body(input_ids=rows_NT, use_cache=False))
+
+    def logits(self, hidden_RD: Tensor) -> Tensor:
+        """Logits (R, V) of hidden states."""
+        output = _Output(last_hidden_state=hidden_RD[None])
+        with _replaced(self.body, lambda *_, **__: output):
+            ids = torch.zeros((1, 1), dtype=torch.long, device=self.device)
+            logits: Tensor = self.whole(input_ids=ids, use_cache=False).logits[0]
+        return logits
+
+
+class _Output(BaseModelOutput):
+    """What a body returns; fields that only some bodies have are None."""
+
+    def __getattr__(self, name: str) -> None:
+        if name.startswith("__"):
+            raise AttributeError(name)
+
+
+def states_of(output: Any) -> Tensor:
+    """The last hidden states of what a body returned: first in every order."""
+    states: Tensor = output[0]
+    return states
+
+
+def body_of(whole: nn.Module) -> nn.Module:
+    """The part that makes hidden states of ids; `get_decoder` of some models returns the whole."""
+    found: nn.Module = whole.get_decoder()
+    return found if found is not whole else next(e for e in whole.children() if isinstance(e, PreTrainedModel))
+
+
+def blocks(whole: nn.Module) -> list[tuple[str, nn.Module]]:
+    """Path and module of each block of the text model: its largest list of modules that is in no other list."""
+    body = body_of(whole)
+    root = next(path for path, each in whole.named_modules() if each is body)
+    lists = [(path, each) for path, each in body.named_modules() if isinstance(each, nn.ModuleList)]
+    outer = [(p, each) for p, each in lists if not any(p.startswith(f"{other}.") for other, _ in lists)]
+    path, found = max(outer, key=lambda item: sum(each.numel() for each in item[1].parameters()))
+    return [(".".join(filter(None, (root, path, str(index)))), block) for index, block in enumerate(found)]
+
+
+@contextmanager
+def _recomputed(whole: nn.Module) -> Iterator[None]:
+    """Inside, a block keeps only its input for the backward pass (torch.utils.checkpoint)."""
+    layers = [(layer, layer.forward) for _, layer in blocks(whole)]
+    for layer, forward in layers:
+        layer.forward = partial(checkpoint, forward, use_reentrant=False)
+    try:
+        yield
+    finally:
+        for layer, _ in layers:
+            del layer.forward
+
+
+@contextmanager
+def _replaced(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """Inside, a module runs another function."""
+    own = vars(module).get("forward")
+    module.forward = forward
+    try:
+        yield
+    finally:
+        del module.forward
+        if own is not None:
+            module.forward = own

@@ -1,0 +1,160 @@
+"""Small random models of transformers' decoder architectures on the torch backend, against the whole model.
+
+Loss and gradient of a step are those of the float64 oracle and of plain autograd, whether prompts are shared or not;
+answers are those of transformers' own greedy decoding. The default suite tests one architecture of each kind.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import numpy as np
+import pytest
+from backend_pairs import torch_gradient
+from requirements import needs_torch
+from small_policies import make_samples, stir
+from temp_folders import new_folder
+from torch_architectures import OPTIONS, write_architecture
+
+from sdpo_mlx import objective as oracle
+from sdpo_mlx.backends.base import SamplingParams
+from sdpo_mlx.config import ModelConfig, ObjectiveConfig, TeacherConfig, TrainConfig
+from sdpo_mlx.core.errors import ConfigError
+
+pytestmark = needs_torch
+
+# Recurrence with attention, per-layer inputs with shared keys, sinks, convolution, positions of its own, windows,
+# state space with experts, latent attention, soft-caps, no keys at all, ALiBi, chunks, a cache of its own.
+COMMON = (
+    *("qwen3_5_text", "gemma4_text", "gpt_oss", "lfm2", "ministral3", "olmo3", "granitemoehybrid", "deepseek_v3"),
+    *("gemma2", "mamba", "bloom", "llama4_text", "minimax"),
+)
+UNSHARED = {"falcon_mamba", "jamba", "mamba", "minimax", "recurrent_gemma", "rwkv", "zamba"}
+ALONE = {"minimax", "recurrent_gemma", "rwkv"}
+REFUSED = {"xlstm": "cannot generate"}  # transformers 5.24 itself cannot with states of these sizes
+TRAINED = [
+    name if name in COMMON else pytest.param(name, marks=pytest.mark.slow) for name in OPTIONS if name not in REFUSED
+]
+POLICIES: dict[str, Any] = {}
+LONG = np.arange(20, dtype=np.int32) * 7 % 50 + 4
+
+
+def policy_of(name: str) -> Any:
+    """A policy whose student and teacher have moved from the base."""
+    from sdpo_mlx.backends.torch.policy import TorchPolicy
+
+    if name not in POLICIES:
+        path = write_architecture(new_folder("architecture") / name, name)
+        device = os.environ.get("SDPO_TEST_DEVICE", "cpu")
+        model = ModelConfig(name=name, backend="torch", device=device, adapter={"scale": 2.0, "rank": 4})
+        POLICIES[name] = TorchPolicy(path, model, TeacherConfig(), TrainConfig())
+        stir(POLICIES[name], scale=0.02)
+    return POLICIES[name]
+
+
+def whole_logits(policy: Any, ids: np.ndarray, span: tuple[int, int]) -> Any:
+    """The whole model on one sequence: logits (T, V) that predict the span."""
+    import torch
+
+    rows = torch.from_numpy(ids.astype(np.int64))[None].to(policy.model.device)
+    return policy.model.whole(input_ids=rows, use_cache=False).logits[0, span[0] - 1 : span[1] - 1].float()
+
+
+def expected(policy: Any, samples: list[Any], objective: ObjectiveConfig) -> tuple[float, dict[str, np.ndarray]]:
+    """Loss by the float64 oracle, gradient by autograd through the whole model, one sequence after the other."""
+    import torch
+
+    from sdpo_mlx.backends.torch.adapter import to_numpy
+
+    def padded(rows: list[np.ndarray]) -> np.ndarray:
+        longest = max(map(len, rows))
+        return np.stack([np.pad(row, [(0, longest - len(row)), *[(0, 0)] * (row.ndim - 1)]) for row in rows])
+
+    student = [whole_logits(policy, s.student_ids, s.student_span) for s in samples]
+    with torch.no_grad(), policy.active(policy.teacher):
+        teacher = [whole_logits(policy, s.teacher_ids, s.teacher_span).cpu().numpy() for s in samples]
+    loss, grad_BTV = oracle.loss_and_grad(
+        padded([each.detach().cpu().numpy() for each in student]),
+        padded(teacher),
+        padded([s.ids_T for s in samples]),
+        padded([s.rollout_logps_T for s in samples]),
+        padded([np.ones(s.ids_T.size) for s in samples]),
+        objective,
+        1.0,
+        advantages_B=[s.advantage for s in samples],
+        distil_weights_B=[s.distil_weight for s in samples],
+        policy_weights_B=[s.policy_weight for s in samples],
+    )
+    names, total = list(policy.parameters), {}
+    cotangents = [
+        torch.from_numpy(g[: each.shape[0]].astype(np.float32)).to(each)
+        for g, each in zip(grad_BTV, student, strict=True)
+    ]
+    found = torch.autograd.grad(student, [policy.parameters[n] for n in names], cotangents, allow_unused=True)
+    for name, grad in zip(names, found, strict=True):
+        total[name] = torch.zeros_like(policy.parameters[name]) if grad is None else grad
+    return loss, to_numpy(total)
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_step_equals_oracle_and_autograd_of_the_whole_model(name: str) -> None:
+    policy, objective = policy_of(name), ObjectiveConfig(kind="hybrid", support="full", alpha=0.5)
+    samples = make_samples(5, "hybrid")
+    loss, grads = expected(policy, samples, objective)
+    ours, found = torch_gradient(policy, samples, objective)
+    assert ours == pytest.approx(loss, rel=1e-5, abs=1e-5)
+    right, mine = (np.concatenate([g[n].ravel() for n in grads]).astype(np.float64) for g in (grads, found))
+    assert np.linalg.norm(mine - right) <= 1e-3 * np.linalg.norm(right) > 0
+    assert (mine * right).sum() / (np.linalg.norm(mine) * np.linalg.norm(right)) >= 0.9999
+    assert policy.model.shares == (name not in UNSHARED)
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_greedy_answers_are_those_of_transformers(name: str) -> None:
+    import torch
+
+    policy, prompts = policy_of(name), [LONG, LONG[:3], LONG[5:6]]
+    sampling = SamplingParams(6, 0.0, 1.0, frozenset())
+    found = {(at, n): g for at, n, g in policy.generate(prompts, sampling, [[1, 2], [3], [4]])}
+    for at, prompt in enumerate(prompts):
+        ids = torch.from_numpy(prompt.astype(np.int64))[None].to(policy.model.device)
+        right = policy.model.whole.generate(ids, max_new_tokens=6, do_sample=False, pad_token_id=0)[0, prompt.size :]
+        np.testing.assert_array_equal(found[at, 0].ids_T, right.cpu().numpy())
+    np.testing.assert_array_equal(found[0, 0].ids_T, found[0, 1].ids_T)
+    assert policy.model.batched == (name not in ALONE)
+    assert ("one by one" in " ".join(policy.warnings())) == (name in ALONE)
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_sampled_answers_do_not_depend_on_their_neighbours(name: str) -> None:
+    policy, sampling = policy_of(name), SamplingParams(6, 1.0, 1.0, frozenset(range(0, 61, 3)))
+    together = {(at, n): g for at, n, g in policy.generate([LONG, LONG[:3]], sampling, [[1, 2], [3]])}
+    alone = next(g for _, _, g in policy.generate([LONG], sampling, [[2]]))
+    np.testing.assert_array_equal(together[0, 1].ids_T, alone.ids_T)
+    np.testing.assert_allclose(together[0, 1].logps_T, alone.logps_T, atol=2e-4)
+    assert list(policy.stream(LONG, sampling, 2)) == alone.ids_T.tolist()
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_chosen_attention_gives_the_logits_of_eager_attention(name: str) -> None:
+    import torch
+
+    whole = policy_of(name).model.whole
+    with torch.no_grad():
+        chosen, kind = whole_logits(policy_of(name), LONG, (1, 20)), whole.config._attn_implementation
+        try:
+            whole.set_attn_implementation("eager")
+            eager = whole_logits(policy_of(name), LONG, (1, 20))
+        finally:
+            whole.set_attn_implementation(kind)
+    torch.testing.assert_close(chosen, eager, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", REFUSED)
+def test_refused_architecture_is_named_in_one_line(name: str) -> None:
+    with pytest.raises(ConfigError, match=REFUSED[name]) as refusal:
+        policy_of(name)
+    assert name in str(refusal.value)
+    assert "\n" not in str(refusal.value)

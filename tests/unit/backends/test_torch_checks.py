@@ -1,0 +1,113 @@
+"""What the torch backend finds out about a model when it is loaded: shared prompts, batches, gradients, vocabulary."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+from requirements import needs_torch
+from temp_folders import new_folder
+from torch_architectures import write_architecture
+
+from sdpo_mlx.config import ModelConfig, TeacherConfig, TrainConfig
+from sdpo_mlx.core.errors import ConfigError
+
+pytestmark = needs_torch
+
+
+@cache
+def folder(name: str) -> Path:
+    return write_architecture(new_folder("torch-checks") / name, name)
+
+
+def opened(name: str = "qwen3", path: Path | None = None, **options: Any) -> Any:
+    from sdpo_mlx.backends.torch.policy import TorchPolicy
+
+    model = ModelConfig(name=name, backend="torch", device="cpu", **options)
+    return TorchPolicy(path or folder(name), model, TeacherConfig(), TrainConfig())
+
+
+@pytest.mark.parametrize("kind", ["lora", "dora", "full"])
+def test_plain_transformer_shares_prompts_and_generates_in_batches(kind: str) -> None:
+    policy = opened(adapter={"kind": kind})
+    assert (policy.model.shares, policy.model.batched, policy.warnings()) == (True, True, ())
+
+
+@pytest.mark.parametrize("name", ["qwen3", "gemma2", "qwen3_5_text", "deepseek_v3"])
+def test_model_in_bfloat16_passes_the_checks(name: str) -> None:
+    policy = opened(name, dtype="bfloat16")
+    assert policy.model.whole.dtype.itemsize == 2
+    assert policy.model.shares
+
+
+def test_adapter_is_as_it_was_after_the_checks() -> None:
+    policy = opened()
+    zeros = [name for name, each in policy.student.items() if not each.any()]
+    assert zeros == [name for name in policy.student if name.endswith(".lora_b")]
+    assert all(parameter.grad is None for parameter in policy.parameters.values())
+    assert not any(module._forward_hooks for module in policy.model.whole.modules())
+
+
+@pytest.mark.parametrize(("factor", "why"), [(2.0, "finite differences"), (float("nan"), "nan in the gradient")])
+def test_gradient_that_is_not_the_loss_s_is_refused(monkeypatch: pytest.MonkeyPatch, factor: float, why: str) -> None:
+    import torch
+    from transformers.models.qwen3.modeling_qwen3 import Qwen3MLP
+
+    class Spoilt(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, states: Any) -> Any:
+            return states.clone()
+
+        @staticmethod
+        def backward(ctx: Any, grad: Any) -> Any:
+            return grad * factor
+
+    plain = Qwen3MLP.forward
+    monkeypatch.setattr(Qwen3MLP, "forward", lambda self, states: Spoilt.apply(plain(self, states)))
+    with pytest.raises(ConfigError, match=why) as refusal:
+        opened().check_gradient()
+    assert "'qwen3'" in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+
+
+def test_prefix_whose_gradient_is_lost_is_not_shared(monkeypatch: pytest.MonkeyPatch) -> None:
+    from sdpo_mlx.backends.torch import kv_cache, model
+
+    shared = kv_cache.shared
+    monkeypatch.setattr(
+        model, "shared", lambda c, n: kv_cache._mapped([shared(c, n)], lambda tensors, _: tensors[0].detach())
+    )
+    policy = opened()
+    assert (policy.model.shares, policy.model.batched) == (False, True)
+
+
+def test_cache_that_cannot_be_built_is_done_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    from sdpo_mlx.backends.torch import kv_cache
+
+    monkeypatch.setattr(kv_cache, "_LAYERS", {})
+    policy = opened()
+    assert (policy.model.shares, policy.model.batched) == (False, False)
+    assert "one by one" in policy.warnings()[0]
+
+
+def test_experts_without_an_adapter_are_told_once() -> None:
+    policy = opened("mixtral")
+    assert not any("gate" in name or "experts" in name for name in policy.parameters)
+    assert policy.warnings() == ("the experts have no adapter on torch; attention and dense layers are trained",)
+
+
+@pytest.mark.parametrize("added", [True, False])
+def test_tokenizer_with_more_ids_than_the_embedding_is_refused(tmp_path: Path, added: bool) -> None:
+    path = shutil.copytree(folder("qwen3"), tmp_path / "model")
+    vocabulary = {f"t{i}": i for i in range(61 if added else 62)}
+    extra = [{"id": 61, "content": "<more>"}] if added else []
+    file = path / "tokenizer.json"
+    file.write_text(json.dumps({"model": {"vocab": vocabulary}, "added_tokens": extra}))
+    with pytest.raises(ConfigError, match="ids up to 61, but the model has 61 embedding rows"):
+        opened(path=path)
+    file.write_text(json.dumps({"model": {"vocab": {f"t{i}": i for i in range(61)}}, "added_tokens": []}))
+    assert opened(path=path).info.vocab_size == 61
