@@ -62,6 +62,25 @@ def mixture(layers: int, experts: int, used: int, inner: int) -> Any:
     return {**qwen(layers), **sparse, **more, "model_type": "qwen3_moe"}
 
 
+def mamba(heads: int, inner: int = 512) -> Any:
+    """Return the configuration of a Granite hybrid: three Mamba 2 layers with so many heads of 64, one of attention."""
+    scales = {"embedding_multiplier": 1.0, "attention_multiplier": 0.1, "logits_scaling": 1.0}
+    state = {"mamba_n_heads": heads, "mamba_d_head": 64, "mamba_d_state": 64, "mamba_d_conv": 4, "mamba_n_groups": 1}
+    flags = {"attention_bias": False, "mamba_proj_bias": False, "mamba_conv_bias": True}
+    return {
+        **qwen(4, inner=inner),
+        **scales,
+        **state,
+        **flags,
+        "model_type": "granitemoehybrid",
+        "residual_multiplier": 0.5,
+        "layer_types": ["mamba", "mamba", "mamba", "attention"],
+        "shared_intermediate_size": inner,
+        "position_embedding_type": "rope",
+        "time_step_limit": [0.001, 100.0],
+    }
+
+
 # configuration, prompt tokens, rollouts, tokens per rollout, teacher context tokens
 CHECK = {
     "many words": (qwen(4, 256, vocabulary=151_936), 128, 4, 16, 300),
@@ -75,6 +94,9 @@ KINDS = {
     "gated delta, 128 wide": (hybrid((4, 4), 128), 256, 2, 128, 300),
     "mixture of experts": (mixture(4, 8, 2, 256), 256, 4, 64, 300),
     "mixture, 4 used": (mixture(2, 8, 4, 256), 256, 4, 64, 300),
+    "Mamba 2": (mamba(8), 256, 4, 64, 300),
+    "Mamba 2, 16 heads": (mamba(16, 256), 256, 4, 64, 300),
+    "Mamba 2, one rollout": (mamba(8), 512, 1, 128, 600),
 }
 FIT = {
     "plain": (qwen(), 256, 4, 64, 300),

@@ -38,11 +38,12 @@ class Activations(NamedTuple):
     scores: float
     mixed: float  # of what enters a recurrence
     states: float  # recurrent states, one per chunk of tokens
+    scan: float  # of the token pairs in the chunks of a Mamba 2 layer
 
 
-FORWARD = Activations(3.1, 3.5, 3.6, 0.0, 0.9, 3.6, 1.0)  # without a gradient
-BACKWARD = Activations(6.8, 13.4, 3.7, 0.0, 2.1, 6.0, 1.0)  # one block's vjp from its input
-KEPT = Activations(18.5, 9.6, 15.5, 3.8, 2.9, 24.0, 1.0)  # each block, if none runs twice
+FORWARD = Activations(3.1, 3.5, 3.6, 0.0, 0.9, 3.6, 1.0, 3.5)  # without a gradient
+BACKWARD = Activations(6.8, 13.4, 3.7, 0.0, 2.1, 6.0, 1.0, 20.0)  # one block's vjp from its input
+KEPT = Activations(18.5, 9.6, 15.5, 3.8, 2.9, 24.0, 1.0, 3.0)  # each block, if none runs twice
 HEAD = {"top_k": 15.5, "full": 24.0, "sampled": 11.0, "sequence": 11.0}  # float32 copies of a chunk's logits
 HEAD_KEPT = 1.6  # times as many inside one graph
 
@@ -159,7 +160,7 @@ def _generation(shape: ModelDims, work: Workload) -> dict[str, float]:
     one_layer = 1.2 * rows * (work.prompt + work.answer) * shape.kv_width
     piece = min(work.prompt, PREFILL)
     prefill = max(
-        _activations(each, shape.width, FORWARD, piece, piece * work.prompt, work.bytes) + _looped(each, piece)
+        _activations(each, shape.width, FORWARD, piece, piece * work.prompt, work.bytes) + _recurrence(each, piece)
         for each in shape.layer
     )
     return {
@@ -168,9 +169,11 @@ def _generation(shape: ModelDims, work: Workload) -> dict[str, float]:
     }
 
 
-def _looped(layer: Layer, tokens: int) -> float:
-    """Bytes of the state after each token: mlx-lm's recurrences have a kernel on Metal, elsewhere a loop."""
-    return 0.0 if platform.system() == "Darwin" or layer.kind == "conv" else 4.0 * LOOP * tokens * layer.state
+def _recurrence(layer: Layer, tokens: int) -> float:
+    """Bytes of a prefill's recurrence: for gated delta and Mamba a kernel on Metal, elsewhere a loop over tokens."""
+    if layer.kind == "conv" or (layer.kind == "ssm" and layer.heads):
+        return 2.0 * _scan(layer, FORWARD, tokens)
+    return 0.0 if platform.system() == "Darwin" else 4.0 * LOOP * tokens * layer.state
 
 
 def _learning(shape: ModelDims, work: Workload) -> dict[str, float]:
@@ -195,16 +198,23 @@ def _pass(shape: ModelDims, held: Activations, work: Workload, prompt: int) -> l
     def layer(each: Layer) -> float:
         states = sum(math.ceil(length / each.chunk) * count for length, count in stretches)
         states_held = 4.0 * held.states * each.state * states
+        states_held += sum(count * _scan(each, held, length) for length, count in stretches)
         return _activations(each, shape.width, held, tokens, pairs, work.bytes) + states_held
 
     found = {each: layer(each) for each in set(shape.layer)}
     return [found[each] for each in shape.layer]
 
 
+def _scan(layer: Layer, held: Activations, length: int) -> float:
+    """Bytes of the token pairs in the chunks of a Mamba 2 layer."""
+    return 4.0 * held.scan * layer.heads * length * min(length, layer.chunk) if layer.kind == "ssm" else 0.0
+
+
 def _activations(layer: Layer, width: int, held: Activations, tokens: int, pairs: float, bytes_: int) -> float:
     a_token = held.width * width + held.inner * layer.inner + held.keys * layer.keys_values / 2
     a_token += (held.mixed if layer.state else held.queries) * layer.queries
-    return SAFETY * bytes_ * (tokens * a_token + held.scores * layer.heads * pairs)
+    scores = 0.0 if layer.kind == "ssm" else held.scores * layer.heads * pairs
+    return SAFETY * bytes_ * (tokens * a_token + scores)
 
 
 def _up(tokens: int, step: int) -> int:

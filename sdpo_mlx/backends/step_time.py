@@ -73,5 +73,5 @@ def _forwarded(work: Workload, prompt: int, whole: int) -> int:
 
 def _forward(shape: ModelDims, tokens: int, seen: int) -> float:
     """Operations of a forward pass, attention to `seen` tokens on average included."""
-    attention = 2 * sum(each.queries * min(seen, each.window or seen) for each in shape.layer if each.heads)
+    attention = 2 * sum(each.queries * min(seen, each.window or seen) for each in shape.layer if each.keys_values)
     return 2.0 * tokens * (shape.active_parameters + attention)

@@ -48,7 +48,7 @@ class Layer:
             self.heads + more.heads,
             max(self.queries, more.queries),
             max(self.inner, more.inner),
-            min(self.chunk, more.chunk),
+            self.chunk if self.kind != "none" else more.chunk,
         )
 
 

@@ -194,7 +194,8 @@ def mamba2(common: Common) -> Layer:
     kernel = number(text, "mamba_d_conv", "conv_kernel", default=4)
     mixed = inner + 2 * groups * size
     found = (("mixer.in_proj", d, inner + mixed + heads, 1), ("mixer.out_proj", inner, d, 1))
-    return Layer("ssm", found, mixed * (kernel + 1), 0, None, inner * size + (kernel - 1) * mixed, 0, inner + mixed)
+    held = inner * size + (kernel - 1) * mixed
+    return Layer("ssm", found, mixed * (kernel + 1), 0, None, held, heads, mixed, chunk=256)
 
 
 def short_convolution(common: Common) -> Layer:
