@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 TOKENS = 80  # of the text: mlx-lm sorts the rows of experts from 64 on
 # Changes of the mean log-prob by which differences are tried: small ones drown in 16 bits, large ones bend, or send
 # tokens to other experts.
-CHANGES = (0.02, 0.004, 0.1, 0.0008, 0.5)
+CHANGES = (0.02, 0.004, 0.1, 0.0008, 0.5, 2e-4, 5e-5)
 TOLERANCE = 0.2  # of the slope; a missing or doubled part of the gradient shows as much more
 
 Pairs = Sequence[tuple[IntArray, IntArray]]  # prompts and responses
@@ -33,21 +33,27 @@ def check(learner: Learner) -> tuple[str, ...]:
     """Return warnings about layers without a gradient; raise ConfigError if the gradient is wrong."""
     ids = (np.arange(TOKENS, dtype=np.int32) * 37 + 11) % learner.info.vocab_size
     pairs = [(ids[:-6], ids[-6:]), (ids[:-6], ids[:5]), (ids[9:15], ids[-8:])]
-    grads = _gradient(learner, pairs)
+    try:
+        grads = _gradient(learner, pairs)
+    except (ValueError, RuntimeError, TypeError, AttributeError) as error:  # an unknown layer may fail in any way
+        raise _untrainable(learner, f"its gradient fails: {' '.join(str(error).split())[:120]}") from error
     squares = {name: float((grad * grad).sum()) for name, grad in grads.items()}
     norm = float(np.sqrt(sum(squares.values())))
     if not (np.isfinite(norm) and norm > 0):
         raise _untrainable(learner, f"the norm of its gradient is {norm}")
-    if not learner.adapter.dropout:  # which the scores do not have
-        _check_slope(learner, pairs, {name: -grad / norm for name, grad in grads.items()}, norm)
+    warnings = []
+    if not learner.adapter.dropout and (wrong := _wrong_slope(learner, pairs, grads, norm)):  # scores have no dropout
+        if learner.info.dtype == "float32":
+            raise _untrainable(learner, wrong)
+        warnings.append(f"{wrong}: rounding in {learner.info.dtype}, or a wrong gradient (model.dtype=float32 tells)")
     layers: dict[str, float] = {}
     for name, square in squares.items():
         layer = name.rpartition(".lora_")[0] or name.rpartition(".")[0]
         layers[layer] = layers.get(layer, 0.0) + square
     still = [layer for layer, square in layers.items() if not square]
-    if not still or learner.adapter.kind == "full":
-        return ()
-    return (f"{len(still)} of {len(layers)} adapted layers have no gradient and stay as they are, such as {still[0]}",)
+    if still and learner.adapter.kind != "full":
+        warnings.append(f"{len(still)} of {len(layers)} adapted layers have no gradient, such as {still[0]}")
+    return tuple(warnings)
 
 
 def _gradient(learner: Learner, pairs: Pairs) -> Weights:
@@ -69,8 +75,9 @@ def _gradient(learner: Learner, pairs: Pairs) -> Weights:
         learner.group = group
 
 
-def _check_slope(learner: Learner, pairs: Pairs, uphill: Weights, norm: float) -> None:
-    """Raise ConfigError unless the responses' mean log-prob rises by `norm` for each unit along `uphill`."""
+def _wrong_slope(learner: Learner, pairs: Pairs, grads: Weights, norm: float) -> str:
+    """Return what is wrong unless the responses' mean log-prob falls by `norm` for each unit along the gradient."""
+    uphill = {name: -grad / norm for name, grad in grads.items()}
 
     def mean_log_prob(step: float) -> float:
         sets = [TeacherSet({name: array + step * uphill[name] for name, array in learner.student.items()}, 1.0)]
@@ -83,9 +90,9 @@ def _check_slope(learner: Learner, pairs: Pairs, uphill: Weights, norm: float) -
         step = change / norm
         slopes.append((mean_log_prob(step) - mean_log_prob(-step)) / (2 * step))
         if abs(slopes[-1] - norm) <= TOLERANCE * norm:
-            return
+            return ""
     best = min(slopes, key=lambda slope: abs(slope - norm))
-    raise _untrainable(learner, f"its gradient is {norm:.3g} where finite differences give {best:.3g}")
+    return f"its gradient is {norm:.3g} where finite differences give {best:.3g}"
 
 
 def _untrainable(learner: Learner, reason: str) -> ConfigError:

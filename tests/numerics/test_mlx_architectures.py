@@ -6,12 +6,11 @@ The gradient is held against plain autodiff through the whole model with its own
 from __future__ import annotations
 
 import importlib
-from functools import cache
 from typing import Any
 
 import numpy as np
 import pytest
-from mlx_architectures import VOCABULARY, architectures, small_config
+from mlx_architectures import VOCABULARY, architectures, small_config, small_model
 
 import sdpo_mlx.backends.mlx.mlx_lm_api  # noqa: F401  loads mlx-lm without torch
 from sdpo_mlx.backends.base import SamplingParams
@@ -23,7 +22,6 @@ from sdpo_mlx.core.errors import ConfigError
 
 import mlx.core as mx  # isort: skip
 import mlx.nn as nn  # isort: skip
-from mlx.utils import tree_map_with_path  # isort: skip
 
 IDS = (np.arange(48, dtype=np.int32) * 37 + 11) % VOCABULARY
 PROMPTS = [np.append(IDS[:18], IDS[20:23]), np.append(IDS[:18], IDS[20:23]), IDS[40:43]]
@@ -50,33 +48,14 @@ KINDS = {
 }
 
 
-@cache
-def small(name: str) -> nn.Module:
-    """A random model of an architecture."""
-    module = importlib.import_module(f"mlx_lm.models.{name}")
-    mx.random.seed(0)
-    model = module.Model(module.ModelArgs.from_dict(small_config(name)))
-    rng = np.random.default_rng(0)
-
-    def draw(path: str, array: mx.array) -> mx.array:
-        if not mx.issubdtype(array.dtype, mx.floating):
-            return array
-        centre = 1.0 if "norm" in path and "gemma" not in name else 0.0
-        scale = 0.1 if "norm" in path or array.ndim < 2 else 0.25
-        return mx.array((centre + scale * rng.standard_normal(array.shape)).astype(np.float32))
-
-    model.update(tree_map_with_path(draw, model.parameters()))
-    loading.prepared(model)
-    return model
-
-
 def mean_loss(logits_RV: mx.array, ids_R: Any) -> mx.array:
     return -mx.sum(mx.take_along_axis(nn.log_softmax(logits_RV.astype(mx.float32)), mx.array(ids_R)[:, None], axis=-1))
 
 
 def trained(name: str) -> tuple[Model, float]:
     """The split model, and the relative error of its LoRA gradient against autodiff through the whole."""
-    whole = small(name)
+    whole = small_model(name)
+    loading.prepared(whole)
     model = loading.taken_apart(whole, VOCABULARY)
     cfg = AdapterConfig(rank=2)
     keys = adapter.layer_keys(whole, cfg)

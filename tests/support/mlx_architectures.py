@@ -9,8 +9,13 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import importlib.util
+import json
 import pkgutil
+from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 VOCABULARY = 61
 LAYERS = 4
@@ -193,3 +198,35 @@ def _sized(args: type) -> dict[str, Any]:
     required = {f.name for f in fields if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING}
     config = {f.name: SIZES.get(f.name, 1) for f in fields if f.name in SIZES or f.name in required}
     return {key: list(value) if isinstance(value, tuple) else value for key, value in config.items()}
+
+
+def small_model(name: str) -> Any:
+    """Return a random model of an architecture, norms near their identity."""
+    import mlx.core as mx
+    from mlx.utils import tree_map_with_path
+
+    module = importlib.import_module(f"mlx_lm.models.{name}")
+    mx.random.seed(0)
+    model = module.Model(module.ModelArgs.from_dict(small_config(name)))
+    rng = np.random.default_rng(0)
+
+    def draw(path: str, array: mx.array) -> mx.array:
+        if not mx.issubdtype(array.dtype, mx.floating):
+            return array
+        centre = 1.0 if "norm" in path and "gemma" not in name else 0.0
+        scale = 0.1 if "norm" in path or array.ndim < 2 else 0.25
+        return mx.array((centre + scale * rng.standard_normal(array.shape)).astype(np.float32))
+
+    model.update(tree_map_with_path(draw, model.parameters()))
+    return model
+
+
+def write_architecture(folder: Path, name: str) -> Path:
+    """Write a random model of an architecture as a folder of config.json and safetensors."""
+    import mlx.core as mx
+    from mlx.utils import tree_flatten
+
+    folder.mkdir(parents=True)
+    mx.save_safetensors(str(folder / "model.safetensors"), dict(tree_flatten(small_model(name).parameters())))
+    (folder / "config.json").write_text(json.dumps(small_config(name)), encoding="utf-8")
+    return folder

@@ -3,7 +3,7 @@
 (A) The model runs block after block; each block's input is kept. (B) Head, loss and the gradient with respect to the
 hidden states, a chunk of response positions at a time. (C) Backwards through the blocks, each from its kept input.
 With `keep` A and C are one graph, which B interrupts: faster by one forward pass, larger by all activations. A model
-that is not taken apart by block learns in one graph too, in which each layer runs again on the way back.
+that is not taken apart by block runs A by itself, then C as one graph in which each layer runs again on the way back.
 """
 
 from __future__ import annotations
@@ -42,6 +42,10 @@ class MLXGradientPass(GradientPass):
             _, cotangents = mx.vjp(lambda *each: [read(each, unit)], nodes, [found[1]])
             grads = backward(model, model.trunk, self.student, unit, seed, inputs, cotangents)
         else:
+            if not self.keep:  # a graph that is evaluated halfway keeps all its activations
+                hidden_RD = model.trunk.graph(unit, seed, recompute=False)
+                mx.eval(hidden_RD)
+                self._head(hidden_RD, unit, found)
             grads = mx.grad(partial(self._one_graph, unit=unit, seed=seed, found=found))(self.student)
             mx.eval(grads)
             assign(model.whole, self.student)
@@ -68,10 +72,11 @@ class MLXGradientPass(GradientPass):
         return mx.concatenate(arrays)
 
     def _one_graph(self, weights: Weights, unit: Unit, seed: int, found: list[Any]) -> mx.array:
-        """Phases A and B on the student's weights. Return a scalar whose gradient is that of the loss."""
+        """Phase A on the student's weights, and B unless it is done. Return a scalar whose gradient is the loss's."""
         assign(self.model.whole, weights)
         states_RD = self.model.trunk.graph(unit, seed, recompute=not self.keep)
-        self._head(detached(states_RD), unit, found)
+        if not found:
+            self._head(detached(states_RD), unit, found)
         return mx.sum(states_RD * mx.stop_gradient(found[1]))
 
     def _head(self, hidden_RD: mx.array, unit: Unit, found: list[Any]) -> None:

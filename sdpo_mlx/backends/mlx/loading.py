@@ -43,8 +43,7 @@ def load(path: Path, cfg: ModelConfig) -> tuple[Model, dict[str, Any]]:
             fix="use a folder with config.json and safetensors of an architecture that mlx-lm knows",
         ) from error
     text = config.get("text_config", config)
-    vocabulary = int(text.get("vocab_size") or whole.args.vocab_size)
-    return taken_apart(whole, vocabulary), text
+    return taken_apart(whole, int(text.get("vocab_size") or whole(mx.zeros((1, 1), mx.int32)).shape[-1])), text
 
 
 def prepared(whole: nn.Module) -> None:
