@@ -1,7 +1,8 @@
-"""Try every architecture of the installed mlx-lm on a small random model, and write what was found.
+"""Try every architecture of mlx-lm, and of transformers, on a small random model, and write what was found.
 
-`python benchmarks/architectures.py` writes `sdpo_mlx/assets/architectures.json`, which `sdpo models check` reads, and
-the tables of docs/models.md. Each architecture runs in a process of its own, since some end theirs.
+`python benchmarks/architectures.py` writes `sdpo_mlx/assets/architectures.json`, which `sdpo models check` reads;
+`python benchmarks/tables.py` makes the tables of docs/models.md of it. Each architecture of mlx-lm runs in a process of
+its own, since some end theirs.
 """
 
 from __future__ import annotations
@@ -24,25 +25,31 @@ PROMPT, RESPONSE, ROLLOUTS = 96, 32, 8  # tokens of the step whose memory is mea
 
 
 def main() -> None:
-    """Try all architectures, or with `--one NAME` a single one in this process."""
+    """Try all architectures of a backend, or with `--one NAME` a single one of mlx-lm in this process."""
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--backend", choices=["mlx", "torch"], help="only this backend")
     parser.add_argument("--one", metavar="NAME", help="print what is found for one architecture as JSON")
-    if name := parser.parse_args().one:
-        print(json.dumps(tried(name)))
+    arguments = parser.parse_args()
+    if arguments.one:
+        print(json.dumps(tried(arguments.one)))
         return
-    from mlx_architectures import architectures
+    table = json.loads(TABLE.read_text(encoding="utf-8")) if TABLE.exists() else {"versions": {}}
+    if arguments.backend != "torch":
+        from mlx_architectures import architectures
 
-    table = json.loads(TABLE.read_text(encoding="utf-8")) if TABLE.exists() else {}
-    table.setdefault("versions", {})["mlx-lm"] = version("mlx-lm")
-    table["mlx"] = {}
-    for name in architectures():
-        table["mlx"][name] = in_a_process(name)
-        print(f"{name:22} {table['mlx'][name]}", flush=True)
+        table["versions"]["mlx-lm"] = version("mlx-lm")
+        table["mlx"] = {name: in_a_process(name) for name in architectures()}
+    if arguments.backend != "mlx":
+        from torch_architectures import OPTIONS
+
+        table["versions"]["transformers"] = version("transformers")
+        table["torch"] = {name: tried_on_torch(name) for name in OPTIONS}
     TABLE.write_text(json.dumps(table, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def in_a_process(name: str) -> dict[str, Any]:
     """Return what was found for an architecture, also if its process ends."""
+    print(name, flush=True)
     command = [sys.executable, __file__, "--one", name]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     lines = done.stdout.strip().splitlines()
@@ -74,6 +81,30 @@ def tried(name: str) -> dict[str, Any]:
             return {"refused": error.what.partition(": ")[2] or error.what}
     found = {"learning": policy.info.details["learning"], "generation": "batched" if policy.model.batched else "single"}
     return {**found, "memory": round(step_peak(policy) / whole_peak(policy), 2)}
+
+
+def tried_on_torch(name: str) -> dict[str, Any]:
+    """Open a small random model as a policy on torch, and check its gradient."""
+    from torch_architectures import write_architecture
+
+    from sdpo_mlx.backends.torch.policy import TorchPolicy
+    from sdpo_mlx.config import AdapterConfig, ModelConfig, TeacherConfig, TrainConfig
+    from sdpo_mlx.core.errors import ConfigError
+
+    print(name, flush=True)
+    with TemporaryDirectory(prefix="sdpo-architecture-") as temporary:
+        folder = write_architecture(Path(temporary) / "model", name)
+        try:
+            model = ModelConfig(name=name, backend="torch", adapter=AdapterConfig(rank=2))
+            policy = TorchPolicy(folder, model, TeacherConfig(), TrainConfig())
+            policy.check_gradient()
+        except ConfigError as error:
+            return {"refused": error.what.partition(": ")[2] or error.what}
+    prompts, generation = (
+        ("shared", "separate")[not policy.model.shares],
+        ("batched", "single")[not policy.model.batched],
+    )
+    return {"learning": f"body and head, {prompts} prompts", "generation": generation}
 
 
 def batch(vocabulary: int) -> list[Any]:

@@ -87,7 +87,32 @@ def before_and_after(first: str, *parts: str) -> Callable[[], str]:
     return made
 
 
+def architectures(backend: str) -> Callable[[], str]:
+    """Return the table of a backend's architectures, those that learn in the same way in one row."""
+
+    def made() -> str:
+        table = json.loads((DOCS.parent / "sdpo_mlx/assets/architectures.json").read_text(encoding="utf-8"))[backend]
+        rows: dict[tuple[str, ...], list[str]] = {}
+        for name, found in table.items():
+            refused = found.get("refused") or found.get("untried", "")
+            way = (f"refused: {refused}", "") if refused else (found["learning"], found["generation"])
+            rows.setdefault(way, []).append(name)
+        memory = {name: found["memory"] for name, found in table.items() if "memory" in found}
+        lines = []
+        for way, names in sorted(rows.items(), key=lambda row: -len(row[1])):
+            figures = [memory[name] for name in names if name in memory]
+            spread = f"{min(figures):.2f} to {max(figures):.2f}" if figures else ""
+            shown = ", ".join(f"`{name}`" for name in names)
+            lines.append([str(len(names)), *way, *([spread] if memory else []), shown])
+        head = ["count", "learning", "generation", *(["memory"] if memory else []), "architectures"]
+        return markdown_table(head, lines)
+
+    return made
+
+
 TABLES: Mapping[str, Callable[[], str]] = {
+    "architectures-mlx": architectures("mlx"),
+    "architectures-torch": architectures("torch"),
     "discovery": discovery,
     "discovery-code": discovery_code,
     "references": before_and_after("teacher reads", "sdft"),

@@ -19,10 +19,11 @@ import numpy as np
 
 VOCABULARY = 61
 LAYERS = 4
+IDS = ("vocab_size", "num_vocab", "vocab_size_per_layer_input")
 
 # By field name; fields that are not listed keep their default, and required ones get 1.
 SIZES: dict[str, Any] = {
-    **dict.fromkeys(("vocab_size", "num_vocab", "vocab_size_per_layer_input"), VOCABULARY),
+    **dict.fromkeys(IDS, VOCABULARY),
     **dict.fromkeys(("hidden_size", "n_embd", "d_model", "hidden_dim", "model_dim", "block_dim"), 32),
     **dict.fromkeys(("index_head_dim", "global_head_dim", "swa_head_dim", "swa_v_head_dim"), 16),
     **dict.fromkeys(("num_hidden_layers", "num_layers", "n_layer", "n_layers", "num_transformer_layers"), LAYERS),
@@ -177,14 +178,21 @@ def architectures() -> list[str]:
     return found
 
 
-def small_config(name: str) -> dict[str, Any]:
-    """Return a `config.json` of that architecture with about 100,000 parameters."""
+def small_config(name: str, rows: int = VOCABULARY) -> dict[str, Any]:
+    """Return a `config.json` of that architecture with about 100,000 parameters, and so many rows of embeddings."""
+    found = _small_config(name)
+    for config in (found, found.get("text_config", {})):
+        config.update({key: rows for key in IDS if config.get(key) == VOCABULARY})
+    return found
+
+
+def _small_config(name: str) -> dict[str, Any]:
     module = importlib.import_module(f"mlx_lm.models.{name}")
     special = SPECIAL.get(name, {})
     if "text_config" not in {field.name for field in dataclasses.fields(module.ModelArgs)}:
         return {**_sized(module.ModelArgs), **special, "model_type": name}
     if name in TEXT:
-        text = small_config(TEXT[name])
+        text = _small_config(TEXT[name])
     else:
         source = importlib.import_module("mlx_lm.models.qwen3_5") if name == "qwen3_5_moe" else module
         found = next(getattr(source, n) for n in ("TextArgs", "TextModelArgs", "TextConfig") if hasattr(source, n))
@@ -200,14 +208,14 @@ def _sized(args: type) -> dict[str, Any]:
     return {key: list(value) if isinstance(value, tuple) else value for key, value in config.items()}
 
 
-def small_model(name: str) -> Any:
+def small_model(name: str, rows: int = VOCABULARY) -> Any:
     """Return a random model of an architecture, norms near their identity."""
     import mlx.core as mx
     from mlx.utils import tree_map_with_path
 
     module = importlib.import_module(f"mlx_lm.models.{name}")
     mx.random.seed(0)
-    model = module.Model(module.ModelArgs.from_dict(small_config(name)))
+    model = module.Model(module.ModelArgs.from_dict(small_config(name, rows)))
     rng = np.random.default_rng(0)
 
     def draw(path: str, array: mx.array) -> mx.array:
@@ -221,12 +229,12 @@ def small_model(name: str) -> Any:
     return model
 
 
-def write_architecture(folder: Path, name: str) -> Path:
+def write_architecture(folder: Path, name: str, rows: int = VOCABULARY) -> Path:
     """Write a random model of an architecture as a folder of config.json and safetensors."""
     import mlx.core as mx
     from mlx.utils import tree_flatten
 
     folder.mkdir(parents=True)
-    mx.save_safetensors(str(folder / "model.safetensors"), dict(tree_flatten(small_model(name).parameters())))
-    (folder / "config.json").write_text(json.dumps(small_config(name)), encoding="utf-8")
+    mx.save_safetensors(str(folder / "model.safetensors"), dict(tree_flatten(small_model(name, rows).parameters())))
+    (folder / "config.json").write_text(json.dumps(small_config(name, rows)), encoding="utf-8")
     return folder
