@@ -205,10 +205,10 @@ class ModelDims:
 
 
 def language_part(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the configuration of the language model inside a wrapper's, or the configuration itself."""
+    """Return the configuration of the language model inside a wrapper's, or the configuration itself; or TypeError."""
     for key in TEXT_KEYS:
-        if isinstance(config.get(key), Mapping):
-            return {"model_type": config.get("model_type", ""), **config[key]}
+        if (text := config.get(key)) is not None:
+            return {"model_type": config.get("model_type", ""), **text}
     return config
 
 

@@ -11,6 +11,7 @@ from sdpo_mlx.core.progress import StartTask, no_tasks
 from sdpo_mlx.core.seeding import derive
 from sdpo_mlx.evaluation.evaluate import Evaluation, evaluate
 from sdpo_mlx.evaluation.spec import eval_spec
+from sdpo_mlx.models.resolve import EMBEDDED
 from sdpo_mlx.rl.components import Components
 from sdpo_mlx.rl.diagnostics import Candidates, candidates, choose, due, teacher_success
 from sdpo_mlx.rl.distillation import Batch
@@ -92,7 +93,9 @@ class TrainingSession:
             self.log.rewind(-1)
             config = self.components.requested.model_dump(mode="json")
             self.emit({"type": "run_started", "step": 0, "config": config})
-            self.warn(0, (*self.components.warnings(), *self.components.policy.check_gradient()))
+            # The embedded model is held against finite differences by tests.
+            known = self.cfg.model.name == EMBEDDED
+            self.warn(0, (*self.components.warnings(), *(() if known else self.components.policy.check_gradient())))
             return TrainState()
         state = TrainState(**loaded.meta["state"])
         self.components.policy.load_state(loaded.state)
