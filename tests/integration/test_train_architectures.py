@@ -37,11 +37,13 @@ def test_model_is_trained_resumed_exported_and_loaded(name: str, tmp_path: Path)
     import mlx.core as mx  # isort: skip
 
     model, run = base(tmp_path / "base", name), tmp_path / "run"
-    for steps in ("2", "3"):
-        code, _, err = sdpo("train", "--model", str(model), *RUN, "--steps", steps, "--out", str(run))
+    for steps, out in (("2", run), ("3", run), ("3", tmp_path / "uninterrupted")):
+        code, _, err = sdpo("train", "--model", str(model), *RUN, "--steps", steps, "--out", str(out))
         assert code == 0, err
+    resumed, uninterrupted = (f / "adapters.safetensors" for f in (run, tmp_path / "uninterrupted"))
+    assert resumed.read_bytes() == uninterrupted.read_bytes()
     events = list(read_events(run / "events.jsonl"))
-    assert [e["step"] for e in events if e["type"] == "step"] == [0, 1, 2]
+    assert [e["step"] for e in events if e["type"] == "step"] == [1, 2, 3]
     assert [e["type"] for e in events].count("resumed") == 1
     code, _, err = sdpo("export", str(run), "--to", "fused", "--out", str(tmp_path / "fused"))
     assert code == 0, err
