@@ -94,8 +94,8 @@ def architectures(backend: str) -> Callable[[], str]:
         table = json.loads((DOCS.parent / "sdpo_mlx/assets/architectures.json").read_text(encoding="utf-8"))[backend]
         rows: dict[tuple[str, ...], list[str]] = {}
         for name, found in table.items():
-            refused = found.get("refused") or found.get("untried", "")
-            way = (f"refused: {refused}", "") if refused else (found["learning"], found["generation"])
+            reason = next((f"{word}: {found[word]}" for word in ("refused", "untried") if word in found), "")
+            way = (reason, "") if reason else (found["learning"], found["generation"])
             rows.setdefault(way, []).append(name)
         memory = {name: found["memory"] for name, found in table.items() if "memory" in found}
         lines = []

@@ -195,7 +195,11 @@ def _small_config(name: str) -> dict[str, Any]:
         text = _small_config(TEXT[name])
     else:
         source = importlib.import_module("mlx_lm.models.qwen3_5") if name == "qwen3_5_moe" else module
-        found = next(getattr(source, n) for n in ("TextArgs", "TextModelArgs", "TextConfig") if hasattr(source, n))
+        found = next(
+            (getattr(source, n) for n in ("TextArgs", "TextModelArgs", "TextConfig") if hasattr(source, n)), None
+        )
+        if found is None:
+            raise LookupError("its language model is described elsewhere")
         text = {**_sized(found), **special, "model_type": f"{name}_text"}
     return {**_sized(module.ModelArgs), "model_type": name, "text_config": text}
 

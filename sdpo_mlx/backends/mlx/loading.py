@@ -100,19 +100,17 @@ def _difference(
     stem = np.tile(ids[:18], 4 if has_experts(whole) else 1)
     prompts = [np.append(stem, ids[20:23]), np.append(stem, ids[20:23]), np.append(stem, ids[30:36]), ids[40:43]]
     responses = [ids[1:7], ids[5:9], ids[3:8], ids[2:9]]
-    worst, exact = 0.0, True
+    worst, limit = 0.0, EXACT_TOLERANCE
     for unit in pack(prompts, responses, 10_000, share=share):
-        found = mx.softmax(trunk.head(trunk.forward(unit)).astype(mx.float32), axis=-1)
+        found = trunk.head(trunk.forward(unit))
         for member, part in zip(unit.members, mx.split(found, np.cumsum(unit.counts)[:-1].tolist()), strict=True):
             prompt, response = prompts[member], responses[member]
             # With a cache, as in generation: without one, Gemma 3n does not share keys and values.
             logits = whole(mx.array(np.append(prompt, response[:-1]))[None], cache=make_prompt_cache(whole))
             logits = logits[0, prompt.size - 1 :]
-            exact = logits.dtype == mx.float32
-            gaps = mx.abs(part - mx.softmax(logits.astype(mx.float32), axis=-1))
-            gap = mx.max(mx.sum(gaps, axis=-1) / 2 if exact else gaps)
-            worst = max(worst, float(np.nan_to_num(np.array(gap), nan=np.inf)))
-    return worst, EXACT_TOLERANCE if exact else PARITY_TOLERANCE
+            gap, limit = _gap(part, logits)
+            worst = max(worst, gap)
+    return worst, limit
 
 
 def check_batching(whole: nn.Module, vocab_size: int) -> bool:
@@ -128,9 +126,16 @@ def check_batching(whole: nn.Module, vocab_size: int) -> bool:
         rows = whole(mx.array([[long[-1]], [short[-1]]]), cache=merged)[1, -1]
     except Exception:  # a cache that cannot be merged may fail in any way
         return False
-    alone = mx.softmax(whole(mx.array([[short[-1]]]), cache=caches[1])[0, -1].astype(mx.float32))
-    worst = np.array(mx.max(mx.abs(mx.softmax(rows.astype(mx.float32)) - alone)))
-    return bool(worst <= PARITY_TOLERANCE)
+    gap, limit = _gap(rows, whole(mx.array([[short[-1]]]), cache=caches[1])[0, -1])
+    return gap <= limit
+
+
+def _gap(found: mx.array, expected: mx.array) -> tuple[float, float]:
+    """Return the largest difference between distributions, given as logits (..., V), and its limit."""
+    exact = expected.dtype == mx.float32
+    gaps = mx.abs(mx.softmax(found.astype(mx.float32), axis=-1) - mx.softmax(expected.astype(mx.float32), axis=-1))
+    gap = mx.max(mx.sum(gaps, axis=-1) / 2 if exact else gaps)
+    return float(np.nan_to_num(np.array(gap), nan=np.inf)), EXACT_TOLERANCE if exact else PARITY_TOLERANCE
 
 
 def device_name() -> str:
