@@ -78,7 +78,8 @@ def tried(name: str) -> dict[str, Any]:
             policy = MLXPolicy(folder, ModelConfig(adapter=AdapterConfig(rank=2)), TeacherConfig(), train)
             policy.check_gradient()
         except ConfigError as error:
-            return {"refused": error.what.partition(": ")[2] or error.what}
+            reason = error.what.partition(": ")[2] or error.what
+            return {"untried": "its layers are Metal kernels"} if "metal_kernel" in reason else {"refused": reason}
     found = {"learning": policy.info.details["learning"], "generation": "batched" if policy.model.batched else "single"}
     return {**found, "memory": round(step_peak(policy) / whole_peak(policy), 2)}
 

@@ -110,7 +110,7 @@ def train(
         flags["task.data"] = str(flags["task.data"])
     name, own = _task(task)
     given = {**flags, "model.name": model, "task.name": name, **(settings or {})}
-    cfg = resolve(Path(file) if file is not None else None, (), given).config
+    cfg = resolve(Path(file) if file is not None else None, (), given, python=True).config
     run = Run(Path(out) if out is not None else default_out(cfg), cfg, task=own)
     display = ProgressBar(callbacks) if progress else Silent(callbacks)
     with Interrupt(leave=_raise) as interrupt:

@@ -190,17 +190,17 @@ def set_options(sets: Sequence[str]) -> Layer:
     return entries
 
 
-def flags(values: Mapping[str, Any]) -> Layer:
-    """Return the layer of the options, by dotted key; None means not given."""
+def flags(values: Mapping[str, Any], origin: str = "flag --{option}") -> Layer:
+    """Return the layer of the options, by dotted key; None means not given. `origin` names them in messages."""
     entries: dict[str, Entry] = {}
     for key, value in values.items():
         if value is None:
             continue
         head, _, last = key.rpartition(".")
         name = head.rpartition(".")[2] if last in ("kind", "name") else last
-        origin = f"flag --{name.replace('_', '-')}"
-        _check_key(key, origin)
-        entries[key] = Entry(_from_text(key, value) if isinstance(value, str) else value, origin, origin)
+        where = origin.format(option=name.replace("_", "-"))
+        _check_key(key, where)
+        entries[key] = Entry(_from_text(key, value) if isinstance(value, str) else value, where, where)
     return entries
 
 

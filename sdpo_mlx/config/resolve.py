@@ -37,14 +37,17 @@ class Resolved:
     origins: dict[str, str]
 
 
-def resolve(file: Path | None, sets: Sequence[str] = (), flags: Mapping[str, Any] | None = None) -> Resolved:
+def resolve(
+    file: Path | None, sets: Sequence[str] = (), flags: Mapping[str, Any] | None = None, *, python: bool = False
+) -> Resolved:
     """Merge the layers and validate the result.
 
-    `file` is a YAML file or the name of a preset; `flags` maps dotted keys to values, None meaning
-    not given. Origins are `flag --steps`, `--set`, `configs/x.yaml:7`, `preset tiny` or `default`.
+    `file` is a YAML file or the name of a preset; `flags` maps dotted keys to values, None meaning not given; with
+    `python` they are the arguments of a call. Origins are `flag --steps`, `argument`, `--set`, `configs/x.yaml:7`,
+    `preset tiny` or `default`.
     Raises ConfigError with origin, key and fix, before anything is loaded or downloaded.
     """
-    chosen = [layers.flags(flags or {}), layers.set_options(sets)]
+    chosen = [layers.flags(flags or {}, "argument") if python else layers.flags(flags or {}), layers.set_options(sets)]
     chosen += [layers.config_file(file)] if file is not None else []
     given = ChainMap(*map(dict, chosen))
     names = [str(given[key].value if key in given else value_at(Config(), key)) for key in NAMES]

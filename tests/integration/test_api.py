@@ -131,7 +131,7 @@ def test_ctrl_c_saves_and_the_same_call_resumes_to_the_same_bytes() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"settings": {"train.lerning_rate": 1e-3}}, "did you mean train.learning_rate"),
+        ({"settings": {"train.lerning_rate": 1e-3}}, "argument: train.lerning_rate: did you mean train.learning_rate"),
         ({"stepz": 2}, "'stepz'"),
         ({"task": 7}, "int is not a task"),
         ({"task": "tinny"}, "tinny"),
