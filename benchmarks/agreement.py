@@ -1,7 +1,8 @@
 """Measure how closely the two backends agree with each other and with the float64 formulas; print the worst values.
 
 `python benchmarks/agreement.py` needs the extra `torch`; `SDPO_TEST_DEVICE=cuda` runs torch on a GPU. The cases are
-those of `tests/numerics`: small random models of four architectures, every loss, teacher and aggregation.
+those of `tests/numerics`: small random models of four architectures, every loss, teacher and aggregation; then models
+in the published layout of nine more (`--architectures`: only those), one SDPO step each.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ import numpy as np
 TESTS = Path(__file__).parent.parent / "tests"
 sys.path[:0] = [str(TESTS / "support")]
 
-from backend_pairs import make_pair, torch_gradient  # noqa: E402
+from backend_pairs import disagreement, make_pair, published_pair, torch_gradient  # noqa: E402
 from loss_cases import AGGREGATIONS, CASES, SUPPORTS, TEACHERS  # noqa: E402
+from published_models import DIFFERENT, PUBLISHED  # noqa: E402
 from small_policies import expected, found, make_samples, term_size  # noqa: E402
 
 from sdpo_mlx.backends.base import SamplingParams  # noqa: E402
@@ -30,8 +32,26 @@ Cases = list[tuple[Any, list[Any], ObjectiveConfig, float]]
 
 
 def main() -> None:
-    """Measure and print the table."""
-    argparse.ArgumentParser(description=__doc__).parse_args()
+    """Measure and print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--architectures", action="store_true", help="only the table of architectures")
+    only = parser.parse_args().architectures
+    device = os.environ.get("SDPO_TEST_DEVICE", "cpu")
+    print(f"{platform.system()} {platform.machine()}, MLX on its default device, torch on {device}, float32\n")
+    if not only:
+        _print_losses()
+    _print_architectures()
+
+
+def _print_architectures() -> None:
+    print("| architecture | log-probs | loss, relative | 1 - cosine of the gradients | greedy outputs that differ |")
+    print("|---|---|---|---|---|")
+    for name in (*PUBLISHED, *DIFFERENT):
+        found = disagreement(*published_pair(name))
+        print(f"| {name} | {found.log_probs:.1e} | {found.loss:.1e} | {found.cosine:.1e} | {found.greedy} of 3 |")
+
+
+def _print_losses() -> None:
     pairs = {name: make_pair(name) for name in ARCHITECTURES}
     cases = [
         (pair, teacher, make_samples(3, settings["kind"]), ObjectiveConfig(**settings), 0.8)
@@ -54,11 +74,10 @@ def main() -> None:
         ("adapter after ten steps, relative (lora, dora, full)", 3, max(a for a, _ in steps), "1e-3"),
         ("teacher after ten updates, relative", 3, max(b for _, b in steps), "1e-3"),
     ]
-    device = os.environ.get("SDPO_TEST_DEVICE", "cpu")
-    print(f"{platform.system()} {platform.machine()}, MLX on its default device, torch on {device}, float32\n")
     print("| | cases | worst | bound |\n|---|---|---|---|")
     for label, count, worst, bound in rows:
         print(f"| {label} | {count} | {worst:.1e} | {bound} |")
+    print()
 
 
 def _of_step(pair: Any, teacher: str, samples: list[Any], objective: ObjectiveConfig, heat: float) -> dict[str, float]:

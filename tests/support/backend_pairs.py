@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
 import pytest
+from published_models import published, write_published
 from requirements import HAS_TORCH
-from small_policies import assert_same_gradient, expected, folder, found, make_policy, term_size
+from small_policies import assert_same_gradient, expected, folder, found, make_policy, make_samples, stir, term_size
+from temp_folders import new_folder
+from torch_architectures import VOCABULARY
 
-from sdpo_mlx.config import ObjectiveConfig
+from sdpo_mlx.backends.base import SamplingParams
+from sdpo_mlx.config import AdapterConfig, ModelConfig, ObjectiveConfig, TeacherConfig, TrainConfig
 from sdpo_mlx.types import DistillSample
 
 BOTH = ("qwen3", "llama", "gemma3", "smollm2")  # architectures of both backends
@@ -19,7 +25,6 @@ BOTH = ("qwen3", "llama", "gemma3", "smollm2")  # architectures of both backends
 def make_torch(architecture: str = "qwen3", *, like: Any = None, **options: Any) -> Any:
     """A policy on torch with the settings of `like`, a policy on MLX, and its state."""
     from sdpo_mlx.backends.torch.policy import TorchPolicy
-    from sdpo_mlx.config import ModelConfig
 
     device = os.environ.get("SDPO_TEST_DEVICE", "cpu")
     model = ModelConfig(name=architecture, backend="torch", device=device, adapter=like.adapter, **options)
@@ -81,3 +86,74 @@ def check_step(
     assert set(torch_grads) == set(grads)
     assert_same_gradient(torch_grads, grads)
     assert_same_gradient(torch_grads, {name: np.array(each) for name, each in on_mlx.grads.items()})
+
+
+@cache
+def published_pair(name: str) -> tuple[Any, Any]:
+    """Policies on MLX and torch that opened one folder of the architecture as published; equal student and teacher."""
+    from sdpo_mlx.backends.mlx.policy import MLXPolicy
+    from sdpo_mlx.backends.torch.policy import TorchPolicy
+
+    path = write_published(new_folder("published") / name, name)
+    adapter = AdapterConfig(rank=4, scale=2.0, keys=list(published(name).keys))
+    device = os.environ.get("SDPO_TEST_DEVICE", "cpu")
+    ours, theirs = (
+        kind(path, ModelConfig(name=name, backend=backend, device=at, adapter=adapter), TeacherConfig(), TrainConfig())
+        for kind, backend, at in ((MLXPolicy, "mlx", "auto"), (TorchPolicy, "torch", device))
+    )
+    stir(ours, scale=0.05)
+    state = ours.state()
+    theirs.load_state({part: _renamed(arrays, theirs.state()[part]) for part, arrays in state.items()})
+    return ours, theirs
+
+
+def _layer(name: str) -> str:
+    """A weight's name from the layer's number on: what precedes it depends on the outer class of the model."""
+    return name.rpartition("layers.")[2]
+
+
+def _renamed(arrays: Any, names: Any) -> dict[str, Any]:
+    """The arrays under those of `names` that end alike."""
+    ends = {_layer(name): name for name in names}
+    assert len(ends) == len(names)
+    return {ends[_layer(name)]: array for name, array in arrays.items()}
+
+
+@dataclass(frozen=True)
+class Disagreement:
+    """What torch and MLX say differently of one model."""
+
+    log_probs: float  # largest absolute difference, student and teacher
+    loss: float  # of an SDPO step, relative
+    cosine: float  # 1 - cosine of the gradients of all adapter weights
+    gradient: float  # relative error
+    greedy: int  # greedy outputs that differ, of 3
+
+
+def disagreement(ours: Any, theirs: Any) -> Disagreement:
+    """Measure it: log-probs of given tokens, the step of `make_samples` with its teacher contexts, greedy decoding."""
+    # Without the sample that learns from its reward: divergences do not cancel, so the loss is no small difference.
+    samples = [s for s in make_samples(5, vocabulary=VOCABULARY) if s.distil_weight]
+    sequences, spans = [s.student_ids for s in samples], [s.student_span for s in samples]
+    scores = [p.score(role, sequences, spans) for role in ("student", "teacher") for p in (ours, theirs)]
+    gaps = [
+        float(np.abs(a.logps_T - b.logps_T).max())
+        for pair in (scores[:2], scores[2:])
+        for a, b in zip(*pair, strict=True)
+    ]
+    step = found(ours, samples, ObjectiveConfig())
+    loss, grads = torch_gradient(theirs, samples, ObjectiveConfig())
+    mine = {_layer(name): np.array(each, np.float64) for name, each in step.grads.items()}
+    other = {_layer(name): each.astype(np.float64) for name, each in grads.items()}
+    assert set(mine) == set(other)
+    a, b = (np.concatenate([each[name].ravel() for name in sorted(mine)]) for each in (mine, other))
+    sampling = SamplingParams(10, 0.0, 1.0, frozenset())
+    prompts = [s.student_ids[: s.student_span[0]] for s in (samples[0], samples[2], samples[3])]
+    rollouts = [{at: g.ids_T.tolist() for at, _, g in p.generate(prompts, sampling, [[1]] * 3)} for p in (ours, theirs)]
+    return Disagreement(
+        max(gaps),
+        abs(step.loss - loss) / abs(loss),
+        float(1 - a @ b / (np.linalg.norm(a) * np.linalg.norm(b))),
+        float(np.linalg.norm(a - b) / np.linalg.norm(b)),
+        sum(rollouts[0][at] != rollouts[1][at] for at in range(3)),
+    )

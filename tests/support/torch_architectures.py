@@ -272,12 +272,12 @@ def _options(name: str) -> dict[str, Any]:
     return {key: value for key, value in {**_SIZES, **OPTIONS[name]}.items() if value is not None}
 
 
-def write_architecture(folder: Path, name: str, seed: int = 0) -> Path:
-    """A folder with config.json and model.safetensors of a random float32 model."""
+def write_architecture(folder: Path, name: str, seed: int = 0, **options: Any) -> Path:
+    """A folder with config.json and model.safetensors of a random float32 model; `options` beyond those above."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    config = AutoConfig.for_model(name, **_options(name))
+    config = AutoConfig.for_model(name, **{**_options(name), **options})
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     generator = torch.Generator().manual_seed(seed)
