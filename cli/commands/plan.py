@@ -55,6 +55,7 @@ def planned(cfg: Config, size: str | None, prompt_tokens: int | None, shape: Mod
     """Return the plan as a document, in bytes and seconds; `shape` replaces the dimensions of the model's name."""
     from sdpo_mlx.backends.memory_plan import choose, limit_of, memory, number_bytes, remedies, work_of
     from sdpo_mlx.backends.mlx.device import block_gigaflops, gigabytes
+    from sdpo_mlx.backends.preflight import shares_prompts
     from sdpo_mlx.backends.step_time import Machine, times
     from sdpo_mlx.core.errors import ConfigError
     from sdpo_mlx.core.hardware import bytes_of
@@ -65,9 +66,11 @@ def planned(cfg: Config, size: str | None, prompt_tokens: int | None, shape: Mod
         fix = "plan with --backend mlx, or start training: torch halves its micro-batches if memory runs out"
         raise ConfigError("the memory of the torch backend is not estimated", where="model.backend", fix=fix)
     limit = limit_of(cfg, bytes_of(size) if size else None)
-    shape = shape or ModelDims.of(configuration(cfg.model.name), cfg.model.name)
+    config = {} if shape else configuration(cfg.model.name)
+    shape = shape or ModelDims.of(config, cfg.model.name)
     prompt, context = _lengths(cfg, prompt_tokens, shape.context)
-    work = choose(shape, cfg, work_of(cfg, prompt, context, number_bytes(cfg.model)), limit)
+    work = work_of(cfg, prompt, context, number_bytes(cfg.model), shares=shares_prompts(config))
+    work = choose(shape, cfg, work, limit)
     machine = Machine(1e9 * block_gigaflops(), 1e9 * gigabytes())  # measured; takes two seconds
     held, spent = memory(shape, cfg, work), times(shape, work, machine)
     fits = held.highest <= limit

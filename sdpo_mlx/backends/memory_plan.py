@@ -115,7 +115,7 @@ def number_bytes(model: ModelConfig) -> int:
     return 2 if platform.system() == "Darwin" else 4
 
 
-def work_of(cfg: Config, prompt: int, context: int, bytes_: int) -> Workload:
+def work_of(cfg: Config, prompt: int, context: int, bytes_: int, *, shares: bool = True) -> Workload:
     """Return the step of a configuration with prompts and contexts of these lengths, before settings are chosen."""
     return Workload(
         prompt=prompt,
@@ -128,6 +128,7 @@ def work_of(cfg: Config, prompt: int, context: int, bytes_: int) -> Workload:
         keep=cfg.train.grad_checkpoint is False,
         support=cfg.objective.support if cfg.objective.top_k else "full",
         bytes=bytes_,
+        shares=shares,
     )
 
 

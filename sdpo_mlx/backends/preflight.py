@@ -119,6 +119,11 @@ def expected_learning(config: Mapping[str, Any], backend: str) -> tuple[str, str
     return (found["learning"], "") if "learning" in found else (UNKNOWN, "the check at load decides")
 
 
+def shares_prompts(config: Mapping[str, Any]) -> bool:
+    """Return whether MLX is expected to run a prompt once for all rollouts that begin with it."""
+    return not expected_learning(config, "mlx")[0].endswith("separate prompts")
+
+
 def _found(library: str, config: Mapping[str, Any]) -> Mapping[str, str]:
     """What is known of an architecture in the installed version of the library; empty if nothing is."""
     table = _table()

@@ -18,7 +18,7 @@ from sdpo_mlx.backends.distributed.policy import DistributedPolicy
 from sdpo_mlx.backends.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from sdpo_mlx.backends.distributed.serialization import decode, encode
 from sdpo_mlx.backends.memory_plan import fitting, limit_of, number_bytes, settled, work_of
-from sdpo_mlx.backends.preflight import preflight
+from sdpo_mlx.backends.preflight import preflight, shares_prompts
 from sdpo_mlx.backends.registry import open_policy
 from sdpo_mlx.config import Config
 from sdpo_mlx.core.errors import DataError
@@ -203,8 +203,10 @@ def _plan(cfg: Config, model: ResolvedModel, chat: Chat, task: Task) -> Config:
     """
     if cfg.model.backend == "torch":
         return cfg
-    dims = ModelDims.of(json.loads((model.path / "config.json").read_text(encoding="utf-8")), str(model.path))
-    work = work_of(cfg, *lengths(chat, task, cfg, dims.context), number_bytes(cfg.model))
+    config = json.loads((model.path / "config.json").read_text(encoding="utf-8"))
+    dims = ModelDims.of(config, str(model.path))
+    sizes = lengths(chat, task, cfg, dims.context)
+    work = work_of(cfg, *sizes, number_bytes(cfg.model), shares=shares_prompts(config))
     return settled(cfg, fitting(dims, cfg, work, limit_of(cfg)))
 
 

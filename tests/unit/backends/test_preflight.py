@@ -184,3 +184,15 @@ def test_check_command_says_what_is_refused_and_what_to_do(
     line = next((line for line in out.splitlines() if line.startswith("refused")), "")
     assert said in line
     assert bool(said) == ("; " in line)
+
+
+def test_plan_counts_a_prompt_with_each_rollout_where_it_is_not_shared() -> None:
+    from sdpo_mlx.backends.memory_plan import memory, work_of
+    from sdpo_mlx.backends.preflight import shares_prompts
+    from sdpo_mlx.models.dimensions import ModelDims
+
+    assert shares_prompts({"model_type": "qwen3"})
+    assert not shares_prompts({"model_type": "llama4"})
+    cfg, dims = Config(), ModelDims.of(SMALL, "small")
+    apart, together = (work_of(cfg, 512, 1_024, 4, shares=shares) for shares in (False, True))
+    assert memory(dims, cfg, apart).peak("learn") > 1.5 * memory(dims, cfg, together).peak("learn")
