@@ -190,15 +190,15 @@ def set_options(sets: Sequence[str]) -> Layer:
     return entries
 
 
-def flags(values: Mapping[str, Any], origin: str = "flag --{option}") -> Layer:
-    """Return the layer of the options, by dotted key; None means not given. `origin` names them in messages."""
+def flags(values: Mapping[str, Any], origin: str = "") -> Layer:
+    """Return the layer of the options, by dotted key; None means not given. `origin`: what messages call them all."""
     entries: dict[str, Entry] = {}
     for key, value in values.items():
         if value is None:
             continue
         head, _, last = key.rpartition(".")
         name = head.rpartition(".")[2] if last in ("kind", "name") else last
-        where = origin.format(option=name.replace("_", "-"))
+        where = origin or f"flag --{name.replace('_', '-')}"
         _check_key(key, where)
         entries[key] = Entry(_from_text(key, value) if isinstance(value, str) else value, where, where)
     return entries
