@@ -115,6 +115,19 @@ def test_gradient_and_generation_are_those_of_the_whole_model(name: str) -> None
     assert check(name) == KINDS[name]
 
 
+@pytest.mark.parametrize(
+    ("name", "router"),
+    [("qwen3_moe", "mlp.gate"), ("gpt_oss", "mlp.router"), ("granitemoehybrid", "block_sparse_moe.router.layer")],
+)
+def test_experts_have_an_adapter_and_their_router_has_none(name: str, router: str) -> None:
+    whole = small_model(name)
+    keys = adapter.layer_keys(whole, AdapterConfig())
+    assert keys is not None
+    assert router in dict(whole.layers[-1].named_modules())
+    assert router not in keys
+    assert any("switch_mlp" in key or "experts" in key for key in keys)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(set(architectures()) - set(KINDS) - set(NOT_HERE) - set(REFUSED)))
 def test_every_architecture_is_trained_and_sampled_from(name: str) -> None:

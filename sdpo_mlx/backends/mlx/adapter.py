@@ -50,7 +50,7 @@ def layer_keys(model: nn.Module, cfg: AdapterConfig) -> tuple[str, ...] | None:
                 continue
             block = path.rpartition(".")[0]
             routes = any(
-                getattr(module, "weight", mx.zeros(0)).shape[:1] == (count,) and other.startswith(f"{block}.")
+                getattr(module, "weight", mx.zeros(0)).shape[:1] == (count,) and f"{other}.".startswith(f"{block}.")
                 for other, count in experts.items()
             )
             (left_out if (routes and not is_expert) or NOT_ADAPTED.search(path) else found).add(path)
