@@ -162,7 +162,7 @@ def test_state_of_another_model_is_refused_and_nothing_moves() -> None:
         np.testing.assert_array_equal(array, before["student"][name])
 
 
-@pytest.mark.parametrize("change", [{}, {"model.adapter.dropout": 0.3}, {"teacher.kind": "trust_region"}], ids=str)
+@pytest.mark.parametrize("change", [{}, {"model.adapter.dropout": 0.3, "teacher.kind": "trust_region"}], ids=str)
 def test_torch_run_goes_on_to_the_same_bytes(tmp_path: Path, change: dict[str, Any]) -> None:
     cfg = settings(model={"backend": "torch", "device": "cpu"}, train={"steps": 2, "save_every": 1})
     for key, value in change.items():

@@ -1,4 +1,4 @@
-"""Promise 21: it learns, and its controls do not. One seed here, all five behind `make test-slow`."""
+"""Promise 21: it learns, and its controls do not. A seed or a few steps here, all seeds behind `make test-slow`."""
 
 from __future__ import annotations
 
@@ -32,15 +32,22 @@ def test_sdpo_reaches_90_percent_within_1000_generations_on_the_embedded_task(se
     assert generations_until(measured.to_dict(), 0.85) is not None
 
 
-@SEEDS
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(5))
 def test_feedback_alone_reaches_85_percent_without_any_demonstration(seed: int) -> None:
     measured = measure("feedback", (*scored(seed), "teacher.demonstration=off"), seed, enough=0.92, final_samples=4)
     assert best(measured) >= 0.85
 
 
+def test_feedback_alone_gains_25_points_within_four_steps() -> None:
+    four = ("train.steps=4", "train.eval_every=4", "eval.problems=32", "eval.samples=1")
+    measured = measure("feedback", (*TINY, *four, "teacher.demonstration=off"), 0, final_samples=1)
+    assert best(measured) - measured.curve[0][2] >= 0.25
+
+
 @SEEDS
 def test_contexts_of_other_problems_teach_little(seed: int) -> None:
-    six = (*TINY, "train.steps=6", "train.eval_every=6")  # of contexts of their own they gain 60 points
+    six = (*scored(seed), "train.steps=6", "train.eval_every=6")  # of contexts of their own they gain 60 points
     measured = measure("swapped", six, seed, swapped=True, final_samples=1)
     assert measured.curve[-1][2] - measured.curve[0][2] <= 0.16
 

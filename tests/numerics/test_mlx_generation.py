@@ -39,8 +39,15 @@ def run(policy: Any, sampling: SamplingParams, prompts: Any = PROMPTS, seeds: An
     return {seeds[prompt][rollout]: one for prompt, rollout, one in found}
 
 
-@pytest.mark.parametrize("architecture", ["qwen3", "gemma3"])
-@pytest.mark.parametrize("options", [{}, {"temperature": 0.7, "top_p": 0.8}])
+@pytest.mark.parametrize(
+    ("architecture", "options"),
+    [
+        ("gemma3", {}),
+        ("qwen3", {"temperature": 0.7, "top_p": 0.8}),
+        pytest.param("qwen3", {}, marks=pytest.mark.slow),
+        pytest.param("gemma3", {"temperature": 0.7, "top_p": 0.8}, marks=pytest.mark.slow),
+    ],
+)
 def test_rollout_depends_on_its_own_seed_alone(architecture: str, options: dict[str, Any], policies: Any) -> None:
     policy, sampling = policies(architecture), params(**options)
     together = run(policy, sampling)

@@ -33,29 +33,35 @@ def test_step_equals_oracle_on_both_backends_for_every_loss(settings: dict[str, 
 
 
 @pytest.mark.parametrize("architecture", [*BOTH, "qwen3-4bit", "qwen3_moe", "qwen3_5"])
-@pytest.mark.parametrize("number", [1, 4, 6, 10])
+@pytest.mark.parametrize("number", [1, 6, *(pytest.param(number, marks=pytest.mark.slow) for number in (4, 10))])
 def test_step_equals_oracle_on_both_backends_for_every_architecture(architecture: str, number: int) -> None:
     teacher, aggregation = TEACHERS[number % 4], AGGREGATIONS[number % 3]
     objective = ObjectiveConfig(kind="hybrid", aggregation=aggregation, **SUPPORTS[number])
     check_step(*pair(architecture, teacher), make_samples(5, "hybrid"), objective)
 
 
+ADAPTERS: list[tuple[str, dict[str, Any]]] = [
+    ("qwen3", {"kind": "dora"}),
+    ("qwen3-4bit", {"kind": "dora"}),
+    ("qwen3", {"kind": "full"}),
+    ("llama", {"kind": "full"}),
+    ("gemma3", {"kind": "full"}),
+    ("llama", {"keys": ["self_attn.q_proj", "mlp.down_proj"], "layers": 1}),
+    ("llama", {"keys": ["self_attn.v_proj", "lm_head"]}),
+    ("qwen3", {"keys": ["self_attn.v_proj", "model.embed_tokens"]}),
+    ("llama", {"keys": ["model.embed_tokens", "lm_head"], "kind": "dora"}),
+]
+
+
 @pytest.mark.parametrize(
-    ("architecture", "options"),
-    [
-        ("qwen3", {"kind": "dora"}),
-        ("qwen3-4bit", {"kind": "dora"}),
-        ("qwen3", {"kind": "full"}),
-        ("llama", {"kind": "full"}),
-        ("gemma3", {"kind": "full"}),
-        ("llama", {"keys": ["self_attn.q_proj", "mlp.down_proj"], "layers": 1}),
-        ("llama", {"keys": ["self_attn.v_proj", "lm_head"]}),
-        ("qwen3", {"keys": ["self_attn.v_proj", "model.embed_tokens"]}),
-        ("llama", {"keys": ["model.embed_tokens", "lm_head"], "kind": "dora"}),
+    ("architecture", "options", "teacher"),
+    [  # by default each adapter has one of the teachers, and each kind of adapter both
+        pytest.param(*adapter, teacher, marks=[] if (at + turn) % 2 == 0 else pytest.mark.slow)
+        for at, adapter in enumerate(ADAPTERS)
+        for turn, teacher in enumerate(["ema", "trust_region"])
     ],
     ids=str,
 )
-@pytest.mark.parametrize("teacher", ["ema", "trust_region"])
 def test_step_equals_oracle_on_both_backends_for_every_adapter(
     architecture: str, options: dict[str, Any], teacher: str
 ) -> None:

@@ -61,6 +61,7 @@ def test_a_run_is_stamped_with_its_sandbox(kind: str, tmp_path: Path) -> None:
     ],
     ids=lambda words: words[0],
 )
+@pytest.mark.parametrize("kind", ["unconfined", "bubblewrap"], indirect=True)  # nothing is said of "none" either
 def test_a_command_warns_once_and_keeps_stdout_clean(kind: str, words: list[str]) -> None:
     out, err = io.StringIO(), io.StringIO()
     small = ["--set", "rollout.problems_per_step=1", "--set", "rollout.group_size=2", "--set", "rollout.max_tokens=8"]
