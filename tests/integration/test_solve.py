@@ -126,8 +126,9 @@ def test_nothing_is_learned_from_an_environment_without_words(setup: Components,
 
 
 def test_a_conversation_holds_what_was_said_and_loses_the_oldest_where_it_gets_too_long(
-    setup: Components, problem: Problem
+    setup: Components, problem: Problem, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(setup.policy, "info", replace(setup.policy.info, context_length=400))
     searcher: Any = searcher_of(
         replace(setup, task=Mute(setup.task, hopeless=True)), problem, "multi-turn", lambda: False
     )
@@ -137,11 +138,11 @@ def test_a_conversation_holds_what_was_said_and_loses_the_oldest_where_it_gets_t
     assert first.rollouts[0].text in shown
     assert WRONG in shown
     room = setup.policy.info.context_length - setup.cfg.rollout.max_tokens
-    sizes = [searcher.next_group(step, 1).rollouts[0].prompt_ids.size for step in range(2, 26)]
+    sizes = [searcher.next_group(step, 1).rollouts[0].prompt_ids.size for step in range(2, 12)]
     assert max(sizes) <= room
-    assert len(searcher.exchanges) < 26
+    assert len(searcher.exchanges) < 12
     assert (
-        setup.chat.reveal(searcher.next_group(26, 1).rollouts[0].prompt_ids).count(problem.messages[-1]["content"]) == 1
+        setup.chat.reveal(searcher.next_group(12, 1).rollouts[0].prompt_ids).count(problem.messages[-1]["content"]) == 1
     )
 
 

@@ -33,7 +33,9 @@ def config(**sections: Any) -> Config:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] if n == "wide" else []) for n in CHECK])
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] if n != "many words" else []) for n in CHECK]
+)
 @pytest.mark.parametrize("keep", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_planned_peaks_are_those_measured(name: str, keep: bool) -> None:
     found = compared(*CHECK[name], keep=keep)
