@@ -21,6 +21,11 @@ pytestmark = needs_torch
 
 ARCHITECTURES = ("qwen3", "llama", "gemma3", "smollm2")
 LONG = np.arange(30, dtype=np.int32) % 50 + 4
+SHORT: dict[str, dict[str, Any]] = {
+    "rollout": {"problems_per_step": 2, "group_size": 2, "max_tokens": 12},
+    "train": {"steps": 2, "save_every": 1},
+    "eval": {"problems": 1},
+}
 PROMPTS = [LONG, LONG[:3], LONG[5:6]]
 
 
@@ -164,7 +169,7 @@ def test_state_of_another_model_is_refused_and_nothing_moves() -> None:
 
 @pytest.mark.parametrize("change", [{}, {"model.adapter.dropout": 0.3, "teacher.kind": "trust_region"}], ids=str)
 def test_torch_run_goes_on_to_the_same_bytes(tmp_path: Path, change: dict[str, Any]) -> None:
-    cfg = settings(model={"backend": "torch", "device": "cpu"}, train={"steps": 2, "save_every": 1})
+    cfg = settings(model={"backend": "torch", "device": "cpu"}, **SHORT)
     for key, value in change.items():
         cfg = with_value(cfg, key, value)
     trained(tmp_path / "whole", cfg)
@@ -175,7 +180,7 @@ def test_torch_run_goes_on_to_the_same_bytes(tmp_path: Path, change: dict[str, A
 
 @pytest.mark.parametrize(("first", "second"), [("mlx", "torch"), ("torch", "mlx")])
 def test_run_begun_on_one_backend_goes_on_on_the_other(tmp_path: Path, first: str, second: str) -> None:
-    cfg = settings(model={"backend": first, "device": "cpu"}, train={"steps": 2, "save_every": 1})
+    cfg = settings(model={"backend": first, "device": "cpu"}, **SHORT)
     assert trained(tmp_path / "run", cfg, Watcher(after=1)) is None
     watcher = Watcher()
     state = trained(tmp_path / "run", with_value(cfg, "model.backend", second), watcher)

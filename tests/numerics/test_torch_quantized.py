@@ -65,7 +65,13 @@ def test_base_in_bits_learns_and_is_smaller(bits: int) -> None:
 
 
 def test_run_on_four_bits_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
-    cfg = settings(model={"backend": "torch", "device": "cpu", "bits": 4}, train={"steps": 2, "save_every": 1})
+    few = {"problems_per_step": 2, "group_size": 2, "max_tokens": 12}
+    cfg = settings(
+        model={"backend": "torch", "device": "cpu", "bits": 4},
+        rollout=few,
+        train={"steps": 2, "save_every": 1},
+        eval={"problems": 1},
+    )
     trained(tmp_path / "whole", cfg)
     assert trained(tmp_path / "parts", cfg, Watcher(after=1)) is None
     trained(tmp_path / "parts", cfg)
