@@ -94,7 +94,7 @@ def swap():
             os.symlink(target, 'new'); os.replace('new', 'race')
 threading.Thread(target=swap, daemon=True).start()
 end, tries = time.monotonic() + 0.4, 0
-while time.monotonic() < end or tries < 500:  # a busy machine swaps rarely
+while time.monotonic() < end or tries < 5000:  # a busy machine swaps rarely
     tries += 1
     try:
         text = open('race').read()
