@@ -8,10 +8,13 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+
+import psutil
+from waiting import wait_until
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 PLUMB = "import os, sys as s; os.dup2(int(s.argv[1]), 3); os.dup2(int(s.argv[2]), 4); os.execv(s.argv[3], s.argv[3:])"
@@ -88,6 +91,14 @@ class Browser:
             self.call("Input.dispatchKeyEvent", type=kind, key=key)
 
 
+def ended(process: psutil.Process) -> bool:
+    """Whether a process runs no more; who started it may not have asked for its exit status."""
+    try:
+        return bool(process.status() == psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return True
+
+
 @contextmanager
 def browser() -> Iterator[Browser]:
     """A browser that ends with the block."""
@@ -95,7 +106,7 @@ def browser() -> Iterator[Browser]:
     assert path is not None
     (command_read, command_write), (answer_read, answer_write) = os.pipe(), os.pipe()
     flags = ["--headless", "--no-sandbox", "--disable-gpu", "--remote-debugging-pipe", "--no-first-run"]
-    with TemporaryDirectory(ignore_cleanup_errors=True) as home:
+    with TemporaryDirectory() as home:
         words = [sys.executable, "-c", PLUMB, str(command_read), str(answer_write), path, *flags]
         process = subprocess.Popen(
             [*words, f"--user-data-dir={home}", "about:blank"],
@@ -109,5 +120,10 @@ def browser() -> Iterator[Browser]:
             try:
                 yield Browser(reader, writer)
             finally:
-                process.kill()
+                # All of its processes write into `home`, which could not be removed beside one that still runs.
+                family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+                for each in family:
+                    with suppress(psutil.NoSuchProcess):
+                        each.kill()
+                wait_until(lambda: all(map(ended, family)), "the end of Chromium")
                 process.wait()
