@@ -26,6 +26,14 @@ Model = Annotated[
         autocompletion=completion.models,
     ),
 ]
+ModelName = Annotated[
+    str,
+    typer.Argument(
+        metavar="NAME",
+        help="Alias, folder, GGUF, owner/name[@commit] on the hub, or a name from `sdpo models list`.",
+        autocompletion=completion.models,
+    ),
+]
 TaskName = Annotated[
     str | None,
     typer.Option(

@@ -47,14 +47,7 @@ def list_models(as_json: options.AsJson = False) -> None:
 
 @app.command("show")
 def show(
-    name: Annotated[
-        str,
-        typer.Argument(
-            metavar="NAME",
-            help="Alias, folder, GGUF, owner/name[@commit], or a name from the list.",
-            autocompletion=completion.models,
-        ),
-    ],
+    name: options.ModelName,
     as_json: options.AsJson = False,
 ) -> None:
     """Show the source, path and commit of a model name.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from sdpo_cli import completion, options
+from sdpo_cli import options
 from sdpo_cli.commands.plan import planned, size
 from sdpo_cli.terminal import render
 
@@ -16,14 +16,7 @@ if TYPE_CHECKING:
 
 
 def command(
-    name: Annotated[
-        str,
-        typer.Argument(
-            metavar="NAME",
-            help="Alias, folder, GGUF, or owner/name[@commit] on the hub.",
-            autocompletion=completion.models,
-        ),
-    ],
+    name: options.ModelName,
     backend: options.Backend = None,
     memory: Annotated[
         str | None, typer.Option(metavar="SIZE", help="Memory to check for, for example 16GB; default: this machine.")

@@ -96,7 +96,8 @@ def meaning(name: str, backend: str = "auto") -> tuple[SourceKind, str]:
     known = [EMBEDDED, *FETCHED, *ALIASES]
     close = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.5)
     hint = f"did you mean {close[0]!r}? " if close else ""
-    fix = f"{hint}known: {', '.join(known)}; or give a folder or a repository as owner/name"
+    families = ", ".join(each for each in known if ":" not in each)
+    fix = f"{hint}known: {families} (sizes: `sdpo models list`); or give a folder or a repository as owner/name"
     raise ConfigError(f"unknown model {name!r}", fix=fix)
 
 

@@ -94,7 +94,7 @@ class RowSampler:
         self.next_token()
 
     def next_token(self) -> None:
-        """Go on with the same rows, of which none has finished."""
+        """Prepare to sample the next token of the rows that are left."""
         self._decoded = False
 
     def logps(self, uid: int, length: int) -> Any:
