@@ -7,7 +7,7 @@ manifest; `owner/name@commit` pins it.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,8 @@ _GEMMA3 = _mlx("gemma-3-4b-it-4bit", "google/gemma-3-4b-it", 3.3, 4.3, "gemma")
 _LLAMA = _mlx("Llama-3.2-3B-Instruct-4bit", "meta-llama/Llama-3.2-3B-Instruct", 1.8, 3.2, "llama3.2")
 _MINISTRAL = _mlx("Ministral-3-3B-Instruct-2512-4bit", "mistralai/Ministral-3-3B-Instruct-2512-BF16", 2.8, 3.8)
 
-# No hub can be reached by the authors' machines: every name below was found in other public projects (November 2026),
-# none was downloaded. A name that the hub does not have is reported with what the alias stands for (`hub.download`).
+# No hub can be reached by the authors' machines: the names were found in other public projects (November 2026) unless
+# marked, none was downloaded. A name that the hub lacks is reported with what the alias stands for (`hub.download`).
 # gemma and llama ask on the hub to accept their terms; so `torch` needs `hf auth login`.
 TABLE: Mapping[str, Alias] = {
     "qwen": _QWEN,
@@ -67,7 +67,7 @@ TABLE: Mapping[str, Alias] = {
     "gemma4:e4b": _GEMMA4,
     "gemma4:26b-a4b": _mlx("gemma-4-26b-a4b-it-4bit", "google/gemma-4-26B-A4B-it", 15.6, 26.5),
     "gemma3": _GEMMA3,
-    "gemma3:1b": _mlx("gemma-3-1b-it-4bit", "google/gemma-3-1b-it", 0.73, 1.0, "gemma"),
+    "gemma3:1b": replace(_mlx("gemma-3-1b-it-4bit", "google/gemma-3-1b-it", 0.73, 1.0, "gemma"), verified=False),
     "gemma3:4b": _GEMMA3,
     "llama": _LLAMA,
     "llama:1b": _mlx("Llama-3.2-1B-Instruct-4bit", "meta-llama/Llama-3.2-1B-Instruct", 0.7, 1.2, "llama3.2"),
