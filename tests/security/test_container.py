@@ -45,8 +45,9 @@ if words[0] in ("kill", "rm"):
     sys.exit(0)
 name = words[words.index("--name") + 1]
 inner = [{python!r}, *words[words.index("local") + 1:]]
-child = subprocess.Popen(inner, env={{}}, start_new_session=True)
-open(here + "/" + name, "w").write(str(child.pid))
+def note():  # before the program can print so much that this client is killed
+    open(here + "/" + name, "w").write(str(os.getpid()))
+child = subprocess.Popen(inner, env={{}}, start_new_session=True, preexec_fn=note)
 code = child.wait()
 sys.exit(code if code >= 0 else 128 - code)
 """
