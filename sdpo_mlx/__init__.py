@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+if sys.platform == "darwin":
+    # Read when the process first uses the GPU, so it is set before MLX can be imported: otherwise macOS ends long GPU
+    # work while a display is on (mlx 3267). A value that the user has set stays.
+    os.environ.setdefault("AGX_RELAX_CDM_CTXSTORE_TIMEOUT", "1")
 
 if TYPE_CHECKING:
     from sdpo_mlx.api import Run, load_run, train

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -109,6 +109,10 @@ class Learner(Policy, ABC):
     def learning(self) -> AbstractContextManager[None]:
         """Set what holds for the duration of a step, and clean up after it."""
 
+    def limits(self) -> AbstractContextManager[None]:
+        """Keep to the device's memory limits for the duration of a call, and restore those before."""
+        return nullcontext()
+
     def begin_phase(self, phase: str) -> None:
         """Count memory for this phase from here on, if the backend can."""
 
@@ -123,12 +127,13 @@ class Learner(Policy, ABC):
     ) -> Iterator[Rollout]:
         """See `Policy.generate`."""
         self.begin_phase("generate")
-        rollouts: Iterator[Rollout] = self.generation.generate(self.model, prompts, sampling, seeds, interrupted)
-        return rollouts
+        with self.limits():
+            yield from self.generation.generate(self.model, prompts, sampling, seeds, interrupted)
 
     def stream(self, prompt: IntArray, sampling: SamplingParams, seed: int) -> Iterator[int]:
         """See `Policy.stream`."""
-        yield from self.generation.stream(self.model, prompt, sampling, seed)
+        with self.limits():
+            yield from self.generation.stream(self.model, prompt, sampling, seed)
 
     def score(
         self, role: Role, sequences: Sequence[IntArray], spans: Sequence[tuple[int, int]], top_k: int = 0
@@ -136,6 +141,12 @@ class Learner(Policy, ABC):
         """See `Policy.score`."""
         pairs = [(ids[:start], ids[start:stop]) for ids, (start, stop) in zip(sequences, spans, strict=True)]
         sets = self._teacher_sets() if role == "teacher" else [TeacherSet(self.student, 1.0)]
+        with self.limits():
+            return self._scores(sets, pairs, top_k)
+
+    def _scores(
+        self, sets: Sequence[TeacherSet], pairs: Sequence[tuple[IntArray, IntArray]], top_k: int
+    ) -> list[Scores]:
         scores = []
         for states, (_, response) in zip(self.hidden(sets, pairs), pairs, strict=True):
             parts = [
@@ -167,7 +178,7 @@ class Learner(Policy, ABC):
         if not counted:
             return no_update("no_signal")
         budget = self.budget
-        with self.learning():
+        with self.limits(), self.learning():
             with self.group.together():
                 found = self.gradient(counted, objective, temperature, checkpoint)
             update = self._apply(pooled(self.group, found, counted), counted, objective, learning_rate)
@@ -218,7 +229,8 @@ class Learner(Policy, ABC):
 
     def check_gradient(self) -> tuple[str, ...]:
         """See `Policy.check_gradient`."""
-        return gradient_check.check(self)
+        with self.limits():
+            return gradient_check.check(self)
 
     def update_teacher(self, teacher: TeacherConfig) -> None:
         """See `Policy.update_teacher`; a frozen teacher and a trust region keep the initial weights."""

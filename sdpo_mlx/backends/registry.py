@@ -5,12 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 
 from sdpo_mlx.backends.learner import Learner
-from sdpo_mlx.config import ModelConfig, TeacherConfig, TrainConfig
+from sdpo_mlx.config import MemoryConfig, ModelConfig, TeacherConfig, TrainConfig
 from sdpo_mlx.core.errors import ConfigError
 from sdpo_mlx.models.vocabulary import check_token_ids
 
 
-def open_policy(path: Path, model: ModelConfig, teacher: TeacherConfig, train: TrainConfig) -> Learner:
+def open_policy(
+    path: Path,
+    model: ModelConfig,
+    teacher: TeacherConfig,
+    train: TrainConfig,
+    memory: MemoryConfig | None = None,
+) -> Learner:
     """Open the base at `path` with fresh, equal student and teacher adapters; raise ConfigError without the backend."""
     check_token_ids(path)
     if model.backend == "torch":
@@ -28,10 +34,17 @@ def open_policy(path: Path, model: ModelConfig, teacher: TeacherConfig, train: T
     except ImportError as error:
         fix = "install sdpo-mlx on macOS or Linux, or use --backend torch"
         raise ConfigError(f"mlx cannot be imported: {error}", where="model.backend", fix=fix) from error
-    return MLXPolicy(path, model, teacher, train)
+    return MLXPolicy(path, model, teacher, train, memory)
 
 
-def serve(base: Path, adapter: Path | None, host: str, port: int, template: str = "") -> None:
+def serve(
+    base: Path,
+    adapter: Path | None,
+    host: str,
+    port: int,
+    template: str = "",
+    memory: MemoryConfig | None = None,
+) -> None:
     """Run mlx-lm's server on one base with its adapter until interrupted; `template` replaces the base's if not empty.
 
     Raise ConfigError without mlx, or if the port is taken.
@@ -41,4 +54,4 @@ def serve(base: Path, adapter: Path | None, host: str, port: int, template: str 
     except ImportError as error:
         fix = "on PyTorch: `sdpo export RUN --to peft`, then `vllm serve BASE --enable-lora`, as the export says"
         raise ConfigError(f"serving needs mlx, which cannot be imported: {error}", fix=fix) from error
-    server.serve(base, adapter, host, port, template)
+    server.serve(base, adapter, host, port, template, memory)

@@ -5,6 +5,7 @@ from sdpo_mlx.config.schema import Config as Config
 from sdpo_mlx.config.schema import EvalConfig as EvalConfig
 from sdpo_mlx.config.schema import JudgeConfig as JudgeConfig
 from sdpo_mlx.config.schema import LogConfig as LogConfig
+from sdpo_mlx.config.schema import MemoryConfig as MemoryConfig
 from sdpo_mlx.config.schema import ModelConfig as ModelConfig
 from sdpo_mlx.config.schema import ObjectiveConfig as ObjectiveConfig
 from sdpo_mlx.config.schema import RolloutConfig as RolloutConfig

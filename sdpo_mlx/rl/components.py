@@ -39,6 +39,7 @@ FREE_ON_RESUME: dict[str, Any] = {
     "train": {"steps", "eval_every", "save_every", "patience"},
     "eval": True,
     "log": True,
+    "memory": True,
 }
 PROMPTS_MEASURED = 256  # problems whose prompt lengths the memory plan is based on
 FEEDBACK_TOKENS = 512
@@ -192,7 +193,7 @@ def _policy(cfg: Config, model: ResolvedModel | None, group: ProcessGroup) -> Po
     """Open the policy on these ranks; every rank opens the base itself."""
     with group.together():
         found = model or resolve(cfg.model.name, backend=cfg.model.backend)
-        own = open_policy(found.path, cfg.model, cfg.teacher, cfg.train)
+        own = open_policy(found.path, cfg.model, cfg.teacher, cfg.train, cfg.memory)
     return DistributedPolicy(own, found.weights_sha256, group) if group.size > 1 else own
 
 

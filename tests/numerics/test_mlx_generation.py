@@ -149,11 +149,11 @@ def test_draws_follow_the_models_distribution(policies: Any) -> None:
 def test_long_prompts_in_pieces_give_the_same_answers(
     architecture: str, policies: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from sdpo_mlx.backends.mlx import generation
+    from sdpo_mlx.backends.mlx import model
 
     policy, prompts = policies(architecture), [np.arange(n, dtype=np.int32) * 7 % VOCABULARY for n in (30, 4, 5)]
     whole = run(policy, params(), prompts)
-    monkeypatch.setattr(generation, "PREFILL", 4)
+    monkeypatch.setattr(model, "PREFILL", 4)
     pieces = run(policy, params(), prompts)
     for seed, one in whole.items():
         assert np.array_equal(pieces[seed].ids_T, one.ids_T)

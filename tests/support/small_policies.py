@@ -15,7 +15,7 @@ from small_models import VOCABULARY, write_model
 from temp_folders import new_folder
 
 from sdpo_mlx import objective as oracle
-from sdpo_mlx.config import AdapterConfig, ModelConfig, ObjectiveConfig, TeacherConfig, TrainConfig
+from sdpo_mlx.config import AdapterConfig, MemoryConfig, ModelConfig, ObjectiveConfig, TeacherConfig, TrainConfig
 from sdpo_mlx.types import DistillSample
 
 
@@ -26,10 +26,11 @@ def folder(architecture: str) -> Path:
 
 
 def make_policy(architecture: str = "qwen3", *, teacher: str = "ema", seed: int | None = 1, **options: Any) -> Any:
-    """A policy whose student and teacher differ (`seed` None: as attached); options go to adapter and train."""
+    """A policy whose student and teacher differ (`seed` None: as attached); options go to adapter, train and memory."""
     from sdpo_mlx.backends.mlx.policy import MLXPolicy
 
     train = {key: options.pop(key) for key in list(options) if key in TrainConfig.model_fields}
+    memory = MemoryConfig(**{key: options.pop(key) for key in list(options) if key in MemoryConfig.model_fields})
     adapter = AdapterConfig(**{"rank": 4, **options})
     with checked_once(folder(architecture)):
         policy = MLXPolicy(
@@ -37,6 +38,7 @@ def make_policy(architecture: str = "qwen3", *, teacher: str = "ema", seed: int 
             ModelConfig(name=architecture, adapter=adapter),
             TeacherConfig(kind=teacher, update_rate=0.3),
             TrainConfig(**{"learning_rate": 1e-2, "micro_batch_tokens": 40, **train}),
+            memory,
         )
     if seed is not None:
         stir(policy, seed)

@@ -1,10 +1,9 @@
-"""The device that MLX runs on: its name, its speed, peak memory by phase of a step, and Metal's limits."""
+"""The device that MLX runs on: its name, its speed, and peak memory by phase of a step."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from importlib.metadata import version
 
 import mlx.core as mx
@@ -12,7 +11,6 @@ import mlx.core as mx
 from sdpo_mlx.backends.mlx import BLAS
 
 SIDE = 1_024
-CACHE_SHARE = 8  # freed buffers that MLX may keep: one part in this many of the recommended working set
 
 
 def device_line() -> str:
@@ -98,19 +96,7 @@ class PeakTracker:
         mx.reset_peak_memory()
 
 
-@contextmanager
-def metal_limits() -> Iterator[None]:
-    """Inside, Metal keeps the model's memory wired and few freed buffers; both limits are restored.
-
-    Without a GPU nothing is set: the CPU has neither limit.
-    """
-    recommended = int(mx.device_info().get("max_recommended_working_set_size", 0))
-    if mx.default_device() != mx.Device(mx.gpu) or not recommended:
-        yield
-        return
-    wired, cached = mx.set_wired_limit(recommended), mx.set_cache_limit(recommended // CACHE_SHARE)
-    try:
-        yield
-    finally:
-        mx.set_wired_limit(wired)
-        mx.set_cache_limit(cached)
+def chip_name() -> str:
+    """Return the name of the GPU that MLX computes on, as `Apple M4 Pro`; blank on a CPU."""
+    on_gpu = mx.default_device() == mx.Device(mx.gpu)
+    return str(mx.device_info().get("device_name", "")) if on_gpu else ""

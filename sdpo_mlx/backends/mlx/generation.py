@@ -14,12 +14,12 @@ from contextlib import contextmanager
 from typing import Any
 
 import mlx.core as mx
-import mlx.nn as nn
 import numpy as np
 
-from sdpo_mlx.backends.base import PREFILL, SamplingParams
+from sdpo_mlx.backends.base import SamplingParams
+from sdpo_mlx.backends.mlx.limits import no_wiring
 from sdpo_mlx.backends.mlx.losses import at, row_sum
-from sdpo_mlx.backends.mlx.mlx_lm_api import BatchGenerator, apply_top_p, make_prompt_cache
+from sdpo_mlx.backends.mlx.mlx_lm_api import BatchGenerator, apply_top_p, make_prompt_cache, mlx_lm_generate
 from sdpo_mlx.backends.mlx.model import Model
 from sdpo_mlx.types import FinishReason, Generation, IntArray
 
@@ -124,7 +124,7 @@ def generate(
         while waiting or tokens:
             while waiting and (not tokens or len(tokens) + len(waiting[0][2]) <= sampling.concurrency):
                 at, ids, own = waiting.popleft()
-                for n, uid in enumerate(_insert_group(generator, ids, len(own))):
+                for n, uid in enumerate(_insert_group(generator, model, ids, len(own))):
                     owners[uid], tokens[uid] = (at, n), []
                     sampler.admit(uid, own[n])
             responses = generator.next_generated()
@@ -145,10 +145,10 @@ def generate(
 def stream(model: Model, prompt: IntArray, sampling: SamplingParams, seed: int) -> Iterator[int]:
     """See `Policy.stream`."""
     if not model.batched:
-        yield from _decode(model, _prefilled(model.whole, prompt), int(prompt[-1]), sampling, _admitted(sampling, seed))
+        yield from _decode(model, _prefilled(model, prompt), int(prompt[-1]), sampling, _admitted(sampling, seed))
         return
     with _generator(model, sampling, 1) as (generator, sampler):
-        sampler.admit(_insert_group(generator, prompt, 1)[0], seed)
+        sampler.admit(_insert_group(generator, model, prompt, 1)[0], seed)
         going = True
         while going:
             responses = generator.next_generated()
@@ -161,34 +161,35 @@ def stream(model: Model, prompt: IntArray, sampling: SamplingParams, seed: int) 
 @contextmanager
 def _generator(model: Model, sampling: SamplingParams, group: int) -> Iterator[tuple[BatchGenerator, RowSampler]]:
     sampler = RowSampler(sampling)
-    generator = BatchGenerator(
-        model.whole,
-        max_tokens=sampling.max_tokens,
-        stop_tokens=[[token] for token in sorted(sampling.eos_ids)],
-        sampler=sampler,
-        completion_batch_size=sampling.concurrency,
-        prefill_batch_size=group,
-        prefill_step_size=PREFILL,
-    )
+    with no_wiring(mlx_lm_generate):
+        generator = BatchGenerator(
+            model.whole,
+            max_tokens=sampling.max_tokens,
+            stop_tokens=[[token] for token in sorted(sampling.eos_ids)],
+            sampler=sampler,
+            completion_batch_size=sampling.concurrency,
+            prefill_batch_size=group,
+            prefill_step_size=model.piece,
+        )
     try:
         yield generator, sampler
     finally:
         generator.close()
 
 
-def _insert_group(generator: BatchGenerator, ids: IntArray, n: int) -> list[int]:
+def _insert_group(generator: BatchGenerator, model: Model, ids: IntArray, n: int) -> list[int]:
     """Run the prompt except for its last token once, and start n rows from that cache."""
     tokens = [int(token) for token in ids]
-    cache = _prefilled(generator.model, ids)
+    cache = _prefilled(model, ids)
     caches = [cache] * n if len(tokens) > 1 else None
     return list(generator.insert([[tokens[-1]]] * n, caches=caches, all_tokens=[tokens[:-1]] * n))
 
 
-def _prefilled(whole: nn.Module, ids: IntArray) -> list[Any]:
+def _prefilled(model: Model, ids: IntArray) -> list[Any]:
     """Return the cache of a prompt except for its last token."""
-    cache: list[Any] = make_prompt_cache(whole)
-    for start in range(0, ids.size - 1, PREFILL):
-        whole(mx.array(ids[None, start : min(start + PREFILL, ids.size - 1)]), cache=cache)
+    cache: list[Any] = make_prompt_cache(model.whole)
+    for start in range(0, ids.size - 1, model.piece):
+        model.whole(mx.array(ids[None, start : min(start + model.piece, ids.size - 1)]), cache=cache)
         mx.eval([layer.state for layer in cache])
     return cache
 
@@ -202,7 +203,7 @@ def _one_by_one(
 ) -> Iterator[tuple[int, int, Generation]]:
     """The rollouts in order, each from a copy of its prompt's cache."""
     for at_prompt, ids in enumerate(prompts):
-        cache = _prefilled(model.whole, ids) if seeds[at_prompt] else []
+        cache = _prefilled(model, ids) if seeds[at_prompt] else []
         for n, seed in enumerate(seeds[at_prompt]):
             sampler, tokens = _admitted(sampling, seed), list[int]()
             for token in _decode(model, copy.deepcopy(cache), int(ids[-1]), sampling, sampler):

@@ -36,17 +36,18 @@ class MLXGradientPass(GradientPass):
     def add(self, unit: Unit, seed: int) -> tuple[float, list[RowStatistics], bool]:
         """See `GradientPass.add`."""
         model, found = self.model, list[Any]()
-        if isinstance(model.trunk, SplitModel) and not self.keep:
+        keep = self.keep and unit.tokens <= model.sizes.one_graph
+        if isinstance(model.trunk, SplitModel) and not keep:
             inputs, nodes = forward(model, model.trunk, self.student, unit, seed)
             self._head(read(nodes, unit), unit, found)
             _, cotangents = mx.vjp(lambda *each: [read(each, unit)], nodes, [found[1]])
             grads = backward(model, model.trunk, self.student, unit, seed, inputs, cotangents)
         else:
-            if not self.keep:  # a graph that is evaluated halfway keeps all its activations
+            if not keep:  # a graph that is evaluated halfway keeps all its activations
                 hidden_RD = model.trunk.graph(unit, seed, recompute=False)
                 mx.eval(hidden_RD)
                 self._head(hidden_RD, unit, found)
-            grads = mx.grad(partial(self._one_graph, unit=unit, seed=seed, found=found))(self.student)
+            grads = mx.grad(partial(self._one_graph, unit=unit, seed=seed, keep=keep, found=found))(self.student)
             mx.eval(grads)
             assign(model.whole, self.student)
         loss, _, head_grads, statistics = found
@@ -71,10 +72,10 @@ class MLXGradientPass(GradientPass):
         """See `GradientPass.concatenate`."""
         return mx.concatenate(arrays)
 
-    def _one_graph(self, weights: Weights, unit: Unit, seed: int, found: list[Any]) -> mx.array:
+    def _one_graph(self, weights: Weights, unit: Unit, seed: int, keep: bool, found: list[Any]) -> mx.array:
         """Phase A on the student's weights, and B unless it is done. Return a scalar whose gradient is the loss's."""
         assign(self.model.whole, weights)
-        states_RD = self.model.trunk.graph(unit, seed, recompute=not self.keep)
+        states_RD = self.model.trunk.graph(unit, seed, recompute=not keep)
         if not found:
             self._head(detached(states_RD), unit, found)
         return mx.sum(states_RD * mx.stop_gradient(found[1]))

@@ -5,10 +5,14 @@ wandb where that is installed (0.4 seconds), for callbacks that are not used her
 other module of this package imports mlx-lm directly.
 """
 
+import sys
+
 from sdpo_mlx.models.tokenizer import deferred, torch_free_imports
 
 with torch_free_imports(), deferred("wandb"):
     from mlx_lm.generate import BatchGenerator
+
+    mlx_lm_generate = sys.modules[BatchGenerator.__module__]  # `mlx_lm.generate` names the function as well
     from mlx_lm.models.base import create_causal_mask
     from mlx_lm.models.cache import ArraysCache, CacheList, ConcatenateKVCache, make_prompt_cache
     from mlx_lm.models.gated_delta import gated_delta_update
@@ -29,6 +33,7 @@ __all__ = [
     "load_adapters",
     "load_model",
     "make_prompt_cache",
+    "mlx_lm_generate",
     "save_config",
     "save_model",
 ]

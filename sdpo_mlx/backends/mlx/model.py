@@ -14,7 +14,8 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from sdpo_mlx.backends.base import CHUNK_BYTES
+from sdpo_mlx.backends.base import CHUNK_BYTES, PREFILL
+from sdpo_mlx.backends.command_size import UNBOUNDED_SIZES, EvaluationSizes
 from sdpo_mlx.backends.mlx.adapter import Weights, dropout
 from sdpo_mlx.backends.mlx.generic import GenericSplit
 from sdpo_mlx.backends.mlx.mlx_lm_api import ArraysCache, ConcatenateKVCache, create_causal_mask, make_prompt_cache
@@ -130,6 +131,12 @@ class Model:
     dtype: mx.Dtype  # of hidden states
     shares: bool = True  # whether prompts that begin alike may run once
     batched: bool = True  # whether rollouts may be decoded side by side
+    sizes: EvaluationSizes = UNBOUNDED_SIZES
+
+    @property
+    def piece(self) -> int:
+        """Tokens of a prompt that run at once."""
+        return min(PREFILL, self.sizes.prefill)
 
     @property
     def chunk(self) -> int:

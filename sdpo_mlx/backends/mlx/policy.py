@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -15,18 +16,22 @@ import numpy as np
 from mlx.utils import tree_flatten
 
 from sdpo_mlx.backends.base import MICRO_BATCH_TOKENS, Arrays, PolicyInfo
+from sdpo_mlx.backends.command_size import EvaluationSizes, evaluation_limit
 from sdpo_mlx.backends.learner import Learner, TopK
 from sdpo_mlx.backends.loss_head import Hidden, LearnBatch, TeacherSet, Weights
 from sdpo_mlx.backends.mlx import BLAS, adapter, generation
-from sdpo_mlx.backends.mlx.device import PeakTracker, metal_limits
+from sdpo_mlx.backends.mlx.device import PeakTracker, chip_name
 from sdpo_mlx.backends.mlx.gated_delta import efficient_recurrence
 from sdpo_mlx.backends.mlx.gradient import MLXGradientPass, mixed_logits
+from sdpo_mlx.backends.mlx.limits import device_limits
 from sdpo_mlx.backends.mlx.loading import device_name, load
 from sdpo_mlx.backends.mlx.losses import at, log_softmax
 from sdpo_mlx.backends.mlx.model import Model
 from sdpo_mlx.backends.packing import Unit
-from sdpo_mlx.config import ModelConfig, TeacherConfig, TrainConfig
+from sdpo_mlx.config import MemoryConfig, ModelConfig, TeacherConfig, TrainConfig
+from sdpo_mlx.core.errors import ConfigError
 from sdpo_mlx.core.seeding import derive
+from sdpo_mlx.models.dimensions import ModelDims
 from sdpo_mlx.types import IntArray
 
 
@@ -36,9 +41,19 @@ class MLXPolicy(Learner):
     model: Model
     generation = generation
 
-    def __init__(self, path: Path, model: ModelConfig, teacher: TeacherConfig, train: TrainConfig) -> None:
+    def __init__(
+        self,
+        path: Path,
+        model: ModelConfig,
+        teacher: TeacherConfig,
+        train: TrainConfig,
+        memory: MemoryConfig | None = None,
+    ) -> None:
         super().__init__(model, teacher, train)
-        self.model, self.config = load(path, model)
+        self.memory_cfg = memory or MemoryConfig()
+        with self.limits():
+            loaded, self.config = load(path, model)
+        self.model = replace(loaded, sizes=self._sizes(loaded))
         self.adapter = model.adapter.model_copy(update={"keys": adapter.layer_keys(self.model.whole, model.adapter)})
         self.student = adapter.attach(self.model.whole, self.adapter, derive(train.seed, "adapter"))
         self.model.whole.eval()
@@ -46,7 +61,8 @@ class MLXPolicy(Learner):
         # MLX's default has no bias correction; without it the first updates are three times as large as torch's.
         self.optimizer = optim.AdamW(train.learning_rate, weight_decay=train.weight_decay, bias_correction=True)
         self.optimizer.init(self.student)
-        self.budget, self.peaks = train.micro_batch_tokens or MICRO_BATCH_TOKENS, PeakTracker()
+        self.peaks = PeakTracker()
+        self.budget = min(train.micro_batch_tokens or MICRO_BATCH_TOKENS, self.model.sizes.learning)
 
     @cached_property
     def info(self) -> PolicyInfo:
@@ -152,14 +168,29 @@ class MLXPolicy(Learner):
         mx.eval(result)
         return result
 
+    def limits(self) -> AbstractContextManager[None]:
+        """See `Learner.limits`."""
+        return device_limits(self.memory_cfg)
+
     @contextmanager
     def learning(self) -> Iterator[None]:
-        """Metal's limits, recurrences with a gradient, and the student in the model afterwards whatever happened."""
-        with metal_limits(), efficient_recurrence(self.model.whole):
+        """Recurrences with a gradient, and the student in the model afterwards whatever happened."""
+        with efficient_recurrence(self.model.whole):
             try:
                 yield
             finally:
                 adapter.assign(self.model.whole, self.student)
+
+    def _sizes(self, model: Model) -> EvaluationSizes:
+        """How many tokens one evaluation covers on this device."""
+        try:
+            dims = ModelDims.of(self.config, self.name)
+            layers, head = dims.active_parameters, dims.vocabulary * dims.width
+        except ConfigError:  # dimensions under other names: all weights, eight numbers of 4 bits in a uint32
+            leaves = (array for _, array in tree_flatten(model.whole.parameters()))
+            layers, head = sum(a.size * (8 if a.dtype == mx.uint32 else 1) for a in leaves), 0
+        limit, by_block = evaluation_limit(self.memory_cfg.evaluation_gflop, chip_name()), model.trunk.way == "by block"
+        return EvaluationSizes(limit, layers / len(model.whole.layers), layers + head, by_block)
 
     def _optimizer_arrays(self) -> dict[str, Any]:
         arrays = {"updates": np.array(self.updates, dtype=np.int64)}

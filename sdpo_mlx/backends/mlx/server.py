@@ -17,7 +17,10 @@ from typing import Any
 
 import mlx.core as mx
 
+from sdpo_mlx.backends.mlx.limits import device_limits, no_wiring
 from sdpo_mlx.backends.mlx.loading import device_name
+from sdpo_mlx.backends.mlx.mlx_lm_api import mlx_lm_generate
+from sdpo_mlx.config import MemoryConfig
 from sdpo_mlx.core.errors import ConfigError
 from sdpo_mlx.models.hub import root
 from sdpo_mlx.models.tokenizer import torch_free_imports
@@ -45,7 +48,14 @@ class OneModel(server.ModelProvider):  # type: ignore[misc]  # mlx-lm has no typ
         return self.model, self.tokenizer
 
 
-def serve(base: Path, adapter: Path | None, host: str, port: int, template: str = "") -> None:
+def serve(
+    base: Path,
+    adapter: Path | None,
+    host: str,
+    port: int,
+    template: str = "",
+    memory: MemoryConfig | None = None,
+) -> None:
     """Serve until interrupted; raise ConfigError if the address is not free or the model cannot be loaded."""
     _free(host, port)
     with suppress(OSError):  # GET /v1/models reads the hub's cache, and fails if there is none
@@ -57,7 +67,7 @@ def serve(base: Path, adapter: Path | None, host: str, port: int, template: str 
     # `main` is the documented entry point: it reads sys.argv and uses the provider of this name.
     with warnings.catch_warnings(), _replaced(sys, "argv", arguments), _replaced(server, "ModelProvider", OneModel):
         warnings.simplefilter("ignore")  # its warning that it is not for production; `sdpo serve` prints one
-        with suppress(KeyboardInterrupt):
+        with suppress(KeyboardInterrupt), device_limits(memory or MemoryConfig()), no_wiring(server, mlx_lm_generate):
             server.main()
     if OneModel.fault is not None:
         reason = " ".join(str(OneModel.fault).split())[:300]

@@ -199,33 +199,6 @@ def test_plan_of_torch_is_refused_in_one_line() -> None:
     assert "not estimated" in err
 
 
-def test_metals_limits_are_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    from sdpo_mlx.backends.mlx import device as limits
-
-    now = {"wired": 1, "cache": 2}
-
-    def setter(name: str) -> Any:
-        def put(value: int) -> int:
-            before, now[name] = now[name], value
-            return before
-
-        return put
-
-    monkeypatch.setattr(limits.mx, "device_info", lambda: {"max_recommended_working_set_size": 800})
-    monkeypatch.setattr(limits.mx, "default_device", lambda: limits.mx.Device(limits.mx.gpu))
-    monkeypatch.setattr(limits.mx, "set_wired_limit", setter("wired"))
-    monkeypatch.setattr(limits.mx, "set_cache_limit", setter("cache"))
-
-    def interrupted() -> None:
-        with limits.metal_limits():
-            assert now == {"wired": 800, "cache": 100}
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        interrupted()
-    assert now == {"wired": 1, "cache": 2}
-
-
 def test_prompt_that_the_model_cannot_take_stops_no_run() -> None:
     from sdpo_mlx.models.chat_template import load_chat
     from sdpo_mlx.models.resolve import tokenizer_folder
