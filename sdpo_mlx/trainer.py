@@ -40,14 +40,17 @@ def train(run: TrainingSession, state: TrainState) -> TrainState:
             # 1. Problems, a pure function of (seed, step). 2. Rollouts, graded while others are still generated.
             problems = sampler.batch(step)
             seeds = run.seeds(step, problems)
-            sampled = sample(run.generator, task, chat, problems, sampling, seeds, run.interrupted)
+            with run.phase("generate", sum(map(len, seeds))):
+                sampled = sample(run.generator, task, chat, problems, sampling, seeds, run.interrupted)
             # 3. Teacher contexts; every rollout becomes a sample or a Skip with its reason.
             batch = run.components.distillation_batch(sampled.groups, step)
             run.record_diagnostics(step, sampled.groups, batch.samples)
             # 4. Distil. 5. Update the teacher. If nothing can be learned, no byte of the state changes.
             run.start_task("learning")
             clock = StepClock(begun, time.perf_counter())
-            learned = learn(policy, batch.samples, cfg, step, run.interrupted)
+            tokens = sum(max(each.student_ids.size, each.teacher_ids.size) for each in batch.samples)
+            with run.phase("learn", tokens):
+                learned = learn(policy, batch.samples, cfg, step, run.interrupted)
             # 6. Events and warnings, held-out score, best adapter, checkpoint.
             state = run.record_step(state, sampled, batch, learned, clock)
             state = run.evaluate_if_due(state)
@@ -81,6 +84,8 @@ def fit(
         before = final_scores.before_training(run, state)
         reference = final_scores.forgetting_reference(run, state)
         state = train(run, state)
-        return final_scores.finish(run, state, before, reference)
+        result = final_scores.finish(run, state, before, reference)
+        run.recovery.finish()
+        return result
     finally:
         run.close()

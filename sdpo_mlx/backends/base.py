@@ -25,7 +25,10 @@ Arrays = Mapping[str, npt.NDArray[Any]]
 
 @dataclass(frozen=True)
 class PolicyInfo:
-    """What a policy is; `bitwise` is whether a resumed run gives equal bytes."""
+    """What a policy is; `bitwise` is whether a resumed run gives equal bytes.
+
+    `aborts` is whether the device ends the process, uncaught, when memory runs out or a command takes too long.
+    """
 
     name: str
     backend: str
@@ -37,6 +40,7 @@ class PolicyInfo:
     parameters: int
     bitwise: bool
     details: Mapping[str, str]
+    aborts: bool = False
 
 
 @dataclass(frozen=True)
@@ -151,6 +155,12 @@ class Policy(Protocol):
 
     def load_student(self, arrays: Arrays) -> None:
         """Load an adapter's arrays into the student alone. Raise ConfigError if they do not fit."""
+
+    def pass_sizes(self, sampling: SamplingParams) -> dict[str, int]:
+        """Return what runs at once: rollouts in phase `generate`, tokens in phase `learn`."""
+
+    def limit_pass(self, phase: str, size: int) -> None:
+        """Run at most so much at once in a phase from now on, groups included."""
 
     def adapter_config(self) -> dict[str, Any]:
         """Return the contents of `adapter_config.json`, in mlx-lm's layout."""

@@ -73,6 +73,7 @@ class Learner(Policy, ABC):
     def __init__(self, model: ModelConfig, teacher: TeacherConfig, train: TrainConfig) -> None:
         self.name, self.adapter, self.teacher_cfg, self.train_cfg = model.name, model.adapter, teacher, train
         self.group: ProcessGroup = SINGLE_PROCESS
+        self.rows: int | None = None  # rollouts at once at most, groups included
         self.updates = 0
 
     # What a backend supplies
@@ -127,8 +128,13 @@ class Learner(Policy, ABC):
     ) -> Iterator[Rollout]:
         """See `Policy.generate`."""
         self.begin_phase("generate")
+        rows = self.rows or max(map(len, seeds), default=1)
+        parts = [(at, first) for at, own in enumerate(seeds) for first in range(0, len(own), rows)]
+        sampling = replace(sampling, concurrency=self.pass_sizes(sampling)["generate"])
+        split = [prompts[at] for at, _ in parts], sampling, [seeds[at][first : first + rows] for at, first in parts]
         with self.limits():
-            yield from self.generation.generate(self.model, prompts, sampling, seeds, interrupted)
+            for part, n, found in self.generation.generate(self.model, *split, interrupted):
+                yield parts[part][0], parts[part][1] + n, found
 
     def stream(self, prompt: IntArray, sampling: SamplingParams, seed: int) -> Iterator[int]:
         """See `Policy.stream`."""
@@ -231,6 +237,17 @@ class Learner(Policy, ABC):
         """See `Policy.check_gradient`."""
         with self.limits():
             return gradient_check.check(self)
+
+    def pass_sizes(self, sampling: SamplingParams) -> dict[str, int]:
+        """See `Policy.pass_sizes`."""
+        return {"generate": min(sampling.concurrency, self.rows or sampling.concurrency), "learn": self.budget}
+
+    def limit_pass(self, phase: str, size: int) -> None:
+        """See `Policy.limit_pass`."""
+        if phase == "generate":
+            self.rows = size
+        else:
+            self.budget = min(self.budget, size)
 
     def update_teacher(self, teacher: TeacherConfig) -> None:
         """See `Policy.update_teacher`; a frozen teacher and a trust region keep the initial weights."""

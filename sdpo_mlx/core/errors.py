@@ -71,3 +71,9 @@ class RankLostError(SdpoError, ConnectionError):
         self.ended = ended  # without an error, as at the end of a run
         fix = "start the same command again, with as many ranks as there are: it goes on from the saved state"
         super().__init__(f"{who} was lost: {how}", fix=fix)
+
+
+class CrashedError(SdpoError, RuntimeError):
+    """The process of this run ended twice at the same place without an error; its last checkpoint is good."""
+
+    exit_code = 8

@@ -79,7 +79,8 @@ def forgetting_reference(run: TrainingSession, state: TrainState) -> Reference |
     found = load_reference(path, identity)
     if found is None and state.step == 0:
         on_progress = run.start_task(GENERAL_PROMPTS)
-        found = reference(components.policy, components.chat, run.interrupted, on_progress)
+        with run.phase("generate"):
+            found = reference(components.policy, components.chat, run.interrupted, on_progress)
         save_reference(path, found, identity)
     if found is not None and not any(_events(run, "forgetting", adapter="none", adapter_step=0)):
         unchanged = Forgetting(0.0, 0.0, found.text, found.text)
@@ -101,7 +102,8 @@ def finish(
     recorded = next(_events(run, "forgetting", **best), None)
     if recorded is None:
         run.start_task(GENERAL_PROMPTS)
-        forgot = forgetting(run.components.policy, run.components.chat, reference)
+        with run.phase("learn"):
+            forgot = forgetting(run.components.policy, run.components.chat, reference)
         run.emit({"type": "forgetting", "step": state.step, **best, **forgot.event()})
     else:
         forgot = Forgetting.of(recorded)

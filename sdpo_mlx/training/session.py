@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -24,6 +25,7 @@ from sdpo_mlx.runs.folder import RunFolder
 from sdpo_mlx.runs.rollout_records import records
 from sdpo_mlx.runs.tracking.manager import TrackerManager
 from sdpo_mlx.training.health import HealthMonitor
+from sdpo_mlx.training.recovery import Recovery
 from sdpo_mlx.types import DistillSample, Problem, RolloutGroup
 
 OnEvent = Callable[[Mapping[str, Any], Sequence[RolloutGroup]], None]
@@ -68,10 +70,12 @@ class TrainingSession:
         start_task: StartTask = no_tasks,
     ) -> None:
         self.components, self.cfg, self.folder = components, components.cfg, folder
-        self.on_event, self.interrupted, self.start_task = on_event, interrupted, start_task
+        self.recovery = Recovery(components.policy, folder, components.sampling)
+        self.on_event, self.interrupted, self.start_task = on_event, self.recovery.unless(interrupted), start_task
         self.log, self.trackers = EventLog(folder.events), TrackerManager(components.cfg, folder)
         self._candidates: Mapping[SampleKey, dict[str, Candidates]] = {}
         self._teacher_success: Mapping[str, float] = {}
+        self._step = 0
 
     @property
     def generator(self) -> ProgressPolicy:
@@ -83,11 +87,23 @@ class TrainingSession:
         """Return one seed for each rollout of this step."""
         return rollout_seeds("rollout", self.cfg.train.seed, step, problems, self.cfg.rollout.group_size)
 
+    def phase(self, name: str, most: int | None = None) -> AbstractContextManager[None]:
+        """See `Recovery.phase`; the step is the current one."""
+        return self.recovery.phase(name, self._step, most)
+
     def resume(self) -> TrainState:
         """Return the state of the last good checkpoint, or the initial state.
 
-        Raises ConfigError if model, tokenizer or settings changed, StorageError if no checkpoint can be read.
+        Raises ConfigError if model, tokenizer or settings changed, StorageError if no checkpoint can be read,
+        CrashedError if the process ended twice at the same place.
         """
+        state = self._loaded()
+        self._step = state.step
+        if crashed := self.recovery.resume():
+            self.warn(state.step, [crashed])
+        return state
+
+    def _loaded(self) -> TrainState:
         loaded = checkpoint.load(self.folder.checkpoints, expect=self.components.identity())
         if loaded is None:
             self.log.rewind(-1)
@@ -122,7 +138,8 @@ class TrainingSession:
         cfg, parts = self.cfg, self.components
         count = cfg.log.candidates if cfg.log.samples else 0
         is_due = due(step, count, cfg.rollout.problems_per_step * cfg.rollout.group_size)
-        self._candidates = candidates(parts.policy, parts.chat, samples, count) if is_due else {}
+        with self.phase("learn"):
+            self._candidates = candidates(parts.policy, parts.chat, samples, count) if is_due else {}
         self._teacher_success = {}
         evaluated = step == 0 or bool(cfg.train.eval_every and step % cfg.train.eval_every == 0)
         # A trust region mixes logits: there is no single set of weights to sample from.
@@ -133,9 +150,10 @@ class TrainingSession:
         if chosen:
             self.start_task("asking the self-teacher")
             seed = derive("teacher", cfg.train.seed, step)
-            self._teacher_success = teacher_success(
-                parts.policy, parts.task, parts.chat, chosen, parts.sampling, seed, self.interrupted
-            )
+            with self.phase("generate"):
+                self._teacher_success = teacher_success(
+                    parts.policy, parts.task, parts.chat, chosen, parts.sampling, seed, self.interrupted
+                )
 
     def record_step(
         self, state: TrainState, sampled: Sampled, batch: Batch, learned: LearnResult, clock: StepClock
@@ -147,6 +165,7 @@ class TrainingSession:
         groups, skips, step, update = sampled.groups, (*sampled.skips, *batch.skips), state.step + 1, learned.update
         monitor = HealthMonitor.from_dict(state.watch)
         health = monitor.observe(groups, batch.samples, skips, update)
+        self._step = step
         state = replace(state, step=step, generations=state.generations + sum(len(group.rollouts) for group in groups))
         now = time.perf_counter()
         facts = StepFacts(
@@ -196,7 +215,8 @@ class TrainingSession:
         """Evaluate the student as it is on held-out problems, with the seeds of this purpose."""
         parts, on_progress = self.components, self.start_task("evaluating")
         spec = eval_spec(parts, purpose)
-        return evaluate(parts.policy, parts.task, parts.chat, spec, self.interrupted, on_progress=on_progress)
+        with self.phase("generate"):
+            return evaluate(parts.policy, parts.task, parts.chat, spec, self.interrupted, on_progress=on_progress)
 
     def out_of_patience(self, state: TrainState) -> bool:
         """Return whether `patience` evaluations in a row brought no new best."""

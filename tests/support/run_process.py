@@ -1,6 +1,7 @@
 """What the child process of a survival test runs: `sdpo train` without its display.
 
-A hook such as `{"place": "put", "count": 3, "signal": 9}` sends a signal to the process itself before that call.
+A hook such as `{"place": "put", "count": 3, "signal": 9}` sends a signal to the process itself before that call; with
+`"aborts": True` the device says that it may end the process, as a GPU does.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import itertools
 import os
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -59,11 +61,19 @@ def hook(place: str, count: int, number: int, times: int = 1) -> None:
     setattr(owner, name, hit)
 
 
+def fake_gpu() -> None:
+    """Let the CPU say that it ends the process when memory or the watchdog's patience runs out."""
+    info = policy.MLXPolicy.info.func  # type: ignore[attr-defined]
+    policy.MLXPolicy.info = property(lambda self: replace(info(self), aborts=True))  # type: ignore[assignment]
+
+
 def run(folder: str, settings: str, hooked: Mapping[str, Any] | None) -> int:
     """Train in `folder`; return the exit code of the command line. "ready" on stdout means that training begins."""
     cfg = Config.model_validate_json(settings)
     forgetting._general = lambda: FEW
-    if hooked:
+    if hooked and hooked.get("aborts"):
+        fake_gpu()
+    if hooked and "place" in hooked:
         hook(hooked["place"], hooked["count"], hooked["signal"], hooked.get("times", 1))
     try:
         with RunFolder.open(Path(folder)) as opened, Interrupt() as interrupt:

@@ -45,6 +45,7 @@ class DistributedPolicy:
         # Rank 0 alone does these; its state is every rank's.
         self.stream, self.score, self.state = local.stream, local.score, local.state
         self.adapter_config, self.memory = local.adapter_config, local.memory
+        self.pass_sizes, self.limit_pass = local.pass_sizes, local.limit_pass
         # Between a batch's first step and the next batch a lost rank is only recorded: rank 0 finishes the batch
         # alone, so that what is then saved is the state after a whole step.
         self._stepped = False

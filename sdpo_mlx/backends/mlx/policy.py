@@ -79,6 +79,7 @@ class MLXPolicy(Learner):
             trainable=sum(array.size for array in self.student.values()),
             parameters=sum(array.size for _, array in leaves),
             bitwise=device == "cpu",
+            aborts=device == "gpu",
             details={
                 "blas": BLAS,
                 "mlx": version("mlx"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,9 +12,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from paths import ROOT
 from small_policies import make_policy, make_samples
 
-from sdpo_mlx.backends.base import SamplingParams
+from sdpo_mlx.backends.base import PREFILL, SamplingParams
 from sdpo_mlx.backends.command_size import LEAST, UNBOUNDED, EvaluationSizes, chip_class, evaluation_limit
 from sdpo_mlx.backends.mlx import limits
 from sdpo_mlx.backends.mlx.limits import device_limits, limit_bytes
@@ -22,6 +24,7 @@ from sdpo_mlx.config import MemoryConfig, ObjectiveConfig
 from sdpo_mlx.core.errors import ConfigError
 from sdpo_mlx.core.hardware import amount_of
 
+DOCS = (ROOT / "docs" / "settings.md").read_text(encoding="utf-8")
 RECOMMENDED = 800
 BEFORE = {"wired": 1, "memory": 3, "cache": 2}
 SAMPLING = SamplingParams(3, 1.0, 1.0, frozenset())
@@ -179,6 +182,18 @@ def test_evaluation_covers_no_more_than_its_bound() -> None:
     assert sizes.one_graph < sizes.learning
     assert EvaluationSizes(limit, block, whole, by_block=False).learning < sizes.one_graph
     assert EvaluationSizes(1.0, block, whole).prefill == LEAST
+
+
+def test_table_of_chips_in_the_docs_is_the_codes() -> None:
+    rows = re.findall(r"^\| (M1 to M5|Pro|Max|Ultra) \| ([\d,]+) \| ([\d,]+) \| ([\d,]+) \|$", DOCS, re.MULTILINE)
+    assert len(rows) == 4
+    for name, *numbers in rows:
+        limit = evaluation_limit(None, f"Apple M1 {name}" if name != "M1 to M5" else "Apple M1")
+        sizes = EvaluationSizes(limit, block=1e8, whole=4e9)
+        gflop, prefill, learning = (int(number.replace(",", "")) for number in numbers)
+        assert gflop == round(limit / 1e9)
+        assert prefill == min(PREFILL, sizes.prefill)
+        assert learning == pytest.approx(sizes.learning, rel=0.01)
 
 
 @pytest.mark.parametrize("grad_checkpoint", [None, False])
