@@ -94,13 +94,11 @@ class PhaseMarker:
         guarded(self.path, self.path.unlink, missing_ok=True)
 
     def unless(self, interrupted: Callable[[], bool]) -> Callable[[], bool]:
-        """Return the same question, which strikes out the phase at the first yes: a second Ctrl-C is no crash."""
-        asked = False
+        """Return the same question, which strikes out the phase when the answer is yes: a second Ctrl-C is no crash."""
 
         def ask() -> bool:
-            nonlocal asked
-            if not asked and interrupted():
-                asked = True
+            asked = interrupted()
+            if asked:
                 self.clear()
             return asked
 

@@ -56,7 +56,7 @@ def _setter(name: str) -> Any:
     return getattr(mx, f"set_{name}_limit")
 
 
-_limits = _Limits()
+_limits = _Limits()  # one for the process, as MLX's limits are
 
 
 @contextmanager
