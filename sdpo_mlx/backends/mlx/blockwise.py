@@ -12,6 +12,7 @@ from functools import partial
 import mlx.core as mx
 
 from sdpo_mlx.backends.mlx.adapter import Weights, assign, dropout
+from sdpo_mlx.backends.mlx.differentiable import differentiable_attention
 from sdpo_mlx.backends.mlx.model import Model, Nodes, SplitModel
 from sdpo_mlx.backends.packing import Unit
 from sdpo_mlx.core.seeding import derive
@@ -57,7 +58,8 @@ def _vjp(
         assign(model.whole, dict(zip(names, arrays, strict=False)))
         return run(list(arrays[len(names) :]))
 
-    _, found = mx.vjp(part, [*weights.values(), *entering], cotangents)
+    with differentiable_attention():
+        _, found = mx.vjp(part, [*weights.values(), *entering], cotangents)
     mx.eval(found)
     assign(model.whole, weights)
     return dict(zip(names, found, strict=False)), found[len(names) :]

@@ -19,6 +19,7 @@ import numpy as np
 from sdpo_mlx.backends.loss_head import GradientPass, LearnBatch, Rows, RowStatistics, TeacherSet, Weights, by_member
 from sdpo_mlx.backends.mlx.adapter import active, assign
 from sdpo_mlx.backends.mlx.blockwise import backward, forward
+from sdpo_mlx.backends.mlx.differentiable import differentiable_attention
 from sdpo_mlx.backends.mlx.losses import row_loss
 from sdpo_mlx.backends.mlx.model import Model, SplitModel, read
 from sdpo_mlx.backends.packing import Unit
@@ -47,7 +48,8 @@ class MLXGradientPass(GradientPass):
                 hidden_RD = model.trunk.graph(unit, seed, recompute=False)
                 mx.eval(hidden_RD)
                 self._head(hidden_RD, unit, found)
-            grads = mx.grad(partial(self._one_graph, unit=unit, seed=seed, keep=keep, found=found))(self.student)
+            with differentiable_attention():
+                grads = mx.grad(partial(self._one_graph, unit=unit, seed=seed, keep=keep, found=found))(self.student)
             mx.eval(grads)
             assign(model.whole, self.student)
         loss, _, head_grads, statistics = found

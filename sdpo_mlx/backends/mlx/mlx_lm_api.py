@@ -16,6 +16,7 @@ with torch_free_imports(), deferred("wandb"):
     from mlx_lm.models.base import create_causal_mask
     from mlx_lm.models.cache import ArraysCache, CacheList, ConcatenateKVCache, make_prompt_cache
     from mlx_lm.models.gated_delta import gated_delta_update
+    from mlx_lm.models.ssm import ssm_attn, ssm_update
     from mlx_lm.sample_utils import apply_top_p
     from mlx_lm.tuner.utils import linear_to_lora_layers, load_adapters
     from mlx_lm.utils import dequantize_model, load_model, save_config, save_model
@@ -36,4 +37,6 @@ __all__ = [
     "mlx_lm_generate",
     "save_config",
     "save_model",
+    "ssm_attn",
+    "ssm_update",
 ]

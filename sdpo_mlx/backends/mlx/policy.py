@@ -21,6 +21,7 @@ from sdpo_mlx.backends.learner import Learner, TopK
 from sdpo_mlx.backends.loss_head import Hidden, LearnBatch, TeacherSet, Weights
 from sdpo_mlx.backends.mlx import BLAS, adapter, generation
 from sdpo_mlx.backends.mlx.device import PeakTracker, chip_name
+from sdpo_mlx.backends.mlx.differentiable import differentiable_recurrence
 from sdpo_mlx.backends.mlx.gated_delta import efficient_recurrence
 from sdpo_mlx.backends.mlx.gradient import MLXGradientPass, mixed_logits
 from sdpo_mlx.backends.mlx.limits import device_limits
@@ -176,7 +177,7 @@ class MLXPolicy(Learner):
     @contextmanager
     def learning(self) -> Iterator[None]:
         """Recurrences with a gradient, and the student in the model afterwards whatever happened."""
-        with efficient_recurrence(self.model.whole):
+        with efficient_recurrence(self.model.whole), differentiable_recurrence(self.model.whole):
             try:
                 yield
             finally:
