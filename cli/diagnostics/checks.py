@@ -111,7 +111,7 @@ def _sandbox() -> Iterator[Finding]:
     try:
         sandbox = open_sandbox(SandboxConfig())
     except SandboxError as error:
-        found = f"{error.what}; only tasks that run code need one"
+        found = f"{error.what}; {_container_line()}; only tasks that run code need one"
         yield Finding("sandbox", False, found, error.fix, facts={"kind": None, "holds": [], "fails": []})
         return
     checks = sandbox.self_test()
@@ -120,6 +120,19 @@ def _sandbox() -> Iterator[Finding]:
     found = f"{sandbox.kind}{note}: {', '.join(holds)}" + (f"; fails: {', '.join(fails)}" if fails else "")
     fix = "set sandbox.kind to container and install podman or docker"
     yield Finding("sandbox", not fails, found, fix, facts={"kind": sandbox.kind, "holds": holds, "fails": fails})
+
+
+def _container_line() -> str:
+    """Say whether the advice to use a container leads anywhere here."""
+    from sdpo_mlx.config import SandboxConfig
+    from sdpo_mlx.core.errors import SandboxError
+    from sdpo_mlx.sandbox.choice import open_sandbox
+
+    try:
+        open_sandbox(SandboxConfig(kind="container"))
+    except SandboxError as error:
+        return f"container: {error.what.rpartition('programs: ')[2]}"
+    return "container: works, with --sandbox container"
 
 
 def _models() -> Iterator[Finding]:

@@ -21,8 +21,64 @@ def _limit(name: str, value: int) -> None:
     try:
         resource.setrlimit(getattr(resource, name), (value, value))
     except (ValueError, OSError):
-        if name != "RLIMIT_AS":  # macOS refuses this one; nowhere else may a limit be missing
+        if name != "RLIMIT_AS":  # nowhere else may a limit be missing
             raise
+        _limit_above_map(value)
+
+
+def _limit_above_map(value: int) -> None:
+    """Limit address space to `value` bytes above the least that the kernel takes.
+
+    macOS refuses a limit below the present map, which on Apple silicon is some 390 GiB from the start, and holds a
+    higher one. The hard limit stays until the end: lowered once, it would end the search.
+    """
+    hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+    low, high = 0, 1 << 46  # in bytes; more than any map
+    while high - low > 1 << 20:
+        middle = (low + high) // 2
+        try:
+            resource.setrlimit(resource.RLIMIT_AS, (middle, hard))
+            high = middle
+        except (ValueError, OSError):
+            low = middle
+    try:
+        resource.setrlimit(resource.RLIMIT_AS, (high + value, high + value))
+    except (ValueError, OSError):  # macOS before 12; the watchdog holds the memory there
+        resource.setrlimit(resource.RLIMIT_AS, (hard, hard))
+
+
+def _settle(folder: str, seconds: int) -> None:
+    """Do what `posix_spawn` cannot, and end with the trainer: for systems where no namespace dies with it."""
+    import _thread
+    import signal
+    import time
+
+    os.chdir(folder)
+    os.closerange(3, 1_024)
+    parent = os.getppid()
+
+    def end_with_parent() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.25)
+        os._exit(1)
+
+    _thread.start_new_thread(end_with_parent, ())
+    signal.setitimer(signal.ITIMER_REAL, seconds + 3)  # a net, if the thread is stopped
+    _silence_crash_reports()
+
+
+def _silence_crash_reports() -> None:
+    """Take macOS's crash reporter away from this process: each report costs seconds and may show a dialog."""
+    if sys.platform == "darwin":
+        try:
+            import ctypes
+
+            system = ctypes.CDLL(None)
+            task = ctypes.c_uint.in_dll(system, "mach_task_self_")
+            # EXC_MASK_CRASH and EXC_MASK_CORPSE_NOTIFY, no port, EXCEPTION_DEFAULT, no thread state
+            system.task_set_exception_ports(task, (1 << 10) | (1 << 13), 0, 1, 0)
+        except (ImportError, OSError, ValueError, AttributeError):
+            pass  # a Python without libffi: reports are written
 
 
 def _read(count: int) -> bytes:
@@ -59,9 +115,11 @@ def _guard(filters: str) -> None:
 
 
 def main() -> None:
-    """Arguments: uid (-1: stay), then memory, cpu seconds, file size, open files, processes; filters, if any."""
+    """Arguments: uid (-1: stay), then memory, cpu seconds, file size, open files, processes, filters, work folder."""
     uid, memory, cpu, file_size, files, processes = map(int, sys.argv[1:7])
     program = _read(int.from_bytes(_read(8), "big"))
+    if len(sys.argv) > 8:
+        _settle(sys.argv[8], cpu)
     for name, value in (
         ("RLIMIT_CORE", 0),
         ("RLIMIT_CPU", cpu),
@@ -77,7 +135,7 @@ def main() -> None:
         os.setgroups([])
         os.setresgid(uid, uid, uid)
         os.setresuid(uid, uid, uid)
-    if len(sys.argv) > 7:
+    if sys.argv[7:8] and sys.argv[7]:
         _guard(sys.argv[7])
     os.environ.clear()
     sys.argv[:] = ["program"]

@@ -7,9 +7,10 @@ from pathlib import Path
 
 from sdpo_mlx.config import SandboxConfig
 from sdpo_mlx.core.errors import SandboxError
+from sdpo_mlx.sandbox import seatbelt
 from sdpo_mlx.sandbox.base import Sandbox
 from sdpo_mlx.sandbox.bubblewrap import BubblewrapSandbox
-from sdpo_mlx.sandbox.container import ContainerSandbox, ImageMissingError, find_engine
+from sdpo_mlx.sandbox.container import ContainerSandbox, EngineDownError, ImageMissingError, find_engine
 from sdpo_mlx.sandbox.launch import Limits
 from sdpo_mlx.sandbox.probe import Probe, probe
 from sdpo_mlx.sandbox.seatbelt import SeatbeltSandbox
@@ -53,14 +54,31 @@ def _checked_unconfined(limits: Limits) -> Sandbox:
 
 def _checked_seatbelt(limits: Limits) -> Sandbox:
     """Seatbelt is untested on a real Mac by this project, so every self-test must pass."""
-    fix = "report the output of `sdpo doctor`, and set sandbox.kind to container"
     try:
         sandbox = SeatbeltSandbox(limits)
     except FileNotFoundError:
-        raise _refusal("sandbox-exec, which belongs to macOS, is not on the PATH", "look in /usr/bin") from None
+        cause = f"this macOS has no {seatbelt.SANDBOX_EXEC} that belongs to root"
+        raise _refusal(cause, "set sandbox.kind to container, with podman or docker") from None
     except ValueError as error:
-        raise _refusal(f"Python lies in {error}", "install Python in another folder") from None
-    return _proven(sandbox, sandbox.probe(), fix)
+        fix = "install Python, or set TMPDIR to a folder, under a plain name"
+        raise _refusal(f"Python or the temporary folder has {error}", fix) from None
+    found = sandbox.probe()
+    if "sandbox_apply" in found.message or found.message.endswith("code 71"):
+        cause = f"this terminal runs in a sandbox itself ({found.message})"
+        raise _refusal(cause, "start sdpo from Terminal.app, or let the agent run it outside of its sandbox")
+    fix = "report the output of `sdpo doctor`, and set sandbox.kind to container"
+    return _proven(sandbox, found, f"{_seatbelt_advice(found.message)}{fix}")
+
+
+def _seatbelt_advice(message: str) -> str:
+    """Return what the way in which `sandbox-exec` failed says, blank if nothing."""
+    if message.endswith("code 65"):
+        return "this macOS does not take the profile; "
+    if message.endswith("SIGABRT"):
+        return "the system's loader could not read a file that Python needs; "
+    if message.endswith("SIGKILL"):
+        return "macOS refused to start the interpreter (rule or code signature); "
+    return ""
 
 
 def _checked_container(image: str, limits: Limits) -> Sandbox:
@@ -68,6 +86,9 @@ def _checked_container(image: str, limits: Limits) -> Sandbox:
         sandbox = ContainerSandbox(image, limits)
     except FileNotFoundError:
         raise _refusal("neither podman nor docker is installed", "install podman") from None
+    except EngineDownError as error:
+        fix = "start it: `podman machine start` on a Mac, or open Docker Desktop"
+        raise _refusal(f"no container engine answers ({error})", fix) from None
     except ImageMissingError as error:
         name = find_engine(image).name
         fix = f"`{name} pull {image}`, or name another image in sandbox.image"

@@ -11,14 +11,23 @@ import base64
 import os
 import secrets
 import shutil
-import subprocess
+import sys
 import tempfile
 from dataclasses import dataclass
 from functools import cache
 
 from sdpo_mlx.sandbox import seccomp
 from sdpo_mlx.sandbox.base import RunResult
-from sdpo_mlx.sandbox.launch import ENVIRONMENT, INTERPRETER_FLAGS, Limits, bootstrap, last_line, launch, payload
+from sdpo_mlx.sandbox.launch import (
+    ENVIRONMENT,
+    INTERPRETER_FLAGS,
+    Limits,
+    bootstrap,
+    last_line,
+    launch,
+    launch_spawned,
+    payload,
+)
 from sdpo_mlx.sandbox.probe import CHECKS, Probe, probe
 
 START_SECONDS = 2.0
@@ -46,12 +55,43 @@ class ImageMissingError(LookupError):
     """The image is not on this machine; the text is the engine's message."""
 
 
+class EngineDownError(ConnectionError):
+    """An engine is installed and none answers; the text is what they said."""
+
+
 def find_engine(image: str) -> Engine:
-    """Return podman if it is on the PATH, otherwise docker. Raises FileNotFoundError if there is neither."""
+    """Return podman, otherwise docker, whichever answers first.
+
+    Raises FileNotFoundError if there is neither, EngineDownError if none that is installed answers: on a Mac both
+    need a virtual machine that must be started.
+    """
+    said = []
     for name in _ENGINES:
         if (path := shutil.which(name)) is not None:
-            return Engine(name, path, image)
-    raise FileNotFoundError("podman or docker")
+            code, message = _ask(engine := Engine(name, path, image), "version", "--format", "{{.Server.Version}}")
+            if code == 0:
+                return engine
+            said.append(message or f"{name}: code {code}")
+    raise EngineDownError("; ".join(said)) if said else FileNotFoundError("podman or docker")
+
+
+def _run_client(argv: list[str], stdin: bytes, seconds: float) -> RunResult:
+    """Run the engine's client; on a Mac its monitor is in the virtual machine and leaves nothing here."""
+    if sys.platform == "darwin":
+        return launch_spawned(argv, stdin, seconds, env=client_environment())
+    with tempfile.TemporaryDirectory() as folder:  # podman's monitor leaves a file where it was started
+        return launch(argv, stdin, seconds, env=client_environment(), cwd=folder)
+
+
+def _ask(engine: Engine, *words: str) -> tuple[int, str]:
+    """Return exit status and last line of one short command of the engine."""
+    argv, env = [engine.path, *words], client_environment()
+    try:
+        start = launch_spawned if sys.platform == "darwin" else launch
+        done = start(argv, b"", _CLIENT_SECONDS, env=env)
+    except OSError as error:
+        return 125, f"{engine.name}: {type(error).__name__}"
+    return (done.code, last_line(done.stderr)) if done.status == "exited" else (125, f"{engine.name}: {done.status}")
 
 
 def container_arguments(engine: Engine, name: str, limits: Limits, seconds: float) -> list[str]:
@@ -79,10 +119,10 @@ class ContainerSandbox:
     kind = "container"
 
     def __init__(self, image: str, limits: Limits | None = None) -> None:
-        """Raises FileNotFoundError if there is no engine, ImageMissingError when the engine has no such image."""
+        """Raises FileNotFoundError, EngineDownError or ImageMissingError: no engine, none that answers, no image."""
         self.limits = limits or Limits()
         self.engine = find_engine(image)
-        code, message = self._ask("image", "inspect", "--format", "{{.Id}}", image)
+        code, message = _ask(self.engine, "image", "inspect", "--format", "{{.Id}}", image)
         if code != 0:
             raise ImageMissingError(message)
 
@@ -94,15 +134,13 @@ class ContainerSandbox:
         argv += [*self.limits.arguments(seconds, count_processes=False), filters()]
         done = False
         try:
-            with tempfile.TemporaryDirectory() as folder:  # podman's monitor leaves a file where it was started
-                most, environment = seconds + START_SECONDS, client_environment()
-                result = launch(argv, payload(program, stdin), most, env=environment, cwd=folder)
+            result = _run_client(argv, payload(program, stdin), seconds + START_SECONDS)
             done = result.status == "exited" and result.code in _CLEAN_CODES
             return result
         finally:
             if not done:  # what was killed is the client alone, the container has another parent
-                self._ask("kill", name)
-                self._ask("rm", "--force", name)
+                _ask(self.engine, "kill", name)
+                _ask(self.engine, "rm", "--force", name)
 
     def self_test(self) -> dict[str, bool]:
         """Return the results of checks that run inside the container."""
@@ -112,21 +150,6 @@ class ContainerSandbox:
         """Run the general checks, except for /etc and /proc, which an image has itself."""
         memory = max(8_192, 2 * self.limits.memory_mb)
         return probe(self, memory_mb=memory, checks=_CHECKS, hidden=())
-
-    def _ask(self, *words: str) -> tuple[int, str]:
-        """Return exit status and last line of one short command of the engine."""
-        try:
-            done = subprocess.run(
-                [self.engine.path, *words],
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                env=client_environment(),
-                timeout=_CLIENT_SECONDS,
-                check=False,
-            )
-        except (OSError, subprocess.TimeoutExpired) as error:
-            return 125, f"{self.engine.name}: {type(error).__name__}"
-        return done.returncode, last_line(done.stderr)
 
 
 @cache

@@ -42,11 +42,17 @@ def find_interpreter() -> Interpreter:
     stdlib = Path(sysconfig.get_path("stdlib"))
     version = f"python{sys.version_info.major}.{sys.version_info.minor}"
     return Interpreter(
-        executable=Path(sys.executable).resolve(),
+        executable=_base_executable().resolve(),
         stdlib=stdlib.resolve(),
         stdlib_inside=f"{HOME}/{sys.platlibdir}/{version}",
         libpython=_libpython(),
     )
+
+
+def _base_executable() -> Path:
+    """Return the program behind a virtual environment, whose own may be a copy that lies far from its library."""
+    base = str(getattr(sys, "_base_executable", "") or "")
+    return Path(base if os.access(base, os.X_OK) else sys.executable)
 
 
 def _libpython() -> Path | None:

@@ -9,22 +9,25 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib import resources
 from typing import IO, Literal
 
 from sdpo_mlx.sandbox.base import RunResult
+from sdpo_mlx.sandbox.spawn import Spawned
 
 OUTPUT_CAP = 65_536
 _CHUNK = 65_536
 _DYING_SECONDS = 1.0
 _WATCH_SECONDS = 0.1
+_SPAWNED_WATCH_SECONDS = 0.02  # no kernel limit binds these as surely, and the question needs no process
 # Fixed hashing keeps the order of sets equal from run to run; the bootstrap then empties the environment.
 ENVIRONMENT = {"PYTHONHASHSEED": "0", "PYTHONUTF8": "1"}
 # `-I` would ignore the two names above; `-P -s` with an environment of our own isolates as well.
 INTERPRETER_FLAGS = ("-P", "-s", "-S", "-B")
 Cut = Literal["timeout", "output_limit", "signal"]
+Process = subprocess.Popen[bytes] | Spawned
 
 
 @dataclass(frozen=True)
@@ -50,19 +53,20 @@ class _Watch:
 
     deadline: float
     over: Callable[[int], bool] | None
+    every: float = _WATCH_SECONDS
     asked: float = field(default_factory=time.monotonic)
 
     def pause(self) -> float:
         """Return how long the reader may wait before it looks here again."""
         left = self.deadline - time.monotonic()
-        return max(0.0, left if self.over is None else min(left, self.asked + _WATCH_SECONDS - time.monotonic()))
+        return max(0.0, left if self.over is None else min(left, self.asked + self.every - time.monotonic()))
 
-    def cut(self, process: subprocess.Popen[bytes]) -> Cut | None:
+    def cut(self, process: Process) -> Cut | None:
         """Return what ends the run now, if anything does."""
         now = time.monotonic()
         if now >= self.deadline:
             return "timeout"
-        if self.over is not None and now - self.asked >= _WATCH_SECONDS:
+        if self.over is not None and now - self.asked >= self.every:
             over = self.over(process.pid)
             self.asked = time.monotonic()  # after the question, so that a slow answer cannot eat the run's time
             return "signal" if over else None
@@ -103,7 +107,6 @@ def launch(
     (status `signal`). `pass_fds` reach `argv` beside its three streams.
     """
     start = time.monotonic()
-    watch = _Watch(start + seconds, over)
     with subprocess.Popen(
         argv,
         stdin=subprocess.PIPE,
@@ -115,26 +118,53 @@ def launch(
         start_new_session=True,
         bufsize=0,
     ) as process:
-        assert process.stdout is not None
-        assert process.stderr is not None
-        outputs = {process.stdout: bytearray(), process.stderr: bytearray()}
-        try:
-            cut = _pump(process, stdin, outputs, watch)
-        finally:
-            try:  # the whole process group; with a PID namespace everything inside dies with it
-                os.killpg(process.pid, signal.SIGKILL)
-            except (ProcessLookupError, PermissionError):
-                process.kill()
-            code = process.wait()
-            _drain(*outputs)
+        return _attend(process, stdin, start, _Watch(start + seconds, over))
+
+
+def launch_spawned(
+    argv: list[str],
+    stdin: bytes,
+    seconds: float,
+    *,
+    env: dict[str, str] | None = None,
+    started: Callable[[int], None] = lambda _: None,
+    over: Callable[[int], bool] | None = None,
+) -> RunResult:
+    """As `launch`, without a fork of this process: `argv[0]` is a path, and the folder stays this process's.
+
+    `started(pid)` is called at once, `over(pid)` fifty times a second. A process that used more processor time than
+    `seconds` and the bootstrap's margin, whatever signal it ignored, has the status `timeout`.
+    """
+    start = time.monotonic()
+    with Spawned(argv, env or {}) as process:
+        started(process.pid)
+        result = _attend(process, stdin, start, _Watch(start + seconds, over, _SPAWNED_WATCH_SECONDS))
+        used = process.usage
+    if result.status == "exited" and used is not None and used.ru_utime + used.ru_stime > int(seconds) + 2:
+        return replace(result, status="timeout")
+    return result
+
+
+def _attend(process: Process, stdin: bytes, start: float, watch: _Watch) -> RunResult:
+    """Feed and read a process until it ends or is cut, kill its group, and return what it wrote."""
+    assert process.stdout is not None
+    assert process.stderr is not None
+    outputs = {process.stdout: bytearray(), process.stderr: bytearray()}
+    try:
+        cut = _pump(process, stdin, outputs, watch)
+    finally:
+        try:  # the whole process group; with a PID namespace everything inside dies with it
+            os.killpg(process.pid, signal.SIGKILL)
+        except (ProcessLookupError, PermissionError):
+            process.kill()
+        code = process.wait()
+        _drain(*outputs)
     status = cut or ("signal" if code < 0 or code > 128 else "exited")
     out, err = (bytes(data[:OUTPUT_CAP]) for data in outputs.values())
     return RunResult(status, code, out, err, time.monotonic() - start)
 
 
-def _pump(
-    process: subprocess.Popen[bytes], stdin: bytes, outputs: dict[IO[bytes], bytearray], watch: _Watch
-) -> Cut | None:
+def _pump(process: Process, stdin: bytes, outputs: dict[IO[bytes], bytearray], watch: _Watch) -> Cut | None:
     """Feed and read all pipes at once until both outputs end; return the limit that ended it, if any."""
     assert process.stdin is not None
     rest = memoryview(stdin)

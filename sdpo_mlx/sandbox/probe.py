@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import signal
 import socket
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 from sdpo_mlx.sandbox import seccomp
-from sdpo_mlx.sandbox.base import Sandbox
+from sdpo_mlx.sandbox.base import RunResult, Sandbox
 from sdpo_mlx.sandbox.launch import last_line
 
 CHECKS = (
@@ -24,6 +25,12 @@ CHECKS = (
     "descriptors_closed",
     "kernel_guarded",
 )
+
+# macOS has no list of kernel calls to refuse; the attack list asks for more there.
+MAC_CHECKS = tuple(name for name in CHECKS if name != "kernel_guarded")
+_SYSTEM = ("/etc/passwd", "/proc/self", "/sys/kernel", "/run", "/var")
+_MAC_SYSTEM = ("/etc/passwd", "/private/var/db", "/Volumes", "/Library/Preferences")
+_MAC_HIDDEN = ("/Users", "/Users/Shared")
 
 # Kernel calls with arguments that only the filter answers with EPERM: a ring, a keyring's id, no namespace.
 _CALLS = (("io_uring_setup", (1, 0)), ("keyctl", (0, -1, 0)), ("unshare", (0,)))
@@ -66,13 +73,19 @@ def signal_wait():
     time.sleep(30)
     os._exit(0)
 
+def visible(path):
+    if not ask["by_reading"]:
+        return os.path.exists(path)
+    # A Mac may show that a parent of the interpreter exists; what matters is what is in it.
+    return not refused(os.listdir, path) or not refused(lambda: open(path, "rb").close())
+
 def descriptors():
     return [fd for fd in range(3, 256) if not refused(os.fstat, fd)]
 
 def guarded():
     # Refused by the filter alone: everybody may do these, whatever the namespaces.
     if not sys.platform.startswith("linux"):
-        return True
+        return None
     if not refused(os.memfd_create, "probe") or not refused(socket.socket, socket.AF_NETLINK, socket.SOCK_RAW):
         return False
     try:
@@ -88,8 +101,8 @@ def guarded():
 ask = json.load(sys.stdin)
 outside = ["/", "/tmp", "/usr", "/usr/lib", "/dev", "/python", os.path.dirname(os.__file__)]
 print(json.dumps({
-    "home_invisible": not any(map(os.path.exists, ask["hidden"])),
-    "system_invisible": not any(map(os.path.exists, ["/etc/passwd", "/proc/self", "/sys/kernel", "/run", "/var"])),
+    "home_invisible": not any(map(visible, ask["hidden"])),
+    "system_invisible": not any(map(visible, ask["system"])),
     "descriptors_closed": not descriptors(),
     "kernel_guarded": guarded(),
     "network_unreachable": refused(connect, socket.AF_INET, socket.SOCK_STREAM, ("127.0.0.1", ask["port"]))
@@ -123,12 +136,20 @@ def probe(
 
     `hidden`: paths that must not exist inside, besides a file planted here, this module and a home folder.
     """
+    mac = sandbox.kind == "seatbelt"
     with tempfile.NamedTemporaryFile(prefix="sdpo-canary-") as canary, socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen()
         home = str(Path("~").expanduser())
         ask = {
-            "hidden": [*hidden, canary.name, __file__, *([home] if home not in ("/", "~", "/root") else [])],
+            "by_reading": mac,
+            "system": _MAC_SYSTEM if mac else _SYSTEM,
+            "hidden": [
+                *(_MAC_HIDDEN if mac else hidden),
+                canary.name,
+                __file__,
+                *([home] if home not in ("/", "~", "/root") else []),
+            ],
             "port": listener.getsockname()[1],
             "memory": memory_mb << 20,
             "forks": forks,
@@ -143,7 +164,21 @@ def probe(
         answer = json.loads(result.stdout)
         return Probe({name: answer[name] is True for name in checks})
     except (ValueError, KeyError, TypeError):
-        return Probe(dict.fromkeys(checks, False), last_line(result.stderr) or f"it ended with {result.status}")
+        return Probe(dict.fromkeys(checks, False), ending(result))
+
+
+def ending(result: RunResult) -> str:
+    """Return in a few words why a run gave no answer: its last line, and the code or signal that ended it."""
+    said = last_line(result.stderr)
+    how: str = result.status
+    if how in ("timeout", "output_limit"):
+        return f"{said}, {how}" if said else f"it ended with {how}"
+    if result.code < 0 or result.code > 128:
+        number = -result.code if result.code < 0 else result.code - 128
+        how = signal.Signals(number).name if number in set(signal.Signals) else f"signal {number}"
+    else:
+        how = f"code {result.code}"
+    return f"{said}, {how}" if said else f"it ended with {how}"
 
 
 def runs(sandbox: Sandbox) -> bool:

@@ -1,128 +1,122 @@
 """macOS containment with Seatbelt (`sandbox-exec -p`). Not yet tested on a Mac.
 
-The profile denies by default; a program may read the interpreter, the standard library and the system's own
-libraries, write into its work folder, and nothing else: no network, no services, no other process. Memory is
-watched from the outside (`watchdog.py`), because macOS does not hold the limit of address space.
+The profile (`seatbelt_profile.py`) denies by default; a program may read the interpreter, the standard library and
+the system's own libraries, write into its work folder, and nothing else: no network, no services, no other process.
+Address space is limited above what the process maps at its start; memory and the work folder are watched as well.
 """
 
 from __future__ import annotations
 
-import shutil
-import sys
-import tempfile
-from collections.abc import Iterable
-from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+import contextlib
+import os
+import signal
+from pathlib import Path
 
+from sdpo_mlx.sandbox import seatbelt_profile
+from sdpo_mlx.sandbox.attacks import attack_report
 from sdpo_mlx.sandbox.base import RunResult
-from sdpo_mlx.sandbox.interpreter import find_interpreter
-from sdpo_mlx.sandbox.launch import ENVIRONMENT, INTERPRETER_FLAGS, Limits, bootstrap, launch, payload
-from sdpo_mlx.sandbox.probe import Probe, probe
+from sdpo_mlx.sandbox.launch import ENVIRONMENT, INTERPRETER_FLAGS, Limits, bootstrap, launch_spawned, payload
+from sdpo_mlx.sandbox.mac_python import installed_python, kernel_path
+from sdpo_mlx.sandbox.probe import MAC_CHECKS, Probe, probe
+from sdpo_mlx.sandbox.seatbelt_profile import CLOSED, IMPORT, profile
 from sdpo_mlx.sandbox.watchdog import watchdog
+from sdpo_mlx.sandbox.work_folder import left_behind, over, record, remove, work_folder
 
-SYSTEM = ("/usr/lib", "/System/Library", "/System/Volumes/Preboot/Cryptexes/OS", "/private/var/db/dyld")
-DEVICES = ("/dev/null", "/dev/zero", "/dev/random", "/dev/urandom")
-_GREEDY = "kept = [b'x' * (1 << 20) for _ in range({})]\nimport time\ntime.sleep(2)\nprint('held')"
-
-
-@dataclass(frozen=True)
-class Python:
-    """Real paths of an interpreter: what may be executed, what may be read, and what inside of it may not."""
-
-    executables: tuple[str, ...]
-    readable: tuple[str, ...]
-    hidden: tuple[str, ...] = ()
-
-
-def quoted(path: str) -> str:
-    """Return a path as a profile's text literal; raises ValueError for one that could mean anything else."""
-    if not path.startswith("/") or not path.isprintable() or ".." in PurePosixPath(path).parts or path == "/":
-        raise ValueError(f"no path for a sandbox profile: {path!r}")
-    return '"' + path.replace("\\", "\\\\").replace('"', '\\"') + '"'
-
-
-def profile(python: Python, work: str) -> str:
-    """Return the Seatbelt profile for one run; later rules win, so the denials close it.
-
-    All paths must be real ones: Seatbelt compares what the kernel resolved. Raises ValueError for a path
-    that cannot be quoted.
-    """
-    readable = [*_all("subpath", (*SYSTEM, *python.readable)), *_all("literal", (*DEVICES, *python.executables))]
-    rules = [
-        "(version 1)",
-        "(deny default)",
-        _rule("allow process-exec", _all("literal", python.executables)),
-        _rule("allow file-read*", readable),
-        _rule("allow file-map-executable", readable),
-        '(allow file-read-data file-read-metadata (literal "/"))',
-        _rule("allow file-write-data", _all("literal", ("/dev/null",))),
-        _rule("allow file-read* file-write*", _all("subpath", (work,))),
-        "(allow sysctl-read)",
-        "(allow signal process-info* (target self))",
-    ]
-    if python.hidden:
-        rules.append(_rule("deny file-read* file-map-executable", _all("subpath", python.hidden)))
-    closing = ("network*", "mach-lookup", "process-fork", "sysctl-write", "file-link", "file-mknod", "system-socket")
-    return "\n".join([*rules, *(f"(deny {each})" for each in closing), ""])
-
-
-def _all(matcher: str, paths: Iterable[str]) -> list[str]:
-    return [f"({matcher} {quoted(path)})" for path in paths]
-
-
-def _rule(action: str, matchers: list[str]) -> str:
-    return f"({action} {' '.join(matchers)})"
-
-
-def installed_python() -> Python:
-    """Return the interpreter that runs this process; framework builds start a second program and load a library."""
-    found = find_interpreter()
-    base = Path(sys.base_prefix).resolve()
-    program = base / "Resources/Python.app/Contents/MacOS/Python"
-    libraries = [base / "Python", base / "Resources", *sorted((base / "lib").glob("libpython*.dylib"))]
-    if found.libpython is not None:
-        libraries.append(found.libpython)
-    executables = [found.executable, *([program.resolve()] if program.exists() else [])]
-    readable = [found.stdlib, *(each.resolve() for each in libraries if each.exists())]
-    return Python(
-        tuple(dict.fromkeys(map(str, executables))),
-        tuple(dict.fromkeys(map(str, readable))),
-        (str(found.stdlib / "site-packages"),),
-    )
+# Never by PATH: a file of that name in a project's `bin` could contain nothing after the self-test.
+SANDBOX_EXEC = "/usr/bin/sandbox-exec"
+PS = "/bin/ps"
+NOTHING = "/usr/bin/true"
+_PROFILE_ERROR = 65  # EX_DATAERR: the profile names something that this macOS does not know
+_SHORT_SECONDS = 5.0
+_GREEDY = """
+import os, time
+kept = [os.urandom(1 << 20) for _ in range({})]
+time.sleep(2)
+print('held')
+"""
 
 
 class SeatbeltSandbox:
-    """Runs programs under `sandbox-exec`, each in its own temporary folder."""
+    """Runs programs under `sandbox-exec`, each in its own folder."""
 
     kind = "seatbelt"
 
     def __init__(self, limits: Limits | None = None) -> None:
-        """Raises FileNotFoundError if `sandbox-exec` is not on the PATH, ValueError for a path it cannot take."""
-        path = shutil.which("sandbox-exec")
-        if path is None:
-            raise FileNotFoundError("sandbox-exec")
+        """Raises FileNotFoundError if macOS has no `sandbox-exec`, ValueError for a path it cannot take."""
+        if not os.access(SANDBOX_EXEC, os.X_OK) or Path(SANDBOX_EXEC).stat().st_uid != 0:
+            raise FileNotFoundError(SANDBOX_EXEC)
         self.limits = limits or Limits()
-        self._path, self._python = path, installed_python()
-        profile(self._python, "/private/tmp")
+        self._python = installed_python()
+        with work_folder() as work:  # the real temporary folder, so that no run meets a path it cannot quote
+            profile(self._python, kernel_path(work))
+        self._imports = seatbelt_profile.DYLD_SUPPORT.is_file() and _accepted(f"(allow default)\n{IMPORT}")
+        known = _accepted("\n".join(f"(deny {each})" for each in CLOSED))
+        self._closed = CLOSED if known else tuple(each for each in CLOSED if _accepted(f"(deny {each})"))
+        self._found: Probe | None = None
+        end_left_behind()
 
     def run(self, program: str, stdin: bytes = b"", *, seconds: float | None = None) -> RunResult:
         """Run one program isolated from this machine; thread-safe."""
         seconds = self.limits.seconds if seconds is None else seconds
-        with tempfile.TemporaryDirectory(prefix="sdpo-", ignore_cleanup_errors=True) as folder:
-            work = str(Path(folder).resolve())
-            argv = [self._path, "-p", profile(self._python, work), self._python.executables[0], *INTERPRETER_FLAGS]
-            argv += ["-c", bootstrap(), *self.limits.arguments(seconds, count_processes=False)]
-            over = watchdog(self.limits.memory_mb << 20)
-            return launch(argv, payload(program, stdin), seconds, env=ENVIRONMENT, cwd=work, over=over)
+        memory = watchdog(self.limits.memory_mb << 20)
+        with work_folder() as folder:
+            work = kernel_path(folder)
+            text = profile(self._python, work, imports=self._imports, closed=self._closed)
+            argv = [SANDBOX_EXEC, "-p", text, self._python.executables[0], *INTERPRETER_FLAGS, "-c", bootstrap()]
+            argv += [*self.limits.arguments(seconds, count_processes=False), "", work]
+            return launch_spawned(
+                argv,
+                payload(program, stdin),
+                seconds,
+                env=ENVIRONMENT,
+                started=lambda group: record(folder, group),
+                over=lambda leader: memory(leader) or over(folder),
+            )
 
     def self_test(self) -> dict[str, bool]:
         """Return the results of checks that run inside the sandbox."""
         return self.probe().checks
 
     def probe(self) -> Probe:
-        """Run the general checks; forks are denied altogether, and the memory watchdog gets its own run."""
-        found = probe(self, memory_mb=1, forks=1)
-        others = all(holds for name, holds in found.checks.items() if name != "memory_capped")
+        """Run the general checks and the attack list, once for each object; forks are denied altogether."""
+        if self._found is None:
+            found = probe(self, memory_mb=1, forks=1, checks=MAC_CHECKS)
+            checks = {name: holds for name, holds in found.checks.items() if name != "memory_capped"}
+            checks["memory_capped"] = all(checks.values()) and self._memory_is_held()
+            if not found.message:
+                checks |= {f"refused:{each.name}": each.refused is True for each in attack_report(self)}
+            self._found = Probe(checks, found.message)
+        return self._found
+
+    def _memory_is_held(self) -> bool:
         greedy = _GREEDY.replace("{}", str(2 * self.limits.memory_mb))
-        held = others and b"held" not in self.run(greedy, seconds=20.0).stdout
-        return Probe({**found.checks, "memory_capped": held}, found.message)
+        return b"held" not in self.run(greedy, seconds=20.0).stdout
+
+
+def _accepted(rules: str) -> bool:
+    """Return whether this macOS can read a profile; only the code for a faulty profile says no."""
+    argv = [SANDBOX_EXEC, "-p", f"(version 1)\n(allow process-exec)\n{rules}\n", NOTHING]
+    try:
+        return launch_spawned(argv, b"", _SHORT_SECONDS).code != _PROFILE_ERROR
+    except OSError:
+        return True
+
+
+def end_left_behind() -> None:
+    """End programs of a trainer that was killed, and remove their folders.
+
+    A process is ended only if its command line names that very folder: a number alone may be another's by now.
+    """
+    for outer, group in left_behind():
+        if group > 1 and _names(group, outer):
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(group, signal.SIGKILL)
+        remove(outer)
+
+
+def _names(pid: int, folder: Path) -> bool:
+    argv = [PS, "-ww", "-o", "args=", "-p", str(pid)]
+    try:
+        return os.fsencode(folder.name) in launch_spawned(argv, b"", _SHORT_SECONDS).stdout
+    except OSError:
+        return False

@@ -6,13 +6,13 @@ A program can read this user's files, reach the network and leave processes behi
 from __future__ import annotations
 
 import sys
-import tempfile
 
 from sdpo_mlx.sandbox.base import RunResult
 from sdpo_mlx.sandbox.interpreter import find_interpreter
-from sdpo_mlx.sandbox.launch import ENVIRONMENT, INTERPRETER_FLAGS, Limits, bootstrap, launch, payload
+from sdpo_mlx.sandbox.launch import ENVIRONMENT, INTERPRETER_FLAGS, Limits, bootstrap, launch, launch_spawned, payload
 from sdpo_mlx.sandbox.probe import runs
 from sdpo_mlx.sandbox.watchdog import watchdog
+from sdpo_mlx.sandbox.work_folder import work_folder
 
 
 class UnconfinedSandbox:
@@ -22,7 +22,7 @@ class UnconfinedSandbox:
 
     def __init__(self, limits: Limits | None = None) -> None:
         self.limits = limits or Limits()
-        # macOS does not hold the limit of address space
+        # no fork of this process on macOS, and the limit of address space is no sure one there
         self._over = watchdog(self.limits.memory_mb << 20) if sys.platform == "darwin" else None
         self._executable = str(find_interpreter().executable)
 
@@ -31,8 +31,12 @@ class UnconfinedSandbox:
         seconds = self.limits.seconds if seconds is None else seconds
         arguments = self.limits.arguments(seconds, count_processes=False)
         argv = [self._executable, *INTERPRETER_FLAGS, "-c", bootstrap(), *arguments]
-        with tempfile.TemporaryDirectory(prefix="sdpo-", ignore_cleanup_errors=True) as folder:
-            return launch(argv, payload(program, stdin), seconds, env=ENVIRONMENT, cwd=folder, over=self._over)
+        text = payload(program, stdin)
+        with work_folder() as work:
+            if self._over is None:
+                return launch(argv, text, seconds, env=ENVIRONMENT, cwd=str(work))
+            argv += ["", str(work)]
+            return launch_spawned(argv, text, seconds, env=ENVIRONMENT, over=self._over)
 
     def self_test(self) -> dict[str, bool]:
         """Return only that programs run at all: nothing else is promised here."""

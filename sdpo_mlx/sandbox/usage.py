@@ -15,7 +15,7 @@ _PAGE = os.sysconf("SC_PAGE_SIZE")
 def over(pid: int, *, memory: int, folder: str, entries: int) -> bool:
     """Return whether the processes below `pid` hold more than `memory` bytes, or their `folder` more than `entries`."""
     family = below(pid)
-    if sum(map(_resident, family)) > memory and sum(map(_share, family)) > memory:
+    if sum(map(resident, family)) > memory and sum(map(_share, family)) > memory:
         return True
     if not family:
         return False
@@ -39,7 +39,7 @@ def below(pid: int) -> list[int]:
     return family
 
 
-def _resident(pid: int) -> int:
+def resident(pid: int) -> int:
     """Return bytes in memory, shared pages counted for each process; fast."""
     try:
         return int(Path(f"/proc/{pid}/statm").read_text("ascii").split()[1]) * _PAGE
@@ -52,5 +52,5 @@ def _share(pid: int) -> int:
     try:
         lines = Path(f"/proc/{pid}/smaps_rollup").read_text("ascii").splitlines()
     except OSError:
-        return _resident(pid)
+        return resident(pid)
     return sum(int(line.split()[1]) << 10 for line in lines if line.startswith(("Pss:", "SwapPss:")))

@@ -35,6 +35,8 @@ UNCONTAINED = """#!{python}
 import os, signal, subprocess, sys
 here, words = os.path.dirname(os.path.abspath(__file__)), sys.argv[1:]
 open(here + "/log", "a").write(" ".join(words[:3])[:200] + "\\n")
+if words[0] == "version":
+    sys.exit(0)
 if words[0] == "image":
     sys.exit(0 if words[-1] == "local" else print("no such image", file=sys.stderr) or 1)
 if words[0] in ("kill", "rm"):
@@ -127,7 +129,7 @@ def test_opening_refuses_an_engine_that_contains_nothing(uncontained: Path) -> N
 
 
 def test_opening_refuses_an_engine_that_fails_and_repeats_its_words(fake: Fake) -> None:
-    fake('#!/bin/sh\n[ "$1" = image ] && exit 0\necho "Error: cgroups \033[1mnot here" >&2\nexit 125\n')
+    fake('#!/bin/sh\ncase "$1" in image|version) exit 0;; esac\necho "Error: cgroups \033[1mnot here" >&2\nexit 125\n')
     with pytest.raises(SandboxError, match=r"does not run Python \(Error: cgroups \[1mnot here\)"):
         open_sandbox(SandboxConfig(kind="container", image="local"))
 
@@ -303,3 +305,13 @@ def test_bootstrap_that_cannot_guard_the_kernel_runs_nothing(filters: str, said:
     assert b"ran" not in done.stdout
     assert said in done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_docker_is_taken_when_podman_does_not_answer(fake: Fake) -> None:
+    podman = fake('#!/bin/sh\necho "Cannot connect to Podman" >&2\nexit 125\n')
+    folder = podman if podman.is_dir() else podman.parent
+    with pytest.raises(SandboxError, match=r"no container engine answers \(Cannot connect to Podman\)"):
+        open_sandbox(SandboxConfig(kind="container", image="local"))
+    (folder / "docker").write_text("#!/bin/sh\nexit 0\n", encoding="ascii")
+    (folder / "docker").chmod(0o755)
+    assert container.find_engine("local").name == "docker"
