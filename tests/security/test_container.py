@@ -130,7 +130,7 @@ def test_opening_refuses_an_engine_that_contains_nothing(uncontained: Path) -> N
 
 def test_opening_refuses_an_engine_that_fails_and_repeats_its_words(fake: Fake) -> None:
     fake('#!/bin/sh\ncase "$1" in image|version) exit 0;; esac\necho "Error: cgroups \033[1mnot here" >&2\nexit 125\n')
-    with pytest.raises(SandboxError, match=r"does not run Python \(Error: cgroups \[1mnot here\)"):
+    with pytest.raises(SandboxError, match=r"does not run Python \(Error: cgroups \[1mnot here, code 125\)"):
         open_sandbox(SandboxConfig(kind="container", image="local"))
 
 
