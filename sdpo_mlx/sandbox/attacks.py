@@ -13,6 +13,7 @@ import secrets
 import socket
 import sys
 import tempfile
+import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -152,7 +153,11 @@ def attack_report(sandbox: Sandbox, control: Sandbox | None = None) -> list[Atta
 def _try(sandbox: Sandbox, body: str) -> tuple[bool | None, str]:
     """Return whether one attack succeeded (None: no answer) and what refused it."""
     with _planted() as world:
-        result = sandbox.run(f"{_BEFORE}    {body.lstrip()}\n{_AFTER}", json.dumps(world).encode(), seconds=_SECONDS)
+        result = sandbox.run(
+            f"{_BEFORE}{textwrap.indent(textwrap.dedent(body), '    ')}\n{_AFTER}",
+            json.dumps(world).encode(),
+            seconds=_SECONDS,
+        )
     try:
         answer = json.loads(result.stdout)
         return answer["achieved"] is True, str(answer["fault"])
