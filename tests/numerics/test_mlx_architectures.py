@@ -11,7 +11,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from mlx_architectures import VOCABULARY, architectures, small_config, small_model, write_architecture
+from mlx_architectures import (
+    NOT_HERE,
+    REFUSED,
+    VOCABULARY,
+    architectures,
+    small_config,
+    small_model,
+    write_architecture,
+)
 
 import sdpo_mlx.backends.mlx.mlx_lm_api  # noqa: F401  loads mlx-lm without torch
 from sdpo_mlx.backends.base import SamplingParams
@@ -27,17 +35,6 @@ import mlx.nn as nn  # isort: skip
 IDS = (np.arange(48, dtype=np.int32) * 37 + 11) % VOCABULARY
 PROMPTS = [np.append(IDS[:18], IDS[20:23]), np.append(IDS[:18], IDS[20:23]), IDS[40:43]]
 RESPONSES = [IDS[1:7], IDS[5:9], IDS[3:8]]
-# What mlx-lm itself cannot run or differentiate here, and why.
-NOT_HERE = {
-    "bitnet": "its linear layer is a Metal kernel",
-    "muse_spark": "its attention is a Metal kernel",
-    "olmo": "needs the package ai2-olmo",
-    "prism_hadamard_qwen35": "its weights are packed by another program",
-}
-REFUSED = {
-    "deepseek_v41": "its gradient fails",  # through the indices of its token selection
-    "phi3small": "differ from the whole",  # its block mask depends on how much is run at once
-}
 # Trained in the default suite: one of each kind of layer.
 KINDS = {
     "gpt2": "generic",  # other names, learned positions

@@ -165,6 +165,18 @@ TEXT = {
     "qwen3_vl_moe": "qwen3_moe",
 }
 
+# What mlx-lm itself cannot run or differentiate here, and why.
+NOT_HERE = {
+    "bitnet": "its linear layer is a Metal kernel",
+    "muse_spark": "its attention is a Metal kernel",
+    "olmo": "needs the package ai2-olmo",
+    "prism_hadamard_qwen35": "its weights are packed by another program",
+}
+REFUSED = {
+    "deepseek_v41": "its gradient fails",  # through the indices of its token selection
+    "phi3small": "differ from the whole",  # its block mask depends on how much is run at once
+}
+
 
 def architectures() -> list[str]:
     """Return the modules of `mlx_lm.models` that define a model."""
