@@ -168,7 +168,7 @@ def alive(pid: int) -> bool:
 def engine() -> ContainerSandbox:
     try:
         return ContainerSandbox(IMAGE)
-    except (FileNotFoundError, LookupError) as error:
+    except (FileNotFoundError, ConnectionError, LookupError) as error:
         pytest.skip(f"no container engine with the image {IMAGE}: {error}")
 
 
