@@ -9,6 +9,7 @@ from sdpo_cli import options
 from sdpo_cli.terminal import render
 
 if TYPE_CHECKING:
+    from sdpo_mlx.backends.command_size import EvaluationSizes
     from sdpo_mlx.config import Config
     from sdpo_mlx.models.dimensions import ModelDims
 
@@ -53,14 +54,15 @@ def command(  # noqa: PLR0913 - typer reads the options off the signature
 
 def planned(cfg: Config, size: str | None, prompt_tokens: int | None, shape: ModelDims | None = None) -> dict[str, Any]:
     """Return the plan as a document, in bytes and seconds; `shape` replaces the dimensions of the model's name."""
-    from sdpo_mlx.backends.memory_plan import choose, limit_of, memory, number_bytes, remedies, work_of
-    from sdpo_mlx.backends.mlx.device import block_gigaflops, gigabytes
+    from sdpo_mlx.backends.memory_plan import bounded, choose, limit_of, memory, number_bytes, remedies, work_of
+    from sdpo_mlx.backends.mlx.device import block_gigaflops, gigabytes, has_metal
     from sdpo_mlx.backends.preflight import shares_prompts
     from sdpo_mlx.backends.step_time import Machine, times
     from sdpo_mlx.core.errors import ConfigError
     from sdpo_mlx.core.hardware import bytes_of
     from sdpo_mlx.models.dimensions import ModelDims
     from sdpo_mlx.models.resolve import configuration
+    from sdpo_mlx.rl.components import evaluation_sizes
 
     if cfg.model.backend == "torch":
         fix = "plan with --backend mlx, or start training: torch halves its micro-batches if memory runs out"
@@ -70,8 +72,9 @@ def planned(cfg: Config, size: str | None, prompt_tokens: int | None, shape: Mod
     shape = shape or ModelDims.of(config, cfg.model.name)
     prompt, context = _lengths(cfg, prompt_tokens, shape.context)
     work = work_of(cfg, prompt, context, number_bytes(cfg.model), shares=shares_prompts(config))
-    work = choose(shape, cfg, work, limit)
-    machine = Machine(1e9 * block_gigaflops(), 1e9 * gigabytes())  # measured; takes two seconds
+    sizes = evaluation_sizes(cfg, config, shape)
+    work = bounded(choose(shape, cfg, work, limit), sizes)
+    machine = Machine(1e9 * block_gigaflops(), 1e9 * gigabytes(), has_metal())  # measured; takes two seconds
     held, spent = memory(shape, cfg, work), times(shape, work, machine)
     fits = held.highest <= limit
     ways = [] if fits else remedies(shape, cfg, work, limit)
@@ -82,6 +85,7 @@ def planned(cfg: Config, size: str | None, prompt_tokens: int | None, shape: Mod
         "trainable": shape.adapter_parameters(cfg.model.adapter),
         "work": vars(work),
         "limit": limit,
+        "device": _device(cfg, sizes),
         "always": held.always,
         "phases": {name: {"peak": held.peak(name), **items} for name, items in held.phases.items()},
         "peak": held.highest,
@@ -90,6 +94,35 @@ def planned(cfg: Config, size: str | None, prompt_tokens: int | None, shape: Mod
         "remedies": [{"change": change, "peak": peak, "fits": peak <= limit} for change, peak in ways],
         "seconds": {**vars(spent), "total": spent.total, "dominant": spent.dominant},
     }
+
+
+def _device(cfg: Config, sizes: EvaluationSizes) -> dict[str, Any]:
+    """Return what MLX keeps to here: bytes (null without a GPU), and what one evaluation covers (null: no bound)."""
+    import math
+
+    from sdpo_mlx.backends.mlx.limits import limit_bytes
+
+    limits, free = limit_bytes(cfg.memory), math.isinf(sizes.limit)
+    return {
+        "memory_limit": limits.get("memory"),
+        "cache_limit": limits.get("cache"),
+        "wired": cfg.memory.wired,
+        "evaluation_gflop": None if free else sizes.limit / 1e9,
+        "prompt_tokens_at_once": None if free else sizes.prefill,
+        "micro_batch_at_most": None if free else sizes.learning,
+    }
+
+
+def _device_line(found: dict[str, Any]) -> str:
+    if found["memory_limit"] is None:
+        limits = "no memory limits on this device"
+    else:
+        limits = f"MLX stays under {size(found['memory_limit'])}, cache {size(found['cache_limit'])}"
+        limits += f", wired memory {found['wired']}"
+    if found["evaluation_gflop"] is None:
+        return limits
+    prompt, batch = found["prompt_tokens_at_once"], found["micro_batch_at_most"]
+    return f"{limits}; {found['evaluation_gflop']:,.0f} GFLOP at once: {prompt} prompt tokens, micro-batches to {batch}"
 
 
 def _lengths(cfg: Config, prompt_tokens: int | None, context_length: int) -> tuple[int, int]:
@@ -123,6 +156,7 @@ def as_lines(found: dict[str, Any]) -> list[str]:
         f"peak      {size(found['peak'])} of {size(found['limit'])}: {'fits' if found['fits'] else 'does not fit'}; "
         f"largest part: {found['dominant']}",
         f"chosen    micro-batches of {work['micro_batch']} tokens, {work['concurrency']} rollouts at once, {how}",
+        f"device    {_device_line(found['device'])}",
         f"time      {render.duration(seconds['total'])} per step here with rollouts of full length: {phases}",
     ]
     ways = [

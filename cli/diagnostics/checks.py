@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import sys
 from collections.abc import Iterator
@@ -31,6 +32,7 @@ def examine() -> list[Finding]:
         ("blas", _blas, False),
         ("metal", _metal, False),
         ("wired_limit", _wired_limit, False),
+        ("gpu_limits", _gpu_limits, False),
         ("power", hardware.power, False),
         ("sandbox", _sandbox, False),
         ("disk", disk.runs, True),
@@ -101,6 +103,21 @@ def _wired_limit() -> Iterator[Finding]:
     recommended = device_facts().get("max_recommended_working_set_size")
     setting = hardware.sysctl("iogpu.wired_limit_mb")
     yield hardware.wired_limit(setting, total_memory(), recommended if isinstance(recommended, int) else 0)
+
+
+def _gpu_limits() -> Iterator[Finding]:
+    try:
+        from sdpo_mlx.backends.mlx.device import chip_name
+        from sdpo_mlx.backends.mlx.limits import limit_bytes
+    except (ImportError, OSError) as error:
+        yield Finding("gpu_limits", True, f"not checked: mlx cannot be imported: {error}"[:300], checked=False)
+        return
+    from sdpo_mlx.backends.command_size import evaluation_limit
+    from sdpo_mlx.config import MemoryConfig
+
+    limits = limit_bytes(MemoryConfig())
+    relaxed = os.environ.get("AGX_RELAX_CDM_CTXSTORE_TIMEOUT", "")
+    yield hardware.gpu_limits(limits, evaluation_limit(None, chip_name()), relaxed)
 
 
 def _sandbox() -> Iterator[Finding]:

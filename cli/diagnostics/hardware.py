@@ -5,6 +5,7 @@ The macOS parts are pure functions of what macOS and MLX report, written from th
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import subprocess
@@ -116,6 +117,22 @@ def wired_limit(setting: str, memory: int, recommended: int) -> Finding:
     if limit > memory - min(SYSTEM_RESERVE, memory // 4):
         return Finding("wired_limit", False, f"{found}, too little left for the system", fix, facts=facts)
     return Finding("wired_limit", True, found, facts=facts)
+
+
+def gpu_limits(limits: Mapping[str, int], operations: float, relaxed: str) -> Finding:
+    """What MLX keeps to by default: bytes by name (empty without Metal), operations at once, and the watchdog.
+
+    `relaxed` is the value of AGX_RELAX_CDM_CTXSTORE_TIMEOUT.
+    """
+    name, watchdog = "gpu_limits", "relaxed" if relaxed == "1" else "strict"
+    if not limits:
+        return Finding(name, True, "none: MLX sets its own without Metal", checked=False)
+    gflop = round(operations / 1e9) if math.isfinite(operations) else None
+    facts = {**{f"{each}_bytes": size for each, size in limits.items()}, "evaluation_gflop": gflop, "relaxed": relaxed}
+    at_once = f"{gflop:,} GFLOP at once" if gflop else "no bound on what runs at once"
+    found = f"MLX stays under {_gb(limits['memory'])}, cache {_gb(limits['cache'])}, wired memory off, {at_once}"
+    fix = "unset AGX_RELAX_CDM_CTXSTORE_TIMEOUT: macOS ends long GPU work while a display is on (mlx 3267)"
+    return Finding(name, relaxed == "1", f"{found}; watchdog {watchdog}", fix, facts=facts)
 
 
 def _gb(count: float) -> str:

@@ -17,6 +17,7 @@ from sdpo_mlx.types import DistillSample, FloatArray, Generation, IntArray, Role
 
 CONCURRENCY = 64  # rollouts generated at once unless the memory plan sets another number
 MICRO_BATCH_TOKENS = 8_192  # tokens forwarded at once, likewise
+QUANTISED_ROWS = 32  # that Metal multiplies with quantised weights in the time of eight (mlx 3852, 4265)
 PREFILL = 2_048  # tokens of a prompt or a shared prefix that run at once: bounds their activations
 CHUNK_BYTES = 16 * 2**20  # one float32 copy of the logits that the loss head computes at once
 
@@ -27,7 +28,8 @@ Arrays = Mapping[str, npt.NDArray[Any]]
 class PolicyInfo:
     """What a policy is; `bitwise` is whether a resumed run gives equal bytes.
 
-    `aborts` is whether the device ends the process, uncaught, when memory runs out or a command takes too long.
+    `aborts` is whether the device ends the process, uncaught, when memory runs out or a command takes too long;
+    `together` are the rollouts that are decoded in about the time of a few.
     """
 
     name: str
@@ -41,6 +43,7 @@ class PolicyInfo:
     bitwise: bool
     details: Mapping[str, str]
     aborts: bool = False
+    together: int = 1
 
 
 @dataclass(frozen=True)

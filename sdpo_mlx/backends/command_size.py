@@ -13,6 +13,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
+from sdpo_mlx.models.dimensions import ModelDims
+
 UNBOUNDED = 2**31  # tokens
 # Operations per token and weight.
 FORWARD = 2
@@ -56,6 +58,12 @@ class EvaluationSizes:
     block: float = 1.0
     whole: float = 1.0
     by_block: bool = True  # whether the model learns block by block
+
+    @classmethod
+    def of(cls, dims: ModelDims, limit: float, *, by_block: bool) -> EvaluationSizes:
+        """Return the sizes for a model of these dimensions; an average block stands for all."""
+        head = dims.vocabulary * dims.width
+        return cls(limit, dims.active_parameters / max(dims.layers, 1), dims.active_parameters + head, by_block)
 
     @property
     def prefill(self) -> int:

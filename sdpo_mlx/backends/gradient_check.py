@@ -97,5 +97,6 @@ def _wrong_slope(learner: Learner, pairs: Pairs, grads: Weights, norm: float) ->
 
 def _untrainable(learner: Learner, reason: str) -> ConfigError:
     kind = learner.info.details.get("architecture", learner.name)
-    fix = "use another model, another --backend, or --set model.dtype=float32"
+    dtype = "bfloat16" if learner.info.dtype == "float16" else "float32"
+    fix = f"use another model, another --backend, or --set model.dtype={dtype}"
     return ConfigError(f"the architecture {kind!r} cannot be trained: {reason}", where="model.name", fix=fix)

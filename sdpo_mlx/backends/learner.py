@@ -18,6 +18,7 @@ import numpy as np
 
 from sdpo_mlx.backends import gradient_check
 from sdpo_mlx.backends.base import Arrays, Policy, SamplingParams, Scores, Update, no_update
+from sdpo_mlx.backends.command_size import UNBOUNDED
 from sdpo_mlx.backends.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from sdpo_mlx.backends.distributed.sharding import cut, pooled
 from sdpo_mlx.backends.loss_head import (
@@ -39,6 +40,8 @@ from sdpo_mlx.types import DistillSample, Generation, IntArray, Role
 Interrupted = Callable[[], bool]
 Rollout = tuple[int, int, Generation]  # prompt, rollout of the prompt, tokens
 EMPTY = np.zeros(0, np.float32)
+FLOAT16 = "float16 overflows while some models learn (mlx-lm 361): --set model.dtype=bfloat16 is safer, in a new run"
+UNBATCHED = "rollouts of this model depend on their neighbours in a batch: they are decoded one by one, slowly"
 TopK = tuple[Any, Any, Any]  # log-probs of given ids (T,), top-k ids and log-probs (T, K)
 
 
@@ -73,7 +76,7 @@ class Learner(Policy, ABC):
     def __init__(self, model: ModelConfig, teacher: TeacherConfig, train: TrainConfig) -> None:
         self.name, self.adapter, self.teacher_cfg, self.train_cfg = model.name, model.adapter, teacher, train
         self.group: ProcessGroup = SINGLE_PROCESS
-        self.rows: int | None = None  # rollouts at once at most, groups included
+        self.rows = UNBOUNDED  # rollouts at once at most, groups included
         self.updates = 0
 
     # What a backend supplies
@@ -128,10 +131,13 @@ class Learner(Policy, ABC):
     ) -> Iterator[Rollout]:
         """See `Policy.generate`."""
         self.begin_phase("generate")
-        rows = self.rows or max(map(len, seeds), default=1)
-        parts = [(at, first) for at, own in enumerate(seeds) for first in range(0, len(own), rows)]
+        parts = [(at, first) for at, own in enumerate(seeds) for first in range(0, len(own), self.rows)]
         sampling = replace(sampling, concurrency=self.pass_sizes(sampling)["generate"])
-        split = [prompts[at] for at, _ in parts], sampling, [seeds[at][first : first + rows] for at, first in parts]
+        split = (
+            [prompts[at] for at, _ in parts],
+            sampling,
+            [seeds[at][first : first + self.rows] for at, first in parts],
+        )
         with self.limits():
             for part, n, found in self.generation.generate(self.model, *split, interrupted):
                 yield parts[part][0], parts[part][1] + n, found
@@ -229,9 +235,13 @@ class Learner(Policy, ABC):
 
     def warnings(self) -> tuple[str, ...]:
         """See `Policy.warnings`."""
+        found = [FLOAT16] if self.info.dtype == "float16" else []
         if self.model.batched:
-            return ()
-        return ("rollouts of this model depend on their neighbours in a batch: they are decoded one by one, slowly",)
+            return tuple(found)
+        return (
+            *found,
+            "rollouts of this model depend on their neighbours in a batch: they are decoded one by one, slowly",
+        )
 
     def check_gradient(self) -> tuple[str, ...]:
         """See `Policy.check_gradient`."""
@@ -240,12 +250,12 @@ class Learner(Policy, ABC):
 
     def pass_sizes(self, sampling: SamplingParams) -> dict[str, int]:
         """See `Policy.pass_sizes`."""
-        return {"generate": min(sampling.concurrency, self.rows or sampling.concurrency), "learn": self.budget}
+        return {"generate": min(sampling.concurrency, self.rows), "learn": self.budget}
 
     def limit_pass(self, phase: str, size: int) -> None:
         """See `Policy.limit_pass`."""
         if phase == "generate":
-            self.rows = size
+            self.rows = min(self.rows, size)
         else:
             self.budget = min(self.budget, size)
 

@@ -13,9 +13,10 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from sdpo_mlx.backends.base import CHUNK_BYTES, PREFILL
+from sdpo_mlx.backends.command_size import EvaluationSizes
 from sdpo_mlx.config import Config, ModelConfig
 from sdpo_mlx.core.errors import ConfigError
-from sdpo_mlx.core.hardware import total_memory
+from sdpo_mlx.core.hardware import amount_of, total_memory
 from sdpo_mlx.models.dimensions import ModelDims
 from sdpo_mlx.models.layer_dimensions import Layer
 
@@ -244,8 +245,17 @@ def choose(shape: ModelDims, cfg: Config, work: Workload, limit: float) -> Workl
 
 
 def limit_of(cfg: Config, machine: int | None = None) -> float:
-    """Return the bytes that a run may hold."""
-    return cfg.train.memory_gb * 2**30 if cfg.train.memory_gb else USABLE * (machine or total_memory())
+    """Return the bytes that a run may hold; on a Mac no more than `memory.limit`, of what Metal recommends."""
+    if cfg.train.memory_gb:
+        return cfg.train.memory_gb * 2**30
+    usable = USABLE * (machine or total_memory())
+    return min(usable, amount_of(cfg.memory.limit, int(usable))) if platform.system() == "Darwin" else usable
+
+
+def bounded(work: Workload, sizes: EvaluationSizes) -> Workload:
+    """Return the step with micro-batches and graphs that one evaluation may cover, as the backend runs it."""
+    micro_batch = min(work.micro_batch, sizes.learning)
+    return replace(work, micro_batch=micro_batch, keep=work.keep and micro_batch <= sizes.one_graph)
 
 
 def fitting(shape: ModelDims, cfg: Config, work: Workload, limit: float) -> Workload:
@@ -263,12 +273,14 @@ def fitting(shape: ModelDims, cfg: Config, work: Workload, limit: float) -> Work
 
 
 def settled(cfg: Config, work: Workload) -> Config:
-    """Return the configuration with the chosen settings filled in."""
-    train = {"micro_batch_tokens": work.micro_batch, "grad_checkpoint": not work.keep}
+    """Return the configuration with what it leaves open filled in."""
+    train, rollout = cfg.train, cfg.rollout
+    keep = work.keep if train.grad_checkpoint is None else not train.grad_checkpoint
+    filled = {"micro_batch_tokens": train.micro_batch_tokens or work.micro_batch, "grad_checkpoint": not keep}
     return cfg.model_copy(
         update={
-            "train": cfg.train.model_copy(update=train),
-            "rollout": cfg.rollout.model_copy(update={"concurrency": work.concurrency}),
+            "train": train.model_copy(update=filled),
+            "rollout": rollout.model_copy(update={"concurrency": rollout.concurrency or work.concurrency}),
         }
     )
 

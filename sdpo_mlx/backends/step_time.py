@@ -8,13 +8,19 @@ from dataclasses import dataclass
 from sdpo_mlx.backends.memory_plan import Workload
 from sdpo_mlx.models.dimensions import ModelDims
 
+PLATEAU = 5.3  # of a product with quantised weights from 8 rows on, in times of one row
+
 
 @dataclass(frozen=True)
 class Machine:
-    """What a machine does at full load: products (FLOP/s) and reading of weights (bytes/s)."""
+    """What a machine does at full load: products (FLOP/s) and reading of weights (bytes/s).
+
+    `metal` is whether it multiplies few rows with quantised weights as slowly as Apple's GPU (`quantised_rows`).
+    """
 
     flops: float
     bandwidth: float
+    metal: bool = False
 
 
 @dataclass(frozen=True)
@@ -42,13 +48,15 @@ def times(shape: ModelDims, work: Workload, machine: Machine) -> Times:
     gradient.
 
     Decoding a token takes as long as reading all weights and its rows' keys and values, or as multiplying them,
-    whichever is longer. A block-wise backward pass runs each block forward once more.
+    whichever is longer; on Metal several rows take longer with quantised weights. A block-wise backward pass runs each
+    block forward once more.
     """
     rows = work.rows
     waves = math.ceil(work.problems * work.group / rows)
     head = shape.vocabulary * shape.width
     cache = rows * shape.cached(work.prompt + work.answer / 2) * work.bytes
-    read = (shape.weight_bytes(work.bytes) + cache) / machine.bandwidth
+    slower = quantised_rows(rows) if shape.bits and machine.metal else 1.0
+    read = (slower * shape.weight_bytes(work.bytes) + cache) / machine.bandwidth
     multiplied = 2 * rows * (shape.active_parameters + head) / machine.flops
     answers = work.group * work.answer
     seen = _forwarded(work, work.context, work.context + answers)
@@ -62,6 +70,15 @@ def times(shape: ModelDims, work: Workload, machine: Machine) -> Times:
         * (passes / 2 * _forward(shape, learned, work.prompt + work.answer) + 2 * 4 * answers * head)
         / machine.flops,
     )
+
+
+def quantised_rows(rows: int) -> float:
+    """Return the time of a product of so many rows with quantised weights on Metal, in times of one row.
+
+    Reported (mlx 3852, 4265): 6.1 at 8 and at 16 rows on an M3 Ultra, 4.5 at 10 and at 32 on an M4 Pro. In between a
+    straight line to their mean at 8 rows, then flat: an estimate, and more so above 32 rows.
+    """
+    return 1.0 + (PLATEAU - 1.0) * min(max(rows, 1) - 1, 7) / 7
 
 
 def _forwarded(work: Workload, prompt: int, whole: int) -> int:

@@ -13,12 +13,13 @@ from typing import Any
 
 from sdpo_mlx import __version__
 from sdpo_mlx.backends.base import CONCURRENCY, Policy, SamplingParams
+from sdpo_mlx.backends.command_size import EvaluationSizes, evaluation_limit
 from sdpo_mlx.backends.distributed.launch import backend_on
 from sdpo_mlx.backends.distributed.policy import DistributedPolicy
 from sdpo_mlx.backends.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from sdpo_mlx.backends.distributed.serialization import decode, encode
-from sdpo_mlx.backends.memory_plan import fitting, limit_of, number_bytes, settled, work_of
-from sdpo_mlx.backends.preflight import preflight, shares_prompts
+from sdpo_mlx.backends.memory_plan import bounded, fitting, limit_of, number_bytes, settled, work_of
+from sdpo_mlx.backends.preflight import expected_learning, preflight, shares_prompts
 from sdpo_mlx.backends.registry import open_policy
 from sdpo_mlx.config import Config
 from sdpo_mlx.core.errors import DataError
@@ -208,7 +209,16 @@ def _plan(cfg: Config, model: ResolvedModel, chat: Chat, task: Task) -> Config:
     dims = ModelDims.of(config, str(model.path))
     sizes = lengths(chat, task, cfg, dims.context)
     work = work_of(cfg, *sizes, number_bytes(cfg.model), shares=shares_prompts(config))
-    return settled(cfg, fitting(dims, cfg, work, limit_of(cfg)))
+    chosen = fitting(dims, cfg, work, limit_of(cfg))
+    return settled(cfg, bounded(chosen, evaluation_sizes(cfg, config, dims)))
+
+
+def evaluation_sizes(cfg: Config, config: Mapping[str, Any], dims: ModelDims) -> EvaluationSizes:
+    """Return how many tokens MLX evaluates at once on this machine, as expected before the model loads."""
+    from sdpo_mlx.backends.mlx.device import chip_name
+
+    limit = evaluation_limit(cfg.memory.evaluation_gflop, chip_name())
+    return EvaluationSizes.of(dims, limit, by_block=expected_learning(config, "mlx")[0].startswith("by block"))
 
 
 def lengths(chat: Chat, task: Task, cfg: Config, context_length: int) -> tuple[int, int]:

@@ -168,7 +168,7 @@ def open_chat_model(target: str, cfg: Config, sampling: SamplingParams, adapter:
     preflight(cfg, learns=False)
     model = resolve.resolve(cfg.model.name, backend=cfg.model.backend)
     chat = load_chat(model.path, thinking=cfg.model.thinking, template=cfg.model.chat_template)
-    policy = open_policy(model.path, cfg.model, cfg.teacher, cfg.train)
+    policy = open_policy(model.path, cfg.model, cfg.teacher, cfg.train, cfg.memory)
     initial = policy.state()["student"]
     adapters: dict[AdapterChoice, Arrays] = {"model": initial}
     if arrays is not None:

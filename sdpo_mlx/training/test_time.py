@@ -8,6 +8,7 @@ teacher's contexts hold feedback alone; without feedback SDPO has nothing to lea
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -88,6 +89,7 @@ def solve(
         if count and budget.seconds is not None and time.monotonic() - begun >= budget.seconds:
             break
         size = min(components.cfg.rollout.group_size, budget.attempts - count)
+        searcher.left = budget.attempts - count
         group = searcher.next_group(step, size, lambda n, _, done=count: on_progress(done + n, budget.attempts))  # type: ignore[misc]
         graded = zip(group.rollouts, group.feedback, strict=True)
         attempts = tuple(Attempt(count + n, *each) for n, each in enumerate(graded, 1))
@@ -118,15 +120,27 @@ class BestOfK:
     problem: Problem
     interrupted: Callable[[], bool]
     update: Update | None = None
+    left: int = 0  # attempts of the budget that are left
+    ahead: deque[RolloutGroup] = field(default_factory=deque)
 
     def next_group(self, step: int, size: int, on_progress: ProgressCallback = no_progress) -> RolloutGroup:
-        """Return at most `size` further rollouts."""
-        return self.sample(self.problem, step, size, on_progress)
+        """Return at most `size` further rollouts.
 
-    def sample(self, problem: Problem, step: int, size: int, on_progress: ProgressCallback) -> RolloutGroup:
-        """Sample and grade rollouts of this problem; raises DataError if its prompt is too long."""
-        parts = self.components
-        seeds = rollout_seeds("solve", parts.cfg.train.seed, step, [problem], size)
+        Where a few rollouts take as long as many (`PolicyInfo.together`), those of the next steps are sampled with
+        them: the same ones, since each depends on its own seed alone.
+        """
+        if not self.ahead:
+            steps = range(step, step + max(1, min(self.components.policy.info.together, self.left) // size))
+            found = self.sample(self.problem, steps, size, on_progress)
+            cuts = [slice(start, start + size) for start in range(0, len(found.rollouts), size)]
+            self.ahead.extend(replace(found, rollouts=found.rollouts[c], feedback=found.feedback[c]) for c in cuts)
+        group = self.ahead.popleft()
+        return replace(group, rollouts=group.rollouts[:size], feedback=group.feedback[:size])
+
+    def sample(self, problem: Problem, steps: Sequence[int], size: int, on_progress: ProgressCallback) -> RolloutGroup:
+        """Sample and grade `size` rollouts of this problem for each step; DataError if its prompt is too long."""
+        parts, seed = self.components, self.components.cfg.train.seed
+        seeds = [[each for step in steps for each in rollout_seeds("solve", seed, step, [problem], size)[0]]]
         policy = ProgressPolicy(parts.policy, lambda: on_progress)
         found = sample(policy, parts.task, parts.chat, [problem], parts.sampling, seeds, self.interrupted)
         if not found.groups:
@@ -147,7 +161,7 @@ class SelfDistillation(BestOfK):
             parts, cfg = self.components, self.components.cfg
             batch = parts.distillation_batch([self.last], step - 1)
             self.update = learn(parts.policy, batch.samples, cfg, step - 1, self.interrupted).update
-        self.last = self.sample(self.problem, step, size, on_progress)
+        self.last = self.sample(self.problem, [step], size, on_progress)
         return self.last
 
 
@@ -170,7 +184,7 @@ class MultiTurn(BestOfK):
                 problem = replace(problem, messages=messages)
                 break
             del self.exchanges[0]
-        group = self.sample(problem, step, 1, on_progress)
+        group = self.sample(problem, [step], 1, on_progress)
         rollout, feedback = group.rollouts[0], group.feedback[0]
         reply = f"{feedback.text.strip() or WRONG}\n\n{CLOSING_LINE}"
         self.exchanges.append(history((*rollout.earlier, Exchange(replace(rollout, earlier=()), reply))))

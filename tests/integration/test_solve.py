@@ -154,6 +154,31 @@ def test_the_budget_ends_a_search_by_attempts_and_by_time(setup: Components, pro
     assert found.attempts == setup.cfg.rollout.group_size
 
 
+def test_best_of_k_samples_ahead_where_many_rows_take_as_long_as_few(
+    setup: Components, problem: Problem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fours = replace(in_fours(setup), task=Mute(setup.task, hopeless=True))
+    plain, ahead, calls = list[AttemptBatch](), list[AttemptBatch](), list[int]()
+    solve(fours, problem, "best-of-k", Budget(10), plain.append)
+    generate = fours.policy.generate
+
+    def counted(prompts: Any, sampling: Any, seeds: Any, *rest: Any) -> Any:
+        calls.append(sum(map(len, seeds)))
+        return generate(prompts, sampling, seeds, *rest)
+
+    monkeypatch.setattr(fours.policy, "generate", counted)
+    monkeypatch.setattr(fours.policy, "info", replace(fours.policy.info, together=32))
+    progress: list[tuple[int, int]] = []
+    found = solve(fours, problem, "best-of-k", Budget(10), ahead.append, on_progress=lambda *at: progress.append(at))
+    assert calls == [8, 2]  # two groups of four together, then what is left of the budget
+    assert found.attempts == 10
+    assert max(done for done, _ in progress) == 10
+    rollouts = [
+        [attempt.rollout.ids_T.tolist() for batch in all_ for attempt in batch.attempts] for all_ in (plain, ahead)
+    ]
+    assert rollouts[0] == rollouts[1]
+
+
 def test_an_interrupted_measurement_goes_on_and_leaves_the_policy_untouched(setup: Components, tmp_path: Path) -> None:
     before, file, setup = student(setup), tmp_path / "searches.jsonl", in_fours(setup, **{"rollout.max_tokens": 12})
     problems = setup.task.problems("train")[:2]

@@ -15,7 +15,7 @@ import mlx.optimizers as optim
 import numpy as np
 from mlx.utils import tree_flatten
 
-from sdpo_mlx.backends.base import MICRO_BATCH_TOKENS, Arrays, PolicyInfo
+from sdpo_mlx.backends.base import MICRO_BATCH_TOKENS, QUANTISED_ROWS, Arrays, PolicyInfo
 from sdpo_mlx.backends.command_size import EvaluationSizes, evaluation_limit
 from sdpo_mlx.backends.learner import Learner, TopK
 from sdpo_mlx.backends.loss_head import Hidden, LearnBatch, TeacherSet, Weights
@@ -63,6 +63,7 @@ class MLXPolicy(Learner):
         self.optimizer = optim.AdamW(train.learning_rate, weight_decay=train.weight_decay, bias_correction=True)
         self.optimizer.init(self.student)
         self.peaks = PeakTracker()
+        self.rows = self.model.sizes.prefill  # each decodes one token at once
         self.budget = min(train.micro_batch_tokens or MICRO_BATCH_TOKENS, self.model.sizes.learning)
 
     @cached_property
@@ -81,6 +82,7 @@ class MLXPolicy(Learner):
             parameters=sum(array.size for _, array in leaves),
             bitwise=device == "cpu",
             aborts=device == "gpu",
+            together=QUANTISED_ROWS if device == "gpu" and "quantization" in self.config else 1,
             details={
                 "blas": BLAS,
                 "mlx": version("mlx"),
@@ -185,14 +187,13 @@ class MLXPolicy(Learner):
 
     def _sizes(self, model: Model) -> EvaluationSizes:
         """How many tokens one evaluation covers on this device."""
-        try:
-            dims = ModelDims.of(self.config, self.name)
-            layers, head = dims.active_parameters, dims.vocabulary * dims.width
-        except ConfigError:  # dimensions under other names: all weights, eight numbers of 4 bits in a uint32
-            leaves = (array for _, array in tree_flatten(model.whole.parameters()))
-            layers, head = sum(a.size * (8 if a.dtype == mx.uint32 else 1) for a in leaves), 0
         limit, by_block = evaluation_limit(self.memory_cfg.evaluation_gflop, chip_name()), model.trunk.way == "by block"
-        return EvaluationSizes(limit, layers / len(model.whole.layers), layers + head, by_block)
+        try:
+            return EvaluationSizes.of(ModelDims.of(self.config, self.name), limit, by_block=by_block)
+        except ConfigError:  # dimensions under other names: all weights, eight of 4 bits in a uint32
+            leaves = (array for _, array in tree_flatten(model.whole.parameters()))
+            whole = sum(array.size * (8 if array.dtype == mx.uint32 else 1) for array in leaves)
+            return EvaluationSizes(limit, whole / len(model.whole.layers), whole, by_block)
 
     def _optimizer_arrays(self) -> dict[str, Any]:
         arrays = {"updates": np.array(self.updates, dtype=np.int64)}

@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -208,6 +209,7 @@ def test_bound_holds_for_prompts_and_units_and_changes_no_gradient(
     tight = make_policy(**options, evaluation_gflop=40 * 2 * whole / 1e9)
     sizes, graphs, seen = tight.model.sizes, list[int](), list[int]()
     assert (sizes.prefill, sizes.one_graph) == (40, LEAST)
+    assert tight.pass_sizes(replace(SAMPLING, concurrency=64))["generate"] == 40
     assert LEAST <= sizes.learning == tight.budget < 512
     call = type(tight.model.whole).__call__
 
@@ -243,3 +245,13 @@ print(json.dumps([os.environ["{name}"], "mlx" in sys.modules or "mlx.core" in sy
 """
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert json.loads(found.stdout) == [expected, False]
+
+
+def test_float16_base_is_checked_and_advised_against(monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = make_policy()
+    assert policy.warnings() == ()
+    monkeypatch.setitem(vars(policy), "info", replace(policy.info, dtype="float16"))
+    assert [line for line in policy.warnings() if "bfloat16" in line] == list(policy.warnings())
+    policy.student = {name: array * np.inf for name, array in policy.student.items()}
+    with pytest.raises(ConfigError, match=r"cannot be trained: the norm of its gradient is nan.*model\.dtype=bfloat16"):
+        policy.check_gradient()

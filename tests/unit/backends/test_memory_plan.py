@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ from paths import ROOT
 from small_models import CONFIGS
 from small_policies import folder, make_policy
 
-from sdpo_mlx.backends.memory_plan import choose, fitting, memory, remedies, settled, work_of
-from sdpo_mlx.backends.step_time import Machine, times
+from sdpo_mlx.backends.command_size import EvaluationSizes
+from sdpo_mlx.backends.memory_plan import bounded, choose, fitting, limit_of, memory, remedies, settled, work_of
+from sdpo_mlx.backends.step_time import Machine, quantised_rows, times
 from sdpo_mlx.config import Config
 from sdpo_mlx.core.errors import ConfigError
 from sdpo_mlx.core.hardware import bytes_of
@@ -197,6 +199,67 @@ def test_plan_of_torch_is_refused_in_one_line() -> None:
     code, _, err = sdpo("plan", "--model", "tiny", "--set", "model.backend=torch")
     assert code == ConfigError.exit_code
     assert "not estimated" in err
+
+
+def test_quantised_base_decodes_at_least_32_rows_at_once_where_memory_allows() -> None:
+    four_bits = QWEN.quantized(4, 64)
+    roomy = choose(four_bits, config(), work_of(config(), 200, 800, 2), 64 * 2**30)
+    assert roomy.rows >= 32
+    tight = choose(four_bits, config(), work_of(config(), 200, 800, 2), 0.0)
+    assert tight.rows < 32
+
+
+def test_decode_of_quantised_weights_on_metal_depends_on_the_rows() -> None:
+    four_bits, work = QWEN.quantized(4, 64), work_of(config(), 200, 800, 2)
+    few, many = (replace(work, problems=4, group=8, concurrency=rows) for rows in (8, 32))
+    metal, other = Machine(1e15, 1e11, metal=True), Machine(1e15, 1e11)
+    seconds = {
+        name: [times(four_bits, each, m).decode for each in (few, many)]
+        for name, m in {"metal": metal, "other": other}.items()
+    }
+    assert seconds["metal"][0] > 3 * seconds["other"][0]
+    assert seconds["metal"][0] > 3 * seconds["metal"][1]  # 32 rows take about as long as 8
+    plain = replace(QWEN, bits=0)
+    assert times(plain, few, metal) == times(plain, few, other)
+    assert [round(quantised_rows(rows), 1) for rows in (1, 8, 16, 32)] == [1.0, 5.3, 5.3, 5.3]
+
+
+def test_plan_keeps_to_what_one_evaluation_may_cover(monkeypatch: pytest.MonkeyPatch) -> None:
+    from sdpo_cli.commands.plan import as_lines, planned
+
+    from sdpo_mlx.backends.mlx import device
+
+    monkeypatch.setattr(device, "block_gigaflops", lambda: 100.0)
+    monkeypatch.setattr(device, "gigabytes", lambda: 10.0)
+    model, bound = {"name": "qwen:8b"}, {"evaluation_gflop": 1000.0}
+    found = planned(config(model=model, memory=bound), "64GB", 300)
+    most = found["device"]["micro_batch_at_most"]
+    assert found["work"]["micro_batch"] == most < 2_048
+    assert not found["work"]["keep"]
+    assert found["device"]["memory_limit"] is None  # a CPU
+    assert "1,000 GFLOP at once" in "\n".join(as_lines(found))
+    free = planned(config(model=model), "64GB", 300)
+    assert free["device"]["evaluation_gflop"] is None
+    assert free["work"]["micro_batch"] > most
+    given = config(model=model, memory=bound, train={"micro_batch_tokens": 4_096})
+    assert planned(given, "64GB", 300)["work"]["micro_batch"] == most
+
+
+def test_bound_changes_no_setting_that_was_given() -> None:
+    work = bounded(work_of(config(), 200, 800, 2), EvaluationSizes(1e12, 1e8, 4e9))
+    assert work.micro_batch == 1_666
+    assert settled(config(), work).train.micro_batch_tokens == 1_666
+    given = config(train={"micro_batch_tokens": 4_096, "grad_checkpoint": False}, rollout={"concurrency": 24})
+    kept = settled(given, work)
+    assert (kept.train.micro_batch_tokens, kept.train.grad_checkpoint, kept.rollout.concurrency) == (4_096, False, 24)
+
+
+def test_plan_on_a_mac_stays_under_the_memory_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = limit_of(config(), 16 << 30)
+    monkeypatch.setattr("platform.system", lambda: "Darwin")
+    assert limit_of(config(), 16 << 30) == pytest.approx(0.85 * whole)
+    assert limit_of(config(memory={"limit": "6GB"}), 16 << 30) == 6 << 30
+    assert limit_of(config(train={"memory_gb": 14.0}), 16 << 30) == 14 << 30
 
 
 def test_prompt_that_the_model_cannot_take_stops_no_run() -> None:

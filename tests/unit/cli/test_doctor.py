@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import sys
 from importlib.metadata import metadata
@@ -67,7 +68,7 @@ def test_doctor_reports_facts_of_every_part_without_commands_of_macos(
     assert facts["models"]["here"] == ["tiny"]
     assert facts["sandbox"]["kind"] in (None, "bubblewrap")
     unchecked = {name for name, each in found.items() if not each["checked"]}
-    assert unchecked == {"wired_limit"}
+    assert unchecked == {"wired_limit", "gpu_limits"}
     assert found["wired_limit"]["found"].startswith("not checked")
     assert set(facts["power"]) == {"on_battery", "charge_percent"}
     assert {f"extra {name}" for name in metadata("sdpo-mlx").get_all("Provides-Extra") or []} <= set(found)
@@ -227,6 +228,20 @@ def test_metal_is_what_mlx_reports() -> None:
     assert hardware.metal(True, METAL).found == "yes: Apple M1, applegpu_g13g"
     assert hardware.metal(True, {}).found == "yes"
     assert hardware.metal(False, METAL).fix
+
+
+def test_gpu_limits_name_what_mlx_keeps_to_and_a_strict_watchdog() -> None:
+    limits = {"memory": 10 * GB, "cache": 2 * GB}
+    found = hardware.gpu_limits(limits, 2.6e12, "1")
+    assert (found.ok, found.facts["memory_bytes"], found.facts["evaluation_gflop"]) == (True, 10 * GB, 2_600)
+    assert found.found == (
+        "MLX stays under 10.0 GB, cache 2.0 GB, wired memory off, 2,600 GFLOP at once; watchdog relaxed"
+    )
+    strict = hardware.gpu_limits(limits, math.inf, "0")
+    assert not strict.ok
+    assert "no bound" in strict.found
+    assert "AGX_RELAX" in strict.fix
+    assert not hardware.gpu_limits({}, math.inf, "").checked
 
 
 @pytest.mark.parametrize(
