@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import tempfile
@@ -16,6 +17,7 @@ from mlx_kernels import Kernels
 
 from sdpo_mlx.backends.mlx.blas import load_blas
 
+gc.disable()  # saves a quarter of the time of collecting; see pytest_collection_finish
 load_blas()  # before any test imports mlx
 
 # The default suite always tries the same examples; `make test-slow` draws new ones (--hypothesis-profile slow).
@@ -55,6 +57,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         dealt += long[:first] + short[: size - first]
         long, short = long[first:], short[size - first :]
     items[:] = dealt
+
+
+def pytest_collection_finish() -> None:
+    """Collect garbage again, but never look through the thousands of tests and modules that live until the end."""
+    gc.freeze()
+    gc.enable()
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -21,7 +21,7 @@ from sdpo_mlx.sandbox.choice import open_sandbox
 from sdpo_mlx.types import Problem
 
 # A value for each setting, and other settings under which it has an effect.
-DEFAULTS: dict[str, Any] = {}  # one step on eight tokens, which are too few for a success
+DEFAULTS: dict[str, Any] = {}  # one step on six tokens, which are too few for a success
 TWO_STEPS = {"train.steps": 2}
 WHOLE = {**TWO_STEPS, "rollout.group_size": 4, "rollout.max_tokens": 24}  # whole answers, of which some succeed
 HYBRID = {"objective.kind": "hybrid"}
@@ -41,7 +41,7 @@ CHANGES: dict[str, tuple[Any, Mapping[str, Any]]] = {
     "task.feedback": ("none", DEFAULTS),
     "rollout.problems_per_step": (1, DEFAULTS),
     "rollout.group_size": (3, DEFAULTS),
-    "rollout.max_tokens": (7, DEFAULTS),
+    "rollout.max_tokens": (5, DEFAULTS),
     "rollout.temperature": (0.7, DEFAULTS),
     "rollout.top_p": (0.5, DEFAULTS),
     "teacher.kind": ("frozen", DEFAULTS),
@@ -82,10 +82,10 @@ CHANGES: dict[str, tuple[Any, Mapping[str, Any]]] = {
     "eval.samples": (2, DEFAULTS),
     "eval.temperature": (0.0, DEFAULTS),
     "eval.top_p": (0.1, DEFAULTS),
-    "eval.max_tokens": (5, DEFAULTS),
+    "eval.max_tokens": (3, DEFAULTS),
     "log.samples": (0, DEFAULTS),
     "log.candidates": (0, DEFAULTS),
-    "log.teacher_answers": (0, DEFAULTS),
+    "log.teacher_answers": (1, DEFAULTS),
 }
 TESTED_ELSEWHERE = {
     "model.name": "needs another base: unit/models/test_resolve.py",
@@ -147,8 +147,9 @@ def outcome(cfg: Config) -> dict[str, Any]:
 
 
 def base(options: Mapping[str, Any]) -> Config:
-    train, rollout = {"steps": 1, "save_every": 3, "eval_every": 3}, {"group_size": 2, "max_tokens": 8}
-    cfg = settings(train=train, rollout=rollout, log={"samples": 2, "teacher_answers": 1})
+    train, rollout = {"steps": 1, "save_every": 3, "eval_every": 3}, {"group_size": 2, "max_tokens": 6}
+    evaluation = {"problems": 2, "max_tokens": 4}
+    cfg = settings(train=train, rollout=rollout, log={"samples": 2, "teacher_answers": 0}, eval=evaluation)
     for key, value in options.items():
         cfg = with_value(cfg, key, value)
     return cfg

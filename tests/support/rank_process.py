@@ -1,6 +1,6 @@
 """One rank of the several-ranks tests: `python rank_process.py mlx|torch OUT`, started by a launcher or by hand.
 
-All ranks hold the same small policy. Rank 0 samples, takes a gradient without a step, then ten steps, and leaves
+All ranks hold the same small policy. Rank 0 samples, takes a gradient without a step, then four steps, and leaves
 what came of them in OUT; alone it does the same in one process.
 """
 
@@ -61,7 +61,7 @@ def led(own: Any, policy: Any) -> dict[str, Any]:
     answers = {f"answer/{at}/{n}": ids for (at, n), ids in said.items()}
     kept = {**answers, **kept_gradient(own, policy)}
     warnings: list[str] = []
-    for _ in range(10):
+    for _ in range(4):
         warnings += policy.learn(ROLLOUTS, OBJECTIVE, 1e-3).warnings
         policy.update_teacher(TeacherConfig(update_rate=0.1))
     state = policy.state()

@@ -25,7 +25,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "objective": {"support": "full"},
     "train": {"steps": 6, "save_every": 2, "eval_every": 3, "learning_rate": 5e-3},
     "eval": {"problems": 2, "samples": 1},
-    "log": {"samples": 1},
+    "log": {"samples": 1, "teacher_answers": 0},
 }
 
 
