@@ -18,7 +18,7 @@ help:
 	@echo "make screens     record what the commands look like, into docs/terminal.md"
 	@echo "make docs        build the documentation website in build/site"
 	@echo "make tiny-model  build the embedded model from scratch"
-	@echo "make lint        format, lint, types, import direction"
+	@echo "make lint        format, lint, types, import direction, workflows"
 	@echo "make clean       remove the environment and all files that can be made again"
 
 demo: .venv/.base bubblewrap
@@ -64,6 +64,9 @@ lint: .venv/.dev
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
+	@$(BIN)/check-jsonschema --quiet --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	@$(BIN)/check-jsonschema --quiet --builtin-schema vendor.github-issue-forms .github/ISSUE_TEMPLATE/*.yml
+	@! command -v actionlint >/dev/null 2>&1 || actionlint  # the workflow `ci` installs it
 
 install: .venv/.base
 

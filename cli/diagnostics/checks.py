@@ -18,6 +18,7 @@ from sdpo_mlx.core.hardware import total_memory
 
 SLOW_GFLOPS = 10.0  # the reference BLAS reaches 4, any other 100 and more on an idle machine
 MAC = "darwin"
+MLX_CUDA = ("mlx-cuda-12", "mlx-cuda-13")
 NVIDIA_DEVICES = (Path("/dev/nvidiactl"), Path("/dev/dxg"))  # present with NVIDIA's driver; the second on WSL
 
 
@@ -59,6 +60,11 @@ def _backend() -> Iterator[Finding]:
         return
     facts = {"mlx": packages.installed("mlx"), "device": str(device_facts().get("device_name") or "")}
     yield Finding("backend", True, device_line(), required=True, facts=facts)
+    cuda = next((name for name in MLX_CUDA if packages.installed(name)), None)
+    if cuda and packages.installed("mlx-cpu"):
+        found = f"mlx-cpu and {cuda} are both installed, and install the same file (mlx/lib/libmlx.so)"
+        fix = f"pip uninstall mlx-cpu, then pip install --force-reinstall {cuda}=={facts['mlx']}"
+        yield Finding("backend", False, found, fix)
 
 
 def _blas() -> Iterator[Finding]:

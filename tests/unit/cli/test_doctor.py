@@ -299,3 +299,14 @@ def test_checks_of_a_mac_combine_what_its_commands_print(monkeypatch: pytest.Mon
     assert found["wired_limit"].facts["recommended_bytes"] == 11453251584
     assert "caffeinate -ims" in found["power"].found
     assert not found["power"].ok
+
+
+@pytest.mark.parametrize(("present", "warned"), [({"mlx-cpu", "mlx-cuda-12"}, True), ({"mlx-cuda-13"}, False)])
+def test_two_builds_of_mlx_are_named_because_they_share_a_file(
+    monkeypatch: pytest.MonkeyPatch, present: set[str], warned: bool
+) -> None:
+    pytest.importorskip("sdpo_mlx.backends.mlx.device")
+    monkeypatch.setattr(packages, "installed", lambda name: "0.32.4" if name in {"mlx", *present} else "")
+    findings = list(checks._backend())
+    assert [finding.ok for finding in findings] == ([True, False] if warned else [True])
+    assert not warned or "mlx-cuda-12==0.32.4" in findings[-1].fix
