@@ -70,7 +70,7 @@ def checked(cfg: Config, memory: str | None) -> dict[str, Any]:
         "parameters": dims.parameters if dims else None,
         "learning": learning,
         "reason": reason,
-        "exports": exports_of(config),
+        "exports": [] if refused else exports_of(config),
         "memory": plan["peak"] if plan else None,
         "limit": plan["limit"] if plan else None,
         "seconds": plan["seconds"]["total"] if plan else None,
@@ -129,7 +129,7 @@ def as_lines(found: dict[str, Any]) -> list[str]:
         ("weights", found["quantization"] or "not quantized"),
         ("parameters", f"{found['parameters'] / 1e6:,.1f} M" if found["parameters"] else "unknown"),
         ("learning", f"{_learning(found)} ({found['backend']})"),
-        ("exports", ", ".join(found["exports"])),
+        ("exports", ", ".join(found["exports"]) or "none, since the model is refused"),
     ]
     if found["memory"] is not None:
         fits = "fits" if found["memory"] <= found["limit"] else "does not fit"

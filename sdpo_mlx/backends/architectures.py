@@ -12,6 +12,7 @@ from typing import Any
 
 LIBRARIES: Mapping[str, str] = {"mlx": "mlx-lm", "torch": "transformers"}
 _MODEL_CLASS = re.compile(r"^class Model\(", re.MULTILINE)
+_CAUSAL, _IMAGE = "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES", "MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES"
 _TABLE = r"(?:OrderedDict\()?(.*?^[})])"
 # mlx-lm reads these besides its own quantization (load_model in mlx_lm/utils.py, 0.32.2).
 MLX_READS = ("bitnet", "mxfp4", "mxfp8", "fp8", "compressed-tensors", "modelopt", "awq", "gptq")
@@ -21,8 +22,7 @@ def is_known(config: Mapping[str, Any], backend: str) -> bool | None:
     """Return whether the backend's library has this architecture; None if the library is not installed."""
     kind = model_type(config)
     if backend == "torch":
-        names = _causal_models()
-        return None if names is None else kind in names
+        return bool(transformers_class(config)) if _classes(_CAUSAL) else None
     models = _folder("mlx_lm", "models")
     if models is None:
         return None
@@ -37,13 +37,23 @@ def model_type(config: Mapping[str, Any]) -> str:
 
 def causal_class(config: Mapping[str, Any]) -> str:
     """Return the class that transformers' AutoModelForCausalLM opens this configuration with; blank if none."""
-    return (_causal_models() or {}).get(model_type(config), "")
+    return _classes(_CAUSAL).get(model_type(config), "")
+
+
+def image_class(config: Mapping[str, Any]) -> str:
+    """Return the class that transformers' AutoModelForImageTextToText opens this configuration with; blank if none."""
+    return _classes(_IMAGE).get(model_type(config), "")
+
+
+def transformers_class(config: Mapping[str, Any]) -> str:
+    """Return the class that the torch backend opens this configuration with; blank if none."""
+    return causal_class(config) or image_class(config)
 
 
 def has_other_classes(config: Mapping[str, Any]) -> bool:
-    """Return whether transformers has classes for this architecture, though none for AutoModelForCausalLM."""
+    """Return whether transformers has classes for this architecture, though none that generates text."""
     kind = model_type(config)
-    return bool(kind) and not causal_class(config) and _folder("transformers", f"models/{kind}") is not None
+    return bool(kind) and not transformers_class(config) and _folder("transformers", f"models/{kind}") is not None
 
 
 def mlx_lm_module(config: Mapping[str, Any]) -> str:
@@ -69,12 +79,11 @@ def _remappings() -> tuple[dict[str, str], dict[tuple[str, str], str]]:
 
 
 @cache
-def _causal_models() -> dict[str, str] | None:
+def _classes(table: str) -> dict[str, str]:
+    """Classes by `model_type` in a table of transformers' auto classes; empty without transformers."""
     folder = _folder("transformers", "models/auto")
-    if folder is None:
-        return None
-    table = _table((folder / "modeling_auto.py").read_text(encoding="utf-8"), "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES")
-    return dict(re.findall(r'\(\s*"([\w.-]+)",\s*"(\w+)"', table)) or None
+    text = (folder / "modeling_auto.py").read_text(encoding="utf-8") if folder else ""
+    return dict(re.findall(r'\(\s*"([\w.-]+)",\s*"(\w+)"', _table(text, table)))
 
 
 def _table(text: str, name: str) -> str:

@@ -65,7 +65,7 @@ def check_configuration(config: Mapping[str, Any], name: str, backend: str) -> N
         fix = f"use --backend {other}, which knows it" if is_known(config, other) else "use a model of another type"
         what = f"{LIBRARIES[library]} does not know the architecture {model_type(config)!r}"
         if library == "torch" and has_other_classes(config):
-            what = f"transformers has no AutoModelForCausalLM for {model_type(config)!r}"
+            what = f"transformers has no class that generates text for {model_type(config)!r}"
         raise ConfigError(what, where=name, fix=fix)
     if reason := _found(library, config).get("refused"):
         fix = "use another model; docs/models.md lists the architectures that train"

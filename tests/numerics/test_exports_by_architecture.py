@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import shutil
 from collections.abc import Callable, Mapping
 from functools import cache
@@ -22,7 +23,7 @@ from vision_models import write_vision_model
 from sdpo_mlx.config import AdapterConfig
 from sdpo_mlx.core.errors import ConfigError
 from sdpo_mlx.models.gguf.reader import import_gguf
-from sdpo_mlx.runs.export.formats import export
+from sdpo_mlx.runs.export.formats import export, exports_of
 from sdpo_mlx.runs.folder import RunFolder
 
 pytestmark = needs_torch
@@ -59,6 +60,7 @@ WORKS: Mapping[str, set[str]] = {
     "olmo2": {"peft", "fused"},
     "vision qwen3_5": {"peft", "fused"},
     "vision gemma3": {"peft", "fused"},
+    "vision mistral3": {"peft", "fused"},
 }
 ALWAYS = ("qwen3_moe", "olmo2", "smollm3", "vision gemma3")  # the others in the slow suite
 FORMATS = ("peft", "fused", "gguf", "gguf-lora")
@@ -128,11 +130,13 @@ def by_mlx_lm(base: Path, adapter: Path | None = None) -> np.ndarray:
     return np.array(model(mx.array(IDS)).astype(mx.float32))
 
 
-def by_transformers(base: Path, **options: Any) -> Any:
+def by_transformers(base: Path) -> Any:
     import torch
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
-    return AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, **options).eval()
+    kind = json.loads((base / "config.json").read_text())["model_type"]
+    opens = AutoModelForImageTextToText if kind == "mistral3" else AutoModelForCausalLM
+    return opens.from_pretrained(base, dtype=torch.float32).eval()
 
 
 def logits(model: Any) -> np.ndarray:
@@ -193,7 +197,7 @@ def test_export_works_or_names_one_that_does(name: str, to: str, tmp_path: Path)
         assert np.abs(again - wanted).max() < 2e-3 * np.abs(wanted).max()
 
 
-@pytest.mark.parametrize("name", ["qwen3", "vision gemma3", "vision qwen3_5"])
+@pytest.mark.parametrize("name", ["qwen3", "vision gemma3", "vision qwen3_5", "vision mistral3"])
 def test_adapter_comes_back_from_peft_with_its_names(name: str, tmp_path: Path) -> None:
     base, run = run_of(name)
     export(run, "peft", tmp_path / "peft")
@@ -204,3 +208,40 @@ def test_adapter_comes_back_from_peft_with_its_names(name: str, tmp_path: Path) 
     if name.startswith("vision"):
         targets = json.loads((tmp_path / "peft" / "adapter_config.json").read_text())["target_modules"]
         assert not [target for target in targets if "vision" in target]
+
+
+def test_fused_export_reads_the_names_of_older_runs_on_torch(tmp_path: Path) -> None:
+    base, run = run_of("vision gemma3")
+    old = shutil.copytree(run, tmp_path / "old")
+    arrays, layout = RunFolder(run).load_adapter()
+    renamed = {name.replace("language_model.model.", "model.language_model."): each for name, each in arrays.items()}
+    RunFolder(old).save_adapter(renamed, layout)
+    for folder, name in ((run, "new"), (old, "from-old")):
+        export(folder, "fused", tmp_path / name)
+    for file in (tmp_path / "new").glob("*.safetensors"):
+        assert file.read_bytes() == (tmp_path / "from-old" / file.name).read_bytes()
+    found = peft_logits(base, export(old, "peft", tmp_path / "peft").folder, old)
+    assert np.abs(found - by_mlx_lm(base, run)).max() < 2e-3 * np.abs(found).max()
+
+
+def test_command_for_peft_opens_a_base_that_only_an_image_class_knows(tmp_path: Path) -> None:
+    base, run = run_of("vision mistral3")
+    command = export(run, "peft", tmp_path / "peft").next_steps["PEFT"]
+    code = shlex.split(command)[2].replace("P.from_pretrained", "model = P.from_pretrained")
+    found: dict[str, Any] = {}
+    exec(code, found)
+    assert np.abs(logits(found["model"].eval()) - by_mlx_lm(base, run)).max() < 2e-3
+
+
+def test_architecture_that_only_transformers_knows_has_no_fused_export(tmp_path: Path) -> None:
+    config = {"model_type": "bloom", "n_layer": 1, "hidden_size": 8}
+    assert exports_of(config) == ["peft"]
+    run = RunFolder(tmp_path / "run")
+    run.path.mkdir()
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "config.json").write_text(json.dumps(config))
+    (tmp_path / "base" / "model.safetensors").write_bytes(b"")
+    run.write_config(settings(model={"name": str(tmp_path / "base")}))
+    run.save_adapter({"a.lora_a": np.zeros((1, 1), np.float32)}, {"lora_parameters": {}})
+    with pytest.raises(ConfigError, match=r"bloom.*--to peft"):
+        export(run.path, "fused", tmp_path / "out")

@@ -102,21 +102,8 @@ def published_pair(name: str) -> tuple[Any, Any]:
         for kind, backend, at in ((MLXPolicy, "mlx", "auto"), (TorchPolicy, "torch", device))
     )
     stir(ours, scale=0.05)
-    state = ours.state()
-    theirs.load_state({part: _renamed(arrays, theirs.state()[part]) for part, arrays in state.items()})
+    theirs.load_state(ours.state())
     return ours, theirs
-
-
-def _layer(name: str) -> str:
-    """A weight's name from the layer's number on: what precedes it depends on the outer class of the model."""
-    return name.rpartition("layers.")[2]
-
-
-def _renamed(arrays: Any, names: Any) -> dict[str, Any]:
-    """The arrays under those of `names` that end alike."""
-    ends = {_layer(name): name for name in names}
-    assert len(ends) == len(names)
-    return {ends[_layer(name)]: array for name, array in arrays.items()}
 
 
 @dataclass(frozen=True)
@@ -143,8 +130,8 @@ def disagreement(ours: Any, theirs: Any) -> Disagreement:
     ]
     step = found(ours, samples, ObjectiveConfig())
     loss, grads = torch_gradient(theirs, samples, ObjectiveConfig())
-    mine = {_layer(name): np.array(each, np.float64) for name, each in step.grads.items()}
-    other = {_layer(name): each.astype(np.float64) for name, each in grads.items()}
+    mine = {name: np.array(each, np.float64) for name, each in step.grads.items()}
+    other = {name: each.astype(np.float64) for name, each in grads.items()}
     assert set(mine) == set(other)
     a, b = (np.concatenate([each[name].ravel() for name in sorted(mine)]) for each in (mine, other))
     sampling = SamplingParams(10, 0.0, 1.0, frozenset())

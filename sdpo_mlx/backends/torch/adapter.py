@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from sdpo_mlx.backends.learner import adapted_layers, check_arrays
-from sdpo_mlx.backends.torch.model import blocks
+from sdpo_mlx.backends.torch.model import blocks, body_of
+from sdpo_mlx.backends.weight_names import mlx_name
 from sdpo_mlx.config import AdapterConfig
 from sdpo_mlx.core.errors import ConfigError
 
@@ -34,30 +35,39 @@ _ENDS = {
 }
 
 
-def attach(model: nn.Module, cfg: AdapterConfig, seed: int) -> dict[str, nn.Parameter]:
+def attach(model: nn.Module, cfg: AdapterConfig, seed: int, config: Mapping[str, Any]) -> dict[str, nn.Parameter]:
     """Freeze the base, add the adapter's layers, and return the trained parameters by mlx-lm's names (float32).
 
-    Raise ConfigError if `keys` match no layer.
+    `config` is the content of config.json. Only the language part of a vision-language model is trained. Raise
+    ConfigError if `keys` match no layer.
     """
     torch.manual_seed(seed)
     model.requires_grad_(False)
     if cfg.kind == "full":
-        model.float().requires_grad_(True)  # small updates vanish in 16 bits
+        model.float()  # small updates vanish in 16 bits
+        for part in _language_part(model):
+            part.requires_grad_(True)
     else:
         try:
             # Wrapped, so that peft does not see the architecture: it would move targets of dense layers to experts.
-            inject_adapter_in_model(_lora(model, cfg), nn.ModuleDict({"whole": model}))
+            inject_adapter_in_model(_lora(model, cfg, config), nn.ModuleDict({"whole": model}))
         except (ValueError, TypeError, NotImplementedError) as error:
             fix = "use lora, or name other layers in model.adapter.keys"
             raise ConfigError(" ".join(str(error).split())[:200], where="model.adapter", fix=fix) from error
     trained: dict[str, nn.Parameter] = {}
     for name, parameter in model.named_parameters():
         end = next((end for end in _ENDS if name.endswith(end)), "")
-        parameter.requires_grad_(cfg.kind == "full" or bool(end))
+        parameter.requires_grad_(bool(end) or (cfg.kind == "full" and parameter.requires_grad))
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
-            trained[name.removesuffix(end) + _ENDS.get(end, "")] = parameter
+            trained[mlx_name(name.removesuffix(end), config) + _ENDS.get(end, "")] = parameter
     return trained
+
+
+def _language_part(model: nn.Module) -> tuple[nn.Module, ...]:
+    """The modules that a text runs through: all but the towers of a vision-language model."""
+    nested = model.config.get_text_config() is not model.config
+    return (body_of(model), model.get_output_embeddings()) if nested else (model,)
 
 
 @contextmanager
@@ -99,7 +109,7 @@ def _transposed(name: str, tensor: Tensor) -> Tensor:
     return tensor.T if name.partition("|")[0].endswith((".lora_a", ".lora_b")) else tensor
 
 
-def _lora(model: nn.Module, cfg: AdapterConfig) -> LoraConfig:
+def _lora(model: nn.Module, cfg: AdapterConfig, config: Mapping[str, Any]) -> LoraConfig:
     found = blocks(model)
     inside = [
         f"{path}.{name}"
@@ -107,7 +117,7 @@ def _lora(model: nn.Module, cfg: AdapterConfig) -> LoraConfig:
         for name, module in block.named_modules()
         if (name in cfg.keys if cfg.keys is not None else _adapted(model, name, module)) and isinstance(module, LINEAR)
     ]
-    outside = [name for name, module in model.named_modules() if cfg.keys and name in cfg.keys]
+    outside = [name for name, _ in model.named_modules() if cfg.keys and {name, mlx_name(name, config)} & {*cfg.keys}]
     if any(not isinstance(model.get_submodule(name), LINEAR) for name in outside):
         raise ConfigError("an embedding is no linear layer", where="model.adapter.keys", fix="name linear layers")
     targets = inside + outside

@@ -12,16 +12,21 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, GenerationConfig
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, BitsAndBytesConfig, GenerationConfig
 from transformers.utils import logging
 
+from sdpo_mlx.backends.architectures import causal_class, image_class
 from sdpo_mlx.backends.torch.model import Model, body_of
 from sdpo_mlx.config import ModelConfig
 from sdpo_mlx.core.errors import ConfigError
 
 
 def load(path: Path, cfg: ModelConfig) -> tuple[Model, dict[str, Any]]:
-    """Return the model in evaluation mode and its config; raise ConfigError if it cannot be read or trained."""
+    """Return the model in evaluation mode and the content of config.json.
+
+    A vision-language model that AutoModelForCausalLM does not know keeps its towers, which a text does not run through.
+    Raise ConfigError if it cannot be read or trained.
+    """
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     device = device_of(cfg.device)
@@ -30,7 +35,8 @@ def load(path: Path, cfg: ModelConfig) -> tuple[Model, dict[str, Any]]:
         config = json.loads((path / "config.json").read_text(encoding="utf-8"))
         if "quantization" in config:
             raise ValueError("its weights are quantised by mlx, which only the mlx backend reads")
-        whole = AutoModelForCausalLM.from_pretrained(
+        only_with_images = image_class(config) and not causal_class(config)
+        whole = (AutoModelForImageTextToText if only_with_images else AutoModelForCausalLM).from_pretrained(
             path,
             dtype=dtype,
             local_files_only=True,
@@ -38,6 +44,8 @@ def load(path: Path, cfg: ModelConfig) -> tuple[Model, dict[str, Any]]:
             use_safetensors=True,
             **_in_bits(cfg, device, dtype),
         )
+        if whole.config.is_encoder_decoder or whole.get_output_embeddings() is None:
+            raise ValueError(f"{type(whole).__name__} is no decoder with an output layer")
         _make_differentiable(whole)
         whole = whole.eval() if cfg.bits else whole.eval().to(device)
     except (ValueError, OSError, KeyError, TypeError, AttributeError, RuntimeError) as error:
@@ -47,10 +55,8 @@ def load(path: Path, cfg: ModelConfig) -> tuple[Model, dict[str, Any]]:
             fix="use a folder with config.json and safetensors of an architecture that transformers knows",
         ) from error
     whole.generation_config = GenerationConfig()  # a folder's own penalties and cuts would change the policy
-    rows = int(whole.get_input_embeddings().weight.shape[0])
-    check_vocabulary(path, rows)
-    model = Model(whole, body_of(whole), int(whole.get_output_embeddings().weight.shape[0]), device)
-    return model, config.get("text_config", config)
+    check_vocabulary(path, int(whole.get_input_embeddings().weight.shape[0]))
+    return Model(whole, body_of(whole), int(whole.get_output_embeddings().weight.shape[0]), device), config
 
 
 def check_vocabulary(path: Path, rows: int) -> None:

@@ -22,6 +22,7 @@ from sdpo_mlx.backends.torch.gradient import TorchGradientPass, hidden_states, i
 from sdpo_mlx.backends.torch.loading import load
 from sdpo_mlx.backends.torch.losses import at, log_softmax
 from sdpo_mlx.backends.torch.model import Model, blocks
+from sdpo_mlx.backends.weight_names import by_mlx_names, mlx_name
 from sdpo_mlx.config import ModelConfig, ObjectiveConfig, TeacherConfig, TrainConfig
 from sdpo_mlx.core.errors import ConfigError
 from sdpo_mlx.core.seeding import derive
@@ -40,7 +41,7 @@ class TorchPolicy(Learner):
     def __init__(self, path: Path, model: ModelConfig, teacher: TeacherConfig, train: TrainConfig) -> None:
         super().__init__(model, teacher, train)
         loaded, self.config = load(path, model)
-        self.parameters = adapter.attach(loaded.whole, model.adapter, derive(train.seed, "adapter"))
+        self.parameters = adapter.attach(loaded.whole, model.adapter, derive(train.seed, "adapter"), self.config)
         loaded.whole.eval()
         self.model = checked(replace(loaded, recompute=bool(train.grad_checkpoint)), self.parameters)
         self.student = {name: each.data for name, each in self.parameters.items()}
@@ -68,7 +69,7 @@ class TorchPolicy(Learner):
             bitwise=device == "cpu",
             details={
                 "torch": torch.__version__,
-                "architecture": str(self.config.get("model_type", "")),
+                "architecture": str((self.config.get("text_config") or self.config).get("model_type", "")),
                 "micro_batch_tokens": str(self.budget),
                 "card": torch.cuda.get_device_name() if device == "cuda" else "",
             },
@@ -90,8 +91,9 @@ class TorchPolicy(Learner):
     def load_state(self, state: Mapping[str, Arrays]) -> None:
         """Restore what `state` returned, here or on another backend."""
         # Everything is checked before anything is replaced: half a state must not be trained on.
-        student, teacher = (adapter.from_numpy(state[part], self.student, part) for part in ("student", "teacher"))
-        plain = {name: array for name, array in state["optimizer"].items() if "|" in name}
+        named = {part: self._named(arrays) for part, arrays in state.items()}
+        student, teacher = (adapter.from_numpy(named[part], self.student, part) for part in ("student", "teacher"))
+        plain = {name: array for name, array in named["optimizer"].items() if "|" in name}
         moments = adapter.from_numpy(plain, self._moments(), "optimizer")
         self._put(student)
         self.teacher, self.updates = teacher, int(state["optimizer"]["updates"])
@@ -104,7 +106,7 @@ class TorchPolicy(Learner):
 
     def load_student(self, arrays: Arrays) -> None:
         """See `Policy.load_student`."""
-        self._put(adapter.from_numpy(arrays, self.student, "adapter"))
+        self._put(adapter.from_numpy(self._named(arrays), self.student, "adapter"))
 
     def memory(self) -> dict[str, int]:
         """See `Policy.memory`."""
@@ -191,6 +193,12 @@ class TorchPolicy(Learner):
         self.student = student
         for name, parameter in self.parameters.items():
             parameter.data = student[name]
+
+    def _named(self, arrays: Arrays) -> Arrays:
+        """The arrays by mlx-lm's names, without frozen weights: older runs on torch have other names, and towers."""
+        frozen = {mlx_name(name, self.config) for name, p in self.model.whole.named_parameters() if not p.requires_grad}
+        found = by_mlx_names(arrays, self.config)
+        return {name: array for name, array in found.items() if name.partition("|")[0] not in frozen}
 
     def _moments(self) -> Weights:
         found: Weights = {}

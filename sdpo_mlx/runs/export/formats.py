@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sdpo_mlx.backends.architectures import causal_class
+from sdpo_mlx.backends.architectures import causal_class, is_known, model_type
+from sdpo_mlx.backends.weight_names import by_mlx_names, by_transformers_names
 from sdpo_mlx.config import Config
 from sdpo_mlx.core.errors import ConfigError, SdpoError
 from sdpo_mlx.core.progress import StartTask, no_tasks, track
@@ -23,7 +24,7 @@ from sdpo_mlx.models.gguf.writer import Kind, gguf_architecture, write_gguf, wri
 from sdpo_mlx.models.resolve import ResolvedModel
 from sdpo_mlx.runs.export import next_steps
 from sdpo_mlx.runs.export.next_steps import Steps
-from sdpo_mlx.runs.export.peft import CONFIG, WEIGHTS, from_peft, named_as_mlx_lm, read_peft, renamed, to_peft
+from sdpo_mlx.runs.export.peft import CONFIG, WEIGHTS, from_peft, read_peft, to_peft
 from sdpo_mlx.runs.folder import RunFolder
 from sdpo_mlx.runs.targets import run_config
 from sdpo_mlx.tasks.registry import open_task
@@ -72,6 +73,8 @@ def export(
 
 def exports_of(config: Mapping[str, Any]) -> list[str]:
     """Return the formats that a LoRA on a model with this configuration can be exported to, experts not adapted."""
+    if is_known(config, "mlx") is False:  # which fuses the weights
+        return ["peft"]
     try:
         gguf_architecture(config)
     except (ConfigError, KeyError):  # a configuration of unknown origin
@@ -86,14 +89,14 @@ def export_peft(run: Path, out: Path) -> Exported:
     arrays, config = RunFolder(run).load_adapter()
     base = _base(run_config(run))
     content = _config(base)
-    tensors, settings = to_peft(renamed(arrays, causal_class(content)), config, next_steps.base_name(base))
+    tensors, settings = to_peft(by_transformers_names(arrays, content), config, next_steps.base_name(base))
     with _new_folder(out):
         write_bytes(out / WEIGHTS, save(tensors, metadata={"format": "pt"}))
         write_text(out / CONFIG, json.dumps(settings, indent=2) + "\n")
         if (template := run_config(run).model.chat_template) != "auto":
             _put_template(load_chat(base.path, template=template), out)
     quantized = "quantization" in content
-    steps = next_steps.for_peft(run, out, settings["base_model_name_or_path"], settings)
+    steps = next_steps.for_peft(run, out, settings, with_images=not causal_class(content))
     return Exported(out, steps, {"tensors": len(tensors)}, (MLX_BASE,) if quantized else ())
 
 
@@ -105,7 +108,7 @@ def export_mlx(adapter: Path, base: str, out: Path) -> Exported:
     depth = int(config.get("text_config", config)["num_hidden_layers"])
     arrays, layout = from_peft(tensors, settings, depth)
     with _new_folder(out):
-        RunFolder(out).save_adapter(named_as_mlx_lm(arrays, config), layout)
+        RunFolder(out).save_adapter(by_mlx_names(arrays, config), layout)
     return Exported(out, next_steps.for_mlx(str(model.path), out), {"arrays": len(arrays)})
 
 
@@ -116,7 +119,10 @@ def export_fused(run: Path, out: Path, *, quantised: bool = False, doing: StartT
     cfg = run_config(run)
     RunFolder(run).load_adapter()
     base = _base(cfg, doing)
-    with _new_folder(out):
+    if is_known(content := _config(base), "mlx") is False:
+        what = f"mlx-lm, which fuses the weights, does not know the architecture {model_type(content)!r}"
+        raise ConfigError(what, where="--to", fix="use --to peft")
+    with _new_folder(out), _named_as_in_mlx_lm(run, content) as adapter:
         chat = load_chat(base.path, thinking=cfg.model.thinking, template=cfg.model.chat_template)
         try:
             task = open_task(cfg).task
@@ -125,7 +131,7 @@ def export_fused(run: Path, out: Path, *, quantised: bool = False, doing: StartT
         else:
             problems = [*task.problems("held_out"), *task.problems("train")][:PROMPTS]
             prompts = [chat.render(problem.messages, tools=problem.tools) for problem in problems]
-        found = fuse(base.path, run, out, prompts, quantised=quantised, doing=doing)
+        found = fuse(base.path, adapter, out, prompts, quantised=quantised, doing=doing)
         _put_template(chat, out)
     lost = found["lost"] / found["adapter"] if found["adapter"] > 0 else 0.0
     warning = f"fusing lost {lost:.0%} of the adapter's effect; keep the adapter separate"
@@ -173,6 +179,19 @@ def _base(cfg: Config, doing: StartTask = no_tasks) -> ResolvedModel:
 def _config(model: ResolvedModel) -> dict[str, Any]:
     found: dict[str, Any] = json.loads((model.path / "config.json").read_text(encoding="utf-8"))
     return found
+
+
+@contextmanager
+def _named_as_in_mlx_lm(run: Path, config: Mapping[str, Any]) -> Iterator[Path]:
+    """The run's folder, or one with its adapter by mlx-lm's names: older runs on torch have transformers' names."""
+    arrays, layout = RunFolder(run).load_adapter()
+    named = by_mlx_names(arrays, config)
+    if named.keys() == arrays.keys():
+        yield run
+        return
+    with tempfile.TemporaryDirectory() as work:
+        RunFolder(Path(work)).save_adapter(named, layout)
+        yield Path(work)
 
 
 def _put_template(chat: Chat, folder: Path) -> None:

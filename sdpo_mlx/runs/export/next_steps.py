@@ -29,10 +29,18 @@ def for_mlx(base: str, adapter: Path) -> Steps:
     }
 
 
-def for_peft(run: Path, folder: Path, base: str, settings: Mapping[str, Any]) -> Steps:
-    """Return the commands for an adapter in PEFT's layout with this `adapter_config.json`."""
-    path = shlex.quote(str(folder))
+def for_peft(run: Path, folder: Path, settings: Mapping[str, Any], *, with_images: bool) -> Steps:
+    """Return the commands for an adapter in PEFT's layout with this `adapter_config.json`.
+
+    `with_images`: AutoModelForCausalLM does not know its base, so AutoModelForImageTextToText opens it.
+    """
+    path, base = shlex.quote(str(folder)), settings["base_model_name_or_path"]
     load = f"from peft import AutoPeftModelForCausalLM as A; A.from_pretrained({str(folder)!r})"
+    if with_images:
+        load = (
+            "from peft import PeftModel as P; from transformers import AutoModelForImageTextToText as A; "
+            f"P.from_pretrained(A.from_pretrained({base!r}), {str(folder)!r})"
+        )
     named = shlex.quote(f"{run.resolve().name}={folder}")
     rank = next((each for each in VLLM_RANKS if each >= int(settings["r"])), None)
     fused = f"sdpo export {shlex.quote(str(run))} --to fused"

@@ -21,7 +21,7 @@ Arrays = dict[str, npt.NDArray[Any]]
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 _PREFIX = "base_model.model."
 _TO_PEFT = {".lora_a": ".lora_A.weight", ".lora_b": ".lora_B.weight", ".m": ".lora_magnitude_vector"}
-_LANGUAGE = "model.language_model."
+_INSIDE = re.compile(r"^model\.(language_model|text_model)\.")  # the language part of a class with vision
 _BLOCK = re.compile(r"\.layers\.(\d+)\.(.+)$")
 
 
@@ -47,7 +47,7 @@ def to_peft(
     adapted = sorted({int(block[1]) for block in blocks if block})
     paths = {_split(name, _TO_PEFT)[0] for name in arrays}
     # The short names of a vision tower's layers are the same: there PEFT needs the whole ones.
-    inside = any(_LANGUAGE in name for name in arrays)
+    inside = any(_INSIDE.match(name) for name in arrays)
     return tensors, {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -63,31 +63,6 @@ def to_peft(
         # Only if all layers are inside blocks.
         **({"layers_to_transform": adapted, "layers_pattern": "layers"} if all(blocks) and not inside else {}),
     }
-
-
-def renamed(arrays: Mapping[str, npt.NDArray[Any]], class_name: str) -> Arrays:
-    """Return the arrays of a vision-language model by the names in transformers' class for it, which PEFT opens.
-
-    mlx-lm calls the language part `language_model.model`; transformers `model.language_model`, or only `model` in a
-    class without vision. Other models have the same names in both.
-    """
-    inner = _LANGUAGE if class_name.endswith("ForConditionalGeneration") else "model."
-    return {
-        name.replace("language_model.model.", inner, 1).removeprefix("language_model."): array
-        for name, array in arrays.items()
-    }
-
-
-def named_as_mlx_lm(arrays: Mapping[str, npt.NDArray[Any]], config: Mapping[str, Any]) -> Arrays:
-    """Return the arrays of an adapter by mlx-lm's names, for a base with this configuration: `renamed` undone."""
-    if not isinstance(config.get("text_config"), Mapping):
-        return dict(arrays)
-
-    def own(name: str) -> str:
-        inner = name.replace(_LANGUAGE, "model.", 1)
-        return name if name.startswith("language_model.") else f"language_model.{inner}"
-
-    return {own(name): array for name, array in arrays.items()}
 
 
 def from_peft(

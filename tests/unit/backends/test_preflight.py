@@ -62,7 +62,7 @@ def on_the_hub(folder: Path, config: dict[str, Any], **settings: Any) -> None:
     [
         ({**SMALL, "model_type": "brand_new"}, "auto", "mlx-lm does not know the architecture 'brand_new'"),
         ({**SMALL, "model_type": "brand_new"}, "torch", "transformers does not know the architecture 'brand_new'"),
-        ({**SMALL, "model_type": "mistral3"}, "torch", "no AutoModelForCausalLM for 'mistral3'"),
+        ({**SMALL, "model_type": "siglip"}, "torch", "no class that generates text for 'siglip'"),
         ({key: value for key, value in SMALL.items() if key != "model_type"}, "mlx", "names no model_type"),
         ({**SMALL, **MLX_4BIT}, "torch", "quantized by mlx"),
         ({**SMALL, **BITSANDBYTES}, "mlx", "mlx-lm does not read weights quantized by bitsandbytes"),
@@ -136,6 +136,7 @@ def test_the_other_backend_is_named_if_it_knows_the_architecture() -> None:
         check_configuration({"model_type": "lille-130m"}, "m", "torch")
     assert expected_learning({"model_type": "lille-130m"}, "torch")[0] == REFUSED
     assert expected_learning({"model_type": "qwen3"}, "torch")[0] != REFUSED
+    assert expected_learning({"model_type": "mistral3"}, "torch")[0] != REFUSED
 
 
 def test_what_the_checks_at_load_found_is_known_for_the_same_version(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -184,6 +185,7 @@ def test_check_command_says_what_is_refused_and_what_to_do(
     line = next((line for line in out.splitlines() if line.startswith("refused")), "")
     assert said in line
     assert bool(said) == ("; " in line)
+    assert bool(said) == ("none, since the model is refused" in out)
 
 
 def test_plan_counts_a_prompt_with_each_rollout_where_it_is_not_shared() -> None:
