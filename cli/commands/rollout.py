@@ -68,7 +68,7 @@ def sampled(components: Components, problem: Problem, interrupted: Any) -> dict[
 
     cfg, chat, policy = components.cfg, components.chat, components.policy
     how = cfg.rollout
-    sampling = SamplingParams(how.max_tokens, how.temperature, how.top_p, chat.eos_ids)
+    sampling = SamplingParams(how.max_tokens, how.temperature, how.top_p, chat.eos_ids, at_stop_text=chat.at_stop_text)
     seeds = rollout_seeds("rollout", cfg.train.seed, 0, [problem], how.group_size)
     found = sample(policy, components.task, chat, [problem], sampling, seeds, interrupted)
     fit = {"context_length": policy.info.context_length, "seed": derive(cfg.train.seed, 0)}

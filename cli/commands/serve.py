@@ -43,7 +43,7 @@ def command(
         f"http://{host}:{port}/v1/chat/completions is ready when the model is loaded; Ctrl-C stops the server"
     )
     render.message("no authentication: expose it only to users you trust")
-    serve(model.path, home, host, port, "" if source.own else source.texts[0], cfg.memory)
+    serve(model.path, home, host, port, "" if source.own else source.texts[0], source.stop, cfg.memory)
     # MLX aborts in Python's normal exit after a thread that computed has ended.
     sys.stderr.flush()
     os._exit(0)

@@ -46,11 +46,18 @@ class PolicyInfo:
     together: int = 1
 
 
+def never(_: Sequence[int]) -> bool:
+    """Return False: a model without a stop text."""
+    return False
+
+
 @dataclass(frozen=True)
 class SamplingParams:
     """How to sample: temperature 0 is greedy; `eos_ids` end a rollout and are kept in it.
 
     At most `concurrency` rollouts are generated at once, but always a whole group; no rollout depends on it.
+    `at_stop_text` returns whether the last of a rollout's tokens completes a text at which answers end
+    (`Chat.at_stop_text`); that token is kept too.
     """
 
     max_tokens: int
@@ -58,6 +65,11 @@ class SamplingParams:
     top_p: float
     eos_ids: frozenset[int]
     concurrency: int = CONCURRENCY
+    at_stop_text: Callable[[Sequence[int]], bool] = never
+
+    def stops(self, ids: Sequence[int]) -> bool:
+        """Return whether a rollout ends with the last of these tokens, by an end token or a stop text."""
+        return ids[-1] in self.eos_ids or self.at_stop_text(ids)
 
 
 @dataclass(frozen=True)
@@ -117,7 +129,7 @@ class Policy(Protocol):
         """
 
     def stream(self, prompt: IntArray, sampling: SamplingParams, seed: int) -> Iterator[int]:
-        """Yield the tokens of one rollout, the same as `generate` returns; the stop token is the last of them."""
+        """Yield the tokens of one rollout, the same as `generate` returns; the token that ends it is the last."""
 
     def score(
         self, role: Role, sequences: Sequence[IntArray], spans: Sequence[tuple[int, int]], top_k: int = 0

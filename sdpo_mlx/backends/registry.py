@@ -43,15 +43,16 @@ def serve(
     host: str,
     port: int,
     template: str = "",
+    stop: str = "",
     memory: MemoryConfig | None = None,
 ) -> None:
     """Run mlx-lm's server on one base with its adapter until interrupted; `template` replaces the base's if not empty.
 
-    Raise ConfigError without mlx, or if the port is taken.
+    Chat replies end before the text `stop` unless it is empty. Raise ConfigError without mlx, or if the port is taken.
     """
     try:
         from sdpo_mlx.backends.mlx import server
     except ImportError as error:
         fix = "on PyTorch: `sdpo export RUN --to peft`, then `vllm serve BASE --enable-lora`, as the export says"
         raise ConfigError(f"serving needs mlx, which cannot be imported: {error}", fix=fix) from error
-    server.serve(base, adapter, host, port, template, memory)
+    server.serve(base, adapter, host, port, template, stop, memory)

@@ -26,6 +26,10 @@ from sdpo_mlx.types import Feedback, FeedbackKind, FinishReason, IntArray, Probl
 
 # Details of a policy that change how it computes, not what; they may change during a run.
 _NOT_IN_KEY = ("micro_batch_tokens", "learning")
+_NOT_SAMPLED = (
+    "concurrency",
+    "at_stop_text",
+)  # no rollout depends on the first; the template is in the tokenizer's hash
 
 
 @dataclass(frozen=True)
@@ -114,7 +118,7 @@ def cache_key(setup: Components, spec: EvalSpec, adapter: Path | None) -> dict[s
     """
     cfg, info, settings = setup.cfg, setup.policy.info, setup.cfg.model.adapter
     counts = adapter is not None or settings.kind == "dora"
-    sampling = {name: value for name, value in asdict(spec.sampling).items() if name != "concurrency"}
+    sampling = {name: value for name, value in vars(spec.sampling).items() if name not in _NOT_SAMPLED}
     data = cfg.task.data
     # These names and their order are hashed into the file's name.
     return {

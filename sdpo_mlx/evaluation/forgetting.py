@@ -117,7 +117,7 @@ def reference(
     room = policy.info.context_length - TOKENS
     rendered = [chat.render([{"role": "user", "content": prompt}]) for prompt in _general()["prompts"]]
     prompts = tuple(ids for ids in rendered if ids.size <= room)
-    sampling = SamplingParams(TOKENS, 1.0, 1.0, chat.eos_ids)
+    sampling = SamplingParams(TOKENS, 1.0, 1.0, chat.eos_ids, at_stop_text=chat.at_stop_text)
     seeds = [[derive("ordinary", at)] for at in range(len(prompts))]
     # No prompt may fit into a very short context.
     generated = policy.generate(prompts, sampling, seeds, interrupted) if prompts else ()

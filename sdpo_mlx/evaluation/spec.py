@@ -39,6 +39,7 @@ def sampling_params(cfg: EvalConfig, rollout: RolloutConfig, chat: Chat) -> Samp
         top_p=cfg.top_p,
         eos_ids=chat.eos_ids,
         concurrency=rollout.concurrency or CONCURRENCY,
+        at_stop_text=chat.at_stop_text,
     )
 
 

@@ -98,6 +98,12 @@ class Chat:
         text, stop, _ = self.decode(ids).partition(self.source.stop or "\0")
         return text.rstrip() if stop else text
 
+    def at_stop_text(self, ids: Sequence[int]) -> bool:
+        """Return whether the last of these generated ids completes the text at which answers end."""
+        stop = self.source.stop
+        # The whole text is decoded only after a token that can be the last: most hold no colon.
+        return bool(stop) and stop[-1] in self.decode(ids[-1:]) and stop in self.decode(ids)
+
     def ended(self, generation: Generation) -> Generation:
         """Return what was generated until the template's stop text was complete, which then ends it."""
         stop, ids_T = self.source.stop, generation.ids_T

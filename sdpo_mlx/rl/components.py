@@ -77,9 +77,11 @@ class Components:
     @property
     def sampling(self) -> SamplingParams:
         """How rollouts are sampled in training."""
-        rollout, eos_ids = self.cfg.rollout, self.chat.eos_ids
+        rollout, chat = self.cfg.rollout, self.chat
         at_once = rollout.concurrency or CONCURRENCY
-        return SamplingParams(rollout.max_tokens, rollout.temperature, rollout.top_p, eos_ids, at_once)
+        return SamplingParams(
+            rollout.max_tokens, rollout.temperature, rollout.top_p, chat.eos_ids, at_once, chat.at_stop_text
+        )
 
     def distillation_batch(self, groups: Sequence[RolloutGroup], step: int) -> Batch:
         """Build the distillation samples of one step of this run."""
@@ -173,7 +175,7 @@ def build_components(
     planned = _plan(cfg, model, chat, opened.task)
     group.broadcast(encode(planned.model_dump(mode="json")))
     start_task(f"loading {cfg.model.name}")
-    policy = _policy(planned, model, group)
+    policy = _policy(planned, group, model, chat)
     get = attrgetter(*PLANNED)
     filled = {key: after for key, before, after in zip(PLANNED, get(cfg), get(planned), strict=True) if before != after}
     return Components(planned, model, chat, opened.task, policy, opened.sandbox, opened.self_test, filled)
@@ -185,17 +187,18 @@ def serve(group: ProcessGroup, interrupted: Callable[[], bool]) -> None:
     Raises RankLostError when rank 0 ends or is lost, ConfigError if the model cannot be opened here.
     """
     cfg = Config.model_validate(decode(group.broadcast(b""))[0])
-    policy = _policy(cfg, None, group)
+    policy = _policy(cfg, group)
     assert isinstance(policy, DistributedPolicy)
     policy.serve(interrupted)
 
 
-def _policy(cfg: Config, model: ResolvedModel | None, group: ProcessGroup) -> Policy:
-    """Open the policy on these ranks; every rank opens the base itself."""
+def _policy(cfg: Config, group: ProcessGroup, model: ResolvedModel | None = None, chat: Chat | None = None) -> Policy:
+    """Open the policy on these ranks; every rank opens the base and its tokenizer itself."""
     with group.together():
-        found = model or resolve(cfg.model.name, backend=cfg.model.backend)
-        own = open_policy(found.path, cfg.model, cfg.teacher, cfg.train, cfg.memory)
-    return DistributedPolicy(own, found.weights_sha256, group) if group.size > 1 else own
+        model = model or resolve(cfg.model.name, backend=cfg.model.backend)
+        chat = chat or load_chat(model.path, template=cfg.model.chat_template)
+        own = open_policy(model.path, cfg.model, cfg.teacher, cfg.train, cfg.memory)
+    return DistributedPolicy(own, model.weights_sha256, group, chat.at_stop_text) if group.size > 1 else own
 
 
 def _plan(cfg: Config, model: ResolvedModel, chat: Chat, task: Task) -> Config:

@@ -45,7 +45,7 @@ class ChatModel:
         self, policy: Policy, chat: Chat, sampling: SamplingParams, seed: int, adapters: dict[AdapterChoice, Arrays]
     ) -> None:
         self.policy, self.chat, self.seed, self.adapters = policy, chat, seed, adapters
-        self.sampling = replace(sampling, eos_ids=chat.eos_ids)
+        self.sampling = replace(sampling, eos_ids=chat.eos_ids, at_stop_text=chat.at_stop_text)
         self.context = policy.info.context_length
         self._loaded: AdapterChoice | None = None
 
@@ -162,7 +162,7 @@ class Pieces:
 def open_chat_model(target: str, cfg: Config, sampling: SamplingParams, adapter: Path | None = None) -> ChatModel:
     """Open a TARGET's model and its adapter if there is one, but neither task nor sandbox.
 
-    `sampling.eos_ids` are replaced by the model's. Raises ConfigError or StorageError.
+    What ends a reply in `sampling` is replaced by the model's. Raises ConfigError or StorageError.
     """
     arrays = load_adapter(target, adapter)
     preflight(cfg, learns=False)

@@ -24,6 +24,11 @@ PROMPTS = [np.arange(n, dtype=np.int32) + 4 for n in (9, 3, 6)]
 SEEDS = [[1, 2, 3], [4], [5, 6]]
 
 
+def complete(ids: Any) -> bool:
+    """Stands for a stop text that some of the rollouts have."""
+    return (ids[-1] + len(ids)) % 11 == 0
+
+
 def own_policy(backend: str) -> Any:
     """The small policy of one rank."""
     if backend == "mlx":
@@ -56,7 +61,7 @@ def kept_gradient(own: Any, policy: Any) -> dict[str, Any]:
 
 def led(own: Any, policy: Any) -> dict[str, Any]:
     """What rank 0 has done."""
-    sampling = SamplingParams(9, 0.8, 1.0, frozenset({3}))
+    sampling = SamplingParams(9, 0.8, 1.0, frozenset({3}), at_stop_text=complete)
     said = {(at, n): answer.ids_T for at, n, answer in policy.generate(PROMPTS, sampling, SEEDS)}
     answers = {f"answer/{at}/{n}": ids for (at, n), ids in said.items()}
     kept = {**answers, **kept_gradient(own, policy)}
@@ -71,7 +76,7 @@ def led(own: Any, policy: Any) -> dict[str, Any]:
 
 def main(backend: str, out: Path) -> None:
     group, own = open_process_group(), own_policy(backend)
-    policy = DistributedPolicy(own, "base", group) if group.size > 1 else own
+    policy = DistributedPolicy(own, "base", group, complete) if group.size > 1 else own
     if group.rank:
         policy.serve()
     else:

@@ -8,14 +8,14 @@ its calls (`serve`). Rollouts are shared here; the gradient is shared inside `Le
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, replace
+from dataclasses import replace
 from itertools import groupby
 from operator import itemgetter
 from typing import Any
 
-from sdpo_mlx.backends.base import Arrays, PolicyInfo, SamplingParams, Update, no_update
+from sdpo_mlx.backends.base import Arrays, PolicyInfo, SamplingParams, Update, never, no_update
 from sdpo_mlx.backends.distributed.process_group import ProcessGroup
 from sdpo_mlx.backends.distributed.serialization import (
     decode,
@@ -37,11 +37,18 @@ CHECK_EVERY = 10  # optimizer steps between two comparisons of the ranks' states
 class DistributedPolicy:
     """One local policy per rank, kept equal. `base_hash` is the hash of the base model, which all ranks must hold.
 
+    `at_stop_text` replaces the one of `SamplingParams` on ranks other than 0: it is code, which is not sent.
     Raise ConfigError if a rank holds another base or starts with another adapter.
     """
 
-    def __init__(self, local: Learner, base_hash: str, group: ProcessGroup) -> None:
-        self.local, self.group, self.steps = local, group, 0
+    def __init__(
+        self,
+        local: Learner,
+        base_hash: str,
+        group: ProcessGroup,
+        at_stop_text: Callable[[Sequence[int]], bool] = never,
+    ) -> None:
+        self.local, self.group, self.steps, self.at_stop_text = local, group, 0, at_stop_text
         # Rank 0 alone does these; its state is every rank's.
         self.stream, self.score, self.state = local.stream, local.score, local.state
         self.adapter_config, self.memory = local.adapter_config, local.memory
@@ -78,7 +85,8 @@ class DistributedPolicy:
         self._stepped = False
         if self._lost is not None:
             raise self._lost
-        plain = {**asdict(sampling), "eos_ids": sorted(sampling.eos_ids)}
+        plain = {**vars(sampling), "eos_ids": sorted(sampling.eos_ids)}
+        del plain["at_stop_text"]
         rows = [[int(seed) for seed in row] for row in seeds]
         with self._on_all_ranks("generate", [plain, rows], {str(i): prompt for i, prompt in enumerate(prompts)}):
             with self.group.together():
@@ -147,7 +155,8 @@ class DistributedPolicy:
 
     def _serve(self, kind: str, plain: Any, arrays: Mapping[str, Any], interrupted: Interrupted) -> None:
         if kind == "generate":
-            sampling = SamplingParams(**{**plain[0], "eos_ids": frozenset(plain[0]["eos_ids"])})
+            given = {**plain[0], "eos_ids": frozenset(plain[0]["eos_ids"])}
+            sampling = SamplingParams(**given, at_stop_text=self.at_stop_text)
             prompts = [arrays[str(i)] for i in range(len(plain[1]))]
             with self.group.together():
                 rollouts = encode(*encode_rollouts(list(self._own_rollouts(prompts, sampling, plain[1], interrupted))))

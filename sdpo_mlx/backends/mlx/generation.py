@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -84,12 +84,10 @@ class RowSampler:
             raise RuntimeError("the generator's rows are not the ones that were admitted")
         return uids
 
-    def returned(self, responses: Sequence[Any]) -> None:
+    def returned(self, uids: Sequence[int], finished: Collection[int]) -> None:
         """Check the order against what came back, and remove finished rows."""
-        uids = [response.uid for response in responses]
         if self.rows[: len(uids)] != uids:
             raise RuntimeError("the generator's rows came back in another order")
-        finished = {r.uid for r in responses if r.finish_reason is not None}
         self.rows = [uid for uid in self.rows if uid not in finished]
         self.next_token()
 
@@ -127,19 +125,14 @@ def generate(
                 for n, uid in enumerate(_insert_group(generator, model, ids, len(own))):
                     owners[uid], tokens[uid] = (at, n), []
                     sampler.admit(uid, own[n])
-            responses = generator.next_generated()
+            finishes = _next_tokens(generator, sampler, tokens)
             if interrupted():
                 raise KeyboardInterrupt
-            sampler.returned(responses)
-            for response in responses:
-                tokens[response.uid].append(int(response.token))
-                if response.finish_reason is None:
-                    continue
+            for uid, finish in finishes.items():
                 if interrupted():
                     raise KeyboardInterrupt
-                ids_T = np.array(tokens.pop(response.uid), dtype=np.int32)
-                logps_T = sampler.logps(response.uid, ids_T.size)
-                yield *owners.pop(response.uid), Generation(ids_T, logps_T, response.finish_reason)
+                ids_T = np.array(tokens.pop(uid), dtype=np.int32)
+                yield *owners.pop(uid), Generation(ids_T, sampler.logps(uid, ids_T.size), finish)
 
 
 def stream(model: Model, prompt: IntArray, sampling: SamplingParams, seed: int) -> Iterator[int]:
@@ -148,14 +141,12 @@ def stream(model: Model, prompt: IntArray, sampling: SamplingParams, seed: int) 
         yield from _decode(model, _prefilled(model, prompt), int(prompt[-1]), sampling, _admitted(sampling, seed))
         return
     with _generator(model, sampling, 1) as (generator, sampler):
-        sampler.admit(_insert_group(generator, model, prompt, 1)[0], seed)
-        going = True
-        while going:
-            responses = generator.next_generated()
-            sampler.returned(responses)
-            for response in responses:
-                going = response.finish_reason is None
-                yield int(response.token)
+        uid = _insert_group(generator, model, prompt, 1)[0]
+        sampler.admit(uid, seed)
+        tokens, finishes = {uid: list[int]()}, dict[int, FinishReason]()
+        while not finishes:
+            finishes = _next_tokens(generator, sampler, tokens)
+            yield tokens[uid][-1]
 
 
 @contextmanager
@@ -175,6 +166,25 @@ def _generator(model: Model, sampling: SamplingParams, group: int) -> Iterator[t
         yield generator, sampler
     finally:
         generator.close()
+
+
+def _next_tokens(
+    generator: BatchGenerator, sampler: RowSampler, tokens: Mapping[int, list[int]]
+) -> dict[int, FinishReason]:
+    """Decode until rows have a next token and append it to their `tokens`; return the rows that finish, and why."""
+    responses = generator.next_generated()
+    finishes: dict[int, FinishReason] = {r.uid: r.finish_reason for r in responses if r.finish_reason is not None}
+    for response in responses:
+        ids = tokens[response.uid]
+        ids.append(int(response.token))
+        if sampler.sampling.at_stop_text(ids):
+            finishes[response.uid] = "stop"
+    sampler.returned([response.uid for response in responses], finishes)
+    # The generator removes by itself the rows that end at a token of its own or at the limit.
+    if ended := [r.uid for r in responses if r.finish_reason is None and r.uid in finishes]:
+        with mx.stream(generator.stream):
+            generator.remove(ended)
+    return finishes
 
 
 def _insert_group(generator: BatchGenerator, model: Model, ids: IntArray, n: int) -> list[int]:
@@ -210,7 +220,7 @@ def _one_by_one(
                 if interrupted():
                     raise KeyboardInterrupt
                 tokens.append(token)
-            finish: FinishReason = "stop" if tokens[-1] in sampling.eos_ids else "length"
+            finish: FinishReason = "stop" if sampling.stops(tokens) else "length"
             yield at_prompt, n, Generation(np.array(tokens, np.int32), sampler.logps(0, len(tokens)), finish)
 
 
@@ -221,13 +231,15 @@ def _admitted(sampling: SamplingParams, seed: int) -> RowSampler:
 
 
 def _decode(model: Model, cache: list[Any], token: int, sampling: SamplingParams, sampler: RowSampler) -> Iterator[int]:
-    """Yield the tokens of one rollout, the stop token included."""
-    for _ in range(sampling.max_tokens):
+    """Yield the tokens of one rollout, including the one that ends it."""
+    ids: list[int] = []
+    while len(ids) < sampling.max_tokens:
         logits_1V = model.whole(mx.array([[token]]), cache=cache)[:, -1]
         token = int(np.array(sampler(logits_1V - mx.logsumexp(logits_1V, axis=-1, keepdims=True)))[0])
         sampler.next_token()
+        ids.append(token)
         yield token
-        if token in sampling.eos_ids:
+        if sampling.stops(ids):
             return
 
 

@@ -10,8 +10,9 @@ import _thread
 import socket
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -48,24 +49,62 @@ class OneModel(server.ModelProvider):  # type: ignore[misc]  # mlx-lm has no typ
         return self.model, self.tokenizer
 
 
+class StoppingGenerator(server.ResponseGenerator):  # type: ignore[misc]  # mlx-lm has no types
+    """Ends chat replies before a text; mlx-lm's stop words end a reply only if it has the tokens of their encoding."""
+
+    stop = ""
+
+    def generate(self, request: Any, *arguments: Any, **options: Any) -> Any:
+        """Return what mlx-lm returns, with the responses cut at the stop text."""
+        context, responses = super().generate(request, *arguments, **options)
+        if self.stop and request.request_type == "chat":
+            responses = until(self.stop, responses, context.stop)
+        return context, responses
+
+
+def until(stop: str, responses: Iterator[Any], end: Callable[[], object]) -> Iterator[Any]:
+    """Yield mlx-lm's responses up to a text, and call `end` there; those that may begin it are held back."""
+    held: list[Any] = []
+    for response in responses:
+        held.append(response)
+        text = "".join(each.text for each in held)
+        room = text.find(stop)
+        if room >= 0:
+            end()
+            for each in held:  # without a reason a reply has ended by itself
+                yield replace(each, text=each.text[:room], finish_reason=None)
+                room = max(0, room - len(each.text))
+            return
+        if response.finish_reason is not None or not any(text.endswith(stop[:n]) for n in range(1, len(stop))):
+            yield from held
+            held = []
+    yield from held
+
+
 def serve(
     base: Path,
     adapter: Path | None,
     host: str,
     port: int,
     template: str = "",
+    stop: str = "",
     memory: MemoryConfig | None = None,
 ) -> None:
     """Serve until interrupted; raise ConfigError if the address is not free or the model cannot be loaded."""
     _free(host, port)
     with suppress(OSError):  # GET /v1/models reads the hub's cache, and fails if there is none
         root().mkdir(parents=True, exist_ok=True)
-    OneModel.fault = None
+    OneModel.fault, StoppingGenerator.stop = None, stop
     arguments = ["sdpo serve", "--model", str(base), "--host", host, "--port", str(port), "--log-level", "WARNING"]
     arguments += ["--adapter-path", str(adapter)] if adapter is not None else []
     arguments += ["--chat-template", template] if template else []
-    # `main` is the documented entry point: it reads sys.argv and uses the provider of this name.
-    with warnings.catch_warnings(), _replaced(sys, "argv", arguments), _replaced(server, "ModelProvider", OneModel):
+    # `main` is the documented entry point: it reads sys.argv and uses the classes of these names.
+    with (
+        warnings.catch_warnings(),
+        _replaced(sys, "argv", arguments),
+        _replaced(server, "ModelProvider", OneModel),
+        _replaced(server, "ResponseGenerator", StoppingGenerator),
+    ):
         warnings.simplefilter("ignore")  # its warning that it is not for production; `sdpo serve` prints one
         with suppress(KeyboardInterrupt), device_limits(memory or MemoryConfig()), no_wiring(server, mlx_lm_generate):
             server.main()

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import LogitsProcessorList
+from transformers import LogitsProcessorList, StoppingCriteriaList
 from transformers.cache_utils import DynamicCache
 
 from sdpo_mlx.backends.base import SamplingParams
@@ -108,11 +108,15 @@ def _alone(
         token = _drawn(logits_1V, [row], sampling)
         return torch.full_like(logits_1V, -torch.inf).scatter(-1, token[:, None], 0.0)
 
+    def stops(given_1T: Tensor, _: object, **__: object) -> Tensor:
+        return torch.full((1,), sampling.at_stop_text(row.tokens), device=given_1T.device)
+
     prompt = torch.from_numpy(np.asarray(ids, dtype=np.int64)).to(model.device)[None]
     model.whole.generate(
         prompt,
         attention_mask=torch.ones_like(prompt),
         logits_processor=LogitsProcessorList([draw]),
+        stopping_criteria=StoppingCriteriaList([stops]),
         do_sample=False,
         max_new_tokens=sampling.max_tokens,
         eos_token_id=sorted(sampling.eos_ids) or None,
@@ -173,7 +177,7 @@ def _sample(logp_BV: Tensor, rows: Sequence[Row], sampling: SamplingParams) -> T
 
 
 def _end(row: Row, sampling: SamplingParams) -> FinishReason | None:
-    if row.tokens[-1] in sampling.eos_ids:
+    if sampling.stops(row.tokens):
         return "stop"
     return "length" if len(row.tokens) >= sampling.max_tokens else None
 

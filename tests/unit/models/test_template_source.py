@@ -143,8 +143,8 @@ def test_answers_of_the_plain_layout_end_where_the_next_turn_begins(before, afte
 
 
 @cache
-def plain_chat():
-    return load_chat(folder("tiny"), template="plain")
+def plain_chat(name="tiny"):
+    return load_chat(folder(name), template="plain")
 
 
 def test_answers_without_the_next_turn_and_of_other_templates_are_left_alone():
@@ -163,3 +163,14 @@ def test_export_with_the_plain_layout_is_known_again_and_its_modelfile_stops_the
     text = modelfile(own, base, "x.gguf")
     assert 'PARAMETER stop "\\nUser:"' in text
     assert "User: {{ .Content }}" in text
+
+
+@pytest.mark.parametrize("name", ["tiny", "gemma3"])
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.sampled_from(["\nUser", ":", "\n", "User:", "é", " a", PLAIN_STOP, "er"]), max_size=8).map("".join))
+def test_stop_text_is_seen_at_the_token_that_completes_it_and_not_before(name, text):
+    chat = plain_chat(name)
+    made = generation(chat, text)
+    seen = [chat.at_stop_text(made.ids_T[: n + 1].tolist()) for n in range(made.ids_T.size)]
+    assert any(seen) == (PLAIN_STOP in text)
+    assert chat.ended(made).ids_T.size == (seen.index(True) + 1 if any(seen) else made.ids_T.size)
