@@ -133,8 +133,9 @@ def fetch_model(
 
     Example: sdpo models fetch smollm2
     """
+    from sdpo_mlx.backends.preflight import checked_model
     from sdpo_mlx.models.fetch import PARCELS, fetch
-    from sdpo_mlx.models.resolve import meaning, resolve
+    from sdpo_mlx.models.resolve import meaning
 
     if name in PARCELS:
         render.message(f"fetching {PARCELS[name].about}")
@@ -146,7 +147,7 @@ def fetch_model(
         if name in PARCELS:
             fetch(name, again=again, doing=start_task)
         start_task(f"checking {name}")
-        model = resolve(name, start_task, backend=backend or "auto")
+        model = checked_model(name, start_task, backend=backend or "auto")
     lines = [model.line(), str(model.path), f"next: sdpo train --model {name} --task code"]
     render.output(model.record(), lines, as_json)
 

@@ -99,7 +99,7 @@ def _refusals(cfg: Config, config: Mapping[str, Any], *, files: bool) -> list[di
 
     found = []
     checks = [lambda: check_configuration(config, cfg.model.name, cfg.model.backend)]
-    for check in [*checks, lambda: check_files(cfg)] if files else checks:
+    for check in [*checks, lambda: check_files(cfg.model.name, cfg.model.backend)] if files else checks:
         try:
             check()
         except ConfigError as error:

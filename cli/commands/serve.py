@@ -25,8 +25,8 @@ def command(
 
     Example: sdpo serve runs/first --port 8080
     """
+    from sdpo_mlx.backends.preflight import checked_model
     from sdpo_mlx.backends.registry import serve
-    from sdpo_mlx.models import resolve
     from sdpo_mlx.models.chat_template import load_chat
     from sdpo_mlx.runs.folder import RunFolder
     from sdpo_mlx.runs.targets import adapter_home, target_config
@@ -35,7 +35,7 @@ def command(
     cfg = target_config(target, adapter, sets or [])
     if home is not None:
         RunFolder(home).load_adapter()
-    model = resolve.resolve(cfg.model.name, backend=cfg.model.backend)
+    model = checked_model(cfg.model.name, backend=cfg.model.backend)
     source = load_chat(model.path, template=cfg.model.chat_template).source
     render.warn(source.warnings)
     render.message(f"{model.line()}{f', adapter {home}' if home else ''}")

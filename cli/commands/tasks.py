@@ -160,11 +160,11 @@ def _open(
     found = resolve(None, sets or [], {"task.name": name, "task.data": data, "sandbox.kind": sandbox})
     task = open_task(found.config).task
     if grades and task.needs_model:
-        from sdpo_mlx.models import resolve as models
+        from sdpo_mlx.backends.preflight import checked_model
 
         if found.origins["model.name"] == "default":
             fix = "add --set model.name=NAME for a frozen base, or --set judge.endpoint=URL for a server"
             raise ConfigError(f"task {name} needs a judge", where="judge.endpoint", fix=fix)
         model = found.config.model
-        task.start(models.resolve(model.name, backend=model.backend))
+        task.start(checked_model(model.name, backend=model.backend))
     return task

@@ -21,7 +21,9 @@ from sdpo_mlx.backends.fit import FEEDBACK, readable_dimensions
 from sdpo_mlx.backends.memory_plan import fitting, limit_of, number_bytes, work_of
 from sdpo_mlx.config import Config
 from sdpo_mlx.core.errors import ConfigError
+from sdpo_mlx.core.progress import StartTask, no_tasks
 from sdpo_mlx.models import resolve
+from sdpo_mlx.models.resolve import ResolvedModel
 from sdpo_mlx.models.vocabulary import check_token_ids
 
 REFUSED, UNKNOWN = "refused", "unknown"
@@ -36,20 +38,31 @@ def preflight(cfg: Config, *, learns: bool = True) -> None:
 
     Of a hub repository only config.json and tokenizer_config.json are fetched, a few kilobytes. Raises ConfigError.
     """
-    name, backend = cfg.model.name, cfg.model.backend
-    config = resolve.own_configuration(name, backend)
-    check_configuration(config, name, backend)
-    check_files(cfg)
+    config = _check(cfg.model.name, cfg.model.backend)
     if learns:
         check_memory(config, cfg)
 
 
-def check_files(cfg: Config) -> None:
+def checked_model(name: str, doing: StartTask = no_tasks, *, backend: str = "auto") -> ResolvedModel:
+    """Find a model that is not trained, downloading it if it is on the hub and can be loaded; raises ConfigError."""
+    _check(name, backend)
+    return resolve.resolve(name, doing, backend=backend)
+
+
+def _check(name: str, backend: str) -> Mapping[str, Any]:
+    """Refuse a model that cannot be loaded; return its configuration."""
+    config = resolve.own_configuration(name, backend)
+    check_configuration(config, name, backend)
+    check_files(name, backend)
+    return config
+
+
+def check_files(name: str, backend: str) -> None:
     """Refuse a model whose files ask for code, or whose tokenizer does not fit, as far as it can be seen so early.
 
     Raises ConfigError.
     """
-    folder = resolve.configuration_folder(cfg.model.name, cfg.model.backend)
+    folder = resolve.configuration_folder(name, backend)
     if folder is not None:
         resolve.refuse_code_in(folder)
         check_token_ids(folder)

@@ -12,13 +12,12 @@ from pathlib import Path
 from typing import Literal
 
 from sdpo_mlx.backends.base import Arrays, Policy, SamplingParams
-from sdpo_mlx.backends.preflight import preflight
+from sdpo_mlx.backends.preflight import checked_model
 from sdpo_mlx.backends.registry import open_policy
 from sdpo_mlx.config import Config
 from sdpo_mlx.core.errors import DataError
 from sdpo_mlx.core.seeding import derive
 from sdpo_mlx.core.text import strip_thinking
-from sdpo_mlx.models import resolve
 from sdpo_mlx.models.chat_template import Chat, load_chat
 from sdpo_mlx.rl.components import Components
 from sdpo_mlx.runs.targets import load_adapter
@@ -165,8 +164,7 @@ def open_chat_model(target: str, cfg: Config, sampling: SamplingParams, adapter:
     What ends a reply in `sampling` is replaced by the model's. Raises ConfigError or StorageError.
     """
     arrays = load_adapter(target, adapter)
-    preflight(cfg, learns=False)
-    model = resolve.resolve(cfg.model.name, backend=cfg.model.backend)
+    model = checked_model(cfg.model.name, backend=cfg.model.backend)
     chat = load_chat(model.path, thinking=cfg.model.thinking, template=cfg.model.chat_template)
     policy = open_policy(model.path, cfg.model, cfg.teacher, cfg.train, cfg.memory)
     initial = policy.state()["student"]

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from sdpo_mlx.backends.architectures import causal_class, is_known, model_type
+from sdpo_mlx.backends.preflight import checked_model
 from sdpo_mlx.backends.weight_names import by_mlx_names, by_transformers_names
 from sdpo_mlx.config import Config
 from sdpo_mlx.core.errors import ConfigError, SdpoError
 from sdpo_mlx.core.progress import StartTask, no_tasks, track
 from sdpo_mlx.core.storage import trouble, write_bytes, write_text
-from sdpo_mlx.models import resolve
 from sdpo_mlx.models.chat_template import Chat, load_chat
 from sdpo_mlx.models.gguf.modelfile import modelfile
 from sdpo_mlx.models.gguf.writer import Kind, gguf_architecture, write_gguf, write_gguf_lora
@@ -103,7 +103,7 @@ def export_peft(run: Path, out: Path) -> Exported:
 def export_mlx(adapter: Path, base: str, out: Path) -> Exported:
     """Write a PEFT adapter in mlx-lm's layout, for the base model of this name."""
     tensors, settings = read_peft(adapter)
-    model = resolve.resolve(base)
+    model = checked_model(base)
     config = _config(model)
     depth = int(config.get("text_config", config)["num_hidden_layers"])
     arrays, layout = from_peft(tensors, settings, depth)
@@ -173,7 +173,7 @@ def export_gguf_lora(run: Path, out: Path) -> Exported:
 
 def _base(cfg: Config, doing: StartTask = no_tasks) -> ResolvedModel:
     """Return the base of a run: an alias stands for another repository on torch than on mlx."""
-    return resolve.resolve(cfg.model.name, doing, backend=cfg.model.backend)
+    return checked_model(cfg.model.name, doing, backend=cfg.model.backend)
 
 
 def _config(model: ResolvedModel) -> dict[str, Any]:

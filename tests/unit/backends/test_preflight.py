@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import huggingface_hub
+import numpy as np
 import pytest
 from command import sdpo
 from model_folders import COMMIT
+from safetensors.numpy import save_file
 from small_models import CONFIGS
 
 from sdpo_mlx.backends import preflight as module
@@ -19,6 +21,7 @@ from sdpo_mlx.backends.mlx import device
 from sdpo_mlx.backends.preflight import REFUSED, check_configuration, expected_learning, preflight
 from sdpo_mlx.config import Config
 from sdpo_mlx.core.errors import ConfigError
+from sdpo_mlx.runs.folder import RunFolder
 
 SMALL = CONFIGS["qwen3"]
 LARGE = {**SMALL, "hidden_size": 16_384, "intermediate_size": 65_536, "num_hidden_layers": 200, "head_dim": 4_096}
@@ -82,6 +85,45 @@ def test_model_is_refused_before_its_weights_are_downloaded(
     assert "Traceback" not in err
     assert asked
     assert not any("*.safetensors" in patterns for patterns in asked)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("serve", "owner/model"),
+        ("chat", "owner/model", "--prompt", "x"),
+        ("models", "fetch", "owner/model"),
+        ("eval", "owner/model", "--task", "tiny"),
+        ("solve", "--model", "owner/model", "--task", "tiny"),
+        ("coach", "owner/model", "--task", "tiny", "--out", "OUT"),
+        ("export", "RUN", "--to", "fused", "--out", "OUT"),
+        ("export", "RUN", "--to", "peft", "--out", "OUT"),
+        ("export", "RUN", "--to", "gguf", "--out", "OUT"),
+        ("export", "PEFT", "--to", "mlx", "--model", "owner/model", "--out", "OUT"),
+    ],
+    ids=lambda words: "-".join(words[:4]).replace("/", "-"),
+)
+def test_every_command_refuses_before_the_download(
+    words: tuple[str, ...], tmp_path: Path, asked: list[tuple[str, ...]]
+) -> None:
+    on_the_hub(tmp_path, {**SMALL, "model_type": "brand_new"})
+    run = RunFolder(tmp_path / "run")
+    run.path.mkdir()
+    cfg = Config.model_validate({"model": {"name": "owner/model"}, "task": {"name": "tiny"}})
+    weight = np.zeros((2, 4), np.float32)
+    run.save_adapter({"model.layers.0.mlp.up_proj.lora_a": weight}, {"lora_parameters": {"rank": 2}})
+    run.write_config(cfg)
+    (run.path / "events.jsonl").touch()
+    peft = tmp_path / "peft"
+    peft.mkdir()
+    save_file({"base_model.model.model.layers.0.mlp.up_proj.lora_A.weight": weight}, peft / "adapter_model.safetensors")
+    settings = {"peft_type": "LORA", "r": 2, "lora_alpha": 2, "target_modules": ["up_proj"]}
+    (peft / "adapter_config.json").write_text(json.dumps(settings))
+    places = {"RUN": str(run.path), "PEFT": str(peft), "OUT": str(tmp_path / "out")}
+    code, _, err = sdpo(*(places.get(word, word) for word in words))
+    assert "mlx-lm does not know the architecture 'brand_new'" in err
+    assert code == 2
+    assert asked
 
 
 def test_tokenizer_that_does_not_fit_is_refused_before_the_download(tmp_path: Path, asked: Any) -> None:

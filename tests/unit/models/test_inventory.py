@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -116,7 +117,8 @@ def test_hub_that_does_not_answer_leaves_the_commit_open(monkeypatch: pytest.Mon
 
 
 def test_fetch_takes_aliases_and_says_the_commit(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, **_: str(on_hub(home, name)))
+    folder = cache(lambda name: str(on_hub(home, name)))  # asked for the configuration, then for all files
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, **_: folder(name))
     code, out, err = sdpo("models", "fetch", "qwen")
     assert code == 0, err
     assert f"{resolve.ALIASES['qwen']} at {COMMIT[:12]}" in out
