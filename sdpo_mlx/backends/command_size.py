@@ -20,6 +20,7 @@ UNBOUNDED = 2**31  # tokens
 FORWARD = 2
 BACKWARD = 6  # a vjp runs its part forward first
 RECOMPUTED = 8  # and once more where each layer runs again on the way back
+HEAD = 10  # the student's head with its gradient, and at most two teachers' heads
 LEAST = 32  # tokens: below this, reading the weights takes longer than the products
 
 # Float32 TFLOP/s of the GPU of the first chip of each kind, as published for M1 (2.6, Pro 5.2, Max 10.4, Ultra 21);
@@ -57,13 +58,15 @@ class EvaluationSizes:
     limit: float = math.inf
     block: float = 1.0
     whole: float = 1.0
+    head: float = 1.0  # weights
     by_block: bool = True  # whether the model learns block by block
 
     @classmethod
     def of(cls, dims: ModelDims, limit: float, *, by_block: bool) -> EvaluationSizes:
         """Return the sizes for a model of these dimensions; an average block stands for all."""
         head = dims.vocabulary * dims.width
-        return cls(limit, dims.active_parameters / max(dims.layers, 1), dims.active_parameters + head, by_block)
+        block = dims.active_parameters / max(dims.layers, 1)
+        return cls(limit, block, dims.active_parameters + head, head, by_block)
 
     @property
     def prefill(self) -> int:
@@ -79,6 +82,11 @@ class EvaluationSizes:
     def one_graph(self) -> int:
         """Tokens whose way forward and back through all blocks may be one evaluation (no gradient checkpointing)."""
         return self._tokens(self.whole, BACKWARD)
+
+    @property
+    def head_rows(self) -> int:
+        """Response tokens whose logits are computed at once."""
+        return self._tokens(self.head, HEAD)
 
     def _tokens(self, weights: float, operations: int) -> int:
         if math.isinf(self.limit):

@@ -117,7 +117,9 @@ def mixed_logits(model: Model, student: Weights, hidden: Sequence[mx.array], set
 
 def detached(array: mx.array) -> mx.array:
     """A copy that no graph follows: inside another gradient, MLX keeps all that led to an array alive with it."""
-    return mx.array(np.array(array.astype(mx.float32))).astype(array.dtype)
+    copied = array.astype(mx.float32)
+    mx.eval(copied)
+    return mx.array(np.array(copied)).astype(array.dtype)
 
 
 def on_device(rows: Rows) -> Rows:

@@ -141,7 +141,7 @@ class Model:
     @property
     def chunk(self) -> int:
         """Response positions that the head sees at once."""
-        return max(16, CHUNK_BYTES // (4 * self.vocab_size))
+        return min(max(16, CHUNK_BYTES // (4 * self.vocab_size)), self.sizes.head_rows)
 
     def outside_layers(self, student: Weights) -> list[str]:
         """Return the trained weights of embedding, last norm and head: none with a LoRA inside the layers."""

@@ -193,7 +193,7 @@ class MLXPolicy(Learner):
         except ConfigError:  # dimensions under other names: all weights, eight of 4 bits in a uint32
             leaves = (array for _, array in tree_flatten(model.whole.parameters()))
             whole = sum(array.size * (8 if array.dtype == mx.uint32 else 1) for array in leaves)
-            return EvaluationSizes(limit, whole / len(model.whole.layers), whole, by_block)
+            return EvaluationSizes(limit, whole / len(model.whole.layers), whole, by_block=by_block)
 
     def _optimizer_arrays(self) -> dict[str, Any]:
         arrays = {"updates": np.array(self.updates, dtype=np.int64)}

@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from metal_rules import MetalRuleError, metal_rules
 from paths import ROOT
-from small_policies import make_policy, make_samples
+from small_policies import found, make_policy, make_samples
 
 from sdpo_mlx.backends.base import PREFILL, SamplingParams
 from sdpo_mlx.backends.command_size import LEAST, UNBOUNDED, EvaluationSizes, chip_class, evaluation_limit
@@ -245,6 +246,34 @@ print(json.dumps([os.environ["{name}"], "mlx" in sys.modules or "mlx.core" in sy
 """
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert json.loads(found.stdout) == [expected, False]
+
+
+def learned(policy: Any) -> None:
+    """One step of everything that evaluates: sampling, scoring, learning."""
+    samples = [each for seed in range(6) for each in make_samples(seed)]
+    list(policy.generate([np.arange(300, dtype=np.int32) % 50], SAMPLING, [list(range(50))]))
+    found(policy, samples, ObjectiveConfig())
+    policy.score("teacher", [each.teacher_ids for each in samples], [each.teacher_span for each in samples])
+
+
+@pytest.mark.parametrize(
+    ("architecture", "grad_checkpoint"),
+    [
+        ("llama", None),
+        ("llama", False),
+        ("qwen3-4bit", None),
+        pytest.param("gemma3", None, marks=pytest.mark.slow),
+        pytest.param("qwen3_5", None, marks=pytest.mark.slow),
+    ],
+)
+def test_no_evaluation_is_above_the_bound(architecture: str, grad_checkpoint: bool | None) -> None:
+    options = {"micro_batch_tokens": 4_096, "grad_checkpoint": grad_checkpoint}
+    sizes = make_policy(architecture, **options).model.sizes
+    limit = LEAST * max(6 * sizes.whole, 10 * sizes.head)
+    with metal_rules(bound=limit):
+        learned(make_policy(architecture, **options, evaluation_gflop=limit / 1e9))
+    with pytest.raises(MetalRuleError, match="evaluation"), metal_rules(bound=limit):
+        learned(make_policy(architecture, **options))
 
 
 def test_float16_base_is_checked_and_advised_against(monkeypatch: pytest.MonkeyPatch) -> None:
