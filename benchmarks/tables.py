@@ -110,11 +110,22 @@ def architectures(backend: str) -> Callable[[], str]:
     return made
 
 
+def mac_memory() -> str:
+    """Return what fits a Mac of each size."""
+    rows = []
+    for each in figures("mac_memory"):
+        command = f"`--model {each['model']} --group-size {each['group_size']} --max-tokens {each['max_tokens']}`"
+        peak, limit = (f"{each[name] / 2**30:.1f} GB" for name in ("peak", "limit"))
+        rows.append([each["memory"].replace("GB", " GB"), command, peak, limit])
+    return markdown_table(["Mac", "`sdpo train --task code` and", "planned peak", "of"], rows)
+
+
 TABLES: Mapping[str, Callable[[], str]] = {
     "architectures-mlx": architectures("mlx"),
     "architectures-torch": architectures("torch"),
     "discovery": discovery,
     "discovery-code": discovery_code,
+    "mac-memory": mac_memory,
     "references": before_and_after("teacher reads", "sdft"),
     "remarks": before_and_after("the person", "coach"),
     "episodes": before_and_after("the person", "coach-game", "coach-tries"),
