@@ -85,6 +85,17 @@ def test_a_run_with_transformers_names_resumes_on_torch(name: str, tmp_path: Pat
         trained.load_student({f"model.other.{key}": array for key, array in old["student"].items()})
 
 
+def test_keys_outside_the_layers_have_the_same_names(tmp_path: Path) -> None:
+    folder, keys = write_vision_model(tmp_path / "m", "mistral3"), ["self_attn.q_proj", "language_model.lm_head"]
+    on_mlx, on_torch = (policy(folder, backend, keys=keys) for backend in ("mlx", "torch"))
+    state = on_mlx.state()
+    assert "language_model.lm_head.lora_a" in state["student"]
+    on_torch.load_state(state)
+    assert loss_of(on_torch) == pytest.approx(loss_of(on_mlx), rel=1e-5)
+    by_their_names = policy(folder, "torch", keys=["self_attn.q_proj", "lm_head"])
+    assert by_their_names.student.keys() == state["student"].keys()
+
+
 def test_full_weights_are_those_of_the_language_part(tmp_path: Path) -> None:
     folder = write_vision_model(tmp_path / "m", "gemma3")
     on_mlx, on_torch = (policy(folder, backend, kind="full") for backend in ("mlx", "torch"))

@@ -265,21 +265,58 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "adapter_rank": 4,
     },
 }
+# Vision-language models that keep their towers on torch, by the options of their language part.
+_MROPE = {"rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0, "mrope_section": [2, 1, 1]}}
+_QWEN3_MROPE = {"rope_parameters": {**_MROPE["rope_parameters"], "mrope_interleaved": True}}
+OPTIONS |= {
+    name: {"text_config": text}
+    for name, text in {
+        "aya_vision": {"model_type": "cohere2", **OPTIONS["cohere2"]},
+        "gemma3": OPTIONS["gemma3_text"],
+        "gemma4": OPTIONS["gemma4_text"],
+        "glm4v": _MROPE,
+        "idefics3": {"model_type": "llama"},
+        "internvl": {"model_type": "qwen2"},
+        "lfm2_vl": {"model_type": "lfm2", **OPTIONS["lfm2"]},
+        "llava": {"model_type": "llama"},
+        "mistral3": {"model_type": "ministral3"},
+        "paligemma": {"model_type": "gemma"},
+        "qwen2_5_vl": _MROPE,
+        "qwen2_vl": _MROPE,
+        "qwen3_vl": _QWEN3_MROPE,
+        "qwen3_vl_moe": {**_EXPERTS, **_QWEN3_MROPE},
+        "smolvlm": {"model_type": "llama"},
+    }.items()
+}
+_TOWER = {
+    **dict.fromkeys(("hidden_size", "embed_dim", "intermediate_size", "projection_dim", "hidden_dim"), 8),
+    **dict.fromkeys(("num_attention_heads", "num_heads"), 2),
+    **dict.fromkeys(("num_hidden_layers", "depth"), 1),
+    **dict.fromkeys(("image_size", "num_position_embeddings"), 16),
+    "out_hidden_size": 32,
+    "head_dim": 4,
+    "deepstack_visual_indexes": [0],
+    "fullatt_block_indexes": [0],
+}
 
 
 def _options(name: str) -> dict[str, Any]:
     """The common sizes and the architecture's own options, without those set to None."""
-    return {key: value for key, value in {**_SIZES, **OPTIONS[name]}.items() if value is not None}
+    own = OPTIONS[name]
+    if "text_config" in own:
+        return {"text_config": {**_SIZES, **own["text_config"]}, "vision_config": dict(_TOWER)}
+    return {key: value for key, value in {**_SIZES, **own}.items() if value is not None}
 
 
 def write_architecture(folder: Path, name: str, seed: int = 0, **options: Any) -> Path:
     """A folder with config.json and model.safetensors of a random float32 model; `options` beyond those above."""
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
     config = AutoConfig.for_model(name, **{**_options(name), **options})
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    opens = AutoModelForImageTextToText if "text_config" in OPTIONS[name] else AutoModelForCausalLM
+    model = opens.from_config(config, dtype=torch.float32)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for path, parameter in sorted(model.named_parameters()):
