@@ -157,7 +157,7 @@ class Run:
         if other is not None:
             return compare(self.evaluate(), other.evaluate())
         self.close()
-        self._components = build_components(self.config, task=self._task, learns=False)
+        self._components = self._built()
         base = score(self._components, f"the base of {self.path}", None)
         self._components.policy.load_student(RunFolder(self.path).load_adapter()[0])
         return compare(base, self.evaluate())
@@ -195,9 +195,13 @@ class Run:
         if self._components is None:
             # Read first, so that a missing adapter is an error before a large model loads.
             arrays, _ = RunFolder(self.path).load_adapter()
-            self._components = build_components(self.config, task=self._task, learns=False)
+            self._components = self._built()
             self._components.policy.load_student(arrays)
         return self._components
+
+    def _built(self) -> Components:
+        # The file of the chat template may be gone since the training that returned this run.
+        return build_components(with_kept_template(self.config, self.path), task=self._task, learns=False)
 
 
 def run_training(

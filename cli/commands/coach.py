@@ -95,7 +95,7 @@ def coached(
 ) -> tuple[dict[str, Any], bool]:
     """Run the session; return its document and whether it was interrupted."""
     from sdpo_mlx.runs.folder import RunFolder
-    from sdpo_mlx.runs.targets import is_run
+    from sdpo_mlx.runs.targets import is_run, with_kept_template
     from sdpo_mlx.training.coaching import Coaching
     from sdpo_mlx.training.lessons import read_lessons
 
@@ -103,7 +103,7 @@ def coached(
     if hasattr(sys.stdin, "reconfigure"):
         sys.stdin.reconfigure(errors="replace")
     with RunFolder.open(place) as folder:
-        components = open_components(cfg, plain, target)
+        components = open_components(with_kept_template(cfg, place), plain, target)
         itself = place.resolve() == Path(target).resolve()
         origin = Path(target).resolve().name if is_run(Path(target)) else ""
         coaching = Coaching(components, folder, itself=itself, origin=origin)

@@ -4,6 +4,7 @@ import json
 import shutil
 
 import pytest
+from coaching_sessions import typed
 
 import sdpo_mlx as sdpo
 from sdpo_mlx.core.errors import ConfigError
@@ -63,6 +64,37 @@ def test_run_with_a_template_file_needs_it_never_again(tmp_path, base):
     assert (tmp_path / "fused" / "chat_template.jinja").read_text(encoding="utf-8") == TEMPLATE
     peft = sdpo.load_run(tmp_path / "run").export("peft", tmp_path / "peft")
     assert (peft.folder / "chat_template.jinja").read_text(encoding="utf-8") == TEMPLATE
+
+
+def test_returned_run_opens_its_model_again_without_the_file(tmp_path, base):
+    file = tmp_path / "own.jinja"
+    file.write_text(TEMPLATE, encoding="utf-8")
+    run = trained(base, tmp_path / "run", 1, str(file))
+    before = run.generate("sort", max_tokens=4)
+    run.close()
+    file.unlink()
+    assert run.generate("sort", max_tokens=4) == before
+    assert len(run.compare().pairs) == 1
+    run.close()
+
+
+def test_coaching_resumes_without_the_template_file(tmp_path, base, monkeypatch):
+    file, place = tmp_path / "own.jinja", tmp_path / "coached"
+    file.write_text(TEMPLATE, encoding="utf-8")
+    words = ["coach", str(base), "--task", "tiny", "--plain", "--max-tokens", "4", "--out", str(place), "--json"]
+    words += ["--set", f"model.chat_template={file}", "--set", "model.adapter.rank=2", "--problems", "1"]
+    totals = []
+    for _ in range(2):
+        code, out, err = typed(monkeypatch, "wrong\n", *words)
+        assert code == 0, err
+        totals.append(json.loads(out)["total"])
+        file.unlink(missing_ok=True)
+    assert totals == [1, 2]
+    assert run_config(place).model.chat_template == TEMPLATE
+    # A new session has no template to take the place of the file.
+    code, _, err = typed(monkeypatch, "wrong\n", *words[:-6], "--out", str(tmp_path / "new"), *words[-6:])
+    assert code == 2
+    assert "own.jinja" in err.splitlines()[-1]
 
 
 def test_base_model_trains_with_one_warning_and_records_the_plain_layout(tmp_path, base):
