@@ -25,12 +25,13 @@ TOKENS = 80  # of the text: mlx-lm sorts the rows of experts from 64 on
 # tokens to other experts.
 CHANGES = (0.02, 0.004, 0.1, 0.0008, 0.5, 2e-4, 5e-5)
 TOLERANCE = 0.2  # of the slope; a missing or doubled part of the gradient shows as much more
+FLOAT16 = "float16 overflows while some models learn (mlx-lm 361): --set model.dtype=bfloat16 is safer, in a new run"
 
 Pairs = Sequence[tuple[IntArray, IntArray]]  # prompts and responses
 
 
 def check(learner: Learner) -> tuple[str, ...]:
-    """Return warnings about layers without a gradient; raise ConfigError if the gradient is wrong."""
+    """Return warnings about float16 and layers without a gradient; raise ConfigError if the gradient is wrong."""
     ids = (np.arange(TOKENS, dtype=np.int32) * 37 + 11) % learner.info.vocab_size
     pairs = [(ids[:-6], ids[-6:]), (ids[:-6], ids[:5]), (ids[9:15], ids[-8:])]
     try:
@@ -41,7 +42,7 @@ def check(learner: Learner) -> tuple[str, ...]:
     norm = float(np.sqrt(sum(squares.values())))
     if not (np.isfinite(norm) and norm > 0):
         raise _untrainable(learner, f"the norm of its gradient is {norm}")
-    warnings = []
+    warnings = [FLOAT16] if learner.info.dtype == "float16" else []
     if not learner.adapter.dropout and (wrong := _wrong_slope(learner, pairs, grads, norm)):  # scores have no dropout
         if learner.info.dtype == "float32":
             raise _untrainable(learner, wrong)

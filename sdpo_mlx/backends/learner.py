@@ -40,7 +40,6 @@ from sdpo_mlx.types import DistillSample, Generation, IntArray, Role
 Interrupted = Callable[[], bool]
 Rollout = tuple[int, int, Generation]  # prompt, rollout of the prompt, tokens
 EMPTY = np.zeros(0, np.float32)
-FLOAT16 = "float16 overflows while some models learn (mlx-lm 361): --set model.dtype=bfloat16 is safer, in a new run"
 UNBATCHED = "rollouts of this model depend on their neighbours in a batch: they are decoded one by one, slowly"
 TopK = tuple[Any, Any, Any]  # log-probs of given ids (T,), top-k ids and log-probs (T, K)
 
@@ -235,13 +234,7 @@ class Learner(Policy, ABC):
 
     def warnings(self) -> tuple[str, ...]:
         """See `Policy.warnings`."""
-        found = [FLOAT16] if self.info.dtype == "float16" else []
-        if self.model.batched:
-            return tuple(found)
-        return (
-            *found,
-            "rollouts of this model depend on their neighbours in a batch: they are decoded one by one, slowly",
-        )
+        return () if self.model.batched else (UNBATCHED,)
 
     def check_gradient(self) -> tuple[str, ...]:
         """See `Policy.check_gradient`."""
