@@ -12,7 +12,7 @@ import os
 import signal
 from pathlib import Path
 
-from sdpo_mlx.sandbox import seatbelt_profile
+from sdpo_mlx.sandbox import attack_cache, seatbelt_profile
 from sdpo_mlx.sandbox.attacks import attack_report
 from sdpo_mlx.sandbox.base import RunResult
 from sdpo_mlx.sandbox.launch import ENVIRONMENT, INTERPRETER_FLAGS, Limits, bootstrap, launch_spawned, payload
@@ -24,10 +24,12 @@ from sdpo_mlx.sandbox.work_folder import left_behind, over, record, remove, work
 
 # Never by PATH: a file of that name in a project's `bin` could contain nothing after the self-test.
 SANDBOX_EXEC = "/usr/bin/sandbox-exec"
+OWNER = 0  # root
 PS = "/bin/ps"
 NOTHING = "/usr/bin/true"
 _PROFILE_ERROR = 65  # EX_DATAERR: the profile names something that this macOS does not know
 _SHORT_SECONDS = 5.0
+_SOME_FOLDER = "/private/tmp/work"  # stands for the work folder, which every run has anew
 _GREEDY = """
 import os, time
 kept = [os.urandom(1 << 20) for _ in range({})]
@@ -43,7 +45,7 @@ class SeatbeltSandbox:
 
     def __init__(self, limits: Limits | None = None) -> None:
         """Raises FileNotFoundError if macOS has no `sandbox-exec`, ValueError for a path it cannot take."""
-        if not os.access(SANDBOX_EXEC, os.X_OK) or Path(SANDBOX_EXEC).stat().st_uid != 0:
+        if not os.access(SANDBOX_EXEC, os.X_OK) or Path(SANDBOX_EXEC).stat().st_uid != OWNER:
             raise FileNotFoundError(SANDBOX_EXEC)
         self.limits = limits or Limits()
         self._python = installed_python()
@@ -78,15 +80,24 @@ class SeatbeltSandbox:
         return self.probe().checks
 
     def probe(self) -> Probe:
-        """Run the general checks and the attack list, once for each object; forks are denied altogether."""
+        """Run the general checks, once for each object, and the attack list, once for each machine and Python.
+
+        Forks are denied altogether. An attack list that was not refused as a whole is run again at the next start.
+        """
         if self._found is None:
             found = probe(self, memory_mb=1, forks=1, checks=MAC_CHECKS)
             checks = {name: holds for name, holds in found.checks.items() if name != "memory_capped"}
             checks["memory_capped"] = all(checks.values()) and self._memory_is_held()
             if not found.message:
-                checks |= {f"refused:{each.name}": each.refused is True for each in attack_report(self)}
+                checks |= attack_cache.refused(self._described(), lambda: attack_report(self))
             self._found = Probe(checks, found.message)
         return self._found
+
+    def _described(self) -> list[str]:
+        """Return what the attack list's answer depends on: this interpreter, and the profile without its folder."""
+        executable = self._python.executables[0]
+        text = profile(self._python, _SOME_FOLDER, imports=self._imports, closed=self._closed)
+        return [executable, str(Path(executable).stat().st_mtime_ns), text, *INTERPRETER_FLAGS, bootstrap()]
 
     def _memory_is_held(self) -> bool:
         greedy = _GREEDY.replace("{}", str(2 * self.limits.memory_mb))

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from fake_mac import CONTAINS_NOTHING, fake_sandbox_exec, pretend_mac
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -153,17 +154,9 @@ def test_own_interpreter_is_named_by_real_paths() -> None:
 
 @pytest.fixture
 def mac(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """A machine that says it is a Mac, with a stand-in for `sandbox-exec`."""
-    monkeypatch.setattr(choice.sys, "platform", "darwin")
-    monkeypatch.setattr(seatbelt, "SANDBOX_EXEC", str(tmp_path / "sandbox-exec"))
+    pretend_mac(monkeypatch, tmp_path)
     monkeypatch.setattr(UnconfinedSandbox, "run", lambda *_, **__: pytest.fail("fell back to no containment"))
     return tmp_path
-
-
-def fake(folder: Path, script: str) -> None:
-    program = folder / "sandbox-exec"
-    program.write_text(f"#!/bin/sh\n{script}\n", encoding="utf-8")
-    program.chmod(program.stat().st_mode | stat.S_IXUSR)
 
 
 # Answers as a Seatbelt that cannot start: one line on stderr, one code.
@@ -176,17 +169,14 @@ def fake(folder: Path, script: str) -> None:
     ],
 )
 def test_refusal_names_how_seatbelt_ended(mac: Path, script: str, cause: str) -> None:
-    fake(mac, script)
+    fake_sandbox_exec(mac, script)
     with pytest.raises(SandboxError, match=cause):
         open_sandbox(SandboxConfig())
 
 
-CONTAINS_NOTHING = '[ "$1" = -p ] || exit 9\nshift 2\nexec "$@"'
-
-
 def test_opening_on_a_mac_refuses_without_sandbox_exec(mac: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(mac))
-    fake(mac, CONTAINS_NOTHING)
+    fake_sandbox_exec(mac, CONTAINS_NOTHING)
     monkeypatch.setattr(seatbelt, "SANDBOX_EXEC", str(mac / "missing" / "sandbox-exec"))  # one on the PATH is not used
     with pytest.raises(SandboxError, match=r"sandbox-exec.*--sandbox unconfined") as caught:
         open_sandbox(SandboxConfig())
@@ -194,13 +184,13 @@ def test_opening_on_a_mac_refuses_without_sandbox_exec(mac: Path, monkeypatch: p
 
 
 def test_opening_on_a_mac_refuses_a_broken_profile(mac: Path) -> None:
-    fake(mac, 'echo "sandbox-exec: profile:3: unbound variable" >&2; exit 65')
+    fake_sandbox_exec(mac, 'echo "sandbox-exec: profile:3: unbound variable" >&2; exit 65')
     with pytest.raises(SandboxError, match=r"seatbelt does not run Python .sandbox-exec: profile:3: unbound variable"):
         open_sandbox(SandboxConfig())
 
 
 def test_opening_on_a_mac_refuses_a_sandbox_that_contains_nothing(mac: Path) -> None:
-    fake(mac, CONTAINS_NOTHING)
+    fake_sandbox_exec(mac, CONTAINS_NOTHING)
     with pytest.raises(SandboxError, match="seatbelt runs but does not contain: home_invisible"):
         open_sandbox(SandboxConfig(kind="seatbelt"))
 
@@ -209,7 +199,7 @@ def test_opening_on_a_mac_refuses_a_sandbox_that_contains_nothing(mac: Path) -> 
 def test_opening_on_a_mac_refuses_when_one_check_fails(
     mac: Path, monkeypatch: pytest.MonkeyPatch, failing: str
 ) -> None:
-    fake(mac, CONTAINS_NOTHING)
+    fake_sandbox_exec(mac, CONTAINS_NOTHING)
     monkeypatch.setattr(seatbelt, "attack_report", lambda _: [])
     monkeypatch.setattr(seatbelt, "probe", lambda *_, **__: Probe({name: name != failing for name in MAC_CHECKS}))
     monkeypatch.setattr(SeatbeltSandbox, "run", lambda *_, **__: launch(["/bin/echo", "held"], b"", 5.0))
@@ -220,7 +210,7 @@ def test_opening_on_a_mac_refuses_when_one_check_fails(
 
 
 def test_opening_on_a_mac_accepts_what_holds_in_every_check(mac: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    fake(mac, CONTAINS_NOTHING)
+    fake_sandbox_exec(mac, CONTAINS_NOTHING)
     monkeypatch.setattr(seatbelt, "attack_report", lambda _: [])
     monkeypatch.setattr(seatbelt, "probe", lambda *_, **__: Probe(dict.fromkeys(MAC_CHECKS, True)))
     sandbox = open_sandbox(SandboxConfig(memory_mb=512))
@@ -285,7 +275,7 @@ def test_attacks_fail_in_a_sandbox_and_work_without_one() -> None:
 
 
 def test_an_attack_that_gets_through_is_refused_at_the_start(mac: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    fake(mac, CONTAINS_NOTHING)
+    fake_sandbox_exec(mac, CONTAINS_NOTHING)
     monkeypatch.setattr(seatbelt, "probe", lambda *_, **__: Probe(dict.fromkeys(MAC_CHECKS, True)))
     monkeypatch.setattr(seatbelt, "attack_report", lambda _: [Attack("fork", refused=False)])
     with pytest.raises(SandboxError, match="refused:fork"):
