@@ -10,7 +10,14 @@ from sdpo_mlx.core.errors import SandboxError
 from sdpo_mlx.sandbox import seatbelt
 from sdpo_mlx.sandbox.base import Sandbox
 from sdpo_mlx.sandbox.bubblewrap import BubblewrapSandbox
-from sdpo_mlx.sandbox.container import ContainerSandbox, EngineDownError, ImageMissingError, find_engine
+from sdpo_mlx.sandbox.container import (
+    ContainerSandbox,
+    EngineDownError,
+    ImageMachineError,
+    ImageMissingError,
+    find_engine,
+)
+from sdpo_mlx.sandbox.denials import system_facts
 from sdpo_mlx.sandbox.launch import Limits
 from sdpo_mlx.sandbox.probe import Probe, probe
 from sdpo_mlx.sandbox.seatbelt import SeatbeltSandbox
@@ -67,7 +74,10 @@ def _checked_seatbelt(limits: Limits) -> Sandbox:
         cause = f"this terminal runs in a sandbox itself ({found.message})"
         raise _refusal(cause, "start sdpo from Terminal.app, or let the agent run it outside of its sandbox")
     fix = "report the output of `sdpo doctor`, and set sandbox.kind to container"
-    return _proven(sandbox, found, f"{_seatbelt_advice(found.message)}{fix}")
+    advice = _seatbelt_advice(found.message)
+    if found.message and (facts := system_facts(sandbox.program)):
+        found = Probe(found.checks, f"{found.message}; {facts}")
+    return _proven(sandbox, found, f"{advice}{fix}")
 
 
 def _seatbelt_advice(message: str) -> str:
@@ -89,6 +99,8 @@ def _checked_container(image: str, limits: Limits) -> Sandbox:
     except EngineDownError as error:
         fix = "start it: `podman machine start` on a Mac, or open Docker Desktop"
         raise _refusal(f"no container engine answers ({error})", fix) from None
+    except ImageMachineError as error:
+        raise _refusal(f"the image {image} is {error}", "pull the image for this machine's processor") from None
     except ImageMissingError as error:
         name = find_engine(image).name
         fix = f"`{name} pull {image}`, or name another image in sandbox.image"

@@ -11,9 +11,12 @@ import base64
 import os
 import secrets
 import shutil
+import socket
 import sys
 import tempfile
-from dataclasses import dataclass
+import threading
+import time
+from dataclasses import dataclass, replace
 from functools import cache
 
 from sdpo_mlx.sandbox import seccomp
@@ -29,6 +32,7 @@ from sdpo_mlx.sandbox.launch import (
     payload,
 )
 from sdpo_mlx.sandbox.probe import CHECKS, Probe, probe
+from sdpo_mlx.sandbox.work_folder import alive
 
 START_SECONDS = 2.0
 BOX = "/box"  # the work folder inside
@@ -37,22 +41,30 @@ _ENGINES = ("podman", "docker")  # podman first: it needs no daemon and no root
 # What an engine's own client needs to find its daemon and its images; no proxy, no token.
 _CLIENT_NAMES = ("PATH", "HOME", "XDG_RUNTIME_DIR", "XDG_CONFIG_HOME", "XDG_DATA_HOME", "TMPDIR")
 _CLIENT_PREFIXES = ("DOCKER_HOST", "DOCKER_CONTEXT", "DOCKER_CONFIG", "DOCKER_TLS", "DOCKER_CERT", "CONTAINER")
-_PODMAN_ONLY = ("--read-only-tmpfs=false", "--http-proxy=false", "--no-hosts")
+_PODMAN_ONLY = ("--read-only-tmpfs=false", "--no-hosts")
+_LABEL = "sdpo.host"  # with the host's name: an engine may serve several, whose process numbers say nothing here
+_MACHINES = {"x86_64": "amd64", "aarch64": "arm64", "arm64": "arm64"}  # as engines name them
+_IDLE_SECONDS = 60.0  # after which the virtual machine of an engine may have gone to sleep
 _CHECKS = tuple(name for name in CHECKS if name != "system_invisible")  # an image has a system of its own
 _CLEAN_CODES = range(125)  # 125 to 127 are the engine's own failures, above are signals
 
 
 @dataclass(frozen=True)
 class Engine:
-    """A container engine's client and the image its containers are made from."""
+    """A container engine's client, the image its containers are made from, and whether it talks to another machine."""
 
     name: str
     path: str
     image: str
+    remote: bool = False
 
 
 class ImageMissingError(LookupError):
     """The image is not on this machine; the text is the engine's message."""
+
+
+class ImageMachineError(LookupError):
+    """The image is made for another processor, which the list of refused calls does not bind; the text names both."""
 
 
 class EngineDownError(ConnectionError):
@@ -70,7 +82,10 @@ def find_engine(image: str) -> Engine:
         if (path := shutil.which(name)) is not None:
             code, message = _ask(engine := Engine(name, path, image), "version", "--format", "{{.Server.Version}}")
             if code == 0:
-                return engine
+                remote = name == "podman" and _answer(engine, "info", "--format", "{{.Host.ServiceIsRemote}}") == [
+                    "true"
+                ]
+                return replace(engine, remote=remote)
             said.append(message or f"{name}: code {code}")
     raise EngineDownError("; ".join(said)) if said else FileNotFoundError("podman or docker")
 
@@ -85,13 +100,42 @@ def _run_client(argv: list[str], stdin: bytes, seconds: float) -> RunResult:
 
 def _ask(engine: Engine, *words: str) -> tuple[int, str]:
     """Return exit status and last line of one short command of the engine."""
-    argv, env = [engine.path, *words], client_environment()
     try:
-        start = launch_spawned if sys.platform == "darwin" else launch
-        done = start(argv, b"", _CLIENT_SECONDS, env=env)
+        done = _short(engine, *words)
     except OSError as error:
         return 125, f"{engine.name}: {type(error).__name__}"
     return (done.code, last_line(done.stderr)) if done.status == "exited" else (125, f"{engine.name}: {done.status}")
+
+
+def _answer(engine: Engine, *words: str) -> list[str]:
+    """Return the lines that one short command of the engine prints; none if it fails."""
+    try:
+        done = _short(engine, *words)
+    except OSError:
+        return []
+    return done.stdout.decode("utf-8", "replace").split() if done.status == "exited" and done.code == 0 else []
+
+
+def _short(engine: Engine, *words: str) -> RunResult:
+    start = launch_spawned if sys.platform == "darwin" else launch
+    return start([engine.path, *words], b"", _CLIENT_SECONDS, env=client_environment())
+
+
+def remove_left_behind(engine: Engine) -> None:
+    """Remove containers of trainers of this host that were killed: nothing else ends them under docker."""
+    label = f"label={_LABEL}={socket.gethostname()}"
+    for name in _answer(engine, "ps", "--all", "--filter", label, "--format", "{{.Names}}"):
+        owner = name.removeprefix("sdpo-").partition("-")[0]
+        if name.startswith("sdpo-") and owner.isdigit() and not alive(int(owner)):
+            _ask(engine, "rm", "--force", name)
+
+
+def _check_machine(engine: Engine) -> None:
+    """Raises ImageMachineError if the image is for another processor; an engine that does not say is believed."""
+    own = _MACHINES.get(os.uname().machine)
+    for machine in _answer(engine, "image", "inspect", "--format", "{{.Architecture}}", engine.image):
+        if own is not None and machine in _MACHINES.values() and machine != own:
+            raise ImageMachineError(f"made for {machine}, this machine is {own}")
 
 
 def container_arguments(engine: Engine, name: str, limits: Limits, seconds: float) -> list[str]:
@@ -105,9 +149,14 @@ def container_arguments(engine: Engine, name: str, limits: Limits, seconds: floa
     # `nproc` counts all containers of this user together; the binding number is the pids limit
     for resource, most in (("nofile", limits.files), ("nproc", 64 * limits.processes), ("core", 0)):
         arguments += ["--ulimit", f"{resource}={most}:{most}"]
-    arguments += ["--stop-signal", "SIGKILL"]
+    arguments += ["--stop-signal", "SIGKILL", "--label", f"{_LABEL}={socket.gethostname()}"]
     if engine.name == "podman":  # its own clock is the net for the day when this process is killed
-        arguments += [*_PODMAN_ONLY, "--timeout", str(int(seconds + START_SECONDS + _CLIENT_SECONDS))]
+        arguments += [
+            *_PODMAN_ONLY,
+            *(() if engine.remote else ("--http-proxy=false",)),
+            "--timeout",
+            str(int(seconds + START_SECONDS + _CLIENT_SECONDS)),
+        ]
     for variable, value in ENVIRONMENT.items():
         arguments += ["--env", f"{variable}={value}"]
     return [*arguments, "--entrypoint", "python", engine.image]
@@ -119,16 +168,40 @@ class ContainerSandbox:
     kind = "container"
 
     def __init__(self, image: str, limits: Limits | None = None) -> None:
-        """Raises FileNotFoundError, EngineDownError or ImageMissingError: no engine, none that answers, no image."""
+        """Raises FileNotFoundError, EngineDownError, ImageMissingError or ImageMachineError.
+
+        They mean no engine, none that answers, no image, or one for another processor.
+        """
         self.limits = limits or Limits()
         self.engine = find_engine(image)
         code, message = _ask(self.engine, "image", "inspect", "--format", "{{.Id}}", image)
         if code != 0:
             raise ImageMissingError(message)
+        _check_machine(self.engine)
+        remove_left_behind(self.engine)
+        self._lock, self._used = threading.Lock(), -_IDLE_SECONDS
 
     def run(self, program: str, stdin: bytes = b"", *, seconds: float | None = None) -> RunResult:
         """Run one program isolated from this machine; thread-safe."""
         seconds = self.limits.seconds if seconds is None else seconds
+        if sys.platform == "darwin":
+            self._wake()
+        try:
+            return self._run(program, stdin, seconds)
+        finally:
+            self._used = time.monotonic()
+
+    def _wake(self) -> None:
+        """Start a container that nobody times: Docker Desktop's machine sleeps when idle, and takes up to 10 s to wake.
+
+        Others wait meanwhile, so that no program is charged with it.
+        """
+        with self._lock:
+            if time.monotonic() - self._used > _IDLE_SECONDS:
+                self._run("", b"", _CLIENT_SECONDS)
+                self._used = time.monotonic()
+
+    def _run(self, program: str, stdin: bytes, seconds: float) -> RunResult:
         name = f"sdpo-{os.getpid()}-{secrets.token_hex(6)}"
         argv = [*container_arguments(self.engine, name, self.limits, seconds), *INTERPRETER_FLAGS, "-c", bootstrap()]
         argv += [*self.limits.arguments(seconds, count_processes=False), filters()]

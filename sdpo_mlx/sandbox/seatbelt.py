@@ -93,6 +93,11 @@ class SeatbeltSandbox:
             self._found = Probe(checks, found.message)
         return self._found
 
+    @property
+    def program(self) -> str:
+        """The file name of the interpreter, as the system's log has it."""
+        return Path(self._python.executables[0]).name
+
     def _described(self) -> list[str]:
         """Return what the attack list's answer depends on: this interpreter, and the profile without its folder."""
         executable = self._python.executables[0]

@@ -43,7 +43,7 @@ def left_behind() -> Iterator[tuple[Path, int]]:
             info = outer.lstat()
             if not owner.isdigit() or not stat.S_ISDIR(info.st_mode) or info.st_uid != os.getuid():
                 continue
-            if not _alive(int(owner)):
+            if not alive(int(owner)):
                 yield outer, _group(outer)
 
 
@@ -146,7 +146,8 @@ def _unlock(folder: int, name: str, path: str) -> None:
         os.chmod(name, 0o700, dir_fd=folder, follow_symlinks=os.chmod not in os.supports_follow_symlinks)
 
 
-def _alive(pid: int) -> bool:
+def alive(pid: int) -> bool:
+    """Return whether a process of this number exists, of any user."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

@@ -37,6 +37,8 @@ here, words = os.path.dirname(os.path.abspath(__file__)), sys.argv[1:]
 open(here + "/log", "a").write(" ".join(words[:3])[:200] + "\\n")
 if words[0] == "version":
     sys.exit(0)
+if words[0] in ("info", "ps"):
+    sys.exit(0)
 if words[0] == "image":
     sys.exit(0 if words[-1] == "local" else print("no such image", file=sys.stderr) or 1)
 if words[0] in ("kill", "rm"):
@@ -315,3 +317,48 @@ def test_docker_is_taken_when_podman_does_not_answer(fake: Fake) -> None:
     (folder / "docker").write_text("#!/bin/sh\nexit 0\n", encoding="ascii")
     (folder / "docker").chmod(0o755)
     assert container.find_engine("local").name == "docker"
+
+
+ANSWERS = """#!/bin/sh
+echo "$*" >> {folder}/log
+case "$1 $4" in
+version*) exit 0;;
+info*) echo {remote};;
+image*Architecture*) echo {machine};;
+ps*) echo sdpo-{ended}-a; echo sdpo-{living}-b; echo other;;
+esac
+"""
+MACHINE = {"x86_64": "amd64"}.get(os.uname().machine, "arm64")
+
+
+def test_image_of_another_processor_is_refused(fake: Fake, tmp_path: Path) -> None:
+    other = "arm64" if MACHINE == "amd64" else "amd64"
+    fake(ANSWERS.format(folder=tmp_path, remote="false", machine=other, ended=1, living=1))
+    with pytest.raises(SandboxError, match=f"image local is made for {other}, this machine is {MACHINE}"):
+        open_sandbox(SandboxConfig(kind="container", image="local"))
+
+
+def test_start_removes_containers_of_ended_trainers_alone(fake: Fake, tmp_path: Path) -> None:
+    ended = subprocess.Popen([sys.executable, "-S", "-c", ""])
+    ended.wait()
+    fake(ANSWERS.format(folder=tmp_path, remote="false", machine=MACHINE, ended=ended.pid, living=os.getpid()))
+    ContainerSandbox("local")
+    lines = (tmp_path / "log").read_text(encoding="utf-8").splitlines()
+    assert [line for line in lines if line.startswith("rm")] == [f"rm --force sdpo-{ended.pid}-a"]
+
+
+@pytest.mark.parametrize("remote", [True, False])
+def test_podman_on_another_machine_gets_no_option_that_it_lacks(fake: Fake, tmp_path: Path, remote: bool) -> None:
+    fake(ANSWERS.format(folder=tmp_path, remote=str(remote).lower(), machine=MACHINE, ended=1, living=1))
+    engine = container.find_engine("local")
+    assert engine.remote is remote
+    assert ("--http-proxy=false" in container_arguments(engine, "run-1", Limits(), 6.0)) is not remote
+
+
+def test_sleeping_engine_is_woken_before_a_program_is_timed(uncontained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(container.sys, "platform", "darwin")
+    sandbox = ContainerSandbox("local")
+    for _ in range(2):
+        assert sandbox.run("print(1)").stdout == b"1\n"
+    lines = (uncontained / "log").read_text(encoding="utf-8").splitlines()
+    assert len([line for line in lines if line.startswith("run")]) == 3

@@ -22,8 +22,10 @@ from hypothesis import strategies as st
 from sdpo_mlx.config import SandboxConfig
 from sdpo_mlx.core.errors import SandboxError
 from sdpo_mlx.sandbox import attack_cache, bootstrap, seatbelt, watchdog
+from sdpo_mlx.sandbox import denials as denials_module
 from sdpo_mlx.sandbox.attacks import Attack
 from sdpo_mlx.sandbox.choice import open_sandbox
+from sdpo_mlx.sandbox.denials import denials
 from sdpo_mlx.sandbox.launch import Limits
 from sdpo_mlx.sandbox.probe import MAC_CHECKS, Probe
 from sdpo_mlx.sandbox.seatbelt import SeatbeltSandbox, end_left_behind
@@ -307,3 +309,31 @@ def test_interpreter_copied_into_an_environment_runs_programs(tmp_path: Path) ->
     executable, answer = done.stdout.splitlines()
     assert answer == "b'7\\n'"
     assert not executable.startswith(str(tmp_path))
+
+
+LOG_LINES = """Timestamp               Ty Process[PID:TID]
+2025-01-02 10:00:00.100 E  kernel[0:1f2] (Sandbox) Sandbox: Python(812) deny(1) file-read-data /private/etc/hosts
+2025-01-02 10:00:00.100 E  kernel[0:1f2] (Sandbox) Sandbox: mdworker(9) deny(1) file-read-data /other
+2025-01-02 10:00:00.101 E  kernel[0:1f2] (Sandbox) 3 duplicate reports for Sandbox: Python(812) deny(1) process-fork
+2025-01-02 10:00:00.102 E  kernel[0:1f2] (Sandbox) Sandbox: Python(812) deny(1) file-read-data /private/etc/hosts
+2025-01-02 10:00:00.103 E  kernel[0:1f2] (Sandbox) Sandbox: sandbox-exec(812) deny(1) process-exec* /a b/(c)
+2025-01-02 10:00:00.104 E  kernel[0:1f2] (Sandbox) Sandbox: Python(812) deny(1) mach-lookup com.apple.logd
+"""
+
+
+def test_denials_in_the_log_are_those_of_the_program() -> None:
+    assert denials(LOG_LINES, ("Python", "sandbox-exec")) == [
+        "file-read-data /private/etc/hosts",
+        "process-fork",
+        "process-exec* /a b/(c)",
+    ]
+    assert denials("no log", ("Python",)) == []
+
+
+def test_refusal_says_what_the_system_denied(mac: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_sandbox_exec(mac, "kill -ABRT $$")
+    monkeypatch.setattr(denials_module, "LOG", str(mac / "log"))
+    (mac / "log").write_text(f"#!/bin/sh\ncat <<'E'\n{LOG_LINES}E\n", encoding="utf-8")
+    (mac / "log").chmod(0o755)
+    with pytest.raises(SandboxError, match=r"SIGABRT.*denied: process-exec\* /a b/\(c\).*could not read a file"):
+        open_sandbox(SandboxConfig())

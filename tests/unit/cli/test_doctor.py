@@ -19,6 +19,7 @@ from paths import ROOT
 from sdpo_cli.diagnostics import checks, disk, hardware, packages
 from sdpo_cli.diagnostics.finding import Finding, run_check
 
+from sdpo_mlx.config import SandboxConfig
 from sdpo_mlx.core.errors import SandboxError
 
 GB = 2**30
@@ -310,3 +311,22 @@ def test_two_builds_of_mlx_are_named_because_they_share_a_file(
     findings = list(checks._backend())
     assert [finding.ok for finding in findings] == ([True, False] if warned else [True])
     assert not warned or "mlx-cuda-12==0.32.4" in findings[-1].fix
+
+
+@pytest.mark.parametrize(
+    ("engine", "words"),
+    [(True, "container: works, with --sandbox container"), (False, "container: neither podman nor docker here")],
+)
+def test_doctor_looks_at_containers_where_the_own_sandbox_fails(
+    monkeypatch: pytest.MonkeyPatch, engine: bool, words: str
+) -> None:
+    def opens(cfg: SandboxConfig) -> object:
+        if cfg.kind == "container" and engine:
+            return object()
+        said = "neither podman nor docker here" if cfg.kind == "container" else "broken"
+        raise SandboxError(f"no sandbox for model-written programs: {said}", where="sandbox.kind", fix="install podman")
+
+    monkeypatch.setattr("sdpo_mlx.sandbox.choice.open_sandbox", opens)
+    (found,) = checks._sandbox()
+    assert not found.ok
+    assert words in found.found

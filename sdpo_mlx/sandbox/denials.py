@@ -1,0 +1,39 @@
+"""What macOS wrote in its log about a program that Seatbelt ended: a program that dies in the loader says nothing."""
+
+from __future__ import annotations
+
+import platform
+import re
+
+from sdpo_mlx.sandbox.launch import launch_spawned
+
+LOG = "/usr/bin/log"
+_LOG_SECONDS = 20.0
+_MOST = 3
+_PREDICATE = 'processID == 0 AND senderImagePath CONTAINS "/Sandbox"'
+_LINE = re.compile(r"Sandbox: (?P<program>[^()]+)\(\d+\) deny\(\d+\) (?P<operation>[\w*-]+) ?(?P<what>.*)")
+
+
+def denials(log: str, programs: tuple[str, ...]) -> list[str]:
+    """Return the first three different denials of these programs in a log, each as `OPERATION WHAT`."""
+    found: dict[str, None] = {}
+    for line in log.splitlines():
+        match = _LINE.search(line)
+        if match and match["program"] in programs:
+            text = f"{match['operation']} {match['what']}".strip()
+            found["".join(c for c in text if c.isprintable())[:200]] = None
+    return list(found)[:_MOST]
+
+
+def system_facts(program: str) -> str:
+    """Return the macOS version and what its log says that a program was denied in the last minute, in one line."""
+    argv = [LOG, "show", "--last", "1m", "--style", "compact", "--predicate", _PREDICATE]
+    try:
+        log = launch_spawned(argv, b"", _LOG_SECONDS).stdout.decode("utf-8", "replace")
+    except OSError:
+        log = ""
+    version = platform.mac_ver()[0]
+    denied = denials(log, (program, program[:16], "sandbox-exec"))  # the kernel cuts a process's name
+    return "; ".join(
+        [*([f"macOS {version}"] if version else []), *([f"denied: {', '.join(denied)}"] if denied else [])]
+    )
