@@ -77,3 +77,9 @@ class CrashedError(SdpoError, RuntimeError):
     """The process of this run ended twice at the same place without an error; its last checkpoint is good."""
 
     exit_code = 8
+
+
+class SelfTestError(SdpoError, RuntimeError):
+    """A check of `sdpo doctor --self-test` failed: this machine computes something wrong, or a part does not run."""
+
+    exit_code = 9
