@@ -141,6 +141,7 @@ def _train(out: Path, steps: int) -> tuple[Mapping[str, Any], bool]:
     from sdpo_mlx.api import Silent, run_training
     from sdpo_mlx.config import Config
     from sdpo_mlx.core.interrupt import Interrupt
+    from sdpo_mlx.runs import checkpoint
 
     cfg = Config.model_validate(
         {
@@ -152,7 +153,11 @@ def _train(out: Path, steps: int) -> tuple[Mapping[str, Any], bool]:
     )
     with Interrupt() as interrupt:
         _, components = run_training(cfg, out, Silent(), interrupt)
-    return components.policy.state()["student"], components.policy.info.bitwise
+    # Not the policy's: at the end it holds the best step's adapter, which an evaluation more or less may change.
+    last = checkpoint.load(out / "checkpoints")
+    if last is None or last.step != steps:
+        raise RuntimeError(f"the run left no checkpoint of step {steps}")
+    return last.state["student"], components.policy.info.bitwise
 
 
 def _memory() -> Iterator[Line]:
