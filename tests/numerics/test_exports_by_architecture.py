@@ -241,7 +241,7 @@ def test_architecture_that_only_transformers_knows_has_no_fused_export(tmp_path:
     (tmp_path / "base").mkdir()
     (tmp_path / "base" / "config.json").write_text(json.dumps(config))
     (tmp_path / "base" / "model.safetensors").write_bytes(b"")
-    run.write_config(settings(model={"name": str(tmp_path / "base")}))
+    run.write_config(settings(model={"name": str(tmp_path / "base"), "backend": "torch"}))
     run.save_adapter({"a.lora_a": np.zeros((1, 1), np.float32)}, {"lora_parameters": {}})
     with pytest.raises(ConfigError, match=r"bloom.*--to peft"):
         export(run.path, "fused", tmp_path / "out")

@@ -37,6 +37,7 @@ class Counting:
         self.weight, self.teacher, self.group = np.array([start], np.float32), 0, SINGLE_PROCESS
         self.seeds: list[int] = []
         self.stream = self.score = self.adapter_config = self.memory = None  # of no use here
+        self.pass_sizes = self.limit_pass = None
 
     @property
     def info(self) -> PolicyInfo:

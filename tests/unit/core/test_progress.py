@@ -52,7 +52,8 @@ def test_a_run_says_what_it_does_and_a_search_counts_its_attempts(
 ) -> None:
     few = {"prompts": ["Name a colour.", "Say hello."], "text": "The river is wide and slow here."}
     monkeypatch.setattr("sdpo_mlx.evaluation.forgetting._general", lambda: few)
-    setup = build_components(settings(train={"steps": 1}, eval={"problems": 2, "samples": 2, "max_tokens": 4}))
+    short = {"problems": 2, "samples": 2, "max_tokens": 4}
+    setup = build_components(settings(train={"steps": 1}, eval=short, log={"teacher_answers": 8}))
     told, doing = listening()
     with RunFolder.open(tmp_path / "run") as folder:
         fit(setup, folder, lambda *_: None, start_task=doing)

@@ -114,7 +114,7 @@ def test_episodes_of_several_turns_are_left_out(chosen: Any) -> None:
 
 def test_a_run_says_it_at_its_first_step_and_as_often_as_it_scores(tmp_path: Path) -> None:
     train, eval_tokens = {"steps": 4, "eval_every": 2, "save_every": 4}, {"problems": 1, "max_tokens": 4}
-    trained(tmp_path / "run", settings(rollout=ROOM, train=train, eval=eval_tokens))
+    trained(tmp_path / "run", settings(rollout=ROOM, train=train, eval=eval_tokens, log={"teacher_answers": 8}))
     steps = events(tmp_path / "run", "step")
     assert [event["step"] for event in steps if "teacher/success" in event] == [1, 3]
     # The base follows a solution that it is shown nearly always, and alone hardly ever finds one.

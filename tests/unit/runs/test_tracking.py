@@ -145,9 +145,9 @@ def test_a_failing_tracker_changes_nothing_but_one_warning(
 def test_a_tracker_may_fail_at_any_call(folder: RunFolder, monkeypatch: pytest.MonkeyPatch, call: int) -> None:
     failing, other, shown = Made(fails_at=call), Made(), []
     made(monkeypatch, wandb=failing, trackio=other)
-    run = TrainingSession(
-        SimpleNamespace(cfg=tracked("wandb", "trackio")), folder, lambda event, _: shown.append(event)
-    )  # type: ignore[arg-type]
+    policy = SimpleNamespace(info=SimpleNamespace(aborts=False))
+    components: Any = SimpleNamespace(cfg=tracked("wandb", "trackio"), policy=policy, sampling=None)
+    run = TrainingSession(components, folder, lambda event, _: shown.append(event))
     kinds = ["run_started", "step", "warning", "checkpoint", "step", "run_finished"]
     for step, kind in enumerate(kinds):
         run.emit({"type": kind, "step": step, "message": "as said"})
