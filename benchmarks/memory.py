@@ -7,6 +7,7 @@ value of `sdpo plan` for the same work. The plan's coefficients were fitted on t
 from __future__ import annotations
 
 import argparse
+import gc
 import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -81,6 +82,53 @@ def mamba(heads: int, inner: int = 512) -> Any:
     }
 
 
+def mamba1(layers: int, width: int, state: int = 16) -> Any:
+    """Return the configuration of a Mamba."""
+    return {
+        "model_type": "mamba",
+        "vocab_size": 64,
+        "hidden_size": width,
+        "intermediate_size": 2 * width,
+        "state_size": state,
+        "num_hidden_layers": layers,
+        "conv_kernel": 4,
+        "use_bias": False,
+        "use_conv_bias": True,
+        "time_step_rank": -(-width // 16),
+        "tie_word_embeddings": True,
+    }
+
+
+def latent(model_type: str, layers: int, heads: int = 4, rank: int = 128, inner: int = 768) -> Any:
+    """Return the configuration of a DeepSeek V3 or a MiniCPM 3 with dense layers and latent attention."""
+    attention = {"kv_lora_rank": rank, "q_lora_rank": 128, "qk_rope_head_dim": 32, "qk_nope_head_dim": 64}
+    experts = {
+        "rope_scaling": None,
+        "n_routed_experts": None,
+        "first_k_dense_replace": layers,
+        "num_experts_per_tok": None,
+    }
+    scales = {"dim_model_base": 256, "scale_depth": 1.4, "scale_emb": 1.0}
+    scales["rope_scaling"] = {"original_max_position_embeddings": 8_192, "short_factor": [1.0], "long_factor": [1.0]}
+    return {
+        **qwen(layers, heads=heads, keys=heads, inner=inner),
+        **attention,
+        **(experts if model_type == "deepseek_v3" else scales),
+        "model_type": model_type,
+        "v_head_dim": 64,
+        "attention_bias": False,
+        "tie_word_embeddings": False,
+    }
+
+
+def short_convolution(width: int, inner: int, attends: int | None = 3) -> Any:
+    """Return the configuration of an LFM2 of 4 layers, of which one attends."""
+    own = {"block_dim": width, "block_ff_dim": inner, "block_auto_adjust_ff_dim": False, "block_multiple_of": 64}
+    more = {"block_ffn_dim_multiplier": 1.0, "conv_L_cache": 3, "conv_bias": False, "norm_eps": 1e-5}
+    attention = {"full_attn_idxs": [attends], "num_attention_heads": width // 64, "num_key_value_heads": width // 128}
+    return {**qwen(4, width, inner=inner), **own, **more, **attention, "model_type": "lfm2"}
+
+
 # configuration, prompt tokens, rollouts, tokens per rollout, teacher context tokens
 CHECK = {
     "many words": (qwen(4, 256, vocabulary=151_936), 128, 4, 16, 300),
@@ -97,6 +145,16 @@ KINDS = {
     "Mamba 2": (mamba(8), 256, 4, 64, 300),
     "Mamba 2, 16 heads": (mamba(16, 256), 256, 4, 64, 300),
     "Mamba 2, one rollout": (mamba(8), 512, 1, 128, 600),
+    "Mamba 1": (mamba1(4, 256), 256, 4, 64, 300),
+    "Mamba 1, state 32": (mamba1(2, 128, 32), 128, 4, 32, 160),
+    "Mamba 1, one rollout": (mamba1(3, 256), 256, 1, 64, 320),
+    "latent, compressed": (latent("deepseek_v3", 4), 256, 4, 64, 300),
+    "latent, compressed, 8 heads": (latent("deepseek_v3", 2, 8, 256), 512, 2, 64, 600),
+    "latent, keys and values": (latent("minicpm3", 4), 256, 4, 64, 300),
+    "latent, keys, 8 heads": (latent("minicpm3", 2, 8), 512, 2, 64, 600),
+    "convolution": (short_convolution(256, 768), 256, 4, 64, 300),
+    "convolution, width 512": (short_convolution(512, 512), 256, 4, 64, 300),
+    "convolution, one rollout": (short_convolution(256, 768), 512, 1, 128, 600),
 }
 FIT = {
     "plain": (qwen(), 256, 4, 64, 300),
@@ -118,10 +176,13 @@ def main() -> None:
     """Print the table; write it as JSON to `--out`."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--shapes", choices=["check", "kinds", "fit"], default="check")
+    parser.add_argument("--only", default="", metavar="TEXT", help="measure shapes whose name contains this")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     rows = []
     for name, case in {"check": CHECK, "kinds": KINDS, "fit": FIT}[options.shapes].items():
+        if options.only not in name:
+            continue
         for keep in (False, True):
             rows.append({"shape": name, "keep": keep, **compared(*case, keep=keep)})
             print(line(rows[-1]), flush=True)
@@ -166,6 +227,7 @@ def step(folder: Path, config: dict[str, Any], cfg: Any, lengths: tuple[int, int
     from sdpo_mlx.backends.base import SamplingParams
     from sdpo_mlx.backends.mlx.policy import MLXPolicy
 
+    gc.collect()  # what the shape before left in cycles
     write_config(folder, config)
     policy, rng = MLXPolicy(folder, cfg.model, cfg.teacher, cfg.train), np.random.default_rng(0)
     policy.load_state(policy.state())  # gives the teacher its own arrays

@@ -2,13 +2,15 @@
 
 Counted are weights, adapters (student, teacher, AdamW's two moments), keys and values, what runs through a block, and
 chunks of the head. The coefficients of activations and of the head are those of MLX, measured by
-`benchmarks/memory.py` on small models of twelve shapes (docs/performance.md); torch needs more and is not estimated.
+`benchmarks/memory.py` on small models of several shapes and kinds of layers (docs/performance.md); torch needs more
+and is not estimated.
 """
 
 from __future__ import annotations
 
 import math
 import platform
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -21,7 +23,6 @@ from sdpo_mlx.models.dimensions import ModelDims
 from sdpo_mlx.models.layer_dimensions import Layer
 
 KV_STEP = 256  # tokens by which mlx-lm's caches grow
-LOOP = 1.0  # states that a loop over tokens holds for each token
 SAFETY = 1.05  # activations: the plan should rather be too high than too low
 USABLE = 0.75  # of a machine's memory: what Metal recommends; the rest is for the system
 SMALLEST = 256  # tokens of a micro-batch below which no memory is saved
@@ -40,11 +41,40 @@ class Activations(NamedTuple):
     mixed: float  # of what enters a recurrence
     states: float  # recurrent states, one per chunk of tokens
     scan: float  # of the token pairs in the chunks of a Mamba 2 layer
+    slices: tuple[float, float] = (0.0, 0.0)  # of what enters a loop, per token pair and per token: see `_slices`
 
 
-FORWARD = Activations(3.1, 3.5, 3.6, 0.0, 0.9, 3.6, 1.0, 3.5)  # without a gradient
-BACKWARD = Activations(6.8, 13.4, 3.7, 0.0, 2.1, 6.0, 1.0, 20.0)  # one block's vjp from its input
-KEPT = Activations(18.5, 9.6, 15.5, 3.8, 2.9, 24.0, 1.0, 3.0)  # each block, if none runs twice
+class Coefficients(NamedTuple):
+    """Of one kind of pass: those of most layers, and those of other kinds of layers."""
+
+    most: Activations
+    own: Mapping[str, Activations]
+
+    def of(self, layer: Layer) -> Activations:
+        """Return those of this layer's kind."""
+        return self.own.get(layer.kind, self.most)
+
+
+_FORWARD = Activations(3.1, 3.5, 3.6, 0.0, 0.9, 3.6, 1.0, 3.5)
+_BACKWARD = Activations(6.8, 13.4, 3.7, 0.0, 2.1, 6.0, 1.0, 20.0)
+_KEPT = Activations(18.5, 9.6, 15.5, 3.8, 2.9, 24.0, 1.0, 3.0)
+FORWARD = Coefficients(  # without a gradient; on a latent cache, scores of positions are held besides
+    _FORWARD,
+    {"loop": _FORWARD._replace(states=0.75), "latent cache": _FORWARD._replace(scores=1.9)},
+)
+BACKWARD = Coefficients(  # one block's vjp from its input
+    _BACKWARD,
+    {"loop": _BACKWARD._replace(states=3.4, slices=(0.225, 27.0)), "latent cache": _BACKWARD._replace(scores=5.4)},
+)
+KEPT = Coefficients(  # each block, if none runs twice
+    _KEPT,
+    {
+        "loop": _KEPT._replace(mixed=0.0, states=5.3),
+        "latent": _KEPT._replace(scores=1.0),
+        "latent cache": _KEPT._replace(scores=1.0),
+        "conv": _KEPT._replace(mixed=4.0),
+    },
+)
 HEAD = {"top_k": 15.5, "full": 24.0, "sampled": 11.0, "sequence": 11.0}  # float32 copies of a chunk's logits
 HEAD_KEPT = 1.6  # times as many inside one graph
 
@@ -162,7 +192,8 @@ def _generation(shape: ModelDims, work: Workload) -> dict[str, float]:
     one_layer = 1.2 * rows * (work.prompt + work.answer) * shape.kv_width
     piece = min(work.prompt, PREFILL)
     prefill = max(
-        _activations(each, shape.width, FORWARD, piece, piece * work.prompt, work.bytes) + _recurrence(each, piece)
+        _activations(each, shape.width, FORWARD.of(each), piece, piece * work.prompt, work.bytes)
+        + _recurrence(each, piece)
         for each in shape.layer
     )
     return {
@@ -172,10 +203,11 @@ def _generation(shape: ModelDims, work: Workload) -> dict[str, float]:
 
 
 def _recurrence(layer: Layer, tokens: int) -> float:
-    """Bytes of a prefill's recurrence: for gated delta and Mamba a kernel on Metal, elsewhere a loop over tokens."""
-    if layer.kind == "conv" or (layer.kind == "ssm" and layer.heads):
-        return 2.0 * _scan(layer, FORWARD, tokens)
-    return 0.0 if platform.system() == "Darwin" else 4.0 * LOOP * tokens * layer.state
+    """Bytes of a prefill's recurrence: for gated delta a kernel on Metal, elsewhere a loop over tokens."""
+    if layer.kind in ("conv", "ssm"):
+        return 2.0 * _scan(layer, FORWARD.of(layer), tokens)
+    on_metal = platform.system() == "Darwin" and layer.kind != "loop"
+    return 0.0 if on_metal else 4.0 * FORWARD.of(layer).states * tokens * layer.state
 
 
 def _learning(shape: ModelDims, work: Workload) -> dict[str, float]:
@@ -190,7 +222,7 @@ def _learning(shape: ModelDims, work: Workload) -> dict[str, float]:
     return {"blocks' inputs": float(inputs), **larger}
 
 
-def _pass(shape: ModelDims, held: Activations, work: Workload, prompt: int) -> list[float]:
+def _pass(shape: ModelDims, found: Coefficients, work: Workload, prompt: int) -> list[float]:
     """Bytes that each layer holds in the largest pass: one group's prompt, and the answers that fit."""
     rows, whole = work.packed(prompt), prompt + work.answer
     tokens = work.tokens(prompt, rows)
@@ -198,13 +230,21 @@ def _pass(shape: ModelDims, held: Activations, work: Workload, prompt: int) -> l
     stretches = [(prompt, 1), (work.answer, rows)] if work.shares else [(whole, rows)]
 
     def layer(each: Layer) -> float:
+        held = found.of(each)
         states = sum(math.ceil(length / each.chunk) * count for length, count in stretches)
         states_held = 4.0 * held.states * each.state * states
         states_held += sum(count * _scan(each, held, length) for length, count in stretches)
+        states_held = max(states_held, *(_slices(each, held, length) for length, _ in stretches))
         return _activations(each, shape.width, held, tokens, pairs, work.bytes) + states_held
 
-    found = {each: layer(each) for each in set(shape.layer)}
-    return [found[each] for each in shape.layer]
+    held_by = {each: layer(each) for each in set(shape.layer)}
+    return [held_by[each] for each in shape.layer]
+
+
+def _slices(layer: Layer, held: Activations, length: int) -> float:
+    """Bytes of a loop's backward pass: the gradient of the slice of one token is as long as the whole text."""
+    a_pair, a_token = held.slices
+    return 4.0 * layer.queries * length * (a_pair * length + a_token)
 
 
 def _scan(layer: Layer, held: Activations, length: int) -> float:

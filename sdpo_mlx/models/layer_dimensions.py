@@ -25,7 +25,7 @@ class Layer:
     `keys_values` are kept per token (of the last `window` tokens, None: of all), `state` per row whatever its length.
     """
 
-    kind: str  # attention, delta, ssm, conv, or none
+    kind: str  # attention, latent, latent cache, delta, ssm, loop (Mamba 1), conv, or none
     linears: tuple[Linear, ...] = ()
     other: int = 0  # weights outside linear layers: convolutions, routers, gates
     keys_values: int = 0

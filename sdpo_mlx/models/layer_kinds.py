@@ -116,7 +116,8 @@ def latent_attention(common: Common) -> Layer:
         chooses = (("wq_b", low, count * size), ("wk", d, size), ("weights_proj", d, count))
         found += [(f"self_attn.indexer.{name}", i, o, 1) for name, i, o in chooses]
     held = rank + rope if compressed else heads * (plain + rope + values)
-    return Layer("attention", tuple(found), up * compressed, held, None, 0, heads, queries)
+    kind = "latent cache" if compressed else "latent"
+    return Layer(kind, tuple(found), up * compressed, held, None, 0, heads, queries)
 
 
 def gated_delta(common: Common) -> Layer:
@@ -178,7 +179,7 @@ def mamba(common: Common) -> Layer:
     ]
     other = inner * (size + kernel + 3)
     found = tuple((f"mixer.{name}", i, o, 1) for name, i, o in parts)
-    return Layer("ssm", found, other, 0, None, inner * (size + kernel - 1), 0, 2 * inner, chunk=1)
+    return Layer("loop", found, other, 0, None, inner * (size + kernel - 1), 0, 2 * inner, chunk=1)
 
 
 def mamba2(common: Common) -> Layer:
