@@ -33,7 +33,8 @@ SAMPLING = SamplingParams(4, 1.0, 1.0, frozenset({3}))
 class Counting:
     """A policy of one number: each answer is its seed, each step adds one."""
 
-    def __init__(self, start: float = 0.0) -> None:
+    def __init__(self, start: float = 0.0, dtype: str = "float32") -> None:
+        self.dtype = dtype
         self.weight, self.teacher, self.group = np.array([start], np.float32), 0, SINGLE_PROCESS
         self.seeds: list[int] = []
         self.stream = self.score = self.adapter_config = self.memory = None  # of no use here
@@ -41,7 +42,7 @@ class Counting:
 
     @property
     def info(self) -> PolicyInfo:
-        return PolicyInfo("c", "mlx", "cpu", "float32", 9, 99, 1, 1, True, {})
+        return PolicyInfo("c", "mlx", "cpu", self.dtype, 9, 99, 1, 1, True, {})
 
     def generate(self, prompts: Any, sampling: Any, seeds: Any, interrupted: Any) -> Iterator[Any]:
         for at, row in enumerate(seeds):
@@ -166,10 +167,11 @@ def test_interrupt_of_rank_0_stops_all_ranks_between_two_rollouts() -> None:
     assert run_ranks(2, lead)[0] == 2
 
 
-@pytest.mark.parametrize("what", ["base", "adapter"])
-def test_ranks_with_another_base_or_adapter_are_refused(what: str) -> None:
+@pytest.mark.parametrize("what", ["base", "adapter", "type"])
+def test_ranks_with_another_base_type_or_adapter_are_refused(what: str) -> None:
     def part(group: RankGroup) -> Any:
-        own = Counting(float(group.rank) if what == "adapter" else 0.0)
+        dtype = "bfloat16" if what == "type" and group.rank else "float32"
+        own = Counting(float(group.rank) if what == "adapter" else 0.0, dtype)
         return DistributedPolicy(own, f"base {group.rank}" if what == "base" else "base", group)
 
     for error in on_threads(2, part):
