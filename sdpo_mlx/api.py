@@ -29,7 +29,7 @@ from sdpo_mlx.runs.export.formats import Exported
 from sdpo_mlx.runs.folder import RunFolder
 from sdpo_mlx.runs.report.collect import read_runs
 from sdpo_mlx.runs.report.html import page
-from sdpo_mlx.runs.targets import run_config, with_kept_template
+from sdpo_mlx.runs.targets import kept_dtype, run_config, with_kept_template
 from sdpo_mlx.runs.tracking.manager import check
 from sdpo_mlx.tasks.registry import IN_MEMORY
 from sdpo_mlx.trainer import fit
@@ -201,7 +201,8 @@ class Run:
 
     def _built(self) -> Components:
         # The file of the chat template may be gone since the training that returned this run.
-        return build_components(with_kept_template(self.config, self.path), task=self._task, learns=False)
+        cfg = with_kept_template(self.config, self.path)
+        return build_components(cfg, task=self._task, learns=False, dtype=kept_dtype(self.path))
 
 
 def run_training(
@@ -224,7 +225,7 @@ def run_training(
     try:
         cfg = with_kept_template(cfg, out)
         with display.opening(cfg) as start_task:
-            components = build_components(cfg, group, task=task, start_task=start_task)
+            components = build_components(cfg, group, task=task, dtype=kept_dtype(out), start_task=start_task)
         with display.training(components, folder, interrupt.requested) as (on_event, start_task):
             result = fit(components, folder, on_event, interrupt.requested, command=command, start_task=start_task)
     finally:

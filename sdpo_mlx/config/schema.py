@@ -50,7 +50,7 @@ class ModelConfig(Settings):
     backend: Literal["auto", "mlx", "torch"] = Field("auto", description="library that runs the model; auto: mlx")
     device: Literal["auto", "cuda", "mps", "cpu"] = Field("auto", description="device of torch; mlx chooses by itself")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto", description="type of the weights; auto: as stored, on a CPU float32"
+        "auto", description="type of the weights; auto: as stored, torch on a CPU: float32, or bfloat16 if fast there"
     )
     bits: Literal[4, 8] | None = Field(
         None, description="torch: quantize the base to so many bits (bitsandbytes); with mlx use a quantized model"

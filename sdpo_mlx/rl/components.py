@@ -144,12 +144,14 @@ def build_components(
     *,
     task: object | None = None,
     learns: bool = True,
+    dtype: str = "auto",
     start_task: StartTask = no_tasks,
 ) -> Components:
     """Open task and sandbox, then model, chat template and policy.
 
-    `task` replaces the one that the configuration names. On several ranks this runs on rank 0, which sends the
-    resolved configuration to the others (`serve`).
+    `task` replaces the one that the configuration names. `dtype` is what `model.dtype: auto` meant when the run began
+    (`runs/targets.py`). On several ranks this runs on rank 0, which sends the resolved configuration to the others
+    (`serve`).
 
     Raises ConfigError, DataError or SandboxError, each with one line, before the model loads if possible.
     """
@@ -173,9 +175,12 @@ def build_components(
     # Recorded as a text, not as the name of a file: whatever opens the run later has the template.
     cfg = cfg.model_copy(update={"model": cfg.model.model_copy(update={"chat_template": chat.source.setting})})
     planned = _plan(cfg, model, chat, opened.task)
-    group.broadcast(encode(planned.model_dump(mode="json")))
+    opens = planned
+    if backend == "torch" and cfg.model.dtype == "auto":  # the run's settings keep `auto`
+        opens = planned.model_copy(update={"model": planned.model.model_copy(update={"dtype": dtype})})
+    group.broadcast(encode(opens.model_dump(mode="json")))
     start_task(f"loading {cfg.model.name}")
-    policy = _policy(planned, group, model, chat)
+    policy = _policy(opens, group, model, chat)
     get = attrgetter(*PLANNED)
     filled = {key: after for key, before, after in zip(PLANNED, get(cfg), get(planned), strict=True) if before != after}
     return Components(planned, model, chat, opened.task, policy, opened.sandbox, opened.self_test, filled)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,20 @@ def with_kept_template(cfg: Config, run: Path) -> Config:
     return cfg.model_copy(update={"model": cfg.model.model_copy(update={"chat_template": kept})})
 
 
+def kept_dtype(run: Path) -> str:
+    """Return the type of the weights that a run on a CPU with torch began with, `auto` if there is none.
+
+    What `model.dtype: auto` means there depends on the processor, and a run keeps its type on another one.
+    """
+    policy: object = None
+    with suppress(StorageError):  # a damaged manifest stops no run: a resume writes it again
+        policy = RunFolder(run).read_manifest().get("policy")
+    found = policy if isinstance(policy, dict) else {}
+    on_cpu = found.get("backend") == "torch" and str(found.get("device")).startswith("cpu")
+    known = on_cpu and found.get("dtype") in ("float32", "bfloat16", "float16")
+    return str(found["dtype"]) if known else "auto"
+
+
 def target_config(
     target: str, adapter: Path | None = None, sets: Sequence[str] = (), flags: Mapping[str, Any] | None = None
 ) -> Config:
@@ -60,7 +75,8 @@ def target_config(
 def open_target(target: str, cfg: Config, adapter: Path | None = None, start_task: StartTask = no_tasks) -> Components:
     """Build the components with the run's best adapter, or the given one, in the student."""
     arrays = load_adapter(target, adapter)
-    components = build_components(cfg, learns=False, start_task=start_task)
+    dtype = kept_dtype(Path(target)) if is_run(Path(target)) else "auto"
+    components = build_components(cfg, learns=False, dtype=dtype, start_task=start_task)
     if arrays is not None:
         components.policy.load_student(arrays)
     return components

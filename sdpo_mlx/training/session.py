@@ -128,6 +128,9 @@ class TrainingSession:
         if before not in (None, [info.backend, info.device]):  # rounding differs
             change = f"this run began on {' '.join(before)} and resumes on {info.backend} {info.device}"
             self.warn(loaded.step, [f"{change}: results agree, but not bit for bit"])
+        elif (dtype := loaded.meta.get("dtype")) not in (None, info.dtype):  # only if the manifest was lost
+            change = f"this run began in {dtype} and resumes in {info.dtype}"
+            self.warn(loaded.step, [f"{change}: set model.dtype to keep the type"])
         return state
 
     def record_diagnostics(self, step: int, groups: Sequence[RolloutGroup], samples: Sequence[DistillSample]) -> None:
@@ -235,7 +238,7 @@ class TrainingSession:
         best = {state.best_step} if state.best_step > 0 else set()
         policy = self.components.policy
         place = [policy.info.backend, policy.info.device]
-        meta = {**self.components.identity(), "place": place, "state": asdict(state)}
+        meta = {**self.components.identity(), "place": place, "dtype": policy.info.dtype, "state": asdict(state)}
         checkpoint.save(self.folder.checkpoints, state.step, policy.state(), meta, keep_steps=best)
 
     def keep_adapter(self) -> None:

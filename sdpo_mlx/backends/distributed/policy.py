@@ -38,7 +38,7 @@ class DistributedPolicy:
     """One local policy per rank, kept equal. `base_hash` is the hash of the base model, which all ranks must hold.
 
     `at_stop_text` replaces the one of `SamplingParams` on ranks other than 0: it is code, which is not sent.
-    Raise ConfigError if a rank holds another base or starts with another adapter.
+    Raise ConfigError if a rank holds another base, or in another type, or starts with another adapter.
     """
 
     def __init__(
@@ -57,8 +57,12 @@ class DistributedPolicy:
         # alone, so that what is then saved is the state after a whole step.
         self._stepped = False
         self._lost: RankLostError | None = None
-        received = [decode(each)[0] for each in group.gather(encode([base_hash, digest(local.state()).hex()]))]
-        for rank, (base, start) in enumerate(received):
+        own = encode([base_hash, digest(local.state()).hex(), local.info.dtype])
+        received = [decode(each)[0] for each in group.gather(own)]
+        for rank, (base, start, dtype) in enumerate(received):
+            if dtype != received[0][2]:  # `auto` depends on the processor
+                what = f"this rank holds the weights in {dtype}, rank 0 in {received[0][2]}"
+                raise ConfigError(what, where=f"rank {rank}", fix="set model.dtype=float32")
             if base != received[0][0]:
                 fix = "fetch the model again there"
                 raise ConfigError("this rank holds other weights of the base", where=f"rank {rank}", fix=fix)

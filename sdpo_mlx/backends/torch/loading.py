@@ -6,6 +6,7 @@ Remote code and pickles were refused before (`models/resolve.py`), and nothing i
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -16,21 +17,44 @@ from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, Bits
 from transformers.utils import logging
 
 from sdpo_mlx.backends.architectures import causal_class, image_class
+from sdpo_mlx.backends.torch import cpu_dtype
 from sdpo_mlx.backends.torch.model import Model, body_of
 from sdpo_mlx.config import ModelConfig
 from sdpo_mlx.core.errors import ConfigError
 
 
-def load(path: Path, cfg: ModelConfig) -> tuple[Model, dict[str, Any]]:
-    """Return the model in evaluation mode and the content of config.json.
+@dataclass(frozen=True)
+class Loaded:
+    """A model in evaluation mode, the content of config.json, and why it is not in the expected type (else blank)."""
+
+    model: Model
+    config: dict[str, Any]
+    note: str
+
+
+def load(path: Path, cfg: ModelConfig) -> Loaded:
+    """Return the model.
 
     A vision-language model that AutoModelForCausalLM does not know keeps its towers, which a text does not run through.
     Raise ConfigError if it cannot be read or trained.
     """
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    device = device_of(cfg.device)
-    dtype = "float32" if cfg.dtype == "auto" and device.type == "cpu" else cfg.dtype
+    device, note = device_of(cfg.device), ""
+    chosen = cfg.dtype == "auto" and device.type == "cpu"
+    dtype = cpu_dtype.candidate(path, cfg) if chosen else cfg.dtype
+    whole, config = _read(path, cfg, device, dtype)
+    if chosen and dtype == "bfloat16" and (why := cpu_dtype.disagreement(whole)):
+        note = f"the weights are converted to float32: {why}"
+        del whole  # before it is read again
+        whole, config = _read(path, cfg, device, "float32")
+    check_vocabulary(path, int(whole.get_input_embeddings().weight.shape[0]))
+    model = Model(whole, body_of(whole), int(whole.get_output_embeddings().weight.shape[0]), device)
+    return Loaded(model, config, note)
+
+
+def _read(path: Path, cfg: ModelConfig, device: torch.device, dtype: str) -> tuple[Any, dict[str, Any]]:
+    """The model on its device, and its config."""
     try:
         config = json.loads((path / "config.json").read_text(encoding="utf-8"))
         if "quantization" in config:
@@ -55,8 +79,7 @@ def load(path: Path, cfg: ModelConfig) -> tuple[Model, dict[str, Any]]:
             fix="use a folder with config.json and safetensors of an architecture that transformers knows",
         ) from error
     whole.generation_config = GenerationConfig()  # a folder's own penalties and cuts would change the policy
-    check_vocabulary(path, int(whole.get_input_embeddings().weight.shape[0]))
-    return Model(whole, body_of(whole), int(whole.get_output_embeddings().weight.shape[0]), device), config
+    return whole, config
 
 
 def check_vocabulary(path: Path, rows: int) -> None:

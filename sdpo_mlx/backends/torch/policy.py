@@ -40,10 +40,11 @@ class TorchPolicy(Learner):
 
     def __init__(self, path: Path, model: ModelConfig, teacher: TeacherConfig, train: TrainConfig) -> None:
         super().__init__(model, teacher, train)
-        loaded, self.config = load(path, model)
-        self.parameters = adapter.attach(loaded.whole, model.adapter, derive(train.seed, "adapter"), self.config)
-        loaded.whole.eval()
-        self.model = checked(replace(loaded, recompute=bool(train.grad_checkpoint)), self.parameters)
+        loaded = load(path, model)
+        whole, self.config, self.note = loaded.model.whole, loaded.config, loaded.note
+        self.parameters = adapter.attach(whole, model.adapter, derive(train.seed, "adapter"), self.config)
+        whole.eval()
+        self.model = checked(replace(loaded.model, recompute=bool(train.grad_checkpoint)), self.parameters)
         self.student = {name: each.data for name, each in self.parameters.items()}
         self.teacher, self.layers = adapter.copied(self.student), len(blocks(self.model.whole))
         self.optimizer = torch.optim.AdamW(self.parameters.values(), weight_decay=train.weight_decay, fused=True)
@@ -114,7 +115,8 @@ class TorchPolicy(Learner):
 
     def warnings(self) -> tuple[str, ...]:
         """See `Policy.warnings`."""
-        return (*super().warnings(), *(adapter.left_out(self.model.whole) if self.adapter.kind != "full" else ()))
+        left_out = adapter.left_out(self.model.whole) if self.adapter.kind != "full" else ()
+        return (*super().warnings(), *left_out, *((self.note,) if self.note else ()))
 
     # The array functions of `Learner`
 
