@@ -221,6 +221,20 @@ def test_client_without_the_secret_is_refused() -> None:
     leader.close()
 
 
+def test_end_sent_with_the_first_line_is_no_loss() -> None:
+    import socket
+
+    leader = heartbeat.HeartbeatServer("127.0.0.1", 2)
+    host, port, secret = leader.address
+    with socket.create_connection((host, port)) as line:
+        line.sendall(f"{secret} 1\n".encode() + heartbeat.ALIVE + heartbeat.BYE)
+        leader.accept_all()
+        assert leader.changed.wait(HANG_SECONDS)
+    assert leader.ended
+    assert not leader.lost
+    leader.close()
+
+
 @pytest.mark.parametrize("frozen", [False, True])
 def test_rank_without_heartbeat_is_lost(frozen: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     # While beats arrive nothing may be lost: a loaded machine can delay them by seconds.

@@ -65,6 +65,14 @@ class Heartbeat:
             self.changed.set()
 
 
+def _first_line(connection: socket.socket) -> bytes:
+    """Return at most 64 bytes up to a newline, and leave what follows, which may be the first beats or the end."""
+    line = b""
+    while len(line) < 64 and not line.endswith(b"\n") and (byte := connection.recv(1)):
+        line += byte
+    return line
+
+
 class HeartbeatServer(Heartbeat):
     """Rank 0's side: listens on a free port; `address` is the host, port and secret that a client needs."""
 
@@ -82,9 +90,9 @@ class HeartbeatServer(Heartbeat):
         while len(self._connections) < self._size - 1:
             connection, _ = self._server.accept()
             connection.settimeout(SILENCE)
-            received = connection.makefile("r", encoding="ascii", errors="replace").readline(64).split()
-            if len(received) == 2 and hmac.compare_digest(received[0].encode(), self._secret.encode()):
-                self.follow(connection, f"rank {received[1]}")
+            received = _first_line(connection).split()
+            if len(received) == 2 and hmac.compare_digest(received[0], self._secret.encode()):
+                self.follow(connection, f"rank {received[1].decode('ascii', 'replace')}")
             else:
                 connection.close()
         self._server.close()
