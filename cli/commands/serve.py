@@ -26,7 +26,7 @@ def command(
     Example: sdpo serve runs/first --port 8080
     """
     from sdpo_mlx.backends.preflight import checked_model
-    from sdpo_mlx.backends.registry import serve
+    from sdpo_mlx.backends.registry import server
     from sdpo_mlx.models.chat_template import load_chat
     from sdpo_mlx.runs.folder import RunFolder
     from sdpo_mlx.runs.targets import adapter_home, target_config
@@ -35,6 +35,7 @@ def command(
     cfg = target_config(target, adapter, sets or [])
     if home is not None:
         RunFolder(home).load_adapter()
+    serve = server()
     model = checked_model(cfg.model.name, backend=cfg.model.backend)
     source = load_chat(model.path, template=cfg.model.chat_template).source
     render.warn(source.warnings)
@@ -43,7 +44,8 @@ def command(
         f"http://{host}:{port}/v1/chat/completions is ready when the model is loaded; Ctrl-C stops the server"
     )
     render.message("no authentication: expose it only to users you trust")
-    serve(model.path, home, host, port, "" if source.own else source.texts[0], source.stop, cfg.memory)
+    template = "" if source.own else source.texts[0]
+    serve(model.path, home, host, port, template=template, stop=source.stop, memory=cfg.memory)
     # MLX aborts in Python's normal exit after a thread that computed has ended.
     sys.stderr.flush()
     os._exit(0)

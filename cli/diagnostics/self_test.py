@@ -177,7 +177,7 @@ def _sandbox() -> Iterator[Line]:
 
 
 def _attacks() -> Iterator[Line]:
-    """The attack list in the sandbox; an attack that fails outside too proves nothing and is left out."""
+    """The attack list in the sandbox; the line of an attack that fails outside too says that it proves nothing."""
     from sdpo_mlx.config import SandboxConfig
     from sdpo_mlx.sandbox.attacks import attack_report
     from sdpo_mlx.sandbox.choice import open_sandbox

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from sdpo_mlx.backends.learner import Learner
@@ -37,22 +38,11 @@ def open_policy(
     return MLXPolicy(path, model, teacher, train, memory)
 
 
-def serve(
-    base: Path,
-    adapter: Path | None,
-    host: str,
-    port: int,
-    template: str = "",
-    stop: str = "",
-    memory: MemoryConfig | None = None,
-) -> None:
-    """Run mlx-lm's server on one base with its adapter until interrupted; `template` replaces the base's if not empty.
-
-    Chat replies end before the text `stop` unless it is empty. Raise ConfigError without mlx, or if the port is taken.
-    """
+def server() -> Callable[..., None]:
+    """Return the function that serves a model (`mlx/server.py`); raise ConfigError without mlx."""
     try:
-        from sdpo_mlx.backends.mlx import server
+        from sdpo_mlx.backends.mlx.server import serve
     except ImportError as error:
         fix = "on PyTorch: `sdpo export RUN --to peft`, then `vllm serve BASE --enable-lora`, as the export says"
         raise ConfigError(f"serving needs mlx, which cannot be imported: {error}", fix=fix) from error
-    server.serve(base, adapter, host, port, template, stop, memory)
+    return serve

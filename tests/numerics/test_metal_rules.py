@@ -154,11 +154,15 @@ def test_live_arrays_stay_as_many_over_steps_of_random_lengths(steps: int) -> No
         assert policy.learn(samples(length, "top_k", answers), ObjectiveConfig(), 1e-4).applied
         if step % (steps // 4) == 2:
             gc.collect()
-            found.append(sum(isinstance(each, mx.array) for each in gc.get_objects()))
+            found.append(sum(type(each) is mx.array for each in gc.get_objects()))
     assert found == found[:1] * 4
+    assert found[0] > 0
 
 
+ONE_STEP = ["--group-size", "2", "--max-tokens", "6"]
+ONE_STEP += ["--set", "rollout.problems_per_step=1", "--set", "eval.problems=1"]
 COMMANDS = {
+    "train": ("--model", "tiny", "--task", "tiny", "--steps", "1", "--out", "run", *ONE_STEP),
     "eval": ("tiny", "--greedy", "--problems", "2"),
     "solve": ("--model", "tiny", "--attempts", "4"),
 }

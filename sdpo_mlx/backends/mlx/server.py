@@ -90,7 +90,11 @@ def serve(
     stop: str = "",
     memory: MemoryConfig | None = None,
 ) -> None:
-    """Serve until interrupted; raise ConfigError if the address is not free or the model cannot be loaded."""
+    """Run mlx-lm's server on one base with its adapter until interrupted.
+
+    `template` replaces the base's chat template if not empty; chat replies end before the text `stop` unless it is
+    empty. Raise ConfigError if the address is not free or the model cannot be loaded.
+    """
     _free(host, port)
     with suppress(OSError):  # GET /v1/models reads the hub's cache, and fails if there is none
         root().mkdir(parents=True, exist_ok=True)

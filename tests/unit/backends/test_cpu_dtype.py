@@ -17,7 +17,7 @@ from sdpo_mlx.config import ModelConfig, TeacherConfig, TrainConfig
 from sdpo_mlx.models.resolve import EMBEDDED, resolve
 from sdpo_mlx.runs.folder import RunFolder
 
-pytestmark = [needs_torch, pytest.mark.long]
+pytestmark = needs_torch
 
 
 @cache

@@ -16,7 +16,7 @@ from torch_architectures import write_architecture
 from sdpo_mlx.config import ModelConfig, TeacherConfig, TrainConfig
 from sdpo_mlx.core.errors import ConfigError
 
-pytestmark = [needs_torch, pytest.mark.long]
+pytestmark = needs_torch
 
 
 @cache

@@ -65,7 +65,6 @@ class TestModel:
             extra = {"sliding_window": 8, "sliding_window_pattern": 2, "query_pre_attn_scalar": self.width}
             return {**own, **extra, "model_type": "gemma3_text", "rope_local_base_freq": 10_000.0}
         if self.kind == "gated delta":
-            # The kernel of Metal takes four groups of value heads, as published models have.
             heads = {"linear_num_value_heads": 2, "linear_num_key_heads": 1, "linear_conv_kernel_dim": 4}
             widths = {"linear_key_head_dim": self.width, "linear_value_head_dim": self.width}
             text = {**own, **heads, **widths, "model_type": "qwen3_5_text", "full_attention_interval": 2}
