@@ -34,7 +34,10 @@ def amount_of(text: str | float, whole: int) -> int:
     """Return the bytes of `85%` of `whole` bytes, of `12GB`, or of a number (GB); raises ConfigError."""
     share = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*%\s*", str(text))
     if share is None:
-        return bytes_of(str(text), "")
+        try:
+            return bytes_of(str(text), "")
+        except ConfigError as error:
+            raise ConfigError(error.what, fix="write it as 85%, or as 12GB") from None
     if not 0 < float(share[1]) <= 100:
         raise ConfigError(f"{text!r} is not a share of the memory", fix="write it as 85%, or as 12GB")
     return int(whole * float(share[1]) / 100)
