@@ -131,12 +131,14 @@ def short_convolution(width: int, inner: int, attends: int | None = 3) -> Any:
 
 # configuration, prompt tokens, rollouts, tokens per rollout, teacher context tokens
 CHECK = {
+    "49,152 words": (qwen(2, vocabulary=49_152), 128, 2, 8, 160),
     "many words": (qwen(4, 256, vocabulary=151_936), 128, 4, 16, 300),
     "deep": (qwen(16, 192, 3, 1, 512, 8_000), 256, 4, 64, 500),
     "wide": (qwen(2, 768, 12, 4, 2_304, 32_000), 512, 4, 32, 700),
 }
 # The same for other kinds of layers
 KINDS = {
+    "gated delta, short": (hybrid((4, 4), 64), 128, 2, 32, 160),
     "gated delta": (hybrid((4, 4), 64), 256, 4, 64, 300),
     "gated delta, value heads": (hybrid((4, 8), 64), 256, 4, 64, 300),
     "gated delta, 128 wide": (hybrid((4, 4), 128), 256, 2, 128, 300),

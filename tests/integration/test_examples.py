@@ -42,10 +42,10 @@ def figures(output: str, label: str) -> list[float]:
     return [float(number) for number in re.findall(rf"{label}\s+([\d.]+)", output)]
 
 
-def test_minimal_loop_raises_the_held_out_score_within_four_steps() -> None:
-    output = run("minimal_loop.py", "--steps", "4", "--held-out", "24")
+def test_minimal_loop_raises_the_held_out_score_within_three_steps() -> None:
+    output = run("minimal_loop.py", "--steps", "3", "--held-out", "24")
     (before,), (after,) = figures(output, "before:"), figures(output, "after:")
-    assert len(figures(output, "success")) == 4
+    assert len(figures(output, "success")) == 3
     assert all(count > 0 for count in figures(output, "learned from"))
     assert 0 < before < 0.35
     assert after > before + 0.15

@@ -58,7 +58,7 @@ def trained(name: str) -> tuple[Model, float]:
     """The split model, and the relative error of its LoRA gradient against autodiff through the whole."""
     whole = small_model(name)
     loading.prepared(whole)
-    model = loading.taken_apart(whole, VOCABULARY)
+    model = loading.taken_apart(whole, VOCABULARY, loading.checked(whole, VOCABULARY))
     cfg = AdapterConfig(rank=2)
     keys = adapter.layer_keys(whole, cfg)
     weights = adapter.attach(whole, cfg.model_copy(update={"keys": keys}), 0)

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import numpy as np
 from small_models import VOCABULARY, write_model
@@ -32,41 +29,16 @@ def make_policy(architecture: str = "qwen3", *, teacher: str = "ema", seed: int 
     train = {key: options.pop(key) for key in list(options) if key in TrainConfig.model_fields}
     memory = MemoryConfig(**{key: options.pop(key) for key in list(options) if key in MemoryConfig.model_fields})
     adapter = AdapterConfig(**{"rank": 4, **options})
-    with checked_once(folder(architecture)):
-        policy = MLXPolicy(
-            folder(architecture),
-            ModelConfig(name=architecture, adapter=adapter),
-            TeacherConfig(kind=teacher, update_rate=0.3),
-            TrainConfig(**{"learning_rate": 1e-2, "micro_batch_tokens": 40, **train}),
-            memory,
-        )
+    policy = MLXPolicy(
+        folder(architecture),
+        ModelConfig(name=architecture, adapter=adapter),
+        TeacherConfig(kind=teacher, update_rate=0.3),
+        TrainConfig(**{"learning_rate": 1e-2, "micro_batch_tokens": 40, **train}),
+        memory,
+    )
     if seed is not None:
         stir(policy, seed)
     return policy
-
-
-CHECKED: dict[Path, tuple[Any, bool]] = {}
-
-
-@contextmanager
-def checked_once(path: Path) -> Iterator[None]:
-    """The checks at load find in the same folder what they found before: most of the work of loading a small model."""
-    from sdpo_mlx.backends.mlx import loading
-
-    if path in CHECKED:
-        way, shares = CHECKED[path]
-        with patch.multiple(loading, split=lambda whole, _: (way(whole), shares), check_batching=lambda *_: True):
-            yield
-        return
-    check = loading.split
-
-    def noted(*arguments: Any) -> Any:
-        trunk, shares = check(*arguments)
-        CHECKED[path] = type(trunk), shares
-        return trunk, shares
-
-    with patch.object(loading, "split", noted):
-        yield
 
 
 def stir(policy: Any, seed: int = 1, scale: float = 0.1) -> None:

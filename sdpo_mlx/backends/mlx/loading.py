@@ -6,6 +6,7 @@ mlx-lm reads the weights; remote code and pickles were refused before (`models/r
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,22 @@ from sdpo_mlx.core.errors import ConfigError
 PARITY_TOLERANCE = 2e-2  # of one probability, in 16 bits: bfloat16 keeps eight
 EXACT_TOLERANCE = 1e-4  # total variation of a distribution, in float32: recurrent layers come out near 1e-5
 
+Way = Callable[[nn.Module], SplitModel | GenericSplit]
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What the checks found: how the model is taken apart, whether prompts are shared and rows decoded together."""
+
+    way: Way
+    shares: bool
+    dtype: mx.Dtype
+    batched: bool
+
+
+# By the folder's files and dtype: `compare`, a judge or Python code may open the same base several times.
+CHECKED: dict[tuple[object, ...], Checked] = {}
+
 
 def load(path: Path, cfg: ModelConfig) -> tuple[Model, dict[str, Any]]:
     """Return the model in evaluation mode and its config; raise ConfigError if it cannot be read or trained."""
@@ -43,7 +60,12 @@ def load(path: Path, cfg: ModelConfig) -> tuple[Model, dict[str, Any]]:
             fix="use a folder with config.json and safetensors of an architecture that mlx-lm knows",
         ) from error
     text = config.get("text_config", config)
-    return taken_apart(whole, int(text.get("vocab_size") or whole(mx.zeros((1, 1), mx.int32)).shape[-1])), text
+    vocab_size = int(text.get("vocab_size") or whole(mx.zeros((1, 1), mx.int32)).shape[-1])
+    files = [(each, each.stat().st_size, each.stat().st_mtime_ns) for each in sorted(path.iterdir())]
+    key = (dtype, *files)
+    if key not in CHECKED:
+        CHECKED[key] = checked(whole, vocab_size)
+    return taken_apart(whole, vocab_size, CHECKED[key]), text
 
 
 def prepared(whole: nn.Module) -> None:
@@ -53,35 +75,39 @@ def prepared(whole: nn.Module) -> None:
     whole.eval()
 
 
-def taken_apart(whole: nn.Module, vocab_size: int) -> Model:
-    """Return the model with its best way of learning and of generating; raise ConfigError if it cannot learn."""
-    trunk, shares = split(whole, vocab_size)
+def taken_apart(whole: nn.Module, vocab_size: int, found: Checked) -> Model:
+    """Return the model with its way of learning and of generating."""
+    return Model(whole, found.way(whole), vocab_size, found.dtype, found.shares, found.batched)
+
+
+def checked(whole: nn.Module, vocab_size: int) -> Checked:
+    """Return the best way of learning and of generating; raise ConfigError if the model cannot learn."""
+    way, shares = split(whole, vocab_size)
     one = np.zeros(1, np.int32)
-    hidden_RD = trunk.forward(pack([one], [one], 1, share=shares)[0])
-    return Model(whole, trunk, vocab_size, hidden_RD.dtype, shares, check_batching(whole, vocab_size))
+    hidden_RD = way(whole).forward(pack([one], [one], 1, share=shares)[0])
+    return Checked(way, shares, hidden_RD.dtype, check_batching(whole, vocab_size))
 
 
-def split(whole: nn.Module, vocab_size: int) -> tuple[SplitModel | GenericSplit, bool]:
+def split(whole: nn.Module, vocab_size: int) -> tuple[Way, bool]:
     """Return the best way of learning whose parts give the whole model's distributions, and whether prompts are shared.
 
     Raise ConfigError if none does: learning would follow a wrong gradient.
     """
-    ways: list[tuple[Callable[[nn.Module], SplitModel | GenericSplit], bool]] = [
+    ways: list[tuple[Way, bool]] = [
         *((make, share) for share in (True, False) for make in (SplitModel, GenericSplit)),
         (partial(GenericSplit, caches=False), False),
     ]
     reason = ""
     for make, share in ways:
         try:
-            trunk = make(whole)
-            worst, limit = _difference(whole, trunk, vocab_size, share)
+            worst, limit = _difference(whole, make(whole), vocab_size, share)
         except Exception as error:  # an unknown layer may fail in any way
             reason = (
                 f"its layers cannot be run apart from it ({type(error).__name__}: {' '.join(str(error).split())[:80]})"
             )
             continue
         if worst <= limit:
-            return trunk, share
+            return make, share
         reason = f"its parts differ from the whole by {worst:.1e} in probability"
     kind = getattr(whole, "model_type", type(whole).__name__)
     raise ConfigError(

@@ -39,7 +39,7 @@ def config(**sections: Any) -> Config:
 
 @pytest.mark.long
 @pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=[pytest.mark.slow] if n != "many words" else []) for n in CHECK]
+    "name", [pytest.param(n, marks=[pytest.mark.slow] if n != "49,152 words" else []) for n in CHECK]
 )
 @pytest.mark.parametrize("keep", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_planned_peaks_are_those_measured(name: str, keep: bool) -> None:
@@ -53,7 +53,7 @@ def test_planned_peaks_are_those_measured(name: str, keep: bool) -> None:
 @pytest.mark.long
 @pytest.mark.parametrize("keep", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[] if name == "gated delta" else pytest.mark.slow) for name in KINDS]
+    "name", [pytest.param(name, marks=[] if name == "gated delta, short" else pytest.mark.slow) for name in KINDS]
 )
 def test_planned_peaks_of_other_layers_are_those_measured(name: str, keep: bool) -> None:
     found = compared(*KINDS[name], keep=keep)

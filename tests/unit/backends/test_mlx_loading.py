@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ def copied(tmp_path: Path) -> Path:
 def refused(path: Path, match: str) -> None:
     from sdpo_mlx.backends.mlx import loading
 
+    loading.CHECKED.clear()  # other tests have found the intact parts to be right
     with pytest.raises(ConfigError, match=match) as error:
         loading.load(path, ModelConfig())
     assert "\n" not in str(error.value)
@@ -64,7 +66,21 @@ def test_weights_that_do_not_fit_their_config_are_refused(copied: Path) -> None:
 def loaded(path: Path) -> Any:
     from sdpo_mlx.backends.mlx import loading
 
+    loading.CHECKED.clear()
     return loading.load(path, ModelConfig())[0]
+
+
+def test_same_files_are_checked_once_and_changed_ones_again(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sdpo_mlx.backends.mlx import loading
+
+    ways = [loaded(copied).trunk.way]
+    monkeypatch.setattr(loading, "split", lambda *_: (partial(loading.GenericSplit, caches=False), False))
+    for changed in (False, True):
+        if changed:
+            rewrite(copied, note="another file")
+        ways.append(loading.load(copied, ModelConfig())[0].trunk.way)
+    assert ways[:2] == [ways[0], ways[0]]
+    assert ways[2] == "generic" != ways[0]
 
 
 @pytest.mark.parametrize("architecture", ["qwen3", "gemma3"])
