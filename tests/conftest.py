@@ -13,6 +13,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 import temp_folders
+from few_prompts import FEW
 from mlx_kernels import Kernels
 
 from sdpo_mlx.backends.mlx.blas import load_blas
@@ -63,6 +64,17 @@ def pytest_collection_finish() -> None:
     """Collect garbage again, but never look through the thousands of tests and modules that live until the end."""
     gc.freeze()
     gc.enable()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_general_prompts() -> Iterator[None]:
+    """Two short prompts and one sentence, as each finished run measures forgetting twice.
+
+    test_forgetting.py has all of them.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sdpo_mlx.evaluation.forgetting._general", lambda: FEW)
+        yield
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

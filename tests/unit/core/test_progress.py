@@ -47,11 +47,7 @@ def test_counted_tells_before_the_first_and_after_each() -> None:
     assert told[3:] == [(0, 0), (1, 0)]
 
 
-def test_a_run_says_what_it_does_and_a_search_counts_its_attempts(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    few = {"prompts": ["Name a colour.", "Say hello."], "text": "The river is wide and slow here."}
-    monkeypatch.setattr("sdpo_mlx.evaluation.forgetting._general", lambda: few)
+def test_a_run_says_what_it_does_and_a_search_counts_its_attempts(tmp_path: Path) -> None:
     short = {"problems": 2, "samples": 2, "max_tokens": 4}
     setup = build_components(settings(train={"steps": 1}, eval=short, log={"teacher_answers": 8}))
     told, doing = listening()
