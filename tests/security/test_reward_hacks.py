@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from functools import cache
 from typing import Any
 
 import pytest
@@ -103,9 +104,14 @@ def hasty() -> Sandbox:
     return open_sandbox(SandboxConfig(kind="bubblewrap", seconds=0.4))
 
 
+@cache
+def opened(box: Sandbox) -> CodeTask:
+    return CodeTask(box, TaskConfig(name="code"))
+
+
 def judged(box: Sandbox, row: str, code: str) -> Feedback:
     problem = problem_from_any(ROWS[row], "row")
-    return CodeTask(box, TaskConfig(name="code")).grade(problem, f"Here it is.\n```python\n{code}\n```\n")
+    return opened(box).grade(problem, f"Here it is.\n```python\n{code}\n```\n")
 
 
 @pytest.mark.parametrize(("name", "row"), [(name, row) for name in ALL_HACKS for row in ROWS if (name, row) != RIGHT])
