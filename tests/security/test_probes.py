@@ -48,7 +48,7 @@ def test_attack_is_blocked(box: BubblewrapSandbox, monkeypatch: pytest.MonkeyPat
         assert survivors(MARK) == []
         assert planted.harm() == []
         assert planted.token.encode() not in result.stdout + result.stderr
-    check_blocked(attack, result.status, result.stdout)
+    check_blocked(attack, result.status, result.stdout, result.code, result.seconds, result.stderr[-500:])
     assert max(len(result.stdout), len(result.stderr)) <= OUTPUT_CAP
 
 

@@ -11,9 +11,9 @@ from probes import Attack
 OWN_FAULTS = ("NameError", "TypeError", "AttributeError", "SyntaxError", "KeyError", "IndexError", "AssertionError")
 
 
-def check_blocked(attack: Attack, status: str, stdout: bytes) -> None:
-    """The run ended as this attack must end, and what it answered is that it got nothing."""
-    assert status == {"answers": "exited"}.get(attack.ends, attack.ends), (status, stdout[-500:])
+def check_blocked(attack: Attack, status: str, stdout: bytes, *details: object) -> None:
+    """The run ended as this attack must end, and what it answered is that it got nothing; details for a failure."""
+    assert status == {"answers": "exited"}.get(attack.ends, attack.ends), (status, stdout[-500:], *details)
     if attack.ends == "answers":
         said: dict[str, Any] = json.loads(stdout)
         assert not said["achieved"], said
