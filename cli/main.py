@@ -40,6 +40,7 @@ VERBS: Mapping[str, str] = MappingProxyType(
         "serve": "Serve a run through an OpenAI-compatible API.",
         "export": "Export an adapter: PEFT, GGUF, or fused into the base.",
         "push": "Upload an adapter and its model card to the hub.",
+        "probe": "Check before training whether the self-teacher beats the student.",
         "plan": "Estimate memory and time of a training step.",
         "tasks": "List, show and check tasks; grade an answer.",
         "data": "Check your data files.",

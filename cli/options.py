@@ -99,7 +99,7 @@ KEYS: Mapping[str, str] = MappingProxyType(
 )
 # Hidden names of options, accepted by every command that has the option: earlier ones, and one of mlx-lm.
 ALIASES: Mapping[str, str] = MappingProxyType(
-    {"samples": "group-size", "answers": "group-size", "n": "group-size", "iters": "steps"}
+    {"samples": "group-size", "answers": "group-size", "rollouts": "group-size", "n": "group-size", "iters": "steps"}
 )
 
 

@@ -17,8 +17,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from sdpo_mlx.config import TeacherConfig
+from sdpo_mlx.config.templates import DEFAULT, TEMPLATES
 from sdpo_mlx.core.seeding import rng
-from sdpo_mlx.core.text import FEEDBACK_LIMIT, clean, fill_template, strip_thinking
+from sdpo_mlx.core.text import FEEDBACK_LIMIT, clean, fill_parts, fill_template, strip_thinking
 from sdpo_mlx.types import (
     FROM_DATASET,
     Demonstration,
@@ -28,11 +29,6 @@ from sdpo_mlx.types import (
     RolloutGroup,
     TeacherContext,
 )
-
-SOLUTION_HEADING = "Correct solution:"
-ATTEMPT_HEADING = "Your unsuccessful earlier attempt:"
-FEEDBACK_HEADING = "The following is feedback from your unsuccessful earlier attempt:"
-CLOSING_LINE = "Correctly solve the original question."
 
 
 def demonstration_for(group: RolloutGroup, index: int, cfg: TeacherConfig, seed: int) -> Demonstration | None:
@@ -136,11 +132,7 @@ def teacher_messages(
     if last < 0:
         raise ValueError("a problem needs a user message")
     problem = problem_messages[last]["content"]
-    if cfg.template is not None:
-        values = {"problem": problem, "demonstration": demonstration, "attempt": attempt, "feedback": feedback}
-        content = fill_template(cfg.template, values)
-    else:
-        sections = ((SOLUTION_HEADING, demonstration), (ATTEMPT_HEADING, attempt), (FEEDBACK_HEADING, feedback))
-        present = [part for heading, body in sections if body is not None for part in (heading, body)]
-        content = "\n\n".join((problem, *present, CLOSING_LINE))
+    values = {"problem": problem, "demonstration": demonstration, "attempt": attempt, "feedback": feedback}
+    parts = TEMPLATES.get(cfg.template or DEFAULT)
+    content = fill_parts(parts, values) if parts else fill_template(str(cfg.template), values)
     return (*problem_messages[:last], {"role": "user", "content": content}, *problem_messages[last + 1 :])

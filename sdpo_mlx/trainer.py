@@ -44,6 +44,7 @@ def train(run: TrainingSession, state: TrainState) -> TrainState:
                 sampled = sample(run.generator, task, chat, problems, sampling, seeds, run.interrupted)
             # 3. Teacher contexts; every rollout becomes a sample or a Skip with its reason.
             batch = run.components.distillation_batch(sampled.groups, step)
+            run.probe_once(step, sampled.groups)
             run.record_diagnostics(step, sampled.groups, batch.samples)
             # 4. Distil. 5. Update the teacher. If nothing can be learned, no byte of the state changes.
             run.start_task("learning")

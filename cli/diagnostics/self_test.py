@@ -146,7 +146,7 @@ def _train(out: Path, steps: int) -> tuple[Mapping[str, Any], bool]:
     cfg = Config.model_validate(
         {
             "rollout": {"problems_per_step": 2, "group_size": 4, "max_tokens": 24},
-            "train": {"steps": steps, "save_every": 1, "eval_every": 0, "learning_rate": 5e-3},
+            "train": {"steps": steps, "save_every": 1, "eval_every": 0, "learning_rate": 5e-3, "probe": False},
             "eval": {"problems": 2, "samples": 1},
             "log": {"samples": 1, "teacher_answers": 0},
         }

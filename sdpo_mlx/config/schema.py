@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from sdpo_mlx.config.templates import TEMPLATES
 from sdpo_mlx.core.hardware import amount_of
 from sdpo_mlx.core.text import check_template
 
@@ -106,14 +107,20 @@ class TeacherConfig(Settings):
     max_context_tokens: PositiveInt = Field(10_240, description="maximum length of the teacher's prompt in tokens")
     template: str | None = Field(
         None,
-        description="custom layout with the slots {problem} {demonstration} {attempt} {feedback}; null: the paper's",
+        description="layout of the teacher's prompt: paper (null: this one), reference, facts, requirements, or a text "
+        "with the slots {problem} {demonstration} {attempt} {feedback}",
     )
 
     @field_validator("template")
     @classmethod
     def _template_has_known_slots(cls, template: str | None) -> str | None:
-        if template is not None:
-            check_template(template)
+        if template is None or template in TEMPLATES:
+            return template
+        if "{" not in template:
+            raise ValueError(
+                f"there is no such template, name one of {', '.join(TEMPLATES)} or write a text with slots"
+            )
+        check_template(template)
         return template
 
 
@@ -182,6 +189,9 @@ class TrainConfig(Settings):
     save_every: PositiveInt = Field(10, description="steps between checkpoints: a killed run loses at most these")
     patience: NonNegativeInt = Field(0, description="stop after so many evaluations without improvement; 0: never")
     seed: NonNegativeInt = Field(0, description="seed of sampling and of the adapter's initialization")
+    probe: bool = Field(
+        True, description="compare student and self-teacher on the first step's problems before it, and warn"
+    )
 
 
 class EvalConfig(Settings):

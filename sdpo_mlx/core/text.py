@@ -6,7 +6,7 @@ Also the slots of a teacher template, so that the configuration can check one.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 FEEDBACK_LIMIT = 20_000  # characters; more than fits into a teacher prompt of 10,240 tokens beside its question
 TEACHER_SLOTS = ("problem", "demonstration", "attempt", "feedback")
@@ -119,14 +119,19 @@ def check_template(template: str) -> None:
 
 
 def fill_template(template: str, values: Mapping[str, str | None]) -> str:
+    """Fill the slots of a template, of which each paragraph (text between blank lines) is a part; see `fill_parts`."""
+    return fill_parts(template.split("\n\n"), values, "\n\n")
+
+
+def fill_parts(parts: Sequence[str], values: Mapping[str, str | None], separator: str = "") -> str:
     """Fill the slots once, from left to right; filled-in text is never parsed as a template.
 
-    A paragraph (text between blank lines) whose slots all have no value (None) is left out; otherwise a slot
-    without a value becomes empty. All other braces are kept.
+    A part whose slots all have no value (None) is left out; otherwise a slot without a value becomes empty. All other
+    braces are kept.
     """
     kept = []
-    for paragraph in template.split("\n\n"):
-        slots = _SLOT.findall(paragraph)
+    for part in parts:
+        slots = _SLOT.findall(part)
         if not slots or any(values.get(name) is not None for name in slots):
-            kept.append(paragraph)
-    return _SLOT.sub(lambda slot: values.get(slot[1]) or "", "\n\n".join(kept))
+            kept.append(part)
+    return _SLOT.sub(lambda slot: values.get(slot[1]) or "", separator.join(kept))

@@ -129,8 +129,15 @@ def finish(
     )
     components, name = run.components, run.folder.path.resolve().name
     description = trained(components.cfg, state.step, state.generations, components.sandbox)
+    probed = next(_events(run, "probe"), {})
     facts = CardFacts(
-        name, Base.of(components.model), description, before=first_result, after=last_result, forgetting=forgot
+        name,
+        Base.of(components.model),
+        description,
+        before=first_result,
+        after=last_result,
+        forgetting=forgot,
+        probe=str(probed.get("sentence", "")),
     )
     run.folder.write_card(model_card(facts, components.requested))
     return TrainingResult(state, before, after, difference, interval, forgot)

@@ -84,7 +84,7 @@ class CardFacts:
     """What a card says besides the settings.
 
     `description` says in Markdown how the adapter was made, `unscored` why there is no result if there is none,
-    `again` how to reproduce it.
+    `again` how to reproduce it, `probe` what was measured before training.
     """
 
     name: str
@@ -95,6 +95,7 @@ class CardFacts:
     unscored: str = "Not evaluated."
     versions: Mapping[str, str] = field(default_factory=versions)
     forgetting: Forgetting | None = None
+    probe: str = ""
     again: Sequence[str] = ()
 
 
@@ -193,7 +194,8 @@ def _results(facts: CardFacts) -> list[str]:
     table = (
         ["| | score | 95 % interval | problems x samples |", "|---|---|---|---|", *rows] if rows else [facts.unscored]
     )
-    lines, found = ["## Result on held-out problems", "", *table, ""], facts.forgetting
+    before = [f"Before training, on problems of the first step: {facts.probe}.", ""] if facts.probe else []
+    lines, found = ["## Result on held-out problems", "", *table, "", *before], facts.forgetting
     if found is None or found.before is None:
         return lines
     return [

@@ -10,7 +10,9 @@ from typing import Any
 
 from sdpo_mlx.core.progress import StartTask, no_tasks
 from sdpo_mlx.core.seeding import derive
+from sdpo_mlx.evaluation import verdict
 from sdpo_mlx.evaluation.evaluate import Evaluation, evaluate
+from sdpo_mlx.evaluation.probe import probe_groups
 from sdpo_mlx.evaluation.spec import eval_spec
 from sdpo_mlx.models.resolve import EMBEDDED
 from sdpo_mlx.rl.components import Components
@@ -20,14 +22,15 @@ from sdpo_mlx.rl.metrics import StepFacts, step_metrics
 from sdpo_mlx.rl.optimization import LearnResult, SampleKey, learning_rate
 from sdpo_mlx.rl.rollouts import ProgressPolicy, Sampled, rollout_seeds
 from sdpo_mlx.runs import checkpoint
-from sdpo_mlx.runs.events import EventLog
+from sdpo_mlx.runs.events import EventLog, read_events
 from sdpo_mlx.runs.folder import RunFolder
 from sdpo_mlx.runs.rollout_records import records
 from sdpo_mlx.runs.tracking.manager import TrackerManager
-from sdpo_mlx.training.health import HealthMonitor
+from sdpo_mlx.training.health import TEACHER_NEEDED, HealthMonitor
 from sdpo_mlx.training.recovery import Recovery
 from sdpo_mlx.types import DistillSample, Problem, RolloutGroup
 
+PROBE_PROBLEMS, PROBE_ROLLOUTS = 32, 4  # of the first step, and of student and self-teacher on each
 OnEvent = Callable[[Mapping[str, Any], Sequence[RolloutGroup]], None]
 
 
@@ -132,6 +135,26 @@ class TrainingSession:
             change = f"this run began in {dtype} and resumes in {info.dtype}"
             self.warn(loaded.step, [f"{change}: set model.dtype to keep the type"])
         return state
+
+    def probe_once(self, step: int, groups: Sequence[RolloutGroup]) -> None:
+        """Before the first update, compare student and self-teacher on the step's problems; warn if it is no better.
+
+        The step's rollouts are the attempts of the probe. Nothing else of the run changes, and a resumed run reads the
+        event instead. Raises KeyboardInterrupt.
+        """
+        cfg = self.cfg
+        if step or not cfg.train.probe or cfg.objective.kind == "grpo" or not groups:
+            return
+        if any(event.get("type") == "probe" for event in read_events(self.folder.events)):
+            return
+        with self.phase("generate"):
+            found = probe_groups(
+                self.components, groups[:PROBE_PROBLEMS], PROBE_ROLLOUTS, self.interrupted, self.start_task
+            )
+        conclusion = verdict.judge(found, cfg)
+        self.emit({"type": "probe", "step": step, **verdict.event(found, conclusion)})
+        if conclusion.kind == "does not learn" and found.student_score[0] < TEACHER_NEEDED:
+            self.warn(step, [f"probe: {conclusion.sentence} (`sdpo probe` tries other contexts and templates)"])
 
     def record_diagnostics(self, step: int, groups: Sequence[RolloutGroup], samples: Sequence[DistillSample]) -> None:
         """Keep, for the report, the likeliest tokens of student and teacher, and how often each succeeds.

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from sdpo_mlx.backends.base import Update
+from sdpo_mlx.config.templates import CLOSING_LINE
 from sdpo_mlx.core.errors import ConfigError, DataError
 from sdpo_mlx.core.progress import ProgressCallback, no_progress
 from sdpo_mlx.rl.components import Components
@@ -22,7 +23,7 @@ from sdpo_mlx.rl.optimization import learn
 from sdpo_mlx.rl.rollouts import ProgressPolicy, rollout_seeds, sample
 from sdpo_mlx.runs.events import EventLog
 from sdpo_mlx.runs.folder import RunFolder
-from sdpo_mlx.teacher import CLOSING_LINE, history
+from sdpo_mlx.teacher import history
 from sdpo_mlx.training.model_card import Base, CardFacts, model_card, searched
 from sdpo_mlx.types import Exchange, Feedback, Message, Problem, Rollout, RolloutGroup
 

@@ -78,6 +78,7 @@ CHANGES: dict[str, tuple[Any, Mapping[str, Any]]] = {
     "train.save_every": (1, TWO_STEPS),
     "train.patience": (1, NO_LEARNING),
     "train.seed": (1, DEFAULTS),
+    "train.probe": (True, DEFAULTS),
     "eval.problems": (1, DEFAULTS),
     "eval.samples": (2, DEFAULTS),
     "eval.temperature": (0.0, DEFAULTS),

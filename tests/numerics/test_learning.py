@@ -6,7 +6,7 @@ import pytest
 from learning import Measured, generations_until, measure
 
 pytestmark = pytest.mark.long  # these begin first: see conftest.py
-TINY = ("model.name=tiny", "task.name=tiny", "log.samples=0", "log.teacher_answers=0")
+TINY = ("model.name=tiny", "task.name=tiny", "log.samples=0", "log.teacher_answers=0", "train.probe=false")
 # Training stops once an evaluation is clearly above the bound; the bound itself is checked on fresh seeds, 256 answers.
 FIRST = [0]
 REST = [pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2, 3, 4)]

@@ -7,6 +7,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from sdpo_mlx.config import TeacherConfig
+from sdpo_mlx.config.templates import TEMPLATES, template_name
+from sdpo_mlx.core.text import check_template
 from sdpo_mlx.teacher import demonstration_for, feedback_for, teacher_context, teacher_messages
 from sdpo_mlx.types import Feedback, Problem, Rollout, RolloutGroup
 
@@ -165,3 +167,45 @@ def test_own_template_lays_out_the_message():
 def test_bad_template_is_refused_when_the_configuration_loads():
     with pytest.raises(ValidationError, match="unknown slot"):
         TeacherConfig(template="{problem} {hint}")
+
+
+# ---- named templates
+
+PARTS = [("S", None, None), (None, "F", None), ("S", "F", None), ("S", "F", "A"), (None, "F", "A")]
+
+
+def layout(template, demonstration, feedback, attempt):
+    cfg = TeacherConfig(template=template)
+    return teacher_messages(MESSAGES[1:], demonstration, feedback, attempt, cfg)[0]["content"]
+
+
+@pytest.mark.parametrize("parts", PARTS)
+def test_reference_template_has_the_line_breaks_of_the_authors_configuration(parts):
+    demonstration, feedback, attempt = parts
+    # Their three templates, filled one into the other; they quote no attempt.
+    solution = f"\nCorrect solution:\n\n{demonstration}" if demonstration else ""
+    said = f"\nThe following is feedback from your unsuccessful earlier attempt:\n\n{feedback}" if feedback else ""
+    quoted = f"\nYour unsuccessful earlier attempt:\n\n{attempt}" if attempt else ""
+    expected = f"{MESSAGES[1]['content']}{solution}{quoted}{said}\n\nCorrectly solve the original question."
+    assert layout("reference", *parts) == expected
+
+
+@pytest.mark.parametrize("parts", PARTS)
+def test_paper_is_the_name_of_the_default_template(parts):
+    assert layout("paper", *parts) == layout(None, *parts)
+    assert (template_name(None), template_name("facts"), template_name("{problem} {feedback}")) == (
+        "paper",
+        "facts",
+        "custom",
+    )
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+@pytest.mark.parametrize("parts", PARTS)
+def test_named_templates_hold_each_part_once_and_no_heading_of_a_missing_one(name, parts):
+    check_template("".join(TEMPLATES[name]))
+    text = layout(name, *(part and f"<{part}>" for part in parts))
+    assert [text.count(f"<{part}>") for part in parts if part] == [1] * sum(map(bool, parts))
+    assert text.count(MESSAGES[1]["content"]) == 1
+    headings = [part for part in TEMPLATES[name] if "{" in part and "{problem}" not in part]
+    assert sum(heading.partition("{")[0] in text for heading in headings) == sum(map(bool, parts))

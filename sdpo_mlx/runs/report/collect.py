@@ -98,7 +98,7 @@ def read_run(folder: Path, name: str = "") -> RunData:
         name=name or folder.resolve().name,
         steps=[steps[step] for step in sorted(steps)],
         evals=[e for e in events if e.get("type") == "eval"],
-        notes=[e for e in events if e.get("type") in ("warning", "resumed", "run_finished")],
+        notes=[e for e in events if e.get("type") in ("probe", "warning", "resumed", "run_finished")],
         config=readable("config.yaml", dict, lambda: yaml.safe_load((folder / "config.yaml").read_bytes())),
         manifest=readable("manifest.json", dict, run.read_manifest),
         rollouts=_choose(turns, list(dict.fromkeys(row["step"] for row in stored))),

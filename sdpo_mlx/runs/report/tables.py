@@ -70,7 +70,7 @@ def skips(run: RunData) -> Table:
 
 
 def notes(run: RunData) -> Table:
-    """Warnings, resumes, the sandbox, and files that could not be read."""
+    """The probe, warnings, resumes, the sandbox, and files that could not be read."""
     rows: list[tuple[str, ...]] = [("-", f"the folder: {problem}") for problem in run.problems]
     if run.manifest.get("sandbox"):
         rows.append(("-", f"sandbox: {run.manifest['sandbox']}"))
@@ -78,6 +78,8 @@ def notes(run: RunData) -> Table:
         step, best = str(row.get("step")), row.get("best_step")
         if row.get("type") == "warning":
             rows.append((step, str(row.get("message", ""))))
+        elif row.get("type") == "probe":
+            rows.append((step, f"probe: {row.get('verdict')}. {row.get('sentence')}"))
         elif row.get("type") == "resumed":
             rows.append((step, "resumed after this step"))
         else:

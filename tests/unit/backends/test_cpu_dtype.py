@@ -139,7 +139,13 @@ def test_run_keeps_its_type_on_another_processor(
     base = Path(shutil.copytree(resolve(EMBEDDED).path, tmp_path / "base"))
     AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16).save_pretrained(base)
     small = {"rollout.problems_per_step": 1, "rollout.group_size": 2, "rollout.max_tokens": 4, "eval.problems": 1}
-    small |= {"eval.samples": 1, "model.device": "cpu", "train.eval_every": 0, "log.teacher_answers": 0}
+    small |= {
+        "eval.samples": 1,
+        "model.device": "cpu",
+        "train.eval_every": 0,
+        "log.teacher_answers": 0,
+        "train.probe": False,
+    }
     out = tmp_path / "run"
     for steps in (1, 2):
         processor(monkeypatch, bfloat16=began == (steps == 1))

@@ -18,6 +18,7 @@ SAMPLING = {
     "solve": [],
     "coach": ["tiny"],
     "plan": [],
+    "probe": [],
 }
 OPENING = {verb: words for verb, words in SAMPLING.items() if verb != "train"} | {"chat": ["tiny", "--prompt", "x"]}
 
@@ -29,7 +30,7 @@ def parsed(verb: str, *words: str) -> dict[str, Any]:
     return dict(group.commands[verb].make_context(verb, list(words), parent=context).params)
 
 
-@pytest.mark.parametrize("name", ["--group-size", "--samples", "--answers", "--n"])
+@pytest.mark.parametrize("name", ["--group-size", "--samples", "--answers", "--rollouts", "--n"])
 @pytest.mark.parametrize("verb", SAMPLING)
 def test_rollouts_per_problem_has_one_name_and_its_aliases_work(verb: str, name: str) -> None:
     for words in ([name, "3"], [f"{name}=3"]):

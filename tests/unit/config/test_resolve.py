@@ -169,6 +169,7 @@ def test_several_faults_are_told_at_once(tmp_path: Path) -> None:
         ("train.steps=[", "--set: train.steps: '[' is not allowed"),
         ("objective.support=sampled", "--set: objective: support: sampled estimates"),
         ("teacher.template={who}", "--set: teacher.template: unknown slot"),
+        ("teacher.template=fact", "--set: teacher.template: there is no such template, name one of paper, reference,"),
     ],
 )
 def test_faulty_set_option_is_told(option: str, message: str) -> None:
