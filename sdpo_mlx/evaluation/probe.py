@@ -9,12 +9,12 @@ biased: a problem has feedback because its attempt failed, perhaps by bad luck a
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from types import MappingProxyType
 from typing import Any
 
-from sdpo_mlx.backends.base import SamplingParams
 from sdpo_mlx.config import ObjectiveConfig, TeacherConfig
 from sdpo_mlx.config.templates import TEMPLATES, template_name
 from sdpo_mlx.core import statistics
@@ -47,7 +47,13 @@ KINDS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
 DEFAULTS: Mapping[str, Any] = MappingProxyType({"include_attempt": False, "feedback_only_without_demonstration": True})
 CONFIGURED = "configured"  # the context of the run's own settings
 Interrupted = Callable[[], bool]
+Phase = Callable[[str], AbstractContextManager[None]]
 Successes = Mapping[str, Sequence[float]]  # of the graded rollouts, by problem
+
+
+def no_phase(_: str) -> AbstractContextManager[None]:
+    """Surround a phase with nothing."""
+    return nullcontext()
 
 
 @dataclass(frozen=True)
@@ -178,9 +184,13 @@ def probe_groups(
     rollouts: int,
     interrupted: Interrupted = lambda: False,
     start_task: StartTask = no_tasks,
+    phase: Phase = no_phase,
 ) -> Probe:
-    """Probe the context of the run's own settings, made from attempts that are there already."""
-    run = Prober(parts, rollouts, interrupted, start_task)
+    """Probe the context of the run's own settings, made from attempts that are there already.
+
+    `phase` surrounds sampling (`generate`) and scoring (`learn`), as in a training step.
+    """
+    run = Prober(parts, rollouts, interrupted, start_task, phase)
     run.begin(groups)
     run.try_context(Context(CONFIGURED, parts.cfg.teacher))
     return run.finish()
@@ -201,6 +211,7 @@ class Prober:
     rollouts: int
     interrupted: Interrupted = lambda: False
     start_task: StartTask = no_tasks
+    phase: Phase = no_phase
     groups: Sequence[RolloutGroup] = ()
     student: dict[str, list[float]] = field(default_factory=dict)
     results: list[ContextResult] = field(default_factory=list)
@@ -214,17 +225,13 @@ class Prober:
     def __post_init__(self) -> None:
         self._shifts = ShiftMeter(self.parts.policy, derive("paired", self.parts.cfg.train.seed))
 
-    @property
-    def sampling(self) -> SamplingParams:
-        """How training samples."""
-        return self.parts.sampling
-
     def sample(self, label: str, problems: Sequence[Problem], seeds: Sequence[Sequence[int]]) -> Sampled:
         """Sample and grade, and count it."""
         policy = ProgressPolicy(self.parts.policy, lambda: self.start_task(label))
         originals = {group.problem.id: group.problem for group in self.groups}
         task = _AsAsked(self.parts.task, originals) if originals else self.parts.task
-        found = sample(policy, task, self.parts.chat, problems, self.sampling, seeds, self.interrupted)
+        with self.phase("generate"):
+            found = sample(policy, task, self.parts.chat, problems, self.parts.sampling, seeds, self.interrupted)
         rollouts = [rollout for group in found.groups for rollout in group.rollouts]
         self.answers += len(rollouts)
         self.tokens += sum(turn.ids_T.size for rollout in rollouts for turn in rollout.turns)
@@ -255,6 +262,8 @@ class Prober:
         before = self.tokens
         found = self.sample(f"self-teacher, {label}", problems, seeds)
         teacher = _successes(found)
+        with self.phase("learn"):
+            shift = self._shifts.measure(batch, self.groups)
         pairs = tuple(self._pair(group.problem, teacher) for group in self.groups if self.student.get(group.problem.id))
         self.results.append(
             ContextResult(
@@ -263,7 +272,7 @@ class Prober:
                 frozenset(pair.id for pair in pairs if teacher.get(pair.id)),
                 sum(map(len, teacher.values())),
                 self.tokens - before,
-                self._shifts.measure(batch, self.groups),
+                shift,
                 derive("paired", cfg.train.seed),
             )
         )

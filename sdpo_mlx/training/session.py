@@ -147,10 +147,8 @@ class TrainingSession:
             return
         if any(event.get("type") == "probe" for event in read_events(self.folder.events)):
             return
-        with self.phase("generate"):
-            found = probe_groups(
-                self.components, groups[:PROBE_PROBLEMS], PROBE_ROLLOUTS, self.interrupted, self.start_task
-            )
+        parts, first = self.components, groups[:PROBE_PROBLEMS]
+        found = probe_groups(parts, first, PROBE_ROLLOUTS, self.interrupted, self.start_task, self.phase)
         conclusion = verdict.judge(found, cfg)
         self.emit({"type": "probe", "step": step, **verdict.event(found, conclusion)})
         if conclusion.kind == "does not learn" and found.student_score[0] < TEACHER_NEEDED:

@@ -146,23 +146,24 @@ def test_own_template_is_tried_beside_the_named_ones() -> None:
 # ---- before the first step of a run
 
 
-def run(folder: Path, probes: bool = True, steps: int = 1, **sections: Any) -> list[dict[str, Any]]:
+def run(folder: Path, probes: bool = True, stop_after: int = 0, **sections: Any) -> list[dict[str, Any]]:
+    """The events of a run of one step; `stop_after` interrupts it after so many probes."""
     rollout = {"problems_per_step": 8, "group_size": 2, "max_tokens": 24}
-    train = {"steps": steps, "save_every": 1, "eval_every": 0, "probe": probes}
-    watcher = Watcher()
+    train = {"steps": 1, "save_every": 1, "eval_every": 0, "probe": probes}
+    watcher = Watcher("probe", stop_after)
     trained(folder, settings(rollout=rollout, train=train, eval={"problems": 1}, **sections), watcher)
     return watcher.events
 
 
 def test_a_run_probes_once_and_nothing_else_of_it_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(session, "PROBE_ROLLOUTS", 1)
-    first = run(tmp_path / "resumed")
-    run(tmp_path / "resumed", steps=2)
-    run(tmp_path / "plain", probes=False, steps=2)
-    (probed,) = [event for event in first if event["type"] == "probe"]
+    first = run(tmp_path / "resumed", stop_after=1)
+    second = run(tmp_path / "resumed")
+    run(tmp_path / "plain", probes=False)
+    (probed,) = [event for event in first + second if event["type"] == "probe"]
     assert (probed["step"], probed["verdict"]) == (0, "learns")
-    assert [event["type"] for event in first].index("probe") < [event["type"] for event in first].index("step")
-    assert not [event for event in first if event["type"] == "warning"]
+    assert [event["type"] for event in first][-1] == "probe"  # before the first update
+    assert not [event for event in first + second if event["type"] == "warning"]
     assert len(events(tmp_path / "resumed", "probe")) == 1
     assert events(tmp_path / "resumed", "step") == events(tmp_path / "plain", "step")
     assert last_state(tmp_path / "resumed") == last_state(tmp_path / "plain")
