@@ -29,6 +29,7 @@ from sdpo_mlx.rl.rollouts import ProgressPolicy, Sampled, rollout_seeds, sample
 from sdpo_mlx.tasks.base import Task
 from sdpo_mlx.types import Feedback, Message, Problem, RolloutGroup
 
+REFERENCE = "reference"  # shows the row's reference answer
 # The settings of section `teacher` that make each kind of context; None is the run's own choice of demonstration.
 KINDS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
@@ -41,7 +42,7 @@ KINDS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
             "feedback_only_without_demonstration": False,
         },
         "feedback_and_attempt": {"demonstration": "off", "feedback": True, "include_attempt": True},
-        "reference": {"demonstration": "dataset", "feedback": False},
+        REFERENCE: {"demonstration": "dataset", "feedback": False},
     }
 )
 DEFAULTS: Mapping[str, Any] = MappingProxyType({"include_attempt": False, "feedback_only_without_demonstration": True})
@@ -74,7 +75,7 @@ def contexts(teacher: TeacherConfig, problems: Sequence[Problem]) -> list[Contex
     sibling = teacher.demonstration if teacher.demonstration in ("first", "random") else "first"
     found = []
     for name, settings in KINDS.items():
-        if name == "reference" and not any(problem.reference for problem in problems):
+        if name == REFERENCE and not any(problem.reference for problem in problems):
             continue
         update = {**DEFAULTS, **settings, "demonstration": settings["demonstration"] or sibling}
         found.append(Context(name, teacher.model_copy(update=update)))
@@ -169,10 +170,9 @@ def probe(
     kinds = contexts(parts.cfg.teacher, problems)
     for context in kinds:
         run.try_context(context)
-    chosen = [result.context for result in run.results]
-    if chosen and not every_template:
-        chosen = [max(run.results, key=lambda result: result.gain.difference).context]
-    for context in chosen:
+    best = most_gain(run.results)
+    chosen = run.results if every_template or best is None else [best]
+    for context in [result.context for result in chosen]:
         for other in in_other_templates(context):
             run.try_context(other)
     return run.finish()
@@ -194,6 +194,12 @@ def probe_groups(
     run.begin(groups)
     run.try_context(Context(CONFIGURED, parts.cfg.teacher))
     return run.finish()
+
+
+def most_gain(results: Sequence[ContextResult]) -> ContextResult | None:
+    """Return the context with the highest gain; one with references only if there is no other."""
+    own = [result for result in results if result.context.name != REFERENCE] or results
+    return max(own, key=lambda result: result.gain.difference, default=None)
 
 
 def choose_problems(task: Task, count: int, seed: int) -> list[Problem]:

@@ -11,12 +11,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from sdpo_mlx.config import Config
 from sdpo_mlx.core import statistics
-from sdpo_mlx.evaluation.probe import CONFIGURED, ContextResult, Probe
+from sdpo_mlx.evaluation.probe import CONFIGURED, REFERENCE, ContextResult, Probe, most_gain
 
 USEFUL = 0.10  # a smaller gain is none that a run would show
 ENOUGH_PROBLEMS = 8
@@ -49,14 +50,13 @@ def judge(probe: Probe, cfg: Config) -> Verdict:
         chosen = recommended(helping)
         kind = "sdpo" if cfg.objective.kind == "grpo" else cfg.objective.kind
         return Verdict("learns", f"{figures(chosen)}: SDPO should learn", _settings(chosen, kind), chosen)
-    best = max(probe.results, key=lambda result: result.gain.difference, default=None)
+    best = most_gain(probe.results)
     if teaches_nothing(probe):
         return Verdict("does not learn", _nothing(probe, best), _settings(None, "grpo"), best)
-    needed = best.gain.needed if best else None
-    problems = needed + len(best.pairs) if best and needed else None
-    more = f"about {problems} problems would decide" if problems else "probe more problems"
+    problems = problems_needed(best, len(probe.results)) if best else None
+    more = f"about {problems} problems would decide" if problems else "more problems may decide"
     found = figures(best) if best else f"no context could be made of {_rollouts(probe)} rollouts"
-    return Verdict("undecided", f"undecided, {found}: {more}", _settings(best, "hybrid"), best, problems)
+    return Verdict("undecided", f"{found}: {more}", _settings(best, "hybrid"), best, problems)
 
 
 def helps(result: ContextResult, tried: int) -> bool:
@@ -77,12 +77,25 @@ def teaches_nothing(probe: Probe) -> bool:
     return enough and all(result.gain.interval.high < USEFUL for result in probe.results)
 
 
-def recommended(helping: list[ContextResult]) -> ContextResult:
-    """Return the first context, the paper's if it helps, unless another's success is higher by more than chance."""
-    best = helping[0]
-    for other in sorted(helping[1:], key=lambda result: -result.gain.difference):
+def problems_needed(result: ContextResult, tried: int) -> int | None:
+    """Return about how many problems would show a gain of this size; None if nothing was gained."""
+    gain, n, different = result.gain, len(result.pairs), len(result.gain.won) + len(result.gain.lost)
+    if not different or gain.difference <= 0:
+        return None
+    return max(n + (gain.needed or 1), math.ceil(enough_different(tried) * n / different))
+
+
+def recommended(helping: Sequence[ContextResult]) -> ContextResult:
+    """Return the first context, the paper's if it helps, unless another's success is higher by more than chance.
+
+    A context that shows the row's reference answer is recommended only if no other helps: it nearly always has the
+    highest success, and a run would learn from the references instead of from its rollouts.
+    """
+    own = [result for result in helping if result.context.name != REFERENCE] or list(helping)
+    best = own[0]
+    for other in sorted(own[1:], key=lambda result: -result.gain.difference):
         first, second = ([[pair.second] for pair in each.pairs] for each in (best, other))
-        low, _ = statistics.paired(first, second, seed=other.seed, confidence=1 - ERROR / len(helping))[1]
+        low, _ = statistics.paired(first, second, seed=other.seed, confidence=1 - ERROR / len(own))[1]
         best = other if low > 0 else best
     return best
 

@@ -106,6 +106,14 @@ def test_the_papers_context_is_kept_unless_another_is_better_by_more_than_chance
         assert best.context.name == name
 
 
+def test_reference_answers_are_recommended_only_if_nothing_else_helps() -> None:
+    student, shown = [0.0] * 16, [1.0] * 16
+    for teacher, name in (([0.5, 0.75] * 8, "feedback"), (student, "reference")):
+        best = judge(probed(student, result(student, teacher), result(student, shown, "reference")), Config()).best
+        assert best is not None
+        assert best.context.name == name
+
+
 def test_student_that_solves_nearly_all_has_little_left_to_learn() -> None:
     conclusion = judge(probed([1.0] * 16, [1.0] * 16), Config())
     assert conclusion.kind == "does not learn"
@@ -119,6 +127,8 @@ def test_undecided_names_how_many_problems_would_decide() -> None:
     assert conclusion.problems > 10
     assert f"about {conclusion.problems} problems" in conclusion.sentence
     assert conclusion.settings["objective.kind"] == "hybrid"
+    few = judge(probed([0.0] * 5, [1.0] * 5), Config())  # certain of these, but five are too few
+    assert (few.kind, few.problems) == ("undecided", 6)
 
 
 @pytest.mark.parametrize("objective", ["sdpo", "grpo", "hybrid"])
