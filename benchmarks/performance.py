@@ -13,18 +13,20 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 from memory import qwen
 from reporting import distill_sample, write_json
 
 from sdpo_mlx.backends.base import SamplingParams
-from sdpo_mlx.backends.mlx import BLAS
+from sdpo_mlx.backends.mlx import BLAS, blockwise
 from sdpo_mlx.backends.mlx.policy import MLXPolicy
 from sdpo_mlx.config import ModelConfig, ObjectiveConfig, TeacherConfig, TrainConfig
 
@@ -36,6 +38,7 @@ from mlx_lm.tuner.trainer import default_loss  # isort: skip
 
 Work = Callable[[], Any]
 MODEL = qwen(8, 384, 6, 2, 1_024, 32_000)
+SHALLOW = qwen(4, 256, 4, 2, 768, 2_000)
 DEEP = qwen(24, 256, 4, 2, 768, 2_000)
 WORDS = 151_936
 
@@ -293,6 +296,22 @@ def backward() -> Any:
     )
 
 
+def composed_attention() -> Any:
+    """Compare learning with the attention that has a gradient on Metal with learning with MLX's own for every call."""
+    for width in (8, 64):
+        policy, vocabulary = opened({**SHALLOW, "head_dim": width}), SHALLOW["vocab_size"]
+        given = [each for more in range(4) for each in samples(vocabulary, 64 + more, 2, 6, 64 + more)]
+
+        def learn(policy: MLXPolicy = policy, given: Any = given) -> None:
+            policy.learn(given, ObjectiveConfig(), 1e-5)
+
+        def fused(learn: Work = learn) -> None:
+            with patch.multiple(blockwise, differentiable_attention=nullcontext):
+                learn()
+
+        yield f"heads of {width}, rollouts of 6 tokens", learn, fused
+
+
 ROWS = {
     "generation / batch_generate": ("time at most 0.4 at prompt 512, 32 new", generation),
     "generation / bare BatchGenerator": ("time at most 1.05", decoding),
@@ -301,6 +320,7 @@ ROWS = {
     "teacher / unshared": ("time at most 0.25 with one demonstration", teaching),
     "learning step / SFT + teacher": ("time at most 1.35, with a shared prompt 0.5", step_beside_sft),
     "block by block / one graph": ("peak at most 0.15, time at most 1.35", backward),
+    "composed attention / MLX's": ("time at most 1.1", composed_attention),
 }
 
 if __name__ == "__main__":

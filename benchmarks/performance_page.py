@@ -30,6 +30,7 @@ def main() -> None:
         "delta rounds": "one round"
         if figures["gated_delta"]["rounds"] == 1
         else f"{figures['gated_delta']['rounds']} rounds",
+        "attention": table(figures["composed_attention"]["rows"]),
         "growth": growth(figures["growth"]),
         "peer": peer(figures["mlx_lm_lora"]),
         "startup": startup(figures["startup"]),

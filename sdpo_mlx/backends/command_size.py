@@ -1,7 +1,7 @@
 """How much work a GPU gets at once: macOS ends a process whose commands keep the display waiting (mlx 3267).
 
-Work is counted in operations of matrix products, two per weight and token; attention adds to them what the length of
-the text asks for, and is not counted. MLX itself begins a new command buffer after 40 to 50 operations of its graph or
+Work is counted in operations of matrix products: two per weight and token, and two per token, key and number of a query
+or value in attention. MLX itself begins a new command buffer after 40 to 50 operations of its graph or
 as many megabytes (`MLX_MAX_OPS_PER_BUFFER`, `MLX_MAX_MB_PER_BUFFER`), so that one evaluation is at least one buffer.
 """
 
@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
+from sdpo_mlx.config import AdapterConfig
 from sdpo_mlx.models.dimensions import ModelDims
 
 UNBOUNDED = 2**31  # tokens
@@ -52,7 +53,9 @@ class EvaluationSizes:
     """The tokens that one evaluation may cover, for a model that uses so many weights per token.
 
     `limit` are operations (`evaluation_limit`); `block` are the weights of one of its blocks, `whole` those of all,
-    the head included. One text that is longer than `learning` is still learned from in one evaluation per block.
+    the head included. `keys` are what attention adds to `whole` for each key that a token sees: of all, because caches
+    may hold more than an attention window. One text that is longer than `learning` is still learned from in one
+    evaluation per block.
     """
 
     limit: float = math.inf
@@ -60,38 +63,57 @@ class EvaluationSizes:
     whole: float = 1.0
     head: float = 1.0  # weights
     by_block: bool = True  # whether the model learns block by block
+    keys: float = 0.0  # weights per token and key
+    block_keys: float = 0.0  # those of the largest block
 
     @classmethod
-    def of(cls, dims: ModelDims, limit: float, *, by_block: bool) -> EvaluationSizes:
-        """Return the sizes for a model of these dimensions; an average block stands for all."""
+    def of(cls, dims: ModelDims, adapter: AdapterConfig, limit: float, *, by_block: bool) -> EvaluationSizes:
+        """Return the sizes for a model of these dimensions with its adapter: those of its largest block."""
         head = dims.vocabulary * dims.width
-        block = dims.active_parameters / max(dims.layers, 1)
-        return cls(limit, block, dims.active_parameters + head, head, by_block)
+        added = 0.0 if adapter.kind == "full" else dims.adapter_parameters(adapter) / max(dims.trunk_parameters, 1)
+        blocks = [weights * (1.0 + added) for weights in dims.active_by_layer] or [1.0]
+        keys = [2.0 * each.queries for each in dims.layer if each.keys_values] or [0.0]
+        return cls(limit, max(blocks), sum(blocks) + head, head, by_block, sum(keys), max(keys))
 
     @property
     def prefill(self) -> int:
-        """Tokens of prompts, times rows, that run through the whole model at once."""
-        return self._tokens(self.whole, FORWARD)
+        """Tokens of a prompt that run through the whole model at once, or of as many rows."""
+        return self.prefill_after(0)
+
+    def prefill_after(self, keys: int) -> int:
+        """Return `prefill` for the next part of a prompt, after so many tokens of it."""
+        return self._tokens(FORWARD, self.whole, self.keys, keys)
+
+    def rows_at(self, keys: int) -> int:
+        """Return the rows that may decode at once if each sees so many tokens."""
+        if math.isinf(self.limit):
+            return UNBOUNDED
+        return max(1, int(self.limit / (FORWARD * (max(self.whole, 1.0) + self.keys * keys))))
 
     @property
     def learning(self) -> int:
         """Tokens of a micro-batch: their way back through one block, or through all if it is not taken apart."""
-        return self._tokens(self.block, BACKWARD) if self.by_block else self._tokens(self.whole, RECOMPUTED)
+        if self.by_block:
+            return self._tokens(BACKWARD, self.block, self.block_keys)
+        return self._tokens(RECOMPUTED, self.whole, self.keys)
 
     @property
     def one_graph(self) -> int:
         """Tokens whose way forward and back through all blocks may be one evaluation (no gradient checkpointing)."""
-        return self._tokens(self.whole, BACKWARD)
+        return self._tokens(BACKWARD, self.whole, self.keys)
 
     @property
     def head_rows(self) -> int:
         """Response tokens whose logits are computed at once."""
-        return self._tokens(self.head, HEAD)
+        return self._tokens(HEAD, self.head)
 
-    def _tokens(self, weights: float, operations: int) -> int:
+    def _tokens(self, operations: int, weights: float, keys: float = 0.0, before: int = 0) -> int:
+        """The most tokens whose `operations` per weight stay below the limit; they see each other and those before."""
         if math.isinf(self.limit):
             return UNBOUNDED
-        return max(LEAST, int(self.limit / (operations * max(weights, 1.0))))
+        each, free = max(weights, 1.0) + keys * before, self.limit / operations
+        # The root of keys n^2 + each n = free, which has no digits to lose without keys.
+        return max(LEAST, int(2 * free / (each + math.sqrt(each * each + 4 * keys * free))))
 
 
 UNBOUNDED_SIZES = EvaluationSizes()

@@ -159,9 +159,13 @@ class ModelDims:
     @cached_property
     def active_parameters(self) -> int:
         """Weights inside the layers that are used for one token."""
+        return int(sum(self.active_by_layer))
+
+    @cached_property
+    def active_by_layer(self) -> list[float]:
+        """`active_parameters` of each layer."""
         share = self.experts_used / self.experts if self.experts else 1.0
-        linears = (linear for each in self.layer for linear in each.linears)
-        return int(sum(i * o * (n * share if n > 1 else 1) for _, i, o, n in linears))
+        return [sum(i * o * (n * share if n > 1 else 1) for _, i, o, n in each.linears) for each in self.layer]
 
     @property
     def embedding_parameters(self) -> int:

@@ -226,7 +226,9 @@ def evaluation_sizes(cfg: Config, config: Mapping[str, Any], dims: ModelDims) ->
     from sdpo_mlx.backends.mlx.device import chip_name
 
     limit = evaluation_limit(cfg.memory.evaluation_gflop, chip_name())
-    return EvaluationSizes.of(dims, limit, by_block=expected_learning(config, "mlx")[0].startswith("by block"))
+    return EvaluationSizes.of(
+        dims, cfg.model.adapter, limit, by_block=expected_learning(config, "mlx")[0].startswith("by block")
+    )
 
 
 def lengths(chat: Chat, task: Task, cfg: Config, context_length: int) -> tuple[int, int]:

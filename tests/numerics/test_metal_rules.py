@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import io
+import sys
 from contextlib import nullcontext
 from functools import cache
 from itertools import cycle
@@ -14,14 +16,18 @@ import pytest
 from coaching_sessions import TOLD, closed, opened, taught
 from command import sdpo
 from metal_rules import MetalRuleError, metal_rules
-from mlx_architectures import NOT_HERE, REFUSED, VOCABULARY, architectures, write_architecture
+from mlx_architectures import NOT_HERE, REFUSED, SIZES, VOCABULARY, architectures, write_architecture
 from pairwise import pairwise
+from small_models import CONFIGS, write_config
 from small_policies import make_policy
 from temp_folders import new_folder
 
-from sdpo_mlx.backends.mlx import blockwise, gradient
+from sdpo_mlx.backends.base import SamplingParams
+from sdpo_mlx.backends.mlx import blockwise, gradient, loading
 from sdpo_mlx.backends.mlx import policy as policy_module
+from sdpo_mlx.backends.mlx.loading import UNTRAINED_ON_METAL
 from sdpo_mlx.config import AdapterConfig, MemoryConfig, ModelConfig, ObjectiveConfig, TeacherConfig, TrainConfig
+from sdpo_mlx.core.errors import ConfigError
 from sdpo_mlx.types import DistillSample
 
 import mlx.core as mx  # isort: skip
@@ -36,16 +42,21 @@ OBJECTIVES = {
 }
 LENGTHS = (1, 2, 8, 9, 40)
 ARCHITECTURES = ("qwen3", "falcon_h1", "rwkv7", "qwen3_5", "gpt_oss", "deepseek_v3")  # one of each hazard
-UNTRAINED_ON_METAL = {"kimi_k3": "a kernel inside its blocks has no backward pass: refused at load"}
 EVERY = sorted(set(architectures()) - set(NOT_HERE) - set(REFUSED) - set(UNTRAINED_ON_METAL))
 
 
 @cache
-def policy_of(name: str) -> Any:
-    """A policy of an architecture: `qwen3` has heads of 64, for which MLX has kernels."""
+def policy_of(name: str, *, wide: bool = False) -> Any:
+    """A policy of an architecture: `qwen3` has heads of 64, for which MLX has kernels.
+
+    `wide`: keys of gated delta networks have 32 numbers, for which mlx-lm has a kernel.
+    """
     from sdpo_mlx.backends.mlx.policy import MLXPolicy
 
-    folder = write_architecture(new_folder("model") / name, name)
+    with pytest.MonkeyPatch.context() as patch:
+        if wide:
+            patch.setitem(SIZES, "linear_key_head_dim", 32)
+        folder = write_architecture(new_folder("model") / name, name)
     if name == "qwen3":
         return wide_policy()
     adapter, train = AdapterConfig(rank=2), TrainConfig(micro_batch_tokens=512)
@@ -111,13 +122,30 @@ def test_every_architecture_keeps_the_rules_of_metal_at_every_length(name: str) 
     policy_of.cache_clear()
 
 
+QUANTIZED = {"4 bits": {"bits": 4}, "8 bits": {"bits": 8}, "mxfp4": {"bits": 4, "mode": "mxfp4"}}
+
+
+@pytest.mark.parametrize("kind", QUANTIZED)
+def test_quantized_base_with_dropout_and_tied_head_keeps_the_rules_of_metal(kind: str) -> None:
+    from sdpo_mlx.backends.mlx.policy import MLXPolicy
+
+    wide = {**CONFIGS["qwen3"], "hidden_size": 64, "intermediate_size": 64, "head_dim": 64}
+    folder = write_config(new_folder("model"), wide, quantise=QUANTIZED[kind])
+    adapter = AdapterConfig(rank=2, dropout=0.2)
+    policy = MLXPolicy(folder, ModelConfig(name=kind, adapter=adapter), TeacherConfig(), TrainConfig(), MemoryConfig())
+    for length in (2, 20):
+        with metal_rules() as rules:
+            assert policy.learn(samples(length, "hybrid"), ObjectiveConfig(kind="hybrid"), 1e-4).applied
+    assert rules.kernels["attention"] > 0
+
+
 @pytest.mark.parametrize("grad_checkpoint", [None, False])
 def test_check_at_load_and_one_graph_keep_the_rules_of_metal(grad_checkpoint: bool | None) -> None:
     policy = wide_policy(grad_checkpoint)
     with metal_rules() as rules:
         policy.check_gradient()
         policy.learn(samples(20, "top_k"), ObjectiveConfig(), 1e-4)
-    assert rules.attention["fused"] > 0  # heads of 64 and more than 8 queries stay with MLX's kernels
+    assert rules.kernels["attention"] > 0  # heads of 64 and more than 8 queries stay with MLX's kernels
 
 
 @pytest.mark.parametrize(("name", "rule"), [("qwen3", "short queries"), ("gpt_oss", "sinks"), ("rwkv7", "kernel wkv7")])
@@ -136,6 +164,25 @@ def test_rules_catch_a_step_without_our_replacements(name: str, rule: str, monke
     with pytest.raises(MetalRuleError):
         step()
     assert list(broken) == [rule]
+
+
+def test_gated_delta_with_kernel_sizes_reaches_the_kernel_in_sampling_alone() -> None:
+    policy, ids = policy_of("qwen3_5", wide=True), np.arange(20, dtype=np.int32)
+    with metal_rules() as rules:
+        list(policy.generate([ids], SamplingParams(2, 1.0, 1.0, frozenset()), [[1, 2]]))
+        sampled = rules.kernels["gated delta"]
+        assert policy.learn(samples(20, "hybrid"), ObjectiveConfig(kind="hybrid"), 1e-4).applied
+        assert rules.kernels["gated delta"] == sampled > 0  # sampling has the sizes of the kernel
+
+
+def test_architecture_with_a_kernel_in_its_blocks_is_refused_on_metal_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert policy_of("kimi_k3").info.device == "cpu"
+    policy_of.cache_clear()
+    monkeypatch.setattr(loading, "has_metal", lambda: True)
+    with pytest.raises(ConfigError, match=r"'kimi_k3' cannot be trained on Metal: .*--backend torch") as found:
+        policy_of("kimi_k3")
+    assert "\n" not in str(found.value)
+    policy_of("llama")
 
 
 def without_replacements(patch: pytest.MonkeyPatch) -> None:
@@ -165,12 +212,14 @@ COMMANDS = {
     "train": ("--model", "tiny", "--task", "tiny", "--steps", "1", "--out", "run", *ONE_STEP),
     "eval": ("tiny", "--greedy", "--problems", "2"),
     "solve": ("--model", "tiny", "--attempts", "4"),
+    "chat": ("tiny", "--max-tokens", "8"),
 }
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_commands_keep_the_rules_of_metal(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "stdin", io.StringIO("Write f(x): square\nAnd again?\n"))  # two turns of the chat
     with metal_rules():
         code, _, err = sdpo(command, *COMMANDS[command], "--plain")
     assert code == 0 or (command == "solve" and code == 1), err  # 1: no attempt succeeded

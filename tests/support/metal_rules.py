@@ -3,19 +3,25 @@
 Whether a call is under a gradient is what MLX itself asks: whether it runs inside `mx.grad`, `mx.value_and_grad`,
 `mx.vjp` or `mx.jvp`, through which every gradient of Python code goes; the backward functions of `mx.checkpoint` and
 `mx.custom_function` run inside them too. Whatever catches the error, `Rules.broken` keeps it.
+
+Evaluations are those of `mx.eval` and `mx.async_eval`, and the implicit ones of `item`, `tolist`, `bool`, `float`,
+`int`, `np.array` and `np.asarray`; `memoryview` cannot be replaced. One inside a gradient is not read
+(`evaluation_work.py`): what it computes of that gradient's graph counts in the evaluation after the gradient.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import wraps
 from typing import Any
 
 import mlx.core as mx
-import mlx.nn as nn
+import numpy as np
 import pytest
+from evaluation_work import Recomputed, operations_of, readable
+from mlx.utils import tree_flatten
 
 import sdpo_mlx.backends.mlx.mlx_lm_api as api  # loads mlx-lm without torch
 from sdpo_mlx.backends.mlx.differentiable import FUSED_WIDTHS
@@ -24,6 +30,7 @@ from mlx_lm.models import gated_delta, kimi_k3, rwkv7, ssm  # isort: skip
 
 GRADIENTS = ("grad", "value_and_grad")
 PRODUCTS = ("vjp", "jvp")
+IMPLICIT = ("item", "tolist", "__bool__", "__float__", "__int__", "__index__")  # evaluations by methods of an array
 
 
 class MetalRuleError(AssertionError):
@@ -31,11 +38,12 @@ class MetalRuleError(AssertionError):
 
 
 class Rules:
-    """The depth of gradients, work since the last evaluation, and broken rules with how often."""
+    """The depth of gradients, the operations of the largest evaluation, calls of kernels, and broken rules."""
 
     def __init__(self, *, wired: bool, bound: float | None) -> None:
-        self.depth, self.work, self.wired, self.bound = 0, 0.0, wired, bound
-        self.broken, self.attention = Counter[str](), Counter[str]()
+        self.depth, self.largest, self.wired, self.bound = 0, 0.0, wired, bound
+        self.recomputed = Recomputed()
+        self.broken, self.kernels = Counter[str](), Counter[str]()
 
     def check(self, forbidden: bool, rule: str) -> None:
         if forbidden:
@@ -60,7 +68,7 @@ class Rules:
                 self.check(sinks is not None, "sinks")
                 self.check(queries <= 8 and not isinstance(mask, mx.array), "short queries")
                 self.check(not widths <= {*FUSED_WIDTHS} or len(widths) > 1, "head widths")
-                self.attention["fused"] += 1
+                self.kernels["attention"] += 1
             return original(q, k, v, mask=mask, sinks=sinks, **options)
 
         return call
@@ -70,29 +78,23 @@ class Rules:
 
         def call(*args: Any, **kwargs: Any) -> Any:
             self.check(self.depth > 0, f"kernel {name}")
+            self.kernels[name] += 1
             return otherwise(*args, **kwargs)
 
         return call
 
     def evaluate(self, original: Any) -> Any:
-        def call(*trees: Any) -> Any:
-            from mlx.utils import tree_flatten
+        """A function that evaluates the arrays among its arguments."""
 
+        @wraps(original)
+        def call(*trees: Any, **options: Any) -> Any:
             arrays = [each for _, each in tree_flatten(list(trees)) if isinstance(each, mx.array)]
             self.check(any(each.dtype == mx.float64 for each in arrays), "float64")
-            work, self.work = self.work, 0.0
-            self.check(self.bound is not None and work > self.bound, "evaluation")
-            return original(*trees)
-
-        return call
-
-    def multiply(self, original: Any) -> Any:
-        """A linear layer: two operations for each weight and token, six under a gradient."""
-
-        def call(layer: Any, x: mx.array) -> mx.array:
-            out = original(layer, x)
-            self.work += 2.0 * x.size * out.shape[-1] * (3 if self.depth else 1)
-            return out
+            if arrays and self.bound is not None and not self.depth:
+                work = operations_of(arrays) * self.recomputed.share()
+                self.largest = max(self.largest, work)
+                self.check(work > self.bound, "evaluation")
+            return original(*trees, **options)
 
         return call
 
@@ -124,19 +126,20 @@ class OnMetal:
 
 @contextmanager
 def metal_rules(*, wired: bool = False, bound: float | None = None) -> Iterator[Rules]:
-    """Inside, this process keeps Metal's rules; `bound` are the operations of linear layers in one evaluation."""
+    """Inside, this process keeps Metal's rules; `bound` are the operations of one evaluation."""
     rules = Rules(wired=wired, bound=bound)
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, ExitStack() as stack:
+        if bound is not None:
+            rules.recomputed = stack.enter_context(readable())
         for name in GRADIENTS:
             make = getattr(mx, name)
             patch.setattr(mx, name, lambda *args, make=make, **kwargs: rules.inside(make(*args, **kwargs)))
         for name in PRODUCTS:
             patch.setattr(mx, name, rules.inside(getattr(mx, name)))
         patch.setattr(mx.fast, "scaled_dot_product_attention", rules.attend(mx.fast.scaled_dot_product_attention))
-        for name in ("eval", "async_eval"):
-            patch.setattr(mx, name, rules.evaluate(getattr(mx, name)))
-        for layer in (nn.Linear, nn.QuantizedLinear):
-            patch.setattr(layer, "__call__", rules.multiply(layer.__call__))
+        evaluations = [(mx, "eval"), (mx, "async_eval"), (np, "array"), (np, "asarray")]
+        for owner, name in (*evaluations, *((mx.array, method) for method in IMPLICIT)):
+            patch.setattr(owner, name, rules.evaluate(getattr(owner, name)))
         patch.setattr(mx, "set_wired_limit", rules.wire(mx.set_wired_limit))
         patch.setattr(api.mlx_lm_generate, "maybe_set_recommended_wired_limit", lambda: mx.set_wired_limit(1))
         for module in (gated_delta, ssm, rwkv7):

@@ -164,8 +164,7 @@ def _parts(arrays: Sequence[mx.array]) -> Iterator[list[mx.array]]:
         yield [array[:, start : start + size] for array in arrays]
 
 
-@mx.custom_function
-def _recurrence(*arrays: mx.array) -> tuple[mx.array, ...]:
+def _all_chunks(*arrays: mx.array) -> tuple[mx.array, ...]:
     """The outputs, the last state, and for the backward pass the state before each chunk."""
     *inputs, state = arrays
     outputs, states = list[mx.array](), list[mx.array]()
@@ -174,6 +173,9 @@ def _recurrence(*arrays: mx.array) -> tuple[mx.array, ...]:
         y, state = _chunk(q, k, v, log_g, beta, state)
         outputs.append(y)
     return mx.concatenate(outputs, axis=1), state, *states
+
+
+_recurrence = mx.custom_function(_all_chunks)
 
 
 @_recurrence.vjp
@@ -238,8 +240,7 @@ def _solve(lower: mx.array, right: mx.array) -> mx.array:
     return cast(mx.array, found[0])
 
 
-@mx.custom_function
-def _solve_with_inverse(lower: mx.array, right: mx.array) -> tuple[mx.array, mx.array]:
+def _inverted(lower: mx.array, right: mx.array) -> tuple[mx.array, mx.array]:
     """The solution, and the inverse for the backward pass.
 
     Blocks of the diagonal are inverted first and joined two by two, as stable as substitution. A power series loses
@@ -255,6 +256,9 @@ def _solve_with_inverse(lower: mx.array, right: mx.array) -> tuple[mx.array, mx.
         inverse = inverse - (corner if width == 1 else inverse @ corner @ inverse)
         width *= 2
     return inverse @ right, inverse
+
+
+_solve_with_inverse = mx.custom_function(_inverted)
 
 
 @_solve_with_inverse.vjp

@@ -11,6 +11,7 @@ import copy
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import mlx.core as mx
@@ -115,10 +116,13 @@ def generate(
     if not model.batched:
         yield from _one_by_one(model, prompts, sampling, seeds, interrupted)
         return
+    longest = max(map(len, prompts), default=0) + sampling.max_tokens
+    rows = model.sizes.rows_at(longest)
+    sampling = replace(sampling, concurrency=min(sampling.concurrency, rows))
     waiting = deque((at, ids, seeds[at]) for at, ids in enumerate(prompts) if seeds[at])
     owners: dict[int, tuple[int, int]] = {}
     tokens: dict[int, list[int]] = {}
-    with _generator(model, sampling, max(map(len, seeds), default=1)) as (generator, sampler):
+    with _generator(model, sampling, min(rows, max(map(len, seeds), default=1))) as (generator, sampler):
         while waiting or tokens:
             while waiting and (not tokens or len(tokens) + len(waiting[0][2]) <= sampling.concurrency):
                 at, ids, own = waiting.popleft()
@@ -160,7 +164,7 @@ def _generator(model: Model, sampling: SamplingParams, group: int) -> Iterator[t
             sampler=sampler,
             completion_batch_size=sampling.concurrency,
             prefill_batch_size=group,
-            prefill_step_size=model.piece,
+            prefill_step_size=model.piece(),
         )
     try:
         yield generator, sampler
@@ -198,9 +202,12 @@ def _insert_group(generator: BatchGenerator, model: Model, ids: IntArray, n: int
 def _prefilled(model: Model, ids: IntArray) -> list[Any]:
     """Return the cache of a prompt except for its last token."""
     cache: list[Any] = make_prompt_cache(model.whole)
-    for start in range(0, ids.size - 1, model.piece):
-        model.whole(mx.array(ids[None, start : min(start + model.piece, ids.size - 1)]), cache=cache)
+    start, last = 0, ids.size - 1
+    while start < last:
+        end = min(start + model.piece(start), last)
+        model.whole(mx.array(ids[None, start:end]), cache=cache)
         mx.eval([layer.state for layer in cache])
+        start = end
     return cache
 
 

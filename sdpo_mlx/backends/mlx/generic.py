@@ -16,7 +16,7 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx.utils import tree_map
+from mlx.utils import tree_flatten, tree_map
 
 from sdpo_mlx.backends.mlx.adapter import dropout
 from sdpo_mlx.backends.mlx.mlx_lm_api import ArraysCache, CacheList, ConcatenateKVCache, make_prompt_cache
@@ -179,6 +179,24 @@ def _called(module: nn.Module, call: Callable[..., Any]) -> Iterator[None]:
         yield
     finally:
         module.__class__ = own
+
+
+@contextmanager
+def evaluated_by_layer(whole: nn.Module) -> Iterator[None]:
+    """Inside, the output of each layer is evaluated before the next one runs: no evaluation covers more than a layer.
+
+    For calls outside gradients (`command_size.py` bounds other ones by their number of tokens).
+    """
+
+    def run(layer: nn.Module, call: Any, *args: Any, **kwargs: Any) -> Any:
+        out = call(layer, *args, **kwargs)
+        mx.eval([each for _, each in tree_flatten([out]) if isinstance(each, mx.array)])
+        return out
+
+    with ExitStack() as stack:
+        for layer in {id(each): each for each in whole.layers}.values():
+            stack.enter_context(_called(layer, partial(run, layer, type(layer).__call__)))
+        yield
 
 
 def _owner(whole: nn.Module) -> tuple[nn.Module, str]:

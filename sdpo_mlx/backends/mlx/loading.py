@@ -16,7 +16,8 @@ import mlx.nn as nn
 import numpy as np
 
 from sdpo_mlx.backends.mlx.adapter import has_experts
-from sdpo_mlx.backends.mlx.generic import GenericSplit
+from sdpo_mlx.backends.mlx.device import has_metal
+from sdpo_mlx.backends.mlx.generic import GenericSplit, evaluated_by_layer
 from sdpo_mlx.backends.mlx.mlx_lm_api import load_model, make_prompt_cache
 from sdpo_mlx.backends.mlx.model import Model, SplitModel
 from sdpo_mlx.backends.packing import pack
@@ -25,6 +26,8 @@ from sdpo_mlx.core.errors import ConfigError
 
 PARITY_TOLERANCE = 2e-2  # of one probability, in 16 bits: bfloat16 keeps eight
 EXACT_TOLERANCE = 1e-4  # total variation of a distribution, in float32: recurrent layers come out near 1e-5
+
+UNTRAINED_ON_METAL = {"kimi_k3": "a kernel between its blocks has no backward pass"}
 
 Way = Callable[[nn.Module], SplitModel | GenericSplit]
 
@@ -59,13 +62,30 @@ def load(path: Path, cfg: ModelConfig) -> tuple[Model, dict[str, Any]]:
             where=path.name,
             fix="use a folder with config.json and safetensors of an architecture that mlx-lm knows",
         ) from error
+    refuse_on_metal(whole)
     text = config.get("text_config", config)
     vocab_size = int(text.get("vocab_size") or whole(mx.zeros((1, 1), mx.int32)).shape[-1])
     files = [(each, each.stat().st_size, each.stat().st_mtime_ns) for each in sorted(path.iterdir())]
     key = (dtype, *files)
     if key not in CHECKED:
-        CHECKED[key] = checked(whole, vocab_size)
+        with evaluated_by_layer(whole):
+            CHECKED[key] = checked(whole, vocab_size)
     return taken_apart(whole, vocab_size, CHECKED[key]), text
+
+
+def refuse_on_metal(whole: nn.Module) -> None:
+    """Raise ConfigError if there is an Apple GPU and mlx-lm computes this architecture there as it cannot be trained.
+
+    Kimi K3 mixes the outputs of its blocks in a kernel that has no backward pass. One function that it compiles decodes
+    with the adapter of the first call whatever is learned afterwards.
+    """
+    name = type(whole).__module__.rpartition(".")[2]
+    if has_metal() and name in UNTRAINED_ON_METAL:
+        raise ConfigError(
+            f"the architecture {name!r} cannot be trained on Metal: {UNTRAINED_ON_METAL[name]}",
+            where="model.name",
+            fix="use a model of another architecture (docs/models.md lists them), or --backend torch",
+        )
 
 
 def prepared(whole: nn.Module) -> None:

@@ -133,10 +133,9 @@ class Model:
     batched: bool = True  # whether rollouts may be decoded side by side
     sizes: EvaluationSizes = UNBOUNDED_SIZES
 
-    @property
-    def piece(self) -> int:
-        """Tokens of a prompt that run at once."""
-        return min(PREFILL, self.sizes.prefill)
+    def piece(self, before: int = 0) -> int:
+        """Return the tokens of a prompt that run at once after so many others."""
+        return min(PREFILL, self.sizes.prefill_after(before))
 
     @property
     def chunk(self) -> int:

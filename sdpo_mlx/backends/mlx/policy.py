@@ -189,7 +189,7 @@ class MLXPolicy(Learner):
         """How many tokens one evaluation covers on this device."""
         limit, by_block = evaluation_limit(self.memory_cfg.evaluation_gflop, chip_name()), model.trunk.way == "by block"
         try:
-            return EvaluationSizes.of(ModelDims.of(self.config, self.name), limit, by_block=by_block)
+            return EvaluationSizes.of(ModelDims.of(self.config, self.name), self.adapter, limit, by_block=by_block)
         except ConfigError:  # dimensions under other names: all weights, eight of 4 bits in a uint32
             leaves = (array for _, array in tree_flatten(model.whole.parameters()))
             whole = sum(array.size * (8 if array.dtype == mx.uint32 else 1) for array in leaves)

@@ -7,22 +7,27 @@ import math
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from command import sdpo
 from metal_rules import MetalRuleError, metal_rules
 from paths import ROOT
+from small_models import CONFIGS, write_config
 from small_policies import found, make_policy, make_samples
+from temp_folders import new_folder
 
 from sdpo_mlx.backends.base import PREFILL, SamplingParams
 from sdpo_mlx.backends.command_size import LEAST, UNBOUNDED, EvaluationSizes, chip_class, evaluation_limit
-from sdpo_mlx.backends.mlx import limits
+from sdpo_mlx.backends.mlx import limits, loading
 from sdpo_mlx.backends.mlx.limits import device_limits, limit_bytes
 from sdpo_mlx.backends.mlx.mlx_lm_api import mlx_lm_generate
-from sdpo_mlx.config import MemoryConfig, ObjectiveConfig
+from sdpo_mlx.config import MemoryConfig, ModelConfig, ObjectiveConfig
 from sdpo_mlx.core.errors import ConfigError
 from sdpo_mlx.core.hardware import amount_of
 
@@ -186,16 +191,26 @@ def test_evaluation_covers_no_more_than_its_bound() -> None:
     assert EvaluationSizes(1.0, block, whole).prefill == LEAST
 
 
+@pytest.mark.parametrize("before", [0, 100, 10_000])
+def test_attention_to_earlier_tokens_shortens_what_runs_at_once(before: int) -> None:
+    limit, whole, keys = 2.6e12, 4e9, 3e5
+    tokens = EvaluationSizes(limit, 1e8, whole, keys=keys).prefill_after(before)
+    operations = [2 * n * (whole + keys * (before + n)) for n in (tokens, tokens + 1)]
+    assert operations[0] <= limit < operations[1]
+    assert tokens <= EvaluationSizes(limit, 1e8, whole).prefill_after(before)
+
+
 def test_table_of_chips_in_the_docs_is_the_codes() -> None:
     rows = re.findall(r"^\| (M1 to M5|Pro|Max|Ultra) \| ([\d,]+) \| ([\d,]+) \| ([\d,]+) \|$", DOCS, re.MULTILINE)
     assert len(rows) == 4
     for name, *numbers in rows:
         limit = evaluation_limit(None, f"Apple M1 {name}" if name != "M1 to M5" else "Apple M1")
-        sizes = EvaluationSizes(limit, block=1e8, whole=4e9)
+        sizes = EvaluationSizes(limit, block=1e8, whole=4e9, keys=36 * 2 * 4_096, block_keys=2 * 4_096)
         gflop, prefill, learning = (int(number.replace(",", "")) for number in numbers)
         assert gflop == round(limit / 1e9)
         assert prefill == min(PREFILL, sizes.prefill)
-        assert learning == pytest.approx(sizes.learning, rel=0.01)
+        assert learning == sizes.learning
+        assert f"{sizes.prefill_after(8_192)} tokens after 8,192\n" in DOCS or name != "M1 to M5"
 
 
 @pytest.mark.parametrize("grad_checkpoint", [None, False])
@@ -206,8 +221,8 @@ def test_bound_holds_for_prompts_and_units_and_changes_no_gradient(
     samples = make_samples()
     options = {"micro_batch_tokens": 512, "grad_checkpoint": grad_checkpoint, "seed": 5}
     free = make_policy(**options)
-    whole = free.model.sizes.whole
-    tight = make_policy(**options, evaluation_gflop=40 * 2 * whole / 1e9)
+    free_sizes = free.model.sizes
+    tight = make_policy(**options, evaluation_gflop=40 * 2 * (free_sizes.whole + 40 * free_sizes.keys) / 1e9)
     sizes, graphs, seen = tight.model.sizes, list[int](), list[int]()
     assert (sizes.prefill, sizes.one_graph) == (40, LEAST)
     assert tight.pass_sizes(replace(SAMPLING, concurrency=64))["generate"] == 40
@@ -248,12 +263,22 @@ print(json.dumps([os.environ["{name}"], "mlx" in sys.modules or "mlx.core" in sy
     assert json.loads(found.stdout) == [expected, False]
 
 
-def learned(policy: Any) -> None:
-    """One step of everything that evaluates: sampling, scoring, learning."""
+def phases(policy: Any) -> dict[str, Callable[[], Any]]:
+    """Everything that evaluates."""
     samples = [each for seed in range(6) for each in make_samples(seed)]
-    list(policy.generate([np.arange(300, dtype=np.int32) % 50], SAMPLING, [list(range(50))]))
-    found(policy, samples, ObjectiveConfig())
-    policy.score("teacher", [each.teacher_ids for each in samples], [each.teacher_span for each in samples])
+    ids = np.arange(300, dtype=np.int32) % 50
+    texts, spans = [each.teacher_ids for each in samples], [each.teacher_span for each in samples]
+    return {
+        "generate": lambda: list(policy.generate([ids], SAMPLING, [list(range(50))])),
+        "learn": lambda: found(policy, samples, ObjectiveConfig()),
+        "score": lambda: policy.score("teacher", texts, spans),
+    }
+
+
+def learned(policy: Any) -> None:
+    """One step of each phase."""
+    for run in phases(policy).values():
+        run()
 
 
 @pytest.mark.parametrize(
@@ -262,6 +287,7 @@ def learned(policy: Any) -> None:
         ("llama", None),
         ("llama", False),
         ("qwen3-4bit", None),
+        ("qwen3_moe", None),
         pytest.param("gemma3", None, marks=pytest.mark.slow),
         pytest.param("qwen3_5", None, marks=pytest.mark.slow),
     ],
@@ -270,10 +296,43 @@ def test_no_evaluation_is_above_the_bound(architecture: str, grad_checkpoint: bo
     options = {"micro_batch_tokens": 4_096, "grad_checkpoint": grad_checkpoint}
     sizes = make_policy(architecture, **options).model.sizes
     limit = LEAST * max(6 * sizes.whole, 10 * sizes.head)
+    loading.CHECKED.clear()
     with metal_rules(bound=limit):
         learned(make_policy(architecture, **options, evaluation_gflop=limit / 1e9))
     with pytest.raises(MetalRuleError, match="evaluation"), metal_rules(bound=limit):
         learned(make_policy(architecture, **options))
+
+
+def test_checks_at_load_evaluate_one_layer_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = write_config(new_folder("model"), {**CONFIGS["llama"], "num_hidden_layers": 8})
+
+    def largest() -> float:
+        loading.CHECKED.clear()
+        with metal_rules(bound=math.inf) as rules:
+            loading.load(folder, ModelConfig())
+        return rules.largest
+
+    by_layer = largest()
+    monkeypatch.setattr(loading, "evaluated_by_layer", lambda _: nullcontext())
+    assert 0 < by_layer < largest() / 3
+
+
+LIMITED = {
+    "eval": ("tiny", "--greedy", "--problems", "2"),
+    "solve": ("--model", "tiny", "--attempts", "4"),
+    "chat": ("tiny", "--prompt", "Write f(x): square", "--max-tokens", "4"),
+}
+
+
+@pytest.mark.parametrize("command", LIMITED)
+def test_command_sets_each_limit_and_restores_it(
+    command: str, gpu: FakeGPU, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, _, err = sdpo(command, *LIMITED[command], "--plain", "--set", "model.dtype=float32")
+    assert code == 0 or (command == "solve" and code == 1), err  # 1: no attempt succeeded
+    assert {*gpu.calls} == {"memory", "cache"}
+    assert gpu.now == BEFORE
 
 
 def test_float16_base_is_checked_and_advised_against(monkeypatch: pytest.MonkeyPatch) -> None:
