@@ -293,8 +293,8 @@ class ProgressBar(Silent):
                     figures["success"] = f"{event['success/rate']:.0%}"
                 elif event["type"] == "eval":
                     figures["held-out"] = f"{event['score']:.0%}"
-                elif event["type"] == "warning":
-                    bar.write(f"warning: {event.get('message', '')}")
+                elif event["type"] in ("warning", "decline"):
+                    bar.write(f"{event['type']}: {event.get('message', '')}")
                 bar.set_postfix(figures)
                 self._on_event(event, groups)
 

@@ -26,8 +26,9 @@ from sdpo_mlx.training.session import OnEvent, StepClock, TrainingSession, Train
 
 
 def train(run: TrainingSession, state: TrainState) -> TrainState:
-    """Train from `state` until `train.steps` or until patience ends; save the last whole step in any case.
+    """Train from `state` until `train.steps`, or until patience ends or the score declines.
 
+    The last whole step is saved in any case.
     Raises KeyboardInterrupt or RankLostError after saving, DivergedError or DataError if the run must stop.
     """
     cfg, policy, task, chat = run.cfg, run.components.policy, run.components.task, run.components.chat
@@ -35,7 +36,8 @@ def train(run: TrainingSession, state: TrainState) -> TrainState:
     sampler = Sampler(task.problems("train"), cfg.rollout.problems_per_step, cfg.train.seed)
     try:
         state = run.evaluate_if_due(state)
-        while state.step < cfg.train.steps and not run.out_of_patience(state):
+        run.save_start(state)
+        while state.step < cfg.train.steps and not run.is_over(state):
             step, begun = state.step, time.perf_counter()
             # 1. Problems, a pure function of (seed, step). 2. Rollouts, graded while others are still generated.
             problems = sampler.batch(step)
@@ -51,8 +53,8 @@ def train(run: TrainingSession, state: TrainState) -> TrainState:
             clock = StepClock(begun, time.perf_counter())
             tokens = sum(max(each.student_ids.size, each.teacher_ids.size) for each in batch.samples)
             with run.phase("learn", tokens):
-                learned = learn(policy, batch.samples, cfg, step, run.interrupted)
-            # 6. Events and warnings, held-out score, best adapter, checkpoint.
+                learned = learn(policy, batch.samples, run.settings(state), step, run.interrupted)
+            # 6. Events and warnings, held-out score, best adapter or rollback, checkpoint.
             state = run.record_step(state, sampled, batch, learned, clock)
             state = run.evaluate_if_due(state)
             run.save_if_due(state)
@@ -83,9 +85,9 @@ def fit(
         folder.write_manifest(components.manifest(command))
         folder.write_config(components.requested)
         before = final_scores.before_training(run, state)
-        reference = final_scores.forgetting_reference(run, state)
+        run.reference = final_scores.forgetting_reference(run, state)
         state = train(run, state)
-        result = final_scores.finish(run, state, before, reference)
+        result = final_scores.finish(run, state, before)
         run.recovery.finish()
         return result
     finally:

@@ -193,6 +193,10 @@ def summary(components: Components, out: Path, result: TrainingResult, seconds: 
     best = f"step {state.best_step}"
     if state.step and not state.best_step:
         best += ", the untouched model: no step scored higher on held-out problems, so the adapter changes nothing"
+    if result.warnings:
+        rules = ", ".join(f"{event['rule']} (step {event['step']})" for event in result.warnings)
+        lines.append(f"warnings  {rules}; in full in {out}/README.md")
+    lines += [f"decline   {event['message']}" for event in result.warnings if event["type"] == "decline"]
     lines += [f"best      {best}", f"adapter   {out}/adapters.safetensors", "", "next:"]
     return [*lines, *(f"  {each}" for each in next_commands(components, out))]
 
@@ -214,6 +218,7 @@ def as_document(components: Components, out: Path, result: TrainingResult, secon
         "after": after,
         "difference": {"mean": result.difference, "low": result.interval.low, "high": result.interval.high},
         "forgetting": asdict(result.forgetting),
+        "warnings": [{name: event[name] for name in ("step", "rule", "message")} for event in result.warnings],
         "adapter": str(out / "adapters.safetensors"),
         "next": next_commands(components, out),
     }

@@ -23,6 +23,7 @@ EVENTS = {
     "forgetting": "measuring forgetting",
     "checkpoint": "the last checkpoint",
     "warning": "a warning",
+    "decline": "the decline of the held-out score",
 }
 NEXT = {
     "stopped": ". Run the command that started it again to resume",

@@ -79,6 +79,8 @@ def event_lines(event: Mapping[str, Any], progress: Progress) -> list[str]:
         return [f"held-out, {which}: {score}"]
     if kind == "warning":
         return [f"warning: {event.get('message', '')}"]
+    if kind == "decline":
+        return [str(event.get("message", ""))]
     return [f"resumed after step {event['step']}"] if kind == "resumed" else []
 
 

@@ -135,7 +135,7 @@ class Progress:
             self.before = event if event.get("adapter") == "none" else self.before
         elif kind == "eval":
             self.evals.append(event)
-        elif kind == "warning":
+        elif kind in ("warning", "decline"):
             self.warnings = [*self.warnings, str(event.get("message", ""))][-WARNINGS_KEPT:]
         if kind in ("run_started", "resumed"):  # the time before an interruption does not count
             self._marks.clear()

@@ -188,6 +188,11 @@ class TrainConfig(Settings):
     )
     save_every: PositiveInt = Field(10, description="steps between checkpoints: a killed run loses at most these")
     patience: NonNegativeInt = Field(0, description="stop after so many evaluations without improvement; 0: never")
+    on_decline: Literal["warn", "stop", "rollback"] = Field(
+        "warn",
+        description="if the held-out score falls significantly: go on with a warning, end the run, or return to the "
+        "best step with half the learning rate (at most twice, then end)",
+    )
     seed: NonNegativeInt = Field(0, description="seed of sampling and of the adapter's initialization")
     probe: bool = Field(
         True, description="compare student and self-teacher on the first step's problems before it, and warn"

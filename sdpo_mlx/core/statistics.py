@@ -80,6 +80,21 @@ def paired(first: Rows, second: Rows, *, seed: int, confidence: float = 0.95) ->
     return mean, _bootstrap(difference, seed, confidence, RESAMPLES)
 
 
+def paired_student(first: Rows, second: Rows, *, confidence: float) -> tuple[float, Interval, int]:
+    """Return the mean of second minus first by problem, Student's interval, and how many problems differ.
+
+    For confidences near 1, which a bootstrap of `RESAMPLES` cannot resolve; NaN below four problems, where the series
+    of the quantile is too rough.
+    """
+    difference = _means(second) - _means(first)
+    n, different = int(difference.size), int(np.count_nonzero(difference))
+    mean = float(difference.mean()) if n else math.nan
+    if n < 4:
+        return mean, Interval(math.nan, math.nan), different
+    half = _student(NormalDist().inv_cdf(0.5 + confidence / 2), n - 1) * float(difference.std(ddof=1)) / math.sqrt(n)
+    return mean, Interval(mean - half, mean + half), different
+
+
 def pass_at_k(n: int, correct: int, k: int) -> float:
     """Return the unbiased probability that one of k rollouts passes, from n rollouts of which `correct` passed.
 

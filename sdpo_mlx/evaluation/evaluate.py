@@ -67,6 +67,11 @@ class Evaluation:
         """The 95 % interval of `score`, clustered by problem."""
         return statistics.clustered([p.rewards for p in self.problems], seed=derive("bootstrap", self.seed))
 
+    @property
+    def rewards(self) -> dict[str, list[float]]:
+        """Rewards by problem id, as events hold them."""
+        return {problem.id: list(problem.rewards) for problem in self.problems}
+
     def pass_at(self, k: int) -> float:
         """Return unbiased pass@k, averaged over the problems that have k rollouts."""
         values = [

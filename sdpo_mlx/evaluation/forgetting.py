@@ -132,8 +132,15 @@ def forgetting(policy: Policy, chat: Chat, before: Reference | None) -> Forgetti
     after = text_score(policy, chat)
     if before is None:
         return Forgetting(math.nan, math.nan, None, after)
-    logps_T = _logps(policy, before.prompts, before.answers)
-    return Forgetting(*divergence(before.logps_T, logps_T), before.text, after)
+    return Forgetting(*divergence_from(before, policy), before.text, after)
+
+
+def divergence_from(base: Reference, policy: Policy) -> tuple[float, float]:
+    """Return the student's KL from the base on general prompts (nats per token) and its standard error.
+
+    One pass of `Policy.score` over some hundred tokens.
+    """
+    return divergence(base.logps_T, _logps(policy, base.prompts, base.answers))
 
 
 def divergence(base_T: npt.NDArray[np.float64], student_T: npt.NDArray[np.float64]) -> tuple[float, float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import islice, zip_longest
 from typing import Any
 
 import numpy as np
@@ -78,17 +79,20 @@ def pieces(chat: Chat, ids_T: IntArray) -> list[str]:
 def choose(
     groups: Sequence[RolloutGroup], samples: Sequence[DistillSample], task: Task, room: int, count: int
 ) -> list[tuple[RolloutGroup, DistillSample]]:
-    """Return at most `count` problems, each with its first sample whose teacher prompt has at most `room` tokens.
+    """Return at most `count` samples whose teacher prompt has at most `room` tokens, each with its group.
 
+    One of each problem first, then, if there are fewer problems than `count`, a second one of each, and so on.
     Empty for a task of several turns: later contexts contain what the student wrote in earlier turns.
     """
     if task.max_turns > 1:
         return []
-    firsts: dict[str, DistillSample] = {}
+    by_problem: dict[str, list[DistillSample]] = {group.problem.id: [] for group in groups}
     for sample in samples:
         if sample.distil_weight and sample.teacher_span[0] <= room:
-            firsts.setdefault(sample.problem_id, sample)
-    return [(group, firsts[group.problem.id]) for group in groups if group.problem.id in firsts][:count]
+            by_problem[sample.problem_id].append(sample)
+    rounds = zip_longest(*(by_problem[group.problem.id] for group in groups))
+    pairs = ((g, each) for turn in rounds for g, each in zip(groups, turn, strict=True) if each is not None)
+    return list(islice(pairs, count))
 
 
 def teacher_success(
@@ -107,7 +111,10 @@ def teacher_success(
     """
     graders = Graders(task)
     prompts = [sample.teacher_ids[: sample.teacher_span[0]] for _, sample in chosen]
-    seeds = [[derive(seed, sample.problem_id)] for _, sample in chosen]
+    names = [sample.problem_id for _, sample in chosen]
+    # The first of a problem has the seed that it had when there was one of each.
+    rounds = [(derive(seed, name), names[:at].count(name)) for at, name in enumerate(names)]
+    seeds = [[derive(first, again) if again else first] for first, again in rounds]
     pending = []
     with teacher_weights(policy):
         for at, _, made in policy.generate(prompts, sampling, seeds, interrupted):

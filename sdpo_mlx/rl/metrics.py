@@ -60,6 +60,7 @@ def step_metrics(
     return {
         "reward/mean": mean([each.reward for each in feedback]),
         "success/rate": mean([each.success for each in feedback]),
+        "feedback/rate": mean([bool(each.text.strip()) for each in feedback]),
         "groups/solved": mean([any(each.success for each in group.feedback) for group in groups]),
         "groups/no_signal": mean([group.problem.id in silent for group in groups]),
         "teacher/with_demonstration": demonstrated / len(rollouts) if rollouts else math.nan,

@@ -115,6 +115,16 @@ def load(root: Path, *, expect: Mapping[str, Any] | None = None, override: str =
     return None
 
 
+def load_step(root: Path, step: int) -> Loaded:
+    """Return the checkpoint of one step. Raises StorageError if there is none or it is damaged."""
+    folder = root / folder_name(step)
+    try:
+        return Loaded(step, *_read(folder, step))
+    except StorageError as error:
+        what = f"the checkpoint of step {step} cannot be read: {error.what}"
+        raise StorageError(what, where=str(folder), fix="set train.on_decline=stop") from error
+
+
 def recover(root: Path) -> None:
     """Clean up after a kill: delete incomplete folders, restore a replaced one if its successor is missing.
 

@@ -47,7 +47,10 @@ class FinalScore:
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """How a run ended; `difference` is after minus before, paired by problem (NaN if one is missing)."""
+    """How a run ended; `difference` is after minus before, paired by problem (NaN if one is missing).
+
+    `warnings` are the events of health rules, and what was done about a decline.
+    """
 
     state: TrainState
     before: FinalScore | None
@@ -55,6 +58,7 @@ class TrainingResult:
     difference: float
     interval: Interval
     forgetting: Forgetting
+    warnings: tuple[Mapping[str, Any], ...] = ()
 
 
 def before_training(run: TrainingSession, state: TrainState) -> FinalScore | None:
@@ -88,9 +92,7 @@ def forgetting_reference(run: TrainingSession, state: TrainState) -> Reference |
     return found
 
 
-def finish(
-    run: TrainingSession, state: TrainState, before: FinalScore | None, reference: Reference | None
-) -> TrainingResult:
+def finish(run: TrainingSession, state: TrainState, before: FinalScore | None) -> TrainingResult:
     """Score the best adapter, measure forgetting, and write the last event and the model card.
 
     The student is left with the best adapter.
@@ -103,7 +105,7 @@ def finish(
     if recorded is None:
         run.start_task(GENERAL_PROMPTS)
         with run.phase("learn"):
-            forgot = forgetting(run.components.policy, run.components.chat, reference)
+            forgot = forgetting(run.components.policy, run.components.chat, run.reference)
         run.emit({"type": "forgetting", "step": state.step, **best, **forgot.event()})
     else:
         forgot = Forgetting.of(recorded)
@@ -130,6 +132,7 @@ def finish(
     components, name = run.components, run.folder.path.resolve().name
     description = trained(components.cfg, state.step, state.generations, components.sandbox)
     probed = next(_events(run, "probe"), {})
+    warnings = tuple(event for event in read_events(run.folder.events) if event.get("rule"))
     facts = CardFacts(
         name,
         Base.of(components.model),
@@ -138,9 +141,10 @@ def finish(
         after=last_result,
         forgetting=forgot,
         probe=str(probed.get("sentence", "")),
+        warnings=[f"step {event['step']}: {event['message']}" for event in warnings],
     )
     run.folder.write_card(model_card(facts, components.requested))
-    return TrainingResult(state, before, after, difference, interval, forgot)
+    return TrainingResult(state, before, after, difference, interval, forgot, warnings)
 
 
 def _recorded(run: TrainingSession, **fields: Any) -> FinalScore | None:
@@ -167,7 +171,7 @@ def _scored(run: TrainingSession, *, step: int, adapter: str, adapter_step: int)
         "adapter": adapter,
         "adapter_step": adapter_step,
         "sampling": run.cfg.eval.model_dump(mode="json"),  # final scores with others are not comparable
-        "rewards": {problem.id: list(problem.rewards) for problem in found.problems},
+        "rewards": found.rewards,
     }
     run.emit(event)
     return FinalScore.of(event)

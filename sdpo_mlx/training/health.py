@@ -1,162 +1,253 @@
-"""Health checks of a run: counters over steps that lead to warnings or stop it."""
+"""Health rules of a run: signs that it learns nothing, or unlearns, each with its numbers.
+
+Every rule is a pure function of the recorded events (`training/history.py`). A rule warns once: the warning is an
+event itself, so that a resumed run neither repeats nor forgets it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal
 
-from sdpo_mlx.backends.base import Update
-from sdpo_mlx.core.errors import DataError, DivergedError, SdpoError
-from sdpo_mlx.types import DistillSample, RolloutGroup, Skip
+from sdpo_mlx.core import statistics
+from sdpo_mlx.runs.events import number
+from sdpo_mlx.training.history import History
 
-BARREN_STEPS = 5
-NON_FINITE_STEPS = 5
-GRADER_ERRORS_IN_A_ROW = 20
-GRADER_WINDOW, GRADER_ENOUGH, GRADER_SHARE = 256, 100, 0.10
-PROMPTS_ENOUGH, TOO_LONG_SHARE = 40, 0.05
-TEACHER_ENOUGH, TEACHER_NEEDED = 24, 0.5  # teacher rollouts; student success rate that needs no better teacher
+# Thresholds, each with its reason. Healthy runs stay inside all of them (benchmarks/healthy_runs.py).
+BARREN_STEPS = 5  # a batch of hard problems without any signal is normal, five in a row are not
+TEACHER_ENOUGH = 24  # rollouts of the self-teacher: at 3 times a student's 10 % it is behind by chance once in 200
+TEACHER_NONE = 16  # without a single success: a teacher that succeeds 3 times in 10 does so once in 300
+TEACHER_NEEDED = 0.5  # a student that succeeds so often need not be surpassed
+ENTROPY_RISE, ENTROPY_NATS = 1.5, 0.1  # learning lowers entropy; so much more is not the mix of problems
+ENTROPY_FALL = 3.0  # at the same success, answers have become alike: nothing is explored
+LENGTH_RATIO = 2.0  # at the same success, longer or shorter answers are no better ones
+SUCCESS_RISE, SUCCESS_ENOUGH = 0.1, 0.8  # a rise that is more than the mix of problems; a success that need not rise
+TRUNCATED_RISE = 0.1  # share of rollouts, and SIGMAS
+TRUNCATED_MOST = 0.5  # half of the rollouts cannot be a demonstration, and are seldom graded fairly
+LEAKAGE_RISE = 0.05  # the untouched model has none, apart from chance
+SIGMAS = 3.0  # a rise of a share in standard errors: rollouts of a problem are alike, so that 2 are too few
+GRADIENT_FALL, LOSS_KEPT = 100.0, 0.8  # a converging run loses both: the gradient never falls alone
+FALL_CONFIDENCE = 0.95  # of the whole run, over all pairs of evaluations: the best of many was partly lucky
+MIN_DIFFERENT = 6  # problems: fewer cannot be significant (`evaluation/compare.py`)
+# Nats: the base's answers get a perplexity 7 times the base's own. Chosen after the benchmark: the embedded model
+# knows only its task, and reaches 2.05 (s.e. 0.21) in a healthy run.
+DIVERGENCE_MOST = 2.0
 
 
 @dataclass(frozen=True)
-class HealthCheck:
-    """Warnings to emit, and the error to raise (after saving) if the run should stop."""
+class Finding:
+    """One line for the user, and the numbers in it."""
 
-    warnings: tuple[str, ...] = ()
-    stop: SdpoError | None = None
+    message: str
+    evidence: Mapping[str, float]
 
 
-@dataclass
-class HealthMonitor:
-    """Counters over steps. They are in checkpoints under these names, so that a resumed run warns exactly the same."""
+@dataclass(frozen=True)
+class Rule:
+    """A rule; `after` is the type of event that it is checked after."""
 
-    barren: int = 0
-    barren_rollouts: int = 0
-    barren_feedback: int = 0
-    warned_barren: bool = False
-    non_finite: int = 0
-    non_finite_total: int = 0
-    grader_in_a_row: int = 0
-    grader_window: list[int] = field(default_factory=list)  # 1: the grader failed; the latest is last
-    grader_said: str = ""  # first line of the latest grader error
-    prompts: int = 0
-    prompts_too_long: int = 0
-    teacher_answers: int = 0
-    teacher_right: float = 0.0
-    student_right: float = 0.0
-    warned_teacher: bool = False
+    name: str
+    after: Literal["step", "eval"]
+    find: Callable[[History], Finding | None]
 
-    def observe(
-        self,
-        groups: Sequence[RolloutGroup],
-        samples: Sequence[DistillSample],
-        skips: Sequence[Skip],
-        update: Update | None,
-    ) -> HealthCheck:
-        """Count one step; `update` is None if there was nothing to learn from.
 
-        `skips` include the prompts that were too long to be sampled.
-        """
-        warnings = (*self._see_update(update), *self._see_signal(groups, samples))
-        for each in (each for group in groups for each in group.feedback):
-            failed = each.kind == "grader_error"
-            self.grader_said = each.text.partition("\n")[0] if failed else self.grader_said
-            self.grader_in_a_row = self.grader_in_a_row + 1 if failed else 0
-            self.grader_window.append(int(failed))
-            if self.grader_in_a_row >= GRADER_ERRORS_IN_A_ROW:
-                break  # later successes must not hide the failures
-        del self.grader_window[:-GRADER_WINDOW]
-        too_long = {skip.problem_id for skip in skips if skip.reason == "too_long"}
-        self.prompts += len({group.problem.id for group in groups} | too_long)
-        self.prompts_too_long += len(too_long)
-        stop = self._stop(update)
-        if stop is not None:  # a run that is resumed after a stop has been fixed, and starts without failures
-            self.non_finite = self.grader_in_a_row = self.prompts = self.prompts_too_long = 0
-            self.grader_window = []
-        return HealthCheck(warnings, stop)
+def check(history: History, after: str) -> dict[str, Finding]:
+    """Return what the rules find after an event of this type, by rule, without those that have warned."""
+    due = [rule for rule in RULES if rule.after == after and rule.name not in history.warned]
+    return {rule.name: found for rule in due if (found := rule.find(history))}
 
-    def compare(self, found: Mapping[str, float]) -> tuple[str, ...]:
-        """Count successes of self-teacher and student; warn, once a run, if the self-teacher is no better."""
-        answers = int(found.get("teacher/answers", 0))
-        if not answers:
-            return ()
-        self.teacher_answers += answers
-        self.teacher_right += found["teacher/success"] * answers
-        self.student_right += found["teacher/student"] * answers
-        better = self.teacher_right > self.student_right or self.student_right >= TEACHER_NEEDED * self.teacher_answers
-        if self.warned_teacher or better or self.teacher_answers < TEACHER_ENOUGH:
-            return ()
-        self.warned_teacher = True
-        teacher, student = (right / self.teacher_answers for right in (self.teacher_right, self.student_right))
-        return (
-            f"the self-teacher succeeds no more often than the student ({100 * teacher:.0f} % of "
-            f"{self.teacher_answers} rollouts, {100 * student:.0f} % without its context). Inspect its context with "
-            "`sdpo rollout`, try a more detailed task.feedback, objective.kind: hybrid, or a larger model",
-        )
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the counters as JSON."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, counters: Mapping[str, Any]) -> HealthMonitor:
-        """Read what `to_dict` returned; names of other versions are ignored."""
-        known = {each.name for each in fields(cls)}
-        return cls(**{name: value for name, value in counters.items() if name in known})
-
-    def _see_update(self, update: Update | None) -> tuple[str, ...]:
-        if update is None or not (update.non_finite or update.reason == "non_finite"):
-            self.non_finite = 0
-            return ()
-        self.non_finite += 1
-        self.non_finite_total += 1
-        named = f" (problems {', '.join(update.non_finite[:5])})" if update.non_finite else ""
-        return (
-            f"loss or gradient was not finite{named}: the update was skipped, "
-            f"{self.non_finite} in a row, {self.non_finite_total} in total",
-        )
-
-    def _see_signal(self, groups: Sequence[RolloutGroup], samples: Sequence[DistillSample]) -> tuple[str, ...]:
-        """Warn, once a run, after several steps in a row without anything to learn from."""
-        if any(sample.distil_weight or sample.policy_weight for sample in samples):
-            self.barren = self.barren_rollouts = self.barren_feedback = 0
-            return ()
-        self.barren += 1
-        self.barren_rollouts += sum(len(group.feedback) for group in groups)
-        self.barren_feedback += sum(bool(each.text.strip()) for group in groups for each in group.feedback)
-        if self.warned_barren or self.barren < BARREN_STEPS:
-            return ()
-        self.warned_barren = True
-        successes = sum(each.success for group in groups for each in group.feedback)
-        return (
-            f"nothing could be learned in {self.barren} steps in a row: {self.barren_rollouts} rollouts, "
-            f"{self.barren_feedback} with feedback from the environment, {successes} successes in the last step. "
-            "Try easier problems, a more detailed task.feedback, a larger rollout.group_size, "
-            "or objective.kind: hybrid",
-        )
-
-    def _stop(self, update: Update | None) -> SdpoError | None:
-        if self.non_finite >= NON_FINITE_STEPS:
-            names = ", ".join(update.non_finite[:5]) if update else ""
-            return DivergedError(
-                f"loss or gradient was not finite in {self.non_finite} steps in a row",
-                where=f"problems {names}" if names else "",
-                fix="lower train.learning_rate or train.clip_norm; the state before is saved",
-            )
-        failures, seen = sum(self.grader_window), len(self.grader_window)
-        if self.grader_in_a_row >= GRADER_ERRORS_IN_A_ROW:
-            return _grader_stop(f"the grader failed {self.grader_in_a_row} times in a row", self.grader_said)
-        if seen >= GRADER_ENOUGH and failures > GRADER_SHARE * seen:
-            return _grader_stop(f"the grader failed on {failures} of the last {seen} rollouts", self.grader_said)
-        if self.prompts >= PROMPTS_ENOUGH and self.prompts_too_long > TOO_LONG_SHARE * self.prompts:
-            return DataError(
-                f"{self.prompts_too_long} of {self.prompts} prompts were too long",
-                fix="remove the long problems, raise teacher.max_context_tokens, "
-                "or choose a model with a longer context",
-            )
+def no_signal(history: History) -> Finding | None:
+    """Nothing to learn from in several steps in a row."""
+    steps = list(history.last)[-BARREN_STEPS:]
+    # A step that was refused, because a number in it was not finite, has no loss either.
+    if len(steps) < BARREN_STEPS or any(number(s.get("loss")) is not None or "non_finite" in s for s in steps):
         return None
+    rollouts = BARREN_STEPS * history.rollouts
+    feedback, successes = (
+        round(sum(number(s.get(f"{name}/rate")) or 0.0 for s in steps) * history.rollouts)
+        for name in ("feedback", "success")
+    )
+    return Finding(
+        f"nothing could be learned in {BARREN_STEPS} steps in a row: {rollouts} rollouts, {feedback} with feedback "
+        f"from the environment, {successes} successes. Try easier problems, a more detailed task.feedback, a larger "
+        "rollout.group_size, or objective.kind: hybrid",
+        {"steps": BARREN_STEPS, "rollouts": rollouts, "feedback": feedback, "successes": successes},
+    )
 
 
-def _grader_stop(what: str, error: str) -> DataError:
-    fix = "fix it, test it with `sdpo tasks check`, and run the same command again to resume"
-    return DataError(f"{what}, last with: {error}", fix=fix)
+def teacher(history: History) -> Finding | None:
+    """A self-teacher that succeeds no more often than the student, over its last rollouts."""
+    answers, right, student = 0, 0.0, 0.0
+    for step in reversed(history.teacher):
+        count = int(number(step.get("teacher/answers")) or 0)
+        answers += count
+        right += count * (number(step.get("teacher/success")) or 0.0)
+        student += count * (number(step.get("teacher/student")) or 0.0)
+        if answers >= TEACHER_ENOUGH:
+            break
+    if answers < (TEACHER_ENOUGH if right else TEACHER_NONE) or right > student or student >= TEACHER_NEEDED * answers:
+        return None
+    found, alone = right / answers, student / answers
+    return Finding(
+        f"the self-teacher succeeds no more often than the student ({_percent(found)} of {answers} rollouts, "
+        f"{_percent(alone)} without its context). Inspect its context with `sdpo rollout`, try a more detailed "
+        "task.feedback, objective.kind: hybrid, or a larger model",
+        {"teacher": found, "student": alone, "answers": answers},
+    )
+
+
+def entropy(history: History) -> Finding | None:
+    """Entropy far above that of the first steps; or far below it, without more success."""
+    if (windows := history.windows()) is None:
+        return None
+    before, now = (window.median("entropy") for window in windows)
+    change = f"{before:.2g} nats per token ({windows[0]}) to {now:.2g} ({windows[1]})"
+    numbers = {"first": before, "now": now}
+    if now > ENTROPY_RISE * before and now - before > ENTROPY_NATS:
+        return Finding(
+            f"the student's entropy rose from {change}: its answers become random. Lower train.learning_rate", numbers
+        )
+    if now < before / ENTROPY_FALL and (success := _no_more_success(history)):
+        return Finding(
+            f"the student's entropy fell from {change}, {success}: its answers become alike. Raise "
+            "rollout.temperature or rollout.group_size, or lower train.learning_rate",
+            numbers,
+        )
+    return None
+
+
+def length(history: History) -> Finding | None:
+    """Rollouts much longer or shorter than in the first steps, without more success."""
+    if (windows := history.windows()) is None:
+        return None
+    before, now = (window.median("length/mean") for window in windows)
+    drifted = now > LENGTH_RATIO * before or now < before / LENGTH_RATIO
+    if not drifted or not (success := _no_more_success(history)):
+        return None
+    return Finding(
+        f"rollouts {'grew' if now > before else 'shrank'} from {before:.0f} tokens ({windows[0]}) to {now:.0f} "
+        f"({windows[1]}), {success}. Read some in `sdpo report`, and lower train.learning_rate",
+        {"first": before, "now": now},
+    )
+
+
+def truncated(history: History) -> Finding | None:
+    """More truncated rollouts than in the first steps, or half of all."""
+    if (windows := history.windows()) is None:
+        return None
+    before, now = (window.mean("length/truncated") for window in windows)
+    if not (_rose(history, "length/truncated", TRUNCATED_RISE) or now >= TRUNCATED_MOST):
+        return None
+    return Finding(
+        f"{_percent(now)} of the rollouts are cut off at rollout.max_tokens ({windows[1]}; {windows[0]}: "
+        f"{_percent(before)}). They never serve as a demonstration: raise rollout.max_tokens, or lower "
+        "train.learning_rate if it rose",
+        {"first": before, "now": now},
+    )
+
+
+def leakage(history: History) -> Finding | None:
+    """Rollouts that repeat the self-teacher's context."""
+    if (windows := history.windows()) is None or not _rose(history, "leakage/rate", LEAKAGE_RISE):
+        return None
+    before, now = (window.mean("leakage/rate") for window in windows)
+    return Finding(
+        f"{_percent(now)} of the rollouts repeat phrases of the feedback or of the self-teacher's context "
+        f"({windows[1]}; {windows[0]}: {_percent(before)}): the student learns to talk about what it cannot see. Read "
+        "some in `sdpo report`, lower train.learning_rate, or shorten the feedback to facts",
+        {"first": before, "now": now},
+    )
+
+
+def gradient(history: History) -> Finding | None:
+    """A gradient that vanished under a loss that did not."""
+    if (windows := history.windows()) is None:
+        return None
+    before, now = (window.median("grad/norm") for window in windows)
+    loss, loss_now = (window.median("loss") for window in windows)
+    if not (now < before / GRADIENT_FALL and loss > 0 and loss_now >= LOSS_KEPT * loss):
+        return None
+    return Finding(
+        f"the gradient norm fell from {before:.2g} ({windows[0]}) to {now:.2g} ({windows[1]}) while the loss stayed "
+        f"({loss:.2g} and {loss_now:.2g}): the student no longer moves. Lower train.learning_rate, or start again from "
+        "the best adapter",
+        {"first": before, "now": now, "loss/first": loss, "loss/now": loss_now},
+    )
+
+
+def held_out(history: History) -> Finding | None:
+    """A held-out score below the best one by more than its interval, paired by problem.
+
+    The interval holds for all pairs of the run's evaluations together (Bonferroni): the best one was chosen.
+    """
+    best, latest, count = history.best, history.latest, history.evaluations
+    if best is None or latest is None or not (best.get("rewards") and latest.get("rewards")):
+        return None
+    shared = [name for name in best["rewards"] if name in latest["rewards"]]
+    rows = [[each["rewards"][name] for name in shared] for each in (best, latest)]
+    confidence = 1 - (1 - FALL_CONFIDENCE) / (count * (count - 1) / 2)
+    difference, (low, high), different = statistics.paired_student(rows[0], rows[1], confidence=confidence)
+    if not high < 0 or different < MIN_DIFFERENT:
+        return None
+    return Finding(
+        f"the held-out score fell from {_percent(best['score'], 1)} at step {best['step']} to "
+        f"{_percent(latest['score'], 1)}: {100 * difference:+.1f} points ({100 * low:+.1f} to {100 * high:+.1f}, "
+        f"paired by problem, {_percent(FALL_CONFIDENCE)} over all {count} evaluations). The best adapter is kept; see "
+        "train.on_decline",
+        {"best": best["score"], "best_step": best["step"], "now": latest["score"], "low": low, "high": high},
+    )
+
+
+def divergence(history: History) -> Finding | None:
+    """A student far from its base on general prompts."""
+    latest = history.latest or {}
+    shift, error = (number(latest.get(f"forgetting/{name}")) for name in ("divergence", "divergence_error"))
+    if shift is None or not shift - 2 * (error or 0.0) > DIVERGENCE_MOST:
+        return None
+    return Finding(
+        f"the student diverges from its base by {shift:.2f} nats per token on general prompts "
+        f"(s.e. {error or 0.0:.2f}; more than {DIVERGENCE_MOST:g}): it forgets what it could do. "
+        "Lower train.learning_rate, or stop earlier (train.patience)",
+        {"divergence": shift, "error": error or 0.0},
+    )
+
+
+RULES = (
+    Rule("no_signal", "step", no_signal),
+    Rule("teacher", "step", teacher),
+    Rule("entropy", "step", entropy),
+    Rule("length", "step", length),
+    Rule("truncated", "step", truncated),
+    Rule("leakage", "step", leakage),
+    Rule("gradient", "step", gradient),
+    Rule("held_out", "eval", held_out),
+    Rule("divergence", "eval", divergence),
+)
+AFTER_EVALUATION = frozenset(rule.name for rule in RULES if rule.after == "eval")
+
+
+def _rose(history: History, name: str, least: float) -> bool:
+    """Return whether a share of rollouts rose by at least so much, and by more than chance."""
+    if (windows := history.windows()) is None:
+        return False
+    first, last = windows
+    before, now = first.mean(name), last.mean(name)
+    pooled = (before + now) / 2
+    error = math.sqrt(pooled * (1 - pooled) * (1 / first.rollouts + 1 / last.rollouts)) if pooled >= 0 else math.nan
+    return now - before >= max(least, SIGMAS * error)
+
+
+def _no_more_success(history: History) -> str:
+    """Return the training success of both windows in words if it did not rise, otherwise a blank text."""
+    if (windows := history.windows()) is None:
+        return ""
+    before, now = (window.mean("success/rate") for window in windows)
+    fine = now - before >= SUCCESS_RISE or now >= SUCCESS_ENOUGH
+    return "" if fine else f"without more success ({_percent(before)} and {_percent(now)})"
+
+
+def _percent(share: float, digits: int = 0) -> str:
+    return f"{100 * share:.{digits}f} %"

@@ -84,7 +84,8 @@ class CardFacts:
     """What a card says besides the settings.
 
     `description` says in Markdown how the adapter was made, `unscored` why there is no result if there is none,
-    `again` how to reproduce it, `probe` what was measured before training.
+    `again` how to reproduce it, `probe` what was measured before training, `warnings`
+    what the health rules found in training.
     """
 
     name: str
@@ -97,6 +98,7 @@ class CardFacts:
     forgetting: Forgetting | None = None
     probe: str = ""
     again: Sequence[str] = ()
+    warnings: Sequence[str] = ()
 
 
 def model_card(facts: CardFacts, config: Config) -> str:
@@ -106,6 +108,7 @@ def model_card(facts: CardFacts, config: Config) -> str:
         *(f"# {inline(facts.name)}", ""),
         *(f"An adapter for {facts.base.description()}, {facts.description}", ""),
         *_results(facts),
+        *_warnings(facts),
         *_use(facts),
         *facts.again,
         *_settings(facts, config),
@@ -205,6 +208,11 @@ def _results(facts: CardFacts) -> list[str]:
         f"{found.before.perplexity:.2f} to {found.after.perplexity:.2f}.",
         "",
     ]
+
+
+def _warnings(facts: CardFacts) -> list[str]:
+    lines = [f"- {each}" for each in facts.warnings]
+    return ["## Warnings in training", "", *lines, ""] if lines else []
 
 
 def _use(facts: CardFacts) -> list[str]:

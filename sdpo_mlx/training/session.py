@@ -6,18 +6,21 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
+from sdpo_mlx.config import Config
 from sdpo_mlx.core.progress import StartTask, no_tasks
 from sdpo_mlx.core.seeding import derive
 from sdpo_mlx.evaluation import verdict
 from sdpo_mlx.evaluation.evaluate import Evaluation, evaluate
+from sdpo_mlx.evaluation.forgetting import Reference, divergence_from
 from sdpo_mlx.evaluation.probe import probe_groups
 from sdpo_mlx.evaluation.spec import eval_spec
 from sdpo_mlx.models.resolve import EMBEDDED
 from sdpo_mlx.rl.components import Components
 from sdpo_mlx.rl.diagnostics import Candidates, candidates, choose, due, teacher_success
 from sdpo_mlx.rl.distillation import Batch
+from sdpo_mlx.rl.leakage import leakage
 from sdpo_mlx.rl.metrics import StepFacts, step_metrics
 from sdpo_mlx.rl.optimization import LearnResult, SampleKey, learning_rate
 from sdpo_mlx.rl.rollouts import ProgressPolicy, Sampled, rollout_seeds
@@ -26,10 +29,14 @@ from sdpo_mlx.runs.events import EventLog, read_events
 from sdpo_mlx.runs.folder import RunFolder
 from sdpo_mlx.runs.rollout_records import records
 from sdpo_mlx.runs.tracking.manager import TrackerManager
-from sdpo_mlx.training.health import TEACHER_NEEDED, HealthMonitor
+from sdpo_mlx.training import health
+from sdpo_mlx.training.failures import FailureMonitor
+from sdpo_mlx.training.history import History
 from sdpo_mlx.training.recovery import Recovery
 from sdpo_mlx.types import DistillSample, Problem, RolloutGroup
 
+TEACHER_EVERY = 10  # steps between looks at the self-teacher without evaluations
+MOST_ROLLBACKS = 2  # at a quarter of the learning rate the cause is another one
 PROBE_PROBLEMS, PROBE_ROLLOUTS = 32, 4  # of the first step, and of student and self-teacher on each
 OnEvent = Callable[[Mapping[str, Any], Sequence[RolloutGroup]], None]
 
@@ -47,7 +54,9 @@ class TrainState:
     best_score: float = -1.0
     best_step: int = -1
     stale: int = 0
-    watch: dict[str, Any] = field(default_factory=dict)  # HealthMonitor's counters; the key is in old checkpoints
+    declined: bool = False  # the last evaluation was significantly below the best (`health.held_out`)
+    rollbacks: int = 0  # each halved the learning rate
+    watch: dict[str, Any] = field(default_factory=dict)  # FailureMonitor's counters; the key is in old checkpoints
 
 
 @dataclass(frozen=True)
@@ -76,7 +85,9 @@ class TrainingSession:
         self.recovery = Recovery(components.policy, folder, components.sampling)
         self.on_event, self.interrupted, self.start_task = on_event, self.recovery.unless(interrupted), start_task
         self.log, self.trackers = EventLog(folder.events), TrackerManager(components.cfg, folder)
+        self.reference: Reference | None = None  # the base on general prompts, once `fit` has it
         self._candidates: Mapping[SampleKey, dict[str, Candidates]] = {}
+        self.history = History()
         self._teacher_success: Mapping[str, float] = {}
         self._step = 0
 
@@ -121,9 +132,13 @@ class TrainingSession:
 
         def evaluated_again(event: Mapping[str, Any]) -> bool:
             # A checkpoint saved while an evaluation was interrupted does not include its score.
-            return event.get("type") == "eval" and not event.get("final") and int(event["step"]) > state.evaluated
+            of_evaluation = event.get("type") == "decline" or event.get("rule") in health.AFTER_EVALUATION
+            is_score = event.get("type") == "eval" and not event.get("final")
+            return (is_score or of_evaluation) and int(event["step"]) > state.evaluated
 
         self.log.rewind(loaded.step, evaluated_again)
+        for event in read_events(self.folder.events):
+            self.history.add(event)
         self.folder.rewind(loaded.step)
         self.emit({"type": "resumed", "step": loaded.step})
         self.warn(loaded.step, (*self.components.warnings(), *loaded.warnings))
@@ -151,7 +166,7 @@ class TrainingSession:
         found = probe_groups(parts, first, PROBE_ROLLOUTS, self.interrupted, self.start_task, self.phase)
         conclusion = verdict.judge(found, cfg)
         self.emit({"type": "probe", "step": step, **verdict.event(found, conclusion)})
-        if conclusion.kind == "does not learn" and found.student_score[0] < TEACHER_NEEDED:
+        if conclusion.kind == "does not learn" and found.student_score[0] < health.TEACHER_NEEDED:
             self.warn(step, [f"probe: {conclusion.sentence} (`sdpo probe` tries other contexts and templates)"])
 
     def record_diagnostics(self, step: int, groups: Sequence[RolloutGroup], samples: Sequence[DistillSample]) -> None:
@@ -165,7 +180,7 @@ class TrainingSession:
         with self.phase("learn"):
             self._candidates = candidates(parts.policy, parts.chat, samples, count) if is_due else {}
         self._teacher_success = {}
-        evaluated = step == 0 or bool(cfg.train.eval_every and step % cfg.train.eval_every == 0)
+        evaluated = step % (cfg.train.eval_every or TEACHER_EVERY) == 0
         # A trust region mixes logits: there is no single set of weights to sample from.
         if not (evaluated and cfg.log.teacher_answers) or cfg.teacher.kind == "trust_region":
             return
@@ -184,16 +199,16 @@ class TrainingSession:
     ) -> TrainState:
         """Write the step's event, warnings and rollouts; return the state after it.
 
-        Saves and raises if `HealthMonitor` says that the run must stop.
+        Saves and raises if `FailureMonitor` says that the run must stop.
         """
         groups, skips, step, update = sampled.groups, (*sampled.skips, *batch.skips), state.step + 1, learned.update
-        monitor = HealthMonitor.from_dict(state.watch)
-        health = monitor.observe(groups, batch.samples, skips, update)
+        monitor = FailureMonitor.from_dict(state.watch)
+        failures = monitor.observe(groups, skips, update)
         self._step = step
         state = replace(state, step=step, generations=state.generations + sum(len(group.rollouts) for group in groups))
         now = time.perf_counter()
         facts = StepFacts(
-            learning_rate=learning_rate(state.step - 1, self.cfg.train),
+            learning_rate=learning_rate(state.step - 1, self.settings(state).train),
             generations=state.generations,
             generate_seconds=sampled.generate_seconds,
             grade_seconds=sampled.grade_seconds,
@@ -202,11 +217,13 @@ class TrainingSession:
             memory=self.components.policy.memory(),
         )
         metrics = step_metrics(groups, batch.samples, batch.contexts.values(), skips, update, facts)
-        extra = {"non_finite": list(update.non_finite)} if update and update.non_finite else {}
+        extra: dict[str, Any] = {"non_finite": list(update.non_finite)} if update and update.non_finite else {}
+        extra |= {"leakage/rate": leakage(groups, self.cfg.teacher), **self._teacher_success}
         counts = self.components.task.counters()
-        self.emit({"type": "step", "step": step, **metrics, **self._teacher_success, **counts, **extra}, groups)
+        self.emit({"type": "step", "step": step, **metrics, **counts, **extra}, groups)
         policy_warnings = update.warnings if update else ()
-        self.warn(step, (*health.warnings, *monitor.compare(self._teacher_success), *policy_warnings))
+        self.warn(step, (*failures.warnings, *policy_warnings))
+        self.check_health("step", step)
         if policy_warnings:  # the policy changed from what the manifest says, such as its micro-batch size
             policy = self.components.policy_record()
             self.folder.write_manifest({**self.folder.read_manifest(), "policy": policy})
@@ -214,9 +231,9 @@ class TrainingSession:
             rows = records(groups[: self.cfg.log.samples], batch, learned, self.components.chat, self._candidates)
             self.folder.write_rollouts(step, rows)
         state = replace(state, watch=monitor.to_dict())
-        if health.stop is not None:
+        if failures.stop is not None:
             self.save(state)
-            raise health.stop
+            raise failures.stop
         return state
 
     def evaluate_if_due(self, state: TrainState) -> TrainState:
@@ -229,11 +246,48 @@ class TrainingSession:
         if not found.problems:
             self.keep_adapter()
             return replace(state, evaluated=state.step, best_step=state.step)
-        self.emit({"type": "eval", "step": state.step, **found.event()})
+        event = {"type": "eval", "step": state.step, **found.event(), "rewards": found.rewards}
+        if self.reference is not None:
+            shift, error = divergence_from(self.reference, self.components.policy)
+            event |= {"forgetting/divergence": shift, "forgetting/divergence_error": error}
+        self.emit(event)
+        self.check_health("eval", state.step)
         if found.score <= state.best_score:
-            return replace(state, evaluated=state.step, stale=state.stale + 1)
+            declined = health.held_out(self.history) is not None
+            return self._decline(replace(state, evaluated=state.step, stale=state.stale + 1, declined=declined))
         self.keep_adapter()
-        return replace(state, evaluated=state.step, best_score=found.score, best_step=state.step, stale=0)
+        return replace(
+            state, evaluated=state.step, best_score=found.score, best_step=state.step, stale=0, declined=False
+        )
+
+    def _decline(self, state: TrainState) -> TrainState:
+        """Do what `train.on_decline` says if the held-out score has declined."""
+        if not state.declined or self.cfg.train.on_decline == "warn":
+            return state
+        event = {"type": "decline", "step": state.step, "rule": "held_out", "best_step": state.best_step}
+        if self._declined_for_good(state):
+            message = (
+                f"stopped: the held-out score has declined. The adapter of step {state.best_step}, the best, is kept"
+            )
+            self.emit({**event, "action": "stop", "message": message})
+            return state
+        best = checkpoint.load_step(self.folder.checkpoints, state.best_step)
+        self.components.policy.load_state(best.state)
+        state = replace(state, declined=False, stale=0, rollbacks=state.rollbacks + 1)
+        rate = self.settings(state).train.learning_rate
+        message = (
+            f"rolled back to step {state.best_step}, the best, with its teacher and optimizer; the learning rate is "
+            f"halved to {rate:g} (rollback {state.rollbacks} of {MOST_ROLLBACKS})"
+        )
+        self.emit({**event, "action": "rollback", "learning_rate": rate, "message": message})
+        return state
+
+    def settings(self, state: TrainState) -> Config:
+        """Return the run's settings with the learning rate that its rollbacks left."""
+        if not state.rollbacks:
+            return self.cfg
+        rate = self.cfg.train.learning_rate / 2**state.rollbacks
+        return self.cfg.model_copy(update={"train": self.cfg.train.model_copy(update={"learning_rate": rate})})
 
     def score(self, purpose: str) -> Evaluation:
         """Evaluate the student as it is on held-out problems, with the seeds of this purpose."""
@@ -242,9 +296,19 @@ class TrainingSession:
         with self.phase("generate"):
             return evaluate(parts.policy, parts.task, parts.chat, spec, self.interrupted, on_progress=on_progress)
 
-    def out_of_patience(self, state: TrainState) -> bool:
-        """Return whether `patience` evaluations in a row brought no new best."""
-        return bool(self.cfg.train.patience) and state.stale >= self.cfg.train.patience
+    def is_over(self, state: TrainState) -> bool:
+        """Return whether the run ends before its last step: `patience` is out, or the score declined for good."""
+        patience = self.cfg.train.patience
+        return self._declined_for_good(state) or (bool(patience) and state.stale >= patience)
+
+    def _declined_for_good(self, state: TrainState) -> bool:
+        action = self.cfg.train.on_decline
+        return state.declined and (action == "stop" or (action == "rollback" and state.rollbacks >= MOST_ROLLBACKS))
+
+    def save_start(self, state: TrainState) -> None:
+        """Save the untouched student if a rollback may need it: no evaluation may ever beat its score."""
+        if state.step == 0 and self.cfg.train.on_decline == "rollback":
+            self.save(state)
 
     def save_if_due(self, state: TrainState) -> None:
         """Save a checkpoint every `save_every` steps, and at each new best."""
@@ -256,7 +320,7 @@ class TrainingSession:
         """Write a checkpoint of the state after its last whole step; keep the last two and the best."""
         self.start_task("saving")
         self.log.sync()
-        best = {state.best_step} if state.best_step > 0 else set()
+        best = {state.best_step} if state.best_step >= 0 else set()
         policy = self.components.policy
         place = [policy.info.backend, policy.info.device]
         meta = {**self.components.identity(), "place": place, "dtype": policy.info.dtype, "state": asdict(state)}
@@ -270,8 +334,15 @@ class TrainingSession:
     def emit(self, event: Mapping[str, Any], groups: Sequence[RolloutGroup] = ()) -> None:
         """Append to the event log, call `on_event`, and pass it to the trackers; warn if a tracker fails."""
         written = self.log.emit(event)
+        self.history.add(written)
         self.on_event(written, groups)
         self.warn(written["step"], self.trackers.send(written))
+
+    def check_health(self, after: Literal["step", "eval"], step: int) -> None:
+        """Emit a warning event for each health rule that finds something for the first time."""
+        for rule, found in health.check(self.history, after).items():
+            event = {"type": "warning", "step": step, "message": found.message, "rule": rule}
+            self.emit({**event, "evidence": dict(found.evidence)})
 
     def warn(self, step: int, messages: Sequence[str]) -> None:
         """Emit one warning event for each message."""

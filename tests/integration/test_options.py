@@ -92,6 +92,7 @@ TESTED_ELSEWHERE = {
     "model.name": "needs another base: unit/models/test_resolve.py",
     "model.backend": "torch is an extra: numerics/test_step_gradients.py",
     "model.bits": "torch is an extra: numerics/test_torch_quantized.py",
+    "train.on_decline": "needs a score that falls: integration/test_decline.py",
     "model.device": "torch is an extra: numerics/test_step_gradients.py",
     "model.chat_template": "needs another template: integration/test_chat_templates.py",
     "model.thinking": "the embedded model has no such switch: unit/models/test_chat_template.py",

@@ -25,6 +25,7 @@ def charts(runs: Sequence[RunData], axis: str) -> list[str]:
     both_sampled = [[row for row in run.steps if number(row.get("teacher/answers"))] for run in runs]
     roles = {"teacher/success": "self-teacher", "teacher/student": "student"}
     context = {"teacher/with_demonstration": "demonstration", "teacher/with_feedback": "feedback"}
+    faults = {"length/truncated": "truncated", "leakage/rate": "repeats the teacher's context"}
     divergence, pairs = lines.several({"divergence/mean": ""}, taught), lines.several(roles, both_sampled)
     phases = {f"time/{name}": name for name in ("generate", "grade", "teacher", "learn", "other")}
     times = lines.several(phases)
@@ -38,6 +39,7 @@ def charts(runs: Sequence[RunData], axis: str) -> list[str]:
         _chart("Student and self-teacher on the same problems", "success rate", pairs, axis, share),
         _chart("Rollouts with a teacher context", "share", lines.several(context, taught), axis, share),
         _chart("Length of a rollout", "tokens", lines.several({"length/mean": ""}), axis),
+        _chart("Rollouts that are truncated, and that leak", "share", lines.several(faults), axis, share),
         _chart("Entropy of the student", "nats", lines.several({"entropy": ""}), axis),
         _chart("Time of a step", "seconds", times, axis),
         _chart("Peak memory", "MB", memory, axis),

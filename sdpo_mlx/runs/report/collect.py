@@ -15,6 +15,7 @@ from sdpo_mlx.core.errors import ConfigError, StorageError
 from sdpo_mlx.runs.events import number, read_events
 from sdpo_mlx.runs.folder import LESSONS, RunFolder
 
+NOTES = ("probe", "warning", "decline", "resumed", "run_finished")  # types of events
 MAX_STEPS = 12  # steps whose rollouts are in the report
 ROLLOUTS_PER_STEP = 6
 MAX_FOLLOWED = 6  # problems whose rollouts are shown over time
@@ -98,7 +99,7 @@ def read_run(folder: Path, name: str = "") -> RunData:
         name=name or folder.resolve().name,
         steps=[steps[step] for step in sorted(steps)],
         evals=[e for e in events if e.get("type") == "eval"],
-        notes=[e for e in events if e.get("type") in ("probe", "warning", "resumed", "run_finished")],
+        notes=[e for e in events if e.get("type") in NOTES],
         config=readable("config.yaml", dict, lambda: yaml.safe_load((folder / "config.yaml").read_bytes())),
         manifest=readable("manifest.json", dict, run.read_manifest),
         rollouts=_choose(turns, list(dict.fromkeys(row["step"] for row in stored))),

@@ -70,13 +70,13 @@ def skips(run: RunData) -> Table:
 
 
 def notes(run: RunData) -> Table:
-    """The probe, warnings, resumes, the sandbox, and files that could not be read."""
+    """The probe, warnings, declines, resumes, the sandbox, and files that could not be read."""
     rows: list[tuple[str, ...]] = [("-", f"the folder: {problem}") for problem in run.problems]
     if run.manifest.get("sandbox"):
         rows.append(("-", f"sandbox: {run.manifest['sandbox']}"))
     for row in run.notes:
         step, best = str(row.get("step")), row.get("best_step")
-        if row.get("type") == "warning":
+        if row.get("type") in ("warning", "decline"):
             rows.append((step, str(row.get("message", ""))))
         elif row.get("type") == "probe":
             rows.append((step, f"probe: {row.get('verdict')}. {row.get('sentence')}"))
@@ -94,6 +94,8 @@ def steps(run: RunData) -> Table:
         "divergence": ("divergence/mean", _figure),
         "length": ("length/mean", _figure),
         "entropy": ("entropy", _figure),
+        "truncated": ("length/truncated", percent),
+        "leakage": ("leakage/rate", percent),
         "self-teacher": ("teacher/success", percent),
         "rollouts": ("generations/total", lambda value: f"{value:,}" if isinstance(value, int) else "-"),
     }

@@ -1,4 +1,4 @@
-"""The event stream: whole lines, exact rewinding; the step's numbers; the watch over them."""
+"""The event stream: whole lines, exact rewinding; the step's numbers; failures that stop a run."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from sdpo_mlx.backends.base import Update
 from sdpo_mlx.core.errors import DataError, DivergedError, StorageError
 from sdpo_mlx.rl.metrics import StepFacts, step_metrics
 from sdpo_mlx.runs.events import EventLog, read_events
-from sdpo_mlx.training.health import HealthMonitor
+from sdpo_mlx.training.failures import FailureMonitor
 from sdpo_mlx.types import (
     Demonstration,
     DistillSample,
@@ -35,6 +35,7 @@ from sdpo_mlx.types import (
 NAMES = [
     "reward/mean",
     "success/rate",
+    "feedback/rate",
     "groups/solved",
     "groups/no_signal",
     "teacher/with_demonstration",
@@ -202,6 +203,7 @@ def test_step_metrics_have_every_name_and_the_right_numbers() -> None:
     wanted = {
         "reward/mean": 1 / 3,
         "success/rate": 1 / 3,
+        "feedback/rate": 0,
         "groups/solved": 0.5,
         "groups/no_signal": 0.5,
         "teacher/with_demonstration": 0.25,
@@ -230,27 +232,9 @@ def test_step_metrics_without_anything_are_nan_not_an_error() -> None:
     assert found["tokens/learned"] == 0
 
 
-def test_watch_warns_once_with_numbers_when_nothing_can_be_learned() -> None:
-    watch, told = HealthMonitor(), []
-    for _ in range(20):
-        told.append(watch.observe([group_of("a", "wrong", "wrong")], [], [Skip("no_signal", "a", 0)], None).warnings)
-    warned = [i for i, warnings in enumerate(told) if warnings]
-    assert warned == [4]
-    assert "5 steps in a row: 10 rollouts, 0 with feedback" in told[4][0]
-    assert "hybrid" in told[4][0]
-
-
-def test_watch_stays_silent_while_something_is_learned_now_and_then() -> None:
-    watch = HealthMonitor()
-    for step in range(40):
-        samples = [sample_of("a")] if step % 5 == 4 else [sample_of("a", weight=0.0)]
-        verdict = watch.observe([group_of("a", "wrong")], samples, [], update_of() if step % 5 == 4 else None)
-        assert verdict.warnings == ()
-
-
 def test_watch_stops_at_the_fifth_non_finite_update_in_a_row() -> None:
-    watch, bad = HealthMonitor(), update_of(applied=False, non_finite=("p7",))
-    outcomes = [watch.observe([], [sample_of("a")], [], each) for each in [bad] * 4 + [update_of()] + [bad] * 5]
+    watch, bad = FailureMonitor(), update_of(applied=False, non_finite=("p7",))
+    outcomes = [watch.observe([], [], each) for each in [bad] * 4 + [update_of()] + [bad] * 5]
     assert [outcome.stop is not None for outcome in outcomes] == [False] * 9 + [True]
     assert isinstance(outcomes[-1].stop, DivergedError)
     assert outcomes[-1].stop.exit_code == 6
@@ -259,9 +243,9 @@ def test_watch_stops_at_the_fifth_non_finite_update_in_a_row() -> None:
 
 
 def test_watch_stops_after_twenty_grader_errors_in_a_row_and_not_before() -> None:
-    watch = HealthMonitor()
-    assert watch.observe([group_of("a", *["grader_error"] * 19, "wrong")], [sample_of("a")], [], None).stop is None
-    stop = watch.observe([group_of("a", *["grader_error"] * 20, "wrong")], [sample_of("a")], [], None).stop
+    watch = FailureMonitor()
+    assert watch.observe([group_of("a", *["grader_error"] * 19, "wrong")], [], None).stop is None
+    stop = watch.observe([group_of("a", *["grader_error"] * 20, "wrong")], [], None).stop
     assert isinstance(stop, DataError)
     assert "20 times in a row" in str(stop)
 
@@ -271,22 +255,21 @@ def test_watch_stops_when_over_a_tenth_of_the_grades_fail(failures: int, stops: 
     kinds: list[FeedbackKind] = ["wrong"] * (100 - failures)
     for i in range(failures):
         kinds.insert(i * 8, "grader_error")
-    assert (HealthMonitor().observe([group_of("a", *kinds)], [sample_of("a")], [], None).stop is not None) == stops
+    assert (FailureMonitor().observe([group_of("a", *kinds)], [], None).stop is not None) == stops
 
 
 @pytest.mark.parametrize(("too_long", "stops"), [(2, False), (3, True)])
 def test_watch_stops_when_over_a_twentieth_of_the_prompts_are_too_long(too_long: int, stops: bool) -> None:
     groups = [group_of(str(i), "wrong") for i in range(40)]
     skips = [Skip("too_long", str(i), rollout) for i in range(too_long) for rollout in range(8)]
-    assert (HealthMonitor().observe(groups, [sample_of("1")], skips, None).stop is not None) == stops
+    assert (FailureMonitor().observe(groups, skips, None).stop is not None) == stops
 
 
 def test_watch_resumes_exactly_from_its_counters() -> None:
-    outcomes = [[sample_of("a")] if step in (3, 11) else [] for step in range(20)]
-    whole, broken = HealthMonitor(), HealthMonitor()
-    for step, samples in enumerate(outcomes):
+    whole, broken = FailureMonitor(), FailureMonitor()
+    for step in range(20):
         groups = [group_of("a", "grader_error" if step % 12 == 0 else "wrong", text="say")]
-        broken = HealthMonitor.from_dict(json.loads(json.dumps(broken.to_dict())))
-        assert whole.observe(groups, samples, [], None) == broken.observe(groups, samples, [], None)
+        broken = FailureMonitor.from_dict(json.loads(json.dumps(broken.to_dict())))
+        assert whole.observe(groups, [], None) == broken.observe(groups, [], None)
     assert whole == broken
-    assert whole.warned_barren
+    assert sum(whole.grader_window) == 2
