@@ -11,18 +11,23 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from sdpo_mlx.backends.memory_plan import limit_of
+from sdpo_mlx.config import Config
+from sdpo_mlx.core.hardware import bytes_of
+
 OUT = Path(__file__).parents[1] / "docs" / "figures" / "mac_memory.json"
 MEMORY = ("8GB", "16GB", "24GB", "32GB", "64GB")
 MODELS = ("qwen:30b-a3b", "qwen:8b", "qwen", "qwen:tiny")  # best first
 ROLLOUTS = (("8", "1024"), ("8", "512"), ("4", "512"))  # group size and longest answer, most first
 
-MARGIN = 0.9  # of the plan's own limit, since no plan was compared with a Mac
+MARGIN = 0.9  # of the plan's limit, since no plan was compared with a Mac
 
 
 def plan(memory: str, model: str, group: str, tokens: str) -> dict[str, Any]:
-    """Return the plan of `--task code` in the data type of a Mac."""
+    """Return the plan of `--task code` in the data type of a Mac, and with its limit (`memory.limit`)."""
+    limit = limit_of(Config(), bytes_of(memory), mac=True) / 2**30
     words = ["plan", "--task", "code", "--set", "model.dtype=bfloat16", "--model", model, "--memory", memory, "--json"]
-    words += ["--group-size", group, "--max-tokens", tokens]
+    words += ["--group-size", group, "--max-tokens", tokens, "--set", f"train.memory_gb={limit}"]
     code = "import sys; from sdpo_cli.main import main; sys.exit(main(sys.argv[1:]))"
     done = subprocess.run([sys.executable, "-c", code, *words], stdout=subprocess.PIPE, check=False)
     found: dict[str, Any] = json.loads(done.stdout)

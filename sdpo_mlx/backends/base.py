@@ -153,10 +153,12 @@ class Policy(Protocol):
     def warnings(self) -> tuple[str, ...]:
         """Return what the user should know of this model on this backend, one line each."""
 
-    def check_gradient(self) -> tuple[str, ...]:
-        """Check the gradient on a small text, once before a run; return warnings, one line each.
+    def check_gradient(self, *, slope: bool = True) -> tuple[str, ...]:
+        """Check gradients at each start of a run; return warnings, one line each.
 
-        Raise ConfigError if it is not finite, zero, or not the slope of the model's own log-probs.
+        MLX on a GPU, once for each machine, version and architecture: raise SelfTestError if a small model's gradient
+        is not the CPU's. With `slope`: raise ConfigError if the gradient of this model on a small text is not finite,
+        zero, or not the slope of its own log-probs.
         """
 
     def update_teacher(self, teacher: TeacherConfig) -> None:

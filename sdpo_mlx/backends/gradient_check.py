@@ -35,7 +35,7 @@ def check(learner: Learner) -> tuple[str, ...]:
     ids = (np.arange(TOKENS, dtype=np.int32) * 37 + 11) % learner.info.vocab_size
     pairs = [(ids[:-6], ids[-6:]), (ids[:-6], ids[:5]), (ids[9:15], ids[-8:])]
     try:
-        grads = _gradient(learner, pairs)
+        grads = gradient(learner, pairs)
     except (ValueError, RuntimeError, TypeError, AttributeError) as error:  # an unknown layer may fail in any way
         raise _untrainable(learner, f"its gradient fails: {' '.join(str(error).split())[:120]}") from error
     squares = {name: float((grad * grad).sum()) for name, grad in grads.items()}
@@ -57,8 +57,8 @@ def check(learner: Learner) -> tuple[str, ...]:
     return tuple(warnings)
 
 
-def _gradient(learner: Learner, pairs: Pairs) -> Weights:
-    """The gradient of minus the mean log-prob of the responses, by the code of a learning step."""
+def gradient(learner: Learner, pairs: Pairs) -> Weights:
+    """Return the gradient of minus the mean log-prob of the responses, by the code of a learning step."""
     sequences = [np.concatenate(pair) for pair in pairs]
     spans = [(prompt.size, prompt.size + response.size) for prompt, response in pairs]
     none = np.zeros(0, np.int32)

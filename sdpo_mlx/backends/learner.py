@@ -236,8 +236,10 @@ class Learner(Policy, ABC):
         """See `Policy.warnings`."""
         return () if self.model.batched else (UNBATCHED,)
 
-    def check_gradient(self) -> tuple[str, ...]:
+    def check_gradient(self, *, slope: bool = True) -> tuple[str, ...]:
         """See `Policy.check_gradient`."""
+        if not slope:
+            return ()
         with self.limits():
             return gradient_check.check(self)
 

@@ -284,12 +284,16 @@ def choose(shape: ModelDims, cfg: Config, work: Workload, limit: float) -> Workl
     return next((each for each in options if fits(each, "teacher", "learn")), options[-1])
 
 
-def limit_of(cfg: Config, machine: int | None = None) -> float:
-    """Return the bytes that a run may hold; on a Mac no more than `memory.limit`, of what Metal recommends."""
+def limit_of(cfg: Config, machine: int | None = None, *, mac: bool | None = None) -> float:
+    """Return the bytes that a run may hold; on a Mac no more than `memory.limit`, of what Metal recommends.
+
+    `machine` are the bytes of another machine's memory, `mac` whether that one is a Mac (None: as this one is).
+    """
     if cfg.train.memory_gb:
         return cfg.train.memory_gb * 2**30
     usable = USABLE * (machine or total_memory())
-    return min(usable, amount_of(cfg.memory.limit, int(usable))) if platform.system() == "Darwin" else usable
+    mac = platform.system() == "Darwin" if mac is None else mac
+    return min(usable, amount_of(cfg.memory.limit, int(usable))) if mac else usable
 
 
 def bounded(work: Workload, sizes: EvaluationSizes) -> Workload:

@@ -5,14 +5,12 @@ The answer holds for one build of the system, one interpreter, one profile and o
 
 from __future__ import annotations
 
-import json
 import os
 import plistlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from sdpo_mlx.core.errors import StorageError
-from sdpo_mlx.core.storage import cache_home, digest, write_bytes
+from sdpo_mlx.core.remembered import recall, remember
 from sdpo_mlx.sandbox import attacks
 from sdpo_mlx.sandbox.attacks import Attack
 
@@ -26,12 +24,12 @@ def refused(described: Sequence[str], ask: Callable[[], list[Attack]]) -> dict[s
     written is none.
     """
     known = [*described, system_build(), Path(attacks.__file__).read_text("utf-8")]
-    file = cache_home() / "sandbox" / f"{digest(json.dumps(known).encode())}.json"
-    if (names := _kept(file)) is not None:
+    names = recall("sandbox", known).get("refused")
+    if isinstance(names, list) and names and all(isinstance(each, str) for each in names):
         return dict.fromkeys(names, True)
     found = {f"refused:{each.name}": each.refused is True for each in ask()}
     if found and all(found.values()):
-        _keep(file, list(found))
+        remember("sandbox", known, {"refused": list(found)})
     return found
 
 
@@ -42,22 +40,3 @@ def system_build() -> str:
     except (OSError, ValueError, AttributeError, plistlib.InvalidFileException):
         build = ""
     return f"{build} {os.uname().version}"
-
-
-def _kept(file: Path) -> list[str] | None:
-    """Return the attacks that were refused; None if none are known, or if the file is not this user's own."""
-    try:
-        if file.stat().st_uid != os.getuid():
-            return None
-        names = json.loads(file.read_text("utf-8"))["refused"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return names if isinstance(names, list) and names and all(isinstance(each, str) for each in names) else None
-
-
-def _keep(file: Path, names: list[str]) -> None:
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_bytes(file, json.dumps({"refused": names}).encode())
-    except (OSError, StorageError):  # then the next start asks again
-        pass

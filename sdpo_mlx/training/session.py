@@ -109,7 +109,7 @@ class TrainingSession:
         """Return the state of the last good checkpoint, or the initial state.
 
         Raises ConfigError if model, tokenizer or settings changed, StorageError if no checkpoint can be read,
-        CrashedError if the process ended twice at the same place.
+        CrashedError if the process ended twice at the same place, SelfTestError if this GPU's gradients are wrong.
         """
         state = self._loaded()
         self._step = state.step
@@ -124,8 +124,7 @@ class TrainingSession:
             config = self.components.requested.model_dump(mode="json")
             self.emit({"type": "run_started", "step": 0, "config": config})
             # The embedded model is held against finite differences by tests.
-            known = self.cfg.model.name == EMBEDDED
-            self.warn(0, (*self.components.warnings(), *(() if known else self.components.policy.check_gradient())))
+            self._warn_at_start(0, slope=self.cfg.model.name != EMBEDDED)
             return TrainState()
         state = TrainState(**loaded.meta["state"])
         self.components.policy.load_state(loaded.state)
@@ -141,7 +140,7 @@ class TrainingSession:
             self.history.add(event)
         self.folder.rewind(loaded.step)
         self.emit({"type": "resumed", "step": loaded.step})
-        self.warn(loaded.step, (*self.components.warnings(), *loaded.warnings))
+        self._warn_at_start(loaded.step, *loaded.warnings)
         info, before = self.components.policy.info, loaded.meta.get("place")
         if before not in (None, [info.backend, info.device]):  # rounding differs
             change = f"this run began on {' '.join(before)} and resumes on {info.backend} {info.device}"
@@ -168,6 +167,11 @@ class TrainingSession:
         self.emit({"type": "probe", "step": step, **verdict.event(found, conclusion)})
         if conclusion.kind == "does not learn" and found.student_score[0] < health.TEACHER_NEEDED:
             self.warn(step, [f"probe: {conclusion.sentence} (`sdpo probe` tries other contexts and templates)"])
+
+    def _warn_at_start(self, step: int, *more: str, slope: bool = False) -> None:
+        """Emit the warnings of a start; raise what `Policy.check_gradient` raises."""
+        checked = self.components.policy.check_gradient(slope=slope)
+        self.warn(step, (*self.components.warnings(), *checked, *more))
 
     def record_diagnostics(self, step: int, groups: Sequence[RolloutGroup], samples: Sequence[DistillSample]) -> None:
         """Keep, for the report, the likeliest tokens of student and teacher, and how often each succeeds.

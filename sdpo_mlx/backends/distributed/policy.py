@@ -28,7 +28,7 @@ from sdpo_mlx.backends.distributed.serialization import (
 from sdpo_mlx.backends.distributed.sharding import cut
 from sdpo_mlx.backends.learner import Interrupted, Learner, Rollout
 from sdpo_mlx.config import ObjectiveConfig, TeacherConfig
-from sdpo_mlx.core.errors import ConfigError, RankLostError
+from sdpo_mlx.core.errors import ConfigError, RankLostError, SelfTestError
 from sdpo_mlx.types import DistillSample, IntArray
 
 CHECK_EVERY = 10  # optimizer steps between two comparisons of the ranks' states
@@ -124,9 +124,10 @@ class DistributedPolicy:
         """See `Policy.warnings`."""
         return self.local.warnings()
 
-    def check_gradient(self) -> tuple[str, ...]:
-        """See `Policy.check_gradient`; on this rank, since all have the same weights."""
-        return self.local.check_gradient()
+    def check_gradient(self, *, slope: bool = True) -> tuple[str, ...]:
+        """See `Policy.check_gradient`; every rank checks its machine, rank 0 the weights, which all have."""
+        with self._on_all_ranks("check_gradient", None), self.group.together():
+            return self.local.check_gradient(slope=slope)
 
     def update_teacher(self, teacher: TeacherConfig) -> None:
         """See `Policy.update_teacher`."""
@@ -154,7 +155,7 @@ class DistributedPolicy:
             if kind == "end":
                 return
             # Rank 0 receives what stops a call here, and decides what becomes of the run.
-            with suppress(KeyboardInterrupt, ConfigError):
+            with suppress(KeyboardInterrupt, ConfigError, SelfTestError):
                 self._serve(kind, plain, arrays, interrupted)
 
     def _serve(self, kind: str, plain: Any, arrays: Mapping[str, Any], interrupted: Interrupted) -> None:
@@ -172,7 +173,9 @@ class DistributedPolicy:
             self.local.update_teacher(TeacherConfig(**plain))
         else:
             with self.group.together():
-                if kind == "load_state":
+                if kind == "check_gradient":
+                    self.local.check_gradient(slope=False)
+                elif kind == "load_state":
                     self.local.load_state(_nested(arrays))
                 else:
                     self.local.load_student(arrays)
@@ -184,7 +187,7 @@ class DistributedPolicy:
         self.group.broadcast(encode([kind, plain], arrays))
         try:
             yield
-        except (KeyboardInterrupt, ConfigError):
+        except (KeyboardInterrupt, ConfigError, SelfTestError):
             self.group.idle = True
             raise
         self.group.idle = True

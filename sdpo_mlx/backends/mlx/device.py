@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import time
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
@@ -17,6 +18,12 @@ def device_line() -> str:
     """Return the device that training would use, and its BLAS."""
     device = str(mx.default_device().type).rpartition(".")[2]
     return f"mlx {version('mlx')} on {device}, BLAS {BLAS}"
+
+
+def machine() -> list[str]:
+    """Return what a measurement on this device depends on besides the model: device, system, versions."""
+    chip = str(mx.device_info().get("device_name", ""))
+    return [str(mx.default_device()), chip, platform.platform(), *map(version, ("mlx", "mlx-lm", "sdpo-mlx"))]
 
 
 def has_metal() -> bool:

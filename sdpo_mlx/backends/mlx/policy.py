@@ -51,7 +51,7 @@ class MLXPolicy(Learner):
         memory: MemoryConfig | None = None,
     ) -> None:
         super().__init__(model, teacher, train)
-        self.memory_cfg = memory or MemoryConfig()
+        self.path, self.memory_cfg = path, memory or MemoryConfig()
         with self.limits():
             loaded, self.config = load(path, model)
         self.model = replace(loaded, sizes=self._sizes(loaded))
@@ -125,6 +125,14 @@ class MLXPolicy(Learner):
         """See `Policy.memory`."""
         phases, limit = self.peaks.read(), int(mx.device_info().get("memory_size", 0))
         return {"current": mx.get_active_memory(), "peak": max(phases.values()), "limit": limit, **phases}
+
+    def check_gradient(self, *, slope: bool = True) -> tuple[str, ...]:
+        """See `Policy.check_gradient`."""
+        from sdpo_mlx.backends.mlx.self_test import core
+
+        with self.limits():
+            warnings = core.check(self)
+        return (*warnings, *super().check_gradient(slope=slope))
 
     # The array functions of `Learner`
 

@@ -259,9 +259,11 @@ def test_bound_changes_no_setting_that_was_given() -> None:
 
 
 def test_plan_on_a_mac_stays_under_the_memory_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = limit_of(config(), 16 << 30)
+    whole = limit_of(config(), 16 << 30, mac=False)
+    assert limit_of(config(), 16 << 30, mac=True) == pytest.approx(0.85 * whole)
     monkeypatch.setattr("platform.system", lambda: "Darwin")
-    assert limit_of(config(), 16 << 30) == pytest.approx(0.85 * whole)
+    assert limit_of(config(), 16 << 30) == limit_of(config(), 16 << 30, mac=True)
+    assert limit_of(config(), 16 << 30, mac=False) == whole
     assert limit_of(config(memory={"limit": "6GB"}), 16 << 30) == 6 << 30
     assert limit_of(config(train={"memory_gb": 14.0}), 16 << 30) == 14 << 30
 

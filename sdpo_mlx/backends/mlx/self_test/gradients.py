@@ -40,8 +40,8 @@ def gaps(policy: MLXPolicy, segments: tuple[int, ...] = SEGMENTS) -> Gaps:
         ours = step_gradient(policy, samples)
         with on_cpu():
             loss, grads = expected(policy, samples)
-            same = _difference(ours.grads, numpy(step_gradient(policy, samples).grads)) if on_gpu else 0.0
-        found = [abs(ours.loss - loss) / abs(loss), _difference(ours.grads, grads), same]
+            same = difference(ours.grads, numpy(step_gradient(policy, samples).grads)) if on_gpu else 0.0
+        found = [abs(ours.loss - loss) / abs(loss), difference(ours.grads, grads), same]
         worst = np.maximum(worst, np.nan_to_num(found, nan=np.inf))
     return Gaps(*map(float, worst))
 
@@ -121,14 +121,17 @@ def _padded(rows: Any) -> Any:
     return np.stack([np.pad(row, [(0, longest - len(row)), *[(0, 0)] * (row.ndim - 1)]) for row in rows])
 
 
-def _difference(ours: Any, theirs: Arrays) -> float:
-    """Return the largest relative difference of an array; a gradient of zero has none."""
+def difference(ours: Any, theirs: Arrays, small: float = SMALL) -> float:
+    """Return the largest relative difference of an array; infinite if all of `theirs` is zero.
+
+    An array whose norm is below `small` of the whole gradient's is judged against that.
+    """
     mine = numpy(ours)
     whole = float(np.sqrt(sum((array**2).sum() for array in theirs.values())))
     if not whole:
         return float("inf")
     gaps = [
-        np.linalg.norm(mine[name] - array) / max(float(np.linalg.norm(array)), SMALL * whole)
+        np.linalg.norm(mine[name] - array) / max(float(np.linalg.norm(array)), small * whole)
         for name, array in theirs.items()
     ]
     return float(np.max(gaps))  # unlike Python's `max`, not blind to NaN

@@ -16,11 +16,12 @@ import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_flatten, tree_map_with_path
 
+from sdpo_mlx.backends.architectures import mlx_lm_module
 from sdpo_mlx.backends.mlx.policy import MLXPolicy
 from sdpo_mlx.config import AdapterConfig, ModelConfig, TeacherConfig, TrainConfig
 
 VOCABULARY = 512
-GROUP = 64  # weights that share a scale
+QUANTIZATION: Mapping[str, Any] = {"group_size": 64, "bits": 4}
 RANK = 4
 STIR = 0.1  # how far student and teacher are moved apart
 
@@ -60,6 +61,10 @@ class TestModel:
 
     def config(self) -> dict[str, Any]:
         """Return the contents of its `config.json`."""
+        quantized = {"quantization": dict(QUANTIZATION)} if self.dtype == "4-bit" else {}
+        return {**self._dimensions(), **quantized}
+
+    def _dimensions(self) -> dict[str, Any]:
         own = {**_COMMON, "head_dim": self.width}
         if self.kind == "sliding window":
             extra = {"sliding_window": 8, "sliding_window_pattern": 2, "query_pre_attn_scalar": self.width}
@@ -70,6 +75,7 @@ class TestModel:
             text = {**own, **heads, **widths, "model_type": "qwen3_5_text", "full_attention_interval": 2}
             return {"model_type": "qwen3_5", "text_config": text}
         if self.kind == "experts":
+            # Not in bfloat16: mlx 0.32.4 multiplies the rows of experts on a CPU in float32 alone.
             experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64, "norm_topk_prob": True}
             return {**own, **experts, "model_type": "qwen3_moe", "decoder_sparse_step": 1, "mlp_only_layers": []}
         return {**own, "model_type": "qwen3"}
@@ -84,6 +90,7 @@ MODELS = (
     TestModel("sliding window", 256, "float32"),
     TestModel("sliding window", 256, "bfloat16"),
     TestModel("gated delta", 128, "float32"),
+    TestModel("gated delta", 128, "bfloat16"),
     TestModel("gated delta", 128, "4-bit"),
     TestModel("experts", 128, "float32"),
     TestModel("experts", 128, "4-bit"),
@@ -94,7 +101,7 @@ MODELS = (
 def opened(model: TestModel) -> Iterator[MLXPolicy]:
     """Open a random model on the default device, its student and teacher at different places."""
     with TemporaryDirectory(prefix="sdpo-self-test-") as folder:
-        write(Path(folder), model.config(), bits=4 if model.dtype == "4-bit" else None)
+        write(Path(folder), model.config())
         yield open_folder(Path(folder), "bfloat16" if model.dtype == "bfloat16" else "float32")
 
 
@@ -115,31 +122,39 @@ def open_folder(folder: Path, dtype: str) -> MLXPolicy:
     return policy
 
 
-def write(folder: Path, config: Mapping[str, Any], bits: int | None = None) -> None:
-    """Write a random float32 model of that configuration, with quantised linear layers if `bits` is given."""
-    module = import_module(f"mlx_lm.models.{config['model_type']}")
+def write(folder: Path, config: Mapping[str, Any]) -> None:
+    """Write a random float32 model of that configuration, with linear layers quantized as `quantization` says."""
+    module = import_module(f"mlx_lm.models.{mlx_lm_module(config)}")
     model = module.Model(module.ModelArgs.from_dict(dict(config)))
+    gemma = "gemma" in config["model_type"]
     if config["model_type"] == "gemma3_text":
         model.sanitize({})  # ties the embeddings
     rng = np.random.default_rng(0)
 
     def draw(path: str, array: mx.array) -> mx.array:
-        centre = 1.0 if "norm" in path and "gemma" not in config["model_type"] else 0.0
+        if not mx.issubdtype(array.dtype, mx.floating):
+            return array
+        centre = 1.0 if "norm" in path and not gemma else 0.0
         scale = 0.1 if array.ndim < 2 else array.shape[-1] ** -0.5
         return mx.array((centre + scale * rng.standard_normal(array.shape)).astype(np.float32))
 
     model.update(tree_map_with_path(draw, model.parameters()))
-    document = dict(config)
-    if bits is not None:
-        nn.quantize(
-            model,
-            GROUP,
-            bits,
-            class_predicate=lambda _, layer: hasattr(layer, "to_quantized") and layer.weight.shape[-1] % GROUP == 0,
-        )
-        document["quantization"] = {"group_size": GROUP, "bits": bits}
+    if found := config.get("quantization"):
+        _quantize(model, found)
     mx.save_safetensors(str(folder / "model.safetensors"), dict(tree_flatten(model.parameters())))
-    (folder / "config.json").write_text(json.dumps(document), encoding="utf-8")
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+
+
+def _quantize(model: nn.Module, found: Mapping[str, Any]) -> None:
+    """Quantize as mlx-lm reads it again: single layers may have settings of their own, or `False`."""
+
+    def settings(path: str, layer: nn.Module) -> Any:
+        own = found.get(path, True)
+        group = (own if isinstance(own, Mapping) else found).get("group_size", QUANTIZATION["group_size"])
+        return own if hasattr(layer, "to_quantized") and layer.weight.shape[-1] % group == 0 else False
+
+    common = {name: found[name] for name in ("group_size", "bits", "mode") if name in found}
+    nn.quantize(model, **common, class_predicate=settings)
 
 
 @contextmanager
