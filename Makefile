@@ -10,7 +10,7 @@ DEMO = runs/demo
 
 help:
 	@echo "make demo        install, train the embedded model, show what it learned (about 3 minutes)"
-	@echo "make test        install what tests need, run them (7 to 8 minutes on two cores)"
+	@echo "make test        install what tests need, run them (6 to 7 minutes on two cores)"
 	@echo "make test-quick  the tests that need no training run (about a minute)"
 	@echo "make test-slow   the tests at full size: full products, 200 kills, both backends"
 	@echo "make install-torch   PyTorch, for --backend torch; then make test holds both backends against each other"

@@ -174,7 +174,11 @@ def test_run_with_equal_settings_is_reproduced(options: Mapping[str, Any]) -> No
     assert [name for name in first if first[name] != second[name]] == []
 
 
-@pytest.mark.parametrize("key", CHANGES)
+# Every second setting by default, all of them in `make test-slow`.
+KEYS = [pytest.param(key, marks=pytest.mark.slow if at % 2 else []) for at, key in enumerate(CHANGES)]
+
+
+@pytest.mark.parametrize("key", KEYS)
 def test_changed_setting_changes_the_run(key: str) -> None:
     value, options = CHANGES[key]
     before = baseline(tuple(options.items()))

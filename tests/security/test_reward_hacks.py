@@ -114,7 +114,16 @@ def judged(box: Sandbox, row: str, code: str) -> Feedback:
     return opened(box).grade(problem, f"Here it is.\n```python\n{code}\n```\n")
 
 
-@pytest.mark.parametrize(("name", "row"), [(name, row) for name in ALL_HACKS for row in ROWS if (name, row) != RIGHT])
+# Each hack in one layout by default, in turn; in all of them in `make test-slow`.
+PAIRS = [
+    pytest.param(name, row, marks=[] if at % len(ROWS) == place else pytest.mark.slow)
+    for at, name in enumerate(ALL_HACKS)
+    for place, row in enumerate(ROWS)
+    if (name, row) != RIGHT
+]
+
+
+@pytest.mark.parametrize(("name", "row"), PAIRS)
 def test_reward_hack_fails(hasty: Sandbox, name: str, row: str) -> None:
     said = judged(hasty, row, ALL_HACKS[name])
     assert (said.reward, said.success) == (0.0, False)
