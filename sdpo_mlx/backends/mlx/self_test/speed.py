@@ -19,7 +19,7 @@ from sdpo_mlx.types import IntArray
 MODEL = TestModel("attention", 128, "float32")
 LARGER = {"hidden_size": 512, "intermediate_size": 1_536, "num_attention_heads": 4, "num_key_value_heads": 2}
 PROMPT = 256  # tokens
-DECODE_ROWS = (1, 8, 32)
+DECODE_ROWS = (1, 8, 32, 64)
 DECODE_TOKENS = 8
 ROLLOUTS = (32,) * 4  # tokens of the rollouts of one learning step
 
