@@ -56,7 +56,7 @@ class Coefficients(NamedTuple):
 
 
 _FORWARD = Activations(3.1, 3.5, 3.6, 0.0, 0.9, 3.6, 1.0, 3.5)
-_BACKWARD = Activations(6.8, 13.4, 3.7, 0.0, 2.1, 6.0, 1.0, 20.0)
+_BACKWARD = Activations(6.8, 13.4, 3.7, 0.0, 2.1, 6.0, 1.0, 23.0)
 _KEPT = Activations(18.5, 9.6, 15.5, 3.8, 2.9, 24.0, 1.0, 3.0)
 FORWARD = Coefficients(  # without a gradient; on a latent cache, scores of positions are held besides
     _FORWARD,
@@ -64,7 +64,11 @@ FORWARD = Coefficients(  # without a gradient; on a latent cache, scores of posi
 )
 BACKWARD = Coefficients(  # one block's vjp from its input
     _BACKWARD,
-    {"loop": _BACKWARD._replace(states=3.4, slices=(0.225, 27.0)), "latent cache": _BACKWARD._replace(scores=5.4)},
+    {
+        "loop": _BACKWARD._replace(states=3.4, slices=(0.225, 27.0)),
+        "latent cache": _BACKWARD._replace(scores=5.4),
+        "conv": _BACKWARD._replace(mixed=8.0),
+    },
 )
 KEPT = Coefficients(  # each block, if none runs twice
     _KEPT,
