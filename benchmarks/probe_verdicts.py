@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from sdpo_mlx.config.resolve import resolve
 from sdpo_mlx.evaluation.probe import probe_groups
-from sdpo_mlx.evaluation.verdict import Verdict, judge
+from sdpo_mlx.evaluation.probe_verdict import ProbeVerdict, judge
 from sdpo_mlx.rl.components import Components, build_components
 from sdpo_mlx.rl.rollouts import Sampler, rollout_seeds, sample
 from sdpo_mlx.training.session import PROBE_ROLLOUTS
@@ -28,7 +28,7 @@ CASES = {
 }
 
 
-def verdict(parts: Components, seed: int) -> Verdict:
+def verdict(parts: Components, seed: int) -> ProbeVerdict:
     """Return the verdict on the first step of a run with this seed."""
     cfg = parts.cfg.model_copy(update={"train": parts.cfg.train.model_copy(update={"seed": seed})})
     parts = replace(parts, cfg=cfg)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from sdpo_mlx.config import Config
     from sdpo_mlx.evaluation.probe import ContextResult, Probe
-    from sdpo_mlx.evaluation.verdict import Verdict
+    from sdpo_mlx.evaluation.probe_verdict import ProbeVerdict
     from sdpo_mlx.rl.components import Components
 
 PROBLEMS, ROLLOUTS = 32, 4
@@ -59,7 +59,7 @@ def command(  # noqa: PLR0913 - typer reads the options off the signature
     from sdpo_mlx.config.resolve import resolve
     from sdpo_mlx.core.errors import StorageError
     from sdpo_mlx.evaluation.probe import choose_problems, probe
-    from sdpo_mlx.evaluation.verdict import judge
+    from sdpo_mlx.evaluation.probe_verdict import judge
 
     flags = options.settings(model=model, task=task, data=data, max_tokens=max_tokens)
     flags |= options.settings(backend=backend, seed=seed, sandbox=sandbox)
@@ -114,7 +114,7 @@ def pass_seconds(components: Components, problems: int, rollouts: int) -> float:
     return float(seconds["prefill"] + seconds["decode"])
 
 
-def save_settings(path: Path, cfg: Config, conclusion: Verdict) -> None:
+def save_settings(path: Path, cfg: Config, conclusion: ProbeVerdict) -> None:
     """Write the configuration with the recommended settings as YAML."""
     from sdpo_mlx.config.resolve import dump_yaml
     from sdpo_mlx.core.storage import write_text
@@ -125,7 +125,7 @@ def save_settings(path: Path, cfg: Config, conclusion: Verdict) -> None:
     write_text(path, f"# sdpo probe: {conclusion.kind}. {conclusion.sentence}\n{dump_yaml(cfg)}")
 
 
-def as_document(components: Components, found: Probe, conclusion: Verdict, seconds: float) -> dict[str, Any]:
+def as_document(components: Components, found: Probe, conclusion: ProbeVerdict, seconds: float) -> dict[str, Any]:
     """Return the result as a JSON document; shares are of 1, shifts in nats."""
     success, (low, high) = found.student_score
     return {
@@ -147,7 +147,7 @@ def as_document(components: Components, found: Probe, conclusion: Verdict, secon
     }
 
 
-def _context(result: ContextResult, conclusion: Verdict) -> dict[str, Any]:
+def _context(result: ContextResult, conclusion: ProbeVerdict) -> dict[str, Any]:
     shift, gain = result.shift, result.gain
     return {
         "name": result.context.name,

@@ -1,7 +1,7 @@
 """How much work a GPU gets at once: macOS ends a process whose commands keep the display waiting (mlx 3267).
 
-Work is counted in operations of matrix products: two per weight and token, and two per token, key and number of a query
-or value in attention. MLX itself begins a new command buffer after 40 to 50 operations of its graph or
+Work is counted in operations of matrix products: two per weight and token, and in attention two per token, key and
+channel of queries and of values. MLX itself begins a new command buffer after 40 to 50 operations of its graph or
 as many megabytes (`MLX_MAX_OPS_PER_BUFFER`, `MLX_MAX_MB_PER_BUFFER`), so that one evaluation is at least one buffer.
 """
 

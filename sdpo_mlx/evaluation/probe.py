@@ -47,14 +47,8 @@ KINDS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
 )
 DEFAULTS: Mapping[str, Any] = MappingProxyType({"include_attempt": False, "feedback_only_without_demonstration": True})
 CONFIGURED = "configured"  # the context of the run's own settings
-Interrupted = Callable[[], bool]
-Phase = Callable[[str], AbstractContextManager[None]]
+Phase = Callable[[str], AbstractContextManager[Any]]
 Successes = Mapping[str, Sequence[float]]  # of the graded rollouts, by problem
-
-
-def no_phase(_: str) -> AbstractContextManager[None]:
-    """Surround a phase with nothing."""
-    return nullcontext()
 
 
 @dataclass(frozen=True)
@@ -155,7 +149,7 @@ def probe(
     rollouts: int,
     *,
     every_template: bool = False,
-    interrupted: Interrupted = lambda: False,
+    interrupted: Callable[[], bool] = lambda: False,
     start_task: StartTask = no_tasks,
 ) -> Probe:
     """Probe every kind of context, then the other templates with the best one, or `every_template` with each.
@@ -182,9 +176,9 @@ def probe_groups(
     parts: Components,
     groups: Sequence[RolloutGroup],
     rollouts: int,
-    interrupted: Interrupted = lambda: False,
+    interrupted: Callable[[], bool] = lambda: False,
     start_task: StartTask = no_tasks,
-    phase: Phase = no_phase,
+    phase: Phase = nullcontext,
 ) -> Probe:
     """Probe the context of the run's own settings, made from attempts that are there already.
 
@@ -215,9 +209,9 @@ class Prober:
 
     parts: Components
     rollouts: int
-    interrupted: Interrupted = lambda: False
+    interrupted: Callable[[], bool] = lambda: False
     start_task: StartTask = no_tasks
-    phase: Phase = no_phase
+    phase: Phase = nullcontext
     groups: Sequence[RolloutGroup] = ()
     student: dict[str, list[float]] = field(default_factory=dict)
     results: list[ContextResult] = field(default_factory=list)

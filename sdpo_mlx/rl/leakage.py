@@ -1,8 +1,7 @@
 """Leakage: answers that repeat what only the self-teacher reads, its feedback or the frame around it.
 
 The student never sees a teacher context, so it has no reason to write "The answer is not a JSON object". It does once
-it imitates a teacher that talks about its context (the failure is described for self-distillation at large scale, and
-shows long before the score falls).
+it imitates a teacher that talks about its context.
 """
 
 from __future__ import annotations

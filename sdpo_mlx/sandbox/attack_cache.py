@@ -10,7 +10,7 @@ import plistlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from sdpo_mlx.core.remembered import recall, remember
+from sdpo_mlx.core.machine_cache import read_cached, write_cached
 from sdpo_mlx.sandbox import attacks
 from sdpo_mlx.sandbox.attacks import Attack
 
@@ -24,12 +24,12 @@ def refused(described: Sequence[str], ask: Callable[[], list[Attack]]) -> dict[s
     written is none.
     """
     known = [*described, system_build(), Path(attacks.__file__).read_text("utf-8")]
-    names = recall("sandbox", known).get("refused")
+    names = read_cached("sandbox", known).get("refused")
     if isinstance(names, list) and names and all(isinstance(each, str) for each in names):
         return dict.fromkeys(names, True)
     found = {f"refused:{each.name}": each.refused is True for each in ask()}
     if found and all(found.values()):
-        remember("sandbox", known, {"refused": list(found)})
+        write_cached("sandbox", known, {"refused": list(found)})
     return found
 
 

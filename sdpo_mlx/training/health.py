@@ -13,7 +13,7 @@ from typing import Literal
 
 from sdpo_mlx.core import statistics
 from sdpo_mlx.runs.events import number
-from sdpo_mlx.training.history import History
+from sdpo_mlx.training.history import History, Window
 
 # Thresholds, each with its reason. Of 58 healthy runs of benchmarks/healthy_runs.py 9 warned, all by `held_out`.
 BARREN_STEPS = 5  # a batch of hard problems without any signal is normal, five in a row are not
@@ -99,18 +99,26 @@ def teacher(history: History) -> Finding | None:
     )
 
 
-def entropy(history: History) -> Finding | None:
+def over_windows(find: Callable[[Window, Window], Finding | None]) -> Callable[[History], Finding | None]:
+    """Return the rule over a history of one over its first and its last steps; nothing is found while they overlap."""
+
+    def found(history: History) -> Finding | None:
+        windows = history.windows()
+        return find(*windows) if windows else None
+
+    return found
+
+
+def entropy(first: Window, last: Window) -> Finding | None:
     """Entropy far above that of the first steps; or far below it, without more success."""
-    if (windows := history.windows()) is None:
-        return None
-    before, now = (window.median("entropy") for window in windows)
-    change = f"{before:.2g} nats per token ({windows[0]}) to {now:.2g} ({windows[1]})"
+    before, now = (window.median("entropy") for window in (first, last))
+    change = f"{before:.2g} nats per token ({first}) to {now:.2g} ({last})"
     numbers = {"first": before, "now": now}
     if now > ENTROPY_RISE * before and now - before > ENTROPY_NATS:
         return Finding(
             f"the student's entropy rose from {change}: its answers become random. Lower train.learning_rate", numbers
         )
-    if now < before / ENTROPY_FALL and (success := _no_more_success(history)):
+    if now < before / ENTROPY_FALL and (success := _no_more_success(first, last)):
         return Finding(
             f"the student's entropy fell from {change}, {success}: its answers become alike. Raise "
             "rollout.temperature or rollout.group_size, or lower train.learning_rate",
@@ -119,59 +127,53 @@ def entropy(history: History) -> Finding | None:
     return None
 
 
-def length(history: History) -> Finding | None:
+def length(first: Window, last: Window) -> Finding | None:
     """Rollouts much longer or shorter than in the first steps, without more success."""
-    if (windows := history.windows()) is None:
-        return None
-    before, now = (window.median("length/mean") for window in windows)
+    before, now = (window.median("length/mean") for window in (first, last))
     drifted = now > LENGTH_RATIO * before or now < before / LENGTH_RATIO
-    if not drifted or not (success := _no_more_success(history)):
+    if not drifted or not (success := _no_more_success(first, last)):
         return None
     return Finding(
-        f"rollouts {'grew' if now > before else 'shrank'} from {before:.0f} tokens ({windows[0]}) to {now:.0f} "
-        f"({windows[1]}), {success}. Read some in `sdpo report`, and lower train.learning_rate",
+        f"rollouts {'grew' if now > before else 'shrank'} from {before:.0f} tokens ({first}) to {now:.0f} "
+        f"({last}), {success}. Read some in `sdpo report`, and lower train.learning_rate",
         {"first": before, "now": now},
     )
 
 
-def truncated(history: History) -> Finding | None:
+def truncated(first: Window, last: Window) -> Finding | None:
     """More truncated rollouts than in the first steps, or half of all."""
-    if (windows := history.windows()) is None:
-        return None
-    before, now = (window.mean("length/truncated") for window in windows)
-    if not (_rose(history, "length/truncated", TRUNCATED_RISE) or now >= TRUNCATED_MOST):
+    before, now = (window.mean("length/truncated") for window in (first, last))
+    if not (_rose(first, last, "length/truncated", TRUNCATED_RISE) or now >= TRUNCATED_MOST):
         return None
     return Finding(
-        f"{_percent(now)} of the rollouts are cut off at rollout.max_tokens ({windows[1]}; {windows[0]}: "
+        f"{_percent(now)} of the rollouts are cut off at rollout.max_tokens ({last}; {first}: "
         f"{_percent(before)}). They never serve as a demonstration: raise rollout.max_tokens, or lower "
         "train.learning_rate if it rose",
         {"first": before, "now": now},
     )
 
 
-def leakage(history: History) -> Finding | None:
+def leakage(first: Window, last: Window) -> Finding | None:
     """Rollouts that repeat the self-teacher's context."""
-    if (windows := history.windows()) is None or not _rose(history, "leakage/rate", LEAKAGE_RISE):
+    if not _rose(first, last, "leakage/rate", LEAKAGE_RISE):
         return None
-    before, now = (window.mean("leakage/rate") for window in windows)
+    before, now = (window.mean("leakage/rate") for window in (first, last))
     return Finding(
         f"{_percent(now)} of the rollouts repeat phrases of the feedback or of the self-teacher's context "
-        f"({windows[1]}; {windows[0]}: {_percent(before)}): the student learns to talk about what it cannot see. Read "
+        f"({last}; {first}: {_percent(before)}): the student learns to talk about what it cannot see. Read "
         "some in `sdpo report`, lower train.learning_rate, or shorten the feedback to facts",
         {"first": before, "now": now},
     )
 
 
-def gradient(history: History) -> Finding | None:
+def gradient(first: Window, last: Window) -> Finding | None:
     """A gradient that vanished under a loss that did not."""
-    if (windows := history.windows()) is None:
-        return None
-    before, now = (window.median("grad/norm") for window in windows)
-    loss, loss_now = (window.median("loss") for window in windows)
+    before, now = (window.median("grad/norm") for window in (first, last))
+    loss, loss_now = (window.median("loss") for window in (first, last))
     if not (now < before / GRADIENT_FALL and loss > 0 and loss_now >= LOSS_KEPT * loss):
         return None
     return Finding(
-        f"the gradient norm fell from {before:.2g} ({windows[0]}) to {now:.2g} ({windows[1]}) while the loss stayed "
+        f"the gradient norm fell from {before:.2g} ({first}) to {now:.2g} ({last}) while the loss stayed "
         f"({loss:.2g} and {loss_now:.2g}): the student no longer moves. Lower train.learning_rate, or start again from "
         "the best adapter",
         {"first": before, "now": now, "loss/first": loss, "loss/now": loss_now},
@@ -218,33 +220,28 @@ def divergence(history: History) -> Finding | None:
 RULES = (
     Rule("no_signal", "step", no_signal),
     Rule("teacher", "step", teacher),
-    Rule("entropy", "step", entropy),
-    Rule("length", "step", length),
-    Rule("truncated", "step", truncated),
-    Rule("leakage", "step", leakage),
-    Rule("gradient", "step", gradient),
+    Rule("entropy", "step", over_windows(entropy)),
+    Rule("length", "step", over_windows(length)),
+    Rule("truncated", "step", over_windows(truncated)),
+    Rule("leakage", "step", over_windows(leakage)),
+    Rule("gradient", "step", over_windows(gradient)),
     Rule("held_out", "eval", held_out),
     Rule("divergence", "eval", divergence),
 )
 AFTER_EVALUATION = frozenset(rule.name for rule in RULES if rule.after == "eval")
 
 
-def _rose(history: History, name: str, least: float) -> bool:
+def _rose(first: Window, last: Window, name: str, least: float) -> bool:
     """Return whether a share of rollouts rose by at least so much, and by more than chance."""
-    if (windows := history.windows()) is None:
-        return False
-    first, last = windows
     before, now = first.mean(name), last.mean(name)
     pooled = (before + now) / 2
     error = math.sqrt(pooled * (1 - pooled) * (1 / first.rollouts + 1 / last.rollouts)) if pooled >= 0 else math.nan
     return now - before >= max(least, SIGMAS * error)
 
 
-def _no_more_success(history: History) -> str:
+def _no_more_success(first: Window, last: Window) -> str:
     """Return the training success of both windows in words if it did not rise, otherwise a blank text."""
-    if (windows := history.windows()) is None:
-        return ""
-    before, now = (window.mean("success/rate") for window in windows)
+    before, now = (window.mean("success/rate") for window in (first, last))
     fine = now - before >= SUCCESS_RISE or now >= SUCCESS_ENOUGH
     return "" if fine else f"without more success ({_percent(before)} and {_percent(now)})"
 

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from sdpo_mlx.config import Config
 from sdpo_mlx.core.progress import StartTask, no_tasks
 from sdpo_mlx.core.seeding import derive
-from sdpo_mlx.evaluation import verdict
+from sdpo_mlx.evaluation import probe_verdict
 from sdpo_mlx.evaluation.evaluate import Evaluation, evaluate
 from sdpo_mlx.evaluation.forgetting import Reference, divergence_from
 from sdpo_mlx.evaluation.probe import probe_groups
@@ -163,8 +163,8 @@ class TrainingSession:
             return
         parts, first = self.components, groups[:PROBE_PROBLEMS]
         found = probe_groups(parts, first, PROBE_ROLLOUTS, self.interrupted, self.start_task, self.phase)
-        conclusion = verdict.judge(found, cfg)
-        self.emit({"type": "probe", "step": step, **verdict.event(found, conclusion)})
+        conclusion = probe_verdict.judge(found, cfg)
+        self.emit({"type": "probe", "step": step, **probe_verdict.event(found, conclusion)})
         if conclusion.kind == "does not learn" and found.student_score[0] < health.TEACHER_NEEDED:
             self.warn(step, [f"probe: {conclusion.sentence} (`sdpo probe` tries other contexts and templates)"])
 

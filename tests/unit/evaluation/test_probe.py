@@ -13,7 +13,7 @@ from small_runs import Watcher, events, last_state, settings, trained
 
 from sdpo_mlx.config import TeacherConfig
 from sdpo_mlx.evaluation.probe import KINDS, Prober, choose_problems, contexts, in_other_templates, probe, probe_groups
-from sdpo_mlx.evaluation.verdict import judge
+from sdpo_mlx.evaluation.probe_verdict import judge
 from sdpo_mlx.rl.components import Components, build_components
 from sdpo_mlx.rl.rollouts import rollout_seeds, sample
 from sdpo_mlx.runs.report.collect import read_run

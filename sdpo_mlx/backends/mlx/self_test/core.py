@@ -2,7 +2,7 @@
 
 A small random model of that architecture (`models/reduced.py`), with the loaded one's quantization, computes the
 gradient of short texts on this device, in float32 and in the loaded one's type, and in float32 on the CPU. It takes
-seconds whatever the size of the loaded model. A pass is remembered for this machine, its system, the versions of mlx
+seconds whatever the size of the loaded model. A pass is cached for this machine, its system, the versions of mlx
 and sdpo, and the small model.
 """
 
@@ -23,7 +23,7 @@ from sdpo_mlx.backends.mlx.policy import MLXPolicy
 from sdpo_mlx.backends.mlx.self_test.gradients import SEGMENTS, SMALL, difference, numpy
 from sdpo_mlx.backends.mlx.self_test.models import VOCABULARY, on_cpu, open_folder, write
 from sdpo_mlx.core.errors import ConfigError, SelfTestError
-from sdpo_mlx.core.remembered import recall, remember
+from sdpo_mlx.core.machine_cache import read_cached, write_cached
 from sdpo_mlx.models.reduced import reduced
 
 KIND = "self-test"  # folder of the cache
@@ -52,7 +52,7 @@ def check(policy: MLXPolicy) -> tuple[str, ...]:
     except (ConfigError, ArithmeticError, AttributeError, TypeError):
         return (UNKNOWN,)
     dtype, depends_on = policy.info.dtype, [*machine(), policy.info.dtype, json.dumps(config, sort_keys=True)]
-    if recall(KIND, depends_on):
+    if read_cached(KIND, depends_on):
         return ()
     with TemporaryDirectory(prefix="sdpo-self-test-") as name:
         folder = Path(name)
@@ -63,7 +63,7 @@ def check(policy: MLXPolicy) -> tuple[str, ...]:
         except Exception:  # an architecture may refuse small sizes in any way
             return (UNKNOWN,)
         found = {each: _worst(folder, each, expected) for each in dict.fromkeys(("float32", dtype))}
-    remember(KIND, depends_on, {"date": date.today().isoformat(), "gradient": found})
+    write_cached(KIND, depends_on, {"date": date.today().isoformat(), "gradient": found})
     return ()
 
 

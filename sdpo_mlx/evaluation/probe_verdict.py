@@ -30,7 +30,7 @@ Kind = Literal["learns", "does not learn", "undecided"]
 
 
 @dataclass(frozen=True)
-class Verdict:
+class ProbeVerdict:
     """The conclusion in one sentence, the settings it recommends, and the context that it rests on.
 
     `problems` is about how many problems would decide, None if it is decided or that cannot be estimated.
@@ -43,20 +43,20 @@ class Verdict:
     problems: int | None = None
 
 
-def judge(probe: Probe, cfg: Config) -> Verdict:
+def judge(probe: Probe, cfg: Config) -> ProbeVerdict:
     """Apply the rules above."""
     helping = [result for result in probe.results if helps(result, len(probe.results))]
     if helping:
         chosen = recommended(helping)
         kind = "sdpo" if cfg.objective.kind == "grpo" else cfg.objective.kind
-        return Verdict("learns", f"{figures(chosen)}: SDPO should learn", _settings(chosen, kind), chosen)
+        return ProbeVerdict("learns", f"{figures(chosen)}: SDPO should learn", _settings(chosen, kind), chosen)
     best = most_gain(probe.results)
     if teaches_nothing(probe):
-        return Verdict("does not learn", _nothing(probe, best), _settings(None, "grpo"), best)
+        return ProbeVerdict("does not learn", _nothing(probe, best), _settings(None, "grpo"), best)
     problems = problems_needed(best, len(probe.results)) if best else None
     more = f"about {problems} problems would decide" if problems else "more problems may decide"
     found = figures(best) if best else f"no context could be made of {_rollouts(probe)} rollouts"
-    return Verdict("undecided", f"{found}: {more}", _settings(best, "hybrid"), best, problems)
+    return ProbeVerdict("undecided", f"{found}: {more}", _settings(best, "hybrid"), best, problems)
 
 
 def helps(result: ContextResult, tried: int) -> bool:
@@ -112,7 +112,7 @@ def figures(result: ContextResult) -> str:
     )
 
 
-def event(probe: Probe, verdict: Verdict) -> dict[str, Any]:
+def event(probe: Probe, verdict: ProbeVerdict) -> dict[str, Any]:
     """Return the fields of a `probe` event; shares are of 1, shifts in nats."""
     student, (low, high) = probe.student_score
     fields = {

@@ -15,8 +15,8 @@ from sdpo_mlx.core.errors import StorageError
 from sdpo_mlx.core.storage import cache_home, digest, json_line, write_bytes
 
 
-def recall(kind: str, depends_on: Sequence[str]) -> dict[str, Any]:
-    """Return what is remembered for exactly these texts; empty if nothing is, or if the file is another user's."""
+def read_cached(kind: str, depends_on: Sequence[str]) -> dict[str, Any]:
+    """Return what is cached for exactly these texts; empty if nothing is, or if the file is another user's."""
     try:
         file = _file(kind, depends_on)
         found = json.loads(file.read_text("utf-8")) if file.stat().st_uid == os.getuid() else {}
@@ -25,7 +25,7 @@ def recall(kind: str, depends_on: Sequence[str]) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def remember(kind: str, depends_on: Sequence[str], found: Mapping[str, Any]) -> None:
+def write_cached(kind: str, depends_on: Sequence[str], found: Mapping[str, Any]) -> None:
     """Keep what was found, if the cache folder can be written."""
     try:
         file = _file(kind, depends_on)

@@ -14,7 +14,7 @@ from sdpo_mlx.core.statistics import Interval
 from sdpo_mlx.evaluation.compare import MIN_DIFFERENT, Pair
 from sdpo_mlx.evaluation.context_shift import Shift
 from sdpo_mlx.evaluation.probe import Context, ContextResult, Probe
-from sdpo_mlx.evaluation.verdict import ENOUGH_ROLLOUTS, USEFUL, enough_different, event, judge
+from sdpo_mlx.evaluation.probe_verdict import ENOUGH_ROLLOUTS, USEFUL, enough_different, event, judge
 
 NAN = math.nan
 NO_SHIFT = Shift(NAN, NAN, NAN, NAN, NAN, Interval(NAN, NAN), 0, 0)
