@@ -235,6 +235,21 @@ def test_end_sent_with_the_first_line_is_no_loss() -> None:
     leader.close()
 
 
+def test_end_sent_beside_unread_beats_is_no_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(heartbeat, "BEAT_SECONDS", 0.0)  # beats are always unread when a connection closes
+    for _ in range(20):
+        leader = heartbeat.HeartbeatServer("127.0.0.1", 2)
+        welcome = threading.Thread(target=leader.accept_all, daemon=True)
+        welcome.start()
+        other = heartbeat.HeartbeatClient(leader.address, 1)
+        welcome.join(HANG_SECONDS)
+        other.close()
+        assert leader.changed.wait(HANG_SECONDS)
+        assert leader.ended
+        assert not leader.lost
+        leader.close()
+
+
 @pytest.mark.parametrize("frozen", [False, True])
 def test_rank_without_heartbeat_is_lost(frozen: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     # While beats arrive nothing may be lost: a loaded machine can delay them by seconds.

@@ -14,6 +14,7 @@ from contextlib import suppress
 
 BEAT_SECONDS = 2.0
 SILENCE = 30.0  # seconds; a Mac that swaps may suspend a thread for several of them
+CLOSE_SECONDS = 2.0  # how long an end waits for the other side to read it
 ALIVE, BYE = b"\x01", b"\x02"
 SECRET_BYTES = 16
 
@@ -26,14 +27,20 @@ class Heartbeat:
         self.ended = False
         self.changed = threading.Event()  # one of the two
         self._connections: list[socket.socket] = []
+        self._receivers: list[threading.Thread] = []
         self._closing = False
 
     def close(self) -> None:
-        """Send the end and stop."""
+        """Send the end, wait until it was read, and stop."""
         self._closing = True
         for each in self._connections:
             with suppress(OSError):
                 each.sendall(BYE)
+                each.shutdown(socket.SHUT_WR)
+        # A socket closed over unread beats is reset, and a reset discards the end that was sent before it.
+        for receiver in self._receivers:
+            receiver.join(CLOSE_SECONDS)
+        for each in self._connections:
             with suppress(OSError):
                 each.close()
 
@@ -42,7 +49,8 @@ class Heartbeat:
         connection.settimeout(SILENCE)
         self._connections.append(connection)
         threading.Thread(target=self._send, args=(connection,), daemon=True).start()
-        threading.Thread(target=self._receive, args=(connection, name), daemon=True).start()
+        self._receivers.append(threading.Thread(target=self._receive, args=(connection, name), daemon=True))
+        self._receivers[-1].start()
 
     def _send(self, connection: socket.socket) -> None:
         pause = threading.Event()
@@ -57,6 +65,8 @@ class Heartbeat:
                 if BYE in received:
                     self.ended = True
                     self.changed.set()
+                    with suppress(OSError):
+                        connection.shutdown(socket.SHUT_WR)  # the other side, which waits in `close`, reads to here
                     return
         except OSError:
             pass
