@@ -6,12 +6,10 @@ import getpass
 import platform
 import re
 import socket
-import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from sdpo_cli.diagnostics import packages
@@ -27,6 +25,7 @@ BOUNDS = {
 }
 GROWTH = 1 << 20  # bytes
 NOT_BITWISE = 1e-3  # of a weight, where the device may sum in another order each time
+NOTE = 500  # characters of an error; cut when no path or name is left in it
 PATH = re.compile(r"(?:[A-Za-z]:)?(?:[\\/][\w.@~+-]+){2,}[\\/]?|~[\\/]\S*")
 
 
@@ -51,7 +50,7 @@ def run(parts: Sequence[tuple[str, Part]] | None = None) -> Iterator[Line]:
         try:
             yield from part()
         except Exception as error:  # what is broken here is what this command is for
-            yield Line(name, False, note=scrub(f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]))
+            yield Line(name, False, note=scrub(f"{type(error).__name__}: {' '.join(str(error).split())}")[:NOTE])
 
 
 def default_parts() -> list[tuple[str, Part]]:
@@ -59,10 +58,10 @@ def default_parts() -> list[tuple[str, Part]]:
     try:
         from sdpo_mlx.backends.mlx.self_test.models import MODELS
     except (ImportError, OSError) as error:
-        note = scrub(f"mlx cannot be imported: {error}"[:300])
+        note = scrub(f"mlx cannot be imported: {error}")[:NOTE]
         return [("mlx", lambda: [Line("mlx", False, note=note)])]
     parts: list[tuple[str, Part]] = [(each.name, partial(_model, each)) for each in MODELS]
-    parts += [("steps resumed", _resumed_steps), ("run resumed", _resumed_run), ("memory", _memory)]
+    parts += [("steps resumed", _resumed_steps), ("run killed and resumed", _killed_run), ("memory", _memory)]
     return [*parts, ("sandbox", _sandbox), ("attacks", _attacks), ("speed", _speed)]
 
 
@@ -125,39 +124,14 @@ def _resumed_steps() -> Iterator[Line]:
     yield _within("3 steps, saved and resumed after 2", gap, 0.0 if bitwise else NOT_BITWISE)
 
 
-def _resumed_run() -> Iterator[Line]:
-    """A training run of three steps against one that stopped after two."""
-    import numpy as np
+def _killed_run() -> Iterator[Line]:
+    """A training run that is killed and resumed, against one that runs through."""
+    from sdpo_cli.diagnostics import killed_run
 
-    with tempfile.TemporaryDirectory(prefix="sdpo-self-test-") as name:
-        whole, _ = _train(Path(name) / "whole", 3)
-        _train(Path(name) / "stopped", 2)
-        resumed, bitwise = _train(Path(name) / "stopped", 3)
-    gap = float(np.max([np.abs(whole[key] - resumed[key]).max() for key in whole]))
-    yield _within("run of 3 steps, stopped and resumed after 2", gap, 0.0 if bitwise else NOT_BITWISE)
-
-
-def _train(out: Path, steps: int) -> tuple[Mapping[str, Any], bool]:
-    from sdpo_mlx.api import Silent, run_training
-    from sdpo_mlx.config import Config
-    from sdpo_mlx.core.interrupt import Interrupt
-    from sdpo_mlx.runs import checkpoint
-
-    cfg = Config.model_validate(
-        {
-            "rollout": {"problems_per_step": 2, "group_size": 4, "max_tokens": 24},
-            "train": {"steps": steps, "save_every": 1, "eval_every": 0, "learning_rate": 5e-3, "probe": False},
-            "eval": {"problems": 2, "samples": 1},
-            "log": {"samples": 1, "teacher_answers": 0},
-        }
-    )
-    with Interrupt() as interrupt:
-        _, components = run_training(cfg, out, Silent(), interrupt)
-    # Not the policy's: at the end it holds the best step's adapter, which an evaluation more or less may change.
-    last = checkpoint.load(out / "checkpoints")
-    if last is None or last.step != steps:
-        raise RuntimeError(f"the run left no checkpoint of step {steps}")
-    return last.state["student"], components.policy.info.bitwise
+    found = killed_run.compare()
+    name = f"run of {killed_run.STEPS} steps, killed after {found.killed_at} and resumed"
+    ok = found.gap <= found.bound and not found.differs
+    yield Line(name, ok, found.gap, found.bound, "of a step", found.differs)
 
 
 def _memory() -> Iterator[Line]:
