@@ -12,13 +12,17 @@ from typing import Literal, Protocol
 
 @dataclass(frozen=True)
 class RunResult:
-    """The output of a run, capped, and how it ended; nothing in here can be trusted."""
+    """The output of a run, capped, and how it ended; nothing in here can be trusted.
+
+    `started` False: the mechanism ended, or was late, before the program's first line; all output is its own.
+    """
 
     status: Literal["exited", "timeout", "output_limit", "signal"]
     code: int
     stdout: bytes
     stderr: bytes
     seconds: float
+    started: bool = True
 
 
 class Sandbox(Protocol):

@@ -11,6 +11,8 @@ import os
 import resource
 import sys
 
+STARTED = b"\0started\n"  # on stdout, before any line of a program: nobody else can write here first
+
 
 def _limit(name: str, value: int) -> None:
     """Set one hard limit, or keep a lower one; a negative value leaves it alone."""
@@ -141,6 +143,7 @@ def main() -> None:
     sys.argv[:] = ["program"]
     # Without `site` the interpreter lacks these two, and programs use them.
     builtins.exit = builtins.quit = sys.exit  # type: ignore[assignment]
+    os.write(1, STARTED)
     exec(compile(program, "<program>", "exec"), {"__name__": "__main__"})
 
 

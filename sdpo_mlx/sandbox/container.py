@@ -1,8 +1,8 @@
 """Containment by a container engine, podman or docker, for systems that have no mechanism of their own.
 
 Each run is a container without network, capabilities or a writable root, made from an image that must be here
-already: nothing is ever pulled. Starting one takes a few tenths of a second, which the program's clock is not
-charged with up to `START_SECONDS`.
+already: nothing is ever pulled. Starting one takes a few tenths of a second, and ten where an engine's virtual
+machine has gone to sleep; the program's clock starts after that.
 """
 
 from __future__ import annotations
@@ -14,8 +14,6 @@ import shutil
 import socket
 import sys
 import tempfile
-import threading
-import time
 from dataclasses import dataclass, replace
 from functools import cache
 
@@ -24,6 +22,7 @@ from sdpo_mlx.sandbox.base import RunResult
 from sdpo_mlx.sandbox.launch import (
     ENVIRONMENT,
     INTERPRETER_FLAGS,
+    START_SECONDS,
     Limits,
     bootstrap,
     last_line,
@@ -34,7 +33,6 @@ from sdpo_mlx.sandbox.launch import (
 from sdpo_mlx.sandbox.probe import CHECKS, Probe, probe
 from sdpo_mlx.sandbox.work_folder import alive
 
-START_SECONDS = 2.0
 BOX = "/box"  # the work folder inside
 _CLIENT_SECONDS = 30.0
 _ENGINES = ("podman", "docker")  # podman first: it needs no daemon and no root
@@ -44,7 +42,6 @@ _CLIENT_PREFIXES = ("DOCKER_HOST", "DOCKER_CONTEXT", "DOCKER_CONFIG", "DOCKER_TL
 _PODMAN_ONLY = ("--read-only-tmpfs=false", "--no-hosts")
 _LABEL = "sdpo.host"  # with the host's name: an engine may serve several, whose process numbers say nothing here
 _MACHINES = {"x86_64": "amd64", "aarch64": "arm64", "arm64": "arm64"}  # as engines name them
-_IDLE_SECONDS = 60.0  # after which the virtual machine of an engine may have gone to sleep
 _CHECKS = tuple(name for name in CHECKS if name != "system_invisible")  # an image has a system of its own
 _CLEAN_CODES = range(125)  # 125 to 127 are the engine's own failures, above are signals
 
@@ -179,36 +176,17 @@ class ContainerSandbox:
             raise ImageMissingError(message)
         _check_machine(self.engine)
         remove_left_behind(self.engine)
-        self._lock, self._used = threading.Lock(), -_IDLE_SECONDS
 
     def run(self, program: str, stdin: bytes = b"", *, seconds: float | None = None) -> RunResult:
         """Run one program isolated from this machine; thread-safe."""
         seconds = self.limits.seconds if seconds is None else seconds
-        if sys.platform == "darwin":
-            self._wake()
-        try:
-            return self._run(program, stdin, seconds)
-        finally:
-            self._used = time.monotonic()
-
-    def _wake(self) -> None:
-        """Start a container that nobody times: Docker Desktop's machine sleeps when idle, and takes up to 10 s to wake.
-
-        Others wait meanwhile, so that no program is charged with it.
-        """
-        with self._lock:
-            if time.monotonic() - self._used > _IDLE_SECONDS:
-                self._run("", b"", _CLIENT_SECONDS)
-                self._used = time.monotonic()
-
-    def _run(self, program: str, stdin: bytes, seconds: float) -> RunResult:
         name = f"sdpo-{os.getpid()}-{secrets.token_hex(6)}"
         argv = [*container_arguments(self.engine, name, self.limits, seconds), *INTERPRETER_FLAGS, "-c", bootstrap()]
         argv += [*self.limits.arguments(seconds, count_processes=False), filters()]
         done = False
         try:
-            result = _run_client(argv, payload(program, stdin), seconds + START_SECONDS)
-            done = result.status == "exited" and result.code in _CLEAN_CODES
+            result = _run_client(argv, payload(program, stdin), seconds)
+            done = result.started and result.status == "exited" and result.code in _CLEAN_CODES
             return result
         finally:
             if not done:  # what was killed is the client alone, the container has another parent

@@ -12,12 +12,16 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib import resources
+from pathlib import Path
 from typing import IO, Literal
 
 from sdpo_mlx.sandbox.base import RunResult
+from sdpo_mlx.sandbox.bootstrap import STARTED
 from sdpo_mlx.sandbox.spawn import Spawned
 
 OUTPUT_CAP = 65_536
+# Up to the program's first line, which its own limit does not pay for: Docker Desktop's machine takes 10 s to wake.
+START_SECONDS = 30.0
 _CHUNK = 65_536
 _DYING_SECONDS = 1.0
 _WATCH_SECONDS = 0.1
@@ -49,12 +53,28 @@ class Limits:
 
 @dataclass
 class _Watch:
-    """The time and resource limits of one run."""
+    """The time and resource limits of one run; `start_seconds` None: no bootstrap says when its program starts."""
 
-    deadline: float
+    seconds: float
+    start_seconds: float | None
     over: Callable[[int], bool] | None
     every: float = _WATCH_SECONDS
     asked: float = field(default_factory=time.monotonic)
+    started: bool = field(init=False)
+    deadline: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.started = self.start_seconds is None
+        self.deadline = self.asked + (self.seconds if self.start_seconds is None else self.start_seconds)
+
+    def look_for_start(self, data: bytearray) -> None:
+        """Start the program's clock at the bootstrap's mark in stdout, and take away what is not the program's.
+
+        Only the first mark counts, and no program runs before it.
+        """
+        if not self.started and (found := data.find(STARTED)) >= 0:
+            del data[: found + len(STARTED)]
+            self.started, self.deadline = True, time.monotonic() + self.seconds
 
     def pause(self) -> float:
         """Return how long the reader may wait before it looks here again."""
@@ -103,8 +123,9 @@ def launch(
 ) -> RunResult:
     """Run `argv` in its own process group until it ends, writes too much or times out; then kill that group.
 
-    `over(pid)` is called ten times a second; if it returns True, the run is killed as well
-    (status `signal`). `pass_fds` reach `argv` beside its three streams.
+    With the bootstrap in `argv`, `seconds` count from the program's first line, which must come within
+    `START_SECONDS`; without it they count from here. `over(pid)` is called ten times a second; if it returns True,
+    the run is killed as well (status `signal`). `pass_fds` reach `argv` beside its three streams.
     """
     start = time.monotonic()
     with subprocess.Popen(
@@ -118,7 +139,7 @@ def launch(
         start_new_session=True,
         bufsize=0,
     ) as process:
-        return _attend(process, stdin, start, _Watch(start + seconds, over))
+        return _named(_attend(process, stdin, start, _Watch(seconds, _start_seconds(argv), over)), argv[0])
 
 
 def launch_spawned(
@@ -127,22 +148,36 @@ def launch_spawned(
     seconds: float,
     *,
     env: dict[str, str] | None = None,
-    started: Callable[[int], None] = lambda _: None,
+    spawned: Callable[[int], None] = lambda _: None,
     over: Callable[[int], bool] | None = None,
 ) -> RunResult:
     """As `launch`, without a fork of this process: `argv[0]` is a path, and the folder stays this process's.
 
-    `started(pid)` is called at once, `over(pid)` fifty times a second. A process that used more processor time than
+    `spawned(pid)` is called at once, `over(pid)` fifty times a second. A process that used more processor time than
     `seconds` and the bootstrap's margin, whatever signal it ignored, has the status `timeout`.
     """
     start = time.monotonic()
     with Spawned(argv, env or {}) as process:
-        started(process.pid)
-        result = _attend(process, stdin, start, _Watch(start + seconds, over, _SPAWNED_WATCH_SECONDS))
+        spawned(process.pid)
+        watch = _Watch(seconds, _start_seconds(argv), over, _SPAWNED_WATCH_SECONDS)
+        result = _named(_attend(process, stdin, start, watch), argv[0])
         used = process.usage
     if result.status == "exited" and used is not None and used.ru_utime + used.ru_stime > int(seconds) + 2:
         return replace(result, status="timeout")
     return result
+
+
+def _start_seconds(argv: list[str]) -> float | None:
+    """Return the limit of the start, for a command that says when it is over: one that runs the bootstrap."""
+    return START_SECONDS if bootstrap() in argv else None
+
+
+def _named(result: RunResult, program: str) -> RunResult:
+    """Return a run with the reason at the end of its stderr if `program` took too long to start Python."""
+    if result.started or result.status != "timeout":
+        return result
+    reason = f"\n{Path(program).name} did not start Python within {START_SECONDS:g} s\n".encode()
+    return replace(result, stderr=result.stderr[: OUTPUT_CAP - len(reason)] + reason)
 
 
 def _attend(process: Process, stdin: bytes, start: float, watch: _Watch) -> RunResult:
@@ -161,7 +196,7 @@ def _attend(process: Process, stdin: bytes, start: float, watch: _Watch) -> RunR
         _drain(*outputs)
     status = cut or ("signal" if code < 0 or code > 128 else "exited")
     out, err = (bytes(data[:OUTPUT_CAP]) for data in outputs.values())
-    return RunResult(status, code, out, err, time.monotonic() - start)
+    return RunResult(status, code, out, err, time.monotonic() - start, watch.started)
 
 
 def _pump(process: Process, stdin: bytes, outputs: dict[IO[bytes], bytearray], watch: _Watch) -> Cut | None:
@@ -185,6 +220,8 @@ def _pump(process: Process, stdin: bytes, outputs: dict[IO[bytes], bytearray], w
                         process.stdin.close()
                 elif part := os.read(key.fd, _CHUNK):
                     key.data.extend(part)
+                    if key.fileobj is process.stdout:
+                        watch.look_for_start(key.data)
                     if len(key.data) > OUTPUT_CAP:
                         return "output_limit"
                 else:

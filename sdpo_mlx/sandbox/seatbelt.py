@@ -71,7 +71,7 @@ class SeatbeltSandbox:
                 payload(program, stdin),
                 seconds,
                 env=ENVIRONMENT,
-                started=lambda group: record(folder, group),
+                spawned=lambda group: record(folder, group),
                 over=lambda leader: memory(leader) or over(folder),
             )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import secrets
@@ -12,7 +13,9 @@ from dataclasses import dataclass, replace
 from importlib import resources
 from typing import Any, Literal
 
+from sdpo_mlx.core.errors import SandboxError
 from sdpo_mlx.sandbox.base import RunResult, Sandbox
+from sdpo_mlx.sandbox.probe import ending
 from sdpo_mlx.tasks.code.compare import same, same_output, show
 from sdpo_mlx.tasks.code.diff import output_difference, value_difference
 from sdpo_mlx.tasks.code.formats.native import RESULTS_CAP
@@ -30,7 +33,7 @@ _ADDRESS = re.compile(r"0x[0-9a-fA-F]{4,}")
 _UNREADABLE = (KeyError, TypeError, ValueError, IndexError, OverflowError, RecursionError)
 
 
-class GraderFailureError(RuntimeError):
+class GraderFailureError(SandboxError):
     """The sandbox did not start the harness: a fault of this machine, never the answer's."""
 
 
@@ -101,11 +104,12 @@ def run_tests(
     """Return outcomes of all tests of one answer, in order, from one sandbox start (two after a timeout).
 
     `preamble` runs before the answer in the same module, and is not one of the answer's lines.
-    Raises GraderFailureError if the sandbox itself fails.
+    Raises GraderFailureError if the sandbox itself fails, twice.
     """
-    with turnstile.shared():
+    outcomes: tuple[TestOutcome, ...] | None = None
+    with turnstile.shared(), contextlib.suppress(GraderFailureError):
         outcomes = _run_once(sandbox, code, entry, tests, preamble)
-    if any(outcome.verdict == "timeout" for outcome in outcomes):
+    if outcomes is None or any(outcome.verdict == "timeout" for outcome in outcomes):
         with turnstile.alone():
             outcomes = _run_once(sandbox, code, entry, tests, preamble)
     return outcomes
@@ -128,10 +132,9 @@ def _run_once(
     }
     result = sandbox.run(_HARNESS, json.dumps(job).encode(), seconds=None if seconds is None else _PATIENCE * seconds)
     records = _records(result.stdout, nonce)
-    if -1 not in records and result.status != "timeout":
-        raise GraderFailureError(
-            f"the sandbox did not start: {result.stderr[-200:].decode('utf-8', 'replace').strip()}"
-        )
+    if not result.started or (-1 not in records and result.status != "timeout"):
+        what = f"no answer can be graded: {sandbox.kind} did not start a program ({ending(result)})"
+        raise GraderFailureError(what, where="sandbox.kind", fix="run `sdpo doctor`, then resume this run")
     # A test without a line is where the process ended; those after it were not run.
     done = next((index for index in range(len(tests)) if index not in records), len(tests))
     outcomes = [_outcome(test, records[index]) for index, test in enumerate(tests[:done])]

@@ -15,6 +15,7 @@ from sdpo_mlx.config import SandboxConfig, TaskConfig
 from sdpo_mlx.core.errors import ConfigError, DataError
 from sdpo_mlx.sandbox.base import RunResult, Sandbox
 from sdpo_mlx.sandbox.choice import open_sandbox
+from sdpo_mlx.sandbox.unconfined import UnconfinedSandbox
 from sdpo_mlx.tasks.code.extract import extract_code
 from sdpo_mlx.tasks.code.formats.native import problem_from_row
 from sdpo_mlx.tasks.code.runner import GraderFailureError, Turnstile
@@ -206,8 +207,33 @@ class Broken:
 
 
 def test_broken_sandbox_is_never_a_verdict() -> None:
-    with pytest.raises(GraderFailureError, match="bwrap: no"):
+    with pytest.raises(GraderFailureError, match=r"broken did not start a program \(bwrap: no, code 1\)") as caught:
         judged(Broken(), DOUBLE, "def double(x): return 2 * x")
+    assert caught.value.exit_code == 4
+
+
+class Hesitant:
+    """A sandbox whose mechanism is late with its first starts."""
+
+    kind = "hesitant"
+
+    def __init__(self, late: int) -> None:
+        self.late, self.inner = late, UnconfinedSandbox()
+
+    def run(self, program: str, stdin: bytes = b"", *, seconds: float | None = None) -> RunResult:
+        self.late -= 1
+        if self.late >= 0:
+            return RunResult("timeout", -9, b"", b"engine did not start Python within 30 s", 30.0, started=False)
+        return self.inner.run(program, stdin, seconds=seconds)
+
+    def self_test(self) -> dict[str, bool]:
+        return {}
+
+
+def test_start_that_was_late_is_tried_once_more_and_then_an_error_of_the_engine() -> None:
+    assert judged(Hesitant(1), DOUBLE, "def double(x): return 2 * x").success
+    with pytest.raises(GraderFailureError, match=r"hesitant did not start a program .engine did not start Python"):
+        judged(Hesitant(2), DOUBLE, "def double(x): return 2 * x")
 
 
 @needs_bwrap
