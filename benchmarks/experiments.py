@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 TINY = ("model.name=tiny", "task.name=tiny", "train.eval_every=2", "train.patience=0", "log.samples=0")
 GRPO = "objective.kind=grpo"
+AUTO = "objective.kind=auto"
 GRPO_RATE = "train.learning_rate=5e-3"  # the best of the sweep below
 FEEDBACK_ONLY = "teacher.demonstration=off"
 SUPPORT = {"sampled": "objective.support=sampled", "sequence": "objective.support=sequence"}
@@ -86,6 +87,16 @@ def _beyond() -> list[Experiment]:
     return [Experiment("beyond", label, (*TINY, "train.eval_every=5", *extra), 3) for label, extra in rows]
 
 
+def _automatic() -> list[Experiment]:
+    longer = (*TINY, AUTO, "train.steps=24")
+    rows = [
+        ("default contexts", (), False),
+        ("feedback alone", (FEEDBACK_ONLY,), False),
+        ("contexts of other problems", (), True),
+    ]
+    return [Experiment("auto", f"auto, {label}", (*longer, *extra), 3, swapped) for label, extra, swapped in rows]
+
+
 def _game() -> list[Experiment]:
     base = (*TINY, "task.name=game:library", "train.steps=6", "train.eval_every=2")
     rows = [
@@ -101,4 +112,4 @@ def _torch() -> list[Experiment]:
     return [Experiment("torch", f"SDPO {where}", (*TINY, *extra), 5) for where, extra in backends]
 
 
-EXPERIMENTS = (*_main(), *_versus(), *_sweep(), *_ablations(), *_beyond(), *_game(), *_torch())
+EXPERIMENTS = (*_main(), *_versus(), *_sweep(), *_ablations(), *_beyond(), *_automatic(), *_game(), *_torch())

@@ -117,7 +117,10 @@ def _swapped_samples(batch: Batch, groups: Sequence[RolloutGroup], chat: Chat, t
     for sample in batch.samples:
         at = names.index(sample.problem_id)
         given = next((found for n in (*names[at + 1 :], *names[:at]) if (found := by_problem[n])), None)
-        if given is None or not sample.distil_weight:
+        if not sample.distil_weight:  # kind `auto` without distillation, or a success that is not distilled
+            yield sample
+            continue
+        if given is None:
             continue
         context = given[sample.index % len(given)]
         shown = context.demonstration.text if context.demonstration else None

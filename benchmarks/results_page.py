@@ -63,6 +63,12 @@ SECTIONS = (
     ),
     ("beyond", "Hybrid, question weights, routing", "3 seeds each; the preset, except for the first column."),
     (
+        "auto",
+        "Objective `auto`",
+        "3 seeds. SDPO as far as the self-teacher's credit agrees with the rewards, the rest GRPO. The last row is the "
+        "control of the first table: with contexts that mislead the self-teacher, `auto` learns from the rewards.",
+    ),
+    (
         "game",
         "Several turns",
         "`game:library`: the library hides other names in every problem, and the reply to a first answer names them. "

@@ -22,7 +22,7 @@ MAX_RUNS = 200
 # A copy, since importing the settings takes half a second; a test compares both.
 KINDS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
-        "objective.kind": ("sdpo", "grpo", "hybrid"),
+        "objective.kind": ("sdpo", "grpo", "hybrid", "auto"),
         "teacher.kind": ("ema", "trust_region", "frozen", "live"),
         "model.backend": ("auto", "mlx", "torch"),
         "sandbox.kind": ("auto", "bubblewrap", "seatbelt", "container", "unconfined"),

@@ -194,14 +194,14 @@ def sample_weights(cfg: ObjectiveConfig, *, success: bool, has_context: bool) ->
     """
     distil, policy = kind_weights(cfg)
     if cfg.route == "by_success" and cfg.kind != "grpo":
-        routed = policy if cfg.kind == "hybrid" else 1.0
+        routed = 1.0 if cfg.kind == "sdpo" else policy
         distil, policy = (0.0, routed) if success else (distil, 0.0)
     return (distil if has_context else 0.0), policy
 
 
 def kind_weights(cfg: ObjectiveConfig) -> tuple[float, float]:
-    """Return (distil_weight, policy_weight) of the kind alone."""
-    if cfg.kind == "hybrid":
+    """Return (distil_weight, policy_weight) of the kind alone; `auto` is the hybrid with a measured `hybrid_weight`."""
+    if cfg.kind in ("hybrid", "auto"):
         return 1.0 - cfg.hybrid_weight, cfg.hybrid_weight
     return (1.0, 0.0) if cfg.kind == "sdpo" else (0.0, 1.0)
 

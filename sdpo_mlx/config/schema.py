@@ -127,8 +127,10 @@ class TeacherConfig(Settings):
 class ObjectiveConfig(Settings):
     """The loss."""
 
-    kind: Literal["sdpo", "grpo", "hybrid"] = Field(
-        "sdpo", description="self-distillation, policy gradient with rewards, or both"
+    kind: Literal["sdpo", "grpo", "hybrid", "auto"] = Field(
+        "sdpo",
+        description="self-distillation, policy gradient with rewards, or both; auto: both, self-distillation as far as "
+        "the self-teacher's credit agrees with the rewards",
     )
     alpha: Share = Field(
         0.5,
@@ -152,7 +154,7 @@ class ObjectiveConfig(Settings):
     route: Literal["none", "by_success"] = Field(
         "none", description="by_success: GRPO for successful rollouts, SDPO for failed ones (SRPO, 2604.02288)"
     )
-    hybrid_weight: Share = Field(0.5, description="kind hybrid: w of w * GRPO + (1 - w) * SDPO")
+    hybrid_weight: Share = Field(0.5, description="kind hybrid: w of w * GRPO + (1 - w) * SDPO; kind auto measures it")
     clip_low: float = Field(0.2, ge=0, lt=1, description="GRPO: lower clip of the ratio")
     clip_high: float = Field(0.28, ge=0, description="GRPO: upper clip of the ratio")
     std_normalise: bool = Field(False, description="GRPO: divide advantages by the group's standard deviation")

@@ -15,7 +15,8 @@ import numpy as np
 from sdpo_mlx.backends.base import Policy
 from sdpo_mlx.core import statistics
 from sdpo_mlx.rl.distillation import Batch
-from sdpo_mlx.types import FloatArray, IntArray, Role, Rollout, RolloutGroup
+from sdpo_mlx.rl.rollouts import logps_of
+from sdpo_mlx.types import FloatArray, IntArray, RolloutGroup
 
 RolloutKey = tuple[str, int]  # problem id, index of the rollout
 
@@ -53,12 +54,11 @@ class ShiftMeter:
         rollouts = {(group.problem.id, i): each for group in groups for i, each in enumerate(group.rollouts)}
         keys = [key for pair in pairs for key in (pair.right, pair.wrong)]
         missing = [key for key in dict.fromkeys(keys) if key not in self._student]
-        alone = self._score(
-            "student", [rollouts[key] for key in missing], [rollouts[key].prompt_ids for key in missing]
-        )
+        unscored = [rollouts[key] for key in missing]
+        alone = logps_of(self.policy, "student", unscored, [rollout.prompt_ids for rollout in unscored])
         self._student |= dict(zip(missing, alone, strict=True))
         prompts = [pair.prompt for pair in pairs for _ in range(2)]
-        helped = self._score("teacher", [rollouts[key] for key in keys], prompts)
+        helped = logps_of(self.policy, "teacher", [rollouts[key] for key in keys], prompts)
         shifts = [after - self._student[key] for key, after in zip(keys, helped, strict=True)]
         right: dict[str, list[FloatArray]] = {}
         wrong: dict[str, list[FloatArray]] = {}
@@ -66,14 +66,6 @@ class ShiftMeter:
             right.setdefault(pair.right[0], []).append(of_right[pair.place :])
             wrong.setdefault(pair.right[0], []).append(of_wrong[pair.place :])
         return shift_of(right, wrong, self.seed)
-
-    def _score(self, role: Role, rollouts: Sequence[Rollout], prompts: Sequence[IntArray]) -> list[FloatArray]:
-        if not rollouts:
-            return []
-        pairs = list(zip(prompts, (rollout.ids_T for rollout in rollouts), strict=True))
-        sequences = [np.concatenate(pair).astype(np.int32) for pair in pairs]
-        spans = [(prompt.size, prompt.size + ids.size) for prompt, ids in pairs]
-        return [scores.logps_T for scores in self.policy.score(role, sequences, spans)]
 
 
 @dataclass(frozen=True)

@@ -56,7 +56,7 @@ def judge(probe: Probe, cfg: Config) -> ProbeVerdict:
     problems = problems_needed(best, len(probe.results)) if best else None
     more = f"about {problems} problems would decide" if problems else "more problems may decide"
     found = figures(best) if best else f"no context could be made of {_rollouts(probe)} rollouts"
-    return ProbeVerdict("undecided", f"{found}: {more}", _settings(best, "hybrid"), best, problems)
+    return ProbeVerdict("undecided", f"{found}: {more}", _settings(best, "auto"), best, problems)
 
 
 def helps(result: ContextResult, tried: int) -> bool:
@@ -141,7 +141,7 @@ def _nothing(probe: Probe, best: ContextResult | None) -> str:
     student = probe.student_score[0]
     if student >= LITTLE_LEFT:
         return f"the student already solves {100 * student:.0f} %: little is left to learn"
-    advice = "use --objective grpo or hybrid, a larger model, or feedback that states what is right"
+    advice = "use --objective auto or grpo, a larger model, or feedback that states what is right"
     if best is None:
         return f"no rollout of {_rollouts(probe)} has a context, neither feedback nor a success to show: {advice}"
     return f"no context helps this model, {figures(best)}: {advice}"

@@ -6,7 +6,8 @@ import json
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from operator import attrgetter
 from typing import Any
@@ -28,6 +29,7 @@ from sdpo_mlx.core.seeding import derive
 from sdpo_mlx.models.chat_template import Chat, load_chat
 from sdpo_mlx.models.dimensions import ModelDims
 from sdpo_mlx.models.resolve import ResolvedModel, resolve
+from sdpo_mlx.rl.agreement import NONE, Agreements, extended, measure, shares
 from sdpo_mlx.rl.distillation import Batch, distillation_batch
 from sdpo_mlx.tasks.base import Task
 from sdpo_mlx.tasks.data.sources import identity
@@ -83,11 +85,19 @@ class Components:
             rollout.max_tokens, rollout.temperature, rollout.top_p, chat.eos_ids, at_once, chat.at_stop_text
         )
 
-    def distillation_batch(self, groups: Sequence[RolloutGroup], step: int) -> Batch:
-        """Build the distillation samples of one step of this run."""
-        cfg, length = self.cfg, self.policy.info.context_length
-        seed = derive(cfg.train.seed, step)
-        return distillation_batch(groups, self.chat, cfg.teacher, cfg.objective, context_length=length, seed=seed)
+    def distillation_batch(self, groups: Sequence[RolloutGroup], step: int, agreements: Agreements = NONE) -> Batch:
+        """Build the distillation samples of one step of this run.
+
+        Objective `auto` measures on these groups how far the self-teacher agrees with the rewards, and sets its shares
+        by this and the `agreements` of earlier steps.
+        """
+        cfg, length, seed = self.cfg, self.policy.info.context_length, derive(self.cfg.train.seed, step)
+        build = partial(distillation_batch, chat=self.chat, context_length=length, seed=seed)
+        if cfg.objective.kind != "auto":
+            return build(groups, teacher=cfg.teacher, objective=cfg.objective)
+        known = extended(agreements, measure(self.policy, groups, cfg.teacher, build))
+        batch = build(groups, teacher=cfg.teacher, objective=cfg.objective, shares=shares(known))
+        return replace(batch, agreements=known)
 
     def identity(self) -> dict[str, Any]:
         """Return what must be equal when a run is resumed; the plan may differ, it changes memory only."""

@@ -46,6 +46,18 @@ class Batch:
     samples: tuple[DistillSample, ...]
     contexts: Mapping[tuple[str, int], TeacherContext]
     skips: tuple[Skip, ...]
+    agreements: Mapping[str, Sequence[float]] = field(default_factory=dict)  # what set the shares (`rl/agreement.py`)
+
+
+@dataclass(frozen=True)
+class Shares:
+    """Objective `auto`: the share of distillation in a rollout's loss, by what its context shows; GRPO has the rest.
+
+    A context with both a demonstration and feedback counts as one with a demonstration.
+    """
+
+    demonstration: float = 1.0
+    feedback: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -70,13 +82,14 @@ def distillation_batch(
     *,
     context_length: int,
     seed: int,
+    shares: Shares | None = None,
 ) -> Batch:
     """Build the samples of one step; `seed` is derived from run and step, lengths are in tokens.
 
-    A rollout without advantage has policy weight 0, so that GRPO's mean counts only tokens with a signal. If its
-    context does not fit, a rollout keeps its policy-gradient part.
+    `shares` replace the objective's `hybrid_weight`. A rollout without advantage has policy weight 0, so that GRPO's
+    mean counts only tokens with a signal. If its context does not fit, a rollout keeps its policy-gradient part.
     """
-    builder = _Builder(chat, teacher, objective, context_length, seed)
+    builder = _Builder(chat, teacher, objective, context_length, seed, shares)
     uniform = objective.question_weight == "uniform"
     weights = [1.0] * len(groups) if uniform else question_weights([group.pass_rate for group in groups])
     outcomes = [
@@ -109,6 +122,7 @@ class _Builder:
     objective: ObjectiveConfig
     context_length: int
     seed: int
+    shares: Shares | None = None
     rendered: dict[tuple[str, tuple[tuple[str, str], ...]], IntArray] = field(default_factory=dict)
 
     def outcome(
@@ -122,10 +136,12 @@ class _Builder:
             return answer.skip("no_tokens")
         if rollout.prompt_ids.size + rollout.ids_T.size > self.context_length:
             return answer.skip("too_long")
-        distils = question * sample_weights(self.objective, success=feedback.success, has_context=True)[0] > 0
-        context = teacher_context(answer.group, answer.index, self.teacher, self.seed, answer.turn) if distils else None
+        context = teacher_context(answer.group, answer.index, self.teacher, self.seed, answer.turn)
+        objective = self._objective(context)
+        if not question * sample_weights(objective, success=feedback.success, has_context=True)[0]:
+            context = None
         fitted = self._fit(answer, context) if context else None
-        distil, policy = sample_weights(self.objective, success=feedback.success, has_context=fitted is not None)
+        distil, policy = sample_weights(objective, success=feedback.success, has_context=fitted is not None)
         distil, policy = distil * question, policy * question if advantage else 0.0
         if not distil and not policy:
             return answer.skip("too_long" if context and not fitted else "no_signal")
@@ -146,6 +162,14 @@ class _Builder:
             turn=answer.turn,
         )
         return sample, context
+
+    def _objective(self, context: TeacherContext | None) -> ObjectiveConfig:
+        """Return the objective of a rollout with this context."""
+        if self.shares is None:
+            return self.objective
+        with_feedback = context is not None and context.demonstration is None
+        share = self.shares.feedback if with_feedback else self.shares.demonstration
+        return self.objective.model_copy(update={"hybrid_weight": 1.0 - share})
 
     def _fit(self, answer: _Turn, context: TeacherContext) -> tuple[TeacherContext, IntArray] | None:
         """Return the context within its token budget and its prompt ids; None if nothing more can be cut."""

@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from sdpo_mlx.backends.base import Policy, PolicyInfo, SamplingParams
 from sdpo_mlx.core.progress import ProgressCallback
 from sdpo_mlx.core.seeding import derive, rng
@@ -18,7 +20,18 @@ from sdpo_mlx.models.chat_template import Chat
 from sdpo_mlx.tasks.base import Task
 from sdpo_mlx.tasks.grading import Graders, Response
 from sdpo_mlx.teacher import history
-from sdpo_mlx.types import Exchange, Feedback, Generation, IntArray, Problem, Rollout, RolloutGroup, Skip
+from sdpo_mlx.types import (
+    Exchange,
+    Feedback,
+    FloatArray,
+    Generation,
+    IntArray,
+    Problem,
+    Role,
+    Rollout,
+    RolloutGroup,
+    Skip,
+)
 
 
 @dataclass(frozen=True)
@@ -188,3 +201,13 @@ def to_rollout(
     generation = chat.ended(generation)
     ids_T, text = generation.ids_T, chat.answer(generation.ids_T)
     return Rollout(prompt_ids, ids_T, generation.logps_T, generation.finish, seed, text, earlier=earlier)
+
+
+def logps_of(policy: Policy, role: Role, rollouts: Sequence[Rollout], prompts: Sequence[IntArray]) -> list[FloatArray]:
+    """Return the log-probs of each rollout's tokens (T) after the given prompt, under the student or the teacher."""
+    if not rollouts:
+        return []
+    pairs = list(zip(prompts, (rollout.ids_T for rollout in rollouts), strict=True))
+    sequences = [np.concatenate(pair).astype(np.int32) for pair in pairs]
+    spans = [(prompt.size, prompt.size + ids.size) for prompt, ids in pairs]
+    return [scores.logps_T for scores in policy.score(role, sequences, spans)]

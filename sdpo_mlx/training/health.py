@@ -94,7 +94,7 @@ def teacher(history: History) -> Finding | None:
     return Finding(
         f"the self-teacher succeeds no more often than the student ({_percent(found)} of {answers} rollouts, "
         f"{_percent(alone)} without its context). Inspect its context with `sdpo rollout`, try a more detailed "
-        "task.feedback, objective.kind: hybrid, or a larger model",
+        "task.feedback, objective.kind: auto, or a larger model",
         {"teacher": found, "student": alone, "answers": answers},
     )
 

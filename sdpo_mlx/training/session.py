@@ -17,11 +17,12 @@ from sdpo_mlx.evaluation.forgetting import Reference, divergence_from
 from sdpo_mlx.evaluation.probe import probe_groups
 from sdpo_mlx.evaluation.spec import eval_spec
 from sdpo_mlx.models.resolve import EMBEDDED
+from sdpo_mlx.rl.agreement import shares
 from sdpo_mlx.rl.components import Components
 from sdpo_mlx.rl.diagnostics import Candidates, candidates, choose, due, teacher_success
 from sdpo_mlx.rl.distillation import Batch
 from sdpo_mlx.rl.leakage import leakage
-from sdpo_mlx.rl.metrics import StepFacts, step_metrics
+from sdpo_mlx.rl.metrics import StepFacts, mean, step_metrics
 from sdpo_mlx.rl.optimization import LearnResult, SampleKey, learning_rate
 from sdpo_mlx.rl.rollouts import ProgressPolicy, Sampled, rollout_seeds
 from sdpo_mlx.runs import checkpoint
@@ -56,6 +57,7 @@ class TrainState:
     stale: int = 0
     declined: bool = False  # the last evaluation was significantly below the best (`health.held_out`)
     rollbacks: int = 0  # each halved the learning rate
+    agreements: Mapping[str, Sequence[float]] = field(default_factory=dict)  # objective `auto`: the last ones
     watch: dict[str, Any] = field(default_factory=dict)  # FailureMonitor's counters; the key is in old checkpoints
 
 
@@ -209,7 +211,12 @@ class TrainingSession:
         monitor = FailureMonitor.from_dict(state.watch)
         failures = monitor.observe(groups, skips, update)
         self._step = step
-        state = replace(state, step=step, generations=state.generations + sum(len(group.rollouts) for group in groups))
+        state = replace(
+            state,
+            step=step,
+            generations=state.generations + sum(len(group.rollouts) for group in groups),
+            agreements=batch.agreements,
+        )
         now = time.perf_counter()
         facts = StepFacts(
             learning_rate=learning_rate(state.step - 1, self.settings(state).train),
@@ -223,6 +230,9 @@ class TrainingSession:
         metrics = step_metrics(groups, batch.samples, batch.contexts.values(), skips, update, facts)
         extra: dict[str, Any] = {"non_finite": list(update.non_finite)} if update and update.non_finite else {}
         extra |= {"leakage/rate": leakage(groups, self.cfg.teacher), **self._teacher_success}
+        if self.cfg.objective.kind == "auto":
+            extra |= {f"agreement/{kind}": mean(found) for kind, found in batch.agreements.items()}
+            extra |= {f"share/{kind}": share for kind, share in asdict(shares(batch.agreements)).items()}
         counts = self.components.task.counters()
         self.emit({"type": "step", "step": step, **metrics, **counts, **extra}, groups)
         policy_warnings = update.warnings if update else ()

@@ -181,6 +181,9 @@ def test_a_half_without_what_it_needs_is_refused() -> None:
         ({"kind": "hybrid", "hybrid_weight": 0.25, "route": "by_success"}, True, True, (0.0, 0.25)),
         ({"kind": "hybrid", "hybrid_weight": 0.25, "route": "by_success"}, False, True, (0.75, 0.0)),
         ({"kind": "grpo", "route": "by_success"}, False, True, (0.0, 1.0)),
+        ({"kind": "auto", "hybrid_weight": 0.25}, False, True, (0.75, 0.25)),
+        ({"kind": "auto", "hybrid_weight": 0.25}, True, False, (0.0, 0.25)),
+        ({"kind": "auto", "hybrid_weight": 0.25, "route": "by_success"}, False, True, (0.75, 0.0)),
     ],
 )
 def test_sample_weights_say_which_half_learns(

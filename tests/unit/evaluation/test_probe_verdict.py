@@ -126,12 +126,12 @@ def test_undecided_names_how_many_problems_would_decide() -> None:
     assert conclusion.problems is not None
     assert conclusion.problems > 10
     assert f"about {conclusion.problems} problems" in conclusion.sentence
-    assert conclusion.settings["objective.kind"] == "hybrid"
+    assert conclusion.settings["objective.kind"] == "auto"
     few = judge(probed([0.0] * 5, [1.0] * 5), Config())  # certain of these, but five are too few
     assert (few.kind, few.problems) == ("undecided", 6)
 
 
-@pytest.mark.parametrize("objective", ["sdpo", "grpo", "hybrid"])
+@pytest.mark.parametrize("objective", ["sdpo", "grpo", "hybrid", "auto"])
 def test_recommended_settings_are_settings(objective: str) -> None:
     cfg = Config.model_validate({"objective": {"kind": objective}})
     student = [0.0] * 16

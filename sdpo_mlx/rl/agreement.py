@@ -1,0 +1,112 @@
+"""How well the self-teacher's credit agrees with the rewards, for objective `auto`.
+
+The credit of a rollout is the mean over its tokens of log q - log p: what the self-teacher adds to it. A self-teacher
+that knows the task adds more to right rollouts than to wrong ones of the same problem. Where it does not, distilling it
+moves the student away from what the rewards say, and GRPO learns more. Contexts with a demonstration and contexts with
+feedback alone are measured apart: a small model may follow the one and make nothing of the other.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean, stdev
+
+import numpy as np
+
+from sdpo_mlx.backends.base import Policy
+from sdpo_mlx.config import ObjectiveConfig, TeacherConfig
+from sdpo_mlx.rl.distillation import Batch, Shares
+from sdpo_mlx.rl.rollouts import logps_of
+from sdpo_mlx.types import IntArray, Rollout, RolloutGroup
+
+Agreements = Mapping[str, Sequence[float]]  # by kind of context, one for each measured problem, the latest last
+PROBLEMS = 4  # measured per step, a pair of rollouts in each: at most 24 forward passes
+WINDOW = 32  # agreements of each kind; the standard error of their mean is then about 0.1
+NONE: Agreements = {}
+KINDS = ("demonstration", "feedback")  # what a context shows, as the fields of `Shares`
+InPrompt = tuple[Rollout, IntArray]  # a rollout, and the teacher's prompt that it is scored under
+
+
+def shares(agreements: Agreements) -> Shares:
+    """Return what the last agreements of each kind show: their mean less its standard error, at least 0.
+
+    So chance is not distilled. A kind without any has 1: while no problem has right and wrong rollouts, there is no
+    advantage that GRPO could learn from either.
+    """
+    return Shares(**{kind: _shown(agreements.get(kind, ())) for kind in KINDS})
+
+
+def extended(agreements: Agreements, found: Agreements) -> dict[str, list[float]]:
+    """Return the last `WINDOW` agreements of each kind, with those found in one more step."""
+    return {kind: [*agreements.get(kind, ()), *found.get(kind, ())][-WINDOW:] for kind in KINDS}
+
+
+def _shown(last: Sequence[float]) -> float:
+    error = stdev(last) / math.sqrt(len(last)) if len(last) > 1 else 0.0
+    return max(0.0, fmean(last) - error) if last else 1.0
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """A right and a wrong rollout of a problem, and the prompts of the self-teacher that they are scored under."""
+
+    kind: str
+    right: InPrompt
+    wrong: InPrompt
+
+
+def measure(
+    policy: Policy, groups: Sequence[RolloutGroup], teacher: TeacherConfig, build: Callable[..., Batch]
+) -> dict[str, list[float]]:
+    """Return, by kind of context, whether the right rollout of a pair has more credit, in some problems of a step.
+
+    1 is more, -1 less, 0 as much; one number for each measured problem. With demonstrations each rollout has its own
+    context. A right rollout has no feedback, so with feedback both have the wrong one's. `build(groups, teacher=...,
+    objective=...)` makes contexts as training does. Nothing is changed.
+    """
+    mixed = [group for group in groups if _graded(group, True) and _graded(group, False)][:PROBLEMS]
+    pairs: list[_Pair] = []
+    for kind, cfg in ("demonstration", teacher), ("feedback", teacher.model_copy(update={"demonstration": "off"})):
+        batch = build(mixed, teacher=cfg, objective=ObjectiveConfig())
+        found = [_pair(group, batch, kind, policy.info.context_length) for group in mixed]
+        pairs += [pair for pair in found if pair is not None]
+    scored = [each for pair in pairs for each in (pair.right, pair.wrong)]
+    alone = {id(rollout): rollout for rollout, _ in scored}  # often the same for both kinds
+    of_student = logps_of(policy, "student", [*alone.values()], [rollout.prompt_ids for rollout in alone.values()])
+    before = dict(zip(alone, of_student, strict=True))
+    after = logps_of(policy, "teacher", [rollout for rollout, _ in scored], [prompt for _, prompt in scored])
+    credit = [float(np.mean(q_T - before[id(each[0])])) for each, q_T in zip(scored, after, strict=True)]
+    signs = [float(np.sign(right - wrong)) for right, wrong in zip(credit[::2], credit[1::2], strict=True)]
+    return {kind: [sign for pair, sign in zip(pairs, signs, strict=True) if pair.kind == kind] for kind in KINDS}
+
+
+def _graded(group: RolloutGroup, success: bool) -> list[int]:
+    """Return the rollouts that succeeded, or failed."""
+    graded = [i for i, rollout in enumerate(group.rollouts) if rollout.ids_T.size]
+    graded = [i for i in graded if group.feedback[i].kind != "grader_error"]
+    return [i for i in graded if group.feedback[i].success is success]
+
+
+def _pair(group: RolloutGroup, batch: Batch, kind: str, context_length: int) -> _Pair | None:
+    """Return the first pair that has contexts of this kind; of an episode, its last turn."""
+    name, rollouts = group.problem.id, group.rollouts
+    own = [s for s in batch.samples if s.problem_id == name and s.turn == len(rollouts[s.index].earlier)]
+    prompts = {s.index: s.teacher_ids[: s.teacher_span[0]] for s in own if _kind(batch, name, s.index) == kind}
+    right, wrong = _graded(group, True), [i for i in _graded(group, False) if i in prompts]
+    if kind == "demonstration":
+        right = [i for i in right if i in prompts]
+    else:  # both under the wrong one's prompt, which in an episode would hold another conversation
+        right, wrong = ([i for i in side if not rollouts[i].earlier] for side in (right, wrong))
+    if not right or not wrong:
+        return None
+    prompt = prompts[right[0] if kind == "demonstration" else wrong[0]]
+    pair = _Pair(kind, (rollouts[right[0]], prompt), (rollouts[wrong[0]], prompts[wrong[0]]))
+    fits = all(ids.size + rollout.ids_T.size <= context_length for rollout, ids in (pair.right, pair.wrong))
+    return pair if fits else None
+
+
+def _kind(batch: Batch, problem: str, index: int) -> str:
+    context = batch.contexts.get((problem, index))
+    return "" if context is None else "demonstration" if context.demonstration else "feedback"
