@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from sdpo_mlx import trainer
+from sdpo_mlx.config import TeacherConfig
 from sdpo_mlx.config.resolve import resolve
 from sdpo_mlx.evaluation.evaluate import evaluate
 from sdpo_mlx.evaluation.spec import eval_spec
@@ -99,9 +100,9 @@ def _contexts(swapped: bool) -> Iterator[None]:
         yield
         return
 
-    def other(groups: Sequence[RolloutGroup], chat: Chat, *arguments: Any, **options: Any) -> Batch:
-        batch = distillation_batch(groups, chat, *arguments, **options)
-        return replace(batch, samples=tuple(_swapped_samples(batch, groups, chat, arguments[0])))
+    def other(groups: Sequence[RolloutGroup], chat: Chat, teacher: TeacherConfig, **options: Any) -> Batch:
+        batch = distillation_batch(groups, chat, teacher, **options)
+        return replace(batch, samples=tuple(_swapped_samples(batch, groups, chat, teacher)))
 
     run_components.distillation_batch = other  # type: ignore[assignment]
     try:
@@ -110,7 +111,7 @@ def _contexts(swapped: bool) -> Iterator[None]:
         run_components.distillation_batch = distillation_batch
 
 
-def _swapped_samples(batch: Batch, groups: Sequence[RolloutGroup], chat: Chat, teacher: Any) -> Iterator[Any]:
+def _swapped_samples(batch: Batch, groups: Sequence[RolloutGroup], chat: Chat, teacher: TeacherConfig) -> Iterator[Any]:
     names = [group.problem.id for group in groups]
     messages = {group.problem.id: group.problem.messages for group in groups}
     by_problem = {name: [c for (problem, _), c in batch.contexts.items() if problem == name] for name in names}
