@@ -142,12 +142,25 @@ def _memory() -> Iterator[Line]:
 
 
 def _sandbox() -> Iterator[Line]:
+    """What the sandbox must refuse, what it must allow, and how long a program takes to start in it."""
     from sdpo_mlx.config import SandboxConfig
+    from sdpo_mlx.sandbox.abilities import OPTIONAL, abilities, start_milliseconds
     from sdpo_mlx.sandbox.choice import open_sandbox
+    from sdpo_mlx.sandbox.unconfined import UnconfinedSandbox
 
-    for name, ok in open_sandbox(SandboxConfig()).self_test().items():
+    sandbox = open_sandbox(SandboxConfig())
+    for name, ok in sandbox.self_test().items():
         if ok is not None:
             yield Line(f"sandbox: {name.replace('_', ' ')}", ok)
+    optional = {f"import {name}" for name in OPTIONAL}  # as this Python and its libraries have them
+    found = abilities(sandbox)
+    for name, ok in found.items():
+        if not ok or not name.startswith("import "):
+            note = "not promised on every system" if name in optional else ""
+            yield Line(f"sandbox allows: {name}", ok or name in optional, note="" if ok else note)
+    yield Line("sandbox allows: imports", True, sum(name.startswith("import ") and ok for name, ok in found.items()))
+    yield Line("sandbox: start of a program", True, start_milliseconds(sandbox), None, "ms")
+    yield Line("sandbox: start without it", True, start_milliseconds(UnconfinedSandbox()), None, "ms")
 
 
 def _attacks() -> Iterator[Line]:

@@ -18,7 +18,7 @@ from sdpo_mlx.sandbox.base import RunResult
 from sdpo_mlx.sandbox.launch import ENVIRONMENT, INTERPRETER_FLAGS, Limits, bootstrap, launch_spawned, payload
 from sdpo_mlx.sandbox.mac_python import installed_python, kernel_path
 from sdpo_mlx.sandbox.probe import MAC_CHECKS, Probe, probe
-from sdpo_mlx.sandbox.seatbelt_profile import CLOSED, IMPORT, profile
+from sdpo_mlx.sandbox.seatbelt_profile import CLOSED, IMPORT, for_folder, profile
 from sdpo_mlx.sandbox.watchdog import watchdog
 from sdpo_mlx.sandbox.work_folder import left_behind, over, record, remove, work_folder
 
@@ -29,7 +29,7 @@ PS = "/bin/ps"
 NOTHING = "/usr/bin/true"
 _PROFILE_ERROR = 65  # EX_DATAERR: the profile names something that this macOS does not know
 _SHORT_SECONDS = 5.0
-_SOME_FOLDER = "/private/tmp/work"  # stands for the work folder, which every run has anew
+_SOME_FOLDER = "/private/tmp/sdpo-run-0/work"  # stands for the work folder, which every run has anew
 _GREEDY = """
 import os, time
 kept = [os.urandom(1 << 20) for _ in range({})]
@@ -51,9 +51,10 @@ class SeatbeltSandbox:
         self._python = installed_python()
         with work_folder() as work:  # the real temporary folder, so that no run meets a path it cannot quote
             profile(self._python, kernel_path(work))
-        self._imports = seatbelt_profile.DYLD_SUPPORT.is_file() and _accepted(f"(allow default)\n{IMPORT}")
+        imports = seatbelt_profile.DYLD_SUPPORT.is_file() and _accepted(f"(allow default)\n{IMPORT}")
         known = _accepted("\n".join(f"(deny {each})" for each in CLOSED))
-        self._closed = CLOSED if known else tuple(each for each in CLOSED if _accepted(f"(deny {each})"))
+        closed = CLOSED if known else tuple(each for each in CLOSED if _accepted(f"(deny {each})"))
+        self._profile = profile(self._python, _SOME_FOLDER, imports=imports, closed=closed)
         self._found: Probe | None = None
         end_left_behind()
 
@@ -63,7 +64,7 @@ class SeatbeltSandbox:
         memory = watchdog(self.limits.memory_mb << 20)
         with work_folder() as folder:
             work = kernel_path(folder)
-            text = profile(self._python, work, imports=self._imports, closed=self._closed)
+            text = for_folder(self._profile, _SOME_FOLDER, work)
             argv = [SANDBOX_EXEC, "-p", text, self._python.executables[0], *INTERPRETER_FLAGS, "-c", bootstrap()]
             argv += [*self.limits.arguments(seconds, count_processes=False), "", work]
             return launch_spawned(
@@ -101,8 +102,7 @@ class SeatbeltSandbox:
     def _described(self) -> list[str]:
         """Return what the attack list's answer depends on: this interpreter, and the profile without its folder."""
         executable = self._python.executables[0]
-        text = profile(self._python, _SOME_FOLDER, imports=self._imports, closed=self._closed)
-        return [executable, str(Path(executable).stat().st_mtime_ns), text, *INTERPRETER_FLAGS, bootstrap()]
+        return [executable, str(Path(executable).stat().st_mtime_ns), self._profile, *INTERPRETER_FLAGS, bootstrap()]
 
     def _memory_is_held(self) -> bool:
         greedy = _GREEDY.replace("{}", str(2 * self.limits.memory_mb))

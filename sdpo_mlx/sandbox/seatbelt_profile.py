@@ -91,6 +91,11 @@ def profile(python: Python, work: str, *, imports: bool = False, closed: Iterabl
     return "\n".join([*rules, *_own(work), ""])
 
 
+def for_folder(text: str, old: str, new: str) -> str:
+    """Return a profile for another work folder. Raises ValueError for a path that cannot be quoted."""
+    return text.replace(quoted(old), quoted(new))
+
+
 def _own(work: str) -> list[str]:
     """Return the rules for what belongs to one run: its folder, its process, facts about the machine."""
     return [

@@ -15,6 +15,7 @@ import pytest
 from fake_mac import CONTAINS_NOTHING, fake_sandbox_exec, pretend_mac
 from hypothesis import given
 from hypothesis import strategies as st
+from seatbelt_forms import forms, rules
 
 from sdpo_mlx.config import SandboxConfig
 from sdpo_mlx.core.errors import SandboxError
@@ -33,35 +34,6 @@ from sdpo_mlx.sandbox.work_folder import over, remove, work_folder
 
 PYTHON = Python(("/opt/py/bin/python3",), ("/opt/py/lib/python3.11",), hidden=("/opt/py/lib/python3.11/site-packages",))
 WORK = "/private/var/folders/ab/T/sdpo-1"
-# One word of the profile: a bracket, a text literal with its escapes, or an atom.
-WORDS = re.compile(r'\s*(\(|\)|"(?:[^"\\]|\\.)*"|[^\s()"]+)', re.S)
-
-Form = list["Form | str"]
-
-
-def forms(text: str) -> list[Form]:
-    """The profile as nested lists; fails on text that is not well formed."""
-    stack: list[Form] = [[]]
-    position = 0
-    while text[position:].strip():
-        word = WORDS.match(text, position)
-        assert word is not None
-        position = word.end()
-        if word[1] == "(":
-            stack.append([])
-        elif word[1] == ")":
-            done = stack.pop()
-            stack[-1].append(done)
-        else:
-            stack[-1].append(word[1])
-    assert len(stack) == 1
-    return [form for form in stack[0] if isinstance(form, list)]
-
-
-def rules(verdict: str, operation: str, text: str) -> list[Form]:
-    """The matchers of all rules of one verdict that name an operation."""
-    found = [form for form in forms(text) if form[0] == verdict and operation in form]
-    return [matcher for form in found for matcher in form[1:] if isinstance(matcher, list)]
 
 
 def test_profile_closes_first_and_opens_nothing_of_it_again() -> None:
