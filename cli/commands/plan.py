@@ -10,6 +10,7 @@ from sdpo_cli.terminal import render
 
 if TYPE_CHECKING:
     from sdpo_mlx.backends.command_size import EvaluationSizes
+    from sdpo_mlx.backends.step_time import Speed
     from sdpo_mlx.config import Config
     from sdpo_mlx.models.dimensions import ModelDims
 
@@ -55,9 +56,8 @@ def command(  # noqa: PLR0913 - typer reads the options off the signature
 def planned(cfg: Config, size: str | None, prompt_tokens: int | None, shape: ModelDims | None = None) -> dict[str, Any]:
     """Return the plan as a document, in bytes and seconds; `shape` replaces the dimensions of the model's name."""
     from sdpo_mlx.backends.memory_plan import bounded, choose, limit_of, memory, number_bytes, remedies, work_of
-    from sdpo_mlx.backends.mlx.device import block_gigaflops, gigabytes, has_metal
     from sdpo_mlx.backends.preflight import shares_prompts
-    from sdpo_mlx.backends.step_time import Machine, times
+    from sdpo_mlx.backends.step_time import times
     from sdpo_mlx.core.errors import ConfigError
     from sdpo_mlx.core.hardware import bytes_of
     from sdpo_mlx.models.dimensions import ModelDims
@@ -74,7 +74,7 @@ def planned(cfg: Config, size: str | None, prompt_tokens: int | None, shape: Mod
     work = work_of(cfg, prompt, context, number_bytes(cfg.model), shares=shares_prompts(config))
     sizes = evaluation_sizes(cfg, config, shape)
     work = bounded(choose(shape, cfg, work, limit), sizes)
-    machine = Machine(1e9 * block_gigaflops(), 1e9 * gigabytes(), has_metal())  # measured; takes two seconds
+    machine, speed = _speed()
     held, spent = memory(shape, cfg, work), times(shape, work, machine)
     fits = held.highest <= limit
     ways = [] if fits else remedies(shape, cfg, work, limit)
@@ -93,7 +93,25 @@ def planned(cfg: Config, size: str | None, prompt_tokens: int | None, shape: Mod
         "dominant": held.dominant,
         "remedies": [{"change": change, "peak": peak, "fits": peak <= limit} for change, peak in ways],
         "seconds": {**vars(spent), "total": spent.total, "dominant": spent.dominant},
+        "speed": speed,
     }
+
+
+def _speed() -> tuple[Speed, dict[str, Any]]:
+    """Return this machine's speed, and where it is from: the self-test, or two rates that take two seconds."""
+    from sdpo_mlx.backends.mlx.device import block_gigaflops, gigabytes, has_metal
+    from sdpo_mlx.backends.mlx.self_test.speed import measured
+    from sdpo_mlx.backends.step_time import Machine
+
+    if found := measured():
+        return found, {"source": "measured", "date": found.date}
+    return Machine(1e9 * block_gigaflops(), 1e9 * gigabytes(), has_metal()), {"source": "estimated", "date": None}
+
+
+def _speed_line(found: dict[str, Any]) -> str:
+    if found["source"] == "measured":
+        return f"measured on this machine on {found['date']}"
+    return "estimated; `sdpo doctor --self-test` measures this machine"
 
 
 def _device(cfg: Config, sizes: EvaluationSizes) -> dict[str, Any]:
@@ -158,6 +176,7 @@ def as_lines(found: dict[str, Any]) -> list[str]:
         f"chosen    micro-batches of {work['micro_batch']} tokens, {work['concurrency']} rollouts at once, {how}",
         f"device    {_device_line(found['device'])}",
         f"time      {render.duration(seconds['total'])} per step here with rollouts of full length: {phases}",
+        f"          {_speed_line(found['speed'])}",
     ]
     ways = [
         f"  {way['change']}  ({size(way['peak'])}{'' if way['fits'] else ', does not fit'})"

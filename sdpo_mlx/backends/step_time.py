@@ -1,14 +1,31 @@
-"""Estimates how long a step takes from its operations and two rates of a machine; pure arithmetic."""
+"""Estimates how long a step takes from its operations and the speed of a machine; pure arithmetic."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple, Protocol
 
 from sdpo_mlx.backends.memory_plan import Workload
 from sdpo_mlx.models.dimensions import ModelDims
 
 PLATEAU = 5.3  # of a product with quantised weights from 8 rows on, in times of one row
+
+
+class Speed(Protocol):
+    """How fast a machine computes; all results are in seconds."""
+
+    def prefill(self, shape: ModelDims, operations: float) -> float:
+        """Operations of a forward pass over a prompt."""
+
+    def teacher(self, shape: ModelDims, operations: float) -> float:
+        """Operations of forward passes over rollouts after their prompts."""
+
+    def learn(self, shape: ModelDims, operations: float) -> float:
+        """Operations of a gradient."""
+
+    def token(self, shape: ModelDims, rows: int, cache: float, width: int) -> float:
+        """Decode one token of each row, with so many bytes of keys and values, and `width` bytes per number."""
 
 
 @dataclass(frozen=True)
@@ -21,6 +38,21 @@ class Machine:
     flops: float
     bandwidth: float
     metal: bool = False
+
+    def prefill(self, _: ModelDims, operations: float) -> float:
+        """See `Speed.prefill`."""
+        return operations / self.flops
+
+    teacher = learn = prefill
+
+    def token(self, shape: ModelDims, rows: int, cache: float, width: int) -> float:
+        """See `Speed.token`: reading all weights, keys and values, or multiplying them, whichever takes longer.
+
+        On Metal several rows take longer with quantised weights.
+        """
+        slower = quantised_rows(rows) if shape.bits and self.metal else 1.0
+        read = (slower * shape.weight_bytes(width) + cache) / self.bandwidth
+        return max(read, 2 * rows * (shape.active_parameters + head(shape)) / self.flops)
 
 
 @dataclass(frozen=True)
@@ -43,33 +75,47 @@ class Times:
         return max(vars(self), key=lambda name: getattr(self, name))
 
 
-def times(shape: ModelDims, work: Workload, machine: Machine) -> Times:
-    """Return the times of a step with rollouts of full length: two operations per weight and token, four more for a
-    gradient.
+class Operations(NamedTuple):
+    """Of the phases of one step, decoding apart."""
 
-    Decoding a token takes as long as reading all weights and its rows' keys and values, or as multiplying them,
-    whichever is longer; on Metal several rows take longer with quantised weights. A block-wise backward pass runs each
-    block forward once more.
-    """
-    rows = work.rows
+    prefill: float
+    teacher: float
+    learn: float
+
+
+def times(shape: ModelDims, work: Workload, machine: Speed) -> Times:
+    """Return the times of a step with rollouts of full length."""
+    rows, count = work.rows, operations(shape, work)
     waves = math.ceil(work.problems * work.group / rows)
-    head = shape.vocabulary * shape.width
     cache = rows * shape.cached(work.prompt + work.answer / 2) * work.bytes
-    slower = quantised_rows(rows) if shape.bits and machine.metal else 1.0
-    read = (slower * shape.weight_bytes(work.bytes) + cache) / machine.bandwidth
-    multiplied = 2 * rows * (shape.active_parameters + head) / machine.flops
+    return Times(
+        prefill=machine.prefill(shape, count.prefill),
+        decode=waves * work.answer * machine.token(shape, rows, cache, work.bytes),
+        teacher=machine.teacher(shape, count.teacher),
+        learn=machine.learn(shape, count.learn),
+    )
+
+
+def operations(shape: ModelDims, work: Workload) -> Operations:
+    """Return the operations of a step: two per weight and token, and four more for a gradient.
+
+    A block-wise backward pass runs each block forward once more.
+    """
     answers = work.group * work.answer
     seen = _forwarded(work, work.context, work.context + answers)
     learned = _forwarded(work, work.prompt, work.prompt + answers)
     passes = 4 if work.keep else 6
-    return Times(
-        prefill=work.problems * _forward(shape, work.prompt, work.prompt) / machine.flops,
-        decode=waves * work.answer * max(read, multiplied),
-        teacher=work.problems * _forward(shape, seen, work.context) / machine.flops,
-        learn=work.problems
-        * (passes / 2 * _forward(shape, learned, work.prompt + work.answer) + 2 * 4 * answers * head)
-        / machine.flops,
+    learn = passes / 2 * _forward(shape, learned, work.prompt + work.answer) + 2 * 4 * answers * head(shape)
+    return Operations(
+        prefill=work.problems * _forward(shape, work.prompt, work.prompt),
+        teacher=work.problems * _forward(shape, seen, work.context),
+        learn=work.problems * learn,
     )
+
+
+def head(shape: ModelDims) -> int:
+    """Return the weights of the output head."""
+    return shape.vocabulary * shape.width
 
 
 def quantised_rows(rows: int) -> float:
