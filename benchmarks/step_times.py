@@ -127,7 +127,9 @@ def measured(policy: MLXPolicy, step: Step, words: int) -> Times:
     generate(2)
     short, long = generate(2), generate(step.answer)
     decode = (long - short) / (step.answer - 2) * step.answer
-    samples = [sample(prompt, ids(step.context), ids(step.answer), n) for prompt in prompts for n in seeds]
+    contexts = [ids(step.context) for _ in prompts]  # one for a group, as the plan counts them
+    pairs = zip(prompts, contexts, strict=True)
+    samples = [sample(prompt, context, ids(step.answer), n) for prompt, context in pairs for n in seeds]
     for _ in range(2):
         begun = time.perf_counter()
         update = policy.learn(samples, ObjectiveConfig(), 1e-5)
