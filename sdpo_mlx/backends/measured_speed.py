@@ -1,8 +1,9 @@
 """The speed of this machine as `sdpo doctor --self-test` measured it, on random models with layers of several sizes.
 
-The time of a layer is a straight line between the sizes measured: what a layer takes whatever its size (starting
-kernels, small arrays) weighs less in a larger one. Below the smallest it stays, above the largest it grows in
-proportion. So a model is not judged by the speed of one whose layers are a hundred times smaller.
+Between the sizes measured, the time of a layer is a straight line over its width, the root of its weights: what a layer
+takes whatever its size and per number of a token (starting kernels, norms, softmax) weighs less in a wider one. Below
+the smallest it stays, above the largest it grows in proportion to the weights. So a model is not judged by the speed
+of one whose layers are a hundred times smaller.
 """
 
 from __future__ import annotations
@@ -101,8 +102,8 @@ class MeasuredSpeed:
 
 def _between(weights: float, known: Sequence[tuple[float, float]]) -> float:
     """Return the time of a layer of so many weights: never less than that of a smaller one."""
-    sizes, seconds = [size for size, _ in known], list(accumulate((time for _, time in known), max))
-    return float(np.interp(weights, sizes, seconds)) * max(1.0, weights / sizes[-1])
+    widths, seconds = [math.sqrt(size) for size, _ in known], list(accumulate((time for _, time in known), max))
+    return float(np.interp(math.sqrt(weights), widths, seconds)) * max(1.0, weights / known[-1][0])
 
 
 def keep(found: MeasuredSpeed, depends_on: Sequence[str]) -> None:
