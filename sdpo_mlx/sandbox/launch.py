@@ -27,7 +27,8 @@ _DYING_SECONDS = 1.0
 _WATCH_SECONDS = 0.1
 _SPAWNED_WATCH_SECONDS = 0.02  # no kernel limit binds these as surely, and the question needs no process
 # Fixed hashing keeps the order of sets equal from run to run; the bootstrap then empties the environment.
-ENVIRONMENT = {"PYTHONHASHSEED": "0", "PYTHONUTF8": "1"}
+# glibc reserves 64 MB of address space for each thread that is busy at once: a program would lose memory to chance.
+ENVIRONMENT = {"PYTHONHASHSEED": "0", "PYTHONUTF8": "1", "MALLOC_ARENA_MAX": "1"}
 # `-I` would ignore the two names above; `-P -s` with an environment of our own isolates as well.
 INTERPRETER_FLAGS = ("-P", "-s", "-S", "-B")
 Cut = Literal["timeout", "output_limit", "signal"]
