@@ -89,12 +89,8 @@ def _beyond() -> list[Experiment]:
 
 def _automatic() -> list[Experiment]:
     longer = (*TINY, AUTO, "train.steps=24")
-    rows = [
-        ("default contexts", (), False),
-        ("feedback alone", (FEEDBACK_ONLY,), False),
-        ("contexts of other problems", (), True),
-    ]
-    return [Experiment("auto", f"auto, {label}", (*longer, *extra), 3, swapped) for label, extra, swapped in rows]
+    rows = [("auto, contexts of other problems", 3, True), ("auto, default contexts", 1, False)]
+    return [Experiment("auto", label, longer, seeds, swapped) for label, seeds, swapped in rows]
 
 
 def _game() -> list[Experiment]:

@@ -65,8 +65,9 @@ SECTIONS = (
     (
         "auto",
         "Objective `auto`",
-        "3 seeds. SDPO as far as the self-teacher's credit agrees with the rewards, the rest GRPO. The last row is the "
-        "control of the first table: with contexts that mislead the self-teacher, `auto` learns from the rewards.",
+        "SDPO as far as the self-teacher's credit agrees with the rewards, the rest GRPO. The first row has the "
+        "contexts of the control in the first table: where they mislead the self-teacher, `auto` learns from the "
+        "rewards. With default contexts every pair agrees, so that each step is one of `sdpo`.",
     ),
     (
         "game",
