@@ -11,8 +11,8 @@ from sdpo_mlx.config import Config
 from sdpo_mlx.rl import components
 from sdpo_mlx.rl.agreement import KINDS
 
-AT_ONCE = {"problems_per_step": 4, "group_size": 6, "max_tokens": 24}
-STEPS = {"steps": 3, "eval_every": 0, "save_every": 1, "learning_rate": 5e-3, "probe": False}
+AT_ONCE = {"problems_per_step": 3, "group_size": 4, "max_tokens": 24}
+STEPS = {"steps": 2, "eval_every": 0, "save_every": 1, "learning_rate": 5e-3, "probe": False}
 
 
 def config(kind: str) -> Config:
@@ -36,7 +36,7 @@ def learned(folder: Path) -> list[dict[str, Any]]:
     ]
 
 
-@pytest.mark.parametrize(("measured", "kind"), [(1.0, "sdpo"), (-1.0, "grpo")])
+@pytest.mark.parametrize(("measured", "kind"), [pytest.param(1.0, "sdpo", marks=pytest.mark.slow), (-1.0, "grpo")])
 def test_run_learns_as_the_kind_that_its_measurement_asks_for(
     measured: float, kind: str, tmp_path: Path, measures: list[list[float]]
 ) -> None:
@@ -48,7 +48,7 @@ def test_run_learns_as_the_kind_that_its_measurement_asks_for(
 
 
 def test_resumed_run_keeps_what_was_measured(tmp_path: Path, measures: list[list[float]]) -> None:
-    rows = [[0.5, 1.0], [], [0.25]]
+    rows = [[0.5, 1.0], [0.25]]
     measures += rows
     trained(tmp_path / "whole", config("auto"))
     measures += rows
@@ -56,10 +56,10 @@ def test_resumed_run_keeps_what_was_measured(tmp_path: Path, measures: list[list
     trained(tmp_path / "cut", config("auto"))
     assert remains(tmp_path / "cut") == remains(tmp_path / "whole")
     shares = [event["share/feedback"] for event in events(tmp_path / "whole", "step")]
-    assert shares == pytest.approx([0.75 - 0.25, 0.75 - 0.25, 0.583333 - 0.220479], abs=1e-5)
+    assert shares == pytest.approx([0.75 - 0.25, 0.583333 - 0.220479], abs=1e-5)
 
 
-@pytest.mark.parametrize("backend", ["mlx", pytest.param("torch", marks=needs_torch)])
+@pytest.mark.parametrize("backend", ["mlx", pytest.param("torch", marks=[needs_torch, pytest.mark.slow])])
 def test_embedded_self_teacher_is_trusted(backend: str, tmp_path: Path) -> None:
     trained(tmp_path / "auto", with_value(config("auto"), "model.backend", backend))
     steps = events(tmp_path / "auto", "step")
