@@ -13,12 +13,13 @@ import json
 import sys
 import time
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+from reporting import distill_sample
 
 from sdpo_mlx.backends.base import SamplingParams
 from sdpo_mlx.backends.memory_plan import Workload
@@ -139,15 +140,8 @@ def measured(policy: MLXPolicy, step: Step, words: int) -> Times:
 
 def sample(prompt: Any, context: Any, response: Any, index: int) -> DistillSample:
     """Return a rollout to learn from; its problem is its prompt."""
-    return DistillSample(
-        problem_id=str(prompt[:3]),
-        index=index,
-        student_ids=np.concatenate([prompt, response]),
-        student_span=(prompt.size, prompt.size + response.size),
-        teacher_ids=np.concatenate([context, response]),
-        teacher_span=(context.size, context.size + response.size),
-        rollout_logps_T=np.full(response.size, -6.0, np.float32),
-    )
+    logps = np.full(response.size, -6.0, np.float32)
+    return replace(distill_sample(index, prompt, context, response, logps), problem_id=str(prompt[:3]))
 
 
 if __name__ == "__main__":

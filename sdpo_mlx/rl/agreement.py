@@ -23,7 +23,7 @@ from sdpo_mlx.types import IntArray, Rollout, RolloutGroup
 
 Agreements = Mapping[str, Sequence[float]]  # by kind of context, one for each measured problem, the latest last
 PROBLEMS = 4  # measured per step, a pair of rollouts in each: at most 24 forward passes
-WINDOW = 32  # agreements of each kind; the standard error of their mean is then about 0.1
+WINDOW = 32  # agreements of each kind; the standard error of their mean is then at most 0.18
 NONE: Agreements = {}
 KINDS = ("demonstration", "feedback")  # what a context shows, as the fields of `Shares`
 InPrompt = tuple[Rollout, IntArray]  # a rollout, and the teacher's prompt that it is scored under
@@ -32,8 +32,7 @@ InPrompt = tuple[Rollout, IntArray]  # a rollout, and the teacher's prompt that 
 def shares(agreements: Agreements) -> Shares:
     """Return what the last agreements of each kind show: their mean less its standard error, at least 0.
 
-    So chance is not distilled. A kind without any has 1: while no problem has right and wrong rollouts, there is no
-    advantage that GRPO could learn from either.
+    So chance is not distilled. A kind that could not be measured yet has 1, as in objective `sdpo`.
     """
     return Shares(**{kind: _shown(agreements.get(kind, ())) for kind in KINDS})
 

@@ -177,3 +177,15 @@ def test_formats_page_names_every_file_of_a_run_folder(run_folder: Path) -> None
     rows = gzip.decompress((run_folder / "rollouts" / "step-000001.jsonl.gz").read_bytes()).splitlines()
     assert sorted({key for row in rows for key in json.loads(row)} - named) == []
     assert sorted(json.loads((run_folder / "manifest.json").read_text(encoding="utf-8")).keys() - named) == []
+
+
+def test_benchmarks_have_the_options_that_pages_give_them() -> None:
+    found = {
+        (name, option)
+        for page in PAGES
+        for name, rest in re.findall(r"`python\s+benchmarks/(\w+\.py)([^`|]*)`", page.read_text(encoding="utf-8"))
+        for option in re.findall(r"(?<=\s)--[a-z][a-z-]+", rest)
+    }
+    assert len(found) >= 10
+    sources = {name: (ROOT / "benchmarks" / name).read_text(encoding="utf-8") for name, _ in found}
+    assert [(name, option) for name, option in sorted(found) if f'"{option}"' not in sources[name]] == []
