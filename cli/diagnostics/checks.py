@@ -15,6 +15,7 @@ from sdpo_cli.diagnostics.finding import Finding, run_check
 
 from sdpo_mlx import __version__
 from sdpo_mlx.core.hardware import total_memory
+from sdpo_mlx.sandbox.interpreter import python_build
 
 SLOW_GFLOPS = 10.0  # the reference BLAS reaches 4, any other 100 and more on an idle machine
 MAC = "darwin"
@@ -47,7 +48,8 @@ def examine() -> list[Finding]:
 
 def _python() -> Iterator[Finding]:
     facts = {"sdpo_mlx": __version__, "python": platform.python_version(), "system": platform.platform()}
-    found = f"sdpo-mlx {__version__}, Python {facts['python']}, {facts['system']}"
+    facts["build"] = python_build()
+    found = f"sdpo-mlx {__version__}, Python {facts['python']} ({facts['build']}), {facts['system']}"
     yield Finding("python", sys.version_info >= (3, 11), found, "install Python 3.11 or newer", True, facts=facts)
 
 

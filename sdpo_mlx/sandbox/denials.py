@@ -5,9 +5,11 @@ from __future__ import annotations
 import platform
 import re
 
+from sdpo_mlx.sandbox.interpreter import python_build
 from sdpo_mlx.sandbox.launch import launch_spawned
 
 LOG = "/usr/bin/log"
+CSRUTIL = "/usr/bin/csrutil"
 _LOG_SECONDS = 20.0
 _MOST = 3
 _PREDICATE = 'processID == 0 AND senderImagePath CONTAINS "/Sandbox"'
@@ -26,14 +28,25 @@ def denials(log: str, programs: tuple[str, ...]) -> list[str]:
 
 
 def system_facts(program: str) -> str:
-    """Return the macOS version and what its log says that a program was denied in the last minute, in one line."""
-    argv = [LOG, "show", "--last", "1m", "--style", "compact", "--predicate", _PREDICATE]
-    try:
-        log = launch_spawned(argv, b"", _LOG_SECONDS).stdout.decode("utf-8", "replace")
-    except OSError:
-        log = ""
-    version = platform.mac_ver()[0]
+    """Return what a report of a dead start needs, in one line.
+
+    That is the macOS version, the build of this Python, System Integrity Protection, and what the system's log says
+    that the program was denied in the last minute.
+    """
+    log = _said(LOG, "show", "--last", "1m", "--style", "compact", "--predicate", _PREDICATE)
     denied = denials(log, (program, program[:16], "sandbox-exec"))  # the kernel cuts a process's name
-    return "; ".join(
-        [*([f"macOS {version}"] if version else []), *([f"denied: {', '.join(denied)}"] if denied else [])]
-    )
+    facts = {
+        "macOS": platform.mac_ver()[0],
+        "Python build:": python_build(),
+        "integrity protection:": _said(CSRUTIL, "status").rpartition(":")[2].strip(" .\n"),
+        "denied:": ", ".join(denied),
+    }
+    return "; ".join(f"{name} {value}" for name, value in facts.items() if value)
+
+
+def _said(*argv: str) -> str:
+    """Return what a system program prints; blank if it cannot be started."""
+    try:
+        return launch_spawned(list(argv), b"", _LOG_SECONDS).stdout.decode("utf-8", "replace")
+    except OSError:
+        return ""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import sysconfig
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,6 +48,19 @@ def find_interpreter() -> Interpreter:
         stdlib_inside=f"{HOME}/{sys.platlibdir}/{version}",
         libpython=_libpython(),
     )
+
+
+def python_build(config: Mapping[str, object] | None = None, prefix: str | None = None) -> str:
+    """Say who built this Python and how; it decides what a sandbox must let it read. The arguments are for tests."""
+    config = sysconfig.get_config_vars() if config is None else config
+    prefix = os.path.realpath(sys.base_prefix) if prefix is None else prefix
+    makers = {"uv": "/uv/python/", "Homebrew": "/Cellar/", "pyenv": "/.pyenv/"}
+    maker = next((name for name, sign in makers.items() if sign in f"{prefix}/"), "")
+    if (Path(prefix) / "conda-meta").is_dir():
+        maker = "conda"
+    framework = "framework" if config.get("PYTHONFRAMEWORK") else ""
+    kind = framework or ("shared library" if config.get("Py_ENABLE_SHARED") else "static")
+    return f"{maker}, {kind}" if maker else kind
 
 
 def _base_executable() -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -26,6 +27,7 @@ from sdpo_mlx.sandbox import denials as denials_module
 from sdpo_mlx.sandbox.attacks import Attack
 from sdpo_mlx.sandbox.choice import open_sandbox
 from sdpo_mlx.sandbox.denials import denials
+from sdpo_mlx.sandbox.interpreter import python_build
 from sdpo_mlx.sandbox.launch import Limits
 from sdpo_mlx.sandbox.probe import MAC_CHECKS, Probe
 from sdpo_mlx.sandbox.seatbelt import SeatbeltSandbox, end_left_behind
@@ -335,5 +337,30 @@ def test_refusal_says_what_the_system_denied(mac: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(denials_module, "LOG", str(mac / "log"))
     (mac / "log").write_text(f"#!/bin/sh\ncat <<'E'\n{LOG_LINES}E\n", encoding="utf-8")
     (mac / "log").chmod(0o755)
-    with pytest.raises(SandboxError, match=r"SIGABRT.*denied: process-exec\* /a b/\(c\).*could not read a file"):
+    monkeypatch.setattr(denials_module, "CSRUTIL", str(mac / "csrutil"))
+    (mac / "csrutil").write_text("#!/bin/sh\necho 'System Integrity Protection status: enabled.'\n", encoding="utf-8")
+    (mac / "csrutil").chmod(0o755)
+    facts = f"Python build: {re.escape(python_build())}; integrity protection: enabled"
+    with pytest.raises(
+        SandboxError, match=rf"SIGABRT.*{facts}; denied: process-exec\* /a b/\(c\).*could not read a file"
+    ):
         open_sandbox(SandboxConfig())
+
+
+@pytest.mark.parametrize(
+    ("prefix", "config", "build"),
+    [
+        ("/Library/Frameworks/Python.framework/Versions/3.13", {"PYTHONFRAMEWORK": "Python"}, "framework"),
+        ("/opt/homebrew/Cellar/python@3.13/3.13.1/Frameworks", {"PYTHONFRAMEWORK": "Python"}, "Homebrew, framework"),
+        ("/u/.local/share/uv/python/cpython-3.13-macos", {"Py_ENABLE_SHARED": 1}, "uv, shared library"),
+        ("/u/.pyenv/versions/3.13.1", {"Py_ENABLE_SHARED": 0}, "pyenv, static"),
+        ("/usr", {}, "static"),
+    ],
+)
+def test_build_of_python_is_named(prefix: str, config: dict[str, object], build: str) -> None:
+    assert python_build(config, prefix) == build
+
+
+def test_build_of_python_names_conda_by_its_folder(tmp_path: Path) -> None:
+    (tmp_path / "conda-meta").mkdir()
+    assert python_build({}, str(tmp_path)) == "conda, static"
