@@ -292,7 +292,8 @@ class LogConfig(Settings):
         1, description="per 64 rollouts, number saved with the most likely tokens of student and teacher; 0: none"
     )
     teacher_answers: NonNegativeInt = Field(
-        8, description="problems that the self-teacher is evaluated on, every train.eval_every steps; 0: none"
+        16,
+        description="rollouts of self-teacher and student each, to compare them, every train.eval_every steps; 0: none",
     )
 
 

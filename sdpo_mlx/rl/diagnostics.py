@@ -104,28 +104,36 @@ def teacher_success(
     seed: int,
     interrupted: Callable[[], bool] = lambda: False,
 ) -> dict[str, float]:
-    """Sample the self-teacher from its contexts and grade it, to see whether it beats the student.
+    """Sample the self-teacher from its contexts and the student from its prompts, and grade both.
 
-    Returns `teacher/success` and, on the same problems, `teacher/student` (shares of 1), and `teacher/answers`, the
-    number of graded rollouts. The policy is left as it was. Raises KeyboardInterrupt when `interrupted()` turns true.
+    The student's rollouts are new ones with the same seeds: those of the batch decided which contexts there are, and
+    where feedback is shown they failed. Returns `teacher/success` and, on the same problems, `teacher/student` (shares
+    of 1), and `teacher/answers`, the number of problems where both were graded. The policy is left as it was. Raises
+    KeyboardInterrupt when `interrupted()` turns true.
     """
-    graders = Graders(task)
-    prompts = [sample.teacher_ids[: sample.teacher_span[0]] for _, sample in chosen]
     names = [sample.problem_id for _, sample in chosen]
     # The first of a problem has the seed that it had when there was one of each.
     rounds = [(derive(seed, name), names[:at].count(name)) for at, name in enumerate(names)]
     seeds = [[derive(first, again) if again else first] for first, again in rounds]
-    pending = []
-    with teacher_weights(policy):
+    graders = Graders(task)
+
+    def successes(prompts: Sequence[IntArray]) -> list[float | None]:
+        pending = {}
         for at, _, made in policy.generate(prompts, sampling, seeds, interrupted):
             rollout = to_rollout(chat, made, prompts[at], seeds[at][0])
-            pending.append((chosen[at][0], graders.submit(chosen[at][0].problem, rollout)))
-    results = [(group, graders.result(future, interrupted)) for group, future in pending]
-    graded = [(group, r) for group, r in results if isinstance(r, Feedback) and r.kind != "grader_error"]
+            pending[at] = graders.submit(chosen[at][0].problem, rollout)
+        graded = [graders.result(pending[at], interrupted) for at in range(len(prompts))]
+        known = [isinstance(each, Feedback) and each.kind != "grader_error" for each in graded]
+        return [float(each.success) if ok else None for each, ok in zip(graded, known, strict=True)]
+
+    student = successes([sample.student_ids[: sample.student_span[0]] for _, sample in chosen])
+    with teacher_weights(policy):
+        teacher = successes([sample.teacher_ids[: sample.teacher_span[0]] for _, sample in chosen])
+    both = [(a, b) for a, b in zip(teacher, student, strict=True) if a is not None and b is not None]
     return {
-        "teacher/success": mean([result.success for _, result in graded]),
-        "teacher/student": mean([group.pass_rate for group, _ in graded]),
-        "teacher/answers": len(graded),
+        "teacher/success": mean([right for right, _ in both]),
+        "teacher/student": mean([right for _, right in both]),
+        "teacher/answers": len(both),
     }
 
 

@@ -16,6 +16,7 @@ from sdpo_mlx.runs.events import number
 
 Event = Mapping[str, Any]
 WINDOW_STEPS, WINDOW_ROLLOUTS = 3, 64  # a window has at least as many of both: one batch of problems may be hard
+SUCCESS = "success/rate"
 MOST_STEPS = 16  # of a window: memory and work stay constant however long the run
 
 
@@ -51,7 +52,8 @@ class History:
     """
 
     first: list[Event] = field(default_factory=list)
-    last: deque[Event] = field(default_factory=lambda: deque(maxlen=MOST_STEPS))
+    last: deque[Event] = field(default_factory=lambda: deque(maxlen=2 * MOST_STEPS))
+    peak: Window | None = None  # the steps with the highest training success, before the last ones
     rollouts: int = 0  # of the first step
     teacher: deque[Event] = field(default_factory=lambda: deque(maxlen=64))  # steps that sampled the self-teacher
     best: Event | None = None
@@ -67,6 +69,7 @@ class History:
             if len(self.first) < MOST_STEPS:
                 self.first.append(event)
             self.last.append(event)
+            self._add_peak()
             if number(event.get("teacher/answers")):
                 self.teacher.append(event)
         elif kind == "eval" and not event.get("final"):
@@ -84,10 +87,20 @@ class History:
             self.best = self.latest
         self.latest = event
 
+    def _add_peak(self) -> None:
+        size = self._size()
+        before = Window(list(self.last)[-2 * size : -size], size * self.rollouts)
+        if len(before.steps) == size and not (self.peak and self.peak.mean(SUCCESS) >= before.mean(SUCCESS)):
+            self.peak = before
+
+    def _size(self) -> int:
+        """Return the number of steps in a window."""
+        size = -(-WINDOW_ROLLOUTS // max(1, self.rollouts))
+        return min(MOST_STEPS, max(WINDOW_STEPS, size))
+
     def windows(self) -> tuple[Window, Window] | None:
         """Return the first steps and the last ones; None while they overlap."""
-        size = -(-WINDOW_ROLLOUTS // max(1, self.rollouts))
-        size = min(MOST_STEPS, max(WINDOW_STEPS, size))
+        size = self._size()
         first, last = self.first[:size], list(self.last)[-size:]
         if len(last) < size or last[0]["step"] <= first[-1]["step"]:
             return None

@@ -19,7 +19,7 @@ HEALTHY: Mapping[str, float] = {
     "grad/norm": 0.02,
     "loss": 0.04,
 }
-TEACHER = {"teacher/success": 0.75, "teacher/student": 0.25, "teacher/answers": 8}
+TEACHER = {"teacher/success": 0.75, "teacher/student": 0.25, "teacher/answers": 16}
 
 
 def stream(

@@ -17,11 +17,12 @@ from sdpo_mlx.training import health
 from sdpo_mlx.training.history import MOST_STEPS, History
 
 ONSET = 10
-NOTHING: Mapping[str, Any] = {"loss": None, "grad/norm": None, "success/rate": 0.0}
+NOTHING: Mapping[str, Any] = {"loss": None, "grad/norm": None, "success/rate": 0.05}
 # What changes after step ONSET, the rule that must see it, and figures that its line must have.
 FAILURES: list[tuple[str, Mapping[str, Any], tuple[str, ...]]] = [
-    ("no_signal", NOTHING, ("5 steps in a row", "320 rollouts", "224 with feedback", "0 successes")),
-    ("teacher", {"teacher/success": 0.0}, ("25 % of 24", "25 % without")),
+    ("no_signal", NOTHING, ("5 steps in a row", "320 rollouts", "224 with feedback", "16 successes")),
+    ("teacher", {"teacher/success": 0.0}, ("0 % of 32", "25 % without")),
+    ("success", {"success/rate": 0.0}, ("fell from 30 %", "to 0 %")),
     ("entropy", {"entropy": 1.2}, ("rose from 0.5", "to 1.2", "steps 1 to 3")),
     ("entropy", {"entropy": 0.02}, ("fell from 0.5", "to 0.02", "30 % and 30 %")),
     ("length", {"length/mean": 170.0}, ("grew from 40", "steps 1 to 3")),
@@ -124,7 +125,7 @@ def test_memory_of_a_long_run_is_bounded() -> None:
     history = History()
     for event in stream(steps=500):
         history.add(event)
-    assert len(history.first) == len(history.last) == MOST_STEPS
+    assert 2 * len(history.first) == len(history.last) == 2 * MOST_STEPS
     assert len(history.teacher) == history.teacher.maxlen
 
 
