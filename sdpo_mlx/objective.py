@@ -194,8 +194,10 @@ def sample_weights(cfg: ObjectiveConfig, *, success: bool, has_context: bool) ->
     """
     distil, policy = kind_weights(cfg)
     if cfg.route == "by_success" and cfg.kind != "grpo":
-        routed = 1.0 if cfg.kind == "sdpo" else policy
-        distil, policy = (0.0, routed) if success else (distil, 0.0)
+        if success:
+            distil, policy = 0.0, policy if cfg.kind == "hybrid" else 1.0
+        elif cfg.kind != "auto":  # there a failure keeps the share of GRPO that its distillation does not have
+            policy = 0.0
     return (distil if has_context else 0.0), policy
 
 

@@ -5,6 +5,9 @@ this rollout (arXiv 2601.20802). A successful rollout has no feedback and is not
 success in a group is not learned from. In an episode of several turns each turn has its own context: the same
 first part, then the conversation up to that turn.
 
+A group whose rollouts all succeeded has no demonstration unless `all_correct` is set: it has nothing to learn but the
+wording of one of them, and long runs that learn it collapse (docs/results.md).
+
 With `demonstration: dataset` the demonstration is the row's reference answer, for every rollout, successful or not:
 SDFT (arXiv 2601.19897), which learns from offline demonstrations while the student samples by itself. Its settings
 here: `teacher.kind: ema`, `objective.support: full`, `objective.alpha: 1.0` for the reverse KL of its equations
@@ -41,6 +44,8 @@ def demonstration_for(group: RolloutGroup, index: int, cfg: TeacherConfig, seed:
     if cfg.demonstration == "dataset":
         text = clean(strip_thinking(group.problem.reference or "")).strip()
         return Demonstration(text, FROM_DATASET) if text else None
+    if group.pass_rate == 1.0 and not cfg.all_correct:
+        return None
     usable: list[Demonstration] = []
     for i, (rollout, feedback) in enumerate(zip(group.rollouts, group.feedback, strict=True)):
         graded = feedback.success and feedback.kind != "grader_error" and feedback.reward >= cfg.success_threshold

@@ -16,7 +16,7 @@ IntArray = npt.NDArray[np.int32]
 FloatArray = npt.NDArray[np.float32]
 FinishReason = Literal["stop", "length"]
 FeedbackKind = Literal["pass", "wrong", "error", "timeout", "invalid", "grader_error"]
-SkipReason = Literal["no_signal", "too_long", "no_tokens", "grader_error"]
+SkipReason = Literal["no_signal", "all_correct", "too_long", "no_tokens", "grader_error"]
 Role = Literal["student", "teacher"]
 
 

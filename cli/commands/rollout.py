@@ -139,6 +139,7 @@ def _teacher(row: dict[str, Any], index: int, shown: dict[str, int]) -> list[str
 
 WHY = {
     "no_signal": "no demonstration and no feedback (no_signal)",
+    "all_correct": "every rollout of the group succeeded (all_correct)",
     "too_long": "it does not fit (too_long)",
     "no_tokens": "the rollout is empty (no_tokens)",
     "grader_error": "the grader failed (grader_error)",

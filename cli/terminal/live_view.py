@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from sdpo_mlx.types import RolloutGroup
 
 BORDER_LINES = 2
+KINDS = {"demonstrations": "demonstration", "feedback": "feedback"}  # of contexts, as in `share/...` of a step event
 MIN_FRAMED_HEIGHT, MIN_FRAMED_WIDTH = 6, 16  # a smaller terminal gets no frame
 MIN_LABELLED_WIDTH = 36  # from here on the labels have a column of their own
 BAR_WIDTH = 30
@@ -85,9 +86,12 @@ def event_lines(event: Mapping[str, Any], progress: Progress) -> list[str]:
 
 
 def context_summary(progress: Progress) -> str:
-    """The share of rollouts with a teacher context, and why the others have none."""
+    """The share of rollouts with a teacher context, why the others have none, and what `auto` makes of them."""
     skips = ", ".join(f"{reason} {count}" for reason, count in progress.skips().items())
-    return percent(progress.with_context()) + (f" ({skips})" if skips else "")
+    shares = {name: progress.latest.get(f"share/{kind}") for name, kind in KINDS.items()}
+    learned = ", ".join(f"{name} {100 * share:.0f} %" for name, share in shares.items() if share is not None)
+    parts = (f" ({skips})" if skips else "", f", SDPO's share: {learned}" if learned else "")
+    return "".join((percent(progress.with_context()), *parts))
 
 
 @dataclass

@@ -98,6 +98,10 @@ class TeacherConfig(Settings):
         description="which successful rollout of the group is shown; dataset: the row's reference answer (2601.19897)",
     )
     own_success: bool = Field(False, description="allow a successful rollout as its own demonstration")
+    all_correct: bool = Field(
+        False,
+        description="show demonstrations in groups whose rollouts all succeeded too, as in the paper; long runs drift",
+    )
     success_threshold: float = Field(1.0, description="minimum reward of a demonstration")
     feedback: bool = Field(True, description="show the grader's feedback")
     feedback_only_without_demonstration: bool = Field(
@@ -128,9 +132,9 @@ class ObjectiveConfig(Settings):
     """The loss."""
 
     kind: Literal["sdpo", "grpo", "hybrid", "auto"] = Field(
-        "sdpo",
-        description="self-distillation, policy gradient with rewards, or both; auto: both, self-distillation as far as "
-        "the self-teacher's credit agrees with the rewards",
+        "auto",
+        description="self-distillation, policy gradient with rewards, or both; auto: self-distillation as far as the "
+        "self-teacher's credit agrees with the rewards, policy gradient for the rest",
     )
     alpha: Share = Field(
         0.5,

@@ -48,7 +48,7 @@ def judge(probe: Probe, cfg: Config) -> ProbeVerdict:
     helping = [result for result in probe.results if helps(result, len(probe.results))]
     if helping:
         chosen = recommended(helping)
-        kind = "sdpo" if cfg.objective.kind == "grpo" else cfg.objective.kind
+        kind = "auto" if cfg.objective.kind == "grpo" else cfg.objective.kind
         return ProbeVerdict("learns", f"{figures(chosen)}: SDPO should learn", _settings(chosen, kind), chosen)
     best = most_gain(probe.results)
     if teaches_nothing(probe):

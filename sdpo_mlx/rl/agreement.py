@@ -68,7 +68,7 @@ def measure(
     mixed = [group for group in groups if _graded(group, True) and _graded(group, False)][:PROBLEMS]
     pairs: list[_Pair] = []
     for kind, cfg in ("demonstration", teacher), ("feedback", teacher.model_copy(update={"demonstration": "off"})):
-        batch = build(mixed, teacher=cfg, objective=ObjectiveConfig())
+        batch = build(mixed, teacher=cfg, objective=ObjectiveConfig(kind="sdpo"))
         found = [_pair(group, batch, kind, policy.info.context_length) for group in mixed]
         pairs += [pair for pair in found if pair is not None]
     scored = [each for pair in pairs for each in (pair.right, pair.wrong)]

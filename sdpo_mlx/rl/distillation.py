@@ -144,7 +144,8 @@ class _Builder:
         distil, policy = sample_weights(objective, success=feedback.success, has_context=fitted is not None)
         distil, policy = distil * question, policy * question if advantage else 0.0
         if not distil and not policy:
-            return answer.skip("too_long" if context and not fitted else "no_signal")
+            silent: SkipReason = "all_correct" if answer.group.pass_rate == 1.0 else "no_signal"
+            return answer.skip("too_long" if context and not fitted else silent)
         context, prompt = fitted or (None, np.zeros(0, dtype=np.int32))
         student = np.concatenate([rollout.prompt_ids, rollout.ids_T]).astype(np.int32)
         teacher = np.concatenate([prompt, rollout.ids_T]).astype(np.int32) if fitted else prompt

@@ -54,7 +54,7 @@ def step_metrics(
     demonstrated = sum(context.demonstration is not None for context in seen)
     with_feedback = sum(context.feedback is not None for context in seen)
     learned = {sample.problem_id for sample in samples if sample.distil_weight or sample.policy_weight}
-    silent = {skip.problem_id for skip in skips if skip.reason == "no_signal"} - learned
+    silent = {skip.problem_id for skip in skips if skip.reason in ("no_signal", "all_correct")} - learned
     teacher_seconds = update.teacher_seconds if update else 0.0
     known_seconds = facts.generate_seconds + facts.grade_seconds + facts.learn_seconds
     return {

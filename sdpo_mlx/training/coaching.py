@@ -40,6 +40,7 @@ DEFAULTS = (
     "objective.route=none",
     "objective.question_weight=uniform",
     "teacher.own_success=true",
+    "teacher.all_correct=true",
     "teacher.feedback=true",
     "teacher.feedback_only_without_demonstration=false",
     "train.schedule=constant",

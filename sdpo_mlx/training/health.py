@@ -71,11 +71,18 @@ def no_signal(history: History) -> Finding | None:
         round(sum(number(s.get(f"{name}/rate")) or 0.0 for s in steps) * history.rollouts)
         for name in ("feedback", "success")
     )
+    numbers = {"steps": BARREN_STEPS, "rollouts": rollouts, "feedback": feedback, "successes": successes}
+    if successes == rollouts:
+        return Finding(
+            f"all {rollouts} rollouts of {BARREN_STEPS} steps in a row succeeded: nothing is left to learn. Stop, or "
+            "use harder problems",
+            numbers,
+        )
     return Finding(
         f"nothing could be learned in {BARREN_STEPS} steps in a row: {rollouts} rollouts, {feedback} with feedback "
         f"from the environment, {successes} successes. Try easier problems, a more detailed task.feedback, a larger "
         "rollout.group_size, or objective.kind: hybrid",
-        {"steps": BARREN_STEPS, "rollouts": rollouts, "feedback": feedback, "successes": successes},
+        numbers,
     )
 
 

@@ -40,3 +40,6 @@ def test_skips_are_named_with_their_numbers() -> None:
     event = {"type": "step", "step": 1, "skip/no_signal": 3, "skip/too_long": 0, "teacher/with_feedback": 0.25}
     watched.observe({**event, "teacher/with_demonstration": 0.0})
     assert live_view.context_summary(watched) == "25.0 % (no_signal 3)"
+    watched.observe({**event, "teacher/with_demonstration": 0.0, "share/demonstration": 0.083, "share/feedback": 0.0})
+    expected = "25.0 % (no_signal 3), SDPO's share: demonstrations 8 %, feedback 0 %"
+    assert live_view.context_summary(watched) == expected

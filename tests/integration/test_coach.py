@@ -82,7 +82,7 @@ def test_a_lesson_that_a_kill_left_unlearned_is_learned_when_the_folder_is_opene
 
 
 def test_nothing_said_changes_no_byte_and_a_good_answer_teaches_itself() -> None:
-    coaching = opened("quiet", teacher={"own_success": True})
+    coaching = opened("quiet", teacher={"own_success": True, "all_correct": True})
     before = weights("quiet")
     taught(coaching, HumanFeedback())
     assert weights("quiet") == before

@@ -24,6 +24,7 @@ from sdpo_mlx.types import Problem
 DEFAULTS: dict[str, Any] = {}  # one step on six tokens, which are too few for a success
 TWO_STEPS = {"train.steps": 2}
 WHOLE = {**TWO_STEPS, "rollout.group_size": 4, "rollout.max_tokens": 24}  # whole answers, of which some succeed
+SINGLE = {**WHOLE, "rollout.group_size": 1, "rollout.problems_per_step": 16, "teacher.own_success": True}
 HYBRID = {"objective.kind": "hybrid"}
 GRPO = {**WHOLE, "objective.kind": "grpo", "train.updates_per_batch": 2, "train.learning_rate": 0.02}
 TOP = {"objective.support": "top_k", "objective.top_k": 3}
@@ -48,6 +49,7 @@ CHANGES: dict[str, tuple[Any, Mapping[str, Any]]] = {
     "teacher.update_rate": (0.5, DEFAULTS),
     "teacher.demonstration": ("off", BOTH),
     "teacher.own_success": (True, WHOLE),
+    "teacher.all_correct": (True, SINGLE),
     "teacher.success_threshold": (2.0, WHOLE),
     "teacher.feedback": (False, DEFAULTS),
     "teacher.feedback_only_without_demonstration": (False, WHOLE),

@@ -20,7 +20,7 @@ V = 9
 
 
 def config(**options: Any) -> ObjectiveConfig:
-    return ObjectiveConfig.model_validate(options)
+    return ObjectiveConfig.model_validate({"kind": "sdpo", **options})
 
 
 def step(seed: int = 0, shape: tuple[int, int, int] = (3, 4, V), drift: float = 0.3) -> list[np.ndarray]:

@@ -17,7 +17,7 @@ AGGREGATIONS = ("token_mean", "sequence_mean_token_mean", "sequence_mean_token_s
 
 
 def config(**options: Any) -> ObjectiveConfig:
-    return ObjectiveConfig.model_validate(options)
+    return ObjectiveConfig.model_validate({"kind": "sdpo", **options})
 
 
 def step(seed: int = 0, shape: tuple[int, int, int] = (3, 4, 9), drift: float = 0.3) -> list[np.ndarray]:
@@ -183,7 +183,8 @@ def test_a_half_without_what_it_needs_is_refused() -> None:
         ({"kind": "grpo", "route": "by_success"}, False, True, (0.0, 1.0)),
         ({"kind": "auto", "hybrid_weight": 0.25}, False, True, (0.75, 0.25)),
         ({"kind": "auto", "hybrid_weight": 0.25}, True, False, (0.0, 0.25)),
-        ({"kind": "auto", "hybrid_weight": 0.25, "route": "by_success"}, False, True, (0.75, 0.0)),
+        ({"kind": "auto", "hybrid_weight": 0.25, "route": "by_success"}, False, True, (0.75, 0.25)),
+        ({"kind": "auto", "hybrid_weight": 0.25, "route": "by_success"}, True, True, (0.0, 1.0)),
     ],
 )
 def test_sample_weights_say_which_half_learns(

@@ -41,15 +41,23 @@ def test_lone_success_learns_nothing_and_teaches_the_others():
 
 
 def test_own_success_is_shown_only_when_asked_for():
-    made = group(("good", True))
+    made = group(("good", True), ("bad", False))
     assert demonstration_for(made, 0, TeacherConfig(own_success=True), 0).text == "good"
+    assert demonstration_for(made, 0, TeacherConfig(), 0) is None
+
+
+def test_group_of_successes_is_shown_one_only_when_asked_for():
+    made = group(("one", True), ("two", True))
+    assert [teacher_context(made, i, TeacherConfig(), 0) for i in range(2)] == [None, None]
+    shown = [teacher_context(made, i, TeacherConfig(all_correct=True), 0) for i in range(2)]
+    assert [each.demonstration.text for each in shown] == ["two", "one"]
 
 
 @given(st.lists(st.booleans(), min_size=1, max_size=8), st.sampled_from(["first", "random"]), st.integers(0, 99))
 def test_demonstration_is_a_successful_sibling_for_any_outcome(successes, kind, seed):
     made = group(*[(f"a{i}", s) for i, s in enumerate(successes)])
     for i in range(len(successes)):
-        shown = demonstration_for(made, i, TeacherConfig(demonstration=kind), seed)
+        shown = demonstration_for(made, i, TeacherConfig(demonstration=kind, all_correct=True), seed)
         siblings = [j for j, s in enumerate(successes) if s and j != i]
         assert (shown is None) == (not siblings)
         assert shown is None or (shown.source in siblings and shown.text == f"a{shown.source}")

@@ -45,7 +45,7 @@ def test_self_teacher_that_solves_what_the_student_never_does_learns(n: int) -> 
     conclusion = judge(probed([0.0] * n, [1.0] * n), Config())
     assert conclusion.kind == "learns"
     assert "solves 100 % where the student solves 0 %" in conclusion.sentence
-    assert conclusion.settings["objective.kind"] == "sdpo"
+    assert conclusion.settings["objective.kind"] == "auto"
 
 
 @given(st.integers(1, 40), st.integers(1, 8))

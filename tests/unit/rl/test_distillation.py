@@ -107,7 +107,7 @@ def test_question_weight_scales_both_halves():
 
 def test_route_sends_successes_to_the_policy_half():
     made = group(("a", True, ""), ("b", True, ""), ("c", False, ""))
-    result = batch([made], ObjectiveConfig(route="by_success"))
+    result = batch([made], ObjectiveConfig(kind="sdpo", route="by_success"))
     assert [(s.distil_weight, s.policy_weight) for s in result.samples] == [(0, 1), (0, 1), (1, 0)]
 
 

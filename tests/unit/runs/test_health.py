@@ -17,10 +17,11 @@ from sdpo_mlx.training import health
 from sdpo_mlx.training.history import MOST_STEPS, History
 
 ONSET = 10
-NOTHING: Mapping[str, Any] = {"loss": None, "grad/norm": None, "success/rate": 0.05}
+NOTHING: dict[str, Any] = {"loss": None, "grad/norm": None, "success/rate": 0.05}
 # What changes after step ONSET, the rule that must see it, and figures that its line must have.
 FAILURES: list[tuple[str, Mapping[str, Any], tuple[str, ...]]] = [
     ("no_signal", NOTHING, ("5 steps in a row", "320 rollouts", "224 with feedback", "16 successes")),
+    ("no_signal", NOTHING | {"success/rate": 1.0}, ("all 320 rollouts", "5 steps in a row")),
     ("teacher", {"teacher/success": 0.0}, ("0 % of 32", "25 % without")),
     ("success", {"success/rate": 0.0}, ("fell from 30 %", "to 0 %")),
     ("entropy", {"entropy": 1.2}, ("rose from 0.5", "to 1.2", "steps 1 to 3")),

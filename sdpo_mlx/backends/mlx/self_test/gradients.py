@@ -18,7 +18,7 @@ from sdpo_mlx.types import DistillSample
 
 SEGMENTS = (1, 2, 4, 8, 9, 40)  # tokens of a prompt: Metal has other kernels up to 8 queries
 RESPONSES = (5, 11)
-OBJECTIVE = ObjectiveConfig(support="full")
+OBJECTIVE = ObjectiveConfig(kind="sdpo", support="full")
 SMALL = 1e-2  # of the whole gradient: an array below is judged against this, its own digits are rounding
 
 Arrays = dict[str, npt.NDArray[np.float64]]
