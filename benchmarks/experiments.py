@@ -27,7 +27,7 @@ def _main() -> list[Experiment]:
     longer = ("train.steps=24",)
     rows = [
         ("SDPO, default contexts", (), False),
-        ("SDPO, feedback alone", (FEEDBACK_ONLY,), False),
+        ("SDPO, feedback alone", (FEEDBACK_ONLY, *longer), False),
         ("SDPO, feedback without suggestions", ("task.feedback=no_suggestion", *longer), False),
         ("GRPO, best learning rate", (GRPO, GRPO_RATE, *longer), False),
         ("SDPO, contexts of other problems", (), True),
@@ -93,6 +93,21 @@ def _automatic() -> list[Experiment]:
     return [Experiment("auto", label, longer, seeds, swapped) for label, seeds, swapped in rows]
 
 
+def _long() -> list[Experiment]:
+    base = (*TINY, "rollout.problems_per_step=2", "train.steps=300", "train.eval_every=50", "train.probe=false")
+    rows = [
+        ("SDPO", 5, ()),
+        ("auto", 3, (AUTO,)),
+        ("SDPO, groups whose rollouts all succeeded too", 2, ("teacher.all_correct=true",)),
+    ]
+    return [Experiment("long", label, (*base, *extra), seeds) for label, seeds, extra in rows]
+
+
+def _foretold() -> list[Experiment]:
+    rows = [("template `facts`", ("teacher.template=facts",)), ("no feedback", ("task.feedback=none",))]
+    return [Experiment("foretold", f"SDPO, {label}", (*TINY, *extra), 2) for label, extra in rows]
+
+
 def _game() -> list[Experiment]:
     base = (*TINY, "task.name=game:library", "train.steps=6", "train.eval_every=2")
     rows = [
@@ -108,4 +123,15 @@ def _torch() -> list[Experiment]:
     return [Experiment("torch", f"SDPO {where}", (*TINY, *extra), 5) for where, extra in backends]
 
 
-EXPERIMENTS = (*_main(), *_versus(), *_sweep(), *_ablations(), *_beyond(), *_automatic(), *_game(), *_torch())
+EXPERIMENTS = (
+    *_main(),
+    *_versus(),
+    *_sweep(),
+    *_ablations(),
+    *_beyond(),
+    *_automatic(),
+    *_long(),
+    *_foretold(),
+    *_game(),
+    *_torch(),
+)

@@ -16,6 +16,7 @@ from sdpo_mlx import trainer
 from sdpo_mlx.config import TeacherConfig
 from sdpo_mlx.config.resolve import resolve
 from sdpo_mlx.evaluation.evaluate import evaluate
+from sdpo_mlx.evaluation.forgetting import reference
 from sdpo_mlx.evaluation.spec import eval_spec
 from sdpo_mlx.models.chat_template import Chat
 from sdpo_mlx.rl import components as run_components
@@ -29,7 +30,10 @@ from sdpo_mlx.types import RolloutGroup
 
 @dataclass(frozen=True)
 class Measured:
-    """A run's curve of (step, rollouts, score, low, high) per evaluation, and the score of the best adapter."""
+    """A run's curve of (step, rollouts, score, low, high) per evaluation, and the score of the best adapter.
+
+    `divergence` from the base on general prompts, in nats per token, is measured at every evaluation.
+    """
 
     label: str
     seed: int
@@ -38,6 +42,7 @@ class Measured:
     final: dict[str, Any]
     seconds: float
     changed: bool
+    divergence: list[float]
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-compatible dictionary."""
@@ -64,16 +69,18 @@ def measure(
     setup, begun = build_components(cfg), time.perf_counter()
     change(setup)
     before = {name: array.copy() for name, array in setup.policy.state()["student"].items()}
-    curve, total, training = [], 0, True
+    curve, divergence, total, training = [], list[float](), 0, True
 
     def observe(event: Mapping[str, Any], _groups: Sequence[RolloutGroup]) -> None:
         nonlocal total
         total = event.get("generations/total", total)
         if event["type"] == "eval":
             curve.append((event["step"], total, event["score"], event["low"], event["high"]))
+            divergence.append(event["forgetting/divergence"])
 
     with tempfile.TemporaryDirectory() as folder, RunFolder.open(Path(folder, "run")) as place, _contexts(swapped):
         run = TrainingSession(setup, place, observe, lambda: training and bool(curve) and curve[-1][2] >= enough)
+        run.reference = reference(setup.policy, setup.chat)
         try:
             best_step = trainer.train(run, run.resume()).best_step
         except KeyboardInterrupt:
@@ -85,7 +92,7 @@ def measure(
         spec = eval_spec(setup, "final")
         spec = replace(spec, samples=final_samples or spec.samples)
         final = evaluate(setup.policy, setup.task, setup.chat, spec).event()
-    return Measured(label, seed, curve, best_step, final, time.perf_counter() - begun, changed)
+    return Measured(label, seed, curve, best_step, final, time.perf_counter() - begun, changed, divergence)
 
 
 def generations_until(measured: Mapping[str, Any], target: float) -> int | None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import mean, median
+from statistics import mean, median, stdev
 from typing import Any
 
 from learning import generations_until
@@ -32,6 +34,9 @@ def write_page(store: Store, docs: Path) -> None:
         runs = [run for run in store["runs"] if run["section"] == section]
         if runs:
             parts += [f"## {title}", text, _table(runs), _footer(section, runs)]
+    tried = docs / "tried.json"
+    if tried.exists():
+        parts += [TRIED_HEAD, _tried_table(json.loads(tried.read_text())["runs"])]
     if store.get("code"):
         parts += [
             CODE_HEAD,
@@ -70,6 +75,19 @@ SECTIONS = (
         "rewards. With default contexts every pair agrees, so that each step is one of `sdpo`.",
     ),
     (
+        "long",
+        "Long runs",
+        "300 steps of 2 problems x 8 rollouts. The paper also learns groups whose rollouts all succeeded; then the "
+        "model falls to 0 long before the end, on the one seed tried with a cosine schedule too. So these groups are "
+        "skipped (`teacher.all_correct`).",
+    ),
+    (
+        "foretold",
+        "Where the probe does not promise success",
+        "The preset, 2 seeds. Before training, the probe says `does not learn` of the first, `undecided` of the second "
+        "([How it works](how-it-works.md#predicted-and-happened)).",
+    ),
+    (
         "game",
         "Several turns",
         "`game:library`: the library hides other names in every problem, and the reply to a first answer names them. "
@@ -81,6 +99,21 @@ SECTIONS = (
         "The embedded task with the preset, 5 seeds a backend. The backends sample with different random numbers.",
     ),
 )
+TRIED_HEAD = """## Tried and left out
+
+Changes that the literature proposes or that these runs suggested, on the embedded task. Their code is not kept; the
+curves are in `docs/tried.json`. "Gain" is the mean paired difference of the best adapter's fresh score from the
+default's with the same seeds, "gain, last" that of the last evaluation, in points with Student's 95 % interval;
+"lowest, late" is the lowest score in the second half of the run. "Divergence" is that of the last student from the base
+on general prompts, in nats per token. One seed shows nothing but a collapse; three show only large gains.
+
+`teacher_confidence` weighs a token by exp(-entropy of the self-teacher) (SRPO, arXiv 2604.02288, which divides by the
+mean); `base_kl` is the weight of KL(student || base) in the loss (2606.04036); `credit teacher` gives each token its
+share of the advantage by the self-teacher's evidence ratio, clipped to 0.8 and 1.2 (RLSD, 2604.03128). None gained more
+than its interval. Falls near the end of runs with feedback alone are dips: with 24 steps the same seed is back at 96 %
+three steps later. Of the long runs, those that learn groups whose rollouts all succeeded fall; skipping them became the
+default (`teacher.all_correct`, see "Long runs")."""
+T_95 = {2: 12.71, 3: 4.303, 4: 3.182, 5: 2.776}  # Student's two-sided 95 % quantile by number of seeds
 CODE_HEAD = """## Real weights: SmolLM2-135M on Python problems
 
 `sdpo train --model smollm2 --task code:easy --objective KIND --steps 12`: the 65 training problems up to level easy,
@@ -143,6 +176,37 @@ def _spread(values: Sequence[float]) -> str:
 def _footer(section: str, runs: Runs) -> str:
     seconds = median(run["seconds"] for run in runs)
     return f"`python benchmarks/results.py --only {section}` · {runs[0]['machine']} · median run {seconds:.0f} s."
+
+
+def _tried_table(runs: Runs) -> str:
+    head = "| run | candidate | seeds | last step | lowest, late | best, fresh | gain | gain, last | divergence |"
+    lines = [head, "|---|---|---|---|---|---|---|---|---|"]
+    for situation in dict.fromkeys(run["situation"] for run in runs):
+        here = [run for run in runs if run["situation"] == situation]
+        default = {run["seed"]: run for run in here if run["label"] == "default"}
+        for label in dict.fromkeys(run["label"] for run in here):
+            own = [run for run in here if run["label"] == label]
+            pairs = [(run, default[run["seed"]]) for run in own if label != "default" and run["seed"] in default]
+            last, best = [run["curve"][-1][2] for run in own], [run["final"]["score"] for run in own]
+            late = [min(point[2] for point in run["curve"][len(run["curve"]) // 2 :]) for run in own]
+            gains = (
+                _gain([a["final"]["score"] - b["final"]["score"] for a, b in pairs]),
+                _gain([a["curve"][-1][2] - b["curve"][-1][2] for a, b in pairs]),
+            )
+            moved = [run["divergence"][-1] for run in own if run["divergence"]]
+            cells = (_spread(last), _spread(late), _spread(best), *gains, _spread(moved) if moved else "–")
+            lines.append(f"| {' | '.join((situation, label, str(len(own)), *cells))} |")
+    return "\n".join(lines)
+
+
+def _gain(differences: Sequence[float]) -> str:
+    if not differences:
+        return "–"
+    if len(differences) < 2:
+        return f"{100 * differences[0]:+.1f}"
+    half = T_95[len(differences)] * stdev(differences) / math.sqrt(len(differences))
+    mid, low, high = (100 * value for value in (mean(differences), mean(differences) - half, mean(differences) + half))
+    return f"{mid:+.1f} ({low:+.1f} to {high:+.1f})"
 
 
 def _code_table(code: Mapping[str, Any]) -> str:
