@@ -1,9 +1,10 @@
 """How well the self-teacher's credit agrees with the rewards, for objective `auto`.
 
 The credit of a rollout is the mean over its tokens of log q - log p: what the self-teacher adds to it. A self-teacher
-that knows the task adds more to right rollouts than to wrong ones of the same problem. Where it does not, distilling it
-moves the student away from what the rewards say, and GRPO learns more. Contexts with a demonstration and contexts with
-feedback alone are measured apart: a small model may follow the one and make nothing of the other.
+that knows the task adds more to rollouts with a high reward than to those with a low one, of the same problem. Where it
+does not, distilling it moves the student away from what the rewards say, and GRPO learns more. Contexts with a
+demonstration and contexts with feedback alone are measured apart: a small model may follow the one and make nothing of
+the other.
 """
 
 from __future__ import annotations
@@ -49,60 +50,63 @@ def _shown(last: Sequence[float]) -> float:
 
 @dataclass(frozen=True)
 class _Pair:
-    """A right and a wrong rollout of a problem, and the prompts of the self-teacher that they are scored under."""
+    """A better and a worse rollout of a problem, and the prompts of the self-teacher that they are scored under."""
 
     kind: str
-    right: InPrompt
-    wrong: InPrompt
+    better: InPrompt
+    worse: InPrompt
 
 
 def measure(
     policy: Policy, groups: Sequence[RolloutGroup], teacher: TeacherConfig, build: Callable[..., Batch]
 ) -> dict[str, list[float]]:
-    """Return, by kind of context, whether the right rollout of a pair has more credit, in some problems of a step.
+    """Return, by kind of context, whether the better rollout of a pair has more credit, in some problems of a step.
 
-    1 is more, -1 less, 0 as much; one number for each measured problem. With demonstrations each rollout has its own
-    context. A right rollout has no feedback, so with feedback both have the wrong one's. `build(groups, teacher=...,
+    1 is more, -1 less, 0 as much; one number for each measured problem. The pair has the highest and the lowest
+    reward. With demonstrations each rollout has its own context. A success has no feedback, so with feedback both have
+    the worse one's. `build(groups, teacher=...,
     objective=...)` makes contexts as training does. Nothing is changed.
     """
-    mixed = [group for group in groups if _graded(group, True) and _graded(group, False)][:PROBLEMS]
+    mixed = [group for group in groups if len(set(_rewards(group).values())) > 1][:PROBLEMS]
     pairs: list[_Pair] = []
     for kind, cfg in ("demonstration", teacher), ("feedback", teacher.model_copy(update={"demonstration": "off"})):
         batch = build(mixed, teacher=cfg, objective=ObjectiveConfig(kind="sdpo"))
         found = [_pair(group, batch, kind, policy.info.context_length) for group in mixed]
         pairs += [pair for pair in found if pair is not None]
-    scored = [each for pair in pairs for each in (pair.right, pair.wrong)]
+    scored = [each for pair in pairs for each in (pair.better, pair.worse)]
     alone = {id(rollout): rollout for rollout, _ in scored}  # often the same for both kinds
     of_student = logps_of(policy, "student", [*alone.values()], [rollout.prompt_ids for rollout in alone.values()])
     before = dict(zip(alone, of_student, strict=True))
     after = logps_of(policy, "teacher", [rollout for rollout, _ in scored], [prompt for _, prompt in scored])
     credit = [float(np.mean(q_T - before[id(each[0])])) for each, q_T in zip(scored, after, strict=True)]
-    signs = [float(np.sign(right - wrong)) for right, wrong in zip(credit[::2], credit[1::2], strict=True)]
+    signs = [float(np.sign(better - worse)) for better, worse in zip(credit[::2], credit[1::2], strict=True)]
     return {kind: [sign for pair, sign in zip(pairs, signs, strict=True) if pair.kind == kind] for kind in KINDS}
 
 
-def _graded(group: RolloutGroup, success: bool) -> list[int]:
-    """Return the rollouts that succeeded, or failed."""
+def _rewards(group: RolloutGroup) -> dict[int, float]:
+    """Return the rewards of the rollouts that were graded, by index."""
     graded = [i for i, rollout in enumerate(group.rollouts) if rollout.ids_T.size]
-    graded = [i for i in graded if group.feedback[i].kind != "grader_error"]
-    return [i for i in graded if group.feedback[i].success is success]
+    return {i: group.feedback[i].reward for i in graded if group.feedback[i].kind != "grader_error"}
 
 
 def _pair(group: RolloutGroup, batch: Batch, kind: str, context_length: int) -> _Pair | None:
-    """Return the first pair that has contexts of this kind; of an episode, its last turn."""
-    name, rollouts = group.problem.id, group.rollouts
+    """Return the pair of a group, the first rollouts among equals; of an episode, its last turn."""
+    name, rollouts, rewards = group.problem.id, group.rollouts, _rewards(group)
     own = [s for s in batch.samples if s.problem_id == name and s.turn == len(rollouts[s.index].earlier)]
     prompts = {s.index: s.teacher_ids[: s.teacher_span[0]] for s in own if _kind(batch, name, s.index) == kind}
-    right, wrong = _graded(group, True), [i for i in _graded(group, False) if i in prompts]
     if kind == "demonstration":
-        right = [i for i in right if i in prompts]
-    else:  # both under the wrong one's prompt, which in an episode would hold another conversation
-        right, wrong = ([i for i in side if not rollouts[i].earlier] for side in (right, wrong))
-    if not right or not wrong:
+        first = [i for i in rewards if i in prompts]
+    else:  # both under the worse one's prompt, which in an episode would hold another conversation
+        first = [i for i in rewards if not rollouts[i].earlier]
+    second = [i for i in first if i in prompts]
+    if not second:
         return None
-    prompt = prompts[right[0] if kind == "demonstration" else wrong[0]]
-    pair = _Pair(kind, (rollouts[right[0]], prompt), (rollouts[wrong[0]], prompts[wrong[0]]))
-    fits = all(ids.size + rollout.ids_T.size <= context_length for rollout, ids in (pair.right, pair.wrong))
+    better, worse = max(first, key=lambda i: (rewards[i], -i)), min(second, key=lambda i: (rewards[i], i))
+    if not rewards[better] > rewards[worse]:
+        return None
+    prompt = prompts[better if kind == "demonstration" else worse]
+    pair = _Pair(kind, (rollouts[better], prompt), (rollouts[worse], prompts[worse]))
+    fits = all(ids.size + rollout.ids_T.size <= context_length for rollout, ids in (pair.better, pair.worse))
     return pair if fits else None
 
 

@@ -54,6 +54,15 @@ def test_agreement_is_the_order_of_right_and_wrong_credit(right: float, wrong: f
     assert found == {kind: [expected] for kind in KINDS}
 
 
+def test_failures_with_different_rewards_are_compared_too() -> None:
+    made = group(RIGHT, (WRONG[0], False, "half of it"), WRONG)  # the first is no success either
+    rewards = [0.7, 0.4, 0.1]
+    graded = [replace(f, reward=reward, success=False) for f, reward in zip(made.feedback, rewards, strict=True)]
+    graded[0] = replace(graded[0], text="nearly")
+    found = measured(crediting(1.0, 0.0), replace(made, feedback=tuple(graded)))
+    assert found == {"demonstration": [], "feedback": [1.0]}
+
+
 def test_demonstrations_and_feedback_are_measured_apart() -> None:
     policy = Crediting({RIGHT[0]: -1.0, WRONG[0]: 1.0}, {RIGHT[0]: 1.0, WRONG[0]: -1.0})
     assert measured(policy, group(RIGHT, RIGHT, WRONG)) == {"demonstration": [1.0], "feedback": [-1.0]}
