@@ -228,12 +228,14 @@ def token_scale(counts_B: npt.ArrayLike, weights_B: npt.ArrayLike, aggregation: 
     """Return the factor of every row of each sample (B,), so that the sum over rows is the step's loss.
 
     `counts_B` are the counted tokens of all samples of the step. Weights multiply the numerator only;
-    a sample of weight 0 or without tokens is not counted. Nothing counted gives zeros.
+    a sample of weight 0 or without tokens is not counted, except in `reference`. Nothing counted gives zeros.
     """
     counts, weights = np.asarray(counts_B, dtype=np.float64), np.asarray(weights_B, dtype=np.float64)
     counted = (counts > 0) & (weights > 0)
     if aggregation == "token_mean":
         normaliser = np.full_like(counts, counts[counted].sum())
+    elif aggregation == "reference":
+        normaliser = counts.size * counts
     elif aggregation == "sequence_mean_token_mean":
         normaliser = counted.sum() * counts
     else:

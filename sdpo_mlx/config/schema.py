@@ -149,8 +149,10 @@ class ObjectiveConfig(Settings):
     )
     tail: bool = Field(True, description="one bucket for the probability outside the top-k; false: renormalize")
     importance_clip: float | None = Field(2.0, gt=0, description="maximum importance weight; null: no weights")
-    aggregation: Literal["token_mean", "sequence_mean_token_mean", "sequence_mean_token_sum"] = Field(
-        "token_mean", description="how the losses of tokens and rollouts are averaged"
+    aggregation: Literal["token_mean", "sequence_mean_token_mean", "sequence_mean_token_sum", "reference"] = Field(
+        "token_mean",
+        description="how the losses of tokens and rollouts are averaged; reference: as in the authors' code, over the "
+        "tokens of each rollout, then over all rollouts, those without a signal as 0",
     )
     question_weight: Literal["uniform", "pass_rate"] = Field(
         "uniform", description="weight of a problem; pass_rate: sqrt(p(1-p)) (SC-SDPO, 2605.27765)"

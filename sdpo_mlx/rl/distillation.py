@@ -32,6 +32,7 @@ from sdpo_mlx.types import (
 
 MIN_PART = 200  # characters below which a section is not cut further
 MIN_CUT = 32  # characters per round, so that shrinking ends
+SILENT: tuple[SkipReason, ...] = ("no_signal", "all_correct")
 NO_ADVANTAGE = 1e-9  # rounding error of the mean in a group of equal rewards
 
 
@@ -99,9 +100,17 @@ def distillation_batch(
         for turn, rollout in enumerate(group.rollouts[index].turns)
     ]
     samples = tuple(result for result, _ in outcomes if isinstance(result, DistillSample))
+    if objective.aggregation == "reference":  # skipped rollouts are in its mean, with a loss of 0
+        graded = [result for result, _ in outcomes if isinstance(result, DistillSample) or result.reason in SILENT]
+        samples = tuple(_scaled(sample, len(samples) / len(graded)) for sample in samples)
     skips = tuple(result for result, _ in outcomes if isinstance(result, Skip))
     contexts = {(result.problem_id, result.index): context for result, context in outcomes if context is not None}
     return Batch(samples, contexts, skips)
+
+
+def _scaled(sample: DistillSample, factor: float) -> DistillSample:
+    weights = sample.distil_weight * factor, sample.policy_weight * factor
+    return replace(sample, distil_weight=weights[0], policy_weight=weights[1])
 
 
 def _advantages(group: RolloutGroup, objective: ObjectiveConfig) -> list[float]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import get_args
 
 from sdpo_mlx.backends.base import Update
+from sdpo_mlx.rl.distillation import SILENT
 from sdpo_mlx.types import DistillSample, Rollout, RolloutGroup, Skip, SkipReason, TeacherContext
 
 _UPDATE: Mapping[str, str] = {  # names in events, and of the fields of `Update`
@@ -54,7 +55,7 @@ def step_metrics(
     demonstrated = sum(context.demonstration is not None for context in seen)
     with_feedback = sum(context.feedback is not None for context in seen)
     learned = {sample.problem_id for sample in samples if sample.distil_weight or sample.policy_weight}
-    silent = {skip.problem_id for skip in skips if skip.reason in ("no_signal", "all_correct")} - learned
+    silent = {skip.problem_id for skip in skips if skip.reason in SILENT} - learned
     teacher_seconds = update.teacher_seconds if update else 0.0
     known_seconds = facts.generate_seconds + facts.grade_seconds + facts.learn_seconds
     return {

@@ -15,7 +15,7 @@ mx = pytest.importorskip("mlx.core")
 losses = pytest.importorskip("sdpo_mlx.backends.mlx.losses")
 
 CASES = np.load(DATA / "loss_cases.npz")
-AGGREGATIONS = ("token_mean", "sequence_mean_token_mean", "sequence_mean_token_sum")
+AGGREGATIONS = ("token_mean", "sequence_mean_token_mean", "sequence_mean_token_sum", "reference")
 SUPPORTS: list[dict[str, Any]] = [
     *(
         {"alpha": alpha, **support}

@@ -15,7 +15,7 @@ from sdpo_mlx.config import ObjectiveConfig
 from sdpo_mlx.objective import loss_and_grad
 
 CASES = np.load(DATA / "loss_cases.npz")
-AGGREGATIONS = ("token_mean", "sequence_mean_token_mean", "sequence_mean_token_sum")
+AGGREGATIONS = ("token_mean", "sequence_mean_token_mean", "sequence_mean_token_sum", "reference")
 V = 9
 
 

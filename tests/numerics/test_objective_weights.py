@@ -13,7 +13,7 @@ from sdpo_mlx import objective
 from sdpo_mlx.config import ObjectiveConfig
 from sdpo_mlx.objective import loss_and_grad
 
-AGGREGATIONS = ("token_mean", "sequence_mean_token_mean", "sequence_mean_token_sum")
+AGGREGATIONS = ("token_mean", "sequence_mean_token_mean", "sequence_mean_token_sum", "reference")
 
 
 def config(**options: Any) -> ObjectiveConfig:
@@ -48,8 +48,9 @@ def test_uncounted_rows_are_never_read(kind: str, support: str, aggregation: str
     assert loss_and_grad(*spoilt, cfg, advantages_B=advantages)[0] == loss
     assert not grad[off].any()
     fewer = loss_and_grad(*(x[[0, 2]] for x in arrays), cfg, advantages_B=advantages[[0, 2]])
-    assert fewer[0] == pytest.approx(loss, rel=1e-12)
-    np.testing.assert_allclose(fewer[1], grad[[0, 2]], atol=1e-15)
+    share = 3 / 2 if aggregation == "reference" else 1.0  # there the mean is over all rollouts
+    assert fewer[0] == pytest.approx(share * loss, rel=1e-12)
+    np.testing.assert_allclose(fewer[1], share * grad[[0, 2]], atol=1e-15)
 
 
 @pytest.mark.parametrize("kind", ["sdpo", "grpo", "hybrid"])
@@ -98,6 +99,7 @@ def test_aggregations_follow_their_definitions() -> None:
         "token_mean": token.sum() / 5,
         "sequence_mean_token_mean": (token[0].sum() / 4 + token[1].sum()) / 2,
         "sequence_mean_token_sum": token.sum() / 2,
+        "reference": (token[0].sum() / 4 + token[1].sum()) / 3,  # the third, without a context, counts as 0
     }
     for aggregation, value in expected.items():
         assert loss_and_grad(*arrays, config(aggregation=aggregation))[0] == pytest.approx(value)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from pairwise import pairwise
 
-AGGREGATIONS = ("token_mean", "sequence_mean_token_mean", "sequence_mean_token_sum")
+AGGREGATIONS = ("token_mean", "sequence_mean_token_mean", "sequence_mean_token_sum", "reference")
 TEACHERS = ("ema", "frozen", "live", "trust_region")
 SUPPORTS: list[dict[str, Any]] = [
     *(

@@ -111,6 +111,13 @@ def test_route_sends_successes_to_the_policy_half():
     assert [(s.distil_weight, s.policy_weight) for s in result.samples] == [(0, 1), (0, 1), (1, 0)]
 
 
+def test_reference_aggregation_counts_rollouts_without_a_signal_as_zero():
+    made = group(("a", True, ""), ("b", False, "line 1"), ("c", False, ""), ("d", False, "", "grader_error"))
+    assert [s.distil_weight for s in batch([made]).samples] == [1.0, 1.0]  # the success is the others' demonstration
+    scaled = batch([made], ObjectiveConfig(kind="sdpo", aggregation="reference")).samples
+    assert [s.distil_weight for s in scaled] == pytest.approx([2 / 3, 2 / 3])
+
+
 LONG = "HEAD " + "reverse the list " * 60 + "TAIL"
 
 
