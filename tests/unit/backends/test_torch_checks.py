@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -111,3 +114,10 @@ def test_tokenizer_with_more_ids_than_the_embedding_is_refused(tmp_path: Path, a
         opened(path=path)
     file.write_text(json.dumps({"model": {"vocab": {f"t{i}": i for i in range(61)}}, "added_tokens": []}))
     assert opened(path=path).info.vocab_size == 61
+
+
+def test_loading_the_backend_prints_nothing() -> None:
+    program = "import sdpo_mlx.backends.torch.policy"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("", "")
