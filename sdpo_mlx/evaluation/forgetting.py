@@ -160,18 +160,23 @@ def divergence(base_T: npt.NDArray[np.float64], student_T: npt.NDArray[np.float6
 
 
 def text_score(policy: Policy, chat: Chat) -> TextScore:
-    """Return the student's score of the embedded text without its first token; windows overlap for context."""
-    text = str(_general()["text"])
+    """Return the student's score of the embedded text; windows overlap for context.
+
+    Each window begins as the tokenizer begins a text. If that is with nothing, the first token has no score.
+    """
+    text, opening = str(_general()["text"]), np.array(chat.opening_ids, dtype=np.int32)
     ids = np.array(chat.encode_plain(text), dtype=np.int32)
-    window = max(1, min(WINDOW, policy.info.context_length - OVERLAP))
-    starts = range(1, ids.size, window)
-    sequences = [ids[max(0, start - OVERLAP) : start + window] for start in starts]
-    spans = [(min(start, OVERLAP), each.size) for start, each in zip(starts, sequences, strict=True)]
+    unscored = 0 if opening.size else 1
+    window = max(1, min(WINDOW, policy.info.context_length - OVERLAP - opening.size))
+    starts = range(unscored, ids.size, window)
+    parts = [ids[max(0, start - OVERLAP) : start + window] for start in starts]
+    sequences = [np.concatenate([opening, each]) for each in parts]
+    spans = [(opening.size + min(start, OVERLAP), each.size) for start, each in zip(starts, sequences, strict=True)]
     found = policy.score("student", sequences, spans)
     nats = -math.fsum(float(logp) for each in found for logp in each.logps_T)
-    first = len(chat.decode(ids[:1]).encode("utf-8"))
+    first = len(chat.decode(ids[:unscored]).encode("utf-8"))
     size = max(1, len(text.encode("utf-8")) - first)
-    per_token = nats / max(1, ids.size - 1)
+    per_token = nats / max(1, ids.size - unscored)
     # Larger exponents overflow.
     return TextScore(math.exp(per_token) if per_token < 700 else math.inf, nats / math.log(2) / size)
 
@@ -191,7 +196,7 @@ def save_reference(path: Path, found: Reference, identity: Mapping[str, Any]) ->
 
 
 def _key(identity: Mapping[str, Any]) -> str:
-    return digest(json_line({**identity, "asked": _general(), "tokens": TOKENS}))
+    return digest(json_line({**identity, "asked": _general(), "tokens": TOKENS, "opening": True}))
 
 
 def _logps(policy: Policy, prompts: Sequence[IntArray], answers: Sequence[IntArray]) -> npt.NDArray[np.float64]:

@@ -25,7 +25,7 @@ from sdpo_mlx.core.errors import ConfigError
 from sdpo_mlx.core.text import well_formed
 from sdpo_mlx.models.control_tokens import Pieces, Vocabulary
 from sdpo_mlx.models.template_source import TemplateSource, template_source
-from sdpo_mlx.models.tokenizer import auto_tokenizer
+from sdpo_mlx.models.tokenizer import auto_tokenizer, opening_ids
 from sdpo_mlx.models.traced_template import TracedTemplate
 from sdpo_mlx.types import Generation, IntArray, Message
 
@@ -45,6 +45,7 @@ class Chat:
     ) -> None:
         self.source, self.thinking = source, thinking
         self.tokenizer_hash = fingerprint
+        self.opening_ids = opening_ids(tokenizer)
         self._backend = tokenizer.backend_tokenizer
         self._template, self._tool_template = source.texts
         self._compiled = lru_cache(lambda template: TracedTemplate(template, tokenizer.special_tokens_map))

@@ -9,6 +9,7 @@ from typing import Any
 from jinja2 import TemplateError
 
 from sdpo_mlx.core.errors import ConfigError
+from sdpo_mlx.models.tokenizer import opening_ids
 from sdpo_mlx.models.traced_template import TracedTemplate
 
 MAX_BYTES = 1 << 20  # the largest templates of known models have 30 kB
@@ -59,8 +60,7 @@ def template_source(tokenizer: Any, setting: str, folder: str) -> TemplateSource
         stop = PLAIN_STOP if texts[0].endswith(PLAIN_LAYOUT) else ""  # an export with the plain layout
         return TemplateSource(texts, setting, own=True, stop=stop)
     if setting in ("auto", "plain"):
-        ids = tokenizer("x")["input_ids"]
-        begins = tokenizer.bos_token_id is not None and ids[:1] == [tokenizer.bos_token_id]
+        begins = tokenizer.bos_token_id is not None and opening_ids(tokenizer)[:1] == (tokenizer.bos_token_id,)
         text = ("{{- bos_token }}" if begins else "") + PLAIN_LAYOUT
         warnings = (WITHOUT_TEMPLATE,) if setting == "auto" else ()
         return TemplateSource((text, text), "plain", stop=PLAIN_STOP, warnings=warnings)

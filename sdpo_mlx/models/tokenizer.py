@@ -57,6 +57,19 @@ def auto_tokenizer() -> Any:
     return TorchFreeTokenizer
 
 
+def opening_ids(tokenizer: Any) -> tuple[int, ...]:
+    """Return the ids that a text begins with, such as BOS: those of the post-processor, or of `add_bos_token`.
+
+    transformers 5 ignores that setting beside a tokenizer.json; version 4, with which such models were made, did not.
+    """
+    whole, alone = (tokenizer("x", add_special_tokens=added)["input_ids"] for added in (True, False))
+    found = next((at for at in range(len(whole)) if whole[at : at + len(alone)] == alone), 0)
+    file = Path(tokenizer.name_or_path) / "tokenizer_config.json"
+    settings = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    flagged = settings.get("add_bos_token") is True and tokenizer.bos_token_id is not None
+    return tuple(whole[:found]) or ((tokenizer.bos_token_id,) if flagged else ())
+
+
 @contextmanager
 def torch_free_imports() -> Iterator[None]:
     """Give `auto_tokenizer()` to the modules that import `transformers.AutoTokenizer` in this block."""

@@ -16,6 +16,7 @@ from few_prompts import FEW
 from ranks import BACKENDS
 from sdpo_cli.commands.train import summary
 from small_runs import Watcher, assert_same, settings, trained
+from small_tokenizers import folder
 
 from sdpo_mlx.backends.base import Scores
 from sdpo_mlx.config import Config
@@ -30,6 +31,7 @@ from sdpo_mlx.evaluation.forgetting import (
     save_reference,
     text_score,
 )
+from sdpo_mlx.models.chat_template import load_chat
 from sdpo_mlx.rl.components import Components, build_components
 from sdpo_mlx.runs.events import read_events
 from sdpo_mlx.runs.folder import RunFolder
@@ -146,6 +148,25 @@ def test_every_token_of_the_text_but_the_first_is_scored_once(context_length: in
     assert found.bits_per_byte == pytest.approx(ids.size / len(text.encode()))
     assert text.startswith("he ferry") or text.startswith(" ferry")
     assert text.endswith("people have begun to ask you.")
+
+
+@pytest.mark.parametrize("context_length", [40, 300])
+def test_windows_of_the_text_begin_as_the_tokenizer_begins_a_text(context_length: int) -> None:
+    chat, seen = load_chat(folder("llama3")), list[np.ndarray]()
+
+    def score(role: str, sequences: Any, spans: Any) -> list[Scores]:
+        assert all(tuple(ids[: len(chat.opening_ids)]) == chat.opening_ids for ids in sequences)
+        assert max(map(len, sequences)) <= context_length
+        seen.extend(ids[slice(*span)] for ids, span in zip(sequences, spans, strict=True))
+        return [Scores(np.full(stop - start, -math.log(2), np.float32), None, None) for start, stop in spans]
+
+    policy: Any = SimpleNamespace(info=SimpleNamespace(context_length=context_length), score=score)
+    found = text_score(policy, chat)
+    ids = np.concatenate(seen)
+    assert chat.opening_ids
+    assert chat.decode(ids).startswith("The ferry")  # the first token has a score too
+    assert found.perplexity == pytest.approx(2.0)
+    assert found.bits_per_byte == pytest.approx(ids.size / len(chat.decode(ids).encode()))
 
 
 def test_reference_returns_as_saved_and_only_for_its_own_base(tmp_path: Path) -> None:

@@ -26,9 +26,8 @@ def modelfile(chat: Chat, folder: Path, gguf: str) -> str:
     settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
     bos = settings.get("bos_token")
     bos = bos.get("content") if isinstance(bos, dict) else bos
-    # llama.cpp adds the token by itself if this setting is on.
-    added = bool(settings.get("add_bos_token", False))
-    template = go_template(chat, bos if isinstance(bos, str) else "", added)
+    # llama.cpp adds the token by itself if the tokenizer does.
+    template = go_template(chat, bos if isinstance(bos, str) else "", bool(chat.opening_ids))
     stops = [token for i in sorted(chat.eos_ids) if '"' not in (token := chat.reveal([i]))]
     stops += [chat.source.stop.replace("\n", "\\n")] if chat.source.stop else []
     lines = [f"FROM ./{gguf}"]

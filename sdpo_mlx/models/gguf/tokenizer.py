@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from sdpo_mlx.core.errors import ConfigError
 from sdpo_mlx.models.gguf.config import CONTROL, Metadata, architecture
+from sdpo_mlx.models.tokenizer import auto_tokenizer, opening_ids
 
 if TYPE_CHECKING:
     from gguf import GGUFWriter
@@ -230,7 +231,8 @@ def _write_control(writer: GGUFWriter, folder: Path, settings: Mapping[str, Any]
     ends = next((found for each in configs if (found := each.get("eos_token_id")) is not None), None)
     if isinstance(ends, list) and len(ends) > 1:  # the first may end a document; the other one ends a turn
         writer.add_eot_token_id(next(iter(e for e in ends if e != ids.get(str(settings.get("eos_token")))), ends[0]))
-    writer.add_add_bos_token(bool(settings.get("add_bos_token", False)))
+    tokenizer = auto_tokenizer().from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
+    writer.add_add_bos_token(bool(opening_ids(tokenizer)))
     template = settings.get("chat_template")
     if (file := folder / "chat_template.jinja").is_file():
         template = file.read_text(encoding="utf-8")

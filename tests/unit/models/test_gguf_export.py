@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,27 @@ def test_words_control_tokens_and_template_come_back(tmp_path: Path, arch: str) 
     assert settings[0] == settings[1]
     ends = [json.loads((folder / "generation_config.json").read_text()) for folder in folders]
     assert ends[0] == ends[1]
+
+
+@pytest.mark.parametrize("begins", [True, False])
+def test_file_says_whether_the_tokenizer_begins_a_text_with_bos(tmp_path: Path, begins: bool) -> None:
+    from gguf import GGUFReader
+    from tokenizers import Tokenizer, processors
+
+    folder = shutil.copytree(model_folder("llama"), tmp_path / "model")
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    bos = "<s>"
+    tokenizer.add_special_tokens([bos])
+    if begins:
+        ids = [(bos, tokenizer.token_to_id(bos))]
+        tokenizer.post_processor = processors.TemplateProcessing(single=f"{bos} $A", special_tokens=ids)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    file = folder / "tokenizer_config.json"
+    settings = {name: v for name, v in json.loads(file.read_text()).items() if name != "add_bos_token"}
+    file.write_text(json.dumps({**settings, "bos_token": bos}))
+    write_gguf(folder, weights(folder).items(), tmp_path / "ours.gguf", "F16")
+    said = GGUFReader(tmp_path / "ours.gguf").get_field("tokenizer.ggml.add_bos_token")
+    assert bool(said.parts[said.data[0]][0]) is begins
 
 
 @pytest.mark.parametrize("linear", [0, 4.0])

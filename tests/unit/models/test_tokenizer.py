@@ -1,13 +1,18 @@
 """Nothing on the MLX path imports torch, and the torch backend works in the same process afterwards."""
 
 import importlib.util
+import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from paths import ROOT
+from small_tokenizers import folder
+
+from sdpo_mlx.models.tokenizer import auto_tokenizer, opening_ids
 
 RAISES = """
 import os, traceback
@@ -91,3 +96,18 @@ def test_forbidden_torch_is_noticed(tmp_path: Path) -> None:
 def test_torch_works_after_a_tokenizer_was_opened_without_it(tmp_path: Path) -> None:
     done = child(TORCH_AFTERWARDS, str(ROOT / "sdpo_mlx" / "assets" / "tiny"), TMPDIR=str(tmp_path))
     assert done.returncode == 0, done.stderr[-2_000:]
+
+
+@pytest.mark.parametrize(
+    ("family", "flag", "opens"),
+    [("smollm2", None, False), ("llama3", None, True), ("gemma3", None, False), ("gemma3", True, True)],
+)
+def test_text_begins_as_post_processor_or_setting_says(
+    tmp_path: Path, family: str, flag: bool | None, opens: bool
+) -> None:
+    copy = shutil.copytree(folder(family), tmp_path / "model")
+    if flag is not None:
+        file = copy / "tokenizer_config.json"
+        file.write_text(json.dumps({**json.loads(file.read_text()), "add_bos_token": flag}))
+    tokenizer = auto_tokenizer().from_pretrained(str(copy))
+    assert opening_ids(tokenizer) == ((tokenizer.bos_token_id,) if opens else ())
