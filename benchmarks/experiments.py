@@ -94,13 +94,9 @@ def _automatic() -> list[Experiment]:
 
 
 def _long() -> list[Experiment]:
-    base = (*TINY, "rollout.problems_per_step=2", "train.steps=300", "train.eval_every=50", "train.probe=false")
-    rows = [
-        ("SDPO", 5, ()),
-        ("auto", 3, (AUTO,)),
-        ("SDPO, groups whose rollouts all succeeded too", 2, ("teacher.all_correct=true",)),
-    ]
-    return [Experiment("long", label, (*base, *extra), seeds) for label, seeds, extra in rows]
+    base = (*TINY, "rollout.problems_per_step=2", "train.steps=300", "train.eval_every=25", "train.probe=false")
+    rows = [("SDPO, rollback (the default)", "rollback", 5), ("SDPO, a warning only", "warn", 1)]
+    return [Experiment("long", label, (*base, f"train.on_decline={kind}"), seeds) for label, kind, seeds in rows]
 
 
 def _foretold() -> list[Experiment]:

@@ -6,7 +6,7 @@ success in a group is not learned from. In an episode of several turns each turn
 first part, then the conversation up to that turn.
 
 A group whose rollouts all succeeded has no demonstration unless `all_correct` is set: it has nothing to learn but the
-wording of one of them, and long runs that learn it collapse (docs/results.md).
+wording of one of them, and long runs that learn it collapse sooner (docs/results.md).
 
 With `demonstration: dataset` the demonstration is the row's reference answer, for every rollout, successful or not:
 SDFT (arXiv 2601.19897), which learns from offline demonstrations while the student samples by itself. Its settings

@@ -44,6 +44,7 @@ OPTIONS = {
     "train.eval_every": 0,
     "train.learning_rate": 5e-3,
     "train.probe": "false",
+    "train.on_decline": "warn",  # a rollback would need a checkpoint before the first step
     "eval.problems": 2,
     "eval.samples": 1,
     "log.samples": 1,

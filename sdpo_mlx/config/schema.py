@@ -100,7 +100,7 @@ class TeacherConfig(Settings):
     own_success: bool = Field(False, description="allow a successful rollout as its own demonstration")
     all_correct: bool = Field(
         False,
-        description="show demonstrations in groups whose rollouts all succeeded too, as in the paper; long runs drift",
+        description="show demonstrations in groups whose rollouts all succeeded too (paper); long runs fall sooner",
     )
     success_threshold: float = Field(1.0, description="minimum reward of a demonstration")
     feedback: bool = Field(True, description="show the grader's feedback")
@@ -197,7 +197,7 @@ class TrainConfig(Settings):
     save_every: PositiveInt = Field(10, description="steps between checkpoints: a killed run loses at most these")
     patience: NonNegativeInt = Field(0, description="stop after so many evaluations without improvement; 0: never")
     on_decline: Literal["warn", "stop", "rollback"] = Field(
-        "warn",
+        "rollback",
         description="if the held-out score falls significantly: go on with a warning, end the run, or return to the "
         "best step with half the learning rate (at most twice, then end)",
     )

@@ -117,7 +117,7 @@ def success(history: History) -> Finding | None:
         return None
     return Finding(
         f"training success fell from {_percent(best)} ({peak}) to {_percent(now)} ({windows[1]}): more than the mix of "
-        "problems. Lower train.learning_rate, or set train.schedule: cosine",
+        "problems. Lower train.learning_rate",
         {"best": best, "now": now},
     )
 

@@ -55,8 +55,8 @@ def declines(folder: Path) -> list[tuple[int, str]]:
     return [(event["step"], event["action"]) for event in events(folder, "decline")]
 
 
-def test_by_default_a_fall_is_a_warning_and_changes_no_byte(tmp_path: Path, falls: set[int]) -> None:
-    assert Config().train.on_decline == "warn"
+def test_fall_can_be_a_warning_that_changes_no_byte(tmp_path: Path, falls: set[int]) -> None:
+    assert Config().train.on_decline == "rollback"
     finished(tmp_path / "fell", config("warn"))
     falls.clear()
     finished(tmp_path / "healthy", config("warn"))
