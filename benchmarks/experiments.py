@@ -95,13 +95,8 @@ def _automatic() -> list[Experiment]:
 
 def _long() -> list[Experiment]:
     base = (*TINY, "rollout.problems_per_step=2", "train.steps=300", "train.eval_every=25", "train.probe=false")
-    rows = [("SDPO, rollback (the default)", "rollback", 5), ("SDPO, a warning only", "warn", 1)]
-    return [Experiment("long", label, (*base, f"train.on_decline={kind}"), seeds) for label, kind, seeds in rows]
-
-
-def _foretold() -> list[Experiment]:
-    rows = [("template `facts`", ("teacher.template=facts",)), ("no feedback", ("task.feedback=none",))]
-    return [Experiment("foretold", f"SDPO, {label}", (*TINY, *extra), 2) for label, extra in rows]
+    label, settings = "SDPO, rollback (the default)", (*base, "train.on_decline=rollback")
+    return [Experiment("long", label, settings, 5)]
 
 
 def _game() -> list[Experiment]:
@@ -127,7 +122,6 @@ EXPERIMENTS = (
     *_beyond(),
     *_automatic(),
     *_long(),
-    *_foretold(),
     *_game(),
     *_torch(),
 )

@@ -57,7 +57,7 @@ SECTIONS = (
         "The embedded model on its embedded task",
         "8 problems x 8 rollouts per step, the preset `tiny`, 5 seeds. The last two rows are controls. With learning "
         "rate 0 no byte of the adapter changes. Contexts of other problems still name parts of the library, so they "
-        "help a little. Feedback without suggestions, and the tables below except \"Long runs\", were measured before "
+        'help a little. Feedback without suggestions, and the tables below except "Long runs", were measured before '
         "groups whose rollouts all succeeded were skipped.",
     ),
     ("versus", "Against GRPO with fewer rollouts and on harder problems", "3 seeds."),
@@ -81,12 +81,6 @@ SECTIONS = (
         "300 steps of 2 problems x 8 rollouts, a held-out evaluation every 25. With a constant learning rate a run "
         "sooner or later makes a step that breaks the self-teacher, and falls to 0. By default the run then returns to "
         "its best step with half the rate, at most twice (`train.on_decline`).",
-    ),
-    (
-        "foretold",
-        "Where the probe does not promise success",
-        "The preset, 2 seeds. Before training, the probe says `does not learn` of the first, `undecided` of the second "
-        "([How it works](how-it-works.md#predicted-and-happened)).",
     ),
     (
         "game",
