@@ -23,7 +23,14 @@ SMALL: dict[str, dict[str, Any]] = {
     "model": {"name": "tiny", "adapter": {"rank": 8}},
     "rollout": {"problems_per_step": 2, "group_size": 4, "max_tokens": 24},
     "objective": {"kind": "sdpo", "support": "full"},
-    "train": {"steps": 6, "save_every": 2, "eval_every": 3, "learning_rate": 5e-3, "probe": False, "on_decline": "warn"},
+    "train": {
+        "steps": 6,
+        "save_every": 2,
+        "eval_every": 3,
+        "learning_rate": 5e-3,
+        "probe": False,
+        "on_decline": "warn",
+    },
     "eval": {"problems": 2, "samples": 1},
     "log": {"samples": 1, "teacher_answers": 0},
 }
