@@ -122,9 +122,9 @@ def teacher_success(
         for at, _, made in policy.generate(prompts, sampling, seeds, interrupted):
             rollout = to_rollout(chat, made, prompts[at], seeds[at][0])
             pending[at] = graders.submit(chosen[at][0].problem, rollout)
-        graded = [graders.result(pending[at], interrupted) for at in range(len(prompts))]
-        known = [isinstance(each, Feedback) and each.kind != "grader_error" for each in graded]
-        return [float(each.success) if ok else None for each, ok in zip(graded, known, strict=True)]
+        graded = (graders.result(pending[at], interrupted) for at in range(len(prompts)))
+        known = (each if isinstance(each, Feedback) and each.kind != "grader_error" else None for each in graded)
+        return [float(each.success) if each else None for each in known]
 
     student = successes([sample.student_ids[: sample.student_span[0]] for _, sample in chosen])
     with teacher_weights(policy):
