@@ -1,10 +1,10 @@
 """Train SmolLM2-135M on 96 short Python functions with odd names, and draw docs/smollm2.svg.
 
-python benchmarks/real_weights.py --runs FOLDER --kinds auto grpo --seeds 0 1 2
+OMP_NUM_THREADS=1 python benchmarks/real_weights.py --runs FOLDER --kinds auto grpo --seeds 0 1 2
 
-A run has 20 steps of 4 problems x 8 rollouts, on PyTorch with one thread: about 15 minutes on an idle core. A run that
-FOLDER already holds is not repeated. The 36 held-out problems, of which 24 have operations that are never trained, are
-scored before and after. `--page` only draws what docs/figures/real_weights.json holds.
+A run has 20 steps of 4 problems x 8 rollouts on PyTorch, and is not repeated if FOLDER already holds it. The 36
+held-out problems, of which 24 have operations that are never trained, are scored before and after. Without `--runs` it
+only draws what docs/figures/real_weights.json holds.
 """
 
 from __future__ import annotations
@@ -45,9 +45,8 @@ def main() -> None:
     parser.add_argument("--runs", type=Path)
     parser.add_argument("--kinds", nargs="*", default=["auto", "grpo"], choices=[*LABELS])
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
-    parser.add_argument("--page", action="store_true")
     options = parser.parse_args()
-    if not options.page:
+    if options.runs:
         runs = [found(options.runs / f"{kind}-{seed}", kind, seed) for seed in options.seeds for kind in options.kinds]
         write_json(STORE, {"machine": machine(), "runs": runs})
     runs = json.loads(STORE.read_text(encoding="utf-8"))["runs"]

@@ -78,9 +78,9 @@ SECTIONS = (
     (
         "long",
         "Long runs",
-        "300 steps of 2 problems x 8 rollouts, a held-out evaluation every 25. With a constant learning rate a run "
-        "sooner or later makes a step that breaks the self-teacher, and falls to 0. By default the run then returns to "
-        "its best step with half the rate, at most twice (`train.on_decline`).",
+        "300 steps of 2 problems x 8 rollouts, a held-out evaluation every 25. If the score falls significantly, the "
+        "run returns to its best step with half the learning rate, at most twice (`train.on_decline`). With a warning "
+        'instead, the one seed tried falls to 0 (see "Tried and left out").',
     ),
     (
         "game",
@@ -107,9 +107,10 @@ mean); `base_kl` is the weight of KL(student || base) in the loss (2606.04036); 
 share of the advantage by the self-teacher's evidence ratio, clipped to 0.8 and 1.2 (RLSD, 2604.03128). None gained more
 than its interval. Falls near the end of runs with feedback alone are dips: with 24 steps the same seed is back at 96 %
 three steps later. In long runs a lone failure among successes has a gradient up to 200 times the usual one (a norm of
-2 after 0.01), and AdamW takes a large step. Learning also the groups whose rollouts all succeeded brings the fall
-forward, so they are skipped by default (`teacher.all_correct`); schedules, AdamW's beta2, a lower bound on the gradient
-norm, a frozen teacher and `auto` delay it at most. Returning to the best step ends it (see "Long runs")."""
+2 after 0.01), and AdamW takes a large step. On the one seed tried, learning also the groups whose rollouts all
+succeeded brings the fall forward, so they are skipped by default (`teacher.all_correct`); a cosine schedule, another
+beta2 of AdamW, a lower `train.clip_norm` and `auto` delay it at most. Returning to the best step helps (see "Long
+runs")."""
 T_95 = {2: 12.71, 3: 4.303, 4: 3.182, 5: 2.776}  # Student's two-sided 95 % quantile by number of seeds
 CODE_HEAD = """## Real weights: SmolLM2-135M on Python problems
 

@@ -60,7 +60,7 @@ def template_source(tokenizer: Any, setting: str, folder: str) -> TemplateSource
         stop = PLAIN_STOP if texts[0].endswith(PLAIN_LAYOUT) else ""  # an export with the plain layout
         return TemplateSource(texts, setting, own=True, stop=stop)
     if setting in ("auto", "plain"):
-        begins = tokenizer.bos_token_id is not None and opening_ids(tokenizer)[:1] == (tokenizer.bos_token_id,)
+        begins = opening_ids(tokenizer)[:1] == (tokenizer.bos_token_id,)
         text = ("{{- bos_token }}" if begins else "") + PLAIN_LAYOUT
         warnings = (WITHOUT_TEMPLATE,) if setting == "auto" else ()
         return TemplateSource((text, text), "plain", stop=PLAIN_STOP, warnings=warnings)

@@ -60,7 +60,7 @@ def auto_tokenizer() -> Any:
 def opening_ids(tokenizer: Any) -> tuple[int, ...]:
     """Return the ids that a text begins with, such as BOS: those of the post-processor, or of `add_bos_token`.
 
-    transformers 5 ignores that setting beside a tokenizer.json; version 4, with which such models were made, did not.
+    transformers 5 ignores that setting beside a tokenizer.json.
     """
     whole, alone = (tokenizer("x", add_special_tokens=added)["input_ids"] for added in (True, False))
     found = next((at for at in range(len(whole)) if whole[at : at + len(alone)] == alone), 0)

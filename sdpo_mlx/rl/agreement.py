@@ -64,8 +64,7 @@ def measure(
 
     1 is more, -1 less, 0 as much; one number for each measured problem. The pair has the highest and the lowest
     reward. With demonstrations each rollout has its own context. A success has no feedback, so with feedback both have
-    the worse one's. `build(groups, teacher=...,
-    objective=...)` makes contexts as training does. Nothing is changed.
+    the worse one's. `build(groups, teacher=..., objective=...)` makes contexts as training does. Nothing is changed.
     """
     mixed = [group for group in groups if len(set(_rewards(group).values())) > 1][:PROBLEMS]
     pairs: list[_Pair] = []

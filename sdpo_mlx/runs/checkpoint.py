@@ -224,8 +224,13 @@ def _verified(folder: Path) -> dict[str, bytes]:
 
 
 def _changes(expect: Mapping[str, Any], found: Mapping[str, Any], prefix: str) -> Iterator[str]:
-    """Yield `train.learning_rate was 0.0001, is 0.001` for each difference."""
+    """Yield `train.learning_rate was 0.0001, is 0.001` for each difference.
+
+    A setting that the version which saved the checkpoint did not have is none.
+    """
     for key, now in expect.items():
+        if prefix and key not in found:
+            continue
         before = found.get(key)
         if isinstance(now, dict) and isinstance(before, dict):
             yield from _changes(now, before, f"{prefix}{key}.")

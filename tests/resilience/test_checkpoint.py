@@ -166,6 +166,15 @@ def test_another_model_is_named_before_its_hashes_and_these_are_short(tmp_path: 
     assert f'settings: config.model.name was "tiny", is "qwen"; base was "{"a" * 12}", is' in str(caught.value)
 
 
+def test_setting_that_an_older_version_did_not_have_is_no_change(tmp_path: Path) -> None:
+    meta = {"base": "a", "config": {"train": {"seed": 0}}}
+    checkpoint.save(tmp_path, 1, state_of(1), meta)
+    newer = {"base": "a", "config": {"train": {"seed": 0, "fresh": True}, "teacher": {"fresh": None}}}
+    assert loaded(tmp_path, expect=newer).step == 1
+    with pytest.raises(ConfigError, match=r"tokenizer was null, is \"b\""):
+        checkpoint.load(tmp_path, expect={**newer, "tokenizer": "b"})
+
+
 def test_a_changed_setting_is_refused_unless_told(tmp_path: Path) -> None:
     save(tmp_path, 10)
     changed = {"config": {"train": {"learning_rate": 1e-3, "seed": 0}}}
