@@ -151,6 +151,10 @@ def policy_rows(logp_RV: Array, rows: Rows, cfg: ObjectiveConfig) -> tuple[Array
     free_R = ratio_R * rows.advantage_R
     held_R = np.clip(ratio_R, 1.0 - cfg.clip_low, 1.0 + cfg.clip_high) * rows.advantage_R
     live_R = (free_R <= held_R) & (np.abs(logp_R - rows.rollout_logps_R) <= LOG_RATIO_LIMIT)
+    if cfg.dual_clip is not None:
+        bound_R = np.where(rows.advantage_R < 0, cfg.dual_clip * rows.advantage_R, -np.inf)
+        held_R, live_R = np.maximum(held_R, bound_R), live_R & (free_R >= bound_R)
+        free_R = np.maximum(free_R, bound_R)
     return -np.minimum(free_R, held_R), _put(np.where(live_R, -free_R, 0.0), rows.ids_R, logp_RV)
 
 
@@ -290,11 +294,12 @@ def loss_and_grad(  # noqa: PLR0913  the oracle takes a step's arrays as they ar
     advantages_B: npt.ArrayLike | None = None,
     distil_weights_B: npt.ArrayLike | None = None,
     policy_weights_B: npt.ArrayLike | None = None,
+    token_weights_BT: npt.ArrayLike | None = None,
 ) -> tuple[float, Array]:
     """Return the loss of a step and its gradient with respect to the student's raw logits (B,T,V).
 
-    Masks are 0 or 1. Weights not given come from the kind alone. What stands in uncounted rows is never
-    read; nothing counted gives 0. Raises ValueError when a half is asked for without what it needs.
+    Masks are 0 or 1. Weights not given come from the kind alone; those of tokens multiply both halves. What stands in
+    uncounted rows is never read; nothing counted gives 0. Raises ValueError when a half lacks what it needs.
     """
     student = np.asarray(student_logits_BTV, dtype=np.float64)
     counted_BT = np.asarray(mask_BT) > 0
@@ -309,6 +314,9 @@ def loss_and_grad(  # noqa: PLR0913  the oracle takes a step's arrays as they ar
         raise ValueError("the distillation term needs teacher_logits_BTV")
     per_sample = [*scale_2B, np.zeros(len(student)) if advantages_B is None else np.asarray(advantages_B, np.float64)]
     distil_R, policy_R, advantage_R = (values[where[0]] for values in per_sample)
+    if token_weights_BT is not None:
+        factor_R = np.asarray(token_weights_BT, dtype=np.float64)[where]
+        distil_R, policy_R = distil_R * factor_R, policy_R * factor_R
     teacher_RV = None if teacher_logits_BTV is None else np.asarray(teacher_logits_BTV, dtype=np.float64)[where]
     ids_R, rollout_R = np.asarray(ids_BT)[where], np.asarray(rollout_logps_BT, dtype=np.float64)[where]
     sequence_R = np.zeros(len(ids_R))

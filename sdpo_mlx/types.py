@@ -143,6 +143,7 @@ class DistillSample:
 
     `distil_weight` multiplies the divergence to the self-teacher, `policy_weight` the GRPO term
     with `advantage`; a term with weight 0 is neither computed nor counted.
+    `token_weights_T` multiply both terms of each token; None stands for 1.
     A sample without a context has an empty `teacher_ids` and `distil_weight` 0.
     """
 
@@ -157,6 +158,7 @@ class DistillSample:
     policy_weight: float = 0.0
     advantage: float = 0.0
     turn: int = 0
+    token_weights_T: FloatArray | None = None
 
     def __post_init__(self) -> None:
         if self.ids_T.size != self.rollout_logps_T.size:
@@ -168,6 +170,11 @@ class DistillSample:
     def ids_T(self) -> IntArray:
         """The response tokens."""
         return self.student_ids[slice(*self.student_span)]
+
+    @property
+    def weights_T(self) -> FloatArray:
+        """The factor of each response token."""
+        return np.ones(self.ids_T.size, np.float32) if self.token_weights_T is None else self.token_weights_T
 
 
 @dataclass(frozen=True)

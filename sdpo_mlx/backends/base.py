@@ -74,7 +74,7 @@ class SamplingParams:
 
 @dataclass(frozen=True)
 class Scores:
-    """Log-probs of given tokens at temperature 1 and, on request, the top-k at each position."""
+    """Log-probs of given tokens and, on request, the top-k at each position."""
 
     logps_T: FloatArray
     top_ids_TK: IntArray | None
@@ -132,7 +132,12 @@ class Policy(Protocol):
         """Yield the tokens of one rollout, the same as `generate` returns; the token that ends it is the last."""
 
     def score(
-        self, role: Role, sequences: Sequence[IntArray], spans: Sequence[tuple[int, int]], top_k: int = 0
+        self,
+        role: Role,
+        sequences: Sequence[IntArray],
+        spans: Sequence[tuple[int, int]],
+        top_k: int = 0,
+        temperature: float = 1.0,
     ) -> list[Scores]:
         """Return the log-probs of the tokens in each span, under the student or the teacher."""
 

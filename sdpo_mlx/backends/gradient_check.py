@@ -83,7 +83,9 @@ def _wrong_slope(learner: Learner, pairs: Pairs, grads: Weights, norm: float) ->
     def mean_log_prob(step: float) -> float:
         sets = [TeacherSet({name: array + step * uphill[name] for name, array in learner.student.items()}, 1.0)]
         hidden = learner.hidden(sets, pairs)
-        found = [learner.log_probs(h, sets, response, 0)[0] for h, (_, response) in zip(hidden, pairs, strict=True)]
+        found = [
+            learner.log_probs(h, sets, response, 0, 1.0)[0] for h, (_, response) in zip(hidden, pairs, strict=True)
+        ]
         return float(np.concatenate(found).astype(np.float64).mean())
 
     slopes = []

@@ -89,8 +89,10 @@ class Learner(Policy, ABC):
         """Run a block with these weights in the model instead of the student's."""
 
     @abstractmethod
-    def log_probs(self, hidden: Hidden, sets: Sequence[TeacherSet], ids_T: IntArray, top_k: int) -> TopK:
-        """Log-probs (numpy) at temperature 1 of the mixed logits of hidden states, one array per set."""
+    def log_probs(
+        self, hidden: Hidden, sets: Sequence[TeacherSet], ids_T: IntArray, top_k: int, temperature: float
+    ) -> TopK:
+        """Log-probs (numpy) of the mixed logits of hidden states, one array per set."""
 
     @abstractmethod
     def gradient_pass(self, batch: LearnBatch) -> GradientPass:
@@ -147,21 +149,26 @@ class Learner(Policy, ABC):
             yield from self.generation.stream(self.model, prompt, sampling, seed)
 
     def score(
-        self, role: Role, sequences: Sequence[IntArray], spans: Sequence[tuple[int, int]], top_k: int = 0
+        self,
+        role: Role,
+        sequences: Sequence[IntArray],
+        spans: Sequence[tuple[int, int]],
+        top_k: int = 0,
+        temperature: float = 1.0,
     ) -> list[Scores]:
         """See `Policy.score`."""
         pairs = [(ids[:start], ids[start:stop]) for ids, (start, stop) in zip(sequences, spans, strict=True)]
         sets = self._teacher_sets() if role == "teacher" else [TeacherSet(self.student, 1.0)]
         with self.limits():
-            return self._scores(sets, pairs, top_k)
+            return self._scores(sets, pairs, top_k, temperature)
 
     def _scores(
-        self, sets: Sequence[TeacherSet], pairs: Sequence[tuple[IntArray, IntArray]], top_k: int
+        self, sets: Sequence[TeacherSet], pairs: Sequence[tuple[IntArray, IntArray]], top_k: int, temperature: float
     ) -> list[Scores]:
         scores = []
         for states, (_, response) in zip(self.hidden(sets, pairs), pairs, strict=True):
             parts = [
-                self.log_probs(tuple(each[part] for each in states), sets, response[part], top_k)
+                self.log_probs(tuple(each[part] for each in states), sets, response[part], top_k, temperature)
                 for part in slices(response.size, self.model.chunk)
             ]
             columns: list[Any] = [np.concatenate(column) for column in zip(*parts, strict=True)]
@@ -343,7 +350,7 @@ def non_finite_problems(
     faults = [
         s.problem_id
         for s, figures in zip(samples, statistics, strict=True)
-        if not all(np.isfinite(column).all() for column in (*figures, s.rollout_logps_T))
+        if not all(np.isfinite(column).all() for column in (*figures, s.rollout_logps_T, s.weights_T))
         or not np.isfinite([s.distil_weight, s.policy_weight, s.advantage]).all()
     ]
     return tuple(dict.fromkeys(faults or [samples[i].problem_id for i in suspects]))

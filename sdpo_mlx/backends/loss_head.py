@@ -140,11 +140,12 @@ class GradientPass(ABC):
         # Normalised over the whole batch, so that units, chunks and ranks simply add up.
         distil = token_scale(counts, [s.distil_weight for s in samples], scale)[own]
         policy = token_scale(counts, [s.policy_weight for s in samples], scale)[own]
+        weight_R = np.concatenate([s.weights_T for s in members])
         return Rows(
             ids_R=np.concatenate([s.ids_T for s in members]),
             rollout_logps_R=np.concatenate([s.rollout_logps_T for s in members]),
-            distil_R=_repeated(distil, unit),
-            policy_R=_repeated(policy, unit),
+            distil_R=_repeated(distil, unit) * weight_R,
+            policy_R=_repeated(policy, unit) * weight_R,
             advantage_R=_repeated([s.advantage for s in members], unit),
             sequence_R=np.zeros(sum(unit.counts), np.float32),
         )

@@ -149,6 +149,11 @@ class ObjectiveConfig(Settings):
     )
     tail: bool = Field(True, description="one bucket for the probability outside the top-k; false: renormalize")
     importance_clip: float | None = Field(2.0, gt=0, description="maximum importance weight; null: no weights")
+    importance: Literal["rollout", "reference"] = Field(
+        "rollout",
+        description="rollout: one ratio, to the probability at sampling; reference: as in the authors' code, the ratio "
+        "to the probability before the batch's first update, times that one's ratio to sampling, each with the maximum",
+    )
     aggregation: Literal["token_mean", "sequence_mean_token_mean", "sequence_mean_token_sum", "reference"] = Field(
         "token_mean",
         description="how the losses of tokens and rollouts are averaged; reference: as in the authors' code, over the "
@@ -163,6 +168,9 @@ class ObjectiveConfig(Settings):
     hybrid_weight: Share = Field(0.5, description="kind hybrid: w of w * GRPO + (1 - w) * SDPO; kind auto measures it")
     clip_low: float = Field(0.2, ge=0, lt=1, description="GRPO: lower clip of the ratio")
     clip_high: float = Field(0.28, ge=0, description="GRPO: upper clip of the ratio")
+    dual_clip: float | None = Field(
+        None, gt=1, description="GRPO: maximum ratio if the advantage is negative (the authors' code: 3); null: none"
+    )
     std_normalise: bool = Field(False, description="GRPO: divide advantages by the group's standard deviation")
 
     @model_validator(mode="after")

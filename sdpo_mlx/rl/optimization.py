@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+import numpy as np
 
 from sdpo_mlx.backends.base import Policy, Update
 from sdpo_mlx.config import Config, TrainConfig
+from sdpo_mlx.objective import importance_weight
 from sdpo_mlx.types import DistillSample, FloatArray
 
 SampleKey = tuple[str, int, int]  # problem id, index of the rollout, turn
@@ -32,6 +35,8 @@ def learn(
     """
     updates: list[Update] = []
     divergence: dict[SampleKey, FloatArray] = {}
+    if cfg.objective.importance == "reference":
+        samples = before_first_update(policy, samples, cfg)
     for part in minibatches(samples, cfg.train.updates_per_batch):
         update = policy.learn(
             part,
@@ -46,6 +51,21 @@ def learn(
     if any(update.applied for update in updates):
         policy.update_teacher(cfg.teacher)
     return LearnResult(combine(updates), divergence)
+
+
+def before_first_update(policy: Policy, samples: Sequence[DistillSample], cfg: Config) -> list[DistillSample]:
+    """Return the samples with ratios to the policy as it is now; its own ratio to sampling weighs the tokens.
+
+    The second factor is what sampling and scoring compute differently, the first what the batch's updates change.
+    """
+    sequences, spans = [s.student_ids for s in samples], [s.student_span for s in samples]
+    scored = policy.score("student", sequences, spans, temperature=cfg.rollout.temperature)
+    made = []
+    for sample, scores in zip(samples, scored, strict=True):
+        logps = scores.logps_T.astype(np.float64), sample.rollout_logps_T.astype(np.float64)
+        weights_T = importance_weight(*logps, cfg.objective).astype(np.float32)
+        made.append(replace(sample, rollout_logps_T=scores.logps_T, token_weights_T=weights_T))
+    return made
 
 
 def learning_rate(step: int, cfg: TrainConfig) -> float:

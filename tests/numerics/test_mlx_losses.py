@@ -133,6 +133,15 @@ def test_loss_and_gradient_agree_with_the_oracle_for_every_importance_clip(clip:
     assert cosine(found_grad, grad) >= 0.9999
 
 
+def test_loss_and_gradient_agree_with_the_oracle_with_the_dual_clip() -> None:
+    arrays = step(seed=3)
+    results = [oracle_step(arrays, ObjectiveConfig(kind="grpo", dual_clip=clip), 1.0) for clip in (None, 1.1)]
+    found, found_grad = mlx_step(arrays, ObjectiveConfig(kind="grpo", dual_clip=1.1), 1.0, chunk=4)
+    assert found == pytest.approx(results[1][0], rel=1e-5)
+    assert abs(found - results[0][0]) > 1e-3  # it binds here
+    np.testing.assert_allclose(found_grad, results[1][1], rtol=1e-3, atol=2e-6)
+
+
 @pytest.mark.parametrize("case", range(38))
 def test_reference_cases_are_met_in_float32(case: int) -> None:
     alpha, k, tail, clip, tau = (float(x) for x in CASES[f"{case}/cfg"])

@@ -74,6 +74,7 @@ OBJECTIVES = st.fixed_dictionaries(
         "top_k": st.one_of(st.none(), st.integers(1, V + 3)),
         "tail": st.booleans(),
         "aggregation": st.sampled_from(AGGREGATIONS),
+        "dual_clip": st.sampled_from([None, 1.3]),
     }
 )
 

@@ -117,21 +117,25 @@ def test_weights_multiply_the_numerator_only_and_zero_does_not_count() -> None:
 
 
 @pytest.mark.parametrize(
-    ("ratio", "advantage", "value", "moves"),
+    ("ratio", "advantage", "dual_clip", "value", "moves"),
     [
-        (1.0, 2.0, -2.0, True),
-        (1.5, 2.0, -2.56, False),
-        (0.5, 2.0, -1.0, True),
-        (0.5, -2.0, 1.6, False),
-        (1.5, -2.0, 3.0, True),
+        (1.0, 2.0, None, -2.0, True),
+        (1.5, 2.0, None, -2.56, False),
+        (0.5, 2.0, None, -1.0, True),
+        (0.5, -2.0, None, 1.6, False),
+        (1.5, -2.0, None, 3.0, True),
+        (5.0, -2.0, None, 10.0, True),
+        (5.0, -2.0, 3.0, 6.0, False),
+        (1.5, -2.0, 3.0, 3.0, True),
+        (5.0, 2.0, 3.0, -2.56, False),
     ],
 )
 def test_grpo_clips_the_ratio_only_where_it_would_gain(
-    ratio: float, advantage: float, value: float, moves: bool
+    ratio: float, advantage: float, dual_clip: float | None, value: float, moves: bool
 ) -> None:
     student = np.log(np.array([[[0.5, 0.3, 0.2]]]))
     rollout = np.log([[0.5 / ratio]])
-    cfg = config(kind="grpo", importance_clip=0.1)
+    cfg = config(kind="grpo", importance_clip=0.1, dual_clip=dual_clip)
     loss, grad = loss_and_grad(student, None, [[0]], rollout, [[1]], cfg, advantages_B=[advantage])
     assert loss == pytest.approx(value)
     expected = -ratio * advantage * (np.array([1, 0, 0]) - [0.5, 0.3, 0.2]) if moves else np.zeros(3)

@@ -5,14 +5,17 @@ The oracle's gradient goes through the plain model's own `vjp`; without torch, M
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 from backend_pairs import BOTH, check_step, make_pair_where_possible
 from loss_cases import AGGREGATIONS, CASES, SUPPORTS, TEACHERS
-from small_policies import make_samples
+from small_policies import found, make_samples
 
-from sdpo_mlx.config import ObjectiveConfig
+from sdpo_mlx.config import Config, ObjectiveConfig, RolloutConfig
+from sdpo_mlx.rl.optimization import before_first_update
 
 pytest.importorskip("mlx.core")
 PAIRS: dict[str, Any] = {}
@@ -30,6 +33,27 @@ def pair(architecture: str, teacher: str) -> tuple[Any, Any]:
 @pytest.mark.parametrize(("settings", "teacher"), CASES)
 def test_step_equals_oracle_on_both_backends_for_every_loss(settings: dict[str, Any], teacher: str) -> None:
     check_step(*pair("qwen3", teacher), make_samples(3, settings["kind"]), ObjectiveConfig(**settings), 0.8)
+
+
+def test_step_equals_oracle_on_both_backends_with_weighted_tokens_and_the_dual_clip() -> None:
+    generator = np.random.default_rng(0)
+    samples = [
+        replace(
+            s, advantage=-abs(s.advantage), token_weights_T=generator.uniform(0.2, 2, s.ids_T.size).astype(np.float32)
+        )
+        for s in make_samples(3, "hybrid")
+    ]
+    check_step(*pair("qwen3", "ema"), samples, ObjectiveConfig(kind="hybrid", dual_clip=1.2), 0.8)
+
+
+def test_first_distillation_of_a_batch_does_not_depend_on_the_number_of_factors() -> None:
+    objective = ObjectiveConfig(kind="sdpo", importance="reference")
+    cfg = Config(objective=objective, rollout=RolloutConfig(temperature=0.8))
+    for policy in filter(None, pair("qwen3", "ema")):
+        samples = [s for s in make_samples(3) if not s.policy_weight]  # GRPO clips only the first factor
+        one = found(policy, samples, objective, 0.8)
+        two = found(policy, before_first_update(policy, samples, cfg), objective, 0.8)
+        assert two.loss == pytest.approx(one.loss, rel=1e-5)
 
 
 @pytest.mark.parametrize("architecture", [*BOTH, "qwen3-4bit", "qwen3_moe", "qwen3_5"])

@@ -149,6 +149,7 @@ def expected(
         advantages_B=[s.advantage for s in samples],
         distil_weights_B=[s.distil_weight for s in samples],
         policy_weights_B=[s.policy_weight for s in samples],
+        token_weights_BT=_padded([s.weights_T for s in samples]),
     )
     names = list(policy.student)
     total = {name: np.zeros(policy.student[name].shape) for name in names}

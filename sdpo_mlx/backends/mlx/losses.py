@@ -121,7 +121,11 @@ def policy_rows(ratio_R: mx.array, advantage_R: mx.array, cfg: ObjectiveConfig) 
     """The GRPO term of each row before its weight."""
     free_R = ratio_R * advantage_R
     held_R = mx.stop_gradient(mx.clip(ratio_R, 1.0 - cfg.clip_low, 1.0 + cfg.clip_high)) * advantage_R
-    return -mx.where(free_R <= held_R, free_R, held_R)
+    term_R = mx.where(free_R <= held_R, free_R, held_R)
+    if cfg.dual_clip is not None:
+        bound_R = cfg.dual_clip * advantage_R
+        term_R = mx.where((advantage_R < 0) & (term_R < bound_R), bound_R, term_R)
+    return -term_R
 
 
 def at(values_RV: mx.array, ids_R: mx.array) -> mx.array:

@@ -150,9 +150,11 @@ class MLXPolicy(Learner):
         mx.eval(parts)
         return parts
 
-    def log_probs(self, hidden: Hidden, sets: Sequence[TeacherSet], ids_T: IntArray, top_k: int) -> TopK:
+    def log_probs(
+        self, hidden: Hidden, sets: Sequence[TeacherSet], ids_T: IntArray, top_k: int, temperature: float
+    ) -> TopK:
         """See `Learner.log_probs`."""
-        logp_TV = log_softmax(mixed_logits(self.model, self.student, hidden, sets), 1.0)
+        logp_TV = log_softmax(mixed_logits(self.model, self.student, hidden, sets), temperature)
         ids_TK = mx.argsort(-logp_TV, axis=-1)[:, :top_k] if top_k else mx.zeros((ids_T.size, 0), mx.int32)
         tops_TK = mx.take_along_axis(logp_TV, ids_TK, axis=-1)
         return np.array(at(logp_TV, mx.array(ids_T))), np.array(ids_TK).astype(np.int32), np.array(tops_TK)

@@ -91,7 +91,11 @@ def policy_rows(ratio_R: Tensor, advantage_R: Tensor, cfg: ObjectiveConfig) -> T
     """The GRPO term of each row before its weight."""
     free_R = ratio_R * advantage_R
     held_R = ratio_R.detach().clamp(1.0 - cfg.clip_low, 1.0 + cfg.clip_high) * advantage_R
-    return -torch.where(free_R <= held_R, free_R, held_R)
+    term_R = torch.where(free_R <= held_R, free_R, held_R)
+    if cfg.dual_clip is not None:
+        bound_R = cfg.dual_clip * advantage_R
+        term_R = torch.where((advantage_R < 0) & (term_R < bound_R), bound_R, term_R)
+    return -term_R
 
 
 def at(values_RV: Tensor, ids_R: Tensor) -> Tensor:

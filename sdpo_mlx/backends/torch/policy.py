@@ -151,9 +151,11 @@ class TorchPolicy(Learner):
         return hidden_states(self.model, unit).split(list(unit.counts))
 
     @torch.no_grad()
-    def log_probs(self, hidden: Hidden, sets: Sequence[TeacherSet], ids_T: IntArray, top_k: int) -> TopK:
+    def log_probs(
+        self, hidden: Hidden, sets: Sequence[TeacherSet], ids_T: IntArray, top_k: int, temperature: float
+    ) -> TopK:
         """See `Learner.log_probs`."""
-        logp_TV = log_softmax(mixed_logits(self.model, self.parameters, hidden, sets), 1.0)
+        logp_TV = log_softmax(mixed_logits(self.model, self.parameters, hidden, sets), temperature)
         top = logp_TV.topk(top_k, dim=-1)
         logps_T = at(logp_TV, ids_on(self.model, ids_T))
         return logps_T.cpu().numpy(), top.indices.int().cpu().numpy(), top.values.cpu().numpy()

@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_policies import make_samples
 
-from sdpo_mlx.backends.base import Update
-from sdpo_mlx.config import Config
+from sdpo_mlx.backends.base import Scores, Update
+from sdpo_mlx.config import Config, ObjectiveConfig
+from sdpo_mlx.objective import importance_weight
 from sdpo_mlx.rl.optimization import combine, learn, minibatches
 from sdpo_mlx.types import DistillSample
 
@@ -132,3 +133,20 @@ def test_an_interruption_never_falls_between_two_steps() -> None:
     policy = Scripted(GOOD, GOOD)
     learnt(policy, "ab", parts=2, interrupted=lambda: bool(policy.calls))
     assert len(policy.calls) == 2
+
+
+def test_reference_importance_is_two_factors_each_with_the_maximum() -> None:
+    before, current = SAMPLE.rollout_logps_T + np.float32(1.0), SAMPLE.rollout_logps_T + np.float32(1.2)
+
+    class Scored(Scripted):
+        def score(self, role: Any, sequences: Any, spans: Any, temperature: float) -> list[Scores]:
+            assert (role, temperature) == ("student", 0.7)
+            return [Scores(before, None, None) for _ in sequences]
+
+    policy, cfg = Scored(GOOD, GOOD), config(2)
+    cfg = cfg.model_copy(update={"objective": ObjectiveConfig(importance="reference")})
+    learn(policy, samples_of("ab"), cfg, 0, lambda: False)  # type: ignore[arg-type]
+    for (sample,), *_ in policy.calls:
+        weights = sample.weights_T * importance_weight(current, sample.rollout_logps_T, cfg.objective)
+        # e^1 is above the maximum of 2, e^0.2 is not; one ratio would be at most 2.
+        np.testing.assert_allclose(weights, 2 * np.exp(0.2), rtol=1e-5)
