@@ -42,10 +42,12 @@ test-slow: .venv/.dev bubblewrap
 
 results: .venv/.base bubblewrap
 	@$(PIP) --editable '.[fast-cpu,torch]'
-	@OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python benchmarks/results.py
+	@OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python benchmarks/results.py --again
 	@$(BIN)/sdpo models fetch smollm2
 	@OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python benchmarks/code_runs.py
 	@$(BIN)/python benchmarks/results.py --page
+	@OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python benchmarks/real_weights.py --runs runs/results/functions
+	@rm -rf runs/results
 
 # Runs the commands in pseudo-terminals, about two minutes.
 screens: .venv/.dev

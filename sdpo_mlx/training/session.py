@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
-from sdpo_mlx.config import Config
+from sdpo_mlx.config import Config, risks
 from sdpo_mlx.core.progress import StartTask, no_tasks
 from sdpo_mlx.core.seeding import derive
 from sdpo_mlx.evaluation import probe_verdict
@@ -173,7 +173,7 @@ class TrainingSession:
     def _warn_at_start(self, step: int, *more: str, slope: bool = False) -> None:
         """Emit the warnings of a start; raise what `Policy.check_gradient` raises."""
         checked = self.components.policy.check_gradient(slope=slope)
-        self.warn(step, (*self.components.warnings(), *checked, *more))
+        self.warn(step, (*risks.warnings(self.cfg), *self.components.warnings(), *checked, *more))
 
     def record_diagnostics(self, step: int, groups: Sequence[RolloutGroup], samples: Sequence[DistillSample]) -> None:
         """Keep, for the report, the likeliest tokens of student and teacher, and how often each succeeds.

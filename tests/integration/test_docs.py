@@ -8,6 +8,7 @@ import io
 import json
 import re
 import shlex
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from tables import filled
 
 from sdpo_mlx import api
 from sdpo_mlx.config import Config, JudgeConfig
+from sdpo_mlx.config.resolve import resolve
+from sdpo_mlx.config.templates import template_name
 from sdpo_mlx.objective import divergence
 from sdpo_mlx.tasks.judge.client import JudgeClient
 
@@ -134,6 +137,30 @@ def test_every_setting_that_is_named_exists(page: Path) -> None:
     named = re.findall(rf"`(?:--set )?((?:{sections})\.[a-z_.]+)(?:[=:][^`]*)?[` ]", page.read_text(encoding="utf-8"))
     known = keys(Config)
     assert [name for name in named if name not in known and not name.endswith(FILES)] == []
+
+
+def test_table_of_defaults_has_ours_and_those_of_the_paper_presets() -> None:
+    """A third column that says "not set in the presets" is not compared; `(livecodebench X)` is that preset's value."""
+    presets = {path.stem: resolve(path, [], {}).config for path in (ROOT / "configs" / "paper").glob("*.yaml")}
+    page = (ROOT / "docs" / "settings.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\w+\.[\w.]+)` \| ([^|]+) \| ([^|]+) \|", page, re.MULTILINE)
+    compared = [row for row in rows if row[0].split(".")[0] in Config.model_fields]
+    assert len(compared) >= 30
+    for name, ours, paper in compared:
+        assert _shown(name, Config()) == ours, name
+        if "not set in the presets" not in paper:
+            usual, _, livecodebench = paper.rstrip(")").partition(" (livecodebench ")
+            expected = {"science": usual, "tools": usual, "livecodebench": livecodebench or usual}
+            assert {each: _shown(name, cfg) for each, cfg in presets.items()} == expected, name
+
+
+def _shown(name: str, cfg: Config) -> str:
+    value = attrgetter(name)(cfg)
+    if name == "teacher.template":
+        return template_name(value)
+    if isinstance(value, float) and value < 1e-3:
+        return f"{value:.0e}".replace("e-0", "e-")
+    return "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 @pytest.mark.parametrize(
