@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from functools import cache
+
+from sdpo_mlx.core.markdown import inside, quoted_spans
 
 FEEDBACK_LIMIT = 20_000  # characters; more than fits into a teacher prompt of 10,240 tokens beside its question
 TEACHER_SLOTS = ("problem", "demonstration", "attempt", "feedback")
@@ -94,15 +97,29 @@ def shorten_middle(text: str, limit: int) -> str:
 def strip_thinking(text: str, start: str = "<think>", end: str = "</think>") -> str:
     """Return the answer without thinking: closed blocks are removed, an unclosed one up to the end of the text.
 
-    An `end` without a `start` closes thinking that the prompt opened: all text before it is removed.
+    An `end` without a `start` closes thinking that the prompt opened: all text before it is removed. A mark that is
+    quoted is text: one inside a string or a comment of a fenced program, or between two backticks. The end of thinking
+    that the answer itself opened counts there too if it begins a line: thinking may break off inside of a program.
     """
-    kept, position = [], 0
-    while (opened := text.find(start, position)) >= 0:
-        kept.append(text[position:opened])
-        closed = text.find(end, opened + len(start))
-        position = closed + len(end) if closed >= 0 else len(text)
-    kept.append(text[position:])
-    return "".join(kept).rpartition(end)[2].strip()
+    marks = list(_marks(start, end).finditer(text))
+    spans = quoted_spans(text) if marks else []
+    kept, position, thinking = list[str](), 0, False
+    for mark in marks:
+        at, behind = mark.span("mark")
+        quoted = text[at - 1 : behind + 1] == f"`{mark['mark']}`" or inside(at, spans)
+        if quoted and not (thinking and mark["line"] is not None):
+            continue
+        if mark["mark"] == end and not thinking:
+            kept.clear()
+        elif not thinking:
+            kept.append(text[position:at])
+        thinking, position = mark["mark"] == start, behind
+    return "".join([*kept, *([] if thinking else [text[position:]])]).strip()
+
+
+@cache
+def _marks(start: str, end: str) -> re.Pattern[str]:
+    return re.compile(rf"(?P<line>^[ \t]*)?(?P<mark>{re.escape(start)}|{re.escape(end)})", re.MULTILINE)
 
 
 def check_template(template: str) -> None:

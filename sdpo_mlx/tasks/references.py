@@ -14,8 +14,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from sdpo_mlx.core.errors import DataError
+from sdpo_mlx.core.markdown import code_blocks
 
 _WORKED = ("solution", "Solution", "r1_solution_1")
+_BACKTICKS = re.compile(r"`{3,}")
 _CALCULATOR = re.compile(r"<<[^<>\n]*>>")  # GSM8K's notes to itself
 
 
@@ -45,9 +47,10 @@ def code_reference(row: Mapping[str, Any]) -> str | None:
         except (ValueError, RecursionError):
             solutions = None
         text = next((each for each in solutions or () if isinstance(each, str) and each.strip()), None)
-    if text is None or "```" in text:
+    if text is None or code_blocks(text):
         return text
-    return f"```python\n{text.strip()}\n```"
+    fence = "`" * max(3, 1 + max(map(len, _BACKTICKS.findall(text)), default=0))
+    return f"{fence}python\n{text.strip()}\n{fence}"
 
 
 def math_reference(row: Mapping[str, Any], answer: str, mark: str) -> str:

@@ -5,31 +5,22 @@ from __future__ import annotations
 import re
 import textwrap
 
-_FENCE = re.compile(r"^\s*(`{3,})\s*([\w+.-]*)\s*$")
-_PYTHON = ("python", "py", "python3")
-_THINKING_END = "</think>"
+from sdpo_mlx.core.markdown import code_blocks
+from sdpo_mlx.core.text import strip_thinking
+
+_PYTHON = re.compile(r"(?:i?python|py)[\d.]*|[\w./-]*\.py")  # a language, or the name of a file
 
 
-def extract_code(text: str) -> str | None:
-    """Return the last complete fenced block marked as Python, otherwise the last unmarked one; None if there is none.
+def extract_code(text: str, *, truncated: bool = False) -> str | None:
+    """Return the last fenced block marked as Python, otherwise the last unmarked one; None if there is none.
 
-    Text before the end of the thinking is not part of the answer; with unfinished thinking there is no answer.
+    The thinking is no part of the answer (`strip_thinking`). A last block whose closing fence is missing counts, unless
+    it is empty or the answer was `truncated`: then the last complete block is the program.
     """
-    if _THINKING_END in text:
-        text = text.rpartition(_THINKING_END)[2]
-    elif text.lstrip().startswith("<think>"):
-        return None
     found: dict[bool, str] = {}  # the last block that is marked as Python, and the last unmarked one
-    fence, language, start = "", "", 0
-    lines = text.splitlines(keepends=True)
-    for number, line in enumerate(lines):  # line by line, in linear time
-        match = _FENCE.match(line)
-        if match is None:
-            continue
-        if not fence:
-            fence, language, start = match[1], match[2].lower(), number + 1
-        elif not match[2] and len(match[1]) >= len(fence):
-            if language in ("", *_PYTHON):
-                found[language != ""] = textwrap.dedent("".join(lines[start:number]))
-            fence = ""
+    for block in code_blocks(strip_thinking(text)):
+        python = _PYTHON.fullmatch(block.language) is not None
+        usable = block.closed or (not truncated and block.text.strip())
+        if usable and (python or not block.language):
+            found[python] = textwrap.dedent(block.text)
     return found.get(True, found.get(False))

@@ -61,7 +61,7 @@ class CodeTask(Task):
 
     def grade(self, problem: Problem, text: str, *, truncated: bool = False) -> Feedback:
         """Return reward 1 when all tests pass, else 0 with the reason in words; raises when the sandbox fails."""
-        code = extract_code(text)
+        code = extract_code(text, truncated=truncated)
         if code is None:
             return self._failed("invalid", no_program_text(truncated))
         tests: Sequence[Test] = problem.private["tests"]

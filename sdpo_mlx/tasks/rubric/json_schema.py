@@ -14,6 +14,7 @@ from typing import Any
 import regex
 
 from sdpo_mlx.core.errors import ConfigError
+from sdpo_mlx.core.markdown import code_blocks
 from sdpo_mlx.core.text import shorten_middle
 
 SECONDS = 1.0  # processor time for one search; ordinary patterns need well under a millisecond
@@ -58,19 +59,8 @@ def json_in(text: str) -> Any:
 
 def _last_fenced(text: str) -> str | None:
     """Return the last complete block between fences that is marked as json or not at all; None if there is none."""
-    found, start = None, -1
-    lines = text.split("\n")
-    for number, line in enumerate(lines):
-        mark = line.strip()
-        if not mark.startswith("```"):
-            continue
-        if start < 0:
-            start = number + 1
-            relevant = mark.strip("`").strip().lower() in ("", "json")
-        else:
-            found = "\n".join(lines[start:number]) if relevant else found
-            start = -1
-    return found
+    found = [block.text for block in code_blocks(text) if block.closed and block.language in ("", "json")]
+    return found[-1] if found else None
 
 
 def _finite(text: str) -> float:

@@ -21,6 +21,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from sdpo_mlx.core.markdown import without_fences
 from sdpo_mlx.tasks.tools.values import Call, Schemas, call_from, checked, typed, value_at
 
 Reader = Callable[[str, int, Schemas], Iterator[Call]]  # yields the calls of an answer from a place on
@@ -55,7 +56,6 @@ _HEADER = re.compile(
 _PYTHONIC = re.compile(rf"^[ \t]*\[\s*(?={_N}\()", re.MULTILINE)
 _BRACKET = re.compile(r"""\"(?:\\.|[^\"\\])*\"|'(?:\\.|[^'\\])*'|[\[({]|[\])}]""", re.DOTALL)
 _LITERALS = {"true": True, "false": False, "null": None}
-_FENCE = re.compile(r"^[ \t]*```\w*[ \t]*$", re.MULTILINE)
 _CALL_TOKEN = re.compile(r"<\|/?\w*tool\w*\|>|<\|python_tag\|>|\[/?TOOL_CALLS\]")
 _LINE = re.compile(r"^[ \t]*(?=\{|\[\s*\{)", re.MULTILINE)
 _NEXT = re.compile(r"\s*[;,]?\s*(?=[{\[])")
@@ -66,7 +66,7 @@ def calls_in(answer: str, schemas: Schemas) -> Iterator[Call]:
     if tag := _TAGGED.search(answer):
         yield from _tagged(answer, tag.start(), schemas)
         return
-    text = _FENCE.sub("", _CALL_TOKEN.sub("\n", answer))
+    text = without_fences(_CALL_TOKEN.sub("\n", answer))
     found = [(match.start(), i) for i, (mark, _) in enumerate(NOTATIONS) if (match := mark.search(text))]
     if found:
         start, which = min(found)

@@ -114,3 +114,20 @@ def test_fill_template_leaves_out_paragraphs_whose_slots_are_all_absent():
     template = "{problem}\n\nSolution:\n{demonstration}\n\nSaid {feedback} of {attempt}.\n\nGo."
     values = {"problem": "P", "demonstration": None, "attempt": None, "feedback": "F"}
     assert fill_template(template, values) == "P\n\nSaid F of .\n\nGo."
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("a `</think>` b", "a `</think>` b"),
+        ("<think>I close with `</think>` now</think>b", "b"),
+        ("<think>a\n```\nx = '''\n</think>\nb'''", "b'''"),
+        ('```\nx = "</think>"\n```', '```\nx = "</think>"\n```'),
+        ("```\n# </think>\n```\n</think>\nb", "b"),
+        ("it's a</think>b isn't", "b isn't"),
+        ("a</think>b</think>c", "c"),
+        ("a<think>b</think>c</think>d<think>", "d"),
+    ],
+)
+def test_strip_thinking_takes_quoted_marks_for_text(text, answer):
+    assert strip_thinking(text) == answer

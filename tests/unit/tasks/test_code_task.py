@@ -16,7 +16,6 @@ from sdpo_mlx.core.errors import ConfigError, DataError
 from sdpo_mlx.sandbox.base import RunResult, Sandbox
 from sdpo_mlx.sandbox.choice import open_sandbox
 from sdpo_mlx.sandbox.unconfined import UnconfinedSandbox
-from sdpo_mlx.tasks.code.extract import extract_code
 from sdpo_mlx.tasks.code.formats.native import problem_from_row
 from sdpo_mlx.tasks.code.runner import GraderFailureError, Turnstile
 from sdpo_mlx.tasks.code.task import CodeTask
@@ -62,25 +61,6 @@ def fenced(code: str) -> str:
 
 def judged(box: Sandbox, row: dict[str, Any], code: str, feedback: str = "public") -> Feedback:
     return CodeTask(box, TaskConfig(feedback=feedback)).grade(problem_from_row(row, "row"), fenced(code))
-
-
-@pytest.mark.parametrize(
-    ("text", "code"),
-    [
-        ("```python\na = 1\n```\nor\n```python\na = 2\n```", "a = 2\n"),
-        ("```python\na = 1\n```\n```python\ncut", "a = 1\n"),
-        ("```\na = 1\n```", "a = 1\n"),
-        ("```python\na = 1\n```\nprints\n```\n1\n```", "a = 1\n"),
-        ("<think>\n```python\nbad\n```\n</think>\n```py\na = 1\n```", "a = 1\n"),
-        ("<think>\n```python\nbad\n```\n", None),
-        ("  ```python\n  a = 1\n  ```", "a = 1\n"),
-        ("no code", None),
-        ("```python\ncut", None),
-        ("", None),
-    ],
-)
-def test_program_is_the_last_complete_python_block(text: str, code: str | None) -> None:
-    assert extract_code(text) == code
 
 
 @needs_bwrap
