@@ -19,6 +19,7 @@ from sdpo_mlx.core.errors import ConfigError
 from sdpo_mlx.core.progress import StartTask, no_tasks
 from sdpo_mlx.core.storage import cache_home
 from sdpo_mlx.models import aliases, hub, lmstudio, ollama
+from sdpo_mlx.models.adapter_folder import check_pointers, is_adapter
 from sdpo_mlx.models.gguf.header import read_header
 from sdpo_mlx.models.gguf.reader import cached_import
 from sdpo_mlx.models.safetensors_io import weight_files, weights_sha256
@@ -171,7 +172,10 @@ def check_folder(folder: Path) -> None:
 
 
 def refuse_code_in(folder: Path) -> None:
-    """Raise ConfigError if config.json is missing, or if it or tokenizer_config.json asks for the model's own code."""
+    """Raise ConfigError if config.json is missing, or if it or tokenizer_config.json asks for the model's own code.
+
+    Also if the folder's files are pointers of git-LFS.
+    """
     for name in ("config.json", "tokenizer_config.json"):
         if held := [key for key in _CODE_KEYS if key in _read_json(folder / name, required=name == "config.json")]:
             fix = "use a model that needs no custom code"
@@ -277,9 +281,13 @@ SOURCES = (
 
 def _read_json(path: Path, *, required: bool) -> Mapping[str, Any]:
     if not path.is_file():
+        if required and is_adapter(path.parent):
+            fix = "name its base model, and this folder with --adapter"
+            raise ConfigError("this is an adapter, not a model", where=str(path.parent), fix=fix)
         if required:
             raise ConfigError(f"no {path.name} here", where=str(path.parent), fix="name a model's folder")
         return {}
+    check_pointers(path.parent)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:

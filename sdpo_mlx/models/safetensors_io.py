@@ -1,4 +1,7 @@
-"""Write safetensors files piece by piece, so that only a part of one tensor is in memory."""
+"""Read and write safetensors files with numpy, bfloat16 included, which numpy and `safetensors.numpy` do not know.
+
+Weights are written piece by piece, so that only a part of one tensor is in memory.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +22,10 @@ _CODES: Mapping[str, tuple[str, int]] = {"float32": ("F32", 4), "float16": ("F16
 _EXPONENT: Mapping[str, int] = {"float16": 0x7C00, "bfloat16": 0x7F80}
 _SHARD_BYTES = 2 << 30
 _MAX_HEADER = 100_000_000  # bytes; the format's own limit
+_NUMPY: Mapping[str, str] = {
+    "F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1",
+    "U64": "<u8", "U32": "<u4", "U16": "<u2", "U8": "u1", "BOOL": "?", "C64": "<c8",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -72,6 +79,30 @@ def write_weights(
 def weight_files(folder: Path) -> list[Path]:
     """Return the safetensors files of a model folder, by name, without adapters."""
     return sorted(file for file in folder.glob("*.safetensors") if not file.name.startswith("adapter"))
+
+
+def read_arrays(content: bytes) -> dict[str, npt.NDArray[Any]]:
+    """Return the tensors of a safetensors file by name; bfloat16 becomes float32, which is exact.
+
+    Raises ValueError for a damaged file, and for a type that numpy has no form of, such as float8.
+    """
+    from safetensors import SafetensorError, deserialize
+
+    try:
+        stored = deserialize(content)  # type: ignore[no-untyped-call]
+    except SafetensorError as error:
+        raise ValueError(str(error)) from error
+    return {name: _array(name, entry) for name, entry in stored}
+
+
+def _array(name: str, entry: Mapping[str, Any]) -> npt.NDArray[Any]:
+    code, shape = entry["dtype"], entry["shape"]
+    if code == "BF16":  # the upper halves of float32's bits
+        halves = np.frombuffer(entry["data"], dtype="<u2").astype(np.uint32)
+        return (halves << 16).view(np.float32).reshape(shape)
+    if code not in _NUMPY:
+        raise ValueError(f"{name} is stored as {code}; convert the file to float32, float16 or bfloat16")
+    return np.frombuffer(entry["data"], dtype=_NUMPY[code]).reshape(shape)
 
 
 def read_headers(folder: Path) -> dict[str, Any]:

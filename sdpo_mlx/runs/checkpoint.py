@@ -22,6 +22,7 @@ import numpy.typing as npt
 
 from sdpo_mlx.core.errors import ConfigError, StorageError
 from sdpo_mlx.core.storage import digest, guarded, put, sync_folder, trouble
+from sdpo_mlx.models.safetensors_io import read_arrays
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 FORMAT = 1
@@ -191,19 +192,16 @@ def _prune(root: Path, step: int, keep: int, keep_steps: Collection[int]) -> Non
 
 def _read(folder: Path, step: int) -> tuple[dict[str, dict[str, npt.NDArray[Any]]], dict[str, Any]]:
     """Return verified state and meta; raises StorageError with what is wrong with the folder."""
-    from safetensors import SafetensorError
-    from safetensors.numpy import load as parse
-
     try:
         content = _verified(folder)
         record = json.loads(content[STATE])
         if record["step"] != step or record["format"] != FORMAT:
             raise StorageError(f"state.json is of step {record['step']}, format {record['format']}")
-        state = {part: parse(content[part + SUFFIX]) for part in record["parts"]}
+        state = {part: read_arrays(content[part + SUFFIX]) for part in record["parts"]}
         return state, record["meta"]
     except StorageError:
         raise
-    except (OSError, KeyError, TypeError, ValueError, AttributeError, SafetensorError) as error:
+    except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise StorageError(f"{type(error).__name__}: {error}", where=str(folder)) from error
 
 

@@ -29,6 +29,8 @@ from sdpo_mlx.core.storage import (
     write_bytes,
     write_text,
 )
+from sdpo_mlx.models.adapter_folder import check_layout
+from sdpo_mlx.models.safetensors_io import read_arrays
 
 LESSONS = "coaching.jsonl"  # exists only in the folder of a coaching session
 ROLLOUTS = re.compile(r"step-(\d+)\.jsonl\.gz")
@@ -117,19 +119,20 @@ class RunFolder:
         write_bytes(weights, content)
 
     def load_adapter(self) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any]]:
-        """Return what `save_adapter` wrote; raises StorageError if it is missing or damaged."""
-        from safetensors import SafetensorError
-        from safetensors.numpy import load
+        """Return what `save_adapter` wrote, or mlx-lm; raises StorageError if it is missing or damaged.
 
+        Raises ConfigError for an adapter in another layout.
+        """
+        check_layout(self.path)
         if not self.path.is_dir():
             fix = "name the --out folder of an earlier sdpo train"
             raise StorageError("there is no run here, and no adapter", where=str(self.path), fix=fix)
         try:
             config = json.loads((self.path / "adapter_config.json").read_text(encoding="utf-8"))
-            arrays = load((self.path / "adapters.safetensors").read_bytes())
+            arrays = read_arrays((self.path / "adapters.safetensors").read_bytes())
         except FileNotFoundError as error:
             raise StorageError("this run has no adapter yet", where=str(self.path), fix="train it first") from error
-        except (OSError, ValueError, SafetensorError) as error:
+        except (OSError, ValueError) as error:
             raise self._damaged(str(getattr(error, "strerror", None) or error)) from error
         if not (isinstance(config, dict) and isinstance(config.get("lora_parameters", {}), dict)):
             raise self._damaged("adapter_config.json is not what mlx-lm writes")

@@ -13,6 +13,7 @@ from sdpo_mlx.config import Config
 from sdpo_mlx.config.resolve import resolve
 from sdpo_mlx.core.errors import ConfigError, StorageError
 from sdpo_mlx.core.progress import StartTask, no_tasks
+from sdpo_mlx.models.adapter_folder import check_layout, is_peft
 from sdpo_mlx.models.template_source import is_file_name
 from sdpo_mlx.rl.components import Components, build_components
 from sdpo_mlx.runs.folder import RunFolder
@@ -31,6 +32,8 @@ def run_config(run: Path, sets: Sequence[str] = (), flags: Mapping[str, Any] | N
     """Return the settings of a run with overrides; raises ConfigError if there is no run."""
     file = run / "config.yaml"
     if not file.is_file():
+        if is_peft(run):
+            check_layout(run)
         raise ConfigError("there is no run here", where=str(run), fix="name the --out folder of an earlier sdpo train")
     return resolve(file, sets, flags).config
 
@@ -68,6 +71,8 @@ def target_config(
             fix = "leave --adapter out, or name the base model instead of the run"
             raise ConfigError("a run already has an adapter", where=target, fix=fix)
         return run_config(Path(target), sets, given)
+    if adapter is not None:
+        check_layout(adapter, target)
     shape = adapter_settings(adapter) if adapter is not None else {}
     return resolve(None, sets, {**shape, **given, "model.name": target}).config
 

@@ -17,10 +17,11 @@ from adapter_runs import KINDS, LEARNS, SHORT, logits_by_mlx_lm, make_runs, stir
 from command import sdpo
 from small_runs import settings, trained
 
-from sdpo_mlx.core.errors import ConfigError, StorageError
+from sdpo_mlx.core.errors import ConfigError
+from sdpo_mlx.models.adapter_folder import CONFIG
 from sdpo_mlx.models.resolve import resolve
 from sdpo_mlx.runs.export.formats import export_fused, export_gguf_lora, export_mlx, export_peft
-from sdpo_mlx.runs.export.peft import CONFIG, WEIGHTS, from_peft, read_peft, to_peft
+from sdpo_mlx.runs.export.peft import from_peft, read_peft, to_peft
 from sdpo_mlx.runs.folder import RunFolder
 
 
@@ -85,7 +86,7 @@ def test_fused_model_can_be_evaluated_like_any_other(runs: dict[str, Path], tmp_
     [
         ({"peft_type": "IA3"}, "IA3"),
         ({"rank_pattern": {"q_proj": 2}}, "rank_pattern"),
-        ({"use_rslora": True}, "use_rslora"),
+        ({"alpha_pattern": {"q_proj": 2}}, "alpha_pattern"),
     ],
 )
 def test_adapter_that_mlx_lm_has_no_form_of_is_refused(
@@ -127,7 +128,7 @@ def test_mistakes_end_in_one_line_and_leave_nothing(runs: dict[str, Path], tmp_p
 def test_pickles_are_not_read(tmp_path: Path) -> None:
     (tmp_path / "adapter_model.bin").write_bytes(b"\x80\x04.")
     (tmp_path / CONFIG).write_text("{}")
-    with pytest.raises(StorageError, match=WEIGHTS):
+    with pytest.raises(ConfigError, match="safe_serialization"):
         read_peft(tmp_path)
 
 

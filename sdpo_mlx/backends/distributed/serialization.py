@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from sdpo_mlx.models.safetensors_io import read_arrays
 from sdpo_mlx.types import DistillSample, Generation
 
 Array = npt.NDArray[Any]
@@ -26,10 +27,8 @@ def encode(plain: Any, arrays: Mapping[str, Array] | None = None) -> bytes:
 
 def decode(message: bytes) -> tuple[Any, dict[str, Array]]:
     """What `encode` was given."""
-    from safetensors.numpy import load
-
     end = HEADER + int.from_bytes(message[:HEADER], "little")
-    return json.loads(message[HEADER:end]), load(message[end:])
+    return json.loads(message[HEADER:end]), read_arrays(message[end:])
 
 
 def encode_samples(samples: Sequence[DistillSample]) -> tuple[list[dict[str, Any]], dict[str, Array]]:

@@ -67,6 +67,9 @@ def model_config(metadata: Metadata, shapes: Shapes, rope_freqs: npt.NDArray[np.
 
 def architecture(metadata: Metadata) -> str:
     """Return the file's architecture; raises ConfigError if it cannot be imported."""
+    if metadata.get("general.type") == "adapter" or any(key.startswith("adapter.") for key in metadata):
+        fix = "name its base model; llama.cpp (--lora) and Ollama (ADAPTER) load it beside that model's GGUF"
+        raise ConfigError("this GGUF is a LoRA adapter, not a model", fix=fix)
     arch = str(metadata.get("general.architecture", "missing"))
     if arch not in _CLASSES:
         raise ConfigError(f"GGUF architecture {arch!r} is not supported", fix=f"use one of: {', '.join(ARCHITECTURES)}")

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sdpo_mlx.core import git_lfs
 from sdpo_mlx.core.errors import ConfigError
 from sdpo_mlx.models.gguf.config import architecture
 
@@ -77,6 +78,8 @@ class Header:
 def read_header(path: Path) -> Header:
     """The header of a GGUF; raises ConfigError where it is damaged or no GGUF."""
     fix = "get the file again; its download may have been cut short"
+    if git_lfs.is_pointer(path):
+        raise ConfigError(f"{path.name} {git_lfs.WHAT}", where=str(path.parent), fix=git_lfs.FIX)
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
             return _read(content, path.name)

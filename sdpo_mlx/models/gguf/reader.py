@@ -19,6 +19,7 @@ from typing import Any, Literal, cast
 import numpy as np
 import numpy.typing as npt
 
+from sdpo_mlx.core import git_lfs
 from sdpo_mlx.core.errors import ConfigError, SdpoError, StorageError
 from sdpo_mlx.core.progress import StartTask, no_tasks
 from sdpo_mlx.core.storage import cache_home, file_digest, trouble
@@ -132,6 +133,9 @@ def _unpack(path: Path, folder: Path, dtype: Literal["auto"] | Dtype, doing: Sta
 def read_gguf(path: Path) -> tuple[dict[str, Any], dict[str, Packed]]:
     """Return metadata and memory-mapped tensors; raises ConfigError if the file is damaged."""
     from gguf import GGUFReader, GGUFValueType
+
+    if git_lfs.is_pointer(path):
+        raise ConfigError(f"{path.name} {git_lfs.WHAT}", where=str(path.parent), fix=git_lfs.FIX)
 
     class Reader(GGUFReader):
         """Raises EOFError at the end of the file; GGUFReader would go on with empty arrays."""

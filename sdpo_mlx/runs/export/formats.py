@@ -18,13 +18,14 @@ from sdpo_mlx.config import Config
 from sdpo_mlx.core.errors import ConfigError, SdpoError
 from sdpo_mlx.core.progress import StartTask, no_tasks, track
 from sdpo_mlx.core.storage import trouble, write_bytes, write_text
+from sdpo_mlx.models.adapter_folder import CONFIG, PEFT_WEIGHTS
 from sdpo_mlx.models.chat_template import Chat, load_chat
 from sdpo_mlx.models.gguf.modelfile import modelfile
 from sdpo_mlx.models.gguf.writer import Kind, gguf_architecture, write_gguf, write_gguf_lora
 from sdpo_mlx.models.resolve import ResolvedModel
 from sdpo_mlx.runs.export import next_steps
 from sdpo_mlx.runs.export.next_steps import Steps
-from sdpo_mlx.runs.export.peft import CONFIG, WEIGHTS, from_peft, read_peft, to_peft
+from sdpo_mlx.runs.export.peft import from_peft, read_peft, to_peft
 from sdpo_mlx.runs.folder import RunFolder
 from sdpo_mlx.runs.targets import run_config
 from sdpo_mlx.tasks.registry import open_task
@@ -91,7 +92,7 @@ def export_peft(run: Path, out: Path) -> Exported:
     content = _config(base)
     tensors, settings = to_peft(by_transformers_names(arrays, content), config, next_steps.base_name(base))
     with _new_folder(out):
-        write_bytes(out / WEIGHTS, save(tensors, metadata={"format": "pt"}))
+        write_bytes(out / PEFT_WEIGHTS, save(tensors, metadata={"format": "pt"}))
         write_text(out / CONFIG, json.dumps(settings, indent=2) + "\n")
         if (template := run_config(run).model.chat_template) != "auto":
             _put_template(load_chat(base.path, template=template), out)

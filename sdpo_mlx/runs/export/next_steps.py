@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import shlex
+import unicodedata
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -82,8 +84,18 @@ def for_gguf_lora(run: Path, file: Path) -> Steps:
 
 
 def _ollama(run: Path, file: Path) -> str:
-    name = shlex.quote(run.resolve().name.lower())
+    name = ollama_name(run.resolve().name)
     return f"ollama create {name} -f {shlex.quote(str(file.with_name('Modelfile')))} && ollama run {name}"
+
+
+def ollama_name(name: str) -> str:
+    """Return a name that Ollama accepts: lower-case ASCII letters, digits, `.`, `-`, `_`, at most 80.
+
+    It starts with a letter or digit; other characters become `-`, accents are dropped.
+    """
+    letters = [each for each in unicodedata.normalize("NFKD", name) if not unicodedata.combining(each)]
+    plain = re.sub(r"[^a-z0-9._-]+", "-", "".join(letters).lower())
+    return plain.strip("-._")[:80].rstrip("-._") or "sdpo"
 
 
 def base_name(model: ResolvedModel) -> str:

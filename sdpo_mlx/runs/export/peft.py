@@ -1,12 +1,14 @@
 """Convert adapters between mlx-lm's layout, which run folders have, and PEFT's, which most other tools read.
 
 LoRA factors are transposed: mlx-lm's `lora_a` (in, r) and `lora_b` (r, out) are PEFT's `lora_A`
-(r, in) and `lora_B` (out, r), and mlx-lm's scale is PEFT's `lora_alpha / r`. DoRA's magnitudes are equal.
+(r, in) and `lora_B` (out, r), and mlx-lm's scale is PEFT's `lora_alpha / r`, or `lora_alpha / sqrt(r)` with
+`use_rslora`. DoRA's magnitudes are equal.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,9 +18,10 @@ import numpy as np
 import numpy.typing as npt
 
 from sdpo_mlx.core.errors import ConfigError, StorageError
+from sdpo_mlx.models.adapter_folder import CONFIG, PEFT_WEIGHTS, check_layout, check_pointers, is_peft
+from sdpo_mlx.models.safetensors_io import read_arrays
 
 Arrays = dict[str, npt.NDArray[Any]]
-WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 _PREFIX = "base_model.model."
 _TO_PEFT = {".lora_a": ".lora_A.weight", ".lora_b": ".lora_B.weight", ".m": ".lora_magnitude_vector"}
 _INSIDE = re.compile(r"^model\.(language_model|text_model)\.")  # the language part of a class with vision
@@ -56,6 +59,7 @@ def to_peft(
         "lora_alpha": settings["scale"] * settings["rank"],
         "lora_dropout": settings.get("dropout", 0.0),
         "target_modules": sorted(paths if inside else {path.rpartition(".")[2] for path in paths}),
+        "use_rslora": False,  # lora_alpha / r is the scale, whatever the adapter began as
         "use_dora": config.get("fine_tune_type") == "dora",
         "bias": "none",
         "fan_in_fan_out": False,
@@ -72,10 +76,12 @@ def from_peft(
 
     Raises ConfigError for what mlx-lm does not support: other methods than LoRA and DoRA, ranks that differ.
     """
-    unsupported = [key for key in ("rank_pattern", "alpha_pattern", "modules_to_save", "use_rslora") if config.get(key)]
+    unsupported = [key for key in ("rank_pattern", "alpha_pattern", "modules_to_save") if config.get(key)]
     if config.get("peft_type") != "LORA" or unsupported:
         what = unsupported[0] if unsupported else f"peft_type {config.get('peft_type')!r}"
         raise ConfigError(f"mlx-lm does not support {what}", where=CONFIG, fix="export a plain LoRA or DoRA")
+    if not all(isinstance(config.get(key), int | float) for key in ("r", "lora_alpha")):
+        raise StorageError("r or lora_alpha is missing or no number", where=CONFIG, fix="get the adapter again")
     ends, arrays = {theirs: ours for ours, theirs in _TO_PEFT.items()}, Arrays()
     for name, tensor in tensors.items():
         path, end = _split(name.removeprefix(_PREFIX), ends)
@@ -86,7 +92,8 @@ def from_peft(
         raise ConfigError("mlx-lm can only adapt the last blocks of a model", where=CONFIG, fix="retrain with those")
     keys = {found[2] if (found := _BLOCK.search(path)) else path for path in (n.rpartition(".")[0] for n in arrays)}
     rank = int(config["r"])
-    parameters = {"rank": rank, "scale": config["lora_alpha"] / rank, "dropout": config.get("lora_dropout", 0.0)}
+    scale = config["lora_alpha"] / (math.sqrt(rank) if config.get("use_rslora") else rank)
+    parameters = {"rank": rank, "scale": scale, "dropout": config.get("lora_dropout", 0.0)}
     kind = "dora" if config.get("use_dora") else "lora"
     parameters["keys"] = sorted(keys)
     return arrays, {"fine_tune_type": kind, "num_layers": len(blocks), "lora_parameters": parameters}
@@ -94,15 +101,18 @@ def from_peft(
 
 def read_peft(folder: Path) -> tuple[Arrays, dict[str, Any]]:
     """Return tensors and configuration of a PEFT folder; raises StorageError if they cannot be read (no pickles)."""
-    from safetensors import SafetensorError
-    from safetensors.numpy import load
-
+    check_pointers(folder)
     try:
-        return load((folder / WEIGHTS).read_bytes()), json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        tensors, config = read_arrays((folder / PEFT_WEIGHTS).read_bytes()), json.loads((folder / CONFIG).read_bytes())
+        if not isinstance(config, dict):
+            raise ValueError(f"{CONFIG} is not a JSON object")
+        return tensors, config
     except FileNotFoundError as error:
-        fix = f"name a folder with {WEIGHTS} and {CONFIG}"
+        if is_peft(folder):  # with pickled weights alone
+            check_layout(folder)
+        fix = f"name a folder with {PEFT_WEIGHTS} and {CONFIG}"
         raise StorageError("no PEFT adapter here", where=str(folder), fix=fix) from error
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, ValueError) as error:
         raise StorageError(f"the adapter cannot be read: {error}", where=str(folder)) from error
 
 

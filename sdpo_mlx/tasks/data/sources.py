@@ -26,6 +26,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar
 
+from sdpo_mlx.core import git_lfs
 from sdpo_mlx.core.errors import ConfigError, DataError
 from sdpo_mlx.core.storage import file_digest
 from sdpo_mlx.tasks.data.jsonl import BadRow, Collected, OnError, Row, checked_rows, collect_from, opened, parsed, scan
@@ -108,6 +109,8 @@ def _file_rows(path: Path) -> Iterator[Row | BadRow]:
         rows = path / "train.jsonl"  # as mlx-lm has it
         fix = f"name a file in it{f', as {rows}' if rows.is_file() else ''}, or read all of it as hub:{path}"
         raise DataError(f"{path}: is a folder", fix=fix)
+    if git_lfs.is_pointer(path):
+        raise DataError(f"{path}: {git_lfs.WHAT}", fix=git_lfs.FIX)
     ending = path.name.removesuffix(".gz").rpartition(".")[2].lower()
     if ending == "json" and _read(path, 4_096).lstrip(b"\xef\xbb\xbf \t\r\n")[:1] == b"[":
         yield from _array_rows(path)
