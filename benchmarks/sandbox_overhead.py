@@ -20,7 +20,7 @@ from sdpo_mlx.sandbox.base import RunResult, Sandbox
 from sdpo_mlx.sandbox.bubblewrap import BubblewrapSandbox
 from sdpo_mlx.sandbox.interpreter import find_interpreter
 from sdpo_mlx.sandbox.launch import ENVIRONMENT, INTERPRETER_FLAGS, Limits, bootstrap, payload
-from sdpo_mlx.tasks.code.runner import Turnstile, run_tests
+from sdpo_mlx.tasks.code.runner import Program, Turnstile, run_tests
 
 TARGET_MS = 30.0
 
@@ -50,7 +50,7 @@ class Bare:
 
 def grade(sandbox: Sandbox) -> None:
     """Grade one right answer on three tests, in one start."""
-    outcomes = run_tests(sandbox, Turnstile(), "def f(x): return x", "f", TESTS)
+    outcomes = run_tests(sandbox, Turnstile(), Program("def f(x): return x", "f"), TESTS)
     if [outcome.verdict for outcome in outcomes] != ["pass"] * 3:
         raise SystemExit(f"{sandbox.kind} does not grade: {outcomes}")
 

@@ -239,7 +239,12 @@ class SandboxConfig(Settings):
         gt=0,
         description="limit of CPU time for one run of the tests; the limit of wall time is three times as long",
     )
-    memory_mb: PositiveInt = Field(512, description="limit of address space of the program")
+    total_seconds: float = Field(
+        60.0,
+        gt=0,
+        description="the same where the data set has a limit for each test (LiveCodeBench, APPS, TACO)",
+    )
+    memory_mb: PositiveInt = Field(512, description="limit of address space of the program; at least the data set's")
     image: str = Field(
         "python:3.12.7-slim-bookworm",
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._/:@-]*$",

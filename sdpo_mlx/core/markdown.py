@@ -18,8 +18,10 @@ from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import TYPE_CHECKING
 
-from markdown_it import MarkdownIt
+if TYPE_CHECKING:
+    from markdown_it import MarkdownIt
 
 _NESTED = 8  # levels of lists and quotes; what is deeper holds no blocks, and a hostile answer costs no more for it
 _REPAIRS = 16  # closing fences behind code that are looked for in one answer: each one reads the text again
@@ -83,6 +85,8 @@ def inside(place: int, spans: Sequence[tuple[int, int]]) -> bool:
 @cache
 def _parser(*, containers: bool) -> MarkdownIt:
     """Return a parser of blocks alone, for which HTML is text: answers put their blocks between tags of their own."""
+    from markdown_it import MarkdownIt  # an import of 20 ms, which most commands do not need
+
     parser = MarkdownIt("commonmark", {"maxNesting": _NESTED})
     parser.core.ruler.enableOnly(["normalize", "block"])
     parser.block.ruler.enableOnly(["code", "fence", "hr", "paragraph", *(("blockquote", "list") if containers else ())])

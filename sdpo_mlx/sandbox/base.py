@@ -30,8 +30,13 @@ class Sandbox(Protocol):
 
     kind: str
 
-    def run(self, program: str, stdin: bytes = b"", *, seconds: float | None = None) -> RunResult:
-        """Run `program` (Python source) with `stdin`; thread-safe; never raises for what the program does."""
+    def run(
+        self, program: str, stdin: bytes = b"", *, seconds: float | None = None, memory_mb: int | None = None
+    ) -> RunResult:
+        """Run `program` (Python source) with `stdin`; thread-safe; never raises for what the program does.
+
+        `seconds` and `memory_mb` replace the sandbox's own limits for this run.
+        """
 
     def self_test(self) -> dict[str, bool]:
         """Return each check by name; if one is False, the sandbox must not be used."""

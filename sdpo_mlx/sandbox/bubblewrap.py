@@ -12,6 +12,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
 from sdpo_mlx.core.errors import SandboxError
 from sdpo_mlx.sandbox import seccomp, usage
@@ -44,23 +45,22 @@ class BubblewrapSandbox:
         self._inside = find_interpreter().inside
         self._prefix = [path, *self._namespaces(), *self._root()]
 
-    def run(self, program: str, stdin: bytes = b"", *, seconds: float | None = None) -> RunResult:
+    def run(
+        self, program: str, stdin: bytes = b"", *, seconds: float | None = None, memory_mb: int | None = None
+    ) -> RunResult:
         """Run one program isolated from this machine; thread-safe."""
         seconds = self.limits.seconds if seconds is None else seconds
         uid = _FIRST_UID + next(self._uids) % _UIDS if self._as_root else -1
-        python = [self._inside, *INTERPRETER_FLAGS, "-c", bootstrap(), *self.limits.arguments(seconds, uid)]
+        limits = self.limits.with_memory(memory_mb)
+        python = [self._inside, *INTERPRETER_FLAGS, "-c", bootstrap(), *limits.arguments(seconds, uid)]
         with _readable(self._filter) as fd:
             argv = [*self._prefix, "--seccomp", str(fd), "--", *python]
-            return launch(argv, payload(program, stdin), seconds, pass_fds=(fd,), over=self._over)
+            over = partial(_over, limits.memory_mb)
+            return launch(argv, payload(program, stdin), seconds, pass_fds=(fd,), over=over)
 
     def self_test(self) -> dict[str, bool]:
         """Return the results of checks that run inside the sandbox."""
         return probe(self).checks
-
-    def _over(self, pid: int) -> bool:
-        """Return whether all processes below `pid` use too much together; kernel limits bind one process each."""
-        memory = _TOGETHER * self.limits.memory_mb << 20
-        return usage.over(pid, memory=memory, folder=BOX, entries=_ENTRIES)
 
     def _namespaces(self) -> list[str]:
         """Isolation flags.
@@ -88,6 +88,11 @@ class BubblewrapSandbox:
         for name, value in {**ENVIRONMENT, "LD_LIBRARY_PATH": f"{HOME}/lib"}.items():
             arguments += ["--setenv", name, value]
         return arguments
+
+
+def _over(memory_mb: int, pid: int) -> bool:
+    """Return whether all processes below `pid` use too much together; kernel limits bind one process each."""
+    return usage.over(pid, memory=_TOGETHER * memory_mb << 20, folder=BOX, entries=_ENTRIES)
 
 
 def _filter() -> bytes:

@@ -32,7 +32,7 @@ def open_sandbox(cfg: SandboxConfig) -> Sandbox:
     Raises SandboxError (exit 4) with the cause when it cannot be used; `container` and `unconfined` come only
     by name.
     """
-    limits = Limits(seconds=cfg.seconds, memory_mb=cfg.memory_mb)
+    limits = Limits(cfg.seconds, cfg.total_seconds, cfg.memory_mb)
     kind = _own_kind() if cfg.kind == "auto" else cfg.kind
     if kind == "unconfined":
         return _checked_unconfined(limits)

@@ -177,12 +177,15 @@ class ContainerSandbox:
         _check_machine(self.engine)
         remove_left_behind(self.engine)
 
-    def run(self, program: str, stdin: bytes = b"", *, seconds: float | None = None) -> RunResult:
+    def run(
+        self, program: str, stdin: bytes = b"", *, seconds: float | None = None, memory_mb: int | None = None
+    ) -> RunResult:
         """Run one program isolated from this machine; thread-safe."""
         seconds = self.limits.seconds if seconds is None else seconds
         name = f"sdpo-{os.getpid()}-{secrets.token_hex(6)}"
-        argv = [*container_arguments(self.engine, name, self.limits, seconds), *INTERPRETER_FLAGS, "-c", bootstrap()]
-        argv += [*self.limits.arguments(seconds, count_processes=False), filters()]
+        limits = self.limits.with_memory(memory_mb)
+        argv = [*container_arguments(self.engine, name, limits, seconds), *INTERPRETER_FLAGS, "-c", bootstrap()]
+        argv += [*limits.arguments(seconds, count_processes=False), filters()]
         done = False
         try:
             result = _run_client(argv, payload(program, stdin), seconds)

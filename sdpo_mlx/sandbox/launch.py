@@ -37,13 +37,21 @@ Process = subprocess.Popen[bytes] | Spawned
 
 @dataclass(frozen=True)
 class Limits:
-    """What one run may use: seconds of wall clock, MiB of address space, files and processes."""
+    """What one run may use: seconds of wall clock, MiB of address space, files and processes.
+
+    `total_seconds` is for a run whose programs bring a limit of their own for each test.
+    """
 
     seconds: float = 6.0
+    total_seconds: float = 60.0
     memory_mb: int = 512
     file_mb: int = 8
     files: int = 64
     processes: int = 32
+
+    def with_memory(self, memory_mb: int | None) -> Limits:
+        """Return these limits with this much address space, if it is given."""
+        return self if memory_mb is None else replace(self, memory_mb=memory_mb)
 
     def arguments(self, seconds: float, uid: int = -1, *, count_processes: bool = True) -> list[str]:
         """Return the bootstrap's arguments; CPU time gets a little more than the wall clock, as a second net."""

@@ -58,15 +58,18 @@ class SeatbeltSandbox:
         self._found: Probe | None = None
         end_left_behind()
 
-    def run(self, program: str, stdin: bytes = b"", *, seconds: float | None = None) -> RunResult:
+    def run(
+        self, program: str, stdin: bytes = b"", *, seconds: float | None = None, memory_mb: int | None = None
+    ) -> RunResult:
         """Run one program isolated from this machine; thread-safe."""
         seconds = self.limits.seconds if seconds is None else seconds
-        memory = watchdog(self.limits.memory_mb << 20)
+        limits = self.limits.with_memory(memory_mb)
+        memory = watchdog(limits.memory_mb << 20)
         with work_folder() as folder:
             work = kernel_path(folder)
             text = for_folder(self._profile, _SOME_FOLDER, work)
             argv = [SANDBOX_EXEC, "-p", text, self._python.executables[0], *INTERPRETER_FLAGS, "-c", bootstrap()]
-            argv += [*self.limits.arguments(seconds, count_processes=False), "", work]
+            argv += [*limits.arguments(seconds, count_processes=False), "", work]
             return launch_spawned(
                 argv,
                 payload(program, stdin),

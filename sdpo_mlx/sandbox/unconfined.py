@@ -22,21 +22,24 @@ class UnconfinedSandbox:
 
     def __init__(self, limits: Limits | None = None) -> None:
         self.limits = limits or Limits()
-        # no fork of this process on macOS, and the limit of address space is no sure one there
-        self._over = watchdog(self.limits.memory_mb << 20) if sys.platform == "darwin" else None
         self._executable = str(find_interpreter().executable)
 
-    def run(self, program: str, stdin: bytes = b"", *, seconds: float | None = None) -> RunResult:
+    def run(
+        self, program: str, stdin: bytes = b"", *, seconds: float | None = None, memory_mb: int | None = None
+    ) -> RunResult:
         """Run one program as this user; thread-safe."""
         seconds = self.limits.seconds if seconds is None else seconds
-        arguments = self.limits.arguments(seconds, count_processes=False)
+        limits = self.limits.with_memory(memory_mb)
+        arguments = limits.arguments(seconds, count_processes=False)
         argv = [self._executable, *INTERPRETER_FLAGS, "-c", bootstrap(), *arguments]
         text = payload(program, stdin)
         with work_folder() as work:
-            if self._over is None:
+            if sys.platform != "darwin":
                 return launch(argv, text, seconds, env=ENVIRONMENT, cwd=str(work))
             argv += ["", str(work)]
-            return launch_spawned(argv, text, seconds, env=ENVIRONMENT, over=self._over)
+            # no fork of this process on macOS, and the limit of address space is no sure one there
+            over = watchdog(limits.memory_mb << 20)
+            return launch_spawned(argv, text, seconds, env=ENVIRONMENT, over=over)
 
     def self_test(self) -> dict[str, bool]:
         """Return only that programs run at all: nothing else is promised here."""

@@ -112,6 +112,7 @@ TESTED_ELSEWHERE = {
     "log.sinks": "changes nothing else: unit/runs/test_tracking.py",
     "sandbox.kind": "the embedded task runs no programs: integration/test_options.py",
     "sandbox.seconds": "the embedded task runs no programs: integration/test_options.py",
+    "sandbox.total_seconds": "the embedded task runs no programs: unit/tasks/test_code_judges.py",
     "sandbox.memory_mb": "the embedded task runs no programs: integration/test_options.py",
     "sandbox.image": "needs a container engine: security/test_container.py",
 } | {f"judge.{name}": "the embedded task has no judge: unit/tasks/test_judge.py" for name in JudgeConfig.model_fields}

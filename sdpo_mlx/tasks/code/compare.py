@@ -8,6 +8,7 @@ The rules, as a user may rely on them:
 - `tolerance` holds for every float inside the value, at any depth: |expected - got| may be tolerance times
   max(1, |expected|, |got|), and an int may stand for a float. Two ints, keys of a dict and text stay exact.
 - `unordered` frees the order of the outermost list or tuple alone, repeats counted; lists inside keep theirs.
+- Tests of public contest sets compare as the judges of these sets: see `EQUALITIES` and `OUTPUT_EQUALITIES`.
 - Printed text is compared line by line. Spaces at line ends, blank lines at the end and the kind of line
   break do not count; spaces within a line and at its start do. With a tolerance, words that are numbers
   need only be near, and the spacing between words is free.
@@ -15,16 +16,24 @@ The rules, as a user may rely on them:
 
 from __future__ import annotations
 
+import json
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
+from decimal import Decimal
 from typing import Any
 
 _CONTAINERS = (list, tuple)
 _SETS = (set, frozenset)
 # How tests that were assertions compare: `python`: `==` (1 equals True and 1.0); `truth`: `bool(got)`;
 # `set`, `sorted`, `items`: of what iterating gives; `absolute`, `relative`: a number within `tolerance`.
-EQUALITIES = ("python", "truth", "set", "sorted", "items", "absolute", "relative")
+# `json`: `==` of what JSON writes, as in the judges of LiveCodeBench and APPS: a tuple is a list, a key text.
+EQUALITIES = ("python", "truth", "set", "sorted", "items", "absolute", "relative", "json")
+# Of printed text, without blanks at both ends of a line. `decimal`, LiveCodeBench: lines that differ may hold the same
+# decimal numbers (`3.0` and `3`). `allclose`, APPS and TACO: blank lines do not count, and words that are numbers need
+# only be near, as for numpy's `allclose`; two integers must be equal, which that does not ask from 100,000 on.
+OUTPUT_EQUALITIES = ("decimal", "allclose")
+_RELATIVE, _ABSOLUTE = 1e-5, 1e-8  # the tolerances of `allclose`
 _SHOWN_DIGITS = 600  # longer integers are shown by their ends; above 4,300 digits Python refuses to write them
 
 
@@ -44,6 +53,8 @@ def canonical(value: Any) -> Any:
 
 def _same_as(equality: str, expected: Any, got: Any, tolerance: float) -> bool:
     """Return what one of Python's own comparisons says; one that would raise says no."""
+    if equality == "json":
+        expected, got = _as_json(expected), _as_json(got)
     try:
         match equality:
             case "set":
@@ -54,9 +65,25 @@ def _same_as(equality: str, expected: Any, got: Any, tolerance: float) -> bool:
                 return isinstance(got, (int, float)) and abs(got - expected) <= tolerance
             case "relative":
                 return isinstance(got, (int, float)) and math.isclose(got, expected, rel_tol=tolerance)
-        return bool(expected == got)  # truth, items, python
+        return bool(expected == got)  # truth, items, python, json
     except (TypeError, OverflowError):
         return False
+
+
+def _as_json(value: Any) -> Any:
+    """Return a plain value with what JSON cannot tell apart made equal."""
+    kind = type(value)
+    if kind in _CONTAINERS:
+        return [_as_json(item) for item in value]
+    if kind is dict:
+        return {_json_key(key): _as_json(item) for key, item in value.items()}
+    return value
+
+
+def _json_key(key: Any) -> Any:
+    if key is None or type(key) is bool:
+        return json.dumps(key)
+    return show(key) if type(key) in (int, float) else key
 
 
 def _bag(items: list[Any]) -> frozenset[Any]:
@@ -140,24 +167,55 @@ def _near(expected: float, got: float, tolerance: float) -> bool:
     return abs(expected - got) <= tolerance * max(1.0, abs(expected), abs(got))
 
 
-def same_output(expected: str, got: str, *, tolerance: float | None = None) -> bool:
-    """Return whether printed text is right, by the rules above."""
-    mine, theirs = printed_lines(expected), printed_lines(got)
+def same_output(expected: str, got: str, *, tolerance: float | None = None, equality: str | None = None) -> bool:
+    """Return whether printed text is right, by the rules above; `equality` is one of `OUTPUT_EQUALITIES` instead."""
+    mine, theirs = printed_lines(expected, equality), printed_lines(got, equality)
     pairs = zip(mine, theirs, strict=False)
-    return len(mine) == len(theirs) and all(same_line(a, b, tolerance=tolerance) for a, b in pairs)
+    same_lines = (same_line(a, b, tolerance=tolerance, equality=equality) for a, b in pairs)
+    return len(mine) == len(theirs) and all(same_lines)
 
 
-def printed_lines(text: str) -> list[str]:
+def printed_lines(text: str, equality: str | None = None) -> list[str]:
     """Return the lines that count, without what stands at their ends."""
-    return [line.rstrip() for line in text.rstrip().split("\n")]
+    if equality is None:
+        return [line.rstrip() for line in text.rstrip().split("\n")]
+    lines = [line.strip() for line in text.strip().split("\n")]
+    return lines if equality == "decimal" else [line for line in lines if line]
 
 
-def same_line(expected: str, got: str, *, tolerance: float | None = None) -> bool:
+def same_line(expected: str, got: str, *, tolerance: float | None = None, equality: str | None = None) -> bool:
     """One line of `printed_lines` against another."""
-    if expected == got or tolerance is None:
+    if expected == got or (tolerance is None and equality is None):
         return expected == got
     mine, theirs = expected.split(), got.split()
-    return len(mine) == len(theirs) and all(_same_word(a, b, tolerance) for a, b in zip(mine, theirs, strict=True))
+    if len(mine) != len(theirs):
+        return False
+    if equality == "decimal":
+        return _same_decimals(mine, theirs)
+    if equality == "allclose":
+        return all(map(_close_word, mine, theirs))
+    return all(_same_word(a, b, tolerance or 0.0) for a, b in zip(mine, theirs, strict=True))
+
+
+def _same_decimals(mine: list[str], theirs: list[str]) -> bool:
+    """Return whether all words are numbers, exactly equal in pairs."""
+    try:
+        return all(Decimal(a) == Decimal(b) for a, b in zip(mine, theirs, strict=True))
+    except ArithmeticError:  # a word that is no number, or one that does not compare
+        return False
+
+
+def _close_word(expected: str, got: str) -> bool:
+    """Equal, or both numbers that are near; two integers must be equal."""
+    if expected == got:
+        return True
+    try:
+        if all(word.lstrip("+-").isdecimal() for word in (expected, got)):
+            return Decimal(expected) == Decimal(got)
+        wanted, found = float(expected), float(got)
+    except (ValueError, ArithmeticError):
+        return False
+    return wanted == found or abs(wanted - found) <= _ABSOLUTE + _RELATIVE * abs(wanted) < math.inf
 
 
 def _same_word(expected: str, got: str, tolerance: float) -> bool:

@@ -33,13 +33,13 @@ def value_difference(
     return _inside(expected, got, "", tolerance)
 
 
-def output_difference(expected: str, got: str, *, tolerance: float | None = None) -> str:
+def output_difference(expected: str, got: str, *, tolerance: float | None = None, equality: str | None = None) -> str:
     """Return what differs first between two unequal printed texts."""
     if not got.strip():
         return "nothing was printed"
-    mine, theirs = printed_lines(expected), printed_lines(got)
+    mine, theirs = printed_lines(expected, equality), printed_lines(got, equality)
     for number, (want, have) in enumerate(zip(mine, theirs, strict=False), 1):
-        if not same_line(want, have, tolerance=tolerance):
+        if not same_line(want, have, tolerance=tolerance, equality=equality):
             sentence = f"first difference in line {number}: expected {_short(want)}, got {_short(have)}"
             if want.split() == have.split():
                 return f"{sentence} (only the spacing differs)"

@@ -18,7 +18,9 @@ import math
 import os
 import pathlib
 import resource
+import signal
 import sys
+import threading
 import time
 import types
 from collections.abc import Callable
@@ -121,8 +123,14 @@ def _catch_prints() -> Callable[[], str]:
     return printed
 
 
+def _codes(job: dict[str, Any]) -> list[types.CodeType]:
+    """Return preamble, answer and setup; nothing of this file's `__future__` imports holds for them."""
+    parts = ((job["preamble"], "<preamble>"), (job["code"], ANSWER), (job["setup"], "<setup>"))
+    return [compile(text, name, "exec", dont_inherit=True) for text, name in parts]
+
+
 def _module(name: str, codes: list[types.CodeType]) -> types.ModuleType:
-    """Return a fresh module that has run the preamble and the answer; dataclasses look their module up by name."""
+    """Return a fresh module that has run these programs; dataclasses look their module up by name."""
     module = types.ModuleType(name)
     sys.modules[name] = module
     for code in codes:
@@ -240,17 +248,56 @@ def _safely(action: Callable[[], dict[str, Any]], source: list[str]) -> dict[str
             return {"error": {"type": "Error", "message": "an error that cannot be shown", "lines": []}}
 
 
+def _limit_processor(seconds: float) -> None:
+    """Let the kernel end this process after these seconds of processor time, rounded, from now on."""
+    most = max(1, int(time.process_time() + seconds + 0.5))
+    hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
+    if hard == resource.RLIM_INFINITY or most < hard:
+        resource.setrlimit(resource.RLIMIT_CPU, (most, most + 1))
+
+
+def _limit_test(seconds: float, wait: float) -> None:
+    """Let a signal end this process when the next test has used this processor time, rounded up, or `wait` seconds."""
+    most = math.ceil(time.process_time() + seconds)
+    hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
+    resource.setrlimit(resource.RLIMIT_CPU, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))
+    signal.setitimer(signal.ITIMER_REAL, wait)
+
+
+def _on_large_stack(action: Callable[[], None], size: int) -> None:
+    """Run an action in a thread with a stack of so many bytes, so that deep recursion does not crash the process."""
+    try:
+        threading.stack_size(size)
+        thread = threading.Thread(target=action)
+        thread.start()
+    except (ValueError, RuntimeError):  # not that much memory
+        threading.stack_size(0)
+        action()
+    else:
+        threading.stack_size(0)
+        thread.join()
+
+
 def main() -> None:
     """Read the job, say that it arrived, run its tests in order, one result line each."""
     job = json.loads(sys.stdin.buffer.read())
-    if job["seconds"] is not None:  # the kernel ends this process after these seconds of processor time, rounded
-        most = max(1, int(time.process_time() + job["seconds"] + 0.5))
-        hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
-        if hard == resource.RLIM_INFINITY or most < hard:
-            resource.setrlimit(resource.RLIMIT_CPU, (most, most + 1))
-    channel, nonce, cap = os.dup(1), job["nonce"], job["cap"]
+    if job["seconds"] is not None:
+        _limit_processor(job["seconds"])
+    if job.get("test_seconds") is not None and os.getpid() == 1:  # which no signal ends unless it is handled
+        for number in (signal.SIGXCPU, signal.SIGALRM):
+            signal.signal(number, lambda number, _: os._exit(128 + number))
+    channel = os.dup(1)
     quiet = os.open(os.devnull, os.O_RDWR)
     os.dup2(quiet, 2)  # what is printed is kept by `_catch_prints`, and a flood of it ends nothing
+    if job.get("stack"):
+        _on_large_stack(lambda: _run_all(job, channel, quiet), job["stack"])
+    else:
+        _run_all(job, channel, quiet)
+    os._exit(0)  # neither exit handlers nor threads of the answer get another turn
+
+
+def _run_all(job: dict[str, Any], channel: int, quiet: int) -> None:
+    nonce, cap = job["nonce"], job["cap"]
     source = job["code"].splitlines()
     state: dict[str, Any] = {}
 
@@ -264,14 +311,14 @@ def main() -> None:
 
     def run(test: dict[str, Any]) -> dict[str, Any]:
         if "codes" not in state:
-            parts = ((job.get("preamble", ""), "<preamble>"), (job["code"], ANSWER))
-            state["codes"] = [compile(text, name, "exec") for text, name in parts]
+            state["codes"] = _codes(job)
         if test["kind"] == "stdin":
             return _run_stdin(state["codes"], test, cap // 2)
         os.dup2(quiet, 0)
         os.dup2(quiet, 1)
         if test["kind"] == "code":
-            exec(compile(test["code"], "<test>", "exec"), _module("answer", state["codes"]).__dict__)
+            code = compile(test["code"], "<test>", "exec", dont_inherit=True)
+            exec(code, _module("answer", state["codes"]).__dict__)
             return {"passed": True}
         if "module" not in state:
             state["module"] = _module("answer", state["codes"])
@@ -280,6 +327,8 @@ def main() -> None:
     send({"ready": True, "test": -1})
     clock = time.perf_counter
     for index, test in enumerate(job["tests"]):
+        if job.get("test_seconds") is not None:
+            _limit_test(job["test_seconds"], job["test_wait"])
         start = clock()
         printed = _catch_prints()
         result = _safely(lambda test=test: run(test), source)  # type: ignore[misc]
@@ -288,7 +337,6 @@ def main() -> None:
             with pathlib.Path("output").open("rb") as written:
                 said = written.read(PRINTED_CAP).decode("utf-8", "replace")
         send({"test": index, "seconds": clock() - start, **result, "printed": (said + printed())[:PRINTED_CAP]})
-    os._exit(0)  # neither exit handlers nor threads of the answer get another turn
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from sdpo_mlx.core.errors import SandboxError
 from sdpo_mlx.sandbox.base import RunResult, Sandbox
+from sdpo_mlx.sandbox.launch import Limits
 from sdpo_mlx.sandbox.probe import ending
 from sdpo_mlx.tasks.code.compare import same, same_output, show
 from sdpo_mlx.tasks.code.diff import output_difference, value_difference
@@ -27,7 +28,8 @@ _SENT = ("kind", "args", "input", "code", "equality")  # what the sandbox learns
 # which no load changes, and the wall clock is only the net for those that sleep.
 _PATIENCE = 3.0
 _HARNESS = resources.files("sdpo_mlx.tasks.code").joinpath("harness.py").read_text("utf-8")
-_OUT_OF_TIME = (-24, 128 + 24)  # SIGXCPU
+_OUT_OF_TIME = (-24, 128 + 24, -14, 128 + 14)  # SIGXCPU, SIGALRM
+_STACK_SHARE, _LARGEST_STACK = 8, 256 << 20  # of the memory that a row brings; 50,000 calls through C need some 100 MB
 _KILLED = (-9, 128 + 9)  # what the first process of a container gets instead
 _ADDRESS = re.compile(r"0x[0-9a-fA-F]{4,}")
 _UNREADABLE = (KeyError, TypeError, ValueError, IndexError, OverflowError, RecursionError)
@@ -60,6 +62,22 @@ class TestOutcome:
     difference: str = ""
     changed: tuple[int, ...] = ()
     printed: str = ""
+
+
+@dataclass(frozen=True)
+class Program:
+    """An answer's program and what its problem adds to it.
+
+    `preamble` runs before the answer in the same module, `setup` after it; neither is one of the answer's lines.
+    With `test_seconds` each test has so much processor time; without, `sandbox.seconds` hold for all together.
+    """
+
+    code: str
+    entry: str | None = None
+    preamble: str = ""
+    setup: str = ""
+    test_seconds: float | None = None
+    memory_mb: int | None = None
 
 
 class Turnstile:
@@ -99,38 +117,52 @@ class Turnstile:
 
 
 def run_tests(
-    sandbox: Sandbox, turnstile: Turnstile, code: str, entry: str | None, tests: Sequence[Test], preamble: str = ""
+    sandbox: Sandbox, turnstile: Turnstile, program: Program, tests: Sequence[Test]
 ) -> tuple[TestOutcome, ...]:
     """Return outcomes of all tests of one answer, in order, from one sandbox start (two after a timeout).
 
-    `preamble` runs before the answer in the same module, and is not one of the answer's lines.
     Raises GraderFailureError if the sandbox itself fails, twice.
     """
     outcomes: tuple[TestOutcome, ...] | None = None
     with turnstile.shared(), contextlib.suppress(GraderFailureError):
-        outcomes = _run_once(sandbox, code, entry, tests, preamble)
+        outcomes = _run_once(sandbox, program, tests)
     if outcomes is None or any(outcome.verdict == "timeout" for outcome in outcomes):
         with turnstile.alone():
-            outcomes = _run_once(sandbox, code, entry, tests, preamble)
+            outcomes = _run_once(sandbox, program, tests)
     return outcomes
 
 
-def _run_once(
-    sandbox: Sandbox, code: str, entry: str | None, tests: Sequence[Test], preamble: str
-) -> tuple[TestOutcome, ...]:
+def seconds_of(limits: Limits, test_seconds: float | None, tests: int) -> float:
+    """Return the processor time that one run of so many tests has."""
+    if test_seconds is None:
+        return limits.seconds
+    return min(test_seconds * tests, max(test_seconds, limits.total_seconds))
+
+
+def _run_once(sandbox: Sandbox, program: Program, tests: Sequence[Test]) -> tuple[TestOutcome, ...]:
     """One start. The job holds inputs only: no expected value ever enters the process."""
-    limits = getattr(sandbox, "limits", None)  # a sandbox may have none; then its clock alone counts
-    nonce, seconds = secrets.token_hex(16), None if limits is None else float(limits.seconds)
+    limits: Limits | None = getattr(sandbox, "limits", None)  # a sandbox may have none; then its clock alone counts
+    seconds = None if limits is None else seconds_of(limits, program.test_seconds, len(tests))
+    nonce, memory = secrets.token_hex(16), None
+    if limits is not None and program.memory_mb is not None:
+        memory = max(program.memory_mb, limits.memory_mb)
     job = {
         "nonce": nonce,
-        "code": code,
-        "entry": entry,
-        "preamble": preamble,
+        "code": program.code,
+        "entry": program.entry,
+        "preamble": program.preamble,
+        "setup": program.setup,
         "seconds": seconds,
         "cap": RESULTS_CAP // max(1, len(tests)),
         "tests": [{name: test[name] for name in _SENT if name in test} for test in tests],
     }
-    result = sandbox.run(_HARNESS, json.dumps(job).encode(), seconds=None if seconds is None else _PATIENCE * seconds)
+    if program.test_seconds is not None:
+        job |= {"test_seconds": program.test_seconds, "test_wait": _PATIENCE * program.test_seconds}
+    if memory is not None:
+        job["stack"] = min(_LARGEST_STACK, (memory << 20) // _STACK_SHARE)
+    wait = None if seconds is None else _PATIENCE * seconds
+    more = {} if memory is None else {"memory_mb": memory}
+    result = sandbox.run(_HARNESS, json.dumps(job).encode(), seconds=wait, **more)
     records = _records(result.stdout, nonce)
     if not result.started or (-1 not in records and result.status != "timeout"):
         what = f"no answer can be graded: {sandbox.kind} did not start a program ({ending(result)})"
@@ -196,9 +228,10 @@ def _compared(test: Test, record: dict[str, Any]) -> TestOutcome:
         output = record["output"]
         if type(output) is not str:
             raise TypeError("output is no text")
-        if same_output(test["output"], output, tolerance=test["tolerance"]):
+        rule = {"tolerance": test["tolerance"], "equality": test.get("equality")}
+        if same_output(test["output"], output, **rule):
             return TestOutcome("pass")
-        difference = output_difference(test["output"], output, tolerance=test["tolerance"])
+        difference = output_difference(test["output"], output, **rule)
         return TestOutcome("wrong", scrub(output), difference=scrub(difference))
     got = decode(record["value"])
     settings = {"tolerance": test["tolerance"], "unordered": bool(test["unordered"]), "equality": test.get("equality")}

@@ -11,21 +11,28 @@ import json
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sdpo_mlx.config import TaskConfig
 from sdpo_mlx.core.errors import ConfigError
+from sdpo_mlx.core.hardware import total_memory
 from sdpo_mlx.sandbox.base import Sandbox
 from sdpo_mlx.tasks.base import Task
 from sdpo_mlx.tasks.code.extract import extract_code
 from sdpo_mlx.tasks.code.feedback import FEEDBACK_MODES, failure_text, no_program_text
 from sdpo_mlx.tasks.code.formats.detect import problem_from_any
 from sdpo_mlx.tasks.code.problem_folder import is_problem, row_of
-from sdpo_mlx.tasks.code.runner import Test, TestOutcome, Turnstile, run_tests
+from sdpo_mlx.tasks.code.runner import Program, Test, TestOutcome, Turnstile, run_tests
 from sdpo_mlx.tasks.dataset import feedback_mode, load_problems, with_splits
 from sdpo_mlx.types import Feedback, FeedbackKind, Problem
 
+if TYPE_CHECKING:
+    from sdpo_mlx.models.chat_template import Chat
+
 _REMEMBERED = 4_096
+_PRIVATE = ("entry", "preamble", "setup", "test_seconds", "memory_mb")  # of a problem, besides its tests
 LEVELS = ("one_liner", "easy", "medium", "interview")  # `code:easy` holds the levels up to easy
 Verdict = tuple[tuple[TestOutcome, ...], tuple[TestOutcome, ...]]  # tests that may be told, hidden tests
 
@@ -55,6 +62,7 @@ class CodeTask(Task):
         else:
             problems = load_problems(cfg, "code/problems.jsonl", problem_from_any)
         self.rows = [p for p in problems if levels is None or p.private["level"] in levels]
+        self._memory_mb = total_memory() >> 20
         self._turnstile = Turnstile()
         self._verdicts: OrderedDict[str, Verdict] = OrderedDict()
         self._lock = threading.Lock()
@@ -74,22 +82,32 @@ class CodeTask(Task):
         cases, entry = self.feedback in ("public", "full"), problem.private["entry"]
         return self._failed(kind, failure_text(visible, outcomes[0], entry, cases=cases, truncated=truncated))
 
+    def warnings(self, _chat: Chat) -> tuple[str, ...]:
+        """Return a line if this machine has less memory than the data set allows its programs."""
+        wanted = max((problem.private["memory_mb"] or 0 for problem in self.rows), default=0)
+        if wanted <= self._memory_mb:
+            return ()
+        most = f"{self._memory_mb:,} MB of memory, so that is what a program gets"
+        return (f"the data set allows {wanted:,} MB for a program; this machine has {most}",)
+
     def _failed(self, kind: FeedbackKind, text: str) -> Feedback:
         return Feedback(0.0, False, "" if self.feedback == "none" else text, kind)
 
     def _verdict(self, problem: Problem, code: str, visible: list[Test], hidden: list[Test]) -> Verdict:
         """Run, or return the remembered result: equal programs on one problem get equal results."""
-        entry, before, tests = (problem.private[name] for name in ("entry", "preamble", "tests"))
-        parts = [problem.id, entry, before, tests, code]
+        program = Program(code, **{name: problem.private[name] for name in _PRIVATE})
+        if program.memory_mb is not None:
+            program = replace(program, memory_mb=min(program.memory_mb, self._memory_mb))
+        parts = [problem.id, asdict(program), problem.private["tests"]]
         key = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
         with self._lock:
             if key in self._verdicts:
                 self._verdicts.move_to_end(key)
                 return self._verdicts[key]
-        first = run_tests(self._sandbox, self._turnstile, code, entry, visible, before) if visible else ()
+        first = run_tests(self._sandbox, self._turnstile, program, visible) if visible else ()
         rest: tuple[TestOutcome, ...] = (TestOutcome("not_run"),) * len(hidden)
         if hidden and _kind(first) == "pass":  # otherwise hidden tests could not change the failure
-            rest = run_tests(self._sandbox, self._turnstile, code, entry, hidden, before)
+            rest = run_tests(self._sandbox, self._turnstile, program, hidden)
         verdict = first, rest
         with self._lock:
             self._verdicts[key] = verdict

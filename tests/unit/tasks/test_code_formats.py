@@ -272,7 +272,7 @@ MALFORMED: list[tuple[str, int, Callable[[dict[str, Any]], dict[str, Any]], str]
     ("mbpp", 0, _with(test_list=["assert f("]), "assertion 1 is not Python"),
     ("mbpp", 0, _with(test_list=["assert 1 == 1"], challenge_test_list=[]), "test_list calls no one function"),
     ("mbpp", 0, _with(text=7), "text is missing or not text"),
-    ("mbpp", 0, _with(test_setup_code="import ("), "preamble is not Python"),
+    ("mbpp", 0, _with(test_setup_code="import ("), "test_setup_code is not Python"),
     ("mbpp", 0, _with(test_list=...), "test_list"),
     ("mbpp_plus", 0, _with(test="for x in"), "test is not Python"),
     ("humaneval", 0, _with(test="def check("), "test is not Python"),

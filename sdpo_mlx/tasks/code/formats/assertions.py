@@ -8,7 +8,8 @@ problem with any other one keeps all of its test code, run beside the answer, as
   Public are the assertions whose arguments the prompt itself shows in a call of the entry; where it shows
   none of them, the first half. Claims in docstrings are never tests: some published ones are wrong.
 - MBPP: `task_id`, `text` or `prompt`, `test_list`, and perhaps `test_setup_code` or `test_imports`,
-  `challenge_test_list`, `code`. The first half of `test_list` is public and quoted in the statement.
+  `challenge_test_list`, `code`. What of the setup uses the answer's own names runs after the answer. The first half
+  of `test_list` is public and quoted in the statement.
 - HumanEval+ and MBPP+: the same fields, but `test` walks over literal `inputs` and `results`. Values are
   compared as there: equal in Python, floats within the tolerance that the call of `assertion` names, or 1e-6.
 """
@@ -16,6 +17,7 @@ problem with any other one keeps all of its test code, run beside the answer, as
 from __future__ import annotations
 
 import ast
+import builtins
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -81,7 +83,8 @@ def mbpp(row: Mapping[str, Any], where: str) -> Problem:
         raise DataError("test_list is empty", where=where, fix="give the row at least one assertion")
     more = texts_of(row, "challenge_test_list", where)
     imports = texts_of(row, "test_imports", where)
-    setup = "\n".join([optional_text(row, "test_setup_code", where), *imports]).strip()
+    before, after = _around(optional_text(row, "test_setup_code", where), where)
+    before = "\n".join([before, *imports]).strip()
     for number, each in enumerate([*listed, *more], 1):
         _parsed(each, f"assertion {number}", where)
     entry = _tested_name(listed, optional_text(row, "code", where), where)
@@ -98,7 +101,40 @@ def mbpp(row: Mapping[str, Any], where: str) -> Problem:
     examples = "\n".join(listed[:public])
     statement = f"{text.strip()}\n\nThe function is called `{entry}`. It must pass tests like:\n\n{examples}"
     ours = {"id": "mbpp-" + (id_of(row, "task_id") or content_id(text, 16)), "statement": statement, "family": "mbpp"}
-    return problem_from_row({**ours, **public_split(row), "entry": entry, "preamble": setup, "tests": tests}, where)
+    ours |= {"preamble": before, "setup": after}
+    return problem_from_row({**ours, **public_split(row), "entry": entry, "tests": tests}, where)
+
+
+def _around(setup: str, where: str) -> tuple[str, str]:
+    """Return which statements of MBPP's setup run before an answer, and which after it.
+
+    After it run those that use a name which neither they, nor the statements before them, nor Python define: the
+    answer does. The others stay before it, since an answer may need them.
+    """
+    known, parts = set(dir(builtins)), (list[str](), list[str]())
+    for statement in _parsed(setup, "test_setup_code", where).body:
+        used, made = _names(statement)
+        late = bool(used - made - known)
+        known |= set() if late else made
+        parts[late].append(ast.unparse(statement))
+    return "\n".join(parts[0]), "\n".join(parts[1])
+
+
+def _names(statement: ast.stmt) -> tuple[set[str], set[str]]:
+    """Return the names that a statement reads, and those that it binds."""
+    used, made = set[str](), set[str]()
+    for node in ast.walk(statement):
+        if isinstance(node, ast.Name):
+            (used if isinstance(node.ctx, ast.Load) else made).add(node.id)
+        elif isinstance(node, ast.arg):
+            made.add(node.arg)
+        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            made.add(node.name)
+        elif isinstance(node, ast.alias):
+            made.add((node.asname or node.name).partition(".")[0])
+        elif isinstance(node, ast.ExceptHandler) and node.name:
+            made.add(node.name)
+    return used, made
 
 
 def _parsed(code: str, name: str, where: str) -> ast.Module:

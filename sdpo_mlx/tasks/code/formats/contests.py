@@ -2,6 +2,10 @@
 
 Fields as published; nothing of a row is executed.
 
+Each set's tests are compared as its own judge compares them (`equality` in `compare.py`), with its imports, recursion
+limit and limits of time and memory: 6 s a test and 4 GB for LiveCodeBench, 4 s a test for APPS and TACO, whose judge
+sets no memory (4 GB here). Stricter in one thing: APPS' judge also takes the words of a line, and the lines, for sets.
+
 - LiveCodeBench v1 to v6 (`livecodebench/code_generation`, `..._lite`): `question_content`, `starter_code`,
   `public_test_cases` (JSON text), `private_test_cases` (JSON text, or packed: see `livecodebench_tests.py`), each
   `{"input", "output", "testtype": "stdin" | "functional"}`; `metadata` (JSON text) may hold `func_name`.
@@ -30,18 +34,35 @@ from sdpo_mlx.tasks.code.harness import NotPlainError, encode
 from sdpo_mlx.tasks.data.fields import content_id, id_of, json_of, messages_of, object_of, optional_text, text_of
 from sdpo_mlx.types import Problem
 
-# What contest judges have imported already. `pow` keeps its third argument.
+# What the public judges import before an answer, in LiveCodeBench's order: a name that a function and a module share
+# (`bisect`, `copy`, `datetime`) is the module in the end, and builtins keep their meaning. APPS adds the last two.
 CONTEST_IMPORTS = """\
-import bisect, collections, copy, datetime, functools, heapq, itertools, json, math, operator, random, re, string, sys
-from bisect import *
+from string import *
+from re import *
+from datetime import *
 from collections import *
-from functools import *
 from heapq import *
-from itertools import *
+from bisect import *
+from copy import *
 from math import *
+from random import *
+from statistics import *
+from itertools import *
+from functools import *
+from operator import *
+from io import *
+from sys import *
+from json import *
+from builtins import *
 from typing import *
-from builtins import pow
+import bisect, collections, copy, datetime, functools, heapq, io, itertools, json, math, operator, random, re
+import statistics, string, sys
+import fractions, time
+sys.setrecursionlimit(50000)
+sys.set_int_max_str_digits(50000)
 """
+_LIVECODEBENCH = {"test_seconds": 6.0, "memory_mb": 4_096}
+_APPS = {"test_seconds": 4.0, "memory_mb": 4_096}
 _GIVES_LIST = re.compile(r"->\s*(?:typing\.)?(?:List|list|Sequence|Iterable)\b")
 
 
@@ -58,6 +79,7 @@ def livecodebench(row: Mapping[str, Any], where: str) -> Problem:
         "id": (id_of(row, "question_id") or content_id(statement, 16)),
         "level": optional_text(row, "difficulty", where) or None,
         "family": optional_text(row, "platform", where),
+        **_LIVECODEBENCH,
     }
     return _contest_problem(ours | public_split(row), statement, entry, fitting(tests, where), where)
 
@@ -73,7 +95,9 @@ def apps(row: Mapping[str, Any], where: str) -> Problem:
         "id": f"{family}-" + (id_of(row, "problem_id", "id") or content_id(question, 16)),
         "level": optional_text(row, "difficulty", where) or None,
         "family": family,
+        **_APPS,
     }
+    tests = [{**test, "equality": "allclose"} if test["kind"] == "stdin" else test for test in tests]
     statement = _with_starter(question, starter)
     return _contest_problem(ours | public_split(row), statement, entry, halved(fitting(tests, where)), where)
 
@@ -115,6 +139,11 @@ def authors_json(row: Mapping[str, Any], where: str) -> Problem:
 def _authors_problem(ours: dict[str, Any], packed: Any, statement: str, where: str) -> Problem:
     sets = object_of(packed, "tests", where)
     entry, tests = _pairs(sets, "tests", where, unwrap=False)
+    limits: dict[str, Any] = dict(_LIVECODEBENCH)
+    seconds = sets.get("time_limit")
+    if isinstance(seconds, int | float) and seconds >= 1:
+        limits["test_seconds"] = float(seconds)
+    ours = ours | limits
     return _contest_problem(ours, statement, entry, halved(fitting(tests, where)), where)
 
 
@@ -153,7 +182,7 @@ def _case(case: Any, entry: Any, where: str) -> Test:
         raise DataError("a test case has no input and output", where=where, fix="write both as text")
     kind = case.get("testtype", "functional" if entry else "stdin")
     if kind == "stdin":
-        return {"kind": "stdin", "input": case["input"], "output": case["output"]}
+        return {"kind": "stdin", "input": case["input"], "output": case["output"], "equality": "decimal"}
     if kind != "functional":
         raise DataError("testtype is unknown", where=where, fix="write stdin or functional")
     if not isinstance(entry, str):
@@ -167,12 +196,12 @@ def _arguments(text: str, where: str) -> list[Any]:
 
 
 def _value_test(arguments: list[Any], expected: Any, where: str) -> Test:
-    """Return a functional test from plain JSON; equality is Python's, as in the judges of these sets."""
+    """Return a functional test from plain JSON."""
     try:
         encoded = {"args": [encode(each) for each in arguments], "expected": encode(expected)}
     except NotPlainError as error:
         raise DataError(f"a test holds {error}", where=where, fix="leave the test out") from None
-    return {"kind": "functional", "equality": "python", **encoded}
+    return {"kind": "functional", "equality": "json", **encoded}
 
 
 def _pairs(sets: Mapping[str, Any], name: str, where: str, *, unwrap: bool) -> tuple[str | None, list[Test]]:
@@ -193,7 +222,8 @@ def _pairs(sets: Mapping[str, Any], name: str, where: str, *, unwrap: bool) -> t
         if kind == "code":
             tests.append({"kind": "code", "code": _lines(given, place)})
         elif kind == "stdin":
-            tests.append({"kind": "stdin", "input": _lines(given, place), "output": _lines(wanted, place)})
+            texts = {"input": _lines(given, place), "output": _lines(wanted, place)}
+            tests.append({"kind": "stdin", **texts, "equality": "decimal"})
         else:
             tests.append(_call(given, wanted, place, unwrap=unwrap))
     return (entry if kind == "functional" else None), tests
@@ -208,12 +238,21 @@ def _lines(value: Any, where: str) -> str:
     return value
 
 
+def _with_integer_keys(value: Any) -> Any:
+    """Return a dictionary whose keys all are integers with such keys, which JSON cannot have; as the judges do."""
+    if not (isinstance(value, dict) and value and all(re.fullmatch(r"-?\d{1,300}", key) for key in value)):
+        return value
+    return {int(key): item for key, item in value.items()}
+
+
 def _call(given: Any, wanted: Any, where: str, *, unwrap: bool) -> Test:
     """Return arguments as a list or as one JSON value a line; a value as JSON or as the text of it."""
     as_text = isinstance(given, str)
     arguments = _arguments(given, where) if as_text else given
     if not isinstance(arguments, list):
         raise DataError("the arguments of a call are not a list", where=where, fix="write [first, second]")
+    if len(arguments) == 1:
+        arguments = [_with_integer_keys(arguments[0])]
     expected = json_of(wanted, "output", where) if as_text and isinstance(wanted, str) else wanted
     test = _value_test(arguments, expected, where)
     if unwrap and isinstance(expected, list) and len(expected) == 1:

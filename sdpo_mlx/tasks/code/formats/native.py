@@ -11,12 +11,16 @@ One JSON object a line:
   runs after the answer in its own process, which is weaker: a hostile answer can defeat it.
   `public: true` lets its input and expected value be quoted in feedback; all tests decide.
   A functional test may name `alternatives`, a list of values of which each is as right as `expected`.
-- optional: `preamble` (Python that runs before the answer in the same module, such as imports), `split`
-  ("train", "held_out"), `family`, `level`, `tolerance` (number, for floats), `unordered`
-  (true: the order of the outermost list does not count). Both also a test at a time.
+- optional: `preamble` (Python that runs before the answer in the same module, such as imports), `setup` (the same
+  after the answer, before the tests, so that it may use what the answer defines), `split` ("train", "held_out"),
+  `family`, `level`, `tolerance` (number, for floats), `unordered` (true: the order of the outermost list does not
+  count). The last two also a test at a time.
 - optional: `reference`, a right answer (`references.py`); a program without a fence gets one.
-- optional in a test: `equality`, for tests that were assertions: see `compare.EQUALITIES`,
-  where `python` means `==`. Without it type and value must agree.
+- optional in a test: `equality`, for tests that were assertions or compare as a public set's judge does: see
+  `compare.EQUALITIES`, where `python` means `==`, and `OUTPUT_EQUALITIES` for `stdin`. Without it type and value must
+  agree.
+- optional: `test_seconds`, processor time that each test has for itself, instead of `sandbox.seconds` for all tests
+  (`sandbox.total_seconds` bounds their sum); `memory_mb`, the least address space of a run.
 - values that JSON lacks: see `harness.py` (`{"$tuple": [1, 2]}`, `{"$set": [...]}`, `{"$int": "0xff"}`, ...).
 - what counts as equal, in values and in printed text: the rules at the top of `code/compare.py`.
 """
@@ -30,7 +34,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sdpo_mlx.core.errors import DataError
-from sdpo_mlx.tasks.code.compare import EQUALITIES
+from sdpo_mlx.tasks.code.compare import EQUALITIES, OUTPUT_EQUALITIES
 from sdpo_mlx.tasks.code.harness import decode
 from sdpo_mlx.tasks.data.fields import list_of, only_fields, split_of, text_of
 from sdpo_mlx.tasks.references import checked
@@ -42,7 +46,7 @@ MOST_INPUT = 4_000_000  # characters of input that the tests of one problem may 
 _FIELDS = {"functional": ("args", "expected"), "stdin": ("input", "output"), "code": ("code",)}
 _TYPES: dict[str, type] = {"args": list, "input": str, "output": str, "code": str}
 _ROW_KEYS = {"id", "statement", "entry", "tests", "split", "family", "level", "unordered", "tolerance", "preamble"}
-_ROW_KEYS |= {"reference"}
+_ROW_KEYS |= {"reference", "setup", "test_seconds", "memory_mb"}
 _FUNCTION_FORMAT = (
     "\n\nAnswer with one block that starts with ```python and ends with ```; it defines the function `{entry}`."
 )
@@ -66,14 +70,12 @@ def problem_from_row(row: dict[str, Any], where: str) -> Problem:
     reference, tests = checked(row, where), _tests(row, where)
     if entry is None and any(test["kind"] == "functional" for test in tests):
         raise DataError("entry is missing", where=where, fix="functional tests need the function's name")
-    preamble = row.get("preamble", "")
-    try:
-        ast.parse(preamble)
-    except (SyntaxError, TypeError, ValueError, RecursionError, MemoryError):
-        raise DataError("preamble is not Python", where=where, fix="write imports and functions, as text") from None
     private = {
         "entry": entry,
-        "preamble": str(preamble),
+        "preamble": _python(row, "preamble", where),
+        "setup": _python(row, "setup", where),
+        "test_seconds": _limit(row, "test_seconds", (int, float), where),
+        "memory_mb": _limit(row, "memory_mb", (int,), where),
         "tests": tests,
         "split": split_of(row, where),
         "level": row.get("level"),
@@ -83,6 +85,23 @@ def problem_from_row(row: dict[str, Any], where: str) -> Problem:
     message: Message = {"role": "user", "content": statement.rstrip() + ending}
     family = str(row.get("family", ""))
     return Problem(id=identity, messages=(message,), private=private, family=family, reference=reference)
+
+
+def _python(row: dict[str, Any], name: str, where: str) -> str:
+    """Return a field that is a program, blank if it is missing. Raises DataError."""
+    try:
+        ast.parse(row.get(name, ""))
+    except (SyntaxError, TypeError, ValueError, RecursionError, MemoryError):
+        raise DataError(f"{name} is not Python", where=where, fix="write imports and functions, as text") from None
+    return str(row.get(name, ""))
+
+
+def _limit(row: dict[str, Any], name: str, types: tuple[type, ...], where: str) -> Any:
+    """Return a field that is a positive number, None if it is missing. Raises DataError."""
+    value = row.get(name)
+    if value is not None and not (type(value) in types and 0 < value < float("inf")):
+        raise DataError(f"{name} is not a number above 0", where=where, fix="write one such as 6, or leave it out")
+    return value
 
 
 def _tests(row: dict[str, Any], where: str) -> tuple[dict[str, Any], ...]:
@@ -118,8 +137,9 @@ def _check_values(test: dict[str, Any], where: str) -> None:
     """Check flags, tolerance and tagged values."""
     if not isinstance(test["public"], bool) or test["unordered"] not in (None, True, False):
         raise DataError("public and unordered are true or false", where=where, fix="write one of the two")
-    if test.get("equality", EQUALITIES[0]) not in EQUALITIES:
-        raise DataError("equality is unknown", where=where, fix=f"write one of {', '.join(EQUALITIES)}")
+    known = OUTPUT_EQUALITIES if test["kind"] == "stdin" else EQUALITIES
+    if test.get("equality", known[0]) not in known:
+        raise DataError("equality is unknown", where=where, fix=f"write one of {', '.join(known)}")
     tolerance = test["tolerance"]
     if tolerance is not None and not (type(tolerance) in (int, float) and tolerance >= 0):
         raise DataError("tolerance is not a number from 0", where=where, fix="write for example 1e-6")
