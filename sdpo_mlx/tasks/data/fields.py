@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Collection, Mapping
 from typing import Any
 
 from sdpo_mlx.core.errors import DataError
 from sdpo_mlx.types import Message
 
+_TRAIN = ("train", "training")
+HELD_OUT = ("validation", "valid", "val", "dev", "test", "testing", "eval", "evaluation")
 ROLES = ("system", "user", "assistant")
 
 
@@ -65,11 +68,28 @@ def flag_of(row: Mapping[str, Any], name: str, where: str) -> bool:
 
 
 def split_of(row: Mapping[str, Any], where: str) -> str:
-    """Return the row's split, "" if it is missing."""
-    split = row.get("split", "")
-    if split not in ("", "train", "held_out"):
-        raise DataError("split is neither train nor held_out", where=where, fix="write one of the two")
-    return str(split)
+    """Return the row's split as `train` or `held_out`, "" if it is missing; see `split_named`. Raises DataError."""
+    value = row.get("split")
+    if value is None or (isinstance(value, str) and not value.strip()):
+        return ""
+    split = split_named(value) if isinstance(value, str) else ""
+    if not split:
+        what = f"split is neither train nor held_out, {', '.join(HELD_OUT)}"
+        raise DataError(what, where=where, fix="write one of these, or leave it out")
+    return split
+
+
+def split_named(name: str) -> str:
+    """Return `train` or `held_out` for the name of a split in a public data set, "" for an unknown one.
+
+    Everything but training data is held out: `validation`, `dev`, `test`, also inside longer names such as
+    `test_sft` or `auxiliary_train`. Case does not count.
+    """
+    words = set(re.split(r"[\W_]+", name.casefold()))
+    if "held" in words and "out" in words:
+        words.add("heldout")
+    kinds = {"train" if word in _TRAIN else "held_out" for word in words & {*_TRAIN, *HELD_OUT, "heldout"}}
+    return kinds.pop() if len(kinds) == 1 else ""
 
 
 def messages_of(value: Any, where: str, *, name: str = "messages", question_last: bool = True) -> tuple[Message, ...]:

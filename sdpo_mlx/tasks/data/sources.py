@@ -29,6 +29,7 @@ from typing import Any, TypeVar
 from sdpo_mlx.core import git_lfs
 from sdpo_mlx.core.errors import ConfigError, DataError
 from sdpo_mlx.core.storage import file_digest
+from sdpo_mlx.tasks.data.fields import split_named
 from sdpo_mlx.tasks.data.jsonl import BadRow, Collected, OnError, Row, checked_rows, collect_from, opened, parsed, scan
 
 T = TypeVar("T")
@@ -36,7 +37,6 @@ HUMANEVAL = "humaneval"
 LONGEST_LINE = 64_000_000  # bytes; rows of competitions carry their tests packed
 LARGEST_ARRAY = 512_000_000
 _HUB = re.compile(r"hub:(?P<name>[^:@]+)(?::(?P<config>[^@]+))?(?:@(?P<revision>.+))?", re.DOTALL)
-_HELD_OUT = ("test", "validation", "valid", "dev", "eval")
 
 
 def collect_rows(source: str, parse: Callable[[dict[str, Any], str], T], on_error: OnError = "stop") -> Collected[T]:
@@ -58,9 +58,9 @@ def scan_rows(source: str) -> Iterator[Row | BadRow]:
     elif source.startswith("hub:"):
         name, config, revision = _hub_parts(source)
         splits = _loaded(source, name, config, _commit(name, revision))
-        named = len(splits) > 1 and any(split.startswith("train") for split in splits)
+        named = len(splits) > 1 and any(split_named(split) == "train" for split in splits)
         for split, rows in splits.items():
-            mark = "held_out" if split.startswith(_HELD_OUT) else "train"
+            mark = split_named(split) or "train"
             yield from _table_rows(rows, f"hub:{name}[{split}]:", mark if named else "")
     else:
         yield from _file_rows(Path(source))

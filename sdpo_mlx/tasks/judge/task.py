@@ -9,6 +9,7 @@ score is worth a look with `sdpo rollout`.
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from sdpo_mlx.config import JudgeConfig, TaskConfig
@@ -17,6 +18,7 @@ from sdpo_mlx.core.storage import digest
 from sdpo_mlx.core.text import clean, shorten_middle, strip_thinking
 from sdpo_mlx.tasks.base import Task
 from sdpo_mlx.tasks.custom.values import to_problem
+from sdpo_mlx.tasks.data.question_parts import whole_chat
 from sdpo_mlx.tasks.dataset import feedback_mode, load_problems
 from sdpo_mlx.tasks.judge.client import JudgeClient, JudgeError
 from sdpo_mlx.tasks.judge.server import BaseServer
@@ -103,7 +105,8 @@ def problem_from_row(row: dict[str, Any], where: str) -> Problem:
     for name in ("criteria", "reference"):
         if not isinstance(row.get(name, ""), str):
             raise DataError(f"{name} is not text", where=where, fix=f"write {name} as a sentence, or leave it out")
-    return to_problem(row, where)
+    problem = to_problem(row, where)
+    return replace(problem, messages=whole_chat(row, problem.messages, where))
 
 
 def judge_messages(problem: Problem, answer: str) -> tuple[Message, ...]:

@@ -1,4 +1,4 @@
-"""Rows of mathematical problems: the native format and five public ones, detected by their fields.
+"""Rows of mathematical problems: the native format and public ones, detected by their fields.
 
     ours       {"question", "answer"} and, as wanted, "id", "level" ("easy", "medium", "hard"), "family", "split"
     GSM8K      {"question", "answer"}, the answer a solution that ends with `#### 42`
@@ -6,18 +6,23 @@
                MATH-500 adds "answer", "subject", "unique_id"
     AIME       {"problem" or "Problem", "answer" or "Answer", ...}
     DeepMath   {"question", "final_answer", "difficulty": 1 to 10, "topic", "r1_solution_1", ...}
+    SVAMP      {"Body", "Question", "Answer": 145.0, ...}, also in small letters: ASDiv, whose golds are `9 (apples)`
     verl       {"prompt": [messages], "reward_model": {"ground_truth"}, "data_source", "extra_info": {"index", "split"}}
 
-`reference` or a worked solution is what a self-teacher may be shown (`references.py`).
-Fields beyond these are left alone. If a row has no id, its line number is used.
+`reference` or a worked solution is what a self-teacher may be shown (`references.py`). Fields that carry a part of the
+question are put before it (`data/question_parts.py`), and rows with options are refused: they are for the task science.
+Other fields are left alone. If a row has no id, its line number is used.
 """
 
 from __future__ import annotations
 
+import re
+from decimal import Decimal
 from typing import Any
 
 from sdpo_mlx.core.errors import DataError
-from sdpo_mlx.tasks.data.fields import id_of, messages_of, text_of
+from sdpo_mlx.tasks.data.fields import id_of, messages_of, split_of, text_of
+from sdpo_mlx.tasks.data.question_parts import whole_chat, whole_question
 from sdpo_mlx.tasks.math.extract import last_boxed, tidied
 from sdpo_mlx.tasks.references import math_reference
 from sdpo_mlx.types import Message, Problem
@@ -26,9 +31,11 @@ LEVELS = ("easy", "medium", "hard")
 FORMAT_LINE = "End with the final answer inside \\boxed{}, for example \\boxed{42}."
 _LAYOUTS = (
     "question and answer (ours, GSM8K), problem and solution (MATH), problem and answer (AIME), "
-    "question and final_answer (DeepMath), or prompt and reward_model (verl)"
+    "Body, Question and Answer (SVAMP, ASDiv), question and final_answer (DeepMath), or prompt and reward_model (verl)"
 )
 _GSM8K_MARK = "####"
+_FAMILIES = ("family", "type", "Type", "solution_type", "subject", "topic", "data_source")
+_COUNTED = re.compile(r"\s*([^()]*\d[^()]*?)\s*\([^()]*\)\s*")
 
 
 def problem_from_row(row: dict[str, Any], where: str) -> Problem:
@@ -39,29 +46,26 @@ def problem_from_row(row: dict[str, Any], where: str) -> Problem:
     question, answer = _question(row, where), _answer(row, where)
     extra = row.get("extra_info")
     extra = extra if isinstance(extra, dict) else {}
-    split = row.get("split", extra.get("split", ""))
-    if split not in ("", None, "train", "held_out", "test"):
-        raise DataError("split is neither train nor held_out", where=where, fix="write one of the two")
-    private = {"answer": answer, "level": _level(row, where), "split": "held_out" if split == "test" else split or ""}
-    family = next(
-        (str(row[name]) for name in ("family", "type", "subject", "topic", "data_source") if row.get(name)), ""
-    )
+    split = split_of(row if "split" in row else extra, where)
+    private = {"answer": answer, "level": _level(row, where), "split": split}
+    family = next((str(row[name]) for name in _FAMILIES if row.get(name)), "")
     reference = math_reference(row, answer, _GSM8K_MARK)
     return Problem(_name(row, extra, where), question, private, family, reference=reference)
 
 
 def _question(row: dict[str, Any], where: str) -> tuple[Message, ...]:
     if "prompt" in row and "reward_model" in row:
-        return _messages(row["prompt"], where)
+        return _messages(row, where)
     name = next((name for name in ("question", "problem", "Problem", "Question") if name in row), None)
     if name is None:
         raise DataError("the row has no known layout", where=where, fix=f"give it the fields {_LAYOUTS}")
-    return ({"role": "user", "content": f"{text_of(row, name, where).strip()}\n\n{FORMAT_LINE}"},)
+    question = whole_question(row, text_of(row, name, where), where)
+    return ({"role": "user", "content": f"{question}\n\n{FORMAT_LINE}"},)
 
 
-def _messages(prompt: Any, where: str) -> tuple[Message, ...]:
+def _messages(row: dict[str, Any], where: str) -> tuple[Message, ...]:
     """The messages as they are: FORMAT_LINE is added if they do not state the answer's format themselves."""
-    messages = list(messages_of(prompt, where, name="prompt"))
+    messages = list(whole_chat(row, messages_of(row["prompt"], where, name="prompt"), where))
     if not any(mark in message["content"] for message in messages for mark in ("boxed", _GSM8K_MARK)):
         messages[-1] = {"role": "user", "content": f"{messages[-1]['content'].strip()}\n\n{FORMAT_LINE}"}
     return tuple(messages)
@@ -82,11 +86,25 @@ def _answer(row: dict[str, Any], where: str) -> str:
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         fix = f"the layouts are {_LAYOUTS}"
         raise DataError("the right answer is missing or neither text nor a number", where=where, fix=fix)
-    text = str(value)
+    text = _number(value) if isinstance(value, int | float) else value
+    if any(name.casefold() == "body" for name in row):
+        text = _uncounted(text)
     answer = tidied(text.rpartition(_GSM8K_MARK)[2])
     if not answer or len(answer) > 1_000:
         raise DataError("the right answer is empty or too long", where=where, fix="write only the final value")
     return answer
+
+
+def _number(value: float) -> str:
+    """Return a JSON number as it is written in a text: `145`, not `145.0` or `1.45e+02`."""
+    text = format(Decimal(str(value)), "f")
+    return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+def _uncounted(answer: str) -> str:
+    """Return ASDiv's `9 (apples)` without what is counted; several, as `6 (red); 8 (blue)`, become a list."""
+    found = [_COUNTED.fullmatch(part) for part in answer.split(";")]
+    return ", ".join(part[1].strip() for part in found if part) if all(found) else answer
 
 
 def _level(row: dict[str, Any], where: str) -> str | None:

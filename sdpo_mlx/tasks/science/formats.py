@@ -7,8 +7,9 @@ Ours, one JSON object a line (the right option apart, so that no letter can be w
 - optional: `domain`, `family`, `level`, `split` ("train", "held_out"), `check` (for people; never shown), `why`
   (shown to no student; the reference answer of `references.py` begins with it).
 - public layouts, known by their fields: GPQA (`Correct Answer`), SciKnowEval and ARC (`answerKey`; rows of
-  SciKnowEval that are no multiple choice are left out), MMLU-Pro (`options`, `answer_index`), MMLU (`choices`,
-  `answer`), SciQ (`distractor1`).
+  SciKnowEval that are no multiple choice are left out), SciQ (`distractor1`); MMLU, MMLU-Pro, AQuA, SAT and others
+  whose `options` or `choices` stand in one field, or in A, B, C, D (`choices.py`). A passage or another part of the
+  question is put before it (`data/question_parts.py`).
 
 Options are shuffled by a seed derived from the row's id, equal in every run; the right letter follows. Rows
 that give their options an order keep it where an option speaks of others ("both A and B", "all of the above").
@@ -24,10 +25,13 @@ from typing import Any
 from sdpo_mlx.core.errors import DataError
 from sdpo_mlx.core.seeding import derive, rng
 from sdpo_mlx.tasks.data.fields import content_id, id_of, only_fields, split_of, text_of
+from sdpo_mlx.tasks.data.question_parts import whole_question
 from sdpo_mlx.tasks.references import choice_reference, given
+from sdpo_mlx.tasks.science.choices import FIELDS, LETTERS, normalised, options_of, right_of
 from sdpo_mlx.types import Message, Problem
 
-LETTERS = "ABCDEFGHIJ"
+_ASKED = ("question", "Question", "problem", "Problem", "question_stem", "query")
+_HINT = "hint"  # ScienceQA's name for what a question refers to
 _OWN = frozenset(
     ("id", "question", "right", "wrong", "domain", "family", "level", "split", "why", "check", "reference")
 )
@@ -58,6 +62,7 @@ def question_from_row(row: dict[str, Any], where: str) -> Question | None:
 
     Raises DataError that names `where`, for an unknown layout with the expected fields.
     """
+    row = _flat(row)
     for field, read in _LAYOUTS.items():
         if field in row:
             question = read(row, where)
@@ -68,7 +73,7 @@ def question_from_row(row: dict[str, Any], where: str) -> Question | None:
                 raise DataError(f"{count} options are given", where=where, fix=f"give 2 to {len(LETTERS)}")
             if len({normalised(option) for option in question.options}) != count:
                 raise DataError("two options are the same", where=where, fix="make each option different")
-            split = row["split"] if row.get("split") in ("train", "held_out") else ""  # other values are ignored
+            split = split_of(row, where)
             why = given(row, "reference", "why", "support", "Explanation") or ""
             return replace(question, split=split, why=why)
     fix = (
@@ -136,10 +141,11 @@ def _question(
 ) -> Question:
     """Return a question; its id is the row's own, otherwise one made from what it asks and offers."""
     identity, question = names
+    question = question if question in row else next((name for name in _ASKED if name in row), question)
     content = repr((row.get(question), row.get("options"), row.get("choices"), row.get("right")))
     return Question(
         id=id_of(row, identity).strip() or f"science/{content_id(content)}",
-        text=_text(row, question, where),
+        text=_whole(row, question, where),
         options=tuple(options),
         right=right,
         **labels,
@@ -173,7 +179,7 @@ def _answer_key(row: dict[str, Any], where: str) -> Question | None:
         return None
     choices = row.get("choices")
     if not isinstance(choices, dict):
-        raise DataError("choices is not an object with text and label", where=where, fix="write both as lists")
+        return _choices(row, where)
     texts, labels = _texts(choices, "text", where), _texts(choices, "label", where)
     key = str(row.get("answerKey")).strip()
     if len(texts) != len(labels) or labels.count(key) != 1:
@@ -191,31 +197,15 @@ def _answer_key(row: dict[str, Any], where: str) -> Question | None:
     )
 
 
-def _mmlu_pro(row: dict[str, Any], where: str) -> Question:
-    options = _texts(row, "options", where)
-    letter, index = row.get("answer"), row.get("answer_index")
-    by_letter = LETTERS.find(letter.strip()) if isinstance(letter, str) and len(letter.strip()) == 1 else -1
-    if index is None:
-        index = by_letter
-    elif letter is not None and index != by_letter:
-        raise DataError("answer and answer_index name different options", where=where, fix="correct one of them")
-    return _by_index(row, where, options, index, "category", "question_id")
-
-
-def _mmlu(row: dict[str, Any], where: str) -> Question:
-    return _by_index(row, where, _texts(row, "choices", where), row.get("answer"), "subject")
-
-
-def _by_index(
-    row: dict[str, Any], where: str, options: Sequence[str], right: object, field: str, identity: str = "id"
-) -> Question:
-    """Return a question whose right option is named by its index, and its domain by `field`."""
-    if isinstance(right, bool) or not isinstance(right, int) or not 0 <= right < len(options):
-        fix = f"write 0 to {len(options) - 1}"
-        raise DataError("the answer names none of the options", where=where, fix=fix)
+def _choices(row: dict[str, Any], where: str) -> Question:
+    """MMLU, MMLU-Pro and others whose options stand in one field, or in A, B, C, D; see `choices.py`."""
+    texts, labels = options_of(row, where)
+    right = right_of(row, texts, labels, where)
+    identity, field = ("question_id", "category") if "options" in row else ("id", "subject")
     domain = str(row.get(field) or "")
-    names = (identity, "question")
-    return _question(row, where, options, right, names=names, domain=domain, family=domain, lettered=True)
+    return _question(
+        row, where, texts, right, names=(identity, "question"), domain=domain, family=domain, lettered=True
+    )
 
 
 # Told apart by the first field that a row has, so the order matters: several layouts have `choices`.
@@ -223,19 +213,29 @@ _LAYOUTS: Mapping[str, Callable[[dict[str, Any], str], Question | None]] = {
     "Correct Answer": _gpqa,
     "distractor1": _sciq,
     "answerKey": _answer_key,
-    "options": _mmlu_pro,
-    "choices": _mmlu,
+    "options": _choices,
+    "choices": _choices,
     "right": _own,
     "wrong": _own,
+    "B": _choices,
 }
 
 
 # ---- fields
 
 
-def normalised(option: str) -> str:
-    """Return an option as it is compared: spaces and a final full stop don't count; case does (`Aa` is not `aa`)."""
-    return " ".join(option.split()).rstrip(".").strip()
+def _flat(row: dict[str, Any]) -> dict[str, Any]:
+    """Return a row without the object that ARC's and CommonsenseQA's own files put stem and options into."""
+    asked, lower = row.get("question"), {name.casefold(): name for name in row}
+    if isinstance(asked, dict) and "stem" in asked:
+        return {**row, **asked, "question": asked["stem"]}
+    return {**row, **{name: row[lower[name]] for name in FIELDS if name in lower and lower[name] != name}}
+
+
+def _whole(row: dict[str, Any], name: str, where: str) -> str:
+    """Return the question in the field `name` with everything that it refers to."""
+    more = {"context": row[_HINT]} if "lecture" in row and row.get(_HINT) else {}
+    return whole_question({**more, **row}, _text(row, name, where), where, own=(*FIELDS, *LETTERS))
 
 
 def _text(row: dict[str, Any], name: str, where: str) -> str:

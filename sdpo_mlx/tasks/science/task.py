@@ -20,7 +20,8 @@ from sdpo_mlx.core.errors import ConfigError, DataError
 from sdpo_mlx.core.text import shorten_middle, strip_thinking
 from sdpo_mlx.tasks.base import Task
 from sdpo_mlx.tasks.dataset import feedback_mode, load_rows, with_splits
-from sdpo_mlx.tasks.science.formats import LETTERS, normalised, problem_from_question, question_from_row
+from sdpo_mlx.tasks.science.choices import LETTERS, normalised
+from sdpo_mlx.tasks.science.formats import problem_from_question, question_from_row
 from sdpo_mlx.types import Feedback, Problem
 
 FEEDBACK_MODES = ("none", "format", "letter", "full")

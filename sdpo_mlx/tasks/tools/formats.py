@@ -36,6 +36,7 @@ from sdpo_mlx.tasks.data.fields import (
     split_of,
     text_of,
 )
+from sdpo_mlx.tasks.data.question_parts import refuse_parts
 from sdpo_mlx.tasks.tools.parse import Form
 from sdpo_mlx.tasks.tools.values import Call, call_from
 from sdpo_mlx.types import Message, Problem
@@ -60,14 +61,21 @@ def problems_from_row(row: dict[str, Any], where: str, form: Form = "actions") -
     Raises DataError that names `where`.
     """
     if row.keys() >= _TOOLALPACA:
-        return _toolalpaca(row, where, form)
+        return [_in_split(problem, row, where) for problem in _toolalpaca(row, where, form)]
     if "prompt" in row and ("answer" in row or "golden_answer" in row):
-        return [_papers(row, where, form)]
+        problem = _papers(row, where, form)
+        refuse_parts(row, problem.messages, where)
+        return [_in_split(problem, row, where)]
     if row.keys() & _OURS:
         return [_ours(row, where, form)]
     wanted = "messages, tools, expected (ours), prompt, answer (the paper's)"
     fix = f"the fields are {wanted} or {', '.join(sorted(_TOOLALPACA))} (ToolAlpaca's)"
     raise DataError("no known layout of tool-use rows", where=where, fix=fix)
+
+
+def _in_split(problem: Problem, row: dict[str, Any], where: str) -> Problem:
+    split = split_of(row, where)
+    return replace(problem, private={**problem.private, "split": split}) if split else problem
 
 
 def _ours(row: dict[str, Any], where: str, form: Form) -> Problem:

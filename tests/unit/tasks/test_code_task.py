@@ -281,7 +281,7 @@ def test_unknown_mode_is_a_configuration_error() -> None:
         ({"tests": [{"args": [], "expected": 1, "public": "yes"}]}, "true or false"),
         ({"tests": [{"args": [], "expected": "x" * 40_000}]}, "too long"),
         ({"tolerance": -1}, "tolerance"),
-        ({"split": "test"}, "split"),
+        ({"split": "tested"}, "split"),
         ({"soluton": 1}, "unknown field 'soluton'"),
     ],
 )

@@ -142,7 +142,7 @@ def test_what_is_no_verdict_is_the_graders_fault(tmp_path: Path, given: Any) -> 
         ("def problems():\n    return 7\ndef grade(p, a):\n    return 1\n", "TypeError", "mine.py"),
         ("def problems():\n    raise ValueError('why')\ndef grade(p, a):\n    return 1\n", "why", "mine.py:2"),
         ("def problems():\n    return [{'q': 1}]\ndef grade(p, a):\n    return 1\n", "prompt is missing", "problem 1"),
-        (FUNCTIONS.replace('"sum"', '"split": "test", "sum"'), "neither train nor held_out", "problem 1"),
+        (FUNCTIONS.replace('"sum"', '"split": "tset", "sum"'), "neither train nor held_out", "problem 1"),
         (FUNCTIONS.replace('"prompt": f"{n} + {n}?"', '"messages": [{"role": "me"}]'), "no known role", "problem 1"),
         (FUNCTIONS.replace('"sum"', '"tools": "add", "sum"'), "tools is not a list", "problem 1"),
         (FUNCTIONS.replace('"sum"', '"tools": [{"description": 1}], "sum"'), "not an object with a name", "tool 1"),

@@ -195,7 +195,7 @@ BAD: list[tuple[Any, str]] = [
     ({"question": "?", "answer": "so ####  "}, "the right answer is empty"),
     ({"question": "?", "answer": "1" * 2_000}, "the right answer is empty or too long"),
     ({"question": "?", "answer": "1", "level": "tricky"}, "level is not known"),
-    ({"question": "?", "answer": "1", "split": "dev"}, "split is neither"),
+    ({"question": "?", "answer": "1", "split": "devil"}, "split is neither"),
     ({"problem": "?", "solution": "It is 4."}, "solution has no \\boxed{...}"),
     ({"prompt": "?", "reward_model": {"ground_truth": "1"}}, "prompt is not a list of messages"),
     ({"prompt": [{"role": "user"}], "reward_model": {"ground_truth": "1"}}, "a message has no known role"),

@@ -150,7 +150,7 @@ BAD = [
     ({**ROW, "messages": [{"role": "user", "content": 3}]}, "no known role or no text"),
     ({**ROW, "messages": [{"role": "assistant", "content": "x"}]}, "last message is not the user's"),
     ({**ROW, "ordered": "yes"}, "ordered is neither"),
-    ({**ROW, "split": "test"}, "split is neither"),
+    ({**ROW, "split": "tset"}, "split is neither"),
     ({**API, "Golden_Answers": []}, "differ in length"),
     ({**API, "Function_Description": "f"}, "not an object of texts"),
     ({**API, "Golden_Answers": [[]]}, "no instruction can be answered"),

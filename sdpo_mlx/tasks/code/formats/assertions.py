@@ -72,7 +72,9 @@ def humaneval(row: Mapping[str, Any], where: str) -> Problem:
         tests = halved(tests)
     statement = f"Complete this function, and write all of it:\n\n```python\n{prompt.rstrip()}\n```"
     ours = {"id": (id_of(row, "task_id") or content_id(prompt, 16)), "statement": statement, "family": "humaneval"}
-    return problem_from_row({**ours, **public_split(row), "entry": entry, "preamble": before, "tests": tests}, where)
+    return problem_from_row(
+        {**ours, **public_split(row, where), "entry": entry, "preamble": before, "tests": tests}, where
+    )
 
 
 def mbpp(row: Mapping[str, Any], where: str) -> Problem:
@@ -102,7 +104,7 @@ def mbpp(row: Mapping[str, Any], where: str) -> Problem:
     statement = f"{text.strip()}\n\nThe function is called `{entry}`. It must pass tests like:\n\n{examples}"
     ours = {"id": "mbpp-" + (id_of(row, "task_id") or content_id(text, 16)), "statement": statement, "family": "mbpp"}
     ours |= {"preamble": before, "setup": after}
-    return problem_from_row({**ours, **public_split(row), "entry": entry, "tests": tests}, where)
+    return problem_from_row({**ours, **public_split(row, where), "entry": entry, "tests": tests}, where)
 
 
 def _around(setup: str, where: str) -> tuple[str, str]:

@@ -81,7 +81,7 @@ def livecodebench(row: Mapping[str, Any], where: str) -> Problem:
         "family": optional_text(row, "platform", where),
         **_LIVECODEBENCH,
     }
-    return _contest_problem(ours | public_split(row), statement, entry, fitting(tests, where), where)
+    return _contest_problem(ours | public_split(row, where), statement, entry, fitting(tests, where), where)
 
 
 def apps(row: Mapping[str, Any], where: str) -> Problem:
@@ -99,7 +99,7 @@ def apps(row: Mapping[str, Any], where: str) -> Problem:
     }
     tests = [{**test, "equality": "allclose"} if test["kind"] == "stdin" else test for test in tests]
     statement = _with_starter(question, starter)
-    return _contest_problem(ours | public_split(row), statement, entry, halved(fitting(tests, where)), where)
+    return _contest_problem(ours | public_split(row, where), statement, entry, halved(fitting(tests, where)), where)
 
 
 def authors_table(row: Mapping[str, Any], where: str) -> Problem:
@@ -112,10 +112,10 @@ def authors_table(row: Mapping[str, Any], where: str) -> Problem:
     messages = messages_of(row.get("prompt"), where, name="prompt", question_last=False)
     # The same problems stand in both of their splits, with other tests.
     source = "" if "index" not in extra else f"{row.get('data_source', 'code')}-"
-    ending = "-held-out" if public_split(extra).get("split") == "held_out" else ""
+    ending = "-held-out" if public_split(extra, where).get("split") == "held_out" else ""
     ours = {
         "id": source + (id_of(extra, "index") or content_id(json.dumps(row["prompt"]), 16)) + ending,
-        **public_split(extra),
+        **public_split(extra, where),
     }
     ours["family"] = str(row.get("data_source", ""))
     problem = _authors_problem(ours, reward.get("ground_truth"), "\n\n".join(m["content"] for m in messages), where)
@@ -131,7 +131,7 @@ def authors_json(row: Mapping[str, Any], where: str) -> Problem:
     ours = {
         "id": f"{source or 'code'}-" + (id_of(row, "idx") or content_id(prompt, 16)),
         "family": source,
-        **public_split(row),
+        **public_split(row, where),
     }
     return _authors_problem(ours, row.get("tests"), prompt, where)
 

@@ -17,6 +17,7 @@ from sdpo_mlx.core.errors import DataError
 from sdpo_mlx.tasks.code.formats.assertions import humaneval, mbpp
 from sdpo_mlx.tasks.code.formats.contests import apps, authors_json, authors_table, livecodebench
 from sdpo_mlx.tasks.code.formats.native import problem_from_row
+from sdpo_mlx.tasks.data.question_parts import refuse_parts
 from sdpo_mlx.tasks.references import code_reference
 from sdpo_mlx.types import Problem
 
@@ -48,7 +49,9 @@ def problem_from_any(row: dict[str, Any], where: str) -> Problem:
     """
     for layout in LAYOUTS:
         if not _missing(row, layout):
-            return replace(layout.read(row, where), reference=code_reference(row))
+            problem = layout.read(row, where)
+            refuse_parts(row, problem.messages, where)
+            return replace(problem, reference=code_reference(row))
     nearest = min(LAYOUTS, key=lambda layout: len(_missing(row, layout)) / len(layout.fields))
     missing = _missing(row, nearest)
     if len(missing) == len(nearest.fields):

@@ -185,8 +185,7 @@ def fitting(tests: Sequence[Test], where: str) -> list[Test]:
     return [test for index, test in enumerate(tests) if index in kept]
 
 
-def public_split(row: Mapping[str, Any]) -> dict[str, str]:
-    """Return the split of a public row as a field of ours, nothing if it has no known one."""
-    ours = {"train": "train", "test": "held_out", "validation": "held_out", "held_out": "held_out"}
-    split = row.get("split")
-    return {"split": ours[split]} if isinstance(split, str) and split in ours else {}
+def public_split(row: Mapping[str, Any], where: str) -> dict[str, str]:
+    """Return the split of a public row as a field of ours, nothing if it has none. Raises DataError."""
+    split = split_of(row, where)
+    return {"split": split} if split else {}
