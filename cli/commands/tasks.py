@@ -64,6 +64,10 @@ def show(
     lines += [f"feedback: {', '.join(opened.feedback_modes)} (the first is the default)", f"problem {chosen.id}:"]
     for message in chosen.messages:
         lines += [f"  {message['role']}:", *render.untrusted(message["content"], indent="    ")]
+    notes = opened.notes(chosen)
+    if notes:
+        content["problem"]["notes"] = list(notes)
+    lines += [f"  {note}" for note in notes]
     for tool in chosen.tools:
         lines += ["  tool:", *render.untrusted(json.dumps(tool["function"], ensure_ascii=False), indent="    ")]
     render.output(content, lines, as_json)

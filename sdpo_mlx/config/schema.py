@@ -69,6 +69,10 @@ class TaskConfig(Settings):
     name: str = Field("tiny", min_length=1, description="name of a task (see `sdpo tasks list`), or a Python file")
     data: str | None = Field(None, description="your problems: a file, or hub:NAME")
     feedback: str | None = Field(None, description="kind of feedback that the grader gives; null: the task's default")
+    tests: Literal["all", "half"] = Field(
+        "all",
+        description="code: half: train with a random half of each problem's tests, evaluate it with all (paper)",
+    )
     on_error: Literal["stop", "skip"] = Field("stop", description="what to do with bad rows in the data")
     max_turns: PositiveInt | None = Field(None, description="maximum turns of an episode; null: the task's default")
 

@@ -53,6 +53,8 @@ def eval_spec(setup: Components, purpose: str = "final") -> EvalSpec:
 def settings_record(cfg: Config) -> dict[str, Any]:
     """Return the dotted settings in which another evaluation must agree to be comparable."""
     task = {f"task.{name}": getattr(cfg.task, name) for name in ("name", "data", "feedback", "max_turns")}
+    if cfg.task.tests != "all":  # what was stored before this setting lacks it
+        task["task.tests"] = cfg.task.tests
     sampling = {f"eval.{name}": getattr(cfg.eval, name) for name in ("problems", "samples", "temperature", "top_p")}
     most = cfg.eval.max_tokens if cfg.eval.max_tokens is not None else cfg.rollout.max_tokens
     return {**task, **sampling, "eval.max_tokens": most, "train.seed": cfg.train.seed}

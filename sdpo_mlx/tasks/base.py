@@ -66,6 +66,10 @@ class Task(ABC):
         """Return what to warn of with this chat template before a run starts, one line each."""
         return ()
 
+    def notes(self, _problem: Problem) -> tuple[str, ...]:
+        """Return what `sdpo tasks show` says of how a problem is graded, one line each."""
+        return ()
+
     def close(self) -> None:
         """Release what `start` opened; safe to call twice."""
 

@@ -81,6 +81,8 @@ def row_parser(task: str) -> Parser:
 def _open(cfg: Config, source: object | None) -> OpenedTask:
     from sdpo_mlx.tasks.custom.load import adapt, is_file, open_file
 
+    if cfg.task.tests != "all" and (source is not None or cfg.task.name.partition(":")[0] != "code"):
+        raise ConfigError("only the task code has tests to split", where="task.tests", fix="write all, or leave it out")
     if source is not None:
         return OpenedTask(adapt(source, cfg.task))
     if is_file(cfg.task.name):

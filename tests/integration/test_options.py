@@ -99,6 +99,7 @@ TESTED_ELSEWHERE = {
     "model.chat_template": "needs another template: integration/test_chat_templates.py",
     "model.thinking": "the embedded model has no such switch: unit/models/test_chat_template.py",
     "task.data": "the embedded task takes none: unit/tasks/test_code_task.py",
+    "task.tests": "the embedded task runs no tests: unit/tasks/test_code_half_tests.py",
     "task.max_turns": "the embedded task has one turn: integration/test_multi_turn.py",
     "task.on_error": "needs bad rows: unit/tasks/test_data.py",
     "rollout.concurrency": "changes only the memory: numerics/test_mlx_generation.py",

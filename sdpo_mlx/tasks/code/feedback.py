@@ -40,7 +40,8 @@ def _description(tests: Sequence[Test], outcomes: Sequence[TestOutcome], entry: 
             return _error_text(outcome.failure, shown)
     for test, outcome in zip(tests, outcomes, strict=True):
         if outcome.verdict == "timeout":
-            return "Time Limit Exceeded" + (f"\nInput: {_clip(_input(test, entry))}" if cases else "")
+            which = f" ({outcome.output})" if outcome.output else ""
+            return f"Time Limit Exceeded{which}" + (f"\nInput: {_clip(_input(test, entry))}" if cases else "")
     wrong = [index for index, outcome in enumerate(outcomes) if outcome.verdict == "wrong"]
     if not cases:
         return "Wrong Answer" if wrong else ""

@@ -140,12 +140,34 @@ def seconds_of(limits: Limits, test_seconds: float | None, tests: int) -> float:
 
 
 def _run_once(sandbox: Sandbox, program: Program, tests: Sequence[Test]) -> tuple[TestOutcome, ...]:
-    """One start. The job holds inputs only: no expected value ever enters the process."""
+    """One start."""
     limits: Limits | None = getattr(sandbox, "limits", None)  # a sandbox may have none; then its clock alone counts
     seconds = None if limits is None else seconds_of(limits, program.test_seconds, len(tests))
-    nonce, memory = secrets.token_hex(16), None
-    if limits is not None and program.memory_mb is not None:
-        memory = max(program.memory_mb, limits.memory_mb)
+    own = {} if limits is None or program.memory_mb is None else {"memory_mb": max(program.memory_mb, limits.memory_mb)}
+    nonce = secrets.token_hex(16)
+    job = _job(program, tests, nonce, seconds, own.get("memory_mb"))
+    wait = None if seconds is None else _PATIENCE * seconds
+    result = sandbox.run(_HARNESS, json.dumps(job).encode(), seconds=wait, **own)
+    records = _records(result.stdout, nonce)
+    if not result.started or (-1 not in records and result.status != "timeout"):
+        what = f"no answer can be graded: {sandbox.kind} did not start a program ({ending(result)})"
+        raise GraderFailureError(what, where="sandbox.kind", fix="run `sdpo doctor`, then resume this run")
+    # A test without a line is where the process ended; those after it were not run.
+    done = next((index for index in range(len(tests)) if index not in records), len(tests))
+    outcomes = [_outcome(test, records[index]) for index, test in enumerate(tests[:done])]
+    if done < len(tests):
+        last = _ending(result, seconds)
+        bounded = seconds is not None and seconds < (program.test_seconds or 0.0) * len(tests)
+        if bounded and last.verdict == "timeout" and result.seconds >= (seconds or 0.0):
+            last = replace(last, output=f"all tests together may take {seconds:g} s")
+        outcomes += [last, *[TestOutcome("not_run")] * (len(tests) - done - 1)]
+    return tuple(outcomes)
+
+
+def _job(
+    program: Program, tests: Sequence[Test], nonce: str, seconds: float | None, memory_mb: int | None
+) -> dict[str, Any]:
+    """Return what the harness reads. It holds inputs only: no expected value ever enters the process."""
     job = {
         "nonce": nonce,
         "code": program.code,
@@ -158,21 +180,9 @@ def _run_once(sandbox: Sandbox, program: Program, tests: Sequence[Test]) -> tupl
     }
     if program.test_seconds is not None:
         job |= {"test_seconds": program.test_seconds, "test_wait": _PATIENCE * program.test_seconds}
-    if memory is not None:
-        job["stack"] = min(_LARGEST_STACK, (memory << 20) // _STACK_SHARE)
-    wait = None if seconds is None else _PATIENCE * seconds
-    more = {} if memory is None else {"memory_mb": memory}
-    result = sandbox.run(_HARNESS, json.dumps(job).encode(), seconds=wait, **more)
-    records = _records(result.stdout, nonce)
-    if not result.started or (-1 not in records and result.status != "timeout"):
-        what = f"no answer can be graded: {sandbox.kind} did not start a program ({ending(result)})"
-        raise GraderFailureError(what, where="sandbox.kind", fix="run `sdpo doctor`, then resume this run")
-    # A test without a line is where the process ended; those after it were not run.
-    done = next((index for index in range(len(tests)) if index not in records), len(tests))
-    outcomes = [_outcome(test, records[index]) for index, test in enumerate(tests[:done])]
-    if done < len(tests):
-        outcomes += [_ending(result, seconds), *[TestOutcome("not_run")] * (len(tests) - done - 1)]
-    return tuple(outcomes)
+    if memory_mb is not None:
+        job["stack"] = min(_LARGEST_STACK, (memory_mb << 20) // _STACK_SHARE)
+    return job
 
 
 def _records(stdout: bytes, nonce: str) -> dict[int, dict[str, Any]]:

@@ -23,9 +23,10 @@ from sdpo_mlx.tasks.base import Task
 from sdpo_mlx.tasks.code.extract import extract_code
 from sdpo_mlx.tasks.code.feedback import FEEDBACK_MODES, failure_text, no_program_text
 from sdpo_mlx.tasks.code.formats.detect import problem_from_any
+from sdpo_mlx.tasks.code.half_tests import with_half_tests
 from sdpo_mlx.tasks.code.problem_folder import is_problem, row_of
 from sdpo_mlx.tasks.code.runner import Program, Test, TestOutcome, Turnstile, run_tests
-from sdpo_mlx.tasks.dataset import feedback_mode, load_problems, with_splits
+from sdpo_mlx.tasks.dataset import feedback_mode, load_rows, with_splits
 from sdpo_mlx.types import Feedback, FeedbackKind, Problem
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ class CodeTask(Task):
 
     def __init__(self, sandbox: Sandbox, cfg: TaskConfig | None = None, level: str = "") -> None:
         """`cfg.data`: rows as in `formats/`, or the folder of one problem (`problem_folder.py`);
-        None for the shipped ones. `cfg.feedback`: None for `public`.
+        None for the shipped ones. `cfg.feedback`: None for `public`. `cfg.tests`: see `half_tests.py`.
 
         `level` keeps the problems up to that level. Raises ConfigError for an unknown mode or level, DataError
         for bad rows.
@@ -58,9 +59,10 @@ class CodeTask(Task):
         self._sandbox = sandbox
         levels = LEVELS[: LEVELS.index(level) + 1] if level else None
         if cfg.data is not None and is_problem(Path(cfg.data)):
-            problems = with_splits([problem_from_any(row_of(Path(cfg.data)), cfg.data)])
+            problems = [problem_from_any(row_of(Path(cfg.data)), cfg.data)]
         else:
-            problems = load_problems(cfg, "code/problems.jsonl", problem_from_any)
+            problems = load_rows(cfg, "code/problems.jsonl", problem_from_any)
+        problems = with_half_tests(problems) if cfg.tests == "half" else with_splits(problems)
         self.rows = [p for p in problems if levels is None or p.private["level"] in levels]
         self._memory_mb = total_memory() >> 20
         self._turnstile = Turnstile()
@@ -82,6 +84,21 @@ class CodeTask(Task):
         cases, entry = self.feedback in ("public", "full"), problem.private["entry"]
         return self._failed(kind, failure_text(visible, outcomes[0], entry, cases=cases, truncated=truncated))
 
+    def notes(self, problem: Problem) -> tuple[str, ...]:
+        """Return how many tests a problem has, and their limits."""
+        tests, limits = problem.private["tests"], getattr(self._sandbox, "limits", None)
+        public = sum(test["public"] for test in tests)
+        counted = f"tests: {len(tests)}, of which {public} may be quoted in the feedback"
+        if limits is None:
+            return (counted,)
+        program = self._program(problem, "")
+        memory = f"{max(program.memory_mb or 0, limits.memory_mb):,} MB"
+        if program.test_seconds is None:
+            return counted, f"limits: {limits.seconds:g} s of processor time for all tests of a run, {memory}"
+        most = max(program.test_seconds, limits.total_seconds)
+        each = f"{program.test_seconds:g} s of processor time for each test, {most:g} s for all tests of a run"
+        return counted, f"limits: {each}, {memory}"
+
     def warnings(self, _chat: Chat) -> tuple[str, ...]:
         """Return a line if this machine has less memory than the data set allows its programs."""
         wanted = max((problem.private["memory_mb"] or 0 for problem in self.rows), default=0)
@@ -93,11 +110,15 @@ class CodeTask(Task):
     def _failed(self, kind: FeedbackKind, text: str) -> Feedback:
         return Feedback(0.0, False, "" if self.feedback == "none" else text, kind)
 
+    def _program(self, problem: Problem, code: str) -> Program:
+        program = Program(code, **{name: problem.private[name] for name in _PRIVATE})
+        if program.memory_mb is None:
+            return program
+        return replace(program, memory_mb=min(program.memory_mb, self._memory_mb))
+
     def _verdict(self, problem: Problem, code: str, visible: list[Test], hidden: list[Test]) -> Verdict:
         """Run, or return the remembered result: equal programs on one problem get equal results."""
-        program = Program(code, **{name: problem.private[name] for name in _PRIVATE})
-        if program.memory_mb is not None:
-            program = replace(program, memory_mb=min(program.memory_mb, self._memory_mb))
+        program = self._program(problem, code)
         parts = [problem.id, asdict(program), problem.private["tests"]]
         key = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
         with self._lock:

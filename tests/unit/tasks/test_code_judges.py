@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from sdpo_mlx.config import SandboxConfig
-from sdpo_mlx.sandbox.base import Sandbox
+from sdpo_mlx.sandbox.base import RunResult, Sandbox
 from sdpo_mlx.sandbox.choice import open_sandbox
 from sdpo_mlx.sandbox.launch import Limits
 from sdpo_mlx.tasks.code import runner, task
@@ -133,6 +133,42 @@ def test_total_time_is_bounded_and_a_row_without_limits_keeps_the_sandboxs() -> 
     limits = Limits(seconds=6.0, total_seconds=60.0)
     counted = [runner.seconds_of(limits, each, tests) for each, tests in ((None, 100), (6.0, 3), (6.0, 100), (90.0, 9))]
     assert counted == [6.0, 18.0, 60.0, 90.0]
+
+
+class Late:
+    """A sandbox whose programs end by a signal in the second test, after so many seconds."""
+
+    kind, limits = "late", Limits(total_seconds=10.0)
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+
+    def run(self, _program: str, stdin: bytes = b"", **_: object) -> RunResult:
+        job = json.loads(stdin)
+        lines = [{"nonce": job["nonce"], "test": -1}, {"nonce": job["nonce"], "test": 0, "output": "1"}]
+        return RunResult("signal", -24, "\n".join(map(json.dumps, lines)).encode(), b"", self.seconds)
+
+    def self_test(self) -> dict[str, bool]:
+        return {}
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"), [(7.0, "Exceeded\n"), (10.5, "Exceeded (all tests together may take 10 s)\n")]
+)
+def test_timeout_of_all_tests_together_is_told(seconds: float, said: str) -> None:
+    assert f"Time Limit {said}Input: 2" in graded(Late(seconds), lcb([("1", "1"), ("2", "2")]), "x").text
+
+
+def test_problem_is_shown_with_its_tests_and_limits() -> None:
+    row = {"id": "a", "statement": "Do it.", "tests": [{"input": "1", "output": "1"}]}
+    coder = CodeTask(Late(0.0))
+    assert coder.notes(lcb([("1", "1")] * 3)) == (
+        "tests: 3, of which 3 may be quoted in the feedback",
+        "limits: 6 s of processor time for each test, 10 s for all tests of a run, 4,096 MB",
+    )
+    assert (
+        coder.notes(problem_from_row(row, "row"))[1] == "limits: 6 s of processor time for all tests of a run, 512 MB"
+    )
 
 
 def test_machine_with_less_memory_lowers_the_limit_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,8 @@ sets no memory (4 GB here). Stricter in one thing: APPS' judge also takes the wo
   `reward_model: {"style": "code", "ground_truth": tests}`, `extra_info: {"split", "index", ...}`; or as
   before that step: `kind`, `prompt` (text), `tests`, `idx`. Tests are JSON text: `inputs`, `outputs`,
   `testtype` (`stdin`, `functional` or `code`), `fn_name`. They build them from private tests only and train on
-  a random half of these, all of which give feedback and decide; here only the first half is quoted.
+  a random half of these, all of which give feedback and decide (`half_tests.py`); otherwise only the first half is
+  quoted here.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from typing import Any
 from sdpo_mlx.core.errors import DataError
 from sdpo_mlx.tasks.code.formats.livecodebench_tests import PackedError, unpacked_text
 from sdpo_mlx.tasks.code.formats.native import Test, fitting, halved, problem_from_row, public_split
+from sdpo_mlx.tasks.code.half_tests import HELD_OUT
 from sdpo_mlx.tasks.code.harness import NotPlainError, encode
 from sdpo_mlx.tasks.data.fields import content_id, id_of, json_of, messages_of, object_of, optional_text, text_of
 from sdpo_mlx.types import Problem
@@ -112,7 +114,7 @@ def authors_table(row: Mapping[str, Any], where: str) -> Problem:
     messages = messages_of(row.get("prompt"), where, name="prompt", question_last=False)
     # The same problems stand in both of their splits, with other tests.
     source = "" if "index" not in extra else f"{row.get('data_source', 'code')}-"
-    ending = "-held-out" if public_split(extra, where).get("split") == "held_out" else ""
+    ending = HELD_OUT if public_split(extra, where).get("split") == "held_out" else ""
     ours = {
         "id": source + (id_of(extra, "index") or content_id(json.dumps(row["prompt"]), 16)) + ending,
         **public_split(extra, where),
