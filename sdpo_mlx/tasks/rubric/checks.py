@@ -5,6 +5,7 @@
 - `feedback`: the sentence for an answer that fails; without one the check describes what it found and
   expected, its value included. `weight`: a positive number, 1 by default. `ignore_case: true`: for kinds that
   compare text.
+- letters are compared in NFC: an accent of its own is the accented letter.
 - kinds: see `KINDS`. Patterns are those of the package `regex`, searched anywhere in the answer (`^` and `$` are the
   answer's ends; `(?m)` makes them the lines'); a search that runs too long is a grader error.
 """
@@ -18,15 +19,16 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cache
 from typing import Any
+from unicodedata import normalize
 
 from sdpo_mlx.core.errors import DataError
 from sdpo_mlx.core.text import shorten_middle
 from sdpo_mlx.tasks.rubric import json_schema
+from sdpo_mlx.tasks.rubric.sentences import count_sentences
 
 _FIELDS = ("kind", "value", "feedback", "weight", "ignore_case")
 _QUOTED = 80
 _BULLET = re.compile(r"[ \t]*(?:[-*+•]|\d{1,3}[.)])[ \t]+\S")
-_SENTENCE_END = re.compile(r"[.!?…。！？]+[\"'”’)\]]*(?=\s|$)")
 Judge = Callable[[Any, str], str]
 LANGUAGES: Mapping[str, str] = {
     "en": "English",
@@ -81,9 +83,9 @@ class Check:
 
     def failure(self, answer: str) -> str:
         """Return why the answer fails, "" if it passes. Raises RuntimeError if a pattern runs away."""
-        value = self.value
+        value, answer = self.value, normalize("NFC", answer)
         if self.ignore_case:
-            value, answer = value.casefold(), answer.casefold()
+            value, answer = _folded(value), _folded(answer)
         reason = KINDS[self.kind].judge(value, answer)
         return reason and (self.feedback or reason)
 
@@ -103,16 +105,31 @@ def check_from_row(row: Any, where: str) -> Check:
         fix = f"did you mean {near[0]}?" if near else f"the kinds are {', '.join(KINDS)}"
         raise DataError(f"there is no kind of check {str(name)[:40]!r}", where=where, fix=fix)
     _check_fields(row, KINDS[name], where)
-    fault = KINDS[name].fault(row.get("value"))
+    value = _composed(row.get("value"))
+    fault = KINDS[name].fault(value)
     if fault:
         raise DataError(f"{name}: {fault}", where=where)
     return Check(
         kind=name,
-        value=row.get("value"),
+        value=value,
         weight=float(row.get("weight", 1.0)),
         feedback=str(row.get("feedback", "")).strip(),
         ignore_case=bool(row.get("ignore_case", False)),
     )
+
+
+def _composed(value: Any) -> Any:
+    """Return a value with every text in NFC, as answers are compared."""
+    if isinstance(value, str):
+        return normalize("NFC", value)
+    if isinstance(value, list):
+        return [_composed(item) for item in value]
+    return {_composed(key): _composed(item) for key, item in value.items()} if isinstance(value, dict) else value
+
+
+def _folded(text: str) -> str:
+    """Return a text without case, for a canonical caseless match (Unicode, definition D145)."""
+    return normalize("NFC", normalize("NFD", text).casefold())
 
 
 def _check_fields(row: Mapping[str, Any], kind: Kind, where: str) -> None:
@@ -259,12 +276,6 @@ def count_lines(text: str) -> int:
 def count_bullets(text: str) -> int:
     """Return lines that start with a dash, star, plus, bullet or number, then a space and text."""
     return sum(_BULLET.match(line) is not None for line in text.split("\n"))
-
-
-def count_sentences(text: str) -> int:
-    """Ends of sentences; a rest without one counts as a sentence too."""
-    ends = [match.end() for match in _SENTENCE_END.finditer(text)]
-    return len(ends) + bool(text[ends[-1] if ends else 0 :].strip())
 
 
 def _quoted(text: str) -> str:

@@ -37,15 +37,15 @@ def call_from(value: Any) -> Call:
     fault = ""
     if isinstance(arguments, str) and arguments.strip():
         arguments, fault, _ = value_at(arguments, 0)
-    elif isinstance(arguments, str):
-        arguments = {}
-    return checked(name.strip(), {} if arguments is None else arguments, fault)
+    return checked(name.strip(), arguments, fault)
 
 
 def checked(name: str, arguments: Any, fault: str) -> Call:
-    """Return a call, with a fault if there is one, or if the arguments are no object."""
+    """Return a call, with a fault if there is one, or if the arguments are no object; null and "" are none at all."""
     if fault:
         return Call(name, fault=fault)
+    if arguments is None or (isinstance(arguments, str) and not arguments.strip()):
+        arguments = {}
     if not isinstance(arguments, dict):
         return Call(name, fault=f"its arguments are no JSON object but {kind(arguments)}")
     return Call(name, arguments) if name else Call("", fault="it has no name")

@@ -231,7 +231,7 @@ def test_schema_without_its_library_names_the_extra(monkeypatch: pytest.MonkeyPa
         ({"messages": [{"role": "tool", "content": "x"}], "checks": [{"kind": "json"}]}, "no known role"),
         ({"messages": [{"role": "assistant", "content": "x"}], "checks": [{"kind": "json"}]}, "not the user's"),
         ({"prompt": "x", "check": []}, "unknown field 'check'"),
-        ({"prompt": "x", "checks": [{"kind": "json"}], "split": "dev"}, "split is neither"),
+        ({"prompt": "x", "checks": [{"kind": "json"}], "split": "devil"}, "split is neither"),
         ({"prompt": "x", "checks": [7]}, "check 1, a check is not an object"),
         ({"prompt": "x", "checks": [{"kind": "json"}, {"kind": "max_word", "value": 3}]}, "did you mean max_words?"),
         ({"prompt": "x", "checks": [{"kind": "qqq"}]}, "the kinds are regex, "),

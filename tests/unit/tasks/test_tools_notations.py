@@ -73,11 +73,18 @@ XML = "<function=f>\n<parameter=city>\nOslo\n</parameter>\n<parameter=days>\n3\n
         ('{"name": "g.h", "arguments": ""}', [G]),
         ('{"name": "g.h", "arguments": {}}', [G]),
         ('{"name": "g.h", "parameters": "null"}', [G]),
+        ("[TOOL_CALLS]g.h[ARGS]null", [G]),
+        ('[TOOL_CALLS]g.h[ARGS]""', [G]),
         ("<think>call:f{}</think>\n[g.h()]", [G]),
     ],
 )  # fmt: skip
 def test_calls_are_read_in_every_notation(text, calls):
     assert list(read_calls(text, "json", SCHEMAS)) == calls
+
+
+@pytest.mark.parametrize("nothing", ["{}", "null", '""', '" "'])
+def test_action_without_arguments_may_say_so(nothing):
+    assert read_calls(f"Action: g.h\nAction Input: {nothing}", "actions", SCHEMAS) == (G,)
 
 
 @pytest.mark.parametrize(
