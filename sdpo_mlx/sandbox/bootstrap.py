@@ -144,7 +144,7 @@ def main() -> None:
     # Without `site` the interpreter lacks these two, and programs use them.
     builtins.exit = builtins.quit = sys.exit  # type: ignore[assignment]
     os.write(1, STARTED)
-    exec(compile(program, "<program>", "exec"), {"__name__": "__main__"})
+    exec(compile(program, "<program>", "exec", dont_inherit=True), {"__name__": "__main__"})
 
 
 if __name__ == "__main__":

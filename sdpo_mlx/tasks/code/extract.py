@@ -8,6 +8,7 @@ import textwrap
 from sdpo_mlx.core.markdown import code_blocks
 from sdpo_mlx.core.text import strip_thinking
 
+_FENCE_BEGUN = re.compile(r"\s*\n[ \t]*`+\s*\Z")  # the answer ends inside of its closing fence, or that is too short
 _PYTHON = re.compile(r"(?:i?python|py)[\d.]*|[\w./-]*\.py")  # a language, or the name of a file
 
 
@@ -22,5 +23,6 @@ def extract_code(text: str, *, truncated: bool = False) -> str | None:
         python = _PYTHON.fullmatch(block.language) is not None
         usable = block.closed or (not truncated and block.text.strip())
         if usable and (python or not block.language):
-            found[python] = textwrap.dedent(block.text)
+            text = block.text if block.closed else _FENCE_BEGUN.sub("\n", block.text)
+            found[python] = textwrap.dedent(text)
     return found.get(True, found.get(False))

@@ -103,6 +103,8 @@ def test_closing_fence_behind_the_last_line_of_code_closes(text: str, code: str)
         (f"```python\n{ADD}", ADD, None),
         (f"```python\n{ADD}```\n```python\nx = 1", "x = 1\n", ADD),
         (f"```python\n{ADD}```\n```", ADD, ADD),
+        (f"```python\n{ADD}``", ADD, None),
+        (f"````python\n{ADD}```\n", ADD, None),
         (f"```\n{ADD}```\n```\n \n", ADD, ADD),
         (f"```python\n{ADD}```\nIt prints:\n```\n3", ADD, ADD),
     ],
