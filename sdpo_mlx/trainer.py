@@ -45,9 +45,9 @@ def train(run: TrainingSession, state: TrainState) -> TrainState:
             with run.phase("generate", sum(map(len, seeds))):
                 sampled = sample(run.generator, task, chat, problems, sampling, seeds, run.interrupted)
             # 3. Teacher contexts; every rollout becomes a sample or a Skip with its reason.
+            state = run.probe_once(state, sampled.groups)
             with run.phase("learn"):  # objective `auto` scores some rollouts
                 batch = run.components.distillation_batch(sampled.groups, step, state.agreements)
-            run.probe_once(step, sampled.groups)
             run.record_diagnostics(step, sampled.groups, batch.samples)
             # 4. Distil. 5. Update the teacher. If nothing can be learned, no byte of the state changes.
             run.start_task("learning")

@@ -15,6 +15,8 @@ from functools import cached_property
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
+
 from sdpo_mlx.config import ObjectiveConfig, TeacherConfig
 from sdpo_mlx.config.templates import TEMPLATES, template_name
 from sdpo_mlx.core import statistics
@@ -22,6 +24,7 @@ from sdpo_mlx.core.progress import StartTask, no_tasks
 from sdpo_mlx.core.seeding import derive, rng
 from sdpo_mlx.evaluation.compare import Comparison, Pair
 from sdpo_mlx.evaluation.context_shift import Shift, ShiftMeter
+from sdpo_mlx.rl import agreement
 from sdpo_mlx.rl.components import Components
 from sdpo_mlx.rl.distillation import Batch, distillation_batch
 from sdpo_mlx.rl.metrics import mean
@@ -99,6 +102,8 @@ class ContextResult:
     tokens: int
     shift: Shift
     seed: int
+    # Of the gains in reward, one for each problem, by what its context shows.
+    signs: Mapping[str, Sequence[float]] = field(default_factory=dict)
 
     @cached_property
     def gain(self) -> Comparison:
@@ -214,6 +219,7 @@ class Prober:
     phase: Phase = nullcontext
     groups: Sequence[RolloutGroup] = ()
     student: dict[str, list[float]] = field(default_factory=dict)
+    rewards: dict[str, list[float]] = field(default_factory=dict)  # of the student too
     results: list[ContextResult] = field(default_factory=list)
     left_out: dict[str, str] = field(default_factory=dict)
     answers: int = 0
@@ -243,7 +249,8 @@ class Prober:
         rows = rollout_seeds("probe", seed, 0, problems, self.rollouts)
         self._seeds = {problem.id: row for problem, row in zip(problems, rows, strict=True)}
         self.groups = groups
-        self.student = _successes(self.sample("rollouts of the student", problems, rows))
+        sampled = self.sample("rollouts of the student", problems, rows)
+        self.student, self.rewards = _graded(sampled, "success"), _graded(sampled, "reward")
 
     def try_context(self, context: Context) -> None:
         """Let the self-teacher answer in one context; leave out what cannot be made or was measured already."""
@@ -261,7 +268,7 @@ class Prober:
         problems, seeds = [problem for problem, _ in asked], [row for _, row in asked]
         before = self.tokens
         found = self.sample(f"self-teacher, {label}", problems, seeds)
-        teacher = _successes(found)
+        teacher = _graded(found, "success")
         with self.phase("learn"):
             shift = self._shifts.measure(batch, self.groups)
         pairs = tuple(self._pair(group.problem, teacher) for group in self.groups if self.student.get(group.problem.id))
@@ -274,6 +281,7 @@ class Prober:
                 self.tokens - before,
                 shift,
                 derive("paired", cfg.train.seed),
+                self._signs(batch, _graded(found, "reward")),
             )
         )
 
@@ -293,6 +301,14 @@ class Prober:
             for at, messages in enumerate(different):
                 asked.append((replace(problem, messages=messages), self._seeds[problem.id][at :: len(different)]))
         return asked
+
+    def _signs(self, batch: Batch, teacher: Mapping[str, Sequence[float]]) -> dict[str, list[float]]:
+        signs: dict[str, list[float]] = {kind: [] for kind in agreement.KINDS}
+        for name, rewards in teacher.items():
+            shown = {agreement.kind_of(batch, *place) for place in batch.contexts if place[0] == name}
+            if rewards and self.rewards.get(name) and len(shown) == 1:
+                signs[shown.pop()].append(float(np.sign(mean(rewards) - mean(self.rewards[name]))))
+        return signs
 
     def _missing(self, context: Context) -> str:
         """Return why no rollout has this context."""
@@ -327,11 +343,11 @@ class _AsAsked(Task):
         return self.task.reply(self.problems_by_id[problem.id], answers)
 
 
-def _successes(sampled: Sampled) -> dict[str, list[float]]:
-    """Return the successes of each problem, all its groups together; rollouts without a grade are left out."""
+def _graded(sampled: Sampled, name: str) -> dict[str, list[float]]:
+    """Return a field of the grades of each problem, all its groups together; rollouts without a grade are left out."""
     found: dict[str, list[float]] = {}
     for group in sampled.groups:
-        graded = [float(each.success) for each in group.feedback if each.kind != "grader_error"]
+        graded = [float(getattr(each, name)) for each in group.feedback if each.kind != "grader_error"]
         found.setdefault(group.problem.id, []).extend(graded)
     return found
 

@@ -5,6 +5,9 @@ that knows the task adds more to rollouts with a high reward than to those with 
 does not, distilling it moves the student away from what the rewards say, and GRPO learns more. Contexts with a
 demonstration and contexts with feedback alone are measured apart: a small model may follow the one and make nothing of
 the other.
+
+Before any group has two rewards, only the run's probe knows anything: whether the self-teacher solves more than the
+student (`evaluation/probe.py`). Its answers count as the first agreements.
 """
 
 from __future__ import annotations
@@ -33,7 +36,7 @@ InPrompt = tuple[Rollout, IntArray]  # a rollout, and the teacher's prompt that 
 def shares(agreements: Agreements) -> Shares:
     """Return what the last agreements of each kind show: their mean less its standard error, at least 0.
 
-    So chance is not distilled. A kind that could not be measured yet has 1, as in objective `sdpo`.
+    So chance is not distilled. A kind of which nothing is known yet has 1, as in objective `sdpo`.
     """
     return Shares(**{kind: _shown(agreements.get(kind, ())) for kind in KINDS})
 
@@ -92,7 +95,7 @@ def _pair(group: RolloutGroup, batch: Batch, kind: str, context_length: int) -> 
     """Return the pair of a group, the first rollouts among equals; of an episode, its last turn."""
     name, rollouts, rewards = group.problem.id, group.rollouts, _rewards(group)
     own = [s for s in batch.samples if s.problem_id == name and s.turn == len(rollouts[s.index].earlier)]
-    prompts = {s.index: s.teacher_ids[: s.teacher_span[0]] for s in own if _kind(batch, name, s.index) == kind}
+    prompts = {s.index: s.teacher_ids[: s.teacher_span[0]] for s in own if kind_of(batch, name, s.index) == kind}
     if kind == "demonstration":
         first = [i for i in rewards if i in prompts]
     else:  # both under the worse one's prompt, which in an episode would hold another conversation
@@ -109,6 +112,7 @@ def _pair(group: RolloutGroup, batch: Batch, kind: str, context_length: int) -> 
     return pair if fits else None
 
 
-def _kind(batch: Batch, problem: str, index: int) -> str:
+def kind_of(batch: Batch, problem: str, index: int) -> str:
+    """Return what the context of a rollout shows, one of `KINDS`; an empty text if it has none."""
     context = batch.contexts.get((problem, index))
     return "" if context is None else "demonstration" if context.demonstration else "feedback"

@@ -152,23 +152,26 @@ class TrainingSession:
             self.warn(loaded.step, [f"{change}: set model.dtype to keep the type"])
         return state
 
-    def probe_once(self, step: int, groups: Sequence[RolloutGroup]) -> None:
+    def probe_once(self, state: TrainState, groups: Sequence[RolloutGroup]) -> TrainState:
         """Before the first update, compare student and self-teacher on the step's problems; warn if it is no better.
 
-        The step's rollouts are the attempts of the probe. Nothing else of the run changes, and a resumed run reads the
-        event instead. Raises KeyboardInterrupt.
+        The step's rollouts are the attempts of the probe. For objective `auto` the state gets its result as the first
+        evidence; nothing else of the run changes. A resumed run reads the event instead. Raises KeyboardInterrupt.
         """
         cfg = self.cfg
-        if step or not cfg.train.probe or cfg.objective.kind == "grpo" or not groups:
-            return
-        if any(event.get("type") == "probe" for event in read_events(self.folder.events)):
-            return
-        parts, first = self.components, groups[:PROBE_PROBLEMS]
-        found = probe_groups(parts, first, PROBE_ROLLOUTS, self.interrupted, self.start_task, self.phase)
-        conclusion = probe_verdict.judge(found, cfg)
-        self.emit({"type": "probe", "step": step, **probe_verdict.event(found, conclusion)})
-        if conclusion.kind == "does not learn" and found.student_score[0] < health.TEACHER_NEEDED:
-            self.warn(step, [f"probe: {conclusion.sentence} (`sdpo probe` tries other contexts and templates)"])
+        if state.step or not cfg.train.probe or cfg.objective.kind == "grpo" or not groups:
+            return state
+        event = next((event for event in read_events(self.folder.events) if event.get("type") == "probe"), None)
+        if event is None:
+            parts, first = self.components, groups[:PROBE_PROBLEMS]
+            found = probe_groups(parts, first, PROBE_ROLLOUTS, self.interrupted, self.start_task, self.phase)
+            conclusion = probe_verdict.judge(found, cfg)
+            signs = {"agreements": result.signs for result in found.results}  # of the one context, if it could be made
+            event = {"type": "probe", "step": 0, **probe_verdict.event(found, conclusion), **signs}
+            self.emit(event)
+            if conclusion.kind == "does not learn" and found.student_score[0] < health.TEACHER_NEEDED:
+                self.warn(0, [f"probe: {conclusion.sentence} (`sdpo probe` tries other contexts and templates)"])
+        return replace(state, agreements=event.get("agreements", {})) if cfg.objective.kind == "auto" else state
 
     def _warn_at_start(self, step: int, *more: str, slope: bool = False) -> None:
         """Emit the warnings of a start; raise what `Policy.check_gradient` raises."""

@@ -70,6 +70,15 @@ def test_useful_feedback_learns_and_contexts_of_other_problems_do_not() -> None:
     assert others.settings == {"objective.kind": "grpo"}
 
 
+def test_gains_of_problems_are_signed_by_what_their_context_shows() -> None:
+    own, other = found("own").results[0], found("swapped").results[0]
+    assert set(own.signs) == {"demonstration", "feedback"}
+    assert sum(map(len, own.signs.values())) == len(own.with_context)
+    assert min(sign for signs in own.signs.values() for sign in signs) >= 0
+    assert sum(own.signs["feedback"]) > len(own.signs["feedback"]) / 2
+    assert sum(map(sum, other.signs.values())) < sum(map(sum, own.signs.values()))
+
+
 def test_equal_seeds_give_an_equal_probe_and_others_another() -> None:
     first, again = (probe_groups(setup(), attempts()[:4], ROLLOUTS) for _ in range(2))
     assert again == first
@@ -151,7 +160,7 @@ def run(folder: Path, probes: bool = True, stop_after: int = 0, **sections: Any)
     rollout = {"problems_per_step": 8, "group_size": 2, "max_tokens": 24}
     train = {"steps": 1, "save_every": 1, "eval_every": 0, "probe": probes}
     watcher = Watcher("probe", stop_after)
-    trained(folder, settings(rollout=rollout, train=train, eval={"problems": 1}, **sections), watcher)
+    trained(folder, settings(**{"rollout": rollout, "train": train, "eval": {"problems": 1}, **sections}), watcher)
     return watcher.events
 
 
@@ -180,6 +189,22 @@ def test_a_run_whose_context_does_not_help_warns_once_and_goes_on(tmp_path: Path
     assert [event["type"] for event in seen].count("step") == 1
     rows = [what for _, what in notes(read_run(tmp_path / "run"))[2]]
     assert any(row.startswith("probe: does not learn. ") for row in rows)
+
+
+@pytest.mark.parametrize(("template", "share"), [(None, 1.0), ("facts", 0.0)])
+def test_first_share_of_auto_is_what_the_probe_found(template: str | None, share: float, tmp_path: Path) -> None:
+    sections: dict[str, Any] = {
+        "objective": {"kind": "auto"},
+        "teacher": {"template": template, "demonstration": "off"},
+        "task": {"name": "tiny:mid"},
+        "rollout": {"problems_per_step": 8, "group_size": 2, "max_tokens": 48},
+    }
+    run(tmp_path / "whole", **sections)
+    run(tmp_path / "resumed", stop_after=1, **sections)
+    run(tmp_path / "resumed", **sections)
+    (step,) = events(tmp_path / "whole", "step")
+    assert step["share/feedback"] == share
+    assert events(tmp_path / "resumed", "step") == [step]
 
 
 def test_a_run_without_a_self_teacher_is_not_probed(tmp_path: Path) -> None:
