@@ -11,17 +11,17 @@ from sdpo_mlx.core import git_lfs
 from sdpo_mlx.core.errors import ConfigError
 
 CONFIG = "adapter_config.json"
-WEIGHTS, PEFT_WEIGHTS, PEFT_PICKLE = "adapters.safetensors", "adapter_model.safetensors", "adapter_model.bin"
+MLX_WEIGHTS, PEFT_WEIGHTS, PEFT_PICKLE = "adapters.safetensors", "adapter_model.safetensors", "adapter_model.bin"
 
 
 def is_adapter(folder: Path) -> bool:
     """Return whether a folder holds an adapter of mlx-lm or PEFT."""
-    return any((folder / name).is_file() for name in (CONFIG, WEIGHTS, PEFT_WEIGHTS, PEFT_PICKLE))
+    return any((folder / name).is_file() for name in (CONFIG, MLX_WEIGHTS, PEFT_WEIGHTS, PEFT_PICKLE))
 
 
 def is_peft(folder: Path) -> bool:
     """Return whether a folder holds an adapter of PEFT, and none in mlx-lm's layout."""
-    if (folder / WEIGHTS).is_file():
+    if (folder / MLX_WEIGHTS).is_file():
         return False
     return any((folder / name).is_file() for name in (PEFT_WEIGHTS, PEFT_PICKLE)) or "peft_type" in _config(folder)
 

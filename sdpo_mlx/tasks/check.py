@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from sdpo_mlx.core.text import FEEDBACK_LIMIT
+from sdpo_mlx.core.text import FEEDBACK_LIMIT, shorten_middle
 from sdpo_mlx.tasks.base import SPLITS, Split, Task
 from sdpo_mlx.tasks.dataset import HELD_OUT_EVERY
 from sdpo_mlx.tasks.grading import grade
@@ -24,6 +24,7 @@ PROBLEMS = 4  # of each split, spread over it
 SLOW_SECONDS = 2.0  # a verdict slower than this holds up the sampling it overlaps with
 HANG_SECONDS = 20.0
 LEAST_TELLING = 4  # characters from which a private value in the feedback is no accident
+_SHOWN = 24  # characters of an answer that is quoted
 _DIGIT = re.compile(r"[0-9]")
 _ADDRESS = re.compile(r"\b0x[0-9a-fA-F]{6,}\b")
 
@@ -156,16 +157,22 @@ def _rewards(trials: Sequence[Trial]) -> Iterator[Oddity]:
         yield Oddity("fault", "raises", what, "whatever a model may write, grade must give a verdict on it")
     rewards = {trial.first.reward for trial in graded}
     if len(rewards) == 1 and len(graded) > 1:
-        what = f"the reward is always {rewards.pop():g}, whatever the answer"
+        what = f"the reward is {rewards.pop():g} for each of the {len(graded)} answers tried: {_tried(graded)}"
         if graded[0].first.success:
             yield Oddity("fault", "same_reward", what, "let wrong answers fail")
         else:
-            fix = "define solution(problem), or grade an answer known to be right: `sdpo tasks grade`"
+            fix = (
+                "fine if none of them is right: grade one that is with `sdpo tasks grade`, or define solution(problem)"
+            )
             yield Oddity("hint", "same_reward", what, fix)
     missed = [trial for trial in graded if trial.known_right and not trial.first.success]
     if missed:
         what = f"the task's own solution of problem {missed[0].problem.id} is a failure: {missed[0].first.text[:80]!r}"
         yield Oddity("fault", "solution_fails", what, "mend grade or solution")
+    missed = [trial for trial in graded if trial.answer == trial.problem.reference and not trial.first.success]
+    if missed:
+        said = f"the reference of problem {missed[0].problem.id} is a failure: {missed[0].first.text[:80]!r}"
+        yield Oddity("hint", "reference_fails", said, "mend the row: its reference is shown as a right answer")
     blank = [trial for trial in graded if not trial.answer.strip() and trial.first.success]
     if blank:
         what = f"an empty answer to problem {blank[0].problem.id} is a success"
@@ -174,6 +181,23 @@ def _rewards(trials: Sequence[Trial]) -> Iterator[Oddity]:
     if won and lost and min(won) < max(lost):
         what = f"a success has the reward {min(won):g}, a failure {max(lost):g}"
         yield Oddity("fault", "upside_down", what, "let success follow from the reward")
+
+
+def _tried(trials: Sequence[Trial]) -> str:
+    """Return which answers were graded: of each kind the number, and a few of them."""
+    made, private, reference, solution = "made-up answers", "values of the rows", "reference answers", "solutions"
+    kinds: dict[str, list[str]] = {kind: [] for kind in (made, private, reference, solution)}
+    for trial in trials:
+        values = set(_leaves(trial.problem.private))
+        right = solution if trial.known_right else reference if trial.answer == trial.problem.reference else ""
+        kinds[right or (private if trial.answer in values else made)].append(trial.answer)
+    parts = []
+    for kind, answers in kinds.items():
+        shown = {shorten_middle(" ".join(answer.split()), _SHOWN) for answer in answers if answer.strip()}
+        examples = sorted(shown, key=lambda text: (len(text), text))[:3]
+        named = f" ({', '.join(map(repr, examples))}, ...)" if examples else ""
+        parts.append(f"{len(answers) or 'no'} {kind}{named}")
+    return "; ".join(parts)
 
 
 def _texts(trials: Sequence[Trial]) -> Iterator[Oddity]:

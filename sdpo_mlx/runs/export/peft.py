@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sdpo_mlx.core.errors import ConfigError, StorageError
-from sdpo_mlx.models.adapter_folder import CONFIG, PEFT_WEIGHTS, check_layout, check_pointers, is_peft
+from sdpo_mlx.models.adapter_folder import CONFIG, MLX_WEIGHTS, PEFT_WEIGHTS, check_layout, check_pointers, is_peft
 from sdpo_mlx.models.safetensors_io import read_arrays
 
 Arrays = dict[str, npt.NDArray[Any]]
@@ -110,6 +110,9 @@ def read_peft(folder: Path) -> tuple[Arrays, dict[str, Any]]:
     except FileNotFoundError as error:
         if is_peft(folder):  # with pickled weights alone
             check_layout(folder)
+        if (folder / MLX_WEIGHTS).is_file():
+            fix = f"use it directly: --adapter {folder}"
+            raise ConfigError("this adapter is in mlx-lm's layout already", where=str(folder), fix=fix) from error
         fix = f"name a folder with {PEFT_WEIGHTS} and {CONFIG}"
         raise StorageError("no PEFT adapter here", where=str(folder), fix=fix) from error
     except (OSError, ValueError) as error:

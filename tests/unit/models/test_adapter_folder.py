@@ -96,7 +96,7 @@ def test_float8_and_damage_are_named(code: str) -> None:
 
 
 @pytest.mark.parametrize("code", ["BF16", "F16", "F32"])
-def test_peft_adapter_of_any_type_is_converted_and_chats(code: str, tmp_path: Path) -> None:
+def test_peft_adapter_of_any_type_is_converted(code: str, tmp_path: Path) -> None:
     peft = peft_folder(tmp_path / "peft", code)
     assert sdpo("export", str(peft), "--to", "mlx", "--model", "tiny", "--out", str(tmp_path / "mlx"))[0] == 0
     arrays, _ = RunFolder(tmp_path / "mlx").load_adapter()
@@ -111,6 +111,12 @@ def test_mlx_lms_adapter_in_bfloat16_is_loaded(tmp_path: Path) -> None:
     arrays, _ = RunFolder(tmp_path).load_adapter()
     assert arrays[f"{LAYER.format(0)}.lora_a"].dtype == np.float32
     assert (arrays[f"{LAYER.format(0)}.lora_a"] == 0.5).all()
+
+
+def test_adapter_that_needs_no_conversion_is_told_so(tmp_path: Path) -> None:
+    (tmp_path / "adapters.safetensors").write_bytes(safetensors({"x": ("F32", np.zeros(2, np.float32))}))
+    (tmp_path / "adapter_config.json").write_text("{}")
+    assert "in mlx-lm's layout already" in refused("export", str(tmp_path), "--to", "mlx", "--model", "tiny")
 
 
 def test_float8_adapter_ends_in_one_line(tmp_path: Path) -> None:

@@ -156,3 +156,30 @@ def test_a_value_quoted_from_the_answer_itself_is_no_leak() -> None:
 
 def test_a_problem_in_both_splits_is_a_hint() -> None:
     assert names(check_task(Made(held_out=[replace(rows(1)[0], id="h0")]))) == {"shared_prompts"}
+
+
+def needs_a_program(_: Problem, text: str) -> Feedback:
+    """Right, but nothing that can be guessed passes it."""
+    return Feedback(1.0, True, "", "pass") if "def add" in text else wrong(f"no program: {text[:9]}")
+
+
+def test_hint_on_a_grader_that_nothing_satisfied_says_what_was_tried() -> None:
+    report = check_task(Made(needs_a_program))
+    (hint,) = report.oddities
+    assert (hint.level, hint.name, report.ok) == ("hint", "same_reward", True)
+    for said in (f"each of the {len(report.trials)} answers tried", "'42'", "values of the rows ('the sum 0'"):
+        assert said in hint.what
+    assert "no reference answers; no solutions" in hint.what
+    assert "fine if none of them is right" in hint.fix
+    assert "whatever the answer" not in hint.what
+
+
+def test_reference_is_tried_and_satisfies_the_grader_or_is_named() -> None:
+    train = [replace(row, reference="def add(a, b): ...") for row in rows()]
+    assert check_task(Made(needs_a_program, train=train)).oddities == []
+    report = check_task(Made(train=train))
+    assert names(report) == {"reference_fails"}
+    assert report.ok
+    unlike = check_task(Made(lambda _, text: wrong(text[:9] + "!"), train=train))
+    hint = next(each for each in unlike.oddities if each.name == "same_reward")
+    assert "reference answers ('def add(a, b): ...'" in hint.what
