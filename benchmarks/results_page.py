@@ -111,8 +111,8 @@ three steps later. In long runs a lone failure among successes has a gradient up
 succeeded brings the fall forward, so they are skipped by default (`teacher.all_correct`); a cosine schedule, another
 beta2 of AdamW, a lower `train.clip_norm` and `auto` delay it at most. A learning rate scaled by the share of rollouts
 that are learned, so that a lone failure takes a small step, kept the one seed tried at 86 % or more from step 75 to 300
-without any rollback, but would slow the start where few rollouts have a context. Returning to the best step helps (see "Long
-runs")."""
+without any rollback, but would slow the start where few rollouts have a context. Returning to the best step helps (see
+"Long runs")."""
 T_95 = {2: 12.71, 3: 4.303, 4: 3.182, 5: 2.776}  # Student's two-sided 95 % quantile by number of seeds
 CODE_HEAD = """## Real weights: SmolLM2-135M on Python problems
 
