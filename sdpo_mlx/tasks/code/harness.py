@@ -20,7 +20,6 @@ import pathlib
 import resource
 import signal
 import sys
-import threading
 import time
 import types
 from collections.abc import Callable
@@ -266,6 +265,8 @@ def _limit_test(seconds: float, wait: float) -> None:
 
 def _on_large_stack(action: Callable[[], None], size: int) -> None:
     """Run an action in a thread with a stack of so many bytes, so that deep recursion does not crash the process."""
+    import threading  # not for every start
+
     try:
         threading.stack_size(size)
         thread = threading.Thread(target=action)
