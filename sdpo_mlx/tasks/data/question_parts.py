@@ -2,8 +2,8 @@
 
 SVAMP and ASDiv tell the story in `Body`, reading comprehension has a `context` or `passage`, TabMWP a `table`, Alpaca's
 rows an `input`. No field of these lists is dropped without a word: texts are put before the question (`input` after
-it), and a row with a part that cannot be shown is refused. Names are compared without case; a part that is missing,
-null or empty, or that stands in the question already, is left out.
+it), and a row with a part that cannot be shown is refused. Names are compared without case and plural; a part that is
+missing, null or empty, or that stands in the question already, is left out.
 """
 
 from __future__ import annotations
@@ -28,12 +28,18 @@ BEFORE = (
     "background",
     "scenario",
     "premise",
+    "situation",
+    "stimulus",
+    "narrative",
+    "dialogue",
+    "document",
     "table_title",
     "table",
 )
 AFTER = ("input",)
-OPTIONS = ("options", "choices")
+OPTIONS = ("options", "choices", "answer_choices", "answer_options")
 _LETTERS = {"A", "B"}  # C-Eval's and CMMLU's fields of options
+_AFFIXES = re.compile(r"^(?:question|problem)_|_text$")
 _PICTURE = re.compile(r"(?:decoded_)?(?:image|picture|figure|diagram)s?(?:_?\d+)?")
 
 
@@ -79,7 +85,7 @@ def refuse_parts(row: Mapping[str, Any], messages: Sequence[Message], where: str
 def _parts(row: Mapping[str, Any], said: str, where: str, own: Sequence[str] = ()) -> Iterator[Part]:
     """Yield the row's parts that are not empty, in its order; raises DataError for options, pictures and no texts."""
     for name, value in row.items():
-        kind = name.casefold()
+        kind = _kind(name)
         if name in own or value in (None, "", [], {}):
             continue
         if kind in OPTIONS or (name in _LETTERS and row.keys() >= _LETTERS):
@@ -96,6 +102,12 @@ def _parts(row: Mapping[str, Any], said: str, where: str, own: Sequence[str] = (
                 what = f"{name} carries a part of the question, but is neither text nor a list of texts"
                 raise DataError(what, where=where, fix="write it as text")
             yield from [Part(name, kind in AFTER, text)] if (text := "\n".join(texts).strip()) else []
+
+
+def _kind(name: str) -> str:
+    """Return a field's name as it stands in the lists: `question_context` is a context, `passages` are a passage."""
+    plain = _AFFIXES.sub("", name.casefold())
+    return plain.removesuffix("s") if plain.removesuffix("s") in BEFORE else plain
 
 
 def _texts(value: Any) -> list[str]:

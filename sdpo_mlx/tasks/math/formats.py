@@ -35,6 +35,8 @@ _LAYOUTS = (
 )
 _GSM8K_MARK = "####"
 _FAMILIES = ("family", "type", "Type", "solution_type", "subject", "topic", "data_source")
+# In rows that have lost their layout's other fields; `7 (mod 9)` and `101 (base two)` count nothing.
+_COUNTED_BY_WORDS = re.compile(r"\s*(-?\d[\d.,/ ]*?)\s+\((?!mod\b|base\b)[^\W\d_]{2,}(?:[ -][^\W\d_]+)*\)\s*")
 _COUNTED = re.compile(r"\s*([^()]*\d[^()]*?)\s*\([^()]*\)\s*")
 
 
@@ -87,8 +89,7 @@ def _answer(row: dict[str, Any], where: str) -> str:
         fix = f"the layouts are {_LAYOUTS}"
         raise DataError("the right answer is missing or neither text nor a number", where=where, fix=fix)
     text = _number(value) if isinstance(value, int | float) else value
-    if any(name.casefold() == "body" for name in row):
-        text = _uncounted(text)
+    text = _uncounted(text, _COUNTED if any(name.casefold() == "body" for name in row) else _COUNTED_BY_WORDS)
     answer = tidied(text.rpartition(_GSM8K_MARK)[2])
     if not answer or len(answer) > 1_000:
         raise DataError("the right answer is empty or too long", where=where, fix="write only the final value")
@@ -101,9 +102,9 @@ def _number(value: float) -> str:
     return text.rstrip("0").rstrip(".") if "." in text else text
 
 
-def _uncounted(answer: str) -> str:
+def _uncounted(answer: str, form: re.Pattern[str]) -> str:
     """Return ASDiv's `9 (apples)` without what is counted; several, as `6 (red); 8 (blue)`, become a list."""
-    found = [_COUNTED.fullmatch(part) for part in answer.split(";")]
+    found = [form.fullmatch(part) for part in answer.split(";")]
     return ", ".join(part[1].strip() for part in found if part) if all(found) else answer
 
 

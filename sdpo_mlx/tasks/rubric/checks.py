@@ -105,7 +105,10 @@ def check_from_row(row: Any, where: str) -> Check:
         fix = f"did you mean {near[0]}?" if near else f"the kinds are {', '.join(KINDS)}"
         raise DataError(f"there is no kind of check {str(name)[:40]!r}", where=where, fix=fix)
     _check_fields(row, KINDS[name], where)
-    value = _composed(row.get("value"))
+    try:
+        value = _composed(row.get("value"))
+    except RecursionError:
+        raise DataError(f"{name}: the value is nested too deep", where=where, fix="write it flatter") from None
     fault = KINDS[name].fault(value)
     if fault:
         raise DataError(f"{name}: {fault}", where=where)

@@ -25,7 +25,7 @@ from typing import Any
 from sdpo_mlx.core.errors import DataError
 from sdpo_mlx.core.seeding import derive, rng
 from sdpo_mlx.tasks.data.fields import content_id, id_of, only_fields, split_of, text_of
-from sdpo_mlx.tasks.data.question_parts import whole_question
+from sdpo_mlx.tasks.data.question_parts import OPTIONS, whole_question
 from sdpo_mlx.tasks.references import choice_reference, given
 from sdpo_mlx.tasks.science.choices import FIELDS, LETTERS, normalised, options_of, right_of
 from sdpo_mlx.types import Message, Problem
@@ -229,13 +229,15 @@ def _flat(row: dict[str, Any]) -> dict[str, Any]:
     asked, lower = row.get("question"), {name.casefold(): name for name in row}
     if isinstance(asked, dict) and "stem" in asked:
         return {**row, **asked, "question": asked["stem"]}
-    return {**row, **{name: row[lower[name]] for name in FIELDS if name in lower and lower[name] != name}}
+    if "options" not in lower and "choices" not in lower:
+        lower["choices"] = next((lower[name] for name in OPTIONS if name in lower), "choices")
+    return {**row, **{name: row[lower[name]] for name in FIELDS if lower.get(name, name) != name}}
 
 
 def _whole(row: dict[str, Any], name: str, where: str) -> str:
     """Return the question in the field `name` with everything that it refers to."""
     more = {"context": row[_HINT]} if "lecture" in row and row.get(_HINT) else {}
-    return whole_question({**more, **row}, _text(row, name, where), where, own=(*FIELDS, *LETTERS))
+    return whole_question({**more, **row}, _text(row, name, where), where, own=(*OPTIONS, *LETTERS))
 
 
 def _text(row: dict[str, Any], name: str, where: str) -> str:

@@ -113,6 +113,7 @@ CHOICES: dict[str, tuple[Row, str]] = {
         },
         "neon",
     ),
+    "answer_choices": ({"question": "Which is a gas?", "answer_choices": METAL, "answer": "C"}, "neon"),
     "RACE": (
         {"article": "Ann likes tin.", "question": "What does she like?", "options": ["tin", "neon"], "answer": "A"},
         "tin",
@@ -131,7 +132,7 @@ def test_multiple_choice_is_recognised_and_keeps_its_right_option(name: str, tmp
     assert all(f": {option}" in asked(problem) for option in options)
 
 
-@pytest.mark.parametrize("name", [name for name, (row, _) in CHOICES.items() if "options" in row or "choices" in row])
+@pytest.mark.parametrize("name", [name for name, (row, _) in CHOICES.items() if {"options", "choices", "A"} & {*row}])
 def test_options_are_never_dropped_by_mathematics(name: str) -> None:
     row = {**CHOICES[name][0], "answer": "1"}
     with pytest.raises(DataError, match=r"[Uu]se --task science"):
@@ -200,6 +201,11 @@ WORDS: dict[str, tuple[Row, Sequence[str], str]] = {
     "passage": ({"passage": ["One.", "Two."], "question": "How many words?", "answer": 2}, ("One.\nTwo.",), "2"),
     "story": ({"Story": "Ann has 2.", "question": "How many?", "answer": 2}, ("Ann has 2.",), "2"),
     "Alpaca's input": ({"question": "Solve for x.", "input": "x + 1 = 2", "answer": "1"}, ("Solve", "x + 1 = 2"), "1"),
+    "ASDiv without its story": ({"question": "How many apples?", "answer": "9 (apples)"}, ("How many",), "9"),
+    "no unit": ({"question": "Which residue?", "answer": "7 (mod 9)"}, ("Which",), "7 (mod 9)"),
+    "no unit, a base": ({"question": "Which?", "answer": "101 (base two)"}, ("Which",), "101 (base two)"),
+    "question_context": ({"question_context": "Let x be 3.", "question": "2x?", "answer": 6}, ("Let x be 3.",), "6"),
+    "passages": ({"Passages": ["One.", "Two."], "question": "How many?", "answer": 2}, ("One.\nTwo.",), "2"),
     "verl": (
         {
             "prompt": [{"role": "user", "content": "How many? Use \\boxed{}."}],
