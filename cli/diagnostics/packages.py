@@ -14,7 +14,6 @@ MOST_NAMED = 4  # packages of one extra that are listed with their versions
 PURPOSES: Mapping[str, str] = {
     "fast-cpu": "fast matrix products on Linux without a GPU",
     "docs": "building the docs",
-    "math": "more answer formats in the task math",
     "datasets": "Parquet files and hub:NAME",
     "humaneval": "the 164 problems of HumanEval",
     "rubric": "checks by JSON Schema",

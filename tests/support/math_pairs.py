@@ -130,7 +130,7 @@ DIFFERENT = (
     ("\\frac{1}{x}", "x"),
 )
 
-# Where math-verify does not agree with us: (right, given, our verdict) and why.
+# Where math-verify alone says otherwise: (right, given, our verdict) and why.
 EXCEPTIONS = {
     ("10\\,000", "10000", "equal"): "math-verify does not read a thin space within a number",
     ("1/3", "0.3333333", "different"): "math-verify rounds to six decimals; here a decimal is exactly what it says",

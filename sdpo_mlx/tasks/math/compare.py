@@ -1,310 +1,277 @@
-"""Whether two answers are the same: exactly where they can be read, else by math-verify, else by their letters.
+"""Whether two answers are the same: normalise, ask math-verify about each value, refuse what it forgives too much.
 
-`compare` says `equal` or `different` only where that is certain: rational numbers, roots, pi, polynomials and
-quotients of them, and tuples, sets, intervals, matrices and equations of these. A decimal is exactly what it says,
-so 0.33 is not 1/3. Everything else is `unknown` here and is asked of math-verify where it is installed.
+Runs in the worker process (`worker.py`).
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
-from fractions import Fraction
-from itertools import product
-from typing import Literal
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
-from sdpo_mlx.tasks.math.algebra import Quotient, TooBigError, add, letter, multiply, number
-from sdpo_mlx.tasks.math.parse import LONGEST, expression, plain
-from sdpo_mlx.tasks.math.units import without_unit
+from sdpo_mlx.tasks.math import values
+from sdpo_mlx.tasks.math.answer import Answer, letters, tight
+from sdpo_mlx.tasks.math.normalize import UnreadableError, normalize
+from sdpo_mlx.tasks.math.read import ambiguous, read
+from sdpo_mlx.tasks.math.units import conversion, same_words
 
-Verdict = Literal["equal", "different", "unknown"]
-Kind = Literal["value", "list", "set", "group", "equation", "word"]
-
-_MOST_PARTS = 30
-_MOST_DEPTH = 4
-_THOUSANDS = re.compile(r"(?<![0-9.,])[0-9]{1,3}(?:(?:,[0-9]{3})+|(?: [0-9]{3})+)(?![0-9,])")
-_TEXT = re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf|operatorname|mbox)\s*\{([^{}]*)\}")
-_MATRIX = re.compile(r"^\\begin\{([pbv]?matrix)\}(.*)\\end\{\1\}$", re.DOTALL)
-_WORDS = re.compile(r"[^\W_]+")
-_BLANK = re.compile(r"(?<![0-9])\s+|\s+(?![0-9])")  # all but those that part two numbers
-_AND = re.compile(r"\s*(?:\\text\{\s*(?:and|or)\s*\}|\b(?:and|or)\b|;)\s*")
-_NAME = re.compile(r"^(?:\\?[A-Za-z]+(?:_\{?\w+\}?)?|[A-Za-z]\s*\(\s*[A-Za-z]\s*\))$")
-_OPENING, _CLOSING = "([{", ")]}"
+_SUM = re.compile(r"[A-Za-z]{1,3}(?:\s?[-+]\s?[A-Za-z]{1,3})+|[a-z]{2}")
+_FUNCTION = re.compile(r"y|[a-zA-Z](?:_\{?\w+\}?)?\([a-z]\)")
 
 
-@dataclass(frozen=True)
-class ParsedAnswer:
-    """An answer as it was understood: one value, or parts, or a word; `unit` when one was stated."""
-
-    kind: Kind
-    value: Quotient | None = None
-    parts: tuple[ParsedAnswer, ...] = ()
-    mark: str = ""  # the brackets of a group, the word of a word
-    unit: str = ""
-    percent: bool = False
-
-
-def compare(right: str, given: str) -> Verdict:
+def equal(right: str, given: str) -> bool:
     """`right` is the answer of the problem; `given` is untrusted."""
-    if _same_text(right, given):
-        return "equal"
-    verdicts = [_same(one, two) for one, two in product(readings(right), readings(given))]
-    if "equal" in verdicts:
-        return "equal"
-    return "different" if verdicts and "unknown" not in verdicts else "unknown"
-
-
-def readings(text: str) -> list[ParsedAnswer]:
-    """Return how an answer may be understood: `1,234` is a number, or two. Empty when it cannot be read."""
-    if len(text) > LONGEST * 2:
-        return []
-    text = plain(text)
-    together = _THOUSANDS.sub(lambda found: re.sub("[ ,]", "", found[0]), text)
-    found = []
-    for spelling in dict.fromkeys((together, text)):
-        try:
-            found.append(_read(spelling, 0))
-        except (ValueError, RecursionError):
-            continue
-    return found
-
-
-def beyond(text: str) -> bool:
-    """Return whether an answer is one expression that is too large to be worth computing, such as `9^{9^9}`."""
-    try:
-        expression(plain(text[: LONGEST * 2]))
-    except TooBigError:
-        return True
-    except (ValueError, RecursionError):
+    one, two = _spelt(right), _spelt(given)
+    if not one or not two:
         return False
+    if _without_words(one) == _without_words(two):
+        return True
+    try:
+        wanted, got = read(one), read(two)
+    except UnreadableError:
+        return False
+    if same(wanted, got):
+        return True
+    # `100,200` is a list where the other answer is one.
+    if got.kind == "list" and got.mark == "," and ambiguous(one):
+        return same(read(one, joined=False), got)
+    return wanted.kind in ("list", "group", "set") and ambiguous(two) and same(wanted, read(two, joined=False))
+
+
+def _spelt(text: str) -> str:
+    try:
+        return normalize(text)
+    except UnreadableError:
+        return ""
+
+
+def _without_words(text: str) -> str:
+    return re.sub(r"(?<![0-9])\s+|\s+(?![0-9])|\\text\{([^{}]*)\}", lambda found: found[1] or "", text)
+
+
+def same(right: Answer, given: Answer) -> bool:
+    """Follows the form of the right answer: where it states no name, a given `x =` is left out."""
+    if given.rough and not right.rough and not re.search(r"[0-9]\.[0-9]", right.text):
+        return False
+    kinds = {right.kind, given.kind}
+    if "equation" in kinds:
+        return _same_equation(right, given)
+    if right.name and given.name and not _same_name(right.name, given.name) and right.kind != "group":
+        return False
+    if "solutions" in kinds:
+        return _same_solutions(right, given)
+    if kinds & _SEVERAL:
+        return _same_parts(right, given)
+    judge = _SINGLE.get(frozenset(kinds))
+    return judge is not None and judge(right, given)
+
+
+def _same_name(one: str, two: str) -> bool:
+    """`y` and `f(x)` both name the value of a function."""
+    one, two = (re.sub(r"^\\frac\{d([a-z])\}\{dx\}$", r"\1'", name) for name in (one, two))
+    return one == two or ("y" in (one, two) and bool(_FUNCTION.fullmatch(one) and _FUNCTION.fullmatch(two)))
+
+
+def _same_equation(right: Answer, given: Answer) -> bool:
+    if right.kind == "value" and not right.name and _SUM.fullmatch(given.left):
+        return values.equal(right.text, given.text)
+    sides = []
+    for answer in (right, given):
+        if answer.kind == "equation":
+            sides.append((answer.left, answer.text))
+        elif answer.kind == "value" and answer.name:
+            sides.append((answer.name, answer.text))
+        else:
+            return False
+    return values.same_equation(sides[0], sides[1])
+
+
+def _same_solutions(right: Answer, given: Answer) -> bool:
+    texts = []
+    for answer in (right, given):
+        if answer.kind == "solutions":
+            texts.append(answer.text)
+        elif answer.kind == "group" and len(answer.parts) == 2 and answer.mark in ("()", "(]", "[)", "[]"):
+            texts.append(f"{answer.mark[0]}{answer.parts[0].text},{answer.parts[1].text}{answer.mark[1]}")
+        elif answer.kind in ("set", "list") and all(part.kind == "value" for part in answer.parts):
+            texts.append(f"\\{{{','.join(part.text for part in answer.parts)}\\}}" if answer.parts else "\\emptyset")
+        else:
+            return False
+    return values.same_solutions(texts[0], texts[1]) or _same_operands(texts[0], texts[1])
+
+
+def _same_operands(right: str, given: str) -> bool:
+    """Unions, or intersections, of the same sets in another order."""
+    for sign in ("\\cup", "\\cap"):
+        one, two = (sorted(map(tight, text.split(sign))) for text in (right, given))
+        if len(one) > 1 and one == two and not re.search(r"\\c[au]p", "".join(one)):
+            return True
     return False
 
 
-def _same_text(right: str, given: str) -> bool:
-    def bare(text: str) -> str:
-        return _BLANK.sub("", _TEXT.sub(r"\1", plain(text[: LONGEST * 4])))
-
-    one, two = bare(right), bare(given)
-    return bool(one) and len(right) <= LONGEST * 4 >= len(given) and one == two
-
-
-def _read(text: str, depth: int) -> ParsedAnswer:
-    text = text.strip()
-    if depth > _MOST_DEPTH or not text:
-        raise ValueError("cannot be read")
-    word = _word(text)
-    if word:
-        return ParsedAnswer("word", mark=word)
-    for reader in (_equation, _union, _matrix, _separated, _bracketed, _both_signs):
-        answer = reader(text, depth)
-        if answer is not None:
-            return answer
-    return _value(text)
-
-
-def _word(text: str) -> str:
-    """Return a lone word or letter of a choice, such as `\\text{Tuesday}`, `(B)`, `yes`."""
-    inside = _TEXT.fullmatch(text)
-    if inside:
-        bare = inside[1].strip().strip("()").strip(".")
-        return "" if any(sign.isdigit() for sign in bare) else " ".join(_WORDS.findall(bare.casefold()))
-    bare = text.strip("()") if re.fullmatch(r"\([A-Za-z]\)", text) else text
-    if re.fullmatch(r"[A-Z]", bare):
-        return bare.casefold()
-    plain_word = re.fullmatch(r"[^\W\d_]{2,}(?:[ '-][^\W\d_]+)*", text)
-    return " ".join(text.casefold().split()) if plain_word and not _readable(text) else ""
-
-
-def _readable(text: str) -> bool:
-    try:
-        expression(text)
-    except ValueError:
+def _same_ratio(right: Answer, given: Answer) -> bool:
+    """Times of a day by their numbers, other ratios by proportion."""
+    one, two = right.parts, given.parts
+    if len(one) != len(two) or not same_words(right.tail.words, given.tail.words):
         return False
-    return True
-
-
-def _value(text: str) -> ParsedAnswer:
-    amount, unit, percent = without_unit(text)
-    value = expression(_TEXT.sub(r" \1 ", amount))
-    if "infty" in amount and not any(
-        value.equals(end) for end in (letter("oo"), multiply(number(Fraction(-1)), letter("oo")))
-    ):
-        raise ValueError("infinity is an end, not a number")
-    return ParsedAnswer(
-        "value", multiply(value, number(Fraction(1, 100))) if percent else value, unit=unit, percent=percent
+    if _is_time(right) and _is_time(given):
+        return all(int(a.text) == int(b.text) for a, b in zip(one, two, strict=True))
+    return all(
+        values.equal(f"({a.text})\\cdot({two[0].text})", f"({b.text})\\cdot({one[0].text})")
+        for a, b in zip(one[1:], two[1:], strict=True)
     )
 
 
-def _equation(text: str, depth: int) -> ParsedAnswer | None:
-    sides = _split(text, "=")
-    if len(sides) < 2 or re.search(r"\\(?:ne|le|ge|approx)(?![a-z])|[<>]", text):
-        return None
-    if len(_split(text, ",")) > 1 or _AND.search(text):
-        return None
-    left, right = sides[0].strip(), sides[-1].strip()
-    name = left.replace(" ", "") if _NAME.match(left) else ""
-    parts = (_read(right, depth + 1),) if name else (_read(left, depth + 1), _read(right, depth + 1))
-    return ParsedAnswer("equation", parts=parts, mark=name)
+def _is_time(answer: Answer) -> bool:
+    return re.fullmatch(r"[0-9]{1,2}(?::[0-5][0-9]){1,2}", answer.text.replace(" ", "")) is not None
 
 
-def _union(text: str, depth: int) -> ParsedAnswer | None:
-    pieces = re.split(r"\\cup(?![a-z])", text)
-    return _parts("set", pieces, depth) if len(pieces) > 1 else None
+def _same_digits(right: Answer, given: Answer) -> bool:
+    """Digits of one base; where only the answer states its base, its value counts."""
+    if right.kind == given.kind:
+        return right.mark == given.mark and right.text.lstrip("0") == given.text.lstrip("0")
+    based, plain = (right, given) if right.kind == "based" else (given, right)
+    digits = plain.text.replace(" ", "").upper()
+    if based is right or based.mark == "10":
+        return digits.lstrip("0") == based.text.lstrip("0")
+    return digits.isdigit() and based.mark.isdigit() and int(digits) == int(based.text, int(based.mark))
 
 
-def _matrix(text: str, depth: int) -> ParsedAnswer | None:
-    found = _MATRIX.match(text)
-    if not found:
-        return None
-    rows = [row for row in found[2].split("\\\\") if row.strip()]
-    shape = "x".join(str(row.count("&") + 1) for row in rows)
-    cells = [cell for row in rows for cell in row.split("&")]
-    return _parts("group", cells, depth, "matrix " + shape)
+def _same_residue(right: Answer, given: Answer) -> bool:
+    if right.name != given.name or right.mark != given.mark:
+        return False
+    if not all(text.lstrip("-").isdigit() for text in (right.text, given.text, right.mark)):
+        return values.equal(right.text, given.text)
+    return int(right.mark) != 0 and (int(right.text) - int(given.text)) % int(right.mark) == 0
 
 
-def _separated(text: str, depth: int) -> ParsedAnswer | None:
-    pieces = [piece for part in _split(text, ",") for piece in _AND.split(part)]
-    pieces = [piece for piece in pieces if piece.strip()]
-    return _parts("list", pieces, depth) if len(pieces) > 1 else None
+def _as_value(answer: Answer) -> Answer:
+    if answer.kind == "ratio" and len(answer.parts) == 2 and not answer.tail.words:
+        return Answer("value", f"\\frac{{{answer.parts[0].text}}}{{{answer.parts[1].text}}}", name=answer.name)
+    return answer
 
 
-def _bracketed(text: str, depth: int) -> ParsedAnswer | None:
-    """`(1, 2)`, `[0, 1)`, `\\{1, 2\\}`; brackets around one expression only group it."""
-    if text.startswith("\\{") and text.endswith("\\}"):
-        return _parts("set", [piece for piece in _split(text[2:-2], ",") if piece.strip()], depth)
-    if text in ("\\emptyset", "\\varnothing"):
-        return ParsedAnswer("set")
-    if text[0] not in _OPENING or text[-1] not in _CLOSING or _closing(text) != len(text) - 1:
-        return None
-    pieces = _split(text[1:-1], ",")
-    if len(pieces) < 2:
-        return None
-    return _parts("set" if text[0] == "{" else "group", pieces, depth, text[0] + text[-1])
+def _same_word(right: Answer, given: Answer) -> bool:
+    return right.text == given.text
 
 
-def _both_signs(text: str, depth: int) -> ParsedAnswer | None:
-    if "\\pm" not in text and "\\mp" not in text:
-        return None
-    upper = re.sub(r"\\pm(?![a-z])", "+", re.sub(r"\\mp(?![a-z])", "-", text))
-    lower = re.sub(r"\\pm(?![a-z])", "-", re.sub(r"\\mp(?![a-z])", "+", text))
-    return _parts("list", [upper, lower], depth)
+def _same_value(right: Answer, given: Answer) -> bool:
+    right, given = _as_value(right), _as_value(given)
+    if right.kind != "value" or given.kind != "value":
+        return False
+    if right.mark == "letters" or (given.tail.lone_letters and letters(right.text)):
+        right, given = _with_letters(right), _with_letters(given)
+    size = conversion(right.tail.unit, given.tail.unit)
+    if size is None or not same_words(right.tail.words, given.tail.words):
+        return False
+    if not all(_same_value(part, replace(given, parts=())) for part in given.parts):
+        return False
+    one, two = _scaled(right), _scaled(given)
+    if size != 1:
+        two = f"({two})\\cdot\\frac{{{size.numerator}}}{{{size.denominator}}}"
+    if right.tail.percent == given.tail.percent:
+        return values.equal(one, two)
+    # A percent sign is a unit that may be left out, or added, on either side.
+    if values.equal(one, two):
+        return True
+    return (
+        values.equal(f"\\frac{{{one}}}{{100}}", two)
+        if right.tail.percent
+        else values.equal(one, f"\\frac{{{two}}}{{100}}")
+    )
 
 
-def _parts(kind: Kind, pieces: Sequence[str], depth: int, mark: str = "") -> ParsedAnswer:
-    if len(pieces) > _MOST_PARTS:
-        raise TooBigError("the answer has too many parts")
-    parts = [_read(piece, depth + 1) for piece in pieces]
-    if kind != "group":  # `x = 2 or x = 3` and `\pm 2, 5` are lists of what they hold
-        parts = [inner for part in parts for inner in (part.parts if part.kind == "list" else (part,))]
-    return ParsedAnswer(kind, parts=tuple(parts), mark=mark)
+def _with_letters(answer: Answer) -> Answer:
+    return replace(answer, text=answer.left, tail=type(answer.tail)()) if answer.left else answer
 
 
-def _split(text: str, sign: str) -> list[str]:
-    """Return the pieces between signs that stand outside of all brackets."""
-    pieces, level, start = [], 0, 0
-    for position, one in enumerate(text):
-        level += (one in _OPENING) - (one in _CLOSING)
-        if one == sign and level == 0:
-            pieces.append(text[start:position])
-            start = position + 1
-    return [*pieces, text[start:]]
+def _scaled(answer: Answer) -> str:
+    text = answer.text
+    if answer.tail.power != 1:
+        text = f"({text})^{{{answer.tail.power}}}"
+    return text if answer.tail.factor == 1 else f"({text})\\cdot {answer.tail.factor}"
 
 
-def _closing(text: str) -> int:
-    """Where the first bracket is closed; kinds may be mixed, as in `[0, 1)`."""
-    level = 0
-    for position, one in enumerate(text):
-        level += (one in _OPENING) - (one in _CLOSING)
-        if level == 0:
-            return position
-    return -1
+def _same_parts(right: Answer, given: Answer) -> bool:
+    """Groups in order with their brackets; sets in any order; a bare list is either, but no interval."""
+    kinds = (right.kind, given.kind)
+    if not _SEVERAL.issuperset(kinds):
+        return _same_alone(right, given)
+    if set(kinds) == {"group", "set"} or (kinds == ("group", "group") and right.mark != given.mark):
+        return False
+    if set(kinds) == {"group", "list"} and "[" in right.mark + given.mark:
+        return False
+    if {right.mark, given.mark} == {"∨", "∧"} and not any(part.name for part in right.parts):
+        return False
+    one, two = right.parts, given.parts
+    if not one or not two:
+        return not one and not two
+    return _in_order(*_ordered(one, two)) if "group" in kinds or _order_counts(one, two) else _same_members(one, two)
 
 
-def _same(right: ParsedAnswer, given: ParsedAnswer) -> Verdict:
-    """Follows the form of the right answer: where it states no name, a given `x =` is left out."""
-    if right.kind == "equation" and given.kind == "equation":
-        return _same_equation(right, given)
-    if given.kind == "equation" and given.mark:
-        return _same(right, given.parts[0])
-    if right.kind == "equation" and right.mark:
-        return _same(right.parts[0], given)
-    return _same_unnamed(right, given)
+def _order_counts(one: Sequence[Answer], two: Sequence[Answer]) -> bool:
+    """Whether parts of two lists have names, or words for what they count, on one side or both, or go on."""
+    named = any(_by_name(parts) and not _numbered(parts) for parts in (one, two))
+    return named or any("\\ldots" in part.text for part in one) or _counted(one, two)
 
 
-def _same_unnamed(right: ParsedAnswer, given: ParsedAnswer) -> Verdict:
-    if "word" in (right.kind, given.kind):
-        return _said(right.kind == given.kind and right.mark == given.mark)
-    if right.kind == "value" and given.kind == "value":
-        return _same_value(right, given)
-    return "unknown" if "equation" in (right.kind, given.kind) else _same_parts(right, given)
+def _ordered(one: Sequence[Answer], two: Sequence[Answer]) -> tuple[Sequence[Answer], Sequence[Answer]]:
+    return _by_name(one) or one, _by_name(two) or two
 
 
-def _same_value(right: ParsedAnswer, given: ParsedAnswer) -> Verdict:
-    if right.value is None or given.value is None:
-        return "unknown"
-    if right.unit and given.unit and right.unit != given.unit:
-        return "different"
-    try:
-        hundred = number(Fraction(100))
-        if right.value.equals(given.value):
-            return "equal"
-        # A percent sign is a unit that may be left out, or added, on either side.
-        if right.percent and not given.percent and multiply(right.value, hundred).equals(given.value):
-            return "equal"
-        return _said(given.percent and not right.percent and right.value.equals(multiply(given.value, hundred)))
-    except TooBigError:
-        return "unknown"
+def _same_members(one: Sequence[Answer], two: Sequence[Answer]) -> bool:
+    return all(any(same(a, b) for b in two) for a in one) and all(any(same(a, b) for a in one) for b in two)
 
 
-def _same_equation(right: ParsedAnswer, given: ParsedAnswer) -> Verdict:
-    if right.mark and given.mark:
-        return _same(right.parts[0], given.parts[0]) if right.mark == given.mark else "different"
-    if right.mark or given.mark or any(part.value is None for part in (*right.parts, *given.parts)):
-        return "unknown"
-    minus = number(Fraction(-1))
-    one, two = ([part.value for part in answer.parts if part.value] for answer in (right, given))
-    try:
-        left, other = (add(sides[0], multiply(minus, sides[1])) for sides in (one, two))
-        return "equal" if left.equals(other) or left.equals(multiply(minus, other)) else "unknown"
-    except TooBigError:
-        return "unknown"
+def _same_alone(right: Answer, given: Answer) -> bool:
+    """One value against several: a set of one, one value written in several ways, `C(10,3)` as a number of choices."""
+    several, alone = (right, given) if right.kind in _SEVERAL else (given, right)
+    if several.kind == "group":
+        return several.name == "C" and alone.kind == "value" and values.equal(several.left, alone.text)
+    if several.mark != "or" and several.kind != "set":
+        return False
+    return bool(several.parts) and all(
+        same(part, given) if several is right else same(right, part) for part in several.parts
+    )
 
 
-def _same_parts(right: ParsedAnswer, given: ParsedAnswer) -> Verdict:
-    """Groups in order with their brackets; sets in any order; a bare list is either."""
-    if right.kind == "group" and given.kind == "group" and right.mark != given.mark:
-        return "different"
-    if {right.kind, given.kind} == {"group", "set"}:
-        return "different"
-    one, two = right.parts or (right,), given.parts or (given,)
-    if (right.kind == "set" and not right.parts) or (given.kind == "set" and not given.parts):
-        return _said(right.kind == given.kind and not right.parts and not given.parts)
-    if "group" in (right.kind, given.kind):
-        if len(one) != len(two):
-            return "different"
-        return _all([_same(a, b) for a, b in zip(one, two, strict=True)])
-    return _all([_any([_same(a, b) for b in two]) for a in one] + [_any([_same(a, b) for a in one]) for b in two])
+def _in_order(one: Sequence[Answer], two: Sequence[Answer]) -> bool:
+    return len(one) == len(two) and all(same(a, b) for a, b in zip(one, two, strict=True))
 
 
-def _all(verdicts: Sequence[Verdict]) -> Verdict:
-    if "different" in verdicts:
-        return "different"
-    return "unknown" if "unknown" in verdicts else "equal"
+def _by_name(parts: Sequence[Answer]) -> list[Answer]:
+    """Parts in the order of their names, none if not every part has a name of its own."""
+    names = [part.name for part in parts if part.kind not in ("group", "list")]
+    if len(names) != len(parts) or not all(names) or len(set(names)) != len(names):
+        return []
+    return sorted(parts, key=lambda part: part.name)
 
 
-def _any(verdicts: Sequence[Verdict]) -> Verdict:
-    if "equal" in verdicts:
-        return "equal"
-    return "unknown" if "unknown" in verdicts else "different"
+def _numbered(parts: Sequence[Answer]) -> bool:
+    """Whether the names are one letter with indices, as those of the solutions of one equation."""
+    return len({part.name.partition("_")[0] for part in parts}) == 1 and all("_" in part.name for part in parts)
 
 
-def _said(same: bool) -> Verdict:
-    return "equal" if same else "different"
+def _counted(one: Sequence[Answer], two: Sequence[Answer]) -> bool:
+    """Whether only one side says what it counts, so that the order has to tell."""
+    words = [[part.tail.words for part in parts] for parts in (one, two)]
+    return len(set(words[0])) > 1 and all(words[0]) and not any(words[1])
 
 
-def compare_parts(right: ParsedAnswer, given: ParsedAnswer) -> list[Verdict]:
+_SEVERAL = frozenset(("list", "set", "group"))
+_SINGLE: dict[frozenset[str], Callable[[Answer, Answer], bool]] = {
+    frozenset(("ratio",)): _same_ratio,
+    frozenset(("based",)): _same_digits,
+    frozenset(("based", "value")): _same_digits,
+    frozenset(("congruence",)): _same_residue,
+    frozenset(("word",)): _same_word,
+    frozenset(("value",)): _same_value,
+    frozenset(("value", "ratio")): _same_value,
+}
+
+
+def compare_parts(right: Answer, given: Answer) -> list[bool]:
     """One grade for each part of the given answer: in order for groups, otherwise against any part of the right one."""
     if "group" in (right.kind, given.kind):
-        return [_same(one, two) for one, two in zip(right.parts, given.parts, strict=False)]
-    return [_any([_same(one, two) for one in right.parts]) for two in given.parts]
+        return [same(one, two) for one, two in zip(right.parts, given.parts, strict=False)]
+    return [any(same(one, two) for one in right.parts) for two in given.parts]

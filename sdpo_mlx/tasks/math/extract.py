@@ -20,6 +20,12 @@ _LINE = re.compile(
     re.IGNORECASE | re.MULTILINE,
 )
 _INSIDE = re.compile(r"\b(?:final |correct )?answer is:? +(.+)$", re.IGNORECASE | re.MULTILINE)
+_HEADING = re.compile(
+    r"^[ \t]{0,3}(?:#{1,6} |\*\*)[ *]{0,4}(?:the )?(?:final )?answer[ *:]{0,6}\n{1,2}[ \t*]{0,8}(\S.*)$",
+    re.IGNORECASE | re.MULTILINE,
+)
+_PREFIX = re.compile(r"^(?:(?:the )?(?:final |correct )?answer(?: is)?:?\s{1,3})", re.IGNORECASE)
+_SUFFIX = re.compile(r"\.?\s{1,3}I hope (?:it|this) is correct\.?$", re.IGNORECASE)
 _MATH = re.compile(r"^(\$\$?)(?!\d[^$]*$)(.*?)\1|^\\\((.*?)\\\)|^\\\[(.*?)\\\]", re.DOTALL)
 
 Where = Literal["box", "line"]
@@ -43,9 +49,9 @@ def find_answer(text: str) -> Found | None:
     boxes = [box for box in map(tidied, _boxes(text)) if box]
     if boxes:
         return Found(boxes[-1], "box", len(set(boxes)) - 1)
-    lines = [line for line in (tidied(found[1]) for found in _LINE.finditer(text)) if line]
-    if not lines:
-        lines = [line for line in (tidied(found[1]) for found in _INSIDE.finditer(text)) if line]
+    lines: list[str] = []
+    for pattern in (_LINE, _HEADING, _INSIDE):
+        lines = lines or [line for line in (tidied(found[1]) for found in pattern.finditer(text)) if line]
     return Found(lines[-1], "line", len(set(lines)) - 1) if lines else None
 
 
@@ -56,8 +62,11 @@ def last_boxed(text: str) -> str | None:
 
 
 def tidied(answer: str) -> str:
-    """Return an answer without dollar signs around it, bold marks and the full stop of its sentence."""
+    """Return an answer without `the answer is`, dollar signs and bold marks around it, and the last full stop."""
+    if heading := _HEADING.fullmatch(answer.strip()):
+        answer = heading[1]
     answer = answer.strip().strip("*`").strip()
+    answer = _SUFFIX.sub("", _PREFIX.sub("", answer))
     found = _MATH.match(answer)
     if found and not answer[found.end() :].strip(" .*"):
         answer = next(group for group in found.groups()[1:] if group is not None).strip()

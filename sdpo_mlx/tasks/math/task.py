@@ -6,11 +6,10 @@ from sdpo_mlx.config import TaskConfig
 from sdpo_mlx.core.errors import ConfigError
 from sdpo_mlx.tasks.base import Task
 from sdpo_mlx.tasks.dataset import feedback_mode, load_problems
-from sdpo_mlx.tasks.math.compare import beyond, compare
 from sdpo_mlx.tasks.math.extract import LONGEST_ANSWER, find_answer
 from sdpo_mlx.tasks.math.feedback import FEEDBACK_MODES, no_answer_text, right_answer_text, wrong_text
 from sdpo_mlx.tasks.math.formats import LEVELS, problem_from_row
-from sdpo_mlx.tasks.math.verify_process import Symbolic, installed
+from sdpo_mlx.tasks.math.pool import Compared, shared
 from sdpo_mlx.types import Feedback, FeedbackKind, Problem
 
 
@@ -24,14 +23,12 @@ class MathTask(Task):
     def __init__(self, cfg: TaskConfig | None = None, variant: str = "") -> None:
         """`cfg.data`: rows as in `formats.py`, None for the shipped problems; `variant`: problems up to a level.
 
-        Where the extra `math` is installed, math-verify decides what cannot be decided exactly here. Raises
-        ConfigError for an unknown mode or level, or when no problem has that level; DataError for bad rows.
+        Raises ConfigError for an unknown mode or level, or when no problem has that level; DataError for bad rows.
         """
         cfg = cfg or TaskConfig(name=self.name)
         if variant and variant not in LEVELS:
             raise ConfigError(f"math has no level {variant!r}", where="task.name", fix=f"choose {', '.join(LEVELS)}")
         self.feedback = feedback_mode(self.name, cfg.feedback, FEEDBACK_MODES)
-        self._symbolic = Symbolic() if installed() else None
         problems = load_problems(cfg, "math/problems.jsonl", problem_from_row)
         levels = LEVELS[: LEVELS.index(variant) + 1] if variant else None
         self.rows = [p for p in problems if levels is None or p.private["level"] in levels]
@@ -44,16 +41,10 @@ class MathTask(Task):
         found = find_answer(text)
         if found is None:
             return self._failed("invalid", no_answer_text(truncated), problem)
-        right: str = problem.private["answer"]
-        if len(found.text) <= LONGEST_ANSWER and self._equal(right, found.text):
+        compared = _compared(problem.private["answer"], found.text)
+        if compared.equal:
             return Feedback(1.0, True, "", "pass")
-        return self._failed("wrong", wrong_text(right, found, truncated), problem)
-
-    def _equal(self, right: str, given: str) -> bool:
-        verdict = compare(right, given)
-        if verdict == "unknown" and self._symbolic is not None and not beyond(given):
-            return self._symbolic.equal(right, given)
-        return verdict == "equal"
+        return self._failed("wrong", wrong_text(found, compared.form, truncated), problem)
 
     def _failed(self, kind: FeedbackKind, text: str, problem: Problem) -> Feedback:
         if self.feedback == "none":
@@ -61,3 +52,9 @@ class MathTask(Task):
         elif self.feedback == "answer":
             text = f"{text} {right_answer_text(problem.private['answer'])}"
         return Feedback(0.0, False, text, kind)
+
+
+def _compared(right: str, given: str) -> Compared:
+    if len(given) > LONGEST_ANSWER:
+        return Compared(False, "It is too long.")
+    return Compared(True) if given == right else shared().compare(right, given)

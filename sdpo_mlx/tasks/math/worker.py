@@ -1,4 +1,4 @@
-"""Runs by itself as a script: answers, one JSON line each, whether math-verify takes two answers for the same.
+"""Runs by itself as a script: answers, one JSON line each, whether two answers are the same and, if not, in what form.
 
 A process of its own, because sympy cannot be interrupted in a thread and some short expressions never end. It takes
 LaTeX by grammar only. sympy turns number texts into numbers through `eval`; here that way takes nothing else.
@@ -13,10 +13,11 @@ import resource
 import signal
 import sys
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
+CPU_SECONDS = 4.0  # for one question: then the system ends this process, whatever it is doing
 _MEMORY = 2 << 30  # bytes of address space
-_LAST_RESORT = 120  # seconds for one question, in case nobody is left to end this process
 _LITERAL = re.compile(r"\s*(?:Integer|Float)\s*\(\s*'?[0-9.eE+-]{1,200}'?\s*\)\s*")
 
 
@@ -26,37 +27,32 @@ def main() -> None:
     answers = sys.stdout
     sys.stdout = sys.stderr
     _limit_memory()
+    sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
+    compare, form = (import_module(f"sdpo_mlx.tasks.math.{name}") for name in ("compare", "form"))
     _guard_evaluation()
-    from math_verify import verify
-
-    answers.write("{}\n")
-    answers.flush()
+    _say(answers, {})
     for line in sys.stdin:
         asked = json.loads(line)
-        signal.alarm(_LAST_RESORT)
+        signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS)
         try:
-            right, given = _parsed(asked["right"]), _parsed(asked["given"])
-            equal = bool(right and given and verify(right, given, timeout_seconds=None))
+            equal = compare.equal(asked["right"], asked["given"])
+            said = {"equal": equal, "form": "" if equal else form.wrong_form(asked["right"], asked["given"])}
         except (Exception, RecursionError):
-            equal = False
-        signal.alarm(0)
-        answers.write(json.dumps({"equal": equal}) + "\n")
-        answers.flush()
+            said = {"equal": False, "form": None}
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        _say(answers, said)
 
 
-def _parsed(text: str) -> list[Any]:
-    from math_verify import LatexExtractionConfig, parse
-
-    config = [LatexExtractionConfig(boxed_match_priority=0)]
-    found: list[Any] = parse(f"${text}$", extraction_config=config, fallback_mode="no_fallback", parsing_timeout=None)
-    return found
+def _say(answers: Any, said: dict[str, Any]) -> None:
+    answers.write(json.dumps(said) + "\n")
+    answers.flush()
 
 
 def _limit_memory() -> None:
     try:
         resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
     except (OSError, ValueError):
-        return  # a system that knows no such limit; the time-out stays
+        return  # a system that knows no such limit; the time limit stays
 
 
 def _guard_evaluation() -> None:
