@@ -75,7 +75,8 @@ def event_lines(event: Mapping[str, Any], progress: Progress) -> list[str]:
     if kind == "eval":
         score = percent(event.get("score"), event.get("low"), event.get("high"))
         if not event.get("final"):
-            return [f"held-out at step {event['step']}: {score}{', best so far' if progress.best is event else ''}"]
+            line = f"held-out at step {event['step']}: {score}{', best so far' if progress.best is event else ''}"
+            return [line] if event["step"] else []  # step 0 is the score before training, which has its line
         which = "before training" if event.get("adapter") == "none" else f"best adapter (step {event['adapter_step']})"
         return [f"held-out, {which}: {score}"]
     if kind == "warning":

@@ -1,7 +1,8 @@
 """Scores before and after training: the untouched model, the best adapter, and what the adapter forgot.
 
 Both scores use seeds of their own, so that the score which chose the best adapter does not flatter it. They are `eval`
-events with `"final": true`, so that a resumed run reads them instead of sampling again.
+events with `"final": true`, so that a resumed run reads them instead of sampling again. The untouched model is scored
+once: before training, as the evaluation of step 0, and as the best adapter if none was better.
 """
 
 from __future__ import annotations
@@ -160,18 +161,25 @@ def _events(run: TrainingSession, kind: str, **fields: Any) -> Iterator[dict[str
 
 
 def _scored(run: TrainingSession, *, step: int, adapter: str, adapter_step: int) -> FinalScore | None:
-    found = run.score("final")
-    if not found.problems:
-        return None
-    event = {
-        "type": "eval",
-        "step": step,
-        **found.event(),
-        "final": True,
-        "adapter": adapter,
-        "adapter_step": adapter_step,
-        "sampling": run.cfg.eval.model_dump(mode="json"),  # final scores with others are not comparable
-        "rewards": found.rewards,
-    }
+    which = {"adapter": adapter, "adapter_step": adapter_step}
+    sampling = run.cfg.eval.model_dump(mode="json")  # final scores with others are not comparable
+    known = (
+        next(_events(run, "eval", final=True, sampling=sampling, adapter="none"), None) if not adapter_step else None
+    )
+    if known is not None:
+        event = {**known, "step": step, **which}
+    else:
+        found = run.score("final") if adapter_step else run.score_untouched()
+        if not found.problems:
+            return None
+        event = {
+            "type": "eval",
+            "step": step,
+            **found.event(),
+            "final": True,
+            **which,
+            "sampling": sampling,
+            "rewards": found.rewards,
+        }
     run.emit(event)
     return FinalScore.of(event)

@@ -91,6 +91,7 @@ class TrainingSession:
         self._candidates: Mapping[SampleKey, dict[str, Candidates]] = {}
         self.history = History()
         self._teacher_success: Mapping[str, float] = {}
+        self._untouched: Evaluation | None = None
         self._step = 0
 
     @property
@@ -166,8 +167,8 @@ class TrainingSession:
             parts, first = self.components, groups[:PROBE_PROBLEMS]
             found = probe_groups(parts, first, PROBE_ROLLOUTS, self.interrupted, self.start_task, self.phase)
             conclusion = probe_verdict.judge(found, cfg)
-            signs = {"agreements": result.signs for result in found.results}  # of the one context, if it could be made
-            event = {"type": "probe", "step": 0, **probe_verdict.event(found, conclusion), **signs}
+            signs = found.results[0].signs if found.results else {}
+            event = {"type": "probe", "step": 0, **probe_verdict.event(found, conclusion), "agreements": dict(signs)}
             self.emit(event)
             if conclusion.kind == "does not learn" and found.student_score[0] < health.TEACHER_NEEDED:
                 self.warn(0, [f"probe: {conclusion.sentence} (`sdpo probe` tries other contexts and templates)"])
@@ -259,7 +260,7 @@ class TrainingSession:
         is_due = state.step in (0, last) or bool(every and state.step % every == 0)
         if not is_due or state.evaluated == state.step:
             return state
-        found = self.score("eval")
+        found = self.score("eval") if state.step else self.score_untouched()
         if not found.problems:
             self.keep_adapter()
             return replace(state, evaluated=state.step, best_step=state.step)
@@ -312,6 +313,12 @@ class TrainingSession:
         spec = eval_spec(parts, purpose)
         with self.phase("generate"):
             return evaluate(parts.policy, parts.task, parts.chat, spec, self.interrupted, on_progress=on_progress)
+
+    def score_untouched(self) -> Evaluation:
+        """Evaluate the untouched student, once: the score before training is also that of step 0."""
+        if self._untouched is None:
+            self._untouched = self.score("final")
+        return self._untouched
 
     def is_over(self, state: TrainState) -> bool:
         """Return whether the run ends before its last step: `patience` is out, or the score declined for good."""

@@ -18,6 +18,9 @@ from sdpo_mlx.core.errors import ConfigError, DivergedError, StorageError
 from sdpo_mlx.rl.components import Components, build_components
 from sdpo_mlx.runs import checkpoint
 from sdpo_mlx.runs.events import read_events
+from sdpo_mlx.runs.folder import RunFolder
+from sdpo_mlx.trainer import fit
+from sdpo_mlx.training import session
 
 VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     "default": {},
@@ -292,3 +295,20 @@ def test_patience_stops_and_the_best_adapter_is_kept(tmp_path: Path) -> None:
     adapter = load((tmp_path / "run" / "adapters.safetensors").read_bytes())
     assert {n: a.tobytes() for n, a in adapter.items()} == {n: a.tobytes() for n, a in kept.state()["student"].items()}
     assert adapter.keys() == loaded.state["student"].keys()
+
+
+def test_untouched_model_is_scored_once_if_no_adapter_is_better(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[Any] = []
+    evaluate = session.evaluate
+    monkeypatch.setattr(session, "evaluate", lambda *given, **more: (calls.append(1), evaluate(*given, **more))[1])
+    cfg = small(train={"steps": 1, "learning_rate": 0.0})
+    with RunFolder.open(tmp_path / "run") as folder:
+        result = fit(build_components(cfg), folder, lambda *_: None)
+    assert result.state.best_step == 0
+    assert len(calls) == 2  # before training, and after the last step
+    first, step_0, _, last = events(tmp_path / "run", "eval")
+    assert (first["adapter"], last["adapter"], last["adapter_step"]) == ("none", "best", 0)
+    assert first["rewards"] == step_0["rewards"] == last["rewards"]
+    assert (result.difference, *result.interval) == (0.0, 0.0, 0.0)
