@@ -169,9 +169,11 @@ def build_components(
     cfg = cfg.model_copy(update={"model": cfg.model.model_copy(update={"backend": backend})})
     start_task(f"opening the task {cfg.task.name}")
     opened = open_task(cfg, task)
-    if not opened.task.problems("train"):
-        raise DataError("the task has no training problems", where=cfg.task.data or cfg.task.name)
-    references = any(problem.reference for problem in opened.task.problems("train"))
+    problems = opened.task.problems("train")
+    if not problems and (learns or not opened.task.problems("held_out")):
+        fix = "give rows whose split is train, or rows without a split: one in five is held out then"
+        raise DataError("the task has no training problems", where=cfg.task.data or cfg.task.name, fix=fix)
+    references = any(problem.reference for problem in problems)
     if learns and cfg.teacher.demonstration == "dataset" and not references:
         where = f"teacher.demonstration: dataset, {cfg.task.data or f'task {cfg.task.name}'}"
         fix = "Give the rows a field reference, or set teacher.demonstration=first"
@@ -246,7 +248,8 @@ def lengths(chat: Chat, task: Task, cfg: Config, context_length: int) -> tuple[i
 
     Prompts that exceed the context are skipped in training, and here.
     """
-    sizes = [chat.render(p.messages, tools=p.tools).size for p in task.problems("train")[:PROMPTS_MEASURED]]
+    problems = task.problems("train") or task.problems("held_out")  # a test set is evaluated only
+    sizes = [chat.render(p.messages, tools=p.tools).size for p in problems[:PROMPTS_MEASURED]]
     prompt = max((size for size in sizes if size < context_length), default=1)
     return prompt, prompt + cfg.rollout.max_tokens + FEEDBACK_TOKENS
 

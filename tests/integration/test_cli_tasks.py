@@ -59,3 +59,14 @@ def test_tasks_show_prints_the_tools_of_a_problem() -> None:
     found = json.loads(sdpo("tasks", "show", "tools:json", "--json")[1])
     assert all(tool["type"] == "function" for tool in found["problem"]["tools"])
     assert "tools" not in json.loads(sdpo("tasks", "show", "math", "--json")[1])["problem"]
+
+
+def test_set_of_test_rows_alone_is_evaluated_and_not_trained_on() -> None:
+    rows = [{"question": f"{n} + 1?", "answer": n + 1, "split": "test"} for n in range(2)]
+    Path("test.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    named = ("--task", "math", "--data", "test.jsonl", "--group-size", "1")
+    code, out, err = sdpo("eval", "tiny", *named, "--set", "rollout.max_tokens=4", "--no-cache", "--json")
+    assert (code, len(json.loads(out)["problems"])) == (0, 2), err
+    code, _, err = sdpo("train", "--model", "tiny", *named, "--out", "run")
+    assert code == 3
+    assert "no training problems (test.jsonl). Give rows whose split is train" in err

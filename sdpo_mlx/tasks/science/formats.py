@@ -30,7 +30,7 @@ from sdpo_mlx.tasks.references import choice_reference, given
 from sdpo_mlx.tasks.science.choices import FIELDS, LETTERS, normalised, options_of, right_of
 from sdpo_mlx.types import Message, Problem
 
-_ASKED = ("question", "Question", "problem", "Problem", "question_stem", "query")
+_ASKED = ("question", "Question", "problem", "Problem", "question_stem", "query", "prompt")
 _HINT = "hint"  # ScienceQA's name for what a question refers to
 _OWN = frozenset(
     ("id", "question", "right", "wrong", "domain", "family", "level", "split", "why", "check", "reference")

@@ -19,7 +19,7 @@ from gguf_files import write_sample
 from sdpo_mlx.core.errors import ConfigError, StorageError
 from sdpo_mlx.models.safetensors_io import read_arrays
 from sdpo_mlx.runs.export.formats import export_mlx
-from sdpo_mlx.runs.export.next_steps import ollama_name
+from sdpo_mlx.runs.export.next_steps import for_gguf, for_gguf_lora, ollama_name
 from sdpo_mlx.runs.export.peft import from_peft, to_peft
 from sdpo_mlx.runs.folder import RunFolder
 
@@ -289,6 +289,13 @@ def test_pointer_of_git_lfs_is_named_wherever_a_file_is_read(name: str, words: t
 def test_names_for_ollama_have_its_letters_alone(name: str, wanted: str) -> None:
     assert ollama_name(name) == wanted
     assert re.fullmatch(r"[a-z0-9_][a-z0-9._-]{0,79}", ollama_name(name))
+
+
+def test_suggested_command_of_ollama_holds_a_valid_name_twice(tmp_path: Path) -> None:
+    run = tmp_path / "My First Run"
+    for steps in (for_gguf(run, run / "m.gguf"), for_gguf_lora(run, run / "m.gguf")):
+        assert steps["Ollama"].startswith("ollama create my-first-run -f '")
+        assert steps["Ollama"].endswith(" && ollama run my-first-run")
 
 
 def test_configuration_errors_are_the_documented_kind(tmp_path: Path) -> None:

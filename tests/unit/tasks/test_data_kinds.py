@@ -114,6 +114,7 @@ CHOICES: dict[str, tuple[Row, str]] = {
         "neon",
     ),
     "answer_choices": ({"question": "Which is a gas?", "answer_choices": METAL, "answer": "C"}, "neon"),
+    "prompt": ({"prompt": "Which is a gas?", "options": METAL, "answer": "C"}, "neon"),
     "RACE": (
         {"article": "Ann likes tin.", "question": "What does she like?", "options": ["tin", "neon"], "answer": "A"},
         "tin",
