@@ -5,7 +5,8 @@ the same characters, at least as long and without a word behind it, or at the en
 by four spaces or more is neither, so a program's docstring may hold one. Fences in lists and quotes count. Models
 write two things that CommonMark does not have, which are read as they mean them:
 
-- a closing fence behind the last line of code (`return a + b` and three backticks), outside of strings and comments;
+- a closing fence behind the last line of code (`return a + b` and three backticks), outside of strings and of
+  lines that are only a comment;
 - a list item that ends inside of its fence, because the code is indented less: then lists and quotes do not count.
 
 HTML and indented code hold no blocks. The time is linear in the length of the text.
@@ -76,10 +77,10 @@ def quoted_spans(text: str) -> list[tuple[int, int]]:
     ]
 
 
-def inside(place: int, spans: Sequence[tuple[int, int]]) -> bool:
-    """Return whether a place lies in one of these spans, which are in order."""
+def span_at(place: int, spans: Sequence[tuple[int, int]]) -> tuple[int, int] | None:
+    """Return the one of these spans, which are in order, in which a place lies."""
     index = bisect_right(spans, place, key=lambda span: span[0]) - 1
-    return index >= 0 and place < spans[index][1]
+    return spans[index] if index >= 0 and place < spans[index][1] else None
 
 
 @cache
@@ -148,6 +149,8 @@ def _glued_fence(block: CodeBlock) -> tuple[int, int] | None:
         return None
     spans = list(_quoted(block.text))
     for match in _GLUED.finditer(block.text):
-        if not inside(match.start(1), spans):
+        span = span_at(match.start(1), spans)
+        behind_comment = span is not None and block.text[span[0]] == "#" and block.text[match.start() : span[0]].strip()
+        if span is None or behind_comment:
             return block.first + 1 + block.text.count("\n", 0, match.start(1)), len(match[1])
     return None

@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from functools import cache
 
-from sdpo_mlx.core.markdown import inside, quoted_spans
+from sdpo_mlx.core.markdown import quoted_spans, span_at
 
 FEEDBACK_LIMIT = 20_000  # characters; more than fits into a teacher prompt of 10,240 tokens beside its question
 TEACHER_SLOTS = ("problem", "demonstration", "attempt", "feedback")
@@ -106,7 +106,7 @@ def strip_thinking(text: str, start: str = "<think>", end: str = "</think>") -> 
     kept, position, thinking = list[str](), 0, False
     for mark in marks:
         at, behind = mark.span("mark")
-        quoted = text[at - 1 : behind + 1] == f"`{mark['mark']}`" or inside(at, spans)
+        quoted = text[at - 1 : behind + 1] == f"`{mark['mark']}`" or span_at(at, spans) is not None
         if quoted and not (thinking and mark["line"] is not None):
             continue
         if mark["mark"] == end and not thinking:

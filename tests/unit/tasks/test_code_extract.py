@@ -90,6 +90,7 @@ def test_fences_inside_strings_lists_and_quotes_are_read_by_their_indentation(te
         ("````py\ndef add(a, b):\n    return a + b````\nSo.\n", ADD),
         ("```python\nx = '''\na```\n'''\n```", "x = '''\na```\n'''\n"),  # inside a string
         ("```python\n# like a```\nx = 1\n```", "# like a```\nx = 1\n"),  # inside a comment
+        ("```python\nx = 1  # one```\n\nSo.\n", "x = 1  # one\n"),
         ("```python\nx = 'a``` b'\ny = 1```\nSo.", "x = 'a``` b'\ny = 1\n"),
     ],
 )
@@ -142,6 +143,7 @@ def test_hostile_answers_are_read_to_their_end() -> None:
     assert extract_code("`" * 100_000) is None
     assert extract_code("> " * 5_000 + "```\n" + "b\n" * 5_000) is None
     assert extract_code("- " * 5_000 + "```python\nx\n" + "```python\na```\n" * 1_000) is None
+    assert extract_code("```python\na" + " " * 100_000 + "b") is not None
     assert extract_code("```python\n" + '\\"""' * 5_000 + "</think>" * 5_000) is None
 
 

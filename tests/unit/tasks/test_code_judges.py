@@ -195,12 +195,15 @@ def test_machine_with_less_memory_lowers_the_limit_and_says_so(monkeypatch: pyte
 
 
 EVERYTHING = """
-@cache
 def deep(n): return 0 if n == 0 else 1 + deep(n - 1)
-def plain(n): return 0 if n == 0 else 1 + plain(n - 1)
+@cache
+def endless(n): return sorted([n, n], key=lambda n: endless(n + 1))
 match input():
     case "names": print(deepcopy([ascii_lowercase[:2]]), bisect.bisect_left([1, 2], 2), mean([1, 3]), pow(2, 3, 5))
-    case "deep": print(deep(3_000) + plain(20_000))
+    case "deep": print(deep(40_000))
+    case "endless":
+        try: endless(0)
+        except RecursionError: print("stopped")
     case "memory": print(len(bytearray(700 << 20)) >> 20)
     case "digits": print(len(str(10**5000)))
     case "ratio": print(6 / 2)
@@ -209,7 +212,14 @@ match input():
 
 @needs_bwrap
 def test_program_has_the_judges_imports_recursion_memory_and_digits(box: Sandbox) -> None:
-    wanted = {"names": "['ab'] 1 2 3", "deep": "23000", "memory": "700", "digits": "5001", "ratio": "3"}
+    wanted = {
+        "names": "['ab'] 1 2 3",
+        "deep": "40000",
+        "endless": "stopped",
+        "memory": "700",
+        "digits": "5001",
+        "ratio": "3",
+    }
     assert graded(box, lcb(list(wanted.items())), EVERYTHING) == Feedback(1.0, True, "", "pass")
 
 
