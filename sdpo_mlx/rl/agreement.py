@@ -36,9 +36,12 @@ InPrompt = tuple[Rollout, IntArray]  # a rollout, and the teacher's prompt that 
 def shares(agreements: Agreements) -> Shares:
     """Return what the last agreements of each kind show: their mean less its standard error, at least 0.
 
-    So chance is not distilled. A kind of which nothing is known yet has 1, as in objective `sdpo`.
+    So chance is not distilled. A kind of which nothing is known yet has the share of the other one; if nothing is known
+    at all, both have 1, as in objective `sdpo`.
     """
-    return Shares(**{kind: _shown(agreements.get(kind, ())) for kind in KINDS})
+    known = {kind: _shown(agreements[kind]) for kind in KINDS if agreements.get(kind)}
+    rest = next(iter(known.values()), 1.0)
+    return Shares(**{kind: known.get(kind, rest) for kind in KINDS})
 
 
 def extended(agreements: Agreements, found: Agreements) -> dict[str, list[float]]:
@@ -48,7 +51,7 @@ def extended(agreements: Agreements, found: Agreements) -> dict[str, list[float]
 
 def _shown(last: Sequence[float]) -> float:
     error = stdev(last) / math.sqrt(len(last)) if len(last) > 1 else 0.0
-    return max(0.0, fmean(last) - error) if last else 1.0
+    return max(0.0, fmean(last) - error)
 
 
 @dataclass(frozen=True)

@@ -107,7 +107,7 @@ def test_pair_that_exceeds_the_context_length_is_not_scored() -> None:
 def test_share_of_distillation_is_what_the_last_agreements_show(found: list[float]) -> None:
     known = extended({}, {"feedback": found})
     share, last = shares(known).feedback, np.array(found[-WINDOW:])
-    assert shares(known).demonstration == 1.0  # nothing is known of it
+    assert shares(known).demonstration == share  # nothing is known of it
     if not found:
         assert share == 1.0
         return
