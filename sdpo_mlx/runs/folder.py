@@ -123,10 +123,10 @@ class RunFolder:
 
         Raises ConfigError for an adapter in another layout.
         """
-        check_layout(self.path)
         if not self.path.is_dir():
             fix = "name the --out folder of an earlier sdpo train"
             raise StorageError("there is no run here, and no adapter", where=str(self.path), fix=fix)
+        check_layout(self.path)
         try:
             config = json.loads((self.path / "adapter_config.json").read_text(encoding="utf-8"))
             arrays = read_arrays((self.path / "adapters.safetensors").read_bytes())
