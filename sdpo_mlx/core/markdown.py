@@ -28,7 +28,7 @@ _NESTED = 8  # levels of lists and quotes; what is deeper holds no blocks, and a
 _REPAIRS = 16  # closing fences behind code that are looked for in one answer: each one reads the text again
 _LINE_END = re.compile(r"\r\n?|\n")
 _WORD = r"[A-Za-z][\w+./-]*(?:\#(?!\w))?"
-_IN_BRACES = re.compile(rf"[^}}]*?\.({_WORD})|\s*code(?:-block|-cell)?\}}\s*({_WORD})|\s*({_WORD})")
+_IN_BRACES = re.compile(rf"(?:[^}}]*?\s)?\.({_WORD})|\s*code(?:-block|-cell)?\}}\s*({_WORD})|\s*({_WORD})")
 _FIRST_WORD = re.compile(rf"[\s.\"'\[(]*(?:lang(?:uage)?[-:=][\"']?)?({_WORD})(?!\w*=[\"'A-Za-z])")
 # Closed or not, so that no character is looked at twice; what is not closed is no string.
 _QUOTED = re.compile(

@@ -9,7 +9,7 @@ from sdpo_mlx.core.markdown import code_blocks
 from sdpo_mlx.core.text import strip_thinking
 
 _FENCE_BEGUN = re.compile(r"\n[ \t]*`+\s*\Z")  # the answer ends inside of its closing fence, or that is too short
-_PYTHON = re.compile(r"(?:i?python|py)[\d.]*|[\w./-]*\.py")  # a language, or the name of a file
+_PYTHON = re.compile(r"(?:i?python|py)[-\d.]*|[\w./-]*\.py")  # a language, or the name of a file
 
 
 def extract_code(text: str, *, truncated: bool = False) -> str | None:

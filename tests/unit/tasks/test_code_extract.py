@@ -40,7 +40,19 @@ def test_program_is_the_last_python_block_otherwise_the_last_unmarked_one(text: 
         *('```python title="add.py"', "```python add.py", "```python:add.py", "```python {1,2}", "```python{1,2}"),
         *("```{.python}", "```{ .python .numberLines }", "```{#id .python}", "```{python}", "```{python, echo=FALSE}"),
         *("```{code-cell} ipython3", "```python linenos=true", "```python,linenos", "```python=12", "```python#L1"),
-        *("```src/add.py", "```add.py", "```language-python", "```lang=python", "``` python", "`````   py  x y z"),
+        *(
+            '```{python title="add.js"}',
+            "```python-3.11",
+            "```python # add.py",
+            "```python/add.py",
+            "~~~ {.python}",
+            "```src/add.py",
+            "```add.py",
+            "```language-python",
+            "```lang=python",
+            "``` python",
+            "`````   py  x y z",
+        ),
     ],
 )
 def test_info_strings_of_every_form_mark_python(opening: str) -> None:
