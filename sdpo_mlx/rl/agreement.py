@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from statistics import fmean, stdev
 
 import numpy as np
@@ -28,6 +29,7 @@ from sdpo_mlx.types import IntArray, Rollout, RolloutGroup
 Agreements = Mapping[str, Sequence[float]]  # by kind of context, one for each measured problem, the latest last
 PROBLEMS = 4  # measured per step, a pair of rollouts in each: at most 24 forward passes
 WINDOW = 32  # agreements of each kind; the standard error of their mean is then at most 0.18
+FEW = 4  # a single one has no standard error, and is +1 or -1 by chance
 NONE: Agreements = {}
 KINDS = ("demonstration", "feedback")  # what a context shows, as the fields of `Shares`
 InPrompt = tuple[Rollout, IntArray]  # a rollout, and the teacher's prompt that it is scored under
@@ -36,12 +38,12 @@ InPrompt = tuple[Rollout, IntArray]  # a rollout, and the teacher's prompt that 
 def shares(agreements: Agreements) -> Shares:
     """Return what the last agreements of each kind show: their mean less its standard error, at least 0.
 
-    So chance is not distilled. A kind of which nothing is known yet has the share of the other one; if nothing is known
-    at all, both have 1, as in objective `sdpo`.
+    So chance is not distilled. With fewer than `FEW` of a kind those of both count; without any, both shares are 1, as
+    in objective `sdpo`.
     """
-    known = {kind: _shown(agreements[kind]) for kind in KINDS if agreements.get(kind)}
-    rest = next(iter(known.values()), 1.0)
-    return Shares(**{kind: known.get(kind, rest) for kind in KINDS})
+    own = {kind: agreements.get(kind, ()) for kind in KINDS}
+    both = [*chain(*own.values())]
+    return Shares(**{kind: _shown(found if len(found) >= FEW else both) for kind, found in own.items()})
 
 
 def extended(agreements: Agreements, found: Agreements) -> dict[str, list[float]]:
@@ -51,7 +53,7 @@ def extended(agreements: Agreements, found: Agreements) -> dict[str, list[float]
 
 def _shown(last: Sequence[float]) -> float:
     error = stdev(last) / math.sqrt(len(last)) if len(last) > 1 else 0.0
-    return max(0.0, fmean(last) - error)
+    return max(0.0, fmean(last) - error) if last else 1.0
 
 
 @dataclass(frozen=True)

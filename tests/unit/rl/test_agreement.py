@@ -13,7 +13,7 @@ from rollout_groups import batch, chat, group
 
 from sdpo_mlx.backends.base import Scores
 from sdpo_mlx.config import ObjectiveConfig, TeacherConfig
-from sdpo_mlx.rl.agreement import KINDS, PROBLEMS, WINDOW, extended, measure, shares
+from sdpo_mlx.rl.agreement import FEW, KINDS, PROBLEMS, WINDOW, extended, measure, shares
 from sdpo_mlx.rl.distillation import Shares, distillation_batch
 from sdpo_mlx.types import Exchange
 
@@ -114,6 +114,12 @@ def test_share_of_distillation_is_what_the_last_agreements_show(found: list[floa
     error = last.std(ddof=1) / np.sqrt(last.size) if last.size > 1 else 0.0
     assert 0.0 <= share <= 1.0
     assert share == pytest.approx(max(0.0, last.mean() - error), abs=1e-12)
+
+
+def test_few_agreements_of_one_kind_do_not_outweigh_those_of_the_other() -> None:
+    probed = {"feedback": [0.0, 0.0, 0.0, -1.0]}
+    assert shares(extended(probed, {"demonstration": [1.0]})).demonstration == 0.0
+    assert shares(extended(probed, {"demonstration": [1.0] * FEW})) == Shares(demonstration=1.0, feedback=0.0)
 
 
 @given(st.lists(st.lists(st.floats(-1, 1), max_size=5), min_size=1, max_size=20))
