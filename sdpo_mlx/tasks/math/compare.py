@@ -57,7 +57,7 @@ def same(right: Answer, given: Answer) -> bool:
     if "equation" in kinds:
         return _same_equation(right, given)
     if right.name and given.name and not _same_name(right.name, given.name) and right.kind != "group":
-        return False
+        return kinds == {"value"} and bool(letters(right.text)) and _same_equation(right, given)
     if "solutions" in kinds:
         return _same_solutions(right, given)
     if kinds & _SEVERAL:
@@ -69,12 +69,16 @@ def same(right: Answer, given: Answer) -> bool:
 def _same_name(one: str, two: str) -> bool:
     """`y` and `f(x)` both name the value of a function."""
     one, two = (re.sub(r"^\\frac\{d([a-z])\}\{dx\}$", r"\1'", name) for name in (one, two))
-    return one == two or ("y" in (one, two) and bool(_FUNCTION.fullmatch(one) and _FUNCTION.fullmatch(two)))
+    if one == two or (one.isalpha() and len(one) == 2 and one == two[::-1]):  # AB is BA, xy is yx
+        return True
+    return "y" in (one, two) and bool(_FUNCTION.fullmatch(one) and _FUNCTION.fullmatch(two))
 
 
 def _same_equation(right: Answer, given: Answer) -> bool:
-    if right.kind == "value" and not right.name and _SUM.fullmatch(given.left):
-        return values.equal(right.text, given.text)
+    if right.kind == "value" and not right.name:
+        # `x + y = 7`, or one expression in two forms
+        named = _SUM.fullmatch(given.left) or values.equal(right.text, given.left)
+        return bool(named) and values.equal(right.text, given.text)
     sides = []
     for answer in (right, given):
         if answer.kind == "equation":
@@ -134,7 +138,10 @@ def _same_digits(right: Answer, given: Answer) -> bool:
     digits = plain.text.replace(" ", "").upper()
     if based is right or based.mark == "10":
         return digits.lstrip("0") == based.text.lstrip("0")
-    return digits.isdigit() and based.mark.isdigit() and int(digits) == int(based.text, int(based.mark))
+    try:
+        return int(digits) == int(based.text, int(based.mark))
+    except ValueError:
+        return False  # digits that the base does not have, a base without a number
 
 
 def _same_residue(right: Answer, given: Answer) -> bool:

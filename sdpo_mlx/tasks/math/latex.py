@@ -15,7 +15,8 @@ Lambda Xi Pi Sigma Phi Psi Omega ell le ge ne cup cap setminus emptyset mathbb i
 """
 _KNOWN = frozenset((*_COMMANDS.split(), *GREEK))
 _NUMBER = re.compile(
-    r"(?<![0-9.])([0-9]*)\.([0-9]+)(?:[eE]([-+]?[0-9]{1,3})(?![0-9]))?|(?<![0-9.])([0-9]+)[eE]([-+]?[0-9]{1,3})(?![0-9])"
+    r"(?:^|(?<=\())(?P<sign>-?)(?P<mantissa>[0-9]+(?:\.[0-9]+)?)[eE](?P<power>[-+]?[0-9]{1,3})(?=$|\))"
+    r"|(?<![0-9.])(?P<decimal>[0-9]*\.[0-9]+)"
 )
 # Two numbers side by side, an index of a number, signs of logic whose order counts.
 _REFUSED = re.compile(
@@ -63,8 +64,13 @@ def _angle(found: re.Match[str]) -> str:
 
 def _exact(found: re.Match[str]) -> str:
     """A decimal is exactly what it says."""
-    number = Fraction(f"{found[1] or 0}.{found[2]}e{found[3] or 0}" if found[4] is None else f"{found[4]}e{found[5]}")
-    return f"(\\frac{{{number.numerator}}}{{{number.denominator}}})" if number.denominator > 1 else f"({number})"
+    number = Fraction(found["decimal"] or f"{found['mantissa']}e{found['power']}")
+    sign = found["sign"] or ""
+    return (
+        f"{sign}(\\frac{{{number.numerator}}}{{{number.denominator}}})"
+        if number.denominator > 1
+        else f"{sign}({number})"
+    )
 
 
 def _imaginary(text: str) -> str:

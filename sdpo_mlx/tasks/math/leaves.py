@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from sdpo_mlx.tasks.math.answer import Answer, bare, outside, split, tight
-from sdpo_mlx.tasks.math.units import Tail, stem, tail
+from sdpo_mlx.tasks.math.units import Tail, same_words, stem, tail
 
 _BASED = re.compile(r"\(?(?:\\text\{)?([0-9A-Fa-f]+)\}?\)?_\{(?:\\text\{)?([0-9]{1,2}|[a-z]+)\}?\}")
 _BASE_NAMES = "two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen"
@@ -15,8 +15,9 @@ _MONEY = re.compile(
     r"(-?)\s*(?:US|CA|AU|HK|NZ|\\text\{(?:USD|US|Rs|EUR|GBP)\})?\.?\s*"
     r"\\text\{(dollar|euro|pound|yen|rupee|ruble|won|shekel|cent)\}\s*(?=[-0-9.\\(])"
 )
-_CURRENCY_NAME = re.compile(r"(-?)\s*\\text\{(usd|eur|gbp|inr|jpy|rs)\}\.?\s*(?=[0-9])", re.IGNORECASE)
+_CURRENCY_NAME = re.compile(r"(-?)\s*(?:\\text\{)?(usd|eur|gbp|inr|jpy|rs)\}?\.?\s*(?=[0-9])", re.IGNORECASE)
 _TIME = re.compile(r"([0-9: ]+?)\s*(\\text\{[AaPp][Mm]\})")
+_ALL_REALS = ("all real number", "all real", "all real x", "any real number", "every real number")
 _PHRASE = re.compile(
     r"(?:\\text\{[^{}]*\}|[\s.,;:'!?()-]|[A-Z](?![A-Za-z])|a(?=\s)|[0-9]+|_\{[0-9A-Za-z]+\}|\^\{[-+0-9]+\}|/)+"
 )
@@ -46,7 +47,8 @@ def word(text: str) -> Answer | None:
         return None
     if _MONEY.match(text) or _CURRENCY_NAME.match(text):
         return None
-    return Answer("word", words_of(text))
+    words = words_of(text)
+    return Answer("solutions", "\\mathbb{R}") if words in _ALL_REALS else Answer("word", words)
 
 
 def is_sentence(text: str) -> bool:
@@ -57,6 +59,11 @@ def is_sentence(text: str) -> bool:
     return not all(re.fullmatch(r"\\text\{[^{}]*\}", piece.strip()) for piece in pieces)
 
 
+def telling(text: str) -> bool:
+    """Whether a word of a text changes what a number says."""
+    return not same_words((), tuple(words_of(text).split()))
+
+
 def words_of(text: str) -> str:
     """Words in small letters without marks, each in the singular."""
     found = re.findall(r"[^\W_]+|[-+](?=[0-9])", text.replace("\\text", " ").casefold())
@@ -65,6 +72,7 @@ def words_of(text: str) -> str:
 
 def ratio(text: str) -> Answer | None:
     """Return a ratio, or a time of a day."""
+    text = text.replace("\\text{to}", ":")
     found = _TIME.fullmatch(text)
     body, after = found.groups() if found else (text, None)
     pieces = [piece for _, piece in split(body, re.compile(":"))]

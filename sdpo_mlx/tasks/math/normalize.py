@@ -34,7 +34,7 @@ _THOUSANDS = re.compile(
 _COMMAND = re.compile(r"\\([A-Za-z]+)(?:\s*(\{))?|\\.", re.DOTALL)
 _SPACE = re.compile(
     r"(?<!\\)\\[!,;:> ]|~|\\(?:(?:neg)?(?:thin|med|thick)space|enspace|nobreakspace)(?![A-Za-z])"
-    r"|\\[hv]?(?:space|phantom)\*?\s?\{[^{}]*\}"
+    r"|\\(?:left|right)\s?\.|\\[hv]?(?:space|phantom)\*?\s?\{[^{}]*\}"
 )
 _FONT = re.compile(rf"\\(?:{'|'.join(FONTS.split())})(?![A-Za-z])\s*|\\(?:text)?color\s?\{{[^{{}}]*\}}")
 _TEXT = re.compile(rf"\\(?:{'|'.join(TEXT.split())})(?![A-Za-z])\*?\s*\{{([^{{}}]*)\}}")
@@ -175,7 +175,7 @@ def _ended(text: str) -> str:
     """Without the marks that end a sentence."""
     while text.endswith((".", ",", ";", ":", "\\quad", "\\\\")) and not text.endswith(("..",)):
         text = text.removesuffix("\\quad").removesuffix("\\\\").rstrip(".,;: ") if text else text
-    return re.sub(r"(?<![0-9.])\.(?=[0-9])", "0.", text.strip())
+    return re.sub(r"(?<![0-9.])\.(?=[0-9])", "0.", text.strip(" \\") if text.endswith("\\") else text.strip())
 
 
 def _fraction(found: re.Match[str]) -> str:

@@ -31,9 +31,9 @@ _ORDER = ("<", ">", "<=", ">=", "\\le", "\\ge", "!=", "\\ne", "\\in", "\\notin")
 _SET_SIGN = re.compile(r"\\(?:cup|cap|setminus)(?![A-Za-z])|(?<=[)\]}])\s*U\s*(?=[(\[])")
 _NAME = re.compile(
     r"\\?[A-Za-z]+'*(?:_\{[^{}]*\})?(?:\^\{-1\})?'*(?:\([^()=]*(?:=[^()=]*)?\))?"  # x, f(x), a_n, P(X=3), f^{-1}(x)
-    r"|(?:\\(?:angle|triangle|text\{[^{}]*\}|vec\{[^{}]*\}|overline\{[^{}]*\})\s*)+[A-Z]*(?:\([^()]*\))?"
+    r"|(?:m\s?)?(?:\\(?:angle|triangle|text\{[^{}]*\}|vec\{[^{}]*\}|overline\{[^{}]*\})\s*)+[A-Z]*(?:\([^()]*\))?"
     r"|[|](?:[A-Z]{1,3}|\\vec\{[^{}]*\})[|]|\([a-z](?:,\s?[a-z]){1,4}\)"  # |AB|, (x,y)
-    r"|\\frac\{(?:d|\\partial)[^{}]{0,9}\}\{(?:d|\\partial)[^{}]{0,9}\}(?:\([^()]*\))?"
+    r"|\\frac\{(?:d|\\partial)[^{}]{0,9}\}\{(?:d|\\partial)[^{}]{0,9}\}\s?[a-zA-Z]?(?:\([^()]*\))?"
     r"|(?:[A-Za-z]\s)?(?:\\text\{[^{}]*\}\s?)+(?:[A-Za-z]|\([^()]*\))?"  # Total area
 )
 _UNKNOWN = re.compile(r"(?<!\\)[A-Za-z](?![A-Za-z]*\{)")
@@ -44,6 +44,9 @@ _MATRIX = re.compile(
 _LINES = r"(?:cases|aligned|array|gathered|align\*?)"
 _CASES = re.compile(rf"^(?:\\\{{\s*)?\\begin\{{{_LINES}\}}(?:\{{[lcr| ]*\}})?(.*)\\end\{{{_LINES}\}}$", re.DOTALL)
 _COMMA = re.compile("[,;]")
+_LABEL = re.compile(
+    r"\\text\{(?:exactly|only|precisely)\}\s*|(?:\\text\{[^{}]*\}\s*)+(?::|(?<=\\text\{is\})|(?<=\\text\{is\}\s))\s*(?=[-+0-9\\$(])"
+)
 _REVERSED = re.compile(r"([\[\](])([^\[\]()]*[,;][^\[\]()]*)([\[\])])")
 
 
@@ -54,6 +57,8 @@ def read(text: str, joined: bool = True, depth: int = 0) -> Answer:
         raise UnreadableError("nothing is left to read")
     if joined and depth == 0:
         text = _join_thousands(text)
+    if depth == 0 and (label := _LABEL.match(text)) and not leaves.telling(label[0]):
+        text = text[label.end() :]
     if cases := _CASES.match(text):
         text = cases[1].replace("&", " ").strip().removesuffix("\\\\")
     text = _REVERSED.sub(_turned, bare(_without_condition(text)))
@@ -103,12 +108,17 @@ def _listed(text: str, depth: int) -> Answer | None:
     if len(pieces) > _MOST_PARTS:
         raise UnreadableError("the answer has too many parts")
     signs = {"or" if "or" in sign else "and" if "and" in sign else "," for sign, _ in pieces[1:]}
-    if "or" in signs and all(_RELATION.search(piece) and "=" not in piece for _, piece in pieces):
+    if all(_is_inequality(piece) for _, piece in pieces) and len(set(letters(text))) == 1:
         return Answer("solutions", text)
     mark = "or" if signs <= {"or", ","} and "or" in signs else "and" if signs == {"and"} else ","
     if mark != "," and any(sign.startswith("\\l") for sign, _ in pieces):
         mark = {"or": "∨", "and": "∧"}[mark]
     return _list([read(piece, False, depth + 1) for _, piece in pieces], mark)
+
+
+def _is_inequality(text: str) -> bool:
+    signs = [sign for sign, _ in split(text, _RELATION)][1:]
+    return bool(signs) and all(sign in _ORDER for sign in signs)
 
 
 def _list(parts: Sequence[Answer], mark: str) -> Answer:
@@ -192,17 +202,17 @@ def _bracketed(text: str, depth: int) -> Answer | None:
         if text.startswith(opening) and text.endswith(ending) and closing(text, 0) == len(text) - len(ending):
             inner = text[len(opening) : -len(ending)]
             return _parts("set", [piece for _, piece in split(inner, _COMMA) if piece], depth)
-    if text.startswith("\\langle") and text.endswith("\\rangle"):
-        text = f"({text[7:-7]})"
     if (label := re.match(r"([A-Z])'?\s?(?=\()", text)) and closing(text, label.end()) == len(text) - 1:
         point = _bracketed(text[label.end() :], depth + 1)
         return replace(point, left=text, name=label[1]) if point and point.kind == "group" else None
     if text[0] not in "([" or closing(text, 0) != len(text) - 1:
         return None
+    if text[0] == "(" and "\\pm" in text:
+        return _both_signs(text, depth)
     pieces = [piece for _, piece in split(text[1:-1], _COMMA)]
     if len(pieces) > 1:
         return _parts("group", pieces, depth, text[0] + text[-1])
-    inside = pieces[0] if text[0] == "(" and (_RELATION.search(text) or "\\pm" in text) else ""
+    inside = pieces[0] if text[0] == "(" and _RELATION.search(text) else ""
     return read(inside, False, depth + 1) if inside else None
 
 
@@ -218,6 +228,8 @@ def _parts(kind: Kind, pieces: Sequence[str], depth: int, mark: str = "") -> Ans
 def _both_signs(text: str, depth: int) -> Answer | None:
     if "\\pm" not in text and "\\mp" not in text:
         return None
+    if text.startswith("(") and closing(text, 0) == len(text) - 1 and len(split(text[1:-1], _COMMA)) < 2:
+        text = text[1:-1]
     upper = re.sub(r"\\pm(?![a-z])", "+", re.sub(r"\\mp(?![a-z])", "-", text))
     lower = re.sub(r"\\pm(?![a-z])", "-", re.sub(r"\\mp(?![a-z])", "+", text))
     return Answer("list", parts=(read(upper, False, depth + 1), read(lower, False, depth + 1)), mark="±")

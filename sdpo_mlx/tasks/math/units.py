@@ -22,8 +22,7 @@ _MEASURES = {
     "gram": (
         "g",
         "mkµ",
-        "gram gramme gm ton=1e6 tonne=1e6 oz=45359237/1600000 ounce=45359237/1600000 lb=45359237/100000"
-        " lbs=45359237/100000",
+        "gram gramme gm ton=1e6 tonne=1e6",
     ),
     "second": ("s", "mµn", "sec second min=60 minute=60 h=3600 hr=3600 hour=3600 day=86400 week=604800"),
     "month": ("", "", "month year=12 yr=12 decade=120 century=1200"),
@@ -31,7 +30,7 @@ _MEASURES = {
     "gallon": ("", "", "gal gallon quart=1/4 qt=1/4 pint=1/8"),
     "dollar": ("", "", "dollar usd cent=1/100"),
     "euro": ("", "", "euro eur"),
-    "pound": ("", "", "pound gbp"),
+    "pound": ("", "", "pound gbp lb lbs oz=1/16 ounce=1/16"),  # of money and of weight
     "yen": ("", "", "yen jpy"),
     "rupee": ("", "", "rupee rs inr"),
     "ruble": ("", "", "ruble"),

@@ -14,6 +14,8 @@ from typing import Any
 import sympy
 from latex2sympy2_extended.latex2sympy2 import ConversionConfig, latex2sympy
 from math_verify import verify
+from sympy.functions.elementary.hyperbolic import HyperbolicFunction
+from sympy.functions.elementary.trigonometric import TrigonometricFunction
 
 from sdpo_mlx.tasks.math.latex import latex_of
 
@@ -21,7 +23,10 @@ MOST_BITS = 200_000
 _LONGEST = 400
 _DIGITS = 50
 _ROUNDED_DIGITS = 6  # as many as math-verify compares
+_OR = re.compile(r"\\text\{or\}|\\lor(?![a-z])")
+_AND = re.compile(r"\\text\{and\}|\\land(?![a-z])|\\quad|(?<=[^,\[(])[,;](?=[^\])]*[<>=]|[^\])]*\\[lgn]e)")
 _POINTS = ((1, 1), (4, -1), (11, 1))
+_SMOOTH = (sympy.exp, sympy.log, TrigonometricFunction, HyperbolicFunction)
 _CONFIG = ConversionConfig(lowercase_symbols=False)
 _DECIMAL = re.compile(r"-?\s*[0-9]*\.[0-9]+")
 _LITERAL = re.compile(r"(-?)\s*(?:([0-9]+(?:\.[0-9]+)?)|\\frac\{([0-9]+)\}\{([0-9]*[1-9][0-9]*)\})")
@@ -37,7 +42,8 @@ def equal(right: str, given: str) -> bool:
     if _indefinite(one) != _indefinite(two):
         return False  # the constant is missing
     one, two = one.doit(), two.doit()
-    return bool(verify(one, two, timeout_seconds=None)) and not _told_apart(one, two)
+    said = verify(one, two, timeout_seconds=None)
+    return not _told_apart(one, two) if said else _same_everywhere(one, two)
 
 
 def _indefinite(found: Any) -> bool:
@@ -173,18 +179,30 @@ def _bits(part: Any) -> float:
     return sum(inner) if inner else 1.0
 
 
-def _told_apart(one: Any, two: Any) -> bool:
+def _told_apart(one: Any, two: Any, known: bool = False) -> bool:
     """Whether two expressions differ when worked out to 50 digits; math-verify looks at fifteen places."""
     names = sorted(one.free_symbols | two.free_symbols, key=lambda symbol: symbol.name)
     for shift, sign in _POINTS if names else _POINTS[:1]:
         point = {name: sign * sympy.Rational(7 * place + shift, 5 + 2 * place) for place, name in enumerate(names, 1)}
         first, second = (_number(found, point) for found in (one, two))
         if first is None or second is None:
+            if known:
+                return True
             continue
         gap = abs(first - second)
         if gap > max(abs(first), abs(second)) * sympy.Float(10) ** (-_DIGITS + 15):
             return True
     return False
+
+
+def _same_everywhere(one: Any, two: Any) -> bool:
+    """Whether two smooth expressions, which math-verify could not simplify to one, agree at every point tried."""
+    parts = one.atoms(sympy.Function) | two.atoms(sympy.Function)
+    if not (
+        one.free_symbols and one.free_symbols == two.free_symbols and all(isinstance(part, _SMOOTH) for part in parts)
+    ):
+        return False
+    return not _told_apart(one, two, known=True)
 
 
 def _number(found: Any, point: dict[Any, Any]) -> Any:
@@ -215,10 +233,11 @@ def _relation_or_set(text: str) -> Any:
     """What latex2sympy reads from an inequality, an interval or a union; parts joined by `or` as a union of sets."""
     if len(text) > _LONGEST:
         return None
-    pieces = re.split(r"\\text\{or\}|\\lor(?![a-z])", text)
-    if len(pieces) > 1:
-        sets = [_as_set(_relation_or_set(piece.strip(" ,;"))) for piece in pieces]
-        return None if any(found is None for found in sets) else sympy.Union(*sets)
+    for joint, joined in ((_OR, sympy.Union), (_AND, sympy.Intersection)):
+        pieces = [piece.strip(" ,;") for piece in joint.split(text)]
+        if len(pieces) > 1:
+            sets = [_as_set(_relation_or_set(piece)) for piece in pieces if piece]
+            return None if any(found is None for found in sets) else joined(*sets)
     for short, sign in (("<=", "\\le "), (">=", "\\ge "), ("!=", "\\ne ")):
         text = text.replace(short, sign)
     text = re.sub(r"(?<=[)\]}])\s*U\s*(?=[(\[])", r"\\cup ", text)

@@ -16,7 +16,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-CPU_SECONDS = 4.0  # for one question: then the system ends this process, whatever it is doing
+CPU_SECONDS = 3.0  # for one question: then the system ends this process, whatever it is doing
 _MEMORY = 2 << 30  # bytes of address space
 _LITERAL = re.compile(r"\s*(?:Integer|Float)\s*\(\s*'?[0-9.eE+-]{1,200}'?\s*\)\s*")
 

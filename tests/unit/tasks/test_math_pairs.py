@@ -56,7 +56,7 @@ def test_pairs_are_graded_as_a_careful_reader_does(workers: Pool) -> None:
     assert not {pair for *pair, verdict in pairs if tuple(pair) in DECLINED and not verdict}
 
 
-@pytest.mark.slow  # 750 more
+@pytest.mark.slow  # 1,800 more
 def test_variants_of_each_kind_are_graded_alike(workers: Pool) -> None:
     assert judged_otherwise(workers, rows("variants.jsonl")) == set()
 
