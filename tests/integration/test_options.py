@@ -102,6 +102,8 @@ TESTED_ELSEWHERE = {
     "task.tests": "the embedded task runs no tests: unit/tasks/test_code_half_tests.py",
     "task.max_turns": "the embedded task has one turn: integration/test_multi_turn.py",
     "task.on_error": "needs bad rows: unit/tasks/test_data.py",
+    "objective.importance": "needs several updates a batch: numerics/test_step_gradients.py",
+    "objective.dual_clip": "needs ratios far from 1: numerics/test_objective_weights.py",
     "rollout.concurrency": "changes only the memory: numerics/test_mlx_generation.py",
     "train.memory_gb": "changes only the memory: unit/backends/test_memory_plan.py",
     "train.grad_checkpoint": "changes only the memory: numerics/test_mlx_learning.py",
