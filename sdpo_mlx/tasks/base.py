@@ -32,6 +32,7 @@ class Task(ABC):
     description: str = ""
     feedback_modes: tuple[str, ...] = ("default",)  # the first is the default of `task.feedback`
     max_turns: int = 1  # answers per episode; the setting `task.max_turns` lowers it
+    grading_seconds: float = 120.0  # one grade that takes longer hangs; tasks have shorter limits themselves
     fingerprint: str | None = None  # identifies the grader's code, if it is not part of this package
     rows: Sequence[Problem] = ()  # the problems of both splits, each with its split in `private["split"]`
 

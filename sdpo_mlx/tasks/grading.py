@@ -13,7 +13,6 @@ from sdpo_mlx.core.text import FEEDBACK_LIMIT, clean
 from sdpo_mlx.tasks.base import Task
 from sdpo_mlx.types import Feedback, Problem, Rollout
 
-GRADER_SECONDS = 120.0  # a grader that takes longer hangs; tasks have shorter limits themselves
 GRADER_THREADS = 8
 FEEDBACK_ERROR_LENGTH = 1_000_000  # characters; a grader that writes more is broken
 POLL_SECONDS = 0.2  # how often waiting for a grade checks for signals and for graders that hang
@@ -68,8 +67,8 @@ class Graders:
     The time limit of each answer starts when its grading does, so that a long queue causes no timeout.
     """
 
-    def __init__(self, task: Task, seconds: float = GRADER_SECONDS) -> None:
-        self.task, self.seconds = task, seconds
+    def __init__(self, task: Task, seconds: float | None = None) -> None:
+        self.task, self.seconds = task, task.grading_seconds if seconds is None else seconds
         self._slots = threading.Semaphore(min(os.cpu_count() or 1, GRADER_THREADS))
         self._lock = threading.Lock()
         self._started: dict[Future[Response], float] = {}

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from sdpo_mlx.models.chat_template import Chat
 
 _REMEMBERED = 4_096
+_WAITS = 36.0  # four runs of an answer, and eight of neighbours that run alone, each for three times its limit at most
 _PRIVATE = ("entry", "preamble", "setup", "test_seconds", "memory_mb")  # of a problem, besides its tests
 LEVELS = ("one_liner", "easy", "medium", "interview")  # `code:easy` holds the levels up to easy
 Verdict = tuple[tuple[TestOutcome, ...], tuple[TestOutcome, ...]]  # tests that may be told, hidden tests
@@ -64,6 +65,9 @@ class CodeTask(Task):
             problems = load_rows(cfg, "code/problems.jsonl", problem_from_any)
         problems = with_half_tests(problems) if cfg.tests == "half" else with_splits(problems)
         self.rows = [p for p in problems if levels is None or p.private["level"] in levels]
+        limits = getattr(sandbox, "limits", None)
+        if limits is not None and any(problem.private["test_seconds"] for problem in self.rows):
+            self.grading_seconds = max(self.grading_seconds, _WAITS * limits.total_seconds)
         self._memory_mb = total_memory() >> 20
         self._turnstile = Turnstile()
         self._verdicts: OrderedDict[str, Verdict] = OrderedDict()

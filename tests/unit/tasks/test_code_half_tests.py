@@ -12,6 +12,7 @@ from sdpo_mlx.config import Config, TaskConfig
 from sdpo_mlx.core.errors import ConfigError
 from sdpo_mlx.sandbox.unconfined import UnconfinedSandbox
 from sdpo_mlx.tasks.code.task import CodeTask
+from sdpo_mlx.tasks.grading import Graders
 from sdpo_mlx.tasks.registry import open_task
 
 
@@ -58,6 +59,12 @@ def test_pairs_of_the_authors_tables_are_not_halved_again() -> None:
     assert [(len(each.private["tests"]), each.private["split"]) for each in pair] == [(2, "train"), (2, "held_out")]
     assert all(test["public"] for test in pair[0].private["tests"])
     assert len(found["livecodebench-1"].private["tests"]) == 1
+
+
+def test_hanging_grader_is_told_later_where_every_test_has_its_own_limit(rows: Path) -> None:
+    contest = CodeTask(UnconfinedSandbox(), TaskConfig(name="code", data=str(DATA / "layouts" / "livecodebench.jsonl")))
+    assert (opened(rows).grading_seconds, contest.grading_seconds) == (120.0, 36 * 60.0)
+    assert (Graders(contest).seconds, Graders(contest, 0.5).seconds) == (36 * 60.0, 0.5)
 
 
 def test_only_code_has_tests_to_split() -> None:
