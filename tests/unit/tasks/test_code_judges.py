@@ -253,7 +253,7 @@ def test_every_test_has_its_own_time(box: Sandbox) -> None:
         **row,
         "tests": [{"args": [1], "expected": 1, "public": True}, {"args": [999], "expected": 1, "public": True}],
     }
-    said = graded(box, problem_from_row({**late, "test_seconds": 1}, "row"), BURN)
+    said = graded(box, problem_from_row({**late, "test_seconds": 0.2}, "row"), BURN)
     assert (said.kind, said.text) == ("timeout", "Time Limit Exceeded\nInput: f(999)")
 
 
