@@ -200,13 +200,13 @@ def _scaled(answer: Answer) -> str:
 
 
 def _same_parts(right: Answer, given: Answer) -> bool:
-    """Groups in order with their brackets; sets in any order; a bare list is either, but no interval."""
+    """Groups in order with their brackets; sets in any order; a bare list is either, but no interval or matrix."""
     kinds = (right.kind, given.kind)
     if not _SEVERAL.issuperset(kinds):
         return _same_alone(right, given)
     if set(kinds) == {"group", "set"} or (kinds == ("group", "group") and right.mark != given.mark):
         return False
-    if set(kinds) == {"group", "list"} and "[" in right.mark + given.mark:
+    if set(kinds) == {"group", "list"} and "()" not in (right.mark, given.mark):
         return False
     if {right.mark, given.mark} == {"∨", "∧"} and not any(part.name for part in right.parts):
         return False

@@ -19,9 +19,12 @@ _CURRENCY_NAME = re.compile(r"(-?)\s*(?:\\text\{)?(usd|eur|gbp|inr|jpy|rs)\}?\.?
 _TIME = re.compile(r"([0-9: ]+?)\s*(\\text\{[AaPp][Mm]\})")
 _ALL_REALS = ("all real number", "all real", "all real x", "any real number", "every real number")
 _PHRASE = re.compile(
-    r"(?:\\text\{[^{}]*\}|[\s.,;:'!?()-]|[A-Z](?![A-Za-z])|a(?=\s)|[0-9]+|_\{[0-9A-Za-z]+\}|\^\{[-+0-9]+\}|/)+"
+    r"(?:\\text\{[^{}]*\}|[\s.,;:'!?()-]|[A-Z](?![A-Za-z])|a(?=\s)|[0-9]|_\{[0-9A-Za-z]+\}|\^\{[-+0-9]+\}|/)+"
 )
 _CONGRUENT = re.compile(r"^(.*)\\equiv(.*?)(?:\\pmod\s*\{?|\(?\s*\\mod\s*)\s*([0-9a-z]+)\s*\}?\)?$")
+_PART_OF_COMPOUND = re.compile(
+    r"([0-9]+(?:\.[0-9]+)?)\s?(\\text\{[A-Za-z]+\}|[a-z]{1,3})\s?(?:,\s?)?(?:\\text\{and\}\s?)?"
+)
 _UNIT_NAMES = r"((?:\\text\{[A-Za-z]+\}|[A-Za-z]|\^\{-?[0-9]\}|\\cdot|\s)+)"
 _UNIT_FRACTION = re.compile(rf"(?<=[0-9}}) ])\\frac\{{{_UNIT_NAMES}\}}\{{{_UNIT_NAMES}\}}$")
 _UNIT_START = re.compile(r"\\text\{|\\Omega(?![A-Za-z])|\^\{\\circ\}|%|[A-Za-z]+")
@@ -68,6 +71,25 @@ def words_of(text: str) -> str:
     """Words in small letters without marks, each in the singular."""
     found = re.findall(r"[^\W_]+|[-+](?=[0-9])", text.replace("\\text", " ").casefold())
     return " ".join(stem(word) for word in found if word not in ("an", "the"))
+
+
+def compound(text: str) -> Answer | None:
+    """Return `2 hours 30 minutes` as one value in its first unit; the units get smaller."""
+    pieces = list(_PART_OF_COMPOUND.finditer(text))
+    if len(pieces) < 2 or "".join(piece[0] for piece in pieces) != text:
+        return None
+    tails = [tail(piece[2]) for piece in pieces]
+    units = [one.unit for one in tails if one is not None and not one.words]
+    sizes = [unit.size for unit in units]
+    same_kind = len(units) == len(pieces) and units[0].bases and len({unit.bases for unit in units}) == 1
+    if not same_kind or sizes != sorted(set(sizes), reverse=True):
+        return None
+    shares = [size / sizes[0] for size in sizes]
+    terms = [
+        f"{piece[1]}\\cdot\\frac{{{share.numerator}}}{{{share.denominator}}}"
+        for piece, share in zip(pieces, shares, strict=True)
+    ]
+    return Answer("value", "+".join(terms), tail=Tail(units[0]))
 
 
 def ratio(text: str) -> Answer | None:

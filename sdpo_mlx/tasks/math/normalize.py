@@ -24,6 +24,7 @@ from sdpo_mlx.tasks.math.units import known_unit
 
 LONGEST = 1_000
 DEEPEST = 20
+_MOST_REPEATING = 60  # digits; the search for what repeats is cubic
 
 _RAISED = re.compile(f"[{''.join(SUPERSCRIPTS)}]+")
 _LOWERED = re.compile(f"[{''.join(SUBSCRIPTS)}]+")
@@ -43,6 +44,7 @@ _MERIDIEM = re.compile(r"(?<![A-Za-z\\])([AaPp])\.\s?[Mm]\.?(?![A-Za-z])")
 _REPEATING = re.compile(
     r"([0-9]*)\.([0-9]*)(?:\\(?:overline|bar|dot)\s?\{([0-9]+)\}|\(([0-9]+)\)|(?:\.\.\.|\\ldots)(?![\w.]))"
 )
+_ASIDE = re.compile(r"(?<=[0-9})])\s?\(\s?((?:\\text\{[^{}]*\}\s?)+)\)$")  # 12 (cups)
 _MATRIX_ROW = re.compile(r"\\\\\s?\[[^\[\]]{1,12}\]|\\(?:cr|newline)(?![A-Za-z])|\\\\\*")
 _OVER = re.compile(r"\{([^{}]*)\\(over|choose)(?![A-Za-z])([^{}]*)\}")
 
@@ -68,6 +70,7 @@ def normalize(text: str) -> str:
     text = re.sub(r"(?<=[0-9.])\s?[xX]\s?(?=10\s?\^)", r"\\times ", text)
     text = _words(text)
     text = _ended(" ".join(text.split()).strip("*`"))
+    text = _ASIDE.sub(r" \1", text)
     for _ in range(3):
         text = _OVER.sub(_fraction, text)
     text = _REPEATING.sub(_repeating, text)
@@ -112,8 +115,8 @@ def _root(found: re.Match[str]) -> str:
 def _without_dollars(text: str) -> str:
     """Dollar signs around mathematics go, those of money become a word."""
     text = text.replace("\\$", "\\text{dollar}")
-    bare = re.findall(r"\$+", text)
-    if len(bare) % 2 == 0 and not re.fullmatch(r"(?:[^$]*(?<![0-9}])\$(?=[0-9])[^$]*)+", text):
+    money = re.findall(r"(?<![0-9}])\$(?=[0-9])", text)
+    if len(re.findall(r"\$+", text)) % 2 == 0 and len(money) != text.count("$"):
         return re.sub(r"\$+", " ", text)
     return text.replace("$", "\\text{dollar}")
 
@@ -187,7 +190,7 @@ def _repeating(found: re.Match[str]) -> str:
     """A decimal whose digits repeat for ever, as its fraction; `0.333...` repeats what stands there at least twice."""
     whole, head, tail = found[1] or "0", found[2], found[3] or found[4]
     if tail is None:
-        block = re.fullmatch(r"([0-9]*?)([0-9]+?)\2+", head)
+        block = re.fullmatch(r"([0-9]*?)([0-9]+?)\2+", head) if len(head) <= _MOST_REPEATING else None
         if block is None or (len(block[2]) == 1 and block[1] and not head.endswith(block[2] * 3)):
             return found[0]
         head, tail = block[1], block[2]

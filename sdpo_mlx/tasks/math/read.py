@@ -62,7 +62,8 @@ def read(text: str, joined: bool = True, depth: int = 0) -> Answer:
     if cases := _CASES.match(text):
         text = cases[1].replace("&", " ").strip().removesuffix("\\\\")
     text = _REVERSED.sub(_turned, bare(_without_condition(text)))
-    if (answer := leaves.congruence(text)) is not None:
+    answer = leaves.congruence(text) or leaves.compound(text)
+    if answer is not None:
         return answer
     for reader in (_listed, _related, _set_of, _matrix, _bracketed, _both_signs):
         answer = leaves.word(text) if reader is _bracketed else None

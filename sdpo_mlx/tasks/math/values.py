@@ -233,6 +233,8 @@ def _relation_or_set(text: str) -> Any:
     """What latex2sympy reads from an inequality, an interval or a union; parts joined by `or` as a union of sets."""
     if len(text) > _LONGEST:
         return None
+    if "\\pm" in text:
+        text = " \\text{and} ".join(text.replace("\\pm", sign) for sign in "+-") if "\\ne" in text else text
     for joint, joined in ((_OR, sympy.Union), (_AND, sympy.Intersection)):
         pieces = [piece.strip(" ,;") for piece in joint.split(text)]
         if len(pieces) > 1:

@@ -56,7 +56,7 @@ def test_pairs_are_graded_as_a_careful_reader_does(workers: Pool) -> None:
     assert not {pair for *pair, verdict in pairs if tuple(pair) in DECLINED and not verdict}
 
 
-@pytest.mark.slow  # 1,800 more
+@pytest.mark.slow  # 2,300 more
 def test_variants_of_each_kind_are_graded_alike(workers: Pool) -> None:
     assert judged_otherwise(workers, rows("variants.jsonl")) == set()
 
@@ -92,6 +92,8 @@ HOSTILE = (
     "\\text{not} " * 80 + "17",
     "x<1 or " * 100 + "x<1",
     "5 million million million million",
+    "word " + "000121" * 150 + "=",
+    "$1 a" * 200 + "$",
     "0." + "3" * 800 + "...",
     '__import__("os").system("true")',
 )
