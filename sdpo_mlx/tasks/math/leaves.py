@@ -69,6 +69,7 @@ def telling(text: str) -> bool:
 
 def words_of(text: str) -> str:
     """Words in small letters without marks, each in the singular."""
+    text = re.sub(r"(?<![\w{])a(?=\s)", "", text)  # an article; `Player A` keeps its letter
     found = re.findall(r"[^\W_]+|[-+](?=[0-9])", text.replace("\\text", " ").casefold())
     return " ".join(stem(word) for word in found if word not in ("an", "the"))
 

@@ -61,12 +61,6 @@ def too_large(text: str) -> bool:
     return found is not None and not _small(found)
 
 
-def unknowns(text: str) -> list[str]:
-    """Names of the unknowns in a value."""
-    found = expression(text)
-    return sorted(symbol.name for symbol in found.free_symbols) if found is not None else []
-
-
 def terminating(text: str) -> bool:
     """Whether a value is a number that a decimal can state exactly."""
     found = expression(text)
