@@ -121,7 +121,7 @@ def test_a_signal_saves_and_leaves_and_resuming_is_exact(
 
 def test_a_score_interrupted_then_killed_is_not_told_twice(undisturbed: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    assert finish(start(folder, SETTINGS, {"place": "score", "count": 3, "signal": 2}))[0] == 130
+    assert finish(start(folder, SETTINGS, {"place": "score", "count": 2, "signal": 2}))[0] == 130
     assert finish(start(folder, SETTINGS, {"place": "gradient", "count": 1, "signal": int(signal.SIGKILL)}))[0] == -9
     assert finish(start(folder, SETTINGS)) == (0, "")
     assert_same(folder, undisturbed)
