@@ -12,7 +12,7 @@ from dataclasses import replace
 from sdpo_mlx.tasks.math import values
 from sdpo_mlx.tasks.math.answer import Answer, letters, tight
 from sdpo_mlx.tasks.math.normalize import UnreadableError, normalize
-from sdpo_mlx.tasks.math.read import ambiguous, read
+from sdpo_mlx.tasks.math.read import ambiguous, counter, read
 from sdpo_mlx.tasks.math.units import conversion, same_words
 
 _SUM = re.compile(r"[A-Za-z]{1,3}(?:\s?[-+]\s?[A-Za-z]{1,3})+|[a-z]{2}")
@@ -24,6 +24,7 @@ def equal(right: str, given: str) -> bool:
     one, two = _spelt(right), _spelt(given)
     if not one or not two:
         return False
+    two = _same_counter(one, two)
     if _without_words(one) == _without_words(two):
         return True
     try:
@@ -43,6 +44,15 @@ def _spelt(text: str) -> str:
         return normalize(text)
     except UnreadableError:
         return ""
+
+
+def _same_counter(right: str, given: str) -> str:
+    """Return the given answer with the right one's letter for what runs over the integers: `n\\pi` for `k\\pi`."""
+    old, new = counter(given), counter(right)
+    alone = r"(?<![\\A-Za-z]){}(?![A-Za-z])"
+    if not old or not new or old == new or re.search(alone.format(new), given):
+        return given
+    return re.sub(alone.format(old), new, given)
 
 
 def _without_words(text: str) -> str:

@@ -19,9 +19,9 @@ _SEPARATOR = re.compile(
     r"\s*(?:[,;](?:\s*\\text\{(?:and|or)\})?|\\text\{(?:and|or)\}|\\l(?:or|and)(?![A-Za-z])|\\quad|\\\\|&&|\|\|)\s*"
 )
 _FOR_ALL = r"(?:\\text\{(?:where|with|for)\}|\\forall)?\s*(?:\\text\{(?:all|some|any|every|each|integers?)\}\s*){0,2}"
-_IS_INTEGER = r"\\in\s*\\mathbb\{?[ZNQR]\}?(?:\^\{[+*]\})?|\\text\{is\}\s*(?:\\text\{an?\}|a)\s*\\text\{integer\}"
+_IS_INTEGER = r"\\in\s*\\mathbb\s?\{?[ZNQR]\}?(?:\^\{[+*]\})?|\\text\{is\}\s*(?:\\text\{an?\}|a)\s*\\text\{integer\}"
 _CONDITIONS = (
-    re.compile(rf"(?:[,;:]|\\quad|\()?\s*{_FOR_ALL}[A-Za-z]\s*(?:{_IS_INTEGER})\)?$"),
+    re.compile(rf"(?:[,;:]|\\quad|\()?\s*{_FOR_ALL}(?P<letter>[A-Za-z])\s*(?:{_IS_INTEGER})\)?$"),
     re.compile(r"(?:[,;:]|\\quad|\s)\s*\\text\{(?:where|with|for)\}.{1,80}\\text\{integers?\}\s*[a-z]?$"),
 )
 _RELATION = re.compile(
@@ -87,6 +87,12 @@ def _join_thousands(text: str) -> str:
         joined += [between, found[0] if level else found[0].replace(",", "")]
         end = found.end()
     return "".join(joined) + text[end:]
+
+
+def counter(text: str) -> str:
+    """Return the letter that a condition at the end lets run over a set (`k\\pi, k \\in \\mathbb{Z}`); else blank."""
+    found = _CONDITIONS[0].search(text)
+    return found["letter"] if found else ""
 
 
 def _without_condition(text: str) -> str:

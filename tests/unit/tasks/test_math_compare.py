@@ -113,3 +113,17 @@ def test_any_text_is_read_or_refused(text: str) -> None:
 )
 def test_right_digits_in_a_wrong_answer_are_not_equal(right: str, given: str) -> None:
     assert not equal(right, given)
+
+
+@pytest.mark.parametrize(
+    ("given", "verdict"),
+    [
+        ("n\\pi, n \\in \\mathbb{Z}", True),
+        ("\\pi m \\text{ where } m\\in\\mathbb Z", True),
+        ("k\\pi", True),
+        ("2n\\pi, n\\in\\mathbb{Z}", False),
+        ("nk\\pi, n\\in\\mathbb{Z}", False),
+    ],
+)
+def test_letter_that_runs_over_the_integers_may_have_another_name(given: str, verdict: bool) -> None:
+    assert equal("k\\pi, k\\in\\mathbb{Z}", given) is verdict
