@@ -57,8 +57,8 @@ SECTIONS = (
         "The embedded model on its embedded task",
         "8 problems x 8 rollouts per step, the preset `tiny`, 5 seeds. The last two rows are controls. With learning "
         "rate 0 no byte of the adapter changes. Contexts of other problems still name parts of the library, so they "
-        'help a little. Feedback without suggestions, and the tables below except "Long runs", were measured before '
-        "groups whose rollouts all succeeded were skipped.",
+        'help a little. Feedback without suggestions, and the tables below except "Long runs" and the first row of the '
+        "next one, were measured before groups whose rollouts all succeeded were skipped.",
     ),
     ("versus", "Against GRPO with fewer rollouts and on harder problems", "3 seeds."),
     ("sweep", "GRPO's learning rate", "2 seeds each; the best one is used above."),

@@ -49,10 +49,13 @@ def _spelt(text: str) -> str:
 def _same_counter(right: str, given: str) -> str:
     """Return the given answer with the right one's letter for what runs over the integers: `n\\pi` for `k\\pi`."""
     old, new = counter(given), counter(right)
-    alone = r"(?<![\\A-Za-z]){}(?![A-Za-z])"
-    if not old or not new or old == new or re.search(alone.format(new), given):
+    if not old or not new or old == new or re.search(_alone(new), given):
         return given
-    return re.sub(alone.format(old), new, given)
+    return re.sub(_alone(old), new, given)
+
+
+def _alone(letter: str) -> str:
+    return rf"(?<![\\A-Za-z]){letter}(?![A-Za-z])"
 
 
 def _without_words(text: str) -> str:
