@@ -20,7 +20,7 @@ DRAWN = ("SDPO, default contexts", "GRPO, best learning rate")
 
 HEAD = """# Results
 
-`make results` measures everything again and writes this page from `docs/results.json`, which holds every curve. Each
+`make results` measures all but "Tried and left out" again and writes this page from `docs/results.json`. Each
 score is the share of successes among 256 rollouts on the 64 held-out problems (160 for `tiny:mid`), sampled at
 temperature 1. "Best, fresh" evaluates the best adapter again with other seeds, because the score that chose it is
 optimistic. "Rollouts to 85 %" counts training rollouts until the first held-out evaluation at or above 0.85.

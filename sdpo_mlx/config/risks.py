@@ -13,20 +13,21 @@ def warnings(cfg: Config) -> tuple[str, ...]:
     distils = cfg.objective.kind != "grpo"
     found = []
     if distils and cfg.task.name.partition(":")[0] == "math" and (cfg.model.thinking or cfg.objective.kind == "sdpo"):
-        what = "thinking" if cfg.model.thinking else "objective.kind=sdpo"
-        found.append(
-            f"mathematics with {what}: others saw SDPO lose up to 40 % on new problems while training rewards "
-            "rose (arXiv 2603.24472). Compare with objective.kind=grpo and score problems of another source"
+        seen = (
+            "mathematics with objective.kind=sdpo: held-out scores fell while training rewards rose (lasgroup/SDPO 26)"
         )
+        if cfg.model.thinking:
+            seen = "mathematics with thinking: self-distillation lost up to 40 % on new problems (arXiv 2603.24472)"
+        found.append(f"{seen}. Compare with objective.kind=grpo, and score problems of another source")
     unguarded = not cfg.train.eval_every or cfg.train.on_decline == "warn"
     if distils and cfg.train.steps >= LONG and unguarded:
         found.append(
-            f"{cfg.train.steps} steps without a way back: long SDPO runs have fallen to 0 after 150 to 400 steps. "
+            f"{cfg.train.steps} steps without a way back: long SDPO runs have fallen to 0 after 150 to 500 steps. "
             "Set train.eval_every=10 and train.on_decline=rollback"
         )
     if cfg.model.adapter.kind == "full" and cfg.train.learning_rate > FULL_RATE:
         found.append(
-            f"all weights at learning rate {cfg.train.learning_rate:g}: the paper has 1e-6 to 1e-5 for them, more "
-            "forgets and collapses. Set train.learning_rate=1e-5"
+            f"all weights at learning rate {cfg.train.learning_rate:g}: the paper has 1e-6 to 1e-5 for them; a "
+            "higher rate forgets more. Set train.learning_rate=1e-5"
         )
     return tuple(found)

@@ -12,7 +12,7 @@ from dataclasses import replace
 from sdpo_mlx.tasks.math import values
 from sdpo_mlx.tasks.math.answer import Answer, letters, tight
 from sdpo_mlx.tasks.math.normalize import UnreadableError, normalize
-from sdpo_mlx.tasks.math.read import ambiguous, counter, read
+from sdpo_mlx.tasks.math.read import ambiguous, bound_variable, read
 from sdpo_mlx.tasks.math.units import conversion, same_words
 
 _SUM = re.compile(r"[A-Za-z]{1,3}(?:\s?[-+]\s?[A-Za-z]{1,3})+|[a-z]{2}")
@@ -24,7 +24,7 @@ def equal(right: str, given: str) -> bool:
     one, two = _spelt(right), _spelt(given)
     if not one or not two:
         return False
-    two = _same_counter(one, two)
+    two = _same_bound_variable(one, two)
     if _without_words(one) == _without_words(two):
         return True
     try:
@@ -46,9 +46,9 @@ def _spelt(text: str) -> str:
         return ""
 
 
-def _same_counter(right: str, given: str) -> str:
+def _same_bound_variable(right: str, given: str) -> str:
     """Return the given answer with the right one's letter for what runs over the integers: `n\\pi` for `k\\pi`."""
-    old, new = counter(given), counter(right)
+    old, new = bound_variable(given), bound_variable(right)
     if not old or not new or old == new or re.search(_alone(new), given):
         return given
     return re.sub(_alone(old), new, given)

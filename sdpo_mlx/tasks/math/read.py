@@ -89,7 +89,7 @@ def _join_thousands(text: str) -> str:
     return "".join(joined) + text[end:]
 
 
-def counter(text: str) -> str:
+def bound_variable(text: str) -> str:
     """Return the letter that a condition at the end lets run over a set (`k\\pi, k \\in \\mathbb{Z}`); else blank."""
     found = _CONDITIONS[0].search(text)
     return found["letter"] if found else ""

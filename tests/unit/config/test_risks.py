@@ -13,7 +13,7 @@ from sdpo_mlx.config import Config, risks
     ("settings", "word"),
     [
         ({"task": {"name": "math"}, "model": {"thinking": True}}, "2603.24472"),
-        ({"task": {"name": "math:word"}, "objective": {"kind": "sdpo"}}, "2603.24472"),
+        ({"task": {"name": "math:word"}, "objective": {"kind": "sdpo"}}, "SDPO 26"),
         ({"train": {"steps": 200, "eval_every": 0}}, "rollback"),
         ({"train": {"steps": 500, "on_decline": "warn"}}, "rollback"),
         ({"model": {"adapter": {"kind": "full"}}}, "all weights"),
