@@ -194,8 +194,10 @@ def _attend(process: Process, stdin: bytes, start: float, watch: _Watch) -> RunR
     assert process.stdout is not None
     assert process.stderr is not None
     outputs = {process.stdout: bytearray(), process.stderr: bytearray()}
+    late = False
     try:
         cut = _pump(process, stdin, outputs, watch)
+        late = time.monotonic() >= watch.deadline
     finally:
         try:  # the whole process group; with a PID namespace everything inside dies with it
             os.killpg(process.pid, signal.SIGKILL)
@@ -203,7 +205,9 @@ def _attend(process: Process, stdin: bytes, start: float, watch: _Watch) -> RunR
             process.kill()
         code = process.wait()
         _drain(*outputs)
-    status = cut or ("signal" if code < 0 or code > 128 else "exited")
+    killed = code < 0 or code > 128
+    # A busy machine may wake this thread after the program's limit of processor time has killed it.
+    status = cut or ("timeout" if killed and late else "signal" if killed else "exited")
     out, err = (bytes(data[:OUTPUT_CAP]) for data in outputs.values())
     return RunResult(status, code, out, err, time.monotonic() - start, watch.started)
 

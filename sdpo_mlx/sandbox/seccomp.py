@@ -3,7 +3,8 @@
 A deny list over an allowing default: Python itself calls nothing of it, and a program that is refused one
 gets an error, not its death. What is refused: looking into other processes; new namespaces, mounts and
 roots; the kernel surface where most holes were found (io_uring, bpf, keys, userfaultfd, perf); the
-machine's clock, modules and swap; memory that no limit counts (memfd, System V, message queues).
+machine's clock, modules and swap; memory that no limit counts (memfd, System V, message queues); sessions of
+its own (sched(7), autogroups).
 
 EPERM is the truth ("not permitted here") and libraries that probe for a call fall back on it. ENOSYS goes
 to `clone3`, whose flags lie in memory where no filter can look: libc then uses `clone`, whose flags are an
@@ -104,6 +105,7 @@ DENIED: dict[str, tuple[int | None, int | None]] = {
     "msgget": (68, 186),
     "semget": (64, 190),
     "mq_open": (240, 180),
+    "setsid": (112, 157),  # Linux shares the processor among sessions: 30 of them would leave the trainer a thirtieth
 }
 # Calls whose arguments decide.
 INSPECTED: dict[str, tuple[int, int]] = {

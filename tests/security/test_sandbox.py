@@ -186,7 +186,7 @@ def test_fork_bomb_ends_with_its_run(box: Sandbox) -> None:
 @needs_bwrap
 @pytest.mark.parametrize("ending", ["os._exit(0)", "time.sleep(60)", "print('x' * 100_000)"])
 def test_no_descendant_outlives_its_run(box: Sandbox, ending: str) -> None:
-    program = f"import os, time\nif os.fork() == 0:\n    os.setsid()\n    time.sleep(60)\nelse: {ending}"
+    program = f"import os, time\nif os.fork() == 0:\n    os.setpgrp()\n    time.sleep(60)\nelse: {ending}"
     limits = Limits(seconds=1.0, memory_mb=400 + os.getpid() % 97)  # an argument that marks this run's processes
     BubblewrapSandbox(limits).run(program)
     mark = f"\x00{limits.memory_mb << 20}\x00".encode()

@@ -24,20 +24,20 @@ HEADERS = {
 }
 # Written down a second time, from the other direction: by number.
 X86_64 = """
-29 shmget|64 semget|68 msgget|101 ptrace|103 syslog|134 uselib|139 sysfs|153 vhangup|154 modify_ldt|155 pivot_root
-156 _sysctl|159 adjtimex|161 chroot|163 acct|164 settimeofday|165 mount|166 umount2|167 swapon|168 swapoff|169 reboot
-172 iopl|173 ioperm|174 create_module|175 init_module|176 delete_module|177 get_kernel_syms|178 query_module
-179 quotactl|180 nfsservctl|212 lookup_dcookie|227 clock_settime|240 mq_open|246 kexec_load|248 add_key|249 request_key
-250 keyctl|256 migrate_pages|272 unshare|279 move_pages|298 perf_event_open|300 fanotify_init|303 name_to_handle_at
-304 open_by_handle_at|305 clock_adjtime|308 setns|310 process_vm_readv|311 process_vm_writev|312 kcmp|313 finit_module
-319 memfd_create|320 kexec_file_load|321 bpf|323 userfaultfd"""
+29 shmget|64 semget|68 msgget|101 ptrace|103 syslog|112 setsid|134 uselib|139 sysfs|153 vhangup|154 modify_ldt
+155 pivot_root|156 _sysctl|159 adjtimex|161 chroot|163 acct|164 settimeofday|165 mount|166 umount2|167 swapon
+168 swapoff|169 reboot|172 iopl|173 ioperm|174 create_module|175 init_module|176 delete_module|177 get_kernel_syms
+178 query_module|179 quotactl|180 nfsservctl|212 lookup_dcookie|227 clock_settime|240 mq_open|246 kexec_load
+248 add_key|249 request_key|250 keyctl|256 migrate_pages|272 unshare|279 move_pages|298 perf_event_open
+300 fanotify_init|303 name_to_handle_at|304 open_by_handle_at|305 clock_adjtime|308 setns|310 process_vm_readv
+311 process_vm_writev|312 kcmp|313 finit_module|319 memfd_create|320 kexec_file_load|321 bpf|323 userfaultfd"""
 AARCH64 = """
 18 lookup_dcookie|39 umount2|40 mount|41 pivot_root|42 nfsservctl|51 chroot|58 vhangup|60 quotactl|89 acct|97 unshare
-104 kexec_load|105 init_module|106 delete_module|112 clock_settime|116 syslog|117 ptrace|142 reboot|170 settimeofday
-171 adjtimex|180 mq_open|186 msgget|190 semget|194 shmget|217 add_key|218 request_key|219 keyctl|224 swapon|225 swapoff
-238 migrate_pages|239 move_pages|241 perf_event_open|262 fanotify_init|264 name_to_handle_at|265 open_by_handle_at
-266 clock_adjtime|268 setns|270 process_vm_readv|271 process_vm_writev|272 kcmp|273 finit_module|279 memfd_create
-280 bpf|282 userfaultfd|294 kexec_file_load"""
+104 kexec_load|105 init_module|106 delete_module|112 clock_settime|116 syslog|117 ptrace|142 reboot|157 setsid
+170 settimeofday|171 adjtimex|180 mq_open|186 msgget|190 semget|194 shmget|217 add_key|218 request_key|219 keyctl
+224 swapon|225 swapoff|238 migrate_pages|239 move_pages|241 perf_event_open|262 fanotify_init|264 name_to_handle_at
+265 open_by_handle_at|266 clock_adjtime|268 setns|270 process_vm_readv|271 process_vm_writev|272 kcmp
+273 finit_module|279 memfd_create|280 bpf|282 userfaultfd|294 kexec_file_load"""
 # From 424 on a call has one number on all machines.
 BOTH = """
 425 io_uring_setup|426 io_uring_enter|427 io_uring_register|428 open_tree|429 move_mount|430 fsopen|431 fsconfig

@@ -6,6 +6,7 @@ import ast
 import inspect
 import shutil
 import sys
+import time
 
 import pytest
 
@@ -70,6 +71,18 @@ def test_mark_costs_a_program_none_of_its_output(box: Sandbox) -> None:
     whole = box.run(f"import os\nfor _ in range(16): os.write(1, b'x' * {OUTPUT_CAP // 16})")
     assert (whole.status, len(whole.stdout)) == ("exited", OUTPUT_CAP)
     assert box.run(f"import os\nfor _ in range(17): os.write(1, b'x' * {OUTPUT_CAP // 16})").status == "output_limit"
+
+
+@pytest.mark.parametrize(("slow", "status"), [(0.0, "signal"), (2.0, "timeout")])
+def test_program_killed_after_its_time_is_a_timeout(slow: float, status: str) -> None:
+    def answer_late(_: int) -> bool:  # as on a busy machine, where the processor's limit kills a program first
+        time.sleep(slow)
+        return False
+
+    argv = [sys.executable, *INTERPRETER_FLAGS, "-c", bootstrap(), *["-1"] * 6]
+    program = "import os, time\ntime.sleep(0.4)\nos.kill(os.getpid(), 9)"
+    result = launch(argv, payload(program, b""), 1.0, over=answer_late)
+    assert (result.status, result.code) == (status, -9)
 
 
 def started_by(before: str, *, spawned: bool = False) -> RunResult:

@@ -88,14 +88,17 @@ FILES = {
     "hard link out": "os.link(W['key'], 'hard')\nreturn open('hard').read()",
     "symlink race": """
 open('mine', 'w').write('mine')
+swaps = []
 def swap():
     while True:
         for target in ('mine', W['key']):
             os.symlink(target, 'new'); os.replace('new', 'race')
-threading.Thread(target=swap, daemon=True).start()
-end, tries = time.monotonic() + 0.4, 0
-while time.monotonic() < end or tries < 5000:  # a busy machine swaps rarely
-    tries += 1
+            swaps.append(target)
+            time.sleep(0.001 * (len(swaps) % 4))  # without a pause a busy machine may never read between two swaps
+swapper = threading.Thread(target=swap, daemon=True)
+swapper.start()
+end = time.monotonic() + 0.4
+while swapper.is_alive() and (time.monotonic() < end or len(swaps) < 100):
     try:
         text = open('race').read()
     except OSError:
@@ -208,7 +211,7 @@ PROCESSES = {
     "trace a process": "return call('ptrace', 0x4206, W['victim'], 0, 0) == 0",
     "leave a daemon": """
 if os.fork() == 0:
-    os.setsid()
+    can(os.setsid)
     if os.fork() == 0:
         time.sleep(0.1)
         if not can(lambda: open(W['folder'] + '/late', 'x').close()):
@@ -287,7 +290,7 @@ TERMINAL = {
     "type for the user": """
 import fcntl, termios
 def typed():
-    os.setsid()
+    can(os.setsid)
     master, slave = os.openpty()
     fcntl.ioctl(slave, termios.TIOCSCTTY, 0)
     return fcntl.ioctl(slave, termios.TIOCSTI, b'x') is not None

@@ -47,6 +47,7 @@ call('process_vm_readv', os.getpid(), vector(seen), 1, vector(secret), 1, 0)
 return seen.raw
 """,
     "take a descriptor": "return call('pidfd_getfd', os.pidfd_open(os.getpid()), 1, 0)",
+    "session of its own": "return child(lambda: call('setsid') > 0)",
     "compare processes": "return call('kcmp', os.getpid(), os.getpid(), 0, 1, 1) == 0",
     "file handles": """
 handle = (ctypes.c_uint32 * 34)(128)
