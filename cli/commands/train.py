@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import os
+import shlex
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from sdpo_mlx.runs.folder import RunFolder
     from sdpo_mlx.training.final_scores import TrainingResult
     from sdpo_mlx.training.session import OnEvent
+    from sdpo_mlx.types import RolloutGroup
 
 EXIT_TOO_LITTLE = 1
 OUT = "Run folder; default: runs/<model>-<task>-seed<n>."
@@ -62,6 +63,7 @@ def command(  # noqa: PLR0913 - typer reads the options off the signature
     from sdpo_mlx.api import default_out, run_training
     from sdpo_mlx.config.resolve import resolve
     from sdpo_mlx.core.errors import ConfigError
+    from sdpo_mlx.runs.status import state_of
     from sdpo_mlx.runs.targets import run_config
 
     flags = options.settings(model=model, task=task, data=data, steps=steps, learning_rate=learning_rate)
@@ -75,12 +77,15 @@ def command(  # noqa: PLR0913 - typer reads the options off the signature
             cfg = run_config(out, sets or [], flags)
         else:
             cfg = resolve(config, sets or [], flags).config
-        place, begun = out or default_out(cfg), time.monotonic()
+        place = out or default_out(cfg)
+        earlier = state_of(place) if (place / "events.jsonl").is_file() else None
         with interruptible(lambda: _saved(place), _leave) as interrupt:
             result, components = run_training(
                 cfg, place, TerminalDisplay(plain), interrupt, group=group, command=["sdpo", *sys.argv[1:]]
             )
-    shown = components, place, result, time.monotonic() - begun
+    shown = components, place, result, seconds_of(place)
+    if earlier and earlier.state == "finished" and earlier.step == result.state.step:
+        render.message(already_finished(place, result.state.step, cfg))
     render.output(as_document(*shown), summary(*shown), as_json)
     if require_gain is not None and not 100 * result.difference >= require_gain:
         points = render.number(100 * result.difference)
@@ -149,62 +154,113 @@ class TerminalDisplay:
         from sdpo_cli.terminal.live_view import run_view
         from sdpo_cli.terminal.progress import Header, Progress
 
+        from sdpo_mlx.runs.status import EventFollower
+
         render.message(components.model.line())
         if plan := components.plan_line():
             render.message(plan)
         info = components.policy.info
         header = Header.of(components.cfg, f"{info.backend} {info.device} {info.dtype}", folder.path)
         progress = Progress(header, stopping=interrupted)
-        with run_view(progress, self.plain) as on_event:
+        with run_view(progress, self.plain) as show:
+
+            def on_event(event: Mapping[str, Any], groups: Sequence[RolloutGroup]) -> None:
+                if event["type"] == "resumed":  # the view is that of the whole run
+                    for earlier in EventFollower(folder.events).new():
+                        progress.observe(earlier)
+                show(event, groups)
+
             yield on_event, progress.tasks.start
 
 
 def _leave(code: int) -> None:
-    """On a second signal: restore the cursor and exit at once."""
+    """On a second signal: restore the terminal and exit at once."""
     if sys.stderr.isatty():
+        from sdpo_cli.terminal.console import show_control_characters
+
+        show_control_characters(True)
         sys.stderr.write(SHOW_CURSOR)
         sys.stderr.flush()
     os._exit(code)
 
 
+def seconds_of(run: Path) -> float:
+    """Return the time of a whole run, without the pauses between its processes."""
+    from sdpo_mlx.runs.events import read_events
+    from sdpo_mlx.runs.pace import Pace
+
+    return Pace.of(read_events(run / "events.jsonl")).spent
+
+
+def already_finished(out: Path, step: int, cfg: Config) -> str:
+    """Return that a run had ended before this command, and how to continue it."""
+    run, steps = shlex.quote(str(out)), cfg.train.steps
+    more = f"--steps {2 * steps}" if step >= steps else "--train.patience 0 --train.on_decline warn"
+    return f"{out} had finished at step {step} of {steps}. To continue: sdpo train --out {run} --resume {more}"
+
+
 def summary(components: Components, out: Path, result: TrainingResult, seconds: float) -> list[str]:
     """Return the lines for the terminal: scores before and after, gain, forgetting, next commands."""
-    from sdpo_mlx.runs.export.next_steps import next_commands
+    from sdpo_mlx.rl.metrics import TRUNCATED_MOST
 
     cfg, state = components.cfg, result.state
-    gain, (low, high) = result.difference, result.interval
-    finals = [final and final.result for final in (result.before, result.after)]
-    scores = [render.percent(each.score, each.low, each.high) if each else "-" for each in finals]
+    unchanged = state.step > 0 and not state.best_step
     lines = [
         "",
-        f"{cfg.model.name} on {cfg.task.name}: {state.step} steps, {state.generations} rollouts, "
+        f"{cfg.model.name} on {cfg.task.name}: {render.plural(state.step, 'step')}, {state.generations:,} rollouts, "
         f"{render.duration(seconds)}",
-        f"held-out  before {scores[0]}   after {scores[1]}",
+        *_score_lines(result, unchanged),
     ]
-    if not math.isnan(gain):
-        paired = render.span(low, high, "+.1f")
-        lines.append(f"gain      {100 * gain:+.1f} points{paired}; 95 % intervals, paired by problem")
     if (forgot := result.forgetting).before is not None:  # the untouched model was measured
         before, after = forgot.before.perplexity, forgot.after.perplexity
         lines += [
             f"forgetting  KL to base {forgot.divergence:.4f} nats/token (s.e. {forgot.error:.4f}) on general prompts",
             f"            perplexity on a general text {before:,.1f} -> {after:,.1f}",
         ]
+    if result.truncated > 0:
+        advice = f"; raise --max-tokens ({cfg.rollout.max_tokens})" if result.truncated > TRUNCATED_MOST else ""
+        lines.append(f"truncated {render.percent(result.truncated)} of the rollouts of the last steps{advice}")
     best = f"step {state.best_step}"
-    if state.step and not state.best_step:
+    if unchanged:
         best += ", the untouched model: no step scored higher on held-out problems, so the adapter changes nothing"
+    if state.step < cfg.train.steps and not state.declined:
+        none = f"no better held-out score in {render.plural(state.stale, 'evaluation')} (train.patience)"
+        lines.append(f"ended     after step {state.step} of {cfg.train.steps}: {none}")
     if result.warnings:
         rules = ", ".join(f"{event['rule']} (step {event['step']})" for event in result.warnings)
         lines.append(f"warnings  {rules}; in full in {out}/README.md")
     lines += [f"decline   {event['message']}" for event in result.warnings if event["type"] == "decline"]
     lines += [f"best      {best}", f"adapter   {out}/adapters.safetensors", "", "next:"]
-    return [*lines, *(f"  {each}" for each in next_commands(components, out))]
+    return [*lines, *(f"  {each}" for each in _next(components, out, result))]
+
+
+def _score_lines(result: TrainingResult, unchanged: bool) -> list[str]:
+    """Return the scores before and after by their name, the gain, and whether it can be believed."""
+    from sdpo_mlx.training.model_card import label_of
+
+    finals = [final.result if final else None for final in (result.before, result.after)]
+    name = label_of(*finals)
+    scores = [render.percent(each.score, each.low, each.high) if each else "-" for each in finals]
+    lines = [f"held-out  {name} before {scores[0]}   after {scores[1]}"]
+    if name == "mean reward":
+        rates = [render.percent(each.success if each else None) for each in finals]
+        lines.append(f"          success before {rates[0]}   after {rates[1]}")
+    if result.comparison is not None and not math.isnan(result.difference) and not unchanged:
+        paired = render.span(*result.interval, "+.1f")
+        lines.append(f"gain      {100 * result.difference:+.1f} points{paired}; 95 % intervals, paired by problem")
+        lines.append(f"          {result.comparison.sentence()}")
+    return lines
+
+
+def _next(components: Components, out: Path, result: TrainingResult) -> list[str]:
+    from sdpo_mlx.runs.export.next_steps import next_commands
+
+    learned = result.learned or result.comparison is None
+    return next_commands(components, out, learned=learned, truncated=result.truncated)
 
 
 def as_document(components: Components, out: Path, result: TrainingResult, seconds: float) -> dict[str, Any]:
     """Return the result as a JSON document; scores are shares of 1."""
-    from sdpo_mlx.runs.export.next_steps import next_commands
-
     before, after = (asdict(final.result) if final else None for final in (result.before, result.after))
     return {
         "run": str(out),
@@ -217,8 +273,10 @@ def as_document(components: Components, out: Path, result: TrainingResult, secon
         "before": before,
         "after": after,
         "difference": {"mean": result.difference, "low": result.interval.low, "high": result.interval.high},
+        "significant": bool(result.comparison and result.comparison.significant),
+        "truncated": result.truncated,
         "forgetting": asdict(result.forgetting),
         "warnings": [{name: event[name] for name in ("step", "rule", "message")} for event in result.warnings],
         "adapter": str(out / "adapters.safetensors"),
-        "next": next_commands(components, out),
+        "next": _next(components, out, result),
     }

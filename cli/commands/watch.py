@@ -48,7 +48,8 @@ def command(
     from sdpo_mlx.runs.status import EventFollower, is_running, runs_in, state_of
 
     steps = runs_in(run)[0].steps  # raises if there is no run
-    follower, progress = EventFollower(run / "events.jsonl"), Progress(_header(run, steps))
+    follower = EventFollower(run / "events.jsonl")
+    progress = Progress(_header(run, steps), keys="Ctrl-C stops watching, not the run")
     with Interrupt() as interrupt, run_view(progress, plain) as observe:
         while not interrupt.requested():
             alive = is_running(run)
@@ -59,6 +60,9 @@ def command(
                 progress.tasks.start(f"since {EVENTS.get(event['type'], event['type'])}")
                 if event["type"] == "step":
                     progress.sample = _sample(run, event["step"]) or progress.sample
+            if not alive:
+                progress.ended = state_of(run).state
+                progress.tasks.start("")
             if once or not alive:
                 break
             time.sleep(POLL_SECONDS)

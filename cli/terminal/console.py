@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import sys
+import termios
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from rich.cells import cell_len
 from rich.console import Console, ConsoleDimensions, ConsoleOptions, RenderableType, RenderResult
@@ -21,7 +23,7 @@ from sdpo_mlx.core.text import display
 REFRESH_PER_SECOND = 4
 DEFAULT_SIZE = ConsoleDimensions(80, 24)  # for a terminal that reports no columns and lines
 # The characters that the views use, for terminals that show only ASCII.
-_ASCII = str.maketrans("▁▂▃▄▅▆▇█…━│─╭╮╰╯", "__--==##.=|-++++")
+_ASCII = str.maketrans("▁▂▃▄▅▆▇█…━│─╭╮╰╯→", "__--==##.=|-++++>")
 
 
 class TerminalConsole(Console):
@@ -71,14 +73,27 @@ class TerminalView:
 @contextmanager
 def draw(view: RenderableType, *, transient: bool = False) -> Iterator[None]:
     """Draw on stderr until the block ends; text printed there meanwhile appears above."""
-    with Live(
+    live = Live(
         TerminalView(view),
         console=TerminalConsole(),
         refresh_per_second=REFRESH_PER_SECOND,
         transient=transient,
         redirect_stdout=False,
-    ):
-        yield
+    )
+    show_control_characters(False)
+    try:
+        with live:
+            yield
+    finally:
+        show_control_characters(True)
+
+
+def show_control_characters(shown: bool) -> None:
+    """Let the terminal print `^C` when Ctrl-C is pressed, or not: it would move the drawing by a line."""
+    with suppress(termios.error, OSError, ValueError):  # no terminal
+        state = termios.tcgetattr(sys.stdin.fileno())
+        state[3] = state[3] | termios.ECHOCTL if shown else state[3] & ~termios.ECHOCTL
+        termios.tcsetattr(sys.stdin.fileno(), termios.TCSANOW, state)
 
 
 class StatusLine:

@@ -18,7 +18,7 @@ from rich.text import Text
 from sdpo_cli.terminal import render
 from sdpo_cli.terminal.console import draw
 from sdpo_cli.terminal.progress import Progress
-from sdpo_cli.terminal.render import duration, number, percent, rate, size, span, sparkline
+from sdpo_cli.terminal.render import curve, duration, number, percent, rate, size, sparkline
 from sdpo_cli.terminal.sample_view import MOST_LINES, sample_lines, steady
 
 if TYPE_CHECKING:
@@ -31,7 +31,9 @@ MIN_FRAMED_HEIGHT, MIN_FRAMED_WIDTH = 6, 16  # a smaller terminal gets no frame
 MIN_LABELLED_WIDTH = 36  # from here on the labels have a column of their own
 BAR_WIDTH = 30
 # The rows by importance: what stays if there is no room for all.
-PRIORITY = ("step", "now", "success", "held-out", "loss", "warning", "context", "tokens/s", "memory")
+PRIORITY = ("step", "now", "success", "held-out", "loss", "warning", "truncated", "context", "tokens/s", "memory")
+CURVE_HEIGHT, CURVE_WIDTH, CURVE_GAP = 3, 32, 3
+MIN_SAMPLE_LINES = 4  # curves need as many lines beside their own, for the sample
 
 Row = tuple[str, Text]
 
@@ -45,6 +47,7 @@ def run_view(progress: Progress, plain: bool) -> Iterator[OnEvent]:
                 yield progress.observe
             finally:
                 progress.tasks.start("")
+                progress.ended = progress.ended or "stopped"
         return
     render.message(progress.header.line())
     progress.tasks.on_update = render.progress_lines()
@@ -65,15 +68,15 @@ def event_lines(event: Mapping[str, Any], progress: Progress) -> list[str]:
         parts = [
             f"step {progress.step}/{progress.header.steps}",
             f"success {percent(latest.get('success/rate'))}",
-            f"loss {number(latest.get('loss'))}",
-            f"divergence {number(latest.get('divergence/mean'))}",
+            f"truncated {percent(latest.get('length/truncated'))}",
+            losses(latest),
             f"context {context_summary(progress)}",
             f"{rate(progress.speed('generated', 'generate'))} tok/s",
             *([f"left {duration(left)}"] if left is not None else []),
         ]
         return ["  ".join(parts)]
     if kind == "eval":
-        score = percent(event.get("score"), event.get("low"), event.get("high"))
+        score = render.score(event)
         if not event.get("final"):
             line = f"held-out at step {event['step']}: {score}{', best so far' if progress.best is event else ''}"
             return [line] if event["step"] else []  # step 0 is the score before training, which has its line
@@ -84,6 +87,12 @@ def event_lines(event: Mapping[str, Any], progress: Progress) -> list[str]:
     if kind == "decline":
         return [str(event.get("message", ""))]
     return [f"resumed after step {event['step']}"] if kind == "resumed" else []
+
+
+def losses(latest: Mapping[str, Any]) -> str:
+    """The loss of a step, and the divergence if it is another number: objective `sdpo` minimises the divergence."""
+    loss, divergence = (number(latest.get(name)) for name in ("loss", "divergence/mean"))
+    return f"loss {loss}" if divergence in (loss, "-") else f"loss {loss}  divergence {divergence}"
 
 
 def context_summary(progress: Progress) -> str:
@@ -119,10 +128,16 @@ class LiveView:
         yield Panel(
             Group(*self._lines(console, width - 4, height - BORDER_LINES)),
             title=_first_fit(titles, width - 8),
-            subtitle=_first_fit([header.out, f"…/{PurePath(header.out).name}"], width - 8),
+            subtitle=_first_fit(self._subtitles(), width - 8),
+            border_style="dim",
             title_align="left",
             width=width,
         )
+
+    def _subtitles(self) -> list[str]:
+        out, keys = self.progress.header.out, "" if self.progress.ended else self.progress.keys
+        short = f"…/{PurePath(out).name}"
+        return [*(f"{each}  {keys}" for each in (out, short) if keys), *([keys] if keys else [out, short])]
 
     def _lines(self, console: Console, width: int, height: int) -> list[Text]:
         label = max(map(len, PRIORITY)) if width >= MIN_LABELLED_WIDTH else 0
@@ -130,9 +145,11 @@ class LiveView:
         figures = [_line(row, width, label) for row in rows if row[0] != "warning"]
         warnings = [_line(row, width, label) for row in rows if row[0] == "warning"]
         free = height - len(figures) - len(warnings)
+        curves = _curves(self.progress, width) if free >= CURVE_HEIGHT + MIN_SAMPLE_LINES + 3 else []
+        free -= len(curves)
         sample = self.progress.sample
         shown = sample_lines(console, sample, width, min(MOST_LINES, free - 1)) if sample is not None else []
-        return [*figures, *([Text(""), *shown] if shown else []), *warnings]
+        return [*figures, *curves, *([Text(""), *shown] if shown else []), *warnings]
 
     def _rows_that_fit(self, width: int, height: int) -> list[Row]:
         rows = [row for row in _rows(self.progress, width) if row[1].plain]
@@ -146,11 +163,12 @@ def _rows(progress: Progress, width: int) -> list[Row]:
     if task and progress.stopping():
         current = ["stopping: saves after the current task; Ctrl-C again quits at once", "stopping"]
     generation, learning = progress.speed("generated", "generate"), progress.speed("learned", "teacher", "learn")
-    loss, divergence = number(latest.get("loss")), number(latest.get("divergence/mean"))
+    loss, more = losses(latest).removeprefix("loss "), f"   length {number(latest.get('length/mean'), '.0f')} tokens"
+    truncated = percent(latest.get("length/truncated"))
     peak = f"peak {size(latest['memory/peak'])}" if latest.get("memory/peak") else "-"
 
     success = percent(latest.get("success/rate"))
-    bars = width - len(success) - 2
+    bars, shares = width - len(success) - 2, progress.curve("success/rate")
 
     def fit(*texts: str) -> Text:
         return _first_fit(texts, width)
@@ -160,10 +178,11 @@ def _rows(progress: Progress, width: int) -> list[Row]:
         ("now", fit(*current)),
         (
             "success",
-            Text.assemble(f"{success}  ", (sparkline(progress.success, min(40, bars)) if bars > 0 else "", "green")),
+            Text.assemble(f"{success}  ", (sparkline(shares, min(40, bars)) if bars > 0 else "", "green")),
         ),
         ("held-out", fit(*_scores(progress))),
-        ("loss", fit(f"{loss}   divergence {divergence}", loss)),
+        ("truncated", fit(truncated + more, truncated)),
+        ("loss", fit(loss)),
         ("context", fit(context_summary(progress), percent(progress.with_context()))),
         ("tokens/s", fit(f"generation {rate(generation)}   learning {rate(learning)}", f"{rate(generation)}")),
         ("memory", fit(peak)),
@@ -171,10 +190,39 @@ def _rows(progress: Progress, width: int) -> list[Row]:
     ]
 
 
+def _curves(progress: Progress, width: int) -> list[Text]:
+    """Return up to three small charts side by side, an empty line above them; each needs two points."""
+    held_out = [event["score"] for event in progress.evals if event.get("score") is not None]
+    charts = [
+        (name, values, colour)
+        for name, values, colour in (
+            ("success", progress.curve("success/rate"), "green"),
+            ("held-out", held_out, "cyan"),
+            ("truncated", progress.curve("length/truncated"), "yellow"),
+        )
+        if len(values) > 1
+    ]
+    each = min(CURVE_WIDTH, (width + CURVE_GAP) // max(1, len(charts)) - CURVE_GAP)
+    if not charts or each < 2 * max(map(len, PRIORITY)):
+        return []
+    lines = [Text("", no_wrap=True) for _ in range(CURVE_HEIGHT + 2)]
+    for name, values, colour in charts:
+        title = f"{name} {percent(values[0])} → {percent(values[-1])}"
+        rows = [(title if len(title) <= each else name, "dim"), *((row, colour) for row in curve(values, each, 3))]
+        for line, (text, style) in zip(lines[1:], rows, strict=True):
+            line.append(f"{text:<{each + CURVE_GAP}}", style)
+    for line in lines:
+        line.truncate(width, overflow="crop")
+    return lines
+
+
 def _steps(progress: Progress, width: int) -> Text:
-    """`3/15 ━━━━━━╺━━━━ 0:42 left`, without the bar if it would be too short to read."""
+    """`3/15 ━━━━━━╺━━━━ 0:42 left, 0:10 so far`, without the bar if it would be too short to read."""
     done, steps, left = progress.step, max(1, progress.header.steps), progress.seconds_left()
-    count, rest = f"{done}/{progress.header.steps}", f"{duration(left)} left" if left else ""
+    rest = progress.ended or (f"{duration(left)} left" if left is not None else "")
+    so_far = f"{', ' if rest else ''}{duration(progress.elapsed())} so far"
+    count = f"{done}/{progress.header.steps}"
+    rest += so_far if width >= BAR_WIDTH + len(count) + len(rest + so_far) + 2 else ""
     bar = min(BAR_WIDTH, width - len(count) - len(rest) - 2)
     if bar < 5:
         return _first_fit([f"{count}  {rest}", f"{count} {rest.removesuffix(' left')}", count], width)
@@ -184,20 +232,23 @@ def _steps(progress: Progress, width: int) -> Text:
 
 def _scores(progress: Progress) -> list[str]:
     before, best = progress.before, progress.best
-    first = f"before {percent(before.get('score'))}" if before is not None else ""
+    first = f"before {_score(before)}" if before is not None else ""
     if best is None:
         return [first or "-"]
     last = progress.evals[-1]
-    now = f"step {last['step']}: {percent(last.get('score'))}"
-    top = f"best {percent(best.get('score'))}"
+    top = f"best {_score(best)}"
     variants = [
-        (first, now + span(last.get("low"), last.get("high")), f"{top} at step {best['step']}"),
-        (first, now, f"{top} at step {best['step']}"),
+        (first, f"step {last['step']}: {render.score(last).removeprefix('success ')}", f"{top} at step {best['step']}"),
+        (first, f"step {last['step']}: {_score(last)}", f"{top} at step {best['step']}"),
         (first, f"{top} at step {best['step']}"),
         (first, top),
         (top,),
     ]
     return ["   ".join(part for part in parts if part) for parts in variants]
+
+
+def _score(event: Mapping[str, Any]) -> str:
+    return render.score(event, interval=False).removeprefix("success ")
 
 
 def _line(row: Row, width: int, label: int) -> Text:

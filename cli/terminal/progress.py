@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from sdpo_cli.terminal.render import duration
 
+from sdpo_mlx.runs.pace import Pace
+
 if TYPE_CHECKING:  # so that `sdpo models list`, which shows progress too, loads no model code
     from sdpo_mlx.config import Config
     from sdpo_mlx.core.progress import ProgressCallback
@@ -84,12 +86,13 @@ class Header:
     device: str
     out: str
     steps: int
+    eval_every: int = 0
 
     @classmethod
     def of(cls, cfg: Config, device: str, out: Path) -> Header:
         """Read it off the settings of a run."""
         names = cfg.model.name, cfg.task.name, cfg.objective.kind, cfg.teacher.kind
-        return cls(*names, device=device, out=str(out), steps=cfg.train.steps)
+        return cls(*names, device=device, out=str(out), steps=cfg.train.steps, eval_every=cfg.train.eval_every)
 
     def line(self) -> str:
         """All of it in one line."""
@@ -109,27 +112,34 @@ class Sample:
 
 @dataclass
 class Progress:
-    """The state of a run, updated by `observe`; `step` counts completed steps."""
+    """The state of a run, updated by `observe`; `step` counts completed steps.
+
+    `keys` says how to stop. `ended` is the state of a run that no longer runs, such as `stopped`.
+    """
 
     header: Header
-    clock: Callable[[], float] = time.monotonic
+    clock: Callable[[], float] = time.time
+    keys: str = "Ctrl-C saves and stops"
     step: int = 0
-    success: list[float] = field(default_factory=list)
+    steps: list[Mapping[str, Any]] = field(default_factory=list)
     evals: list[Mapping[str, Any]] = field(default_factory=list)
-    latest: Mapping[str, Any] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     sample: Sample | None = None
     before: Mapping[str, Any] | None = None
+    ended: str = ""
     stopping: Callable[[], bool] = lambda: False
     tasks: TaskTracker = field(default_factory=TaskTracker)
-    _marks: list[tuple[int, float]] = field(default_factory=list)
+    pace: Pace = field(default_factory=Pace)
 
     def observe(self, event: Mapping[str, Any], groups: Sequence[RolloutGroup] = ()) -> None:
         """Update from one event; `groups` are those of a step."""
-        kind, self.step = event["type"], max(self.step, int(event["step"]))
+        kind = event["type"]
+        if kind == "run_started":  # a stream that is read again from its beginning
+            self.steps, self.evals, self.warnings, self.before, self.step, self.pace = [], [], [], None, 0, Pace()
+        self.step = max(self.step, int(event["step"]))
+        self.pace.observe(event, self.clock())
         if kind == "step":
-            self.latest = event
-            self.success += [] if event.get("success/rate") is None else [event["success/rate"]]
+            self.steps.append(event)
             self.sample = pick_sample(groups) or self.sample
         elif kind == "eval" and event.get("final"):
             self.before = event if event.get("adapter") == "none" else self.before
@@ -137,24 +147,32 @@ class Progress:
             self.evals.append(event)
         elif kind in ("warning", "decline"):
             self.warnings = [*self.warnings, str(event.get("message", ""))][-WARNINGS_KEPT:]
-        if kind in ("run_started", "resumed"):  # the time before an interruption does not count
-            self._marks.clear()
-        if kind in ("step", "run_started", "resumed"):
-            self._marks.append((self.step, event.get("time") or self.clock()))
         elif kind == "run_finished":
             self.tasks.start("")
+        self.ended = "finished" if kind == "run_finished" else ""
+
+    @property
+    def latest(self) -> Mapping[str, Any]:
+        """The event of the last step, empty before the first."""
+        return self.steps[-1] if self.steps else {}
+
+    def curve(self, name: str) -> list[float]:
+        """Return a metric of all steps that have it."""
+        return [step[name] for step in self.steps if step.get(name) is not None]
 
     @property
     def best(self) -> Mapping[str, Any] | None:
         """The held-out evaluation with the highest score, the earliest of equals."""
-        return max(self.evals, key=lambda event: event.get("score") or -math.inf, default=None)
+        return max(self.evals, key=_score, default=None)
 
     def seconds_left(self) -> float | None:
-        """Estimate from the rate since the run started or resumed; None before its first step."""
-        (first, begun), (last, ended) = (self._marks or [(0, 0.0)])[0], (self._marks or [(0, 0.0)])[-1]
-        if last == first:
-            return None
-        return (ended - begun) / (last - first) * (self.header.steps - last)
+        """Estimate the rest with its evaluations; None before the first step, and if the run has ended."""
+        header = self.header
+        return None if self.ended else self.pace.left(self.step, header.steps, header.eval_every, self.clock())
+
+    def elapsed(self) -> float:
+        """The time of the whole run in seconds, without pauses."""
+        return self.pace.spent if self.ended else self.pace.elapsed(self.clock())
 
     def with_context(self) -> float | None:
         """Share of the last step's rollouts that have a teacher context."""
@@ -172,6 +190,10 @@ class Progress:
         seconds = sum(self.latest.get(f"time/{name}") or 0.0 for name in times)
         count = self.latest.get(f"tokens/{tokens}") or 0
         return count / seconds if seconds > 0 and count else None
+
+
+def _score(event: Mapping[str, Any]) -> float:
+    return -math.inf if event.get("score") is None else float(event["score"])
 
 
 def pick_sample(groups: Sequence[RolloutGroup]) -> Sample | None:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from sdpo_mlx.core.progress import StartTask
 
+ROUNDING = 1e-9
 PROGRESS_SECONDS = 10.0  # between two plain lines of progress
 PLAIN_TERMINALS = ("", "dumb", "unknown")  # values of TERM
 SPARKS = "▁▂▃▄▅▆▇█"
@@ -125,6 +126,19 @@ def span(low: float | None, high: float | None, form: str = ".1f") -> str:
     return f" ({100 * low:{form}} to {100 * high:{form}})"
 
 
+def score(event: Mapping[str, Any], *, interval: bool = True) -> str:
+    """Return a held-out score by its name: `success 34.1 % (30.2 to 38.0)`.
+
+    With rewards between 0 and 1 it is `mean reward 0.341 (0.302 to 0.380), success 20.0 %`.
+    """
+    mean, success = event.get("score"), event.get("pass@1")
+    low, high = (event.get("low"), event.get("high")) if interval else (None, None)
+    if mean is None or not isinstance(success, float) or not abs(mean - success) > ROUNDING:
+        return f"success {percent(mean, low, high)}"
+    ends = "" if low is None or high is None or math.isnan(low) else f" ({low:.3f} to {high:.3f})"
+    return f"mean reward {mean:.3f}{ends}, success {percent(success)}"
+
+
 def plural(number: int, noun: str) -> str:
     """`1 problem`, `4 problems`."""
     return f"{number:,} {noun}" + ("" if number == 1 else "s")
@@ -150,6 +164,23 @@ def sparkline(shares: Sequence[float], width: int = 40) -> str:
     """The last `width` shares of 1 as bars."""
     top = len(SPARKS) - 1
     return "".join(SPARKS[round(top * min(1.0, max(0.0, share)))] for share in shares[-width:])
+
+
+def curve(shares: Sequence[float], width: int, height: int) -> list[str]:
+    """Return a bar chart of shares of 1 in `height` lines, top first.
+
+    Neighbours are averaged if they do not fit; bars are up to four characters wide if there are few.
+    """
+    count = min(width, len(shares))
+    wide = min(4, width // count)
+    parts = [shares[i * len(shares) // count : (i + 1) * len(shares) // count] for i in range(count)]
+    levels = [round(len(SPARKS) * height * min(1.0, max(0.0, math.fsum(part) / len(part)))) for part in parts]
+    rows = []
+    for row in reversed(range(height)):
+        filled = [min(len(SPARKS), max(0, level - row * len(SPARKS))) for level in levels]
+        # An empty lowest cell gets the thinnest bar, so that a curve at 0 can be seen.
+        rows.append("".join(wide * (SPARKS[max(0, each - 1)] if each or not row else " ") for each in filled))
+    return rows
 
 
 def is_live(plain: bool) -> bool:

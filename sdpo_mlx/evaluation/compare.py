@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from statistics import fmean, stdev
 
 from sdpo_mlx.core import statistics
@@ -150,10 +151,9 @@ def compare(first: EvalDocument, second: EvalDocument) -> Comparison:
         raise DataError(
             "the two evaluations have no problem in common", where=tasks, fix="evaluate both on the same task and data"
         )
-    rows = [[side[name].rewards for name in shared] for side in (ours, theirs)]
-    seed = derive("paired", first.scores.seed)
-    difference, interval = statistics.paired(rows[0], rows[1], seed=seed)
-    pairs = tuple(Pair(name, ours[name].family, fmean(a), fmean(b)) for name, a, b in zip(shared, *rows, strict=True))
+    rewards = [{name: side[name].rewards for name in shared} for side in (ours, theirs)]
+    found = compare_rewards(*rewards, seed=first.scores.seed)
+    pairs = tuple(replace(pair, family=ours[pair.id].family) for pair in found.pairs)
     left_out = len(ours) - len(both), len(theirs) - len(both), len(both) - len(shared)
     differing = [
         name
@@ -164,4 +164,16 @@ def compare(first: EvalDocument, second: EvalDocument) -> Comparison:
         f"{name} differs: {json.dumps(first.conditions[name])} and {json.dumps(second.conditions[name])}"
         for name in differing
     )
-    return Comparison(pairs, difference, interval, left_out, seed, notes, "sampling" in differing)
+    differently = "sampling" in differing
+    return replace(found, pairs=pairs, left_out=left_out, notes=notes, sampled_differently=differently)
+
+
+def compare_rewards(
+    first: Mapping[str, Sequence[float]], second: Mapping[str, Sequence[float]], *, seed: int
+) -> Comparison:
+    """Pair rewards by the id of their problem; problems of one side alone are left out. `seed` is that of the run."""
+    shared, seed = [name for name in first if name in second], derive("paired", seed)
+    rows = [[side[name] for name in shared] for side in (first, second)]
+    difference, interval = statistics.paired(rows[0], rows[1], seed=seed)
+    pairs = tuple(Pair(name, "", fmean(a), fmean(b)) for name, a, b in zip(shared, *rows, strict=True) if a and b)
+    return Comparison(pairs, difference, interval, (len(first) - len(shared), len(second) - len(shared), 0), seed)

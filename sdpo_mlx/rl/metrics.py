@@ -11,6 +11,7 @@ from sdpo_mlx.backends.base import Update
 from sdpo_mlx.rl.distillation import SILENT
 from sdpo_mlx.types import DistillSample, Rollout, RolloutGroup, Skip, SkipReason, TeacherContext
 
+TRUNCATED_MOST = 1 / 3  # of the rollouts: those are seldom graded fairly, and are never a demonstration
 _UPDATE: Mapping[str, str] = {  # names in events, and of the fields of `Update`
     "loss": "loss",
     "divergence/mean": "divergence",

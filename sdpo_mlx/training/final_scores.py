@@ -11,8 +11,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sdpo_mlx.core.seeding import derive
-from sdpo_mlx.core.statistics import Interval, paired
+from sdpo_mlx.core.statistics import Interval
+from sdpo_mlx.evaluation.compare import Comparison, compare_rewards
 from sdpo_mlx.evaluation.forgetting import (
     Forgetting,
     Reference,
@@ -21,7 +21,9 @@ from sdpo_mlx.evaluation.forgetting import (
     reference,
     save_reference,
 )
-from sdpo_mlx.runs.events import read_events
+from sdpo_mlx.rl.metrics import mean
+from sdpo_mlx.runs.events import number, read_events
+from sdpo_mlx.runs.pace import RECENT_STEPS
 from sdpo_mlx.training.model_card import Base, CardFacts, Result, model_card, trained
 from sdpo_mlx.training.session import TrainingSession, TrainState
 
@@ -43,23 +45,42 @@ class FinalScore:
         samples = max(map(len, rewards.values()), default=0)
         # a bootstrap over fewer than two problems has no interval; JSON holds its ends as null
         low, high = (NAN if event[end] is None else event[end] for end in ("low", "high"))
-        return cls(Result(event["score"], low, high, len(rewards), samples), rewards)
+        success = number(event.get("pass@1"))
+        return cls(
+            Result(event["score"], low, high, len(rewards), samples, NAN if success is None else success), rewards
+        )
 
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """How a run ended; `difference` is after minus before, paired by problem (NaN if one is missing).
+    """How a run ended; `comparison` is that of after with before, None if one is missing.
 
-    `warnings` are the events of health rules, and what was done about a decline.
+    `warnings` are the events of health rules, and what was done about a decline. `truncated` is the share of truncated
+    rollouts in the last steps.
     """
 
     state: TrainState
     before: FinalScore | None
     after: FinalScore | None
-    difference: float
-    interval: Interval
+    comparison: Comparison | None
     forgetting: Forgetting
     warnings: tuple[Mapping[str, Any], ...] = ()
+    truncated: float = NAN
+
+    @property
+    def difference(self) -> float:
+        """After minus before, paired by problem; NaN if one is missing."""
+        return self.comparison.difference if self.comparison else NAN
+
+    @property
+    def interval(self) -> Interval:
+        """The 95 % interval of `difference`."""
+        return self.comparison.interval if self.comparison else Interval(NAN, NAN)
+
+    @property
+    def learned(self) -> bool:
+        """Whether the held-out score rose by more than chance."""
+        return self.comparison is not None and self.comparison.significant and self.difference > 0
 
 
 def before_training(run: TrainingSession, state: TrainState) -> FinalScore | None:
@@ -110,11 +131,14 @@ def finish(run: TrainingSession, state: TrainState, before: FinalScore | None) -
         run.emit({"type": "forgetting", "step": state.step, **best, **forgot.event()})
     else:
         forgot = Forgetting.of(recorded)
-    difference, interval = NAN, Interval(NAN, NAN)
+    comparison = None
     if before is not None and after is not None:
-        shared = [name for name in before.rewards if name in after.rewards]
-        first, second = ([score.rewards[name] for name in shared] for score in (before, after))
-        difference, interval = paired(first, second, seed=derive("paired", run.cfg.train.seed))
+        comparison = compare_rewards(before.rewards, after.rewards, seed=run.cfg.train.seed)
+    truncated = [value for step in _events(run, "step") if (value := number(step.get("length/truncated"))) is not None]
+    warnings = tuple(event for event in read_events(run.folder.events) if event.get("rule"))
+    result = TrainingResult(
+        state, before, after, comparison, forgot, warnings, truncated=mean(truncated[-RECENT_STEPS:])
+    )
     first_result, last_result = (score.result if score else None for score in (before, after))
     run.emit(
         {
@@ -124,16 +148,15 @@ def finish(run: TrainingSession, state: TrainState, before: FinalScore | None) -
             "generations/total": state.generations,
             "score/before": first_result.score if first_result else None,
             "score/after": last_result.score if last_result else None,
-            "difference": difference,
-            "difference/low": interval.low,
-            "difference/high": interval.high,
+            "difference": result.difference,
+            "difference/low": result.interval.low,
+            "difference/high": result.interval.high,
             **forgot.event(),
         }
     )
     components, name = run.components, run.folder.path.resolve().name
     description = trained(components.cfg, state.step, state.generations, components.sandbox)
     probed = next(_events(run, "probe"), {})
-    warnings = tuple(event for event in read_events(run.folder.events) if event.get("rule"))
     facts = CardFacts(
         name,
         Base.of(components.model),
@@ -145,7 +168,7 @@ def finish(run: TrainingSession, state: TrainState, before: FinalScore | None) -
         warnings=[f"step {event['step']}: {event['message']}" for event in warnings],
     )
     run.folder.write_card(model_card(facts, components.requested))
-    return TrainingResult(state, before, after, difference, interval, forgot, warnings)
+    return result
 
 
 def _recorded(run: TrainingSession, **fields: Any) -> FinalScore | None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from sdpo_mlx.core import statistics
+from sdpo_mlx.rl.metrics import TRUNCATED_MOST
 from sdpo_mlx.runs.events import number
 from sdpo_mlx.training.history import SUCCESS, History, Window
 
@@ -26,7 +27,6 @@ LENGTH_RATIO = 2.0  # at the same success, longer or shorter answers are no bett
 SUCCESS_RISE, SUCCESS_ENOUGH = 0.1, 0.8  # a rise that is more than the mix of problems; a success that need not rise
 SUCCESS_FALL = 0.3  # of 71 healthy runs the one that fell furthest lost 0.28 in three steps
 TRUNCATED_RISE = 0.1  # share of rollouts, and SIGMAS
-TRUNCATED_MOST = 0.5  # half of the rollouts cannot be a demonstration, and are seldom graded fairly
 LEAKAGE_RISE = 0.05  # the untouched model has none, apart from chance
 SIGMAS = 3.0  # a rise of a share in standard errors: rollouts of a problem are alike, so that 2 are too few
 GRADIENT_FALL, LOSS_KEPT = 100.0, 0.8  # a converging run loses both: the gradient never falls alone
@@ -163,16 +163,23 @@ def length(first: Window, last: Window) -> Finding | None:
     )
 
 
-def truncated(first: Window, last: Window) -> Finding | None:
-    """More truncated rollouts than in the first steps, or half of all."""
-    before, now = (window.mean("length/truncated") for window in (first, last))
-    if not (_rose(first, last, "length/truncated", TRUNCATED_RISE) or now >= TRUNCATED_MOST):
+def truncated(history: History) -> Finding | None:
+    """More than a third of the rollouts truncated in the last steps, or more than in the first ones."""
+    latest, windows = history.latest_window(), history.windows()
+    if latest is None:
         return None
+    now = latest.mean("length/truncated")
+    rose = windows is not None and _rose(*windows, "length/truncated", TRUNCATED_RISE)
+    if not (rose or now > TRUNCATED_MOST):
+        return None
+    before, numbers = "", {"now": now}
+    if windows is not None:
+        first = windows[0].mean("length/truncated")
+        before, numbers = f"; {windows[0]}: {_percent(first)}", {"first": first, "now": now}
     return Finding(
-        f"{_percent(now)} of the rollouts are cut off at rollout.max_tokens ({last}; {first}: "
-        f"{_percent(before)}). They never serve as a demonstration: raise rollout.max_tokens, or lower "
-        "train.learning_rate if it rose",
-        {"first": before, "now": now},
+        f"{_percent(now)} of the rollouts are cut off at rollout.max_tokens ({latest}{before}). They never serve as a "
+        f"demonstration: raise --max-tokens{', or lower train.learning_rate, since it rose' if rose else ''}",
+        numbers,
     )
 
 
@@ -246,7 +253,7 @@ RULES = (
     Rule("success", "step", success),
     Rule("entropy", "step", over_windows(entropy)),
     Rule("length", "step", over_windows(length)),
-    Rule("truncated", "step", over_windows(truncated)),
+    Rule("truncated", "step", truncated),
     Rule("leakage", "step", over_windows(leakage)),
     Rule("gradient", "step", over_windows(gradient)),
     Rule("held_out", "eval", held_out),

@@ -98,13 +98,19 @@ class History:
         size = -(-WINDOW_ROLLOUTS // max(1, self.rollouts))
         return min(MOST_STEPS, max(WINDOW_STEPS, size))
 
+    def latest_window(self) -> Window | None:
+        """Return the last steps; None while there are fewer than a window has."""
+        size = self._size()
+        last = list(self.last)[-size:]
+        return Window(last, size * self.rollouts) if len(last) == size else None
+
     def windows(self) -> tuple[Window, Window] | None:
         """Return the first steps and the last ones; None while they overlap."""
         size = self._size()
-        first, last = self.first[:size], list(self.last)[-size:]
-        if len(last) < size or last[0]["step"] <= first[-1]["step"]:
+        first, last = self.first[:size], self.latest_window()
+        if last is None or last.steps[0]["step"] <= first[-1]["step"]:
             return None
-        return Window(first, size * self.rollouts), Window(last, size * self.rollouts)
+        return Window(first, size * self.rollouts), last
 
 
 def _score(evaluation: Event) -> float:

@@ -6,6 +6,7 @@ A card gets published: it contains no path of this machine, and every name in it
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,13 +25,14 @@ SDPO = "self-distillation policy optimization (SDPO, arXiv 2601.20802)"
 
 @dataclass(frozen=True)
 class Result:
-    """One held-out score with its interval; shares of 1."""
+    """One held-out score with its interval; shares of 1. `score` is the mean reward, `success` the success rate."""
 
     score: float
     low: float
     high: float
     problems: int
     samples: int
+    success: float = float("nan")
 
 
 @dataclass(frozen=True)
@@ -195,7 +197,13 @@ def _results(facts: CardFacts) -> list[str]:
         if result is not None
     ]
     table = (
-        ["| | score | 95 % interval | problems x samples |", "|---|---|---|---|", *rows] if rows else [facts.unscored]
+        [
+            f"| | {label_of(facts.before, facts.after)} | 95 % interval | problems x samples |",
+            "|---|---|---|---|",
+            *rows,
+        ]
+        if rows
+        else [facts.unscored]
     )
     before = [f"Before training, on problems of the first step: {facts.probe}.", ""] if facts.probe else []
     lines, found = ["## Result on held-out problems", "", *table, "", *before], facts.forgetting
@@ -208,6 +216,13 @@ def _results(facts: CardFacts) -> list[str]:
         f"{found.before.perplexity:.2f} to {found.after.perplexity:.2f}.",
         "",
     ]
+
+
+def label_of(*results: Result | None) -> str:
+    """Return what these scores are: success rates, or mean rewards if some rewards lie between 0 and 1."""
+    known = [each for each in results if each is not None and not math.isnan(each.success)]
+    binary = all(math.isclose(each.score, each.success, abs_tol=1e-9) for each in known)
+    return ("success" if binary else "mean reward") if known else "score"
 
 
 def _warnings(facts: CardFacts) -> list[str]:

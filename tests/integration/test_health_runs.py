@@ -19,10 +19,10 @@ def test_answers_cut_off_are_named_and_a_teacher_that_cannot_answer_either(tmp_p
     rollout = {"problems_per_step": 8, "group_size": 4, "max_tokens": 3}
     train = {"steps": 6, "eval_every": 3, "learning_rate": 1e-4, "probe": False}
     trained(tmp_path, settings(rollout=rollout, train=train, log={"samples": 0, "teacher_answers": 16}))
-    assert found(tmp_path) == {"teacher": 4, "truncated": 6}
+    assert found(tmp_path) == {"truncated": 3, "teacher": 4}
     truncated = next(event for event in events(tmp_path, "warning") if event.get("rule") == "truncated")
-    assert truncated["evidence"] == {"first": 1.0, "now": 1.0}
-    assert "steps 4 to 6" in truncated["message"]
+    assert truncated["evidence"] == {"now": 1.0}
+    assert "steps 1 to 3" in truncated["message"]
 
 
 @pytest.mark.slow

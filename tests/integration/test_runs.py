@@ -85,7 +85,7 @@ def test_watching_survives_figures_that_are_none(
         events.write('{"type": "eval", "step": 3, "score": "high", "low": null}\n')
     assert run(["watch", str(damaged), "--plain"]) == 0
     said = capsys.readouterr().err
-    assert "step 3/3  success -  loss -" in said
+    assert "step 3/3  success -  truncated -  loss -" in said
     assert "stopped at step" in said
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from sdpo_mlx.models.resolve import ResolvedModel
 from sdpo_mlx.rl.components import Components
+from sdpo_mlx.rl.metrics import TRUNCATED_MOST
 
 Steps = Mapping[str, str]  # tool: command
 
@@ -103,12 +104,20 @@ def base_name(model: ResolvedModel) -> str:
     return model.target.partition("@")[0] if model.source == "hub" else str(model.path)
 
 
-def next_commands(components: Components, out: Path) -> list[str]:
-    """Return the commands to try on a finished run: report, chat, mlx-lm."""
+def next_commands(components: Components, out: Path, *, learned: bool, truncated: float) -> list[str]:
+    """Return the commands to try on a finished run.
+
+    If it learned: report, chat, mlx-lm. Otherwise those that show why not: what the model wrote, whether the
+    self-teacher knows more, and longer rollouts if more than `TRUNCATED_MOST` of them are truncated.
+    """
+    run, base = shlex.quote(str(out)), shlex.quote(base_name(components.model))
+    if not learned:
+        longer = f"sdpo train -c {run} --max-tokens {2 * components.cfg.rollout.max_tokens} --out {run}-longer"
+        why = longer if truncated > TRUNCATED_MOST else f"sdpo probe -c {run}"
+        return [f"sdpo rollout --run {run}", why, f"sdpo report {run}"]
     problems = components.task.problems("held_out") or components.task.problems("train")
     prompt = problems[0].messages[-1]["content"].strip()
     fits = len(prompt) <= MAX_PROMPT and prompt.isprintable()
-    run, base = shlex.quote(str(out)), shlex.quote(base_name(components.model))
     first_steps = components.cfg.model.name == "tiny" and components.cfg.task.name.startswith("tiny")
     return [
         f"sdpo report {run}",

@@ -107,8 +107,22 @@ def test_least_important_rows_are_left_out_first(
     assert [word for word in gone if word in shown] == []
 
 
+def test_free_rows_show_curves_and_the_key_to_stop() -> None:
+    progress = watched()
+    for n in (4, 5):
+        progress.observe({"type": "step", "step": n, "success/rate": 0.1 * n, "length/truncated": 0.2})
+    shown = "\n".join(drawn(progress, 100, 30))
+    assert "success 50.0 % → 50.0 %" in shown
+    assert "truncated 20.0 % → 20.0 %" in shown
+    assert "Ctrl-C saves and stops" in shown
+
+
 def test_view_shows_stopping_until_the_end() -> None:
     progress = watched()
+    progress.ended = "stopped"
+    assert "stopped" in "\n".join(drawn(progress, 100, 24))
+    assert "Ctrl-C" not in "\n".join(drawn(progress, 100, 24))
+    progress.ended = ""
     progress.stopping = lambda: True
     assert "stopping" in "\n".join(drawn(progress, 80, 24))
     progress.tasks.start("")

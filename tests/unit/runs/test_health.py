@@ -73,8 +73,9 @@ def test_a_healthy_stream_is_silent(changed: Mapping[str, Any]) -> None:
     assert warnings(stream(onset=ONSET, **changed)) == []
 
 
-def test_half_of_the_rollouts_truncated_from_the_start_is_warned_of() -> None:
-    assert warnings(stream(onset=0, **{"length/truncated": 0.6})) == [("truncated", 6)]
+def test_more_than_a_third_truncated_from_the_start_is_warned_of_with_the_first_window() -> None:
+    assert warnings(stream(onset=0, **{"length/truncated": 0.35})) == [("truncated", 3)]
+    assert warnings(stream(onset=0, **{"length/truncated": 0.33})) == []
 
 
 def test_small_steps_need_wider_windows() -> None:
