@@ -53,12 +53,8 @@ def command(
     render.warn(made.warnings)
     content = {"folder": str(made.folder), **made.figures}
     content |= {"next": dict(made.next_steps), "warnings": list(made.warnings)}
-    figures = [
-        f"{name}: {value:.4g}" if isinstance(value, float) else f"{name}: {value}"
-        for name, value in made.figures.items()
-    ]
     steps = [f"  {line}" for line in render.columns([*made.next_steps.items()])]
-    render.output(content, [f"wrote {made.folder} ({', '.join(figures)})", "next:", *steps], as_json)
+    render.output(content, [f"wrote {made.folder}: {made.content}", "next:", *steps], as_json)
 
 
 def _check(target: Path, to: str, **given: Any) -> None:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sdpo_mlx.core import git_lfs
 from sdpo_mlx.core.errors import ConfigError
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 CONFIG = "adapter_config.json"
 MLX_WEIGHTS, PEFT_WEIGHTS, PEFT_PICKLE = "adapters.safetensors", "adapter_model.safetensors", "adapter_model.bin"
@@ -24,6 +28,12 @@ def is_peft(folder: Path) -> bool:
     if (folder / MLX_WEIGHTS).is_file():
         return False
     return any((folder / name).is_file() for name in (PEFT_WEIGHTS, PEFT_PICKLE)) or "peft_type" in _config(folder)
+
+
+def changes_nothing(arrays: Mapping[str, npt.NDArray[Any]]) -> bool:
+    """Return whether a low-rank adapter in mlx-lm's layout leaves its base as it is: its second factors are zero."""
+    factors = [array for name, array in arrays.items() if name.endswith(".lora_b")]
+    return bool(factors) and not any(array.any() for array in factors)
 
 
 def check_layout(path: Path, base: str = "") -> None:

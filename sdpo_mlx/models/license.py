@@ -1,9 +1,10 @@
-"""The license of a model, read from the front matter of its model card (README.md)."""
+"""The license and the original of a model, read from the front matter of its model card (README.md)."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -22,6 +23,19 @@ def of_folder(folder: Path) -> str:
 
 def terms(folder: Path) -> dict[str, str]:
     """Return the card's `license`, `license_name` and `license_link`, those that it has."""
+    found = _front_matter(folder)
+    return {key: " ".join(found[key].split()) for key in _KEYS if isinstance(found.get(key), str)}
+
+
+def base_model(folder: Path) -> str:
+    """Return the card's `base_model`, blank if it names none or several."""
+    found = _front_matter(folder).get("base_model")
+    only = found[0] if isinstance(found, list) and len(found) == 1 else found
+    return only.strip() if isinstance(only, str) else ""
+
+
+def _front_matter(folder: Path) -> dict[Any, Any]:
+    """Return the card's front matter, empty if there is none or it is damaged."""
     try:
         with (folder / "README.md").open("rb") as file:
             card = file.read(MAX_CARD).decode("utf-8", errors="replace")
@@ -29,8 +43,7 @@ def terms(folder: Path) -> dict[str, str]:
         content = yaml.safe_load(front[1]) if front else None
     except (OSError, ValueError, RecursionError, yaml.YAMLError):
         return {}
-    found = content if isinstance(content, dict) else {}
-    return {key: " ".join(found[key].split()) for key in _KEYS if isinstance(found.get(key), str)}
+    return content if isinstance(content, dict) else {}
 
 
 def shown(text: str) -> str:

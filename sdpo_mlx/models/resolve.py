@@ -18,7 +18,7 @@ from typing import Any
 from sdpo_mlx.core.errors import ConfigError
 from sdpo_mlx.core.progress import StartTask, no_tasks
 from sdpo_mlx.core.storage import cache_home
-from sdpo_mlx.models import aliases, hub, lmstudio, ollama
+from sdpo_mlx.models import aliases, hub, license, lmstudio, ollama
 from sdpo_mlx.models.adapter_folder import check_pointers, is_adapter
 from sdpo_mlx.models.gguf.header import read_header
 from sdpo_mlx.models.gguf.reader import cached_import
@@ -29,6 +29,7 @@ ALIASES: Mapping[str, str] = {name: alias.mlx for name, alias in aliases.TABLE.i
 EMBEDDED = "tiny"
 _ASSETS = Path(str(files("sdpo_mlx"))) / "assets"
 FETCHED: Mapping[str, str] = {"smollm2": "apache-2.0"}  # models of `sdpo models fetch` that no hub serves: license
+ORIGINALS: Mapping[str, str] = {"smollm2": "HuggingFaceTB/SmolLM2-135M-Instruct"}  # what those were made of
 CODE = (".py", ".pyc", ".so", ".dylib")
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".npy", ".npz", ".joblib")
 _CODE_KEYS = ("auto_map", "model_file", "custom_pipelines")
@@ -77,6 +78,18 @@ def resolve(name: str, doing: StartTask = no_tasks, *, backend: str = "auto") ->
         return opened(name, name if source == "embedded" else found.target, path, source)
     folder, sha256 = cached_import(path, found.revision, doing)
     return ResolvedModel(name, str(path), folder, source, sha256, weights_sha256(folder))
+
+
+def original(model: ResolvedModel) -> str:
+    """Return the hub repository that transformers loads these weights from, before quantisation; blank if unknown."""
+    if model.name in aliases.TABLE:
+        return aliases.TABLE[model.name].torch
+    if model.name in ORIGINALS:
+        return ORIGINALS[model.name]
+    if "quantization" in _read_json(model.path / "config.json", required=True):
+        named = license.base_model(model.path)
+        return named if _REPOSITORY.fullmatch(named) else ""
+    return model.target.partition("@")[0] if model.source == "hub" else ""
 
 
 def meaning(name: str, backend: str = "auto") -> tuple[SourceKind, str]:

@@ -21,6 +21,7 @@ from sdpo_mlx.evaluation.forgetting import (
     reference,
     save_reference,
 )
+from sdpo_mlx.models.adapter_folder import changes_nothing
 from sdpo_mlx.rl.metrics import mean
 from sdpo_mlx.runs.events import number, read_events
 from sdpo_mlx.runs.pace import RECENT_STEPS
@@ -166,6 +167,7 @@ def finish(run: TrainingSession, state: TrainState, before: FinalScore | None) -
         forgetting=forgot,
         probe=str(probed.get("sentence", "")),
         warnings=[f"step {event['step']}: {event['message']}" for event in warnings],
+        unchanged=changes_nothing(arrays),
     )
     run.folder.write_card(model_card(facts, components.requested))
     return result

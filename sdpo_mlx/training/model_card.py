@@ -16,6 +16,7 @@ from typing import Literal
 from sdpo_mlx.config import Config
 from sdpo_mlx.evaluation.forgetting import Forgetting
 from sdpo_mlx.models import license
+from sdpo_mlx.models.gguf.writer import can_be_gguf
 from sdpo_mlx.models.resolve import ResolvedModel
 from sdpo_mlx.rl.components import versions
 
@@ -40,7 +41,7 @@ class Base:
     """The base model of an adapter, as other people can find it.
 
     `name` is a hub repository, a name that sdpo-mlx resolves on every machine that has the model, or the name of a
-    private folder. `terms` are the lines of its license for a card's front matter.
+    private folder. `terms` are the lines of its license for a card's front matter. `gguf`: it can be exported so.
     """
 
     name: str
@@ -48,16 +49,17 @@ class Base:
     revision: str = ""
     weights_sha256: str = ""
     terms: Mapping[str, str] = field(default_factory=dict)
+    gguf: bool = True
 
     @classmethod
     def of(cls, model: ResolvedModel) -> Base:
         """Return the base of a resolved model."""
-        terms = license.terms(model.path)
+        rest = model.weights_sha256, license.terms(model.path), can_be_gguf(model.path)
         if model.source == "hub":
-            return cls(model.target.partition("@")[0], "hub", model.revision, model.weights_sha256, terms)
+            return cls(model.target.partition("@")[0], "hub", model.revision, *rest)
         if model.source in ("folder", "gguf"):
-            return cls(Path(model.target).resolve().name, "folder", "", model.weights_sha256, terms)
-        return cls(model.name, "named", "", model.weights_sha256, terms)
+            return cls(Path(model.target).resolve().name, "folder", "", *rest)
+        return cls(model.name, "named", "", *rest)
 
     def description(self) -> str:
         """Return the base as part of a sentence."""
@@ -101,6 +103,7 @@ class CardFacts:
     probe: str = ""
     again: Sequence[str] = ()
     warnings: Sequence[str] = ()
+    unchanged: bool = False  # the adapter leaves its base as it is
 
 
 def model_card(facts: CardFacts, config: Config) -> str:
@@ -109,6 +112,7 @@ def model_card(facts: CardFacts, config: Config) -> str:
         *_front_matter(facts, config),
         *(f"# {inline(facts.name)}", ""),
         *(f"An adapter for {facts.base.description()}, {facts.description}", ""),
+        *(["**This adapter changes nothing:** its weights are those before the first step.", ""] * facts.unchanged),
         *_results(facts),
         *_warnings(facts),
         *_use(facts),
@@ -239,8 +243,10 @@ def _use(facts: CardFacts) -> list[str]:
         "Ollama": "sdpo export . --to gguf --out gguf && ollama create sdpo -f gguf/Modelfile && ollama run sdpo",
         "vllm": "sdpo export . --to peft --out peft   # prints the command for vllm",
     }
+    if not facts.base.gguf:
+        del commands["Ollama"]
     shown = [line for tool, command in commands.items() for line in (f"# {tool}", command)]
-    note = "The commands for Ollama and vllm need the whole run folder, the others only this adapter."
+    note = "The commands with `sdpo export` need the whole run folder, the others only this adapter."
     first = facts.base.setup_lines()
     return ["## Use", "", "From inside this folder:", "", "```sh", *first, *shown, "```", "", note, ""]
 

@@ -19,8 +19,9 @@ from small_runs import settings, trained
 
 from sdpo_mlx.core.errors import ConfigError
 from sdpo_mlx.models.adapter_folder import CONFIG
-from sdpo_mlx.models.resolve import resolve
+from sdpo_mlx.models.resolve import ResolvedModel, original, resolve
 from sdpo_mlx.runs.export.formats import export_fused, export_gguf_lora, export_mlx, export_peft
+from sdpo_mlx.runs.export.next_steps import for_peft
 from sdpo_mlx.runs.export.peft import from_peft, read_peft, to_peft
 from sdpo_mlx.runs.folder import RunFolder
 
@@ -117,12 +118,13 @@ def test_mistakes_end_in_one_line_and_leave_nothing(runs: dict[str, Path], tmp_p
         (("export", run, "--to", "mlx"), 2, "--model"),
         (("export", run, "--to", "gold"), 2, "gold"),
         (("export", run, "--to", "gguf"), 2, "no name in GGUF"),  # the embedded model's own tokenizer
+        (("export", run, "--to", "fused", "--quantised"), 2, "not quantised"),
         (("export", str(runs["dora"]), "--to", "gguf-lora"), 2, "plain LoRA"),
     ):
         found, _, err = sdpo(*words)
         assert (found, len(err.strip().splitlines())) == (code, 1), err
         assert said in err
-    assert not list(runs["lora"].parent.glob("*-gguf*"))
+    assert not [*runs["lora"].parent.glob("*-gguf*"), *runs["lora"].parent.glob("*-fused")]
 
 
 def test_pickles_are_not_read(tmp_path: Path) -> None:
@@ -252,11 +254,34 @@ def test_next_steps_name_what_is_there_and_mlx_lm_takes_them(runs: dict[str, Pat
 def test_our_own_next_steps_are_commands_of_ours(runs: dict[str, Path], tmp_path: Path) -> None:
     made = [export_peft(runs["lora"], tmp_path / "peft"), export_fused(runs["lora"], tmp_path / "fused")]
     ours = [line for each in made for line in each.next_steps.values() if line.startswith("sdpo ")]
-    assert len(ours) >= 4
+    assert len(ours) == 3
+    assert not any("gguf" in line for line in ours)  # the embedded model's tokenizer has no name there
     for line in ours:
         code, out, _ = sdpo(*shlex.split(line)[1:], "--help")
         assert code == 0
         assert all(word in out for word in shlex.split(line) if word.startswith("--"))
+
+
+def test_adapter_that_changes_nothing_is_named_so(runs: dict[str, Path], tmp_path: Path) -> None:
+    run = tmp_path / "still"
+    shutil.copytree(runs["lora"], run)
+    arrays, config = RunFolder(run).load_adapter()
+    RunFolder(run).save_adapter({name: np.zeros_like(array) for name, array in arrays.items()}, config)
+    code, out, err = sdpo("export", str(run), "--to", "peft")
+    assert code == 0
+    assert "warning: this adapter changes nothing" in err
+    assert out.splitlines()[0] == f"wrote {run}-peft: an adapter in PEFT's layout, {len(arrays)} tensors"
+    assert export_peft(runs["lora"], tmp_path / "learned").warnings == ()
+
+
+def test_adapter_on_a_copy_names_the_hub_repository_and_opens_the_copy(tmp_path: Path) -> None:
+    copy = ResolvedModel("smollm2", "here", Path("/copy"), "fetched", "", "")
+    adapter = {"r": 8, "base_model_name_or_path": original(copy)}
+    steps = for_peft(Path("run"), tmp_path, adapter, model=copy, auto_class="AutoModelForCausalLM", formats=["peft"])
+    assert "A.from_pretrained('/copy')" in shlex.split(steps["PEFT"])[2]
+    assert "vllm serve HuggingFaceTB/SmolLM2-135M-Instruct" in steps["vllm"]
+    assert steps["back here"].endswith("--model /copy")
+    assert set(steps) == {"PEFT", "vllm", "back here"}
 
 
 def test_quantised_base_is_named_as_what_other_tools_cannot_read(quantised: tuple[Path, Path], tmp_path: Path) -> None:

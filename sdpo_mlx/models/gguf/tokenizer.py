@@ -174,11 +174,9 @@ def add_vocabulary(writer: GGUFWriter, folder: Path, rows: int) -> None:
 
     Raises ConfigError for a kind of tokenizer that GGUF does not support.
     """
-    whole = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    pre, whole = pre_name(folder), json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
     settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
     model, added = whole["model"], {each["id"]: each for each in whole.get("added_tokens", ())}
-    if model.get("type") != "BPE":
-        raise ConfigError(f"a tokenizer of type {model.get('type')} cannot be written to GGUF", where=str(folder))
     tokens = {index: token for token, index in model["vocab"].items()}
     tokens |= {index: each["content"] for index, each in added.items()}
     names = [tokens.get(index, f"[PAD{index}]") for index in range(rows)]
@@ -194,22 +192,29 @@ def add_vocabulary(writer: GGUFWriter, folder: Path, rows: int) -> None:
     writer.add_token_types(kinds)
     if model.get("byte_fallback"):
         writer.add_tokenizer_model("llama")
-        writer.add_tokenizer_pre("default")
+        writer.add_tokenizer_pre(pre)
         # Pieces are in the order of their merges, so that their positions are scores.
         writer.add_token_scores([-float(index) for index in range(rows)])
         writer.add_add_space_prefix("Prepend" in json.dumps(whole.get("normalizer")))
     else:
         writer.add_tokenizer_model("gpt2")
-        writer.add_tokenizer_pre(_pre_name(whole["pre_tokenizer"]))
+        writer.add_tokenizer_pre(pre)
         writer.add_token_merges([each if isinstance(each, str) else " ".join(each) for each in model["merges"]])
     _write_control(writer, folder, settings, {token: index for index, token in enumerate(names)})
 
 
-def _pre_name(cutting: Mapping[str, Any]) -> str:
-    """Return GGUF's name for a pre-tokenizer; raises ConfigError if there is none."""
+def pre_name(folder: Path) -> str:
+    """Return GGUF's name for a model's pre-tokenizer; raises ConfigError if its tokenizer cannot be written."""
+    whole = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    model, cutting = whole["model"], whole.get("pre_tokenizer") or {}
+    if model.get("type") != "BPE":
+        what = f"a tokenizer of type {model.get('type')} cannot be written to GGUF"
+        raise ConfigError(what, where=str(folder), fix="use --to fused")
+    if model.get("byte_fallback"):
+        return "default"
     parts = cutting.get("pretokenizers", [cutting])
-    kinds = [each["type"] for each in parts]
-    patterns = [each["pattern"].get("Regex") for each in parts if each["type"] == "Split"]
+    kinds = [each.get("type") for each in parts]
+    patterns = [each["pattern"].get("Regex") for each in parts if each.get("type") == "Split"]
     if kinds == ["ByteLevel"] and parts[0].get("use_regex"):
         return "gpt-2"
     if kinds == ["Digits", "ByteLevel"]:
@@ -217,7 +222,8 @@ def _pre_name(cutting: Mapping[str, Any]) -> str:
     for name in _EXPORTED:
         if patterns and patterns == [CUTS[name]]:
             return name
-    raise ConfigError("this pre-tokenizer has no name in GGUF", fix=f"supported: {', '.join(_EXPORTED)}")
+    fix = f"use --to fused; GGUF is written for {', '.join(_EXPORTED)} and SentencePiece"
+    raise ConfigError("the base's pre-tokenizer has no name in GGUF", where=str(folder), fix=fix)
 
 
 def _write_control(writer: GGUFWriter, folder: Path, settings: Mapping[str, Any], ids: Mapping[str, int]) -> None:

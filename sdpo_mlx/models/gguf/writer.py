@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from sdpo_mlx.core.errors import ConfigError
 from sdpo_mlx.models.gguf.config import llama3_divisors
-from sdpo_mlx.models.gguf.tokenizer import add_vocabulary
+from sdpo_mlx.models.gguf.tokenizer import add_vocabulary, pre_name
 
 Kind = Literal["F16", "BF16", "Q8_0"]
 Values = npt.NDArray[np.float32]
@@ -54,8 +54,10 @@ _EXPERT = re.compile(r"(.+)\.experts\.(\d+)\.(\w+\.weight)")
 _QUANT_ROW = 32  # values that Q8_0 packs together
 
 
-def write_gguf(folder: Path, weights: Iterable[tuple[str, Values]], out: Path, kind: Kind) -> None:
+def write_gguf(folder: Path, weights: Iterable[tuple[str, Values]], out: Path, kind: Kind, title: str = "") -> None:
     """Write the model of `folder` with these float32 weights (by Hugging Face name) to `out`.
+
+    `title` is the model's name in the file, by default that of the folder.
 
     Raises ConfigError for an architecture, a tokenizer or a RoPE scaling that is not supported.
     """
@@ -64,7 +66,7 @@ def write_gguf(folder: Path, weights: Iterable[tuple[str, Values]], out: Path, k
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     arch = gguf_architecture(config)
     with _gguf_file(out, arch, use_temp_file=True) as writer:
-        writer.add_name(folder.name)
+        writer.add_name(title or folder.name)
         writer.add_file_type(LlamaFileType[f"MOSTLY_{kind}"])
         _add_shape(writer, arch, config)
         add_vocabulary(writer, folder, int(config["vocab_size"]))
@@ -73,7 +75,7 @@ def write_gguf(folder: Path, weights: Iterable[tuple[str, Values]], out: Path, k
 
 
 def write_gguf_lora(
-    folder: Path, arrays: Mapping[str, npt.NDArray[Any]], adapter: Mapping[str, Any], out: Path
+    folder: Path, arrays: Mapping[str, npt.NDArray[Any]], adapter: Mapping[str, Any], out: Path, title: str = ""
 ) -> None:
     """Write a LoRA in mlx-lm's layout as a GGUF adapter for the base of `folder`.
 
@@ -91,6 +93,7 @@ def write_gguf_lora(
         raise ConfigError(what, where="--to", fix="use --to gguf, which fuses them")
     with _gguf_file(out, arch) as writer:
         writer.add_type(GGUFType.ADAPTER)
+        writer.add_name(title or out.stem)
         writer.add_string("adapter.type", "lora")
         writer.add_float32("adapter.lora.alpha", float(settings["scale"] * settings["rank"]))
         for name, array in arrays.items():
@@ -110,6 +113,21 @@ def _gguf_file(out: Path, arch: str, **options: Any) -> Iterator[Any]:
         yield writer
         for step in (writer.write_header_to_file, writer.write_kv_data_to_file, writer.write_tensors_to_file):
             step()
+
+
+def check_gguf(folder: Path) -> None:
+    """Raise ConfigError if the model of a folder cannot be written as GGUF; reads no weights."""
+    gguf_architecture(json.loads((folder / "config.json").read_text(encoding="utf-8")))
+    pre_name(folder)
+
+
+def can_be_gguf(folder: Path) -> bool:
+    """Return whether `check_gguf` accepts a folder; a damaged one is not."""
+    try:
+        check_gguf(folder)
+    except (ConfigError, OSError, ValueError, KeyError):
+        return False
+    return True
 
 
 def gguf_architecture(config: Mapping[str, Any]) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from sdpo_mlx.backends.architectures import causal_class, is_known, model_type
@@ -18,11 +19,11 @@ from sdpo_mlx.config import Config
 from sdpo_mlx.core.errors import ConfigError, SdpoError
 from sdpo_mlx.core.progress import StartTask, no_tasks, track
 from sdpo_mlx.core.storage import trouble, write_bytes, write_text
-from sdpo_mlx.models.adapter_folder import CONFIG, PEFT_WEIGHTS
+from sdpo_mlx.models.adapter_folder import CONFIG, PEFT_WEIGHTS, changes_nothing
 from sdpo_mlx.models.chat_template import Chat, load_chat
 from sdpo_mlx.models.gguf.modelfile import modelfile
-from sdpo_mlx.models.gguf.writer import Kind, gguf_architecture, write_gguf, write_gguf_lora
-from sdpo_mlx.models.resolve import ResolvedModel
+from sdpo_mlx.models.gguf.writer import Kind, can_be_gguf, check_gguf, gguf_architecture, write_gguf, write_gguf_lora
+from sdpo_mlx.models.resolve import ResolvedModel, original
 from sdpo_mlx.runs.export import next_steps
 from sdpo_mlx.runs.export.next_steps import Steps
 from sdpo_mlx.runs.export.peft import from_peft, read_peft, to_peft
@@ -32,18 +33,20 @@ from sdpo_mlx.tasks.registry import open_task
 
 MAX_LOST = 0.05  # share of the adapter's effect that a fused model may lose without a warning
 PROMPTS = 4  # on which that is measured
-MLX_BASE = (
-    "the base is quantized in MLX's layout, which PEFT and vllm cannot read: in their commands and in "
-    "adapter_config.json use the model that it was converted from"
+FUSED: Mapping[str, str] = MappingProxyType(
+    {"plain": "in the type of its base", "dequantised": "dequantised", "re-quantised": "quantised again"}
 )
+MLX_BASE = "the base is quantized in MLX's layout, which PEFT and vllm cannot read: "
+CHANGES_NOTHING = "this adapter changes nothing: its weights are those before the first step"
 PLAIN_QUESTION = "Explain in two sentences how a rainbow comes about, and name its colours in order."
 
 
 @dataclass(frozen=True)
 class Exported:
-    """The result of an export: its folder, the next command for each tool, measurements, warnings."""
+    """The result of an export: its folder, what that is, the next command for each tool, measurements, warnings."""
 
     folder: Path
+    content: str
     next_steps: Steps
     figures: Mapping[str, Any]
     warnings: tuple[str, ...] = ()
@@ -73,7 +76,10 @@ def export(
 
 
 def exports_of(config: Mapping[str, Any]) -> list[str]:
-    """Return the formats that a LoRA on a model with this configuration can be exported to, experts not adapted."""
+    """Return the formats that a LoRA on a model with this configuration can be exported to, experts not adapted.
+
+    Its tokenizer may rule out gguf: see `_formats`.
+    """
     if is_known(config, "mlx") is False:  # which fuses the weights
         return ["peft"]
     try:
@@ -89,16 +95,21 @@ def export_peft(run: Path, out: Path) -> Exported:
 
     arrays, config = RunFolder(run).load_adapter()
     base = _base(run_config(run))
-    content = _config(base)
-    tensors, settings = to_peft(by_transformers_names(arrays, content), config, next_steps.base_name(base))
+    content, named = _config(base), original(base)
+    tensors, settings = to_peft(by_transformers_names(arrays, content), config, named or next_steps.base_name(base))
     with _new_folder(out):
         write_bytes(out / PEFT_WEIGHTS, save(tensors, metadata={"format": "pt"}))
         write_text(out / CONFIG, json.dumps(settings, indent=2) + "\n")
         if (template := run_config(run).model.chat_template) != "auto":
             _put_template(load_chat(base.path, template=template), out)
-    quantized = "quantization" in content
-    steps = next_steps.for_peft(run, out, settings, with_images=not causal_class(content))
-    return Exported(out, steps, {"tensors": len(tensors)}, (MLX_BASE,) if quantized else ())
+    warnings = [CHANGES_NOTHING] if changes_nothing(arrays) else []
+    if "quantization" in content:
+        advice = "in their commands and in adapter_config.json use the model that it was converted from"
+        warnings.append(MLX_BASE + (f"they load {named}, which it was converted from" if named else advice))
+    auto_class = "AutoModelForCausalLM" if causal_class(content) else "AutoModelForImageTextToText"
+    steps = next_steps.for_peft(run, out, settings, model=base, auto_class=auto_class, formats=_formats(base))
+    kind = f"an adapter in PEFT's layout, {len(tensors)} tensors"
+    return Exported(out, kind, steps, {"tensors": len(tensors)}, tuple(warnings))
 
 
 def export_mlx(adapter: Path, base: str, out: Path) -> Exported:
@@ -110,7 +121,8 @@ def export_mlx(adapter: Path, base: str, out: Path) -> Exported:
     arrays, layout = from_peft(tensors, settings, depth)
     with _new_folder(out):
         RunFolder(out).save_adapter(by_mlx_names(arrays, config), layout)
-    return Exported(out, next_steps.for_mlx(str(model.path), out), {"arrays": len(arrays)})
+    kind = f"an adapter in mlx-lm's layout, {len(arrays)} arrays"
+    return Exported(out, kind, next_steps.for_mlx(str(model.path), out), {"arrays": len(arrays)})
 
 
 def export_fused(run: Path, out: Path, *, quantised: bool = False, doing: StartTask = no_tasks) -> Exported:
@@ -118,11 +130,14 @@ def export_fused(run: Path, out: Path, *, quantised: bool = False, doing: StartT
     from sdpo_mlx.backends.mlx.fuse import fuse
 
     cfg = run_config(run)
-    RunFolder(run).load_adapter()
+    arrays, _ = RunFolder(run).load_adapter()
     base = _base(cfg, doing)
     if is_known(content := _config(base), "mlx") is False:
         what = f"mlx-lm, which fuses the weights, does not know the architecture {model_type(content)!r}"
         raise ConfigError(what, where="--to", fix="use --to peft")
+    if quantised and not {"quantization", "quantization_config"} & content.keys():
+        fix = f"leave it out; `mlx_lm.convert --hf-path {out} -q` quantises the fused model"
+        raise ConfigError("the base is not quantised, so it has no form to return to", where="--quantised", fix=fix)
     with _new_folder(out), _named_as_in_mlx_lm(run, content) as adapter:
         chat = load_chat(base.path, thinking=cfg.model.thinking, template=cfg.model.chat_template)
         try:
@@ -135,9 +150,12 @@ def export_fused(run: Path, out: Path, *, quantised: bool = False, doing: StartT
         found = fuse(base.path, adapter, out, prompts, quantised=quantised, doing=doing)
         _put_template(chat, out)
     lost = found["lost"] / found["adapter"] if found["adapter"] > 0 else 0.0
-    warning = f"fusing lost {lost:.0%} of the adapter's effect; keep the adapter separate"
-    steps = next_steps.for_fused(run, out, quantised=quantised)
-    return Exported(out, steps, {**found, "lost_share": lost}, (warning,) if lost > MAX_LOST else ())
+    warnings = [CHANGES_NOTHING] if changes_nothing(arrays) else []
+    if lost > MAX_LOST:
+        warnings.append(f"fusing lost {lost:.0%} of the adapter's effect; keep the adapter separate")
+    steps = next_steps.for_fused(run, out, quantised=quantised, formats=_formats(base))
+    kind = f"a whole model, {FUSED[found['kind']]}; rounding lost {100 * lost:.1f} % of the adapter's effect"
+    return Exported(out, kind, steps, {**found, "lost_share": lost}, tuple(warnings))
 
 
 def export_gguf(run: Path, out: Path, kind: Kind = "F16", doing: StartTask = no_tasks) -> Exported:
@@ -148,16 +166,17 @@ def export_gguf(run: Path, out: Path, kind: Kind = "F16", doing: StartTask = no_
         yield from track(float_weights(folder), doing("converting tensors"), count_weights(folder))
         doing("writing the file")  # after its last tensor, the GGUF writer writes the file
 
-    gguf_architecture(_config(_base(run_config(run), doing)))  # refused before the model is fused
+    check_gguf(_base(run_config(run), doing).path)  # refused before the model is fused
     with _new_folder(out):
         file = out / f"{run.resolve().name}-{kind}.gguf"
         with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as work:
             fused = export_fused(run, Path(work, "fused"), doing=doing)
-            write_gguf(fused.folder, weights(fused.folder), file, kind)
+            write_gguf(fused.folder, weights(fused.folder), file, kind, run.resolve().name)
             model = run_config(run).model
             chat = load_chat(fused.folder, thinking=model.thinking, template=model.chat_template)
             write_text(out / "Modelfile", modelfile(chat, fused.folder, file.name))
-    return Exported(out, next_steps.for_gguf(run, file), {**fused.figures, "gguf": kind}, fused.warnings)
+    content = f"a whole model in {kind}, {file.name}, with a Modelfile"
+    return Exported(out, content, next_steps.for_gguf(run, file), {**fused.figures, "gguf": kind}, fused.warnings)
 
 
 def export_gguf_lora(run: Path, out: Path) -> Exported:
@@ -166,10 +185,18 @@ def export_gguf_lora(run: Path, out: Path) -> Exported:
     base = _base(run_config(run))
     with _new_folder(out):
         file = out / f"{run.resolve().name}-lora.gguf"
-        write_gguf_lora(base.path, arrays, config, file)
+        write_gguf_lora(base.path, arrays, config, file, run.resolve().name)
         note = "# replace by the path of the base model's GGUF, or its name in Ollama"
         write_text(out / "Modelfile", f"{note}\nFROM ./BASE.gguf\nADAPTER ./{file.name}\n")
-    return Exported(out, next_steps.for_gguf_lora(run, file), {"tensors": len(arrays)})
+    warnings = (CHANGES_NOTHING,) if changes_nothing(arrays) else ()
+    content = f"a LoRA in GGUF, {file.name}, for a GGUF of the same base"
+    return Exported(out, content, next_steps.for_gguf_lora(run, file), {"tensors": len(arrays)}, warnings)
+
+
+def _formats(base: ResolvedModel) -> list[str]:
+    """Return the formats that a LoRA on this base can be exported to, by its architecture and its tokenizer."""
+    found = exports_of(_config(base))
+    return found if can_be_gguf(base.path) else [name for name in found if name != "gguf"]
 
 
 def _base(cfg: Config, doing: StartTask = no_tasks) -> ResolvedModel:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from sdpo_mlx.rl.components import Components
 from sdpo_mlx.rl.metrics import TRUNCATED_MOST
 
 Steps = Mapping[str, str]  # tool: command
+Formats = Collection[str]  # those that a run can be exported to
 
 QUESTION = '--prompt "..."'
 LM_STUDIO = "~/.lmstudio/models/sdpo"
@@ -32,38 +33,45 @@ def for_mlx(base: str, adapter: Path) -> Steps:
     }
 
 
-def for_peft(run: Path, folder: Path, settings: Mapping[str, Any], *, with_images: bool) -> Steps:
+def for_peft(
+    run: Path, folder: Path, settings: Mapping[str, Any], *, model: ResolvedModel, auto_class: str, formats: Formats
+) -> Steps:
     """Return the commands for an adapter in PEFT's layout with this `adapter_config.json`.
 
-    `with_images`: AutoModelForCausalLM does not know its base, so AutoModelForImageTextToText opens it.
+    `model` is its base, which transformers opens with `auto_class`.
     """
     path, base = shlex.quote(str(folder)), settings["base_model_name_or_path"]
+    here = str(model.path) if model.source == "fetched" else base  # the copy on this machine, instead of the hub's
     load = f"from peft import AutoPeftModelForCausalLM as A; A.from_pretrained({str(folder)!r})"
-    if with_images:
+    if here != base or auto_class != "AutoModelForCausalLM":
         load = (
-            "from peft import PeftModel as P; from transformers import AutoModelForImageTextToText as A; "
-            f"P.from_pretrained(A.from_pretrained({base!r}), {str(folder)!r})"
+            f"from peft import PeftModel as P; from transformers import {auto_class} as A; "
+            f"P.from_pretrained(A.from_pretrained({here!r}), {str(folder)!r})"
         )
     named = shlex.quote(f"{run.resolve().name}={folder}")
     rank = next((each for each in VLLM_RANKS if each >= int(settings["r"])), None)
-    fused = f"sdpo export {shlex.quote(str(run))} --to fused"
     served = f"vllm serve {shlex.quote(base)} --enable-lora --max-lora-rank {rank} --lora-modules {named}"
-    return {
-        "PEFT": f"python -c {shlex.quote(load)}",
-        "vllm": fused if settings.get("use_dora") or rank is None else served,
-        "LM Studio, Ollama": f"sdpo export {shlex.quote(str(run))} --to gguf",
-        "back here": f"sdpo export {path} --to mlx --model {shlex.quote(base)}",
-    }
+    steps = {"PEFT": f"python -c {shlex.quote(load)}"}
+    if not settings.get("use_dora") and rank is not None:
+        steps["vllm"] = served
+    elif "fused" in formats:
+        steps["vllm"] = f"sdpo export {shlex.quote(str(run))} --to fused"
+    if "gguf" in formats:
+        steps["LM Studio, Ollama"] = f"sdpo export {shlex.quote(str(run))} --to gguf"
+    elif "fused" in formats:
+        steps["LM Studio"] = f"sdpo export {shlex.quote(str(run))} --to fused"
+    return {**steps, "back here": f"sdpo export {path} --to mlx --model {shlex.quote(base_name(model))}"}
 
 
-def for_fused(run: Path, folder: Path, *, quantised: bool) -> Steps:
+def for_fused(run: Path, folder: Path, *, quantised: bool, formats: Formats) -> Steps:
     """Return the commands for a fused model."""
     path, home = shlex.quote(str(folder)), f"{LM_STUDIO}/{shlex.quote(folder.resolve().name)}"
+    ollama = {"Ollama": f"sdpo export {shlex.quote(str(run))} --to gguf"} if "gguf" in formats else {}
     return {
         "sdpo": f"sdpo serve {path}",
         "mlx-lm": f"mlx_lm.generate --model {path} {QUESTION}",
         "LM Studio": f"mkdir -p {LM_STUDIO} && cp -R {path} {home}",
-        "Ollama": f"sdpo export {shlex.quote(str(run))} --to gguf",
+        **ollama,
         "vllm": f"sdpo export {shlex.quote(str(run))} --to fused" if quantised else f"vllm serve {path}",
     }
 

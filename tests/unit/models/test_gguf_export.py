@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from gguf import GGUFReader
 from gguf_files import ARCHITECTURES, write_sample
 from temp_folders import new_folder
 
@@ -57,6 +58,11 @@ def test_model_comes_back_but_for_the_rounding_of_its_type(tmp_path: Path, arch:
         assert array.ndim == 1 or gap > 0
     before, after = (json.loads((folder / "config.json").read_text()) for folder in (first, second))
     assert {**before, "torch_dtype": 0} == {**after, "torch_dtype": 0}
+
+
+def test_file_has_the_title_that_it_is_given(tmp_path: Path) -> None:
+    write_gguf(model_folder("llama"), weights(model_folder("llama")).items(), tmp_path / "a.gguf", "F16", "my run")
+    assert GGUFReader(tmp_path / "a.gguf").fields["general.name"].contents() == "my run"
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)

@@ -24,8 +24,9 @@ from sdpo_mlx.models import fetch as fetching
 from sdpo_mlx.models.fetch import PARCELS, Parcel, fetch
 from sdpo_mlx.models.gguf.reader import import_gguf
 from sdpo_mlx.models.hub import ALLOWED
-from sdpo_mlx.models.resolve import ALIASES, check_folder, fetched_folder, resolve
+from sdpo_mlx.models.resolve import ALIASES, ResolvedModel, check_folder, fetched_folder, original, resolve
 from sdpo_mlx.models.safetensors_io import weights_sha256
+from sdpo_mlx.models.source import SourceKind
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -263,3 +264,21 @@ def test_import_then_show_on_the_command_line(tmp_path: Path) -> None:
 
 def test_imported_folder_passes_the_check(tmp_path: Path) -> None:
     check_folder(import_gguf(write_sample(tmp_path / "m.gguf", "gemma3").path, tmp_path / "out"))
+
+
+@pytest.mark.parametrize(
+    ("name", "source", "config", "card", "expected"),
+    [
+        ("qwen", "hub", {"quantization": {"bits": 4}}, "", "Qwen/Qwen3-4B-Instruct-2507"),
+        ("me/small@abc", "hub", {}, "", "me/small"),
+        ("me/small-4bit", "hub", {"quantization": {}}, "---\nbase_model: [me/small]\n---\n", "me/small"),
+        ("me/small-4bit", "hub", {"quantization": {}}, "---\nbase_model: ../../etc\n---\n", ""),
+        ("./small", "folder", {}, "---\nbase_model: me/parent\n---\n", ""),
+    ],
+)
+def test_original_is_the_repository_before_quantization(
+    name: str, source: SourceKind, config: object, card: str, expected: str, tmp_path: Path
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "README.md").write_text(card)
+    assert original(ResolvedModel(name, name, tmp_path, source, "", "")) == expected

@@ -177,6 +177,14 @@ def test_the_card_of_a_base_that_is_no_repository_leaks_no_folder(tmp_path: Path
     assert 'mlx_lm.generate --model "$BASE"' in text
 
 
+def test_card_says_what_cannot_be_done_with_the_adapter(tmp_path: Path) -> None:
+    base = Base.of(ResolvedModel("tiny", "tiny", tmp_path, "embedded", "", "ab" * 32))  # no tokenizer for a GGUF
+    text = model_card(CardFacts("demo", base, "trained.", unchanged=True), Config())
+    assert "**This adapter changes nothing:**" in text
+    assert "ollama" not in text
+    assert "changes nothing" not in model_card(CardFacts("demo", base, "trained."), Config())
+
+
 def test_the_use_lines_find_a_base_that_is_known_by_name() -> None:
     base = Base.of(resolve("tiny"))
     line = base.setup_lines()[1]
