@@ -227,6 +227,34 @@ function start(section) {
   list();
 }
 
+// The values of a chart at the pointer, or at the place that the arrow keys chose; at first those of the end.
+function read(figure) {
+  const places = [...figure.querySelectorAll(".at")], caption = figure.querySelector("figcaption");
+  const titles = places.map((place) => place.querySelector("title").textContent);
+  let at = places.length - 1;
+  const show = (i) => {
+    places[at].classList.remove("shown");
+    at = Math.min(places.length - 1, Math.max(0, i));
+    places[at].classList.add("shown");
+    caption.textContent = titles[at];
+  };
+  if (!places.length) return;
+  places.forEach((place) => place.querySelector("title").remove()); // the browser's own tip would cover the curve
+  caption.textContent = titles[at];
+  for (const event of ["pointerover", "click"])
+    figure.addEventListener(event, (happened) => {
+      const i = places.indexOf(happened.target);
+      if (i >= 0) show(i);
+    });
+  figure.addEventListener("keydown", (event) => {
+    const i = { ArrowRight: at + 1, ArrowLeft: at - 1, Home: 0, End: places.length - 1 }[event.key];
+    if (i === undefined) return;
+    event.preventDefault();
+    show(i);
+  });
+}
+
+document.querySelectorAll("figure").forEach(read);
 document.querySelectorAll("section.tokens").forEach(start);
 document.querySelectorAll('input[name="axis"]').forEach((choice) =>
   choice.addEventListener("change", () =>

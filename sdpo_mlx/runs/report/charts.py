@@ -53,7 +53,8 @@ def _chart(
     shown = [each for each in series if any(map(math.isfinite, each.ys))]
     top = max((y for each in shown for y in each.ys if math.isfinite(y)), default=0.0)
     y_range = y_range or (0.0, top * 1.05 or 1.0)  # from 0, so that small changes do not look large
-    return line_chart(shown, title=title, x_label=AXES[axis], y_label=y_label, y_range=y_range) if shown else ""
+    labels = {"title": title, "x_label": AXES[axis], "y_label": y_label}
+    return line_chart(shown, **labels, y_range=y_range, values=True) if shown else ""
 
 
 def _column(rows: Sequence[Row], name: str) -> list[float]:
@@ -98,5 +99,6 @@ class _Lines:
             for row in self.runs[run].evals
             if not row.get("final")
         ]
-        line = self._line(run, "held out", 1, rows, "score")
+        label = "held out" if self.runs[run].score_name == "success" else "held out (mean reward)"
+        line = self._line(run, label, 1, rows, "score")
         return replace(line, lows=_column(rows, "low"), highs=_column(rows, "high"))

@@ -16,6 +16,7 @@ from sdpo_mlx.runs.events import number, read_events
 from sdpo_mlx.runs.folder import LESSONS, RunFolder
 
 NOTES = ("probe", "warning", "decline", "resumed", "run_finished")  # types of events
+ROUNDING = 1e-9
 MAX_STEPS = 12  # steps whose rollouts are in the report
 ROLLOUTS_PER_STEP = 6
 MAX_FOLLOWED = 6  # problems whose rollouts are shown over time
@@ -49,6 +50,13 @@ class RunData:
     def finished(self) -> Row:
         """The last `run_finished` event, empty if there is none."""
         return next((row for row in reversed(self.notes) if row.get("type") == "run_finished"), {})
+
+    @property
+    def score_name(self) -> str:
+        """What held-out scores are: success rates, or mean rewards if some rewards lie between 0 and 1."""
+        pairs = [(number(row.get("score")), number(row.get("pass@1"))) for row in self.evals]
+        between = any(a is not None and b is not None and abs(a - b) > ROUNDING for a, b in pairs)
+        return "mean reward" if between else "success"
 
     def setting(self, section: str, key: str) -> Any:
         """Return one setting, None if it is missing."""

@@ -15,7 +15,9 @@ from itertools import chain
 from typing import Any
 
 from sdpo_mlx.core.text import display
+from sdpo_mlx.rl.metrics import TRUNCATED_MOST, mean
 from sdpo_mlx.runs.events import number
+from sdpo_mlx.runs.pace import RECENT_STEPS
 from sdpo_mlx.runs.report import tokens
 from sdpo_mlx.runs.report.charts import AXES, charts
 from sdpo_mlx.runs.report.collect import RunData, percent
@@ -33,7 +35,7 @@ def page(runs: Sequence[RunData]) -> str:
     if len(runs) > 1:
         links = [("curves", "Curves"), *((f"tokens-{n}", run.name) for n, run in enumerate(runs))]
     else:
-        links = [("tokens-0", "Tokens"), ("curves", "Curves"), ("tables-0", "Tables")]
+        links = [("curves", "Curves"), ("tokens-0", "Tokens"), ("tables-0", "Tables")]
     nav = "".join(f'<a href="#{anchor}">{_text(name)}</a>' for anchor, name in links)
     summaries = "".join(f"<li>{_summary(run)}</li>" for run in runs)
     head = f'<h1>{_text(title)}</h1><ul class="runs">{summaries}</ul><nav aria-label="parts of this page">{nav}</nav>'
@@ -44,11 +46,7 @@ def page(runs: Sequence[RunData]) -> str:
     ]
     left = MAX_BYTES - sum(len(part.encode()) for part in (style, script, head, curves, *table_sections))
     token_sections = [tokens.section(run, n, left // len(runs)) for n, run in enumerate(runs)]
-    # For one run the tokens come first, for several the curves that compare them.
-    if len(runs) == 1:
-        body = [head, token_sections[0], curves, table_sections[0]]
-    else:
-        body = [head, curves, *chain(*zip(token_sections, table_sections, strict=True))]
+    body = [head, curves, *chain(*zip(token_sections, table_sections, strict=True))]
     return "\n".join(
         [
             "<!doctype html>",
@@ -80,6 +78,7 @@ def _summary(run: RunData) -> str:
     model, task = (_text(run.setting(section, "name") or "?") for section in ("model", "task"))
     lines = [f"<b>{_text(run.name)}</b>: {model} on {task}, {count} step{'s' if count != 1 else ''}"]
     lines.append(_gain(run))
+    lines.append(_truncated(run))
     names = ("divergence", "perplexity_before", "perplexity_after")
     divergence, before, after = (number(run.finished.get(f"forgetting/{name}")) for name in names)
     if divergence is not None and before is not None and after is not None:
@@ -105,7 +104,17 @@ def _gain(run: RunData) -> str:
     mean, end = number(run.finished.get("difference")), run.finished
     ends = _span(end.get("difference/low"), end.get("difference/high"), "+.1f", ", paired by problem")
     gain = "" if mean is None else f"; gain {100 * mean:+.1f} points{ends}"
-    return f"Held out (95 % intervals): {before} before, {after} with the best adapter{gain}"
+    return f"Held-out {run.score_name} (95 % intervals): {before} before, {after} with the best adapter{gain}"
+
+
+def _truncated(run: RunData) -> str:
+    """Return the share of truncated rollouts in the last steps, with what to do if it is large."""
+    shares = [value for row in run.steps if (value := number(row.get("length/truncated"))) is not None]
+    share = mean(shares[-RECENT_STEPS:])
+    if not share > 0:
+        return ""
+    advice = f"; raise rollout.max_tokens ({_text(run.setting('rollout', 'max_tokens'))})"
+    return f"Truncated: {percent(share)} of the rollouts of the last steps{advice if share > TRUNCATED_MOST else ''}"
 
 
 def _span(first: Any, last: Any, form: str, note: str) -> str:
@@ -123,7 +132,9 @@ def _curves(runs: Sequence[RunData]) -> str:
     )
     groups = "".join(
         f'<div class="charts" data-axis="{n}"{"" if n == 0 else " hidden"}>'
-        + "".join(f"<figure>{svg}</figure>" for svg in drawn[axis])
+        + "".join(
+            f'<figure tabindex="0">{svg}<figcaption aria-live="polite"></figcaption></figure>' for svg in drawn[axis]
+        )
         + "</div>"
         for n, axis in enumerate(AXES)
     )
@@ -134,7 +145,9 @@ def _curves(runs: Sequence[RunData]) -> str:
 def _table(table: Table) -> str:
     caption, heads, rows = table
     head = "".join(f'<th scope="col">{_text(name)}</th>' for name in heads)
-    body = "".join("<tr>" + "".join(f"<td>{_text(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    # A number stays beside its percent sign.
+    cells = ((_text(cell).replace(" %", "\u00a0%") for cell in row) for row in rows)
+    body = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in cells)
     shown = " open" if len(rows) <= 12 else ""
     return (
         f'<details{shown}><summary>{_text(caption)} ({len(rows)})</summary><div class="wide"><table><caption>'

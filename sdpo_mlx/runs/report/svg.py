@@ -5,6 +5,7 @@ Equal input gives equal bytes. Text is escaped; missing and non-finite values ar
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ WIDTH, HEIGHT = 520, 300  # without the legend; narrow, so that text stays reada
 LEFT, RIGHT, TOP, BOTTOM = 58, 14, 34, 46
 LEGEND_ROW = 18
 LETTER = 6.6  # about the width of a character
+MAX_VALUES = 150  # places along the x-axis whose values can be read
 MAX_MARKED = 12  # lines of at most so many points have a mark at each
 # Okabe and Ito's colours that keep a contrast of 3 to 1 on white and on near-black, and a dash for each.
 STYLES = (("#0072b2", ""), ("#d55e00", "7 3"), ("#009e73", "2 3"), ("#b0568c", "9 3 2 3"), ("#8a7a00", "12 4"))
@@ -77,8 +79,12 @@ def line_chart(
     x_label: str,
     y_label: str,
     y_range: tuple[float, float] | None = None,
+    values: bool = False,
 ) -> str:
-    """Return an `<svg>` element with axes, lines, bands and a legend; without any point, with a note instead."""
+    """Return an `<svg>` element with axes, lines, bands and a legend; without any point, with a note instead.
+
+    With `values` each place along the x-axis is a `<rect class="at">` with the values there as its title.
+    """
     points = [each.points() for each in series]
     xs = [x for line in points for x, *_ in line]
     ys = [y for line in points for _, *values in line for y in values]
@@ -95,7 +101,31 @@ def line_chart(
     across = _Scale(*_ends(xs), LEFT, WIDTH - RIGHT)
     down = _Scale(*(y_range or _ends(ys)), HEIGHT - BOTTOM, TOP)
     lines = [_line(line, series[n].style(n), across, down) for n, line in enumerate(points) if line]
-    return head + _axes(across, down, x_label, y_label) + "".join(lines) + legend + "</svg>"
+    drawn = head + _axes(across, down, x_label, y_label) + "".join(lines) + legend
+    return drawn + (_values(series, points, across, x_label) if values else "") + "</svg>"
+
+
+def _values(series: Sequence[Series], points: Sequence[list[Point]], across: _Scale, x_label: str) -> str:
+    """Return a transparent area for each x with its values in words."""
+    lines = [{x: rest for x, *rest in line} for line in points]
+    every = sorted({x for line in lines for x in line})
+    xs = every[:: -(-len(every) // MAX_VALUES)]
+    edges = [LEFT, *((across.at(a) + across.at(b)) / 2 for a, b in itertools.pairwise(xs)), WIDTH - RIGHT]
+    areas = []
+    for x, (left, right) in zip(xs, itertools.pairwise(edges), strict=True):
+        parts = [
+            f"{each.name if len(series) > 1 else ''} {_figure(*line[x])}".strip()
+            for each, line in zip(series, lines, strict=True)
+            if x in line
+        ]
+        title = _text(f"after {_number(x)} {x_label}: {', '.join(parts)}")
+        place = f'x="{_px(left)}" y="{TOP}" width="{_px(right - left)}" height="{HEIGHT - BOTTOM - TOP}"'
+        areas.append(f'<rect class="at" {place} fill="none" pointer-events="all"><title>{title}</title></rect>')
+    return "".join(areas)
+
+
+def _figure(y: float, low: float | None = None, high: float | None = None) -> str:
+    return f"{y:.3g}" if low is None or high is None else f"{y:.3g} ({low:.3g} to {high:.3g})"
 
 
 def _summary(name: str, points: Sequence[Point]) -> str:

@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
+from sdpo_mlx.runs.events import number
 from sdpo_mlx.runs.report.collect import RunData, percent
 from sdpo_mlx.runs.tracking.base import flat
 
 MAX_ROWS = 200  # of one table
+MAX_EVALUATIONS = 8  # columns
 Table = tuple[str, tuple[str, ...], list[tuple[str, ...]]]  # caption, heads, rows
 
 
 def tables(run: RunData) -> list[Table]:
     """Return all tables that have a row."""
-    found = [table(run) for table in (notes, scores, problems, kinds, skips, steps, settings)]
+    found = [table(run) for table in (notes, scores, held_out, problems, kinds, skips, steps, settings)]
     return [table for table in found if table[2]]
 
 
@@ -25,8 +27,26 @@ def scores(run: RunData) -> Table:
         final = {"none": "before training", "best": f"best adapter (step {row.get('adapter_step')})"}
         which = final.get(str(row.get("adapter")), "final") if row.get("final") else "during training"
         interval = f"{percent(row.get('low'))} to {percent(row.get('high'))}"
-        rows.append((str(row.get("step")), which, percent(row.get("score")), interval, str(row.get("n", ""))))
-    return "Held-out scores", ("step", "which", "score", "95 % interval", "problems"), rows
+        score, success = percent(row.get("score")), percent(row.get("pass@1"))
+        rows.append((str(row.get("step")), which, score, interval, success, str(row.get("n", ""))))
+    return "Held-out scores", ("step", "which", run.score_name, "95 % interval", "pass@1", "problems"), rows
+
+
+def held_out(run: RunData) -> Table:
+    """Mean reward of each held-out problem over time, the least at the end first."""
+    evals = [row for row in run.evals if not row.get("final") and isinstance(row.get("rewards"), dict)]
+    gap = (len(evals) - 1) / (MAX_EVALUATIONS - 1)
+    evals = evals if gap <= 1 else [evals[round(i * gap)] for i in range(MAX_EVALUATIONS)]
+    found = [{str(name): _mean(each) for name, each in row["rewards"].items()} for row in evals]
+    names = sorted(found[-1], key=lambda name: (found[-1][name] or 0.0, name)) if found else []
+    rows = [(name, *(percent(rewards.get(name)) for rewards in found)) for name in names[:MAX_ROWS]]
+    return _cut("Held-out problems over time", len(names)), ("problem", *(f"step {row['step']}" for row in evals)), rows
+
+
+def _mean(rewards: Any) -> float | None:
+    found = [number(each) for each in rewards] if isinstance(rewards, list) else []
+    known = [each for each in found if each is not None]
+    return sum(known) / len(known) if known else None
 
 
 def problems(run: RunData) -> Table:

@@ -121,7 +121,7 @@ def _shown(row: Row) -> dict[str, Any]:
         "success": bool(row.get("success")),
         "kind": display(str(row.get("kind", "")), 40),
         "finish": display(str(row.get("finish", "")), 20),
-        "asked": _messages(row.get("prompt"))[-1:],
+        "asked": _messages(row.get("prompt")),
         "feedback": display(str(row.get("feedback", "")), MAX_TEXT),
         "teacher": _messages(row.get("teacher")),
     }

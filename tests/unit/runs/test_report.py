@@ -6,6 +6,7 @@ import gzip
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -128,6 +129,31 @@ def test_pieces_make_up_the_text_whatever_the_tokens() -> None:
     assert candidates(None, chat, [], 3) == {}  # type: ignore[arg-type]
 
 
+def test_curves_come_first_and_held_out_problems_have_a_row_each(made: Path) -> None:
+    text = page(read_runs([made]))
+    assert text.index('id="curves"') < text.index('id="tokens-0"') < text.index('id="tables-0"')
+    assert "Held-out problems over time" in text
+
+
+def test_summary_shows_truncated_rollouts_and_the_setting_to_change() -> None:
+    run = replace(story([], rollout={"max_tokens": 64}), steps=[{"step": 1, "length/truncated": 0.5}])
+    assert "Truncated: 50.0 % of the rollouts of the last steps; raise rollout.max_tokens (64)" in page([run])
+
+
+def test_the_whole_prompt_is_shown_with_its_system_message() -> None:
+    prompt = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Go."}]
+    assert shown(page([story([answered(1, 3, "x", prompt=prompt)])]))[0]["asked"] == [
+        "[system]\nBe brief.",
+        "[user]\nGo.",
+    ]
+
+
+def test_mean_rewards_are_not_called_success() -> None:
+    run = replace(story([]), evals=[{"step": 0, "score": 0.5, "pass@1": 0.25}])
+    assert run.score_name == "mean reward"
+    assert replace(run, evals=[{"step": 0, "score": 0.5, "pass@1": 0.5}]).score_name == "success"
+
+
 def test_equal_runs_give_equal_bytes(made: Path) -> None:
     assert page([read_run(made)]) == page([read_run(made)])
 
@@ -226,6 +252,17 @@ def test_a_browser_shows_the_numbers_on_hovering_and_on_keys(tab: Browser, made:
     tab.value("document.querySelectorAll('input[name=axis]')[1].click()")
     assert tab.value("document.querySelector('.charts:not([hidden])').textContent").count("rollouts") > 0
     assert tab.said == []
+
+
+def test_a_chart_shows_its_values_at_the_pointer_and_on_arrow_keys(tab: Browser, made: Path, tmp_path: Path) -> None:
+    opened(tab, made, tmp_path / "report.html")
+    read = "document.querySelector('figcaption').textContent"
+    at = "document.querySelectorAll('figure .at')"
+    assert tab.value(read).startswith("after 3 steps: training ")
+    tab.value(f"{at}[0].dispatchEvent(new PointerEvent('pointerover', {{bubbles: true}}))")
+    assert tab.value(read).startswith("after 0 steps: held out ")
+    tab.value("document.querySelector('figure').dispatchEvent(new KeyboardEvent('keydown', {key: 'ArrowRight'}))")
+    assert tab.value(read).startswith("after 1 steps: training ")
 
 
 def test_arrows_go_from_line_to_line(tab: Browser, made: Path, tmp_path: Path) -> None:
