@@ -53,9 +53,10 @@ results: .venv/.base bubblewrap
 screens: .venv/.dev
 	@OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python benchmarks/screens.py
 
-# The documents as a site in build/site, links checked.
+# The documents as a site in build/site, links checked; the pages of commands, settings and Python names made again.
 docs: .venv/.base
 	@$(PIP) --editable '.[docs]'
+	@$(BIN)/python benchmarks/reference.py
 	@$(BIN)/zensical build --strict -f mkdocs.yml
 
 tiny-model: .venv/.base

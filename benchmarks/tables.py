@@ -120,11 +120,25 @@ def mac_memory() -> str:
     return markdown_table(["Mac", "`sdpo train --task code` and", "planned peak", "of"], rows)
 
 
+def long_rollouts() -> str:
+    """Return the longest rollouts of each model on a Mac of each size, with the planned peak."""
+    rows = figures("long_rollouts")
+    memories, models = (list(dict.fromkeys(row[name] for row in rows)) for name in ("memory", "model"))
+    found = {(row["model"], row["memory"]): row for row in rows}
+    cells = [[f"`{model}`", *(_longest(found[model, memory]) for memory in memories)] for model in models]
+    return markdown_table(["`--model`", *(memory.replace("GB", " GB") for memory in memories)], cells)
+
+
+def _longest(row: Mapping[str, Any]) -> str:
+    return "-" if row["max_tokens"] is None else f"{row['max_tokens']:,} ({row['peak'] / 2**30:.1f} GB)"
+
+
 TABLES: Mapping[str, Callable[[], str]] = {
     "architectures-mlx": architectures("mlx"),
     "architectures-torch": architectures("torch"),
     "discovery": discovery,
     "discovery-code": discovery_code,
+    "long-rollouts": long_rollouts,
     "mac-memory": mac_memory,
     "references": before_and_after("teacher reads", "sdft"),
     "remarks": before_and_after("the person", "coach"),

@@ -14,15 +14,20 @@ from typing import Any
 
 import numpy as np
 import pytest
+import typer.main
 from paths import ROOT
+from reference import EXAMPLES
+from reference import filled as with_reference
+from sdpo_cli.main import application
 from sdpo_cli.main import main as run
 from tables import filled
 
 from sdpo_mlx import api
-from sdpo_mlx.config import Config, JudgeConfig
+from sdpo_mlx.config import Config, JudgeConfig, TaskConfig
 from sdpo_mlx.config.resolve import resolve
 from sdpo_mlx.config.templates import template_name
 from sdpo_mlx.objective import divergence
+from sdpo_mlx.tasks.custom.load import open_file
 from sdpo_mlx.tasks.judge.client import JudgeClient
 
 PAGES = sorted([*(ROOT / "docs").glob("*.md"), ROOT / "README.md"])
@@ -161,6 +166,50 @@ def _shown(name: str, cfg: Config) -> str:
     if isinstance(value, float) and value < 1e-3:
         return f"{value:.0e}".replace("e-0", "e-")
     return "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+@pytest.mark.parametrize("name", ["all-settings.md", "api.md"])
+def test_reference_pages_are_those_of_this_version(name: str) -> None:
+    text = (ROOT / "docs" / name).read_text(encoding="utf-8")
+    assert with_reference(text) == text, "run: python benchmarks/reference.py"
+
+
+def test_commands_page_has_every_option_and_no_other() -> None:
+    """By words, since typer's versions lay a help out differently."""
+
+    def words(text: str) -> dict[str, set[str]]:
+        sections = re.split(r"^## ", text, flags=re.MULTILINE)[1:]
+        return {
+            part.partition("\n")[0]: set(re.findall(r"(?<!\S)--?[a-z][a-z-]*|[A-Z][a-z]+", part)) for part in sections
+        }
+
+    page = (ROOT / "docs" / "commands.md").read_text(encoding="utf-8")
+    assert words(page) == words(with_reference(page)), "run: python benchmarks/reference.py"
+
+
+def test_every_more_example_of_a_command_is_accepted() -> None:
+    for words, examples in EXAMPLES.items():
+        found: Any = typer.main.get_command(application(words.split()))
+        for word in words.split():
+            found = found.commands[word]
+        for example in examples:
+            given = shlex.split(example.partition(" > ")[0])[1:]
+            assert " ".join(given).startswith(words)
+            found.make_context("sdpo", given[len(words.split()) :])
+
+
+def test_every_task_file_of_the_page_is_a_task(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "custom-tasks.md").read_text(encoding="utf-8")
+    examples = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    assert len(examples) >= 6
+    for number, example in enumerate(examples):
+        (tmp_path / f"task{number}.py").write_text(example, encoding="utf-8")
+        task = open_file(TaskConfig(name=str(tmp_path / f"task{number}.py")))
+        problem, *rest = [*task.problems("train"), *task.problems("held_out")]
+        assert rest
+        assert task.grade_turns(problem, ["no answer"], truncated=True).reward < 1
+        assert not task.replies or task.reply(problem, ["1"]) == "Higher."
+    assert open_file(TaskConfig(name=f"{tmp_path / 'task4.py'}:hard")).problems("train")[0].id == "101"
 
 
 @pytest.mark.parametrize(
