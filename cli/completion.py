@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import os
 import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -93,6 +94,29 @@ def presets(incomplete: str) -> Iterator[str]:
     yield from _paths(incomplete, ".yaml")
 
 
+@completer
+def settings(incomplete: str) -> Iterator[str]:
+    """Complete `KEY=` of every setting, and `KEY=VALUE` of one with fixed choices."""
+    schema = json.loads(files("sdpo_configs").joinpath("schema.json").read_text(encoding="utf-8"))
+
+    def keys(node: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+        for name, below in node["properties"].items():
+            if "$ref" in below:
+                yield from keys(schema["$defs"][below["$ref"].rpartition("/")[2]], f"{prefix}{name}.")
+            else:
+                yield f"{prefix}{name}", below
+
+    typed, equals, _ = incomplete.partition("=")
+    for key, node in keys(schema, ""):
+        if not equals:
+            yield f"{key}="
+        elif key == typed:
+            kinds = node.get("anyOf", [node])
+            known = [value for kind in kinds for value in kind.get("enum", ())]
+            known += ["true", "false"] if any(kind.get("type") == "boolean" for kind in kinds) else []
+            yield from (f"{key}={value}" for value in known)
+
+
 def _paths(incomplete: str, suffix: str, fits: Callable[[Path], bool] = lambda _: False) -> Iterator[str]:
     """Yield folders that fit, files with the suffix and, once a path was begun, other folders to continue from."""
     folder, _, begun = incomplete.rpartition("/")
@@ -129,15 +153,18 @@ def answer(app: Callable[..., Any], environment: Mapping[str, str]) -> int:
     out = io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(io.StringIO()):
         code = _code(app)
-    # bash replaces only the part after the last colon.
-    known = len(typed.rpartition(":")[0]) + 1 if ":" in typed else 0
+    # bash replaces only the part after the last colon or equals sign.
+    known = 1 + max(typed.rfind(":"), typed.rfind("="))
     for line in out.getvalue().splitlines():
         print(line[known:])  # noqa: T201 - to the shell
     return code
 
 
 def joined(words: list[str], at: int) -> tuple[list[str], int]:
-    """Undo bash's splitting at `:` and `=`: `qwen:tiny` becomes one word, `--model=x` two; `at` is the current word."""
+    """Undo bash's splitting at `:` and `=`; `at` is the current word.
+
+    `qwen:tiny` becomes one word, `--model=x` two, `--set a.b=x` two.
+    """
     made: list[str] = []
     place, glued = at, False
     for n, word in enumerate(words):
@@ -147,12 +174,13 @@ def joined(words: list[str], at: int) -> tuple[list[str], int]:
             if n == at:
                 made.append("")
             continue
-        if (word == ":" or glued) and made:
+        parts_value = word == "=" and made[-2:-1] == ["--set"]
+        if (word == ":" or parts_value or glued) and made:
             made[-1] += word
             place -= int(n <= at)
         else:
             made.append(word)
-        glued = word == ":"
+        glued = word == ":" or parts_value
     return made, place
 
 

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 import re
 import sys
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from importlib import import_module
-from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any
 
 import typer
+from sdpo_cli.grammar import command_name, options_for, rewritten
 from sdpo_cli.options import ALIASES
 
 from sdpo_mlx import __version__
@@ -21,7 +20,6 @@ from sdpo_mlx.core.errors import EXIT_BUG, EXIT_INTERRUPTED, EXIT_OK, SdpoError
 
 EXIT_USAGE = 2
 COMPLETING = "_SDPO_COMPLETE"  # as in completion.py, which only completion imports
-_SETTING = re.compile(r"--([a-zA-Z_][\w-]*(?:\.[\w-]+)+)(?:=(.*))?", re.DOTALL)
 EXIT_BROKEN_PIPE = 141
 
 # Here rather than in the files of the commands, so that `sdpo --help` imports none of them.
@@ -78,7 +76,7 @@ def main(command_line: Sequence[str] | None = None) -> int:
     arguments = [*arguments[1:], "--help"] if arguments[0] == "help" else arguments
     try:
         app = application(arguments)
-        code = app(with_settings(arguments), prog_name="sdpo", standalone_mode=False)
+        code = app(rewritten(arguments, VERBS), prog_name="sdpo", standalone_mode=False)
         sys.stdout.flush()
         return code if isinstance(code, int) else EXIT_OK
     except SdpoError as error:
@@ -117,7 +115,7 @@ def _discard_output() -> None:
 def application(arguments: Sequence[str]) -> typer.Typer:
     """Return the application, in which only the requested command is loaded."""
     # Plain help: readable in 80 columns, and faster than with rich.
-    requested = _command_name(arguments)
+    requested = command_name(arguments)
     app = typer.Typer(
         rich_markup_mode=None,
         add_completion=not requested or COMPLETING in os.environ,
@@ -139,38 +137,6 @@ def application(arguments: Sequence[str]) -> typer.Typer:
         else:
             app.command(verb)(module.command)
     return app
-
-
-def with_settings(arguments: Sequence[str]) -> list[str]:
-    """Rewrite `--section.key VALUE` and `--section.key=VALUE` to `--set section.key=VALUE`, for commands with --set."""
-    made, rest = [], list(arguments)
-    verb = _command_name(arguments)
-    if verb not in VERBS:
-        return rest
-    module = import_module(f"sdpo_cli.commands.{verb}")
-    commands = (
-        [each.callback for each in module.app.registered_commands] if hasattr(module, "app") else [module.command]
-    )
-    if not any("sets" in inspect.signature(each).parameters for each in commands):
-        return rest
-    while rest:
-        argument = rest.pop(0)
-        named = _SETTING.fullmatch(argument)
-        if argument == "--":
-            return [*made, argument, *rest]
-        if named is None:
-            made.append(argument)
-            continue
-        value = named[2]
-        if value is None and rest and not rest[0].startswith("--"):
-            value = rest.pop(0)
-        key = named[1].replace("-", "_")
-        made += ["--set", key if value is None else f"{key}={value}"]
-    return made
-
-
-def _command_name(arguments: Sequence[str]) -> str:
-    return next((argument for argument in arguments if not argument.startswith("-")), "")
 
 
 def _version(value: bool) -> None:
@@ -220,19 +186,8 @@ def _suggestion(error: Any, context: Any) -> str:
 
 
 def _argument_advice(argument: str, flags: Collection[str]) -> str:
-    """Return the error for an argument without an option, naming the option that takes it; blank if none does."""
-    path = Path(argument)
-    if argument.endswith((".yaml", ".yml")):
-        kinds = ["-c"]
-    elif path.suffix == ".py":
-        kinds = ["--task"]
-    elif (path / "config.json").is_file():
-        kinds = ["--model"]
-    elif path.exists():
-        kinds = ["--data"]
-    else:
-        kinds = ["--model", "--task"]
-    found = [f"{kind} {argument}" for kind in kinds if kind in flags]
+    """Return the error for an argument too many, naming the option that takes it; blank if none does."""
+    found = [f"{option} {argument}" for option in options_for(argument) if option in flags]
     return f"Unexpected argument {argument!r}. Did you mean {' or '.join(found)}?" if found else ""
 
 

@@ -56,7 +56,12 @@ ConfigFile = Annotated[
 ]
 Sets = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Any setting from `sdpo config show`; repeatable."),
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Any setting from `sdpo config show`; repeatable.",
+        autocompletion=completion.settings,
+    ),
 ]
 MaxTokens = Annotated[int | None, typer.Option("--max-tokens", metavar="N", min=1, help="Maximum tokens of a rollout.")]
 GroupSize = Annotated[int | None, typer.Option("--group-size", metavar="N", min=1, help="Rollouts per problem.")]
@@ -74,7 +79,26 @@ Objective = Annotated[str | None, _choice("--objective", "objective.kind")]
 Teacher = Annotated[str | None, _choice("--teacher", "teacher.kind")]
 Backend = Annotated[str | None, _choice("--backend", "model.backend")]
 Target = Annotated[
-    str, typer.Argument(metavar="TARGET", help="A run folder, or a model.", autocompletion=completion.targets)
+    str,
+    typer.Argument(
+        metavar="TARGET", help="A run folder, or a model; also as --run or --model.", autocompletion=completion.targets
+    ),
+]
+# Of commands that have --model: the same, without the option.
+AnyTarget = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="[TARGET]", help="A model or a run folder, as --model or --run.", autocompletion=completion.targets
+    ),
+]
+Run = Annotated[
+    Path | None,
+    typer.Option(
+        "--run",
+        metavar="RUN",
+        help="A run folder: its model with its adapter, and its settings.",
+        autocompletion=completion.runs,
+    ),
 ]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.", autocompletion=completion.runs)]
 
@@ -101,6 +125,25 @@ KEYS: Mapping[str, str] = MappingProxyType(
 ALIASES: Mapping[str, str] = MappingProxyType(
     {"samples": "group-size", "answers": "group-size", "rollouts": "group-size", "n": "group-size", "iters": "steps"}
 )
+
+
+def one_target(target: str | None, model: str | None, run: Path | None) -> str | None:
+    """Return the one model or run that a command was given; raises ConfigError for several."""
+    from sdpo_cli.grammar import options_for
+
+    from sdpo_mlx.core.errors import ConfigError
+    from sdpo_mlx.runs.targets import is_run
+
+    given = {"TARGET": target, "--model": model, "--run": run and str(run)}
+    named = {where: name for where, name in given.items() if name is not None}
+    if len(named) > 1:
+        raise ConfigError("more than one model or run", where=" and ".join(named), fix="keep one of them")
+    if run is not None and not is_run(run):
+        fix = "name the --out folder of an earlier sdpo train; `sdpo runs` lists them"
+        raise ConfigError("there is no run here", where=str(run), fix=fix)
+    if target is not None and (meant := options_for(target)) and not {"--run", "--model"} & {*meant}:
+        raise ConfigError(f"{target!r} is neither a model nor a run", fix=f"Did you mean {meant[0]} {target}?")
+    return next(iter(named.values()), None)
 
 
 def settings(**values: Any) -> dict[str, Any]:

@@ -18,7 +18,7 @@ def _data() -> None:
 
 @app.command("check")
 def check(
-    file: Annotated[str, typer.Argument(metavar="FILE", help="A file of rows, hub:NAME, or humaneval.")],
+    rows: Annotated[str, typer.Argument(metavar="FILE", help="A file of rows, hub:NAME, or humaneval.")],
     task: options.TaskName = None,
     as_json: options.AsJson = False,
 ) -> None:
@@ -31,7 +31,7 @@ def check(
     from sdpo_mlx.core.errors import DataError
     from sdpo_mlx.tasks.data.check import check_rows
 
-    checked = check_rows(file, task)
+    checked = check_rows(rows, task)
     bad = [{"line": row.line, "place": row.place, "what": row.what} for row in checked.bad]
     content = {"ok": not bad, "source": checked.source, "task": checked.task, "rows": checked.rows}
     content |= {"splits": dict(checked.splits), "bad": bad}

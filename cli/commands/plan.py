@@ -18,8 +18,10 @@ GB = 2**30
 
 
 def command(  # noqa: PLR0913 - typer reads the options off the signature
+    target: options.AnyTarget = None,
     *,
     model: options.Model = None,
+    run: options.Run = None,
     task: options.TaskName = None,
     data: options.Data = None,
     memory: Annotated[
@@ -42,12 +44,11 @@ def command(  # noqa: PLR0913 - typer reads the options off the signature
 
     Example: sdpo plan --model tiny --task tiny --memory 16GB
     """
-    from sdpo_mlx.config.resolve import resolve
+    from sdpo_mlx.runs.targets import named_config
 
-    flags = options.settings(
-        model=model, task=task, data=data, max_tokens=max_tokens, group_size=group_size, backend=backend
-    )
-    found = planned(resolve(config, sets or [], flags).config, memory, prompt_tokens)
+    flags = options.settings(task=task, data=data, max_tokens=max_tokens, group_size=group_size, backend=backend)
+    cfg = named_config(options.one_target(target, model, run), config, sets or [], flags)
+    found = planned(cfg, memory, prompt_tokens)
     render.output(found, as_lines(found), as_json)
     if not found["fits"]:
         raise typer.Exit(1)
@@ -154,7 +155,7 @@ def _lengths(cfg: Config, prompt_tokens: int | None, context_length: int) -> tup
     # Token counts of another tokenizer are close enough if the model's own is not downloaded.
     folder = tokenizer_folder(cfg.model.name)
     chat = load_chat(folder, thinking=cfg.model.thinking, template=cfg.model.chat_template)
-    return lengths(chat, open_task(cfg).task, cfg, context_length)
+    return lengths(chat, open_task(cfg, grades=False).task, cfg, context_length)
 
 
 def as_lines(found: dict[str, Any]) -> list[str]:

@@ -35,8 +35,10 @@ Write = Annotated[
 
 
 def command(  # noqa: PLR0913 - typer reads the options off the signature
+    target: options.AnyTarget = None,
     *,
     model: options.Model = None,
+    run: options.Run = None,
     task: options.TaskName = None,
     data: options.Data = None,
     problems: Problems = PROBLEMS,
@@ -56,19 +58,20 @@ def command(  # noqa: PLR0913 - typer reads the options off the signature
 
     Example: sdpo probe --model tiny --task tiny --problems 16
     """
-    from sdpo_mlx.config.resolve import resolve
     from sdpo_mlx.core.errors import StorageError
     from sdpo_mlx.evaluation.probe import choose_problems, probe
     from sdpo_mlx.evaluation.probe_verdict import judge
+    from sdpo_mlx.runs.targets import named_config, run_or_none
 
-    flags = options.settings(model=model, task=task, data=data, max_tokens=max_tokens)
+    flags = options.settings(task=task, data=data, max_tokens=max_tokens)
     flags |= options.settings(backend=backend, seed=seed, sandbox=sandbox)
-    cfg = resolve(config, sets or [], flags).config
+    name = options.one_target(target, model, run)
+    cfg = named_config(name, config, sets or [], flags)
     # before anything is sampled
     if write is not None and (not write.name or not write.parent.is_dir() or (write.exists() and not write.is_file())):
         raise StorageError("cannot write here", where=str(write), fix="name a file in an existing folder")
     with interruptible() as interrupt:
-        components, begun = open_components(cfg, plain), time.monotonic()
+        components, begun = open_components(cfg, plain, run_or_none(name)), time.monotonic()
         chosen = choose_problems(components.task, problems, cfg.train.seed)
         render.message(cost_line(components, len(chosen), group_size, every_template))
         with render.status("", plain) as start_task:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
 from sdpo_cli import options
 from sdpo_cli.commands.opening import interruptible, open_components
 from sdpo_cli.commands.tasks import feedback_record, find_problem
@@ -20,9 +18,10 @@ SHOWN = 6_000  # characters of one text on a terminal; --json has all of it
 
 
 def command(  # noqa: PLR0913 - typer reads the options off the signature
+    target: options.AnyTarget = None,
     *,
     model: options.Model = None,
-    run: Annotated[Path | None, typer.Option("--run", metavar="RUN", help="A run folder, with its adapter.")] = None,
+    run: options.Run = None,
     task: options.TaskName = None,
     data: options.Data = None,
     problem: options.ProblemId = None,
@@ -39,18 +38,13 @@ def command(  # noqa: PLR0913 - typer reads the options off the signature
 
     Example: sdpo rollout --model tiny --task tiny --group-size 4
     """
-    from sdpo_mlx.config.resolve import resolve
-    from sdpo_mlx.core.errors import ConfigError
-    from sdpo_mlx.runs.targets import run_config
+    from sdpo_mlx.runs.targets import named_config, run_or_none
 
-    flags = options.settings(
-        model=model, task=task, data=data, group_size=group_size, backend=backend, seed=seed, sandbox=sandbox
-    )
-    if run is not None and (config is not None or model is not None):
-        raise ConfigError("a run has its own model and settings", where="--run", fix="remove --model and -c")
-    cfg = run_config(run, sets or [], flags) if run is not None else resolve(config, sets or [], flags).config
+    flags = options.settings(task=task, data=data, group_size=group_size, backend=backend, seed=seed, sandbox=sandbox)
+    name = options.one_target(target, model, run)
+    cfg = named_config(name, config, sets or [], flags)
     with interruptible() as interrupt:
-        components = open_components(cfg, plain, str(run) if run is not None else None)
+        components = open_components(cfg, plain, run_or_none(name))
         content = sampled(components, find_problem(components.task, problem), interrupt.requested)
     render.output(content, as_lines(content), as_json)
 

@@ -42,8 +42,10 @@ Attempts = Annotated[int, typer.Option("--attempts", metavar="N", min=1, help="M
 
 
 def command(  # noqa: PLR0913 - typer reads the options off the signature
+    target: options.AnyTarget = None,
     *,
     model: options.Model = None,
+    run: options.Run = None,
     task: options.TaskName = None,
     data: Data = None,
     problem: options.ProblemId = None,
@@ -72,17 +74,20 @@ def command(  # noqa: PLR0913 - typer reads the options off the signature
     """
     from sdpo_cli.commands.solve_all import measured
 
-    from sdpo_mlx.config.resolve import resolve
+    from sdpo_mlx.runs.targets import named_config, run_or_none
     from sdpo_mlx.training.test_time import METHODS, Budget
 
-    flags = options.settings(model=model, task=task, data=data, group_size=group_size, max_tokens=max_tokens)
+    flags = options.settings(task=task, data=data, group_size=group_size, max_tokens=max_tokens)
     flags |= options.settings(backend=backend, seed=seed, sandbox=sandbox)
     _check(every_problem, problem=problem, keep=keep, out=out, method=method, minutes=minutes, seeds=seeds)
-    cfg, plain = resolve(config, sets or [], flags).config, plain or as_json
+    name, plain = options.one_target(target, model, run), plain or as_json
+    cfg = named_config(name, config, sets or [], flags)
     with interruptible() as interrupt:
-        components, budget = open_components(cfg, plain), Budget(attempts, minutes and 60 * minutes)
-        name, interrupted = method or ("all" if every_problem else "sdpo"), interrupt.requested
-        methods = METHODS if name == "all" else (name,)
+        components = open_components(cfg, plain, run_or_none(name))
+        components.start_from_student()
+        budget, interrupted = Budget(attempts, minutes and 60 * minutes), interrupt.requested
+        chosen_method = method or ("all" if every_problem else "sdpo")
+        methods = METHODS if chosen_method == "all" else (chosen_method,)
         if every_problem:
             content, lines = measured(components, methods, seeds, budget, out, interrupted)
         else:

@@ -51,7 +51,7 @@ def show(
 
     Example: sdpo tasks show code
     """
-    opened = _open(task, data, sandbox)
+    opened = _open(options.settings(task=task, data=data, sandbox=sandbox))
     chosen = find_problem(opened, problem)
     counts = {split: len(opened.problems(split)) for split in ("train", "held_out")}
     references = sum(problem.reference is not None for problem in opened.problems("train"))
@@ -74,12 +74,14 @@ def show(
 
 
 @app.command("grade")
-def grade_answer(
+def grade_answer(  # noqa: PLR0913 - typer reads the options off the signature
     task: Name,
     *,
     problem: ProblemId = None,
     answer: Annotated[str, typer.Option("--answer", metavar="FILE", help="A file with the answer; -: stdin.")] = "-",
     data: options.Data = None,
+    model: options.Model = None,
+    backend: options.Backend = None,
     sandbox: options.SandboxKind = None,
     sets: options.Sets = None,
     as_json: options.AsJson = False,
@@ -93,12 +95,15 @@ def grade_answer(
     from sdpo_mlx.core.errors import DataError
     from sdpo_mlx.tasks.grading import grade
 
+    if answer == "-" and sys.stdin is not None and sys.stdin.isatty():
+        render.message("reading the answer from this terminal: end it with Ctrl-D on an empty line")
     try:
         content = sys.stdin.buffer.read() if answer == "-" else Path(answer).read_bytes()
     except OSError as error:
         fix = "name a text file, or pipe the answer in: printf 'TEXT' | sdpo tasks grade ... --answer -"
         raise DataError(f"cannot read the answer: {error.strerror}", where=answer, fix=fix) from error
-    opened = _open(task, data, sandbox, sets, grades=True)
+    flags = options.settings(task=task, data=data, model=model, backend=backend, sandbox=sandbox)
+    opened = _open(flags, sets, grades=True)
     feedback = grade(opened, find_problem(opened, problem), content.decode("utf-8", errors="replace"))
     lines = [f"reward {feedback.reward:g}  success {'yes' if feedback.success else 'no'}  kind {feedback.kind}"]
     lines += render.untrusted(feedback.text) if feedback.text.strip() else []
@@ -109,6 +114,8 @@ def grade_answer(
 def check(
     task: Name,
     data: options.Data = None,
+    model: options.Model = None,
+    backend: options.Backend = None,
     sandbox: options.SandboxKind = None,
     sets: options.Sets = None,
     as_json: options.AsJson = False,
@@ -124,7 +131,8 @@ def check(
     from sdpo_mlx.core.errors import DataError
     from sdpo_mlx.tasks.check import check_task
 
-    report = check_task(_open(task, data, sandbox, sets, grades=True))
+    flags = options.settings(task=task, data=data, model=model, backend=backend, sandbox=sandbox)
+    report = check_task(_open(flags, sets, grades=True))
     content = {"ok": report.ok, **report.counts, "gradings": 2 * len(report.trials)}
     content["oddities"] = [asdict(each) for each in report.oddities]
     counts = f"{report.counts['train']} train and {report.counts['held_out']} held-out problems"
@@ -153,22 +161,20 @@ def find_problem(task: Task, name: str | None) -> Problem:
     return found
 
 
-def _open(
-    name: str, data: str | None, sandbox: str | None, sets: list[str] | None = None, *, grades: bool = False
-) -> Task:
+def _open(flags: dict[str, Any], sets: list[str] | None = None, *, grades: bool = False) -> Task:
     """Open the task; if it `grades` with a judge, serve a frozen base model as in a run."""
     from sdpo_mlx.config.resolve import resolve
     from sdpo_mlx.core.errors import ConfigError
     from sdpo_mlx.tasks.registry import open_task
 
-    found = resolve(None, sets or [], {"task.name": name, "task.data": data, "sandbox.kind": sandbox})
-    task = open_task(found.config).task
+    found = resolve(None, sets or [], flags)
+    task = open_task(found.config, grades=grades).task
     if grades and task.needs_model:
         from sdpo_mlx.backends.preflight import checked_model
 
         if found.origins["model.name"] == "default":
-            fix = "add --set model.name=NAME for a frozen base, or --set judge.endpoint=URL for a server"
-            raise ConfigError(f"task {name} needs a judge", where="judge.endpoint", fix=fix)
+            fix = "add --model NAME for a frozen base, or --set judge.endpoint=URL for a server"
+            raise ConfigError(f"task {found.config.task.name} needs a judge", where="judge.endpoint", fix=fix)
         model = found.config.model
         task.start(checked_model(model.name, backend=model.backend))
     return task

@@ -33,8 +33,13 @@ SHOW_CURSOR = "\x1b[?25h"
 
 
 def command(  # noqa: PLR0913 - typer reads the options off the signature
+    target: options.AnyTarget = None,
     *,
     model: options.Model = None,
+    run: options.Run = None,
+    adapter: Annotated[
+        Path | None, typer.Option("--adapter", metavar="DIR", help="Start from this adapter; --run: from a run's.")
+    ] = None,
     task: options.TaskName = None,
     data: options.Data = None,
     config: options.ConfigFile = None,
@@ -61,22 +66,18 @@ def command(  # noqa: PLR0913 - typer reads the options off the signature
     Example: sdpo train --model qwen --task code --steps 50
     """
     from sdpo_mlx.api import default_out, run_training
-    from sdpo_mlx.config.resolve import resolve
-    from sdpo_mlx.core.errors import ConfigError
     from sdpo_mlx.runs.status import state_of
-    from sdpo_mlx.runs.targets import run_config
 
-    flags = options.settings(model=model, task=task, data=data, steps=steps, learning_rate=learning_rate)
+    flags = options.settings(task=task, data=data, steps=steps, learning_rate=learning_rate)
     flags |= options.settings(group_size=group_size, max_tokens=max_tokens, objective=objective, teacher=teacher)
     flags |= options.settings(num_layers=num_layers, grad_checkpoint=grad_checkpoint)
     flags |= options.settings(backend=backend, seed=seed, sandbox=sandbox)
     with process_group() as group:
-        if resume and out is None:
-            raise ConfigError("--resume needs the run's folder", where="--out", fix="Add --out DIR")
-        if resume and config is None:
-            cfg = run_config(out, sets or [], flags)
+        name = options.one_target(target, model, run)
+        if resume:
+            cfg, out = _resumed(name, adapter, config, out, (sets or [], flags))
         else:
-            cfg = resolve(config, sets or [], flags).config
+            cfg = _started(name, adapter, config, out, (sets or [], flags))
         place = out or default_out(cfg)
         earlier = state_of(place) if (place / "events.jsonl").is_file() else None
         with interruptible(lambda: _saved(place), _leave) as interrupt:
@@ -91,6 +92,44 @@ def command(  # noqa: PLR0913 - typer reads the options off the signature
         points = render.number(100 * result.difference)
         render.message(f"sdpo: held-out score rose by {points} points, less than --require-gain {require_gain:g}.")
         raise typer.Exit(EXIT_TOO_LITTLE)
+
+
+Overrides = tuple[Sequence[str], dict[str, Any]]  # of --set, and of options
+
+
+def _started(
+    name: str | None, adapter: Path | None, config: Path | None, out: Path | None, overrides: Overrides
+) -> Config:
+    """Return the settings of a training that starts, or that its own command resumes."""
+    from sdpo_mlx.core.errors import ConfigError
+    from sdpo_mlx.runs.targets import starting_config
+
+    cfg = starting_config(name, adapter, config, *overrides)
+    start = cfg.model.adapter.start
+    if start is not None and out is not None and out.resolve() == Path(start):
+        fix = f"resume it with --out {out} --resume, or choose another --out"
+        raise ConfigError("a run cannot start from its own adapter", where=str(out), fix=fix)
+    return cfg
+
+
+def _resumed(
+    name: str | None, adapter: Path | None, config: Path | None, out: Path | None, overrides: Overrides
+) -> tuple[Config, Path]:
+    """Return the settings of a run with --resume, and its folder: --out, or the run that is named."""
+    from sdpo_mlx.core.errors import ConfigError
+    from sdpo_mlx.runs.targets import named_config, run_config, run_or_none
+
+    if adapter is not None:
+        raise ConfigError("--resume goes on with the run's own adapter", where="--adapter", fix="remove one of them")
+    run = run_or_none(name)
+    if run is not None and out is None:
+        name, out = None, Path(run)
+    if out is None:
+        raise ConfigError("--resume needs the run's folder", where="--out", fix="Add --out DIR")
+    sets, flags = overrides
+    if config is None:
+        return run_config(out, sets, {**flags, "model.name": name}), out
+    return named_config(name, config, sets, flags), out
 
 
 @contextmanager

@@ -38,8 +38,7 @@ ADVICE: Mapping[str, str] = {
     "mask_prompt": "the loss covers rollouts only, never prompts: leave it out",
     "adapter_path": "the adapter is saved in the folder of --out: leave it out",
     "output_dir": "a run is saved in the folder of --out",
-    "resume_adapter_file": "resume a run from its folder: --out RUN --resume; to start from another adapter, "
-    "fuse it (`sdpo export RUN --to fused`) and use that folder as --model",
+    "resume_adapter_file": "start from an adapter with --adapter DIR; resume a run with --out RUN --resume",
     "optimizer": "it is always AdamW: leave it out",
     "train": "`sdpo train` always trains: leave it out",
     "test": "use `sdpo eval`",
@@ -97,7 +96,8 @@ def option_advice(option: str, flags: Collection[str]) -> str:
         return "Use --adapter"
     name = option.lstrip("-").replace("-", "_")
     leaves = {key.rpartition(".")[2]: key for key in reversed(tuple(LEAVES))}
-    found = ADVICE.get(name) or SETTINGS.get(name) or leaves.get(name, "")
+    # A section is not a key of another section that has the same name: --model is not judge.model.
+    found = ADVICE.get(name) or SETTINGS.get(name) or (name if name in SECTIONS else leaves.get(name, ""))
     if found in SECTIONS:
         return f"Use a setting of {found}, such as --{next(key for key in LEAVES if key.startswith(f'{found}.'))}"
     if found not in LEAVES:

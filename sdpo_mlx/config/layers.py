@@ -50,10 +50,16 @@ def name_shown(name: str) -> str:
     return name if re.fullmatch(r"[\w.-]{1,60}", name, re.ASCII) else shown(name)
 
 
-def fault(problems: Sequence[str]) -> ConfigError:
-    """Return an error with the first three problems in one line."""
-    rest = f"; and {len(problems) - 3} more" if len(problems) > 3 else ""
-    return ConfigError("; ".join(problems[:3]) + rest)
+MOST_LISTED = 20
+
+
+class FaultsError(ConfigError):
+    """Everything that is wrong in a layer, or in all; `entries` are the layer's valid ones."""
+
+    def __init__(self, problems: Sequence[str], entries: Layer) -> None:
+        self.problems, self.entries = problems, entries
+        rest = f"; and {len(problems) - MOST_LISTED} more" if len(problems) > MOST_LISTED else ""
+        super().__init__("; ".join(problems[:MOST_LISTED]) + rest)
 
 
 # ---- presets
@@ -123,7 +129,7 @@ class _YamlFile:
             if loader is not None:
                 loader.dispose()
         if self.problems:
-            raise fault(self.problems)
+            raise FaultsError(self.problems, self.entries)
         return self.entries
 
     def _section(self, section: str, node: yaml.Node, loader: yaml.SafeLoader) -> None:
@@ -146,7 +152,8 @@ class _YamlFile:
             elif key in keys.SECTIONS:
                 self._section(key, value, loader)
             elif key in keys.LEAVES and name in keys.children(section):
-                self.entries[key] = self._leaf(key, value, where, loader)
+                if (entry := self._leaf(key, value, where, loader)) is not None:
+                    self.entries[key] = entry
             elif not section and name in keys.LEAVES:
                 head, _, last = name.rpartition(".")
                 fix = f"write `{last}:` indented below `{head}:`"
@@ -155,14 +162,14 @@ class _YamlFile:
                 self.problems.append(f"{where}: {name_shown(key)}: {aliases.suggestion(section, name)}")
             seen.setdefault(name, key_node.start_mark.line + 1)
 
-    def _leaf(self, key: str, node: yaml.Node, where: str, loader: yaml.SafeLoader) -> Entry:
+    def _leaf(self, key: str, node: yaml.Node, where: str, loader: yaml.SafeLoader) -> Entry | None:
         origin = self.origin or where
         if isinstance(node, yaml.ScalarNode) and node.value in keys.choices(key):
             return Entry(node.value, origin, where)  # `off` is a string here, not YAML 1.1's false
         parts = node.value if isinstance(node, yaml.SequenceNode) else [node]
         if not all(isinstance(part, yaml.ScalarNode) for part in parts):
             self.problems.append(f"{where}: {key}: must be {keys.allowed(key)}")
-            return Entry(None, origin, where)
+            return None
         try:
             value = loader.construct_object(node, deep=True)
         except (ValueError, OverflowError):  # 2020-99-99, or 5,000 digits
@@ -180,35 +187,46 @@ class _YamlFile:
 def set_options(sets: Sequence[str]) -> Layer:
     """Return the layer of `--set section.key=value`; the last of two wins."""
     entries: dict[str, Entry] = {}
+    problems: list[str] = []
     for text in sets:
         key, equals, raw = text.partition("=")
         key = key.strip()
         if not equals or not key:
-            raise ConfigError(f"--set {shown(text)}: is not an assignment", fix="write --set train.steps=20")
-        _check_key(key, "--set")
-        entries[key] = Entry(_from_text(key, raw.strip()), "--set", "--set")
+            problems.append(f"--set {shown(text)}: is not an assignment, write --set train.steps=20")
+        elif wrong := _wrong_key(key, "--set"):
+            problems.append(wrong)
+        else:
+            entries[key] = Entry(_from_text(key, raw.strip()), "--set", "--set")
+    if problems:
+        raise FaultsError(problems, entries)
     return entries
 
 
 def flags(values: Mapping[str, Any], origin: str = "") -> Layer:
     """Return the layer of the options, by dotted key; None means not given. `origin`: what messages call them all."""
     entries: dict[str, Entry] = {}
+    problems: list[str] = []
     for key, value in values.items():
         if value is None:
             continue
         head, _, last = key.rpartition(".")
         name = head.rpartition(".")[2] if last in ("kind", "name") else last
         where = origin or f"flag --{name.replace('_', '-')}"
-        _check_key(key, where)
-        entries[key] = Entry(_from_text(key, value) if isinstance(value, str) else value, where, where)
+        if wrong := _wrong_key(key, where):
+            problems.append(wrong)
+        else:
+            entries[key] = Entry(_from_text(key, value) if isinstance(value, str) else value, where, where)
+    if problems:
+        raise FaultsError(problems, entries)
     return entries
 
 
-def _check_key(key: str, where: str) -> None:
+def _wrong_key(key: str, where: str) -> str:
+    """Return what is wrong with a key; blank if it is one."""
     if key in keys.LEAVES:
-        return
+        return ""
     if key in keys.SECTIONS:
-        raise ConfigError(f"{where}: {key}: is a section, set one of its keys: {', '.join(keys.children(key))}")
+        return f"{where}: {key}: is a section, set one of its keys: {', '.join(keys.children(key))}"
     # Suggest a name of the deepest section that is spelled correctly.
     section = key.rpartition(".")[0]
     while section and section not in keys.SECTIONS:
@@ -216,7 +234,7 @@ def _check_key(key: str, where: str) -> None:
     name = key[len(section) + 1 :] if section else key
     near = get_close_matches(key, keys.LEAVES, 1, 0.85)
     advice = f"did you mean {near[0]}?" if near else aliases.suggestion(section, name)
-    raise ConfigError(f"{where}: {name_shown(key)}: {advice}")
+    return f"{where}: {name_shown(key)}: {advice}"
 
 
 def _from_text(key: str, raw: str) -> Any:

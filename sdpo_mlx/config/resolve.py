@@ -11,10 +11,10 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import ChainMap
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from functools import reduce
+from functools import partial, reduce
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +47,10 @@ def resolve(
     `preset tiny` or `default`.
     Raises ConfigError with origin, key and fix, before anything is loaded or downloaded.
     """
-    chosen = [layers.flags(flags or {}, "argument") if python else layers.flags(flags or {}), layers.set_options(sets)]
-    chosen += [layers.config_file(file)] if file is not None else []
+    problems: list[str] = []
+    sources = [partial(layers.flags, flags or {}, "argument" if python else ""), partial(layers.set_options, sets)]
+    sources += [partial(layers.config_file, file)] if file is not None else []
+    chosen = [_layer(source, problems) for source in sources]
     given = ChainMap(*map(dict, chosen))
     names = [str(given[key].value if key in given else value_at(Config(), key)) for key in NAMES]
     stack = chosen + _presets_of(*names)
@@ -57,9 +59,19 @@ def resolve(
     try:
         config = Config.model_validate(_nested(merged))
     except ValidationError as error:
-        problems = [_problem(fault, merged, ranks) for fault in error.errors(include_url=False)]
-        raise layers.fault(list(dict.fromkeys(problems))) from None
+        problems += [_problem(fault, merged, ranks) for fault in error.errors(include_url=False)]
+    if problems:
+        raise layers.FaultsError(list(dict.fromkeys(problems)), merged)
     return Resolved(config, {key: merged[key].origin if key in merged else "default" for key in keys.LEAVES})
+
+
+def _layer(read: Callable[[], Layer], problems: list[str]) -> Layer:
+    """Return a layer; what is wrong in it is added to the problems, so that all are reported together."""
+    try:
+        return read()
+    except layers.FaultsError as error:
+        problems += error.problems
+        return error.entries
 
 
 def config_hash(config: Config) -> str:

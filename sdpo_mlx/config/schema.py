@@ -34,6 +34,9 @@ class AdapterConfig(Settings):
     dropout: float = Field(0.0, ge=0.0, lt=1.0, description="dropout on the adapter's input while learning")
     keys: list[str] | None = Field(None, description="linear layers to adapt; null: all inside the blocks")
     layers: int = Field(-1, ge=-1, description="number of blocks to adapt, counted from the last; -1: all")
+    start: str | None = Field(
+        None, min_length=1, description="folder of an adapter or run that training starts from; null: a new adapter"
+    )
 
     @model_validator(mode="after")
     def _layers_are_valid(self) -> AdapterConfig:

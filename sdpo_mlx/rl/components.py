@@ -113,6 +113,11 @@ class Components:
         templates = (*self.chat.source.warnings, *self.task.warnings(self.chat))
         return (*unconfined, *self.policy.warnings(), *templates)
 
+    def start_from_student(self) -> None:
+        """Make the student's weights the teacher's too, before the first step: the base would undo its training."""
+        state = self.policy.state()
+        self.policy.load_state({**state, "teacher": state["student"]})
+
     def policy_record(self) -> dict[str, Any]:
         """Return the entry of `manifest.json` on the model in training and its device."""
         info = self.policy.info

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,11 @@ def is_run(path: Path) -> bool:
     return (path / "config.yaml").is_file() and (path / "events.jsonl").is_file()
 
 
+def run_or_none(target: str | None) -> str | None:
+    """Return a target that is a run folder, None for a model or no target."""
+    return target if target is not None and is_run(Path(target)) else None
+
+
 def run_config(run: Path, sets: Sequence[str] = (), flags: Mapping[str, Any] | None = None) -> Config:
     """Return the settings of a run with overrides; raises ConfigError if there is no run."""
     file = run / "config.yaml"
@@ -36,6 +42,61 @@ def run_config(run: Path, sets: Sequence[str] = (), flags: Mapping[str, Any] | N
             check_layout(run)
         raise ConfigError("there is no run here", where=str(run), fix="name the --out folder of an earlier sdpo train")
     return resolve(file, sets, flags).config
+
+
+def named_config(
+    target: str | None, file: Path | None, sets: Sequence[str] = (), flags: Mapping[str, Any] | None = None
+) -> Config:
+    """Return the settings of a run, or of a model with those of a file; None: the model that the settings name.
+
+    Raises ConfigError for both a run and a file: a run has its own settings.
+    """
+    if target is None:
+        return resolve(file, sets, flags).config
+    if is_run(Path(target)):
+        if file is not None:
+            raise ConfigError("a run has its own model and settings", where=target, fix="remove -c")
+        return run_config(Path(target), sets, flags)
+    refuse_missing_run(target)
+    return resolve(file, sets, {**(flags or {}), "model.name": target}).config
+
+
+def starting_config(
+    target: str | None,
+    adapter: Path | None,
+    file: Path | None,
+    sets: Sequence[str] = (),
+    flags: Mapping[str, Any] | None = None,
+) -> Config:
+    """Return the settings of a training: of a model, or from a run or another adapter on.
+
+    A run brings its settings, an adapter only its shape. Raises ConfigError or StorageError if there is no adapter.
+    """
+    if adapter is not None and target is None and file is None:
+        if not is_run(adapter):
+            raise ConfigError("an adapter needs its base model", where=f"--adapter {adapter}", fix="add --model NAME")
+        target, adapter = str(adapter), None
+    run = run_or_none(target)
+    if run is not None and adapter is not None:
+        raise ConfigError("a run already has an adapter", where=run, fix="leave --adapter out, or name the base model")
+    start = Path(run) if run is not None else adapter
+    if start is None:
+        return named_config(target, file, sets, flags)
+    RunFolder(start).load_adapter()  # an adapter that is missing or damaged is an error before a model loads
+    given = {name: value for name, value in (flags or {}).items() if value is not None}
+    shape = {} if run is not None else adapter_settings(start)
+    return named_config(target, file, sets, {**shape, **given, "model.adapter.start": str(start.resolve())})
+
+
+def refuse_missing_run(target: str) -> None:
+    """Raise ConfigError for the path of a run that does not exist: a hub repository `runs/NAME` is not meant."""
+    path = Path(target)
+    folder = path.parent
+    if path.exists() or folder == Path() or not (folder == Path("runs") or any(folder.glob("*/events.jsonl"))):
+        return
+    near = get_close_matches(path.name, [each.parent.name for each in folder.glob("*/events.jsonl")], 1, 0.5)
+    fix = f"Did you mean {folder / near[0]}?" if near else "`sdpo runs` lists runs"
+    raise ConfigError("there is no such folder", where=target, fix=fix)
 
 
 def with_kept_template(cfg: Config, run: Path) -> Config:
@@ -71,6 +132,7 @@ def target_config(
             fix = "leave --adapter out, or name the base model instead of the run"
             raise ConfigError("a run already has an adapter", where=target, fix=fix)
         return run_config(Path(target), sets, given)
+    refuse_missing_run(target)
     if adapter is not None:
         check_layout(adapter, target)
     shape = adapter_settings(adapter) if adapter is not None else {}

@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+from sdpo_mlx.core.errors import SandboxError
+
 
 @dataclass(frozen=True)
 class RunResult:
@@ -40,3 +42,20 @@ class Sandbox(Protocol):
 
     def self_test(self) -> dict[str, bool]:
         """Return each check by name; if one is False, the sandbox must not be used."""
+
+
+class NoSandbox:
+    """In place of a sandbox where no program will run: running one is an error."""
+
+    kind = "none"
+
+    def run(
+        self, program: str, stdin: bytes = b"", *, seconds: float | None = None, memory_mb: int | None = None
+    ) -> RunResult:
+        """Raise SandboxError."""
+        del program, stdin, seconds, memory_mb
+        raise SandboxError("no sandbox was opened, so no program runs", where="sandbox.kind")
+
+    def self_test(self) -> dict[str, bool]:
+        """Return no checks."""
+        return {}

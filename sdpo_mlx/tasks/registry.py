@@ -41,13 +41,13 @@ class TaskRecord:
     parser: str = ""  # module:function under `sdpo_mlx.tasks`; empty if the task has its own problems
 
 
-def open_task(cfg: Config, source: object | None = None) -> OpenedTask:
+def open_task(cfg: Config, source: object | None = None, *, grades: bool = True) -> OpenedTask:
     """Open the task that the settings name, or `source`, a task object of a program (`custom.load.adapt`).
 
-    A task that runs programs opens and tests its sandbox first. Raises ConfigError for an unknown name or mode,
-    DataError for bad rows, SandboxError without a sandbox.
+    A task that runs programs opens and tests its sandbox first, unless nothing will be graded.
+    Raises ConfigError for an unknown name or mode, DataError for bad rows, SandboxError without a sandbox.
     """
-    opened = _open(cfg, source)
+    opened = _open(cfg, source, grades)
     if cfg.task.max_turns is not None:
         if not opened.task.replies:
             fix = "leave it out, or choose a task of several turns, such as game"
@@ -78,7 +78,7 @@ def row_parser(task: str) -> Parser:
     return parsed
 
 
-def _open(cfg: Config, source: object | None) -> OpenedTask:
+def _open(cfg: Config, source: object | None, grades: bool) -> OpenedTask:
     from sdpo_mlx.tasks.custom.load import adapt, is_file, open_file
 
     if cfg.task.tests != "all" and (source is not None or cfg.task.name.partition(":")[0] != "code"):
@@ -101,7 +101,7 @@ def _open(cfg: Config, source: object | None) -> OpenedTask:
     if cfg.task.data is not None and not record.parser:
         fix = "name a task that reads rows, as --task code or --task ./my_task.py, or leave --data out"
         raise ConfigError(f"the task {family} has its own problems", where="task.data", fix=fix)
-    return record.open(cfg, variant)
+    return _show_code(cfg, variant) if record.open is _open_code and not grades else record.open(cfg, variant)
 
 
 def _opened(path: str, *arguments: Any) -> OpenedTask:
@@ -120,6 +120,13 @@ def _open_code(cfg: Config, level: str) -> OpenedTask:
     sandbox = open_sandbox(cfg.sandbox)
     task = _imported("code.task:CodeTask")(sandbox, cfg.task, level)
     return OpenedTask(task, sandbox.kind, sandbox.self_test())
+
+
+def _show_code(cfg: Config, level: str) -> OpenedTask:
+    """Open the task code to read its problems only."""
+    from sdpo_mlx.sandbox.base import NoSandbox
+
+    return _opened("code.task:CodeTask", NoSandbox(), cfg.task, level)
 
 
 def _open_game(cfg: Config, variant: str) -> OpenedTask:

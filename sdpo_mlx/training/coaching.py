@@ -88,9 +88,8 @@ class Coaching:
         self.origin = loaded.meta.get("origin", "") if loaded else origin
         self.counts = Counter[str]()
         if loaded is None:
-            # The first teacher is the adapter that is coached: the base model would undo its training.
-            state, requested = components.policy.state(), components.requested
-            components.policy.load_state({**state, "teacher": state["student"]})
+            components.start_from_student()
+            requested = components.requested
             self.events.rewind(-1)
             self.events.emit({"type": "run_started", "step": 0, "config": requested.model_dump(mode="json")})
             self.folder.write_config(requested)

@@ -123,6 +123,9 @@ class TrainingSession:
     def _loaded(self) -> TrainState:
         loaded = checkpoint.load(self.folder.checkpoints, expect=self.components.identity())
         if loaded is None:
+            if start := self.cfg.model.adapter.start:
+                self.components.policy.load_student(RunFolder(start).load_adapter()[0])
+                self.components.start_from_student()
             self.log.rewind(-1)
             config = self.components.requested.model_dump(mode="json")
             self.emit({"type": "run_started", "step": 0, "config": config})

@@ -59,6 +59,8 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (("train", "-c", "m"), ["math", "mine.yaml"]),
         (("eval", "runs/"), ["runs/one", "runs/zero"]),
         (("report", ""), ["runs/one", "runs/zero"]),
+        (("train", "--set", "model.b"), ["model.backend=", "model.bits="]),
+        (("train", "--set", "objective.kind=g"), ["grpo"]),
         (("models", "s"), ["show"]),
         (("tasks", "show", "sc"), ["science", "science:physics"]),
         (("nonsense", "x"), []),

@@ -93,6 +93,7 @@ CHANGES: dict[str, tuple[Any, Mapping[str, Any]]] = {
 TESTED_ELSEWHERE = {
     "model.name": "needs another base: unit/models/test_resolve.py",
     "model.backend": "torch is an extra: numerics/test_step_gradients.py",
+    "model.adapter.start": "needs a trained adapter: integration/test_grammar.py",
     "model.bits": "torch is an extra: numerics/test_torch_quantized.py",
     "train.on_decline": "needs a score that falls: integration/test_decline.py",
     "model.device": "torch is an extra: numerics/test_step_gradients.py",

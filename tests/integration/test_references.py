@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rollout_groups import batch, chat, group, prompt_of, reasons
 from sdpo_cli import main
+from sdpo_cli.grammar import rewritten
 from small_runs import Watcher, remains, trained
 from small_runs import settings as run_settings
 
@@ -254,7 +255,7 @@ def test_tasks_show_counts_the_references() -> None:
     ],
 )
 def test_a_dotted_flag_is_a_setting(words: list[str], wanted: list[str]) -> None:
-    assert main.with_settings(["train", *words]) == ["train", *wanted]
+    assert rewritten(["train", *words], main.VERBS) == ["train", *wanted]
 
 
 def test_a_dotted_flag_reaches_the_settings_and_its_mistakes_name_the_key() -> None:

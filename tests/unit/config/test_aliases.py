@@ -17,11 +17,13 @@ OPTIONS = [
     (["train", "--batch-size", "4"], "Use --rollout.problems_per_step."),
     (["train", "--temperature", "0.7"], "Use --rollout.temperature."),
     (["train", "--beta", "0.1"], "no KL penalty"),
-    (["train", "--resume-adapter-file", "a.safetensors"], "--out RUN --resume"),
+    (["train", "--resume-adapter-file", "a.safetensors"], "--adapter DIR"),
+    (["init", "--run", "x"], "No such option: --run."),
     (["eval", "tiny", "--adapter-path", "x"], "Use --adapter."),
     (["train", "--lora-parameters", "x"], "of model.adapter"),
     (["lora", "--train"], "Use `sdpo train`."),
-    (["train", "smollm2"], "Did you mean --model smollm2 or --task smollm2?"),
+    (["train", "code"], "Did you mean --task code?"),
+    (["train", "smollm2", "code"], "Did you mean --task code?"),
     (["train", "my_task.py"], "Did you mean --task my_task.py?"),
     (["solve", "tests"], "Did you mean --data tests?"),
     (["plan", "absent.yaml"], "Did you mean -c absent.yaml?"),
@@ -51,6 +53,10 @@ def test_every_word_of_another_tool_leads_to_something_that_is_here() -> None:
 def test_every_verb_of_another_tool_leads_to_one_of_ours() -> None:
     assert {command.split()[1] for command in COMMANDS.values()} <= set(main.VERBS)
     assert not set(COMMANDS) & set(main.VERBS)
+
+
+def test_option_named_like_a_section_leads_to_that_section() -> None:
+    assert option_advice("--model", ["--set"]) == "Use a setting of model, such as --model.name"
 
 
 def test_an_option_that_nobody_knows_gets_no_advice() -> None:
