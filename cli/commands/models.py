@@ -41,7 +41,7 @@ def list_models(as_json: options.AsJson = False) -> None:
     lines = render.table(("name", "size", "weights", "trains here", "licence", "where"), cells)
     document = {"models": rows, "cache": str(cache_home())}
     lines += ["", f"cache: {document['cache']}"]
-    lines += ["trains here: memory of a step with the default settings; `sdpo plan --model NAME` shows details"]
+    lines += ["trains here: memory of a step as `sdpo plan --model NAME` chooses it for this machine"]
     render.output(document, lines, as_json)
 
 
@@ -133,16 +133,17 @@ def fetch_model(
 
     Example: sdpo models fetch smollm2
     """
+    from sdpo_mlx.backends.fit import download_notice
     from sdpo_mlx.backends.preflight import checked_model
+    from sdpo_mlx.config.resolve import resolve
     from sdpo_mlx.models.fetch import PARCELS, fetch
-    from sdpo_mlx.models.resolve import meaning
 
     if name in PARCELS:
         render.message(f"fetching {PARCELS[name].about}")
-    elif meaning(name, backend or "auto")[0] == "hub":
-        render.message(
-            f"fetching {meaning(name, backend or 'auto')[1]} from the hub; cached files are not downloaded again"
-        )
+    else:
+        cfg = resolve(None, (), {"model.name": name, "model.backend": backend}).config
+        if notice := download_notice(cfg):
+            render.message(notice)
     with render.status("", as_json) as start_task:
         if name in PARCELS:
             fetch(name, again=again, doing=start_task)

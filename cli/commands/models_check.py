@@ -41,8 +41,8 @@ def command(
 def checked(cfg: Config, memory: str | None) -> dict[str, Any]:
     """Return what the configuration of `cfg.model` shows, as a document; bytes and seconds, None if unknown."""
     from sdpo_mlx.backends.architectures import model_type
-    from sdpo_mlx.backends.fit import PROMPT, readable_dimensions
-    from sdpo_mlx.backends.preflight import REFUSED, expected_learning, quantization_method
+    from sdpo_mlx.backends.fit import PROMPT
+    from sdpo_mlx.backends.preflight import REFUSED, expected_learning, quantization_method, readable_dimensions
     from sdpo_mlx.models import resolve
     from sdpo_mlx.runs.export.formats import exports_of
 
@@ -52,7 +52,7 @@ def checked(cfg: Config, memory: str | None) -> dict[str, Any]:
     learning, reason = expected_learning(config, backend)
     refused = _refusals(cfg, config, files=origin == "model")
     dims = readable_dimensions(config, name)
-    plan = planned(cfg, memory, PROMPT, dims) if dims and backend == "mlx" and learning != REFUSED else None
+    plan = planned(cfg, memory, PROMPT, config) if dims and learning != REFUSED else None
     if plan and not plan["fits"]:
         ways = " or ".join(each["change"] for each in plan["remedies"] if each["fits"])
         what = f"a step needs {size(plan['peak'])}, but the limit is {size(plan['limit'])}"
@@ -73,7 +73,7 @@ def checked(cfg: Config, memory: str | None) -> dict[str, Any]:
         "exports": [] if refused else exports_of(config),
         "memory": plan["peak"] if plan else None,
         "limit": plan["limit"] if plan else None,
-        "seconds": plan["seconds"]["total"] if plan else None,
+        "seconds": plan["seconds"]["total"] if plan and plan["seconds"] else None,
         "refused": refused,
     }
 
@@ -134,7 +134,8 @@ def as_lines(found: dict[str, Any]) -> list[str]:
     if found["memory"] is not None:
         fits = "fits" if found["memory"] <= found["limit"] else "does not fit"
         rows.append(("memory", f"{size(found['memory'])} of {size(found['limit'])} for a step: {fits}"))
-        rows.append(("time", f"{render.duration(found['seconds'])} per step here with rollouts of full length"))
+        if found["seconds"] is not None:
+            rows.append(("time", f"{render.duration(found['seconds'])} per step here with rollouts of full length"))
     elif found["backend"] == "torch":
         rows.append(("memory", "not estimated for torch, which halves its micro-batches if memory runs out"))
     rows += [("refused", f"{each['what']}; {each['fix']}") for each in found["refused"]]

@@ -19,9 +19,12 @@ if TYPE_CHECKING:
 
 def open_components(cfg: Config, plain: bool, target: str | None = None, adapter: Path | None = None) -> Components:
     """Build the components, showing progress and warnings; a `target` is opened with its adapter."""
+    from sdpo_mlx.backends.fit import download_notice
     from sdpo_mlx.rl.components import build_components
     from sdpo_mlx.runs.targets import open_target
 
+    if notice := download_notice(cfg):
+        render.message(notice)
     with render.status(f"loading {cfg.model.name}", plain) as start_task:
         if target is None:
             components = build_components(cfg, start_task=start_task)

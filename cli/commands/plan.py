@@ -9,12 +9,14 @@ from sdpo_cli import options
 from sdpo_cli.terminal import render
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from sdpo_mlx.backends.command_size import EvaluationSizes
     from sdpo_mlx.backends.step_time import Speed
     from sdpo_mlx.config import Config
-    from sdpo_mlx.models.dimensions import ModelDims
 
 GB = 2**30
+DAY = 86_400
 
 
 def command(  # noqa: PLR0913 - typer reads the options off the signature
@@ -44,56 +46,66 @@ def command(  # noqa: PLR0913 - typer reads the options off the signature
 
     Example: sdpo plan --model tiny --task tiny --memory 16GB
     """
-    from sdpo_mlx.runs.targets import named_config
+    from sdpo_mlx.backends.fit import PROMPT
+    from sdpo_mlx.config import TaskConfig
+    from sdpo_mlx.runs.targets import named_config, run_or_none
 
     flags = options.settings(task=task, data=data, max_tokens=max_tokens, group_size=group_size, backend=backend)
-    cfg = named_config(options.one_target(target, model, run), config, sets or [], flags)
-    found = planned(cfg, memory, prompt_tokens)
+    name = options.one_target(target, model, run)
+    cfg = named_config(name, config, sets or [], flags)
+    no_task = cfg.task.name == TaskConfig().name and not (task or config or run_or_none(name))
+    if assumed := prompt_tokens is None and no_task:
+        prompt_tokens = PROMPT
+    found = planned(cfg, memory, prompt_tokens) | {"prompt_assumed": assumed}
     render.output(found, as_lines(found), as_json)
     if not found["fits"]:
         raise typer.Exit(1)
 
 
-def planned(cfg: Config, size: str | None, prompt_tokens: int | None, shape: ModelDims | None = None) -> dict[str, Any]:
-    """Return the plan as a document, in bytes and seconds; `shape` replaces the dimensions of the model's name."""
-    from sdpo_mlx.backends.memory_plan import bounded, choose, limit_of, memory, number_bytes, remedies, work_of
-    from sdpo_mlx.backends.preflight import shares_prompts
+def planned(
+    cfg: Config, size: str | None, prompt_tokens: int | None, config: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Return the plan as a document, in bytes and seconds; `config` replaces the configuration of the model's name.
+
+    `seconds` are null for another machine (`size`), and for torch.
+    """
+    from sdpo_mlx.backends.fit import evaluation_sizes, smaller_alias, step_work
+    from sdpo_mlx.backends.memory_plan import limit_of, memory, remedies
     from sdpo_mlx.backends.step_time import times
-    from sdpo_mlx.core.errors import ConfigError
     from sdpo_mlx.core.hardware import bytes_of
     from sdpo_mlx.models.dimensions import ModelDims
-    from sdpo_mlx.models.resolve import configuration
-    from sdpo_mlx.rl.components import evaluation_sizes
+    from sdpo_mlx.models.resolve import planned_configuration
 
-    if cfg.model.backend == "torch":
-        fix = "plan with --backend mlx, or start training: torch halves its micro-batches if memory runs out"
-        raise ConfigError("the memory of the torch backend is not estimated", where="model.backend", fix=fix)
     limit = limit_of(cfg, bytes_of(size) if size else None)
-    config = {} if shape else configuration(cfg.model.name)
-    shape = shape or ModelDims.of(config, cfg.model.name)
-    prompt, context = _lengths(cfg, prompt_tokens, shape.context)
-    work = work_of(cfg, prompt, context, number_bytes(cfg.model), shares=shares_prompts(config))
-    sizes = evaluation_sizes(cfg, config, shape)
-    work = bounded(choose(shape, cfg, work, limit), sizes)
-    machine, speed = _speed()
-    held, spent = memory(shape, cfg, work), times(shape, work, machine)
-    fits = held.highest <= limit
+    config = planned_configuration(cfg.model.name, cfg.model.backend) if config is None else config
+    shape = ModelDims.of(config, cfg.model.name)
+    shape = shape.quantized(cfg.model.bits, 64) if cfg.model.bits else shape
+    work = step_work(shape, cfg, config, limit, _lengths(cfg, prompt_tokens, shape.context))
+    held = memory(shape, cfg, work)
+    fits, seconds, speed = held.highest <= limit, None, None
+    if size is None and cfg.model.backend != "torch":
+        machine, speed = _speed()
+        spent = times(shape, work, machine)
+        seconds = {**vars(spent), "total": spent.total, "dominant": spent.dominant}
     ways = [] if fits else remedies(shape, cfg, work, limit)
     return {
         "model": cfg.model.name,
+        "backend": "torch" if cfg.model.backend == "torch" else "mlx",
         "note": shape.note,
         "parameters": shape.parameters,
         "trainable": shape.adapter_parameters(cfg.model.adapter),
         "work": vars(work),
         "limit": limit,
-        "device": _device(cfg, sizes),
+        "device": _device(cfg, evaluation_sizes(cfg, config, shape)),
         "always": held.always,
         "phases": {name: {"peak": held.peak(name), **items} for name, items in held.phases.items()},
         "peak": held.highest,
         "fits": fits,
         "dominant": held.dominant,
         "remedies": [{"change": change, "peak": peak, "fits": peak <= limit} for change, peak in ways],
-        "seconds": {**vars(spent), "total": spent.total, "dominant": spent.dominant},
+        "smaller": None if fits else smaller_alias(cfg, shape.parameters, limit),
+        "steps": cfg.train.steps,
+        "seconds": seconds,
         "speed": speed,
     }
 
@@ -145,13 +157,14 @@ def _device_line(found: dict[str, Any]) -> str:
 
 
 def _lengths(cfg: Config, prompt_tokens: int | None, context_length: int) -> tuple[int, int]:
+    from sdpo_mlx.backends.preflight import FEEDBACK
     from sdpo_mlx.models.chat_template import load_chat
     from sdpo_mlx.models.resolve import tokenizer_folder
-    from sdpo_mlx.rl.components import FEEDBACK_TOKENS, lengths
+    from sdpo_mlx.rl.components import lengths
     from sdpo_mlx.tasks.registry import open_task
 
     if prompt_tokens is not None:
-        return prompt_tokens, prompt_tokens + cfg.rollout.max_tokens + FEEDBACK_TOKENS
+        return prompt_tokens, prompt_tokens + cfg.rollout.max_tokens + FEEDBACK
     # Token counts of another tokenizer are close enough if the model's own is not downloaded.
     folder = tokenizer_folder(cfg.model.name)
     chat = load_chat(folder, thinking=cfg.model.thinking, template=cfg.model.chat_template)
@@ -160,14 +173,13 @@ def _lengths(cfg: Config, prompt_tokens: int | None, context_length: int) -> tup
 
 def as_lines(found: dict[str, Any]) -> list[str]:
     """Return the lines of the text output."""
-    work, seconds = found["work"], found["seconds"]
+    work, assumed = found["work"], " (assumed without --task)" if found.get("prompt_assumed") else ""
     rows = [[name, size(items["peak"]), _items(items)] for name, items in found["phases"].items()]
     how = "one graph" if work["keep"] else "block by block"
-    phases = ", ".join(f"{name} {render.duration(seconds[name])}" for name in ("prefill", "decode", "teacher", "learn"))
     head = [
         f"{found['model']}: {found['parameters'] / 1e6:,.1f} M parameters, {found['trainable'] / 1e6:,.2f} M trainable",
         f"{work['problems']} problems x {work['group']} rollouts of {work['answer']} tokens; "
-        f"prompts up to {work['prompt']}, teacher sequences up to {work['context']}",
+        f"prompts up to {work['prompt']}{assumed}, teacher sequences up to {work['context']}",
         f"always    {size(sum(found['always'].values()))} ({_items(found['always'])})",
         "",
         *render.table(["phase", "peak", "parts"], rows),
@@ -175,16 +187,39 @@ def as_lines(found: dict[str, Any]) -> list[str]:
         f"peak      {size(found['peak'])} of {size(found['limit'])}: {'fits' if found['fits'] else 'does not fit'}; "
         f"largest part: {found['dominant']}",
         f"chosen    micro-batches of {work['micro_batch']} tokens, {work['concurrency']} rollouts at once, {how}",
-        f"device    {_device_line(found['device'])}",
-        f"time      {render.duration(seconds['total'])} per step here with rollouts of full length: {phases}",
-        f"          {_speed_line(found['speed'])}",
     ]
+    if found["backend"] == "torch":
+        head.append("torch     estimated as for MLX, not measured; out of memory it halves its micro-batches")
+    else:
+        head.append(f"device    {_device_line(found['device'])}")
+    head += _time_lines(found)
     ways = [
         f"  {way['change']}  ({size(way['peak'])}{'' if way['fits'] else ', does not fit'})"
         for way in found["remedies"]
     ]
+    if smaller := found["smaller"]:
+        ways.append(f"  --model {smaller['name']}  ({size(smaller['peak'])}, the next smaller model that fits)")
     note = [f"note      {found['note']}"] if found["note"] else []
     return [*head, *note, *(["", "to reduce memory:", *ways] if ways else [])]
+
+
+def _time_lines(found: dict[str, Any]) -> list[str]:
+    """Return the lines on time; none for another machine, and for torch."""
+    seconds, steps = found["seconds"], found["steps"]
+    if seconds is None:
+        return []
+    phases = ", ".join(f"{name} {render.duration(seconds[name])}" for name in ("prefill", "decode", "teacher", "learn"))
+    whole = steps * seconds["total"]
+    run = f"{render.plural(steps, 'step')} at that length take about {_long(whole)}"
+    return [
+        f"time      {render.duration(seconds['total'])} per step here with rollouts of full length: {phases}",
+        f"          {run}{': impractical on this machine' if whole > DAY else ''}",
+        f"          {_speed_line(found['speed'])}",
+    ]
+
+
+def _long(seconds: float) -> str:
+    return f"{seconds / DAY:,.0f} days" if seconds > 2 * DAY else render.duration(seconds)
 
 
 def _items(items: dict[str, float]) -> str:

@@ -178,8 +178,11 @@ class TerminalDisplay:
     @contextmanager
     def opening(self, cfg: Config) -> Iterator[StartTask]:
         """Show that the components are being opened."""
+        from sdpo_mlx.backends.fit import download_notice
         from sdpo_mlx.models.aliases import repository
 
+        if notice := download_notice(cfg):
+            render.message(notice)
         name, stands_for = cfg.model.name, repository(cfg.model.name, cfg.model.backend)
         target = f" -> {stands_for}" if stands_for != name else ""
         with render.status(f"loading {name}{target}", self.plain) as start_task:

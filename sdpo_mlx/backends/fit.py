@@ -1,7 +1,7 @@
 """Whether a model can be trained on this machine, estimated from its configuration alone.
 
-Memory is that of `memory_plan` with the default settings, the smallest micro-batches and prompts of PROMPT tokens; for
-an alias whose configuration is not shipped, a rule of thumb from its download.
+Memory is that of `sdpo plan --model NAME`: the settings that the planner chooses for this machine, with prompts of
+PROMPT tokens; for an alias whose configuration is not shipped, a rule of thumb from its download.
 """
 
 from __future__ import annotations
@@ -11,17 +11,21 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from sdpo_mlx.backends.architectures import is_known
-from sdpo_mlx.backends.memory_plan import choose, limit_of, memory, number_bytes, work_of
+from sdpo_mlx.backends.command_size import EvaluationSizes, evaluation_limit
+from sdpo_mlx.backends.memory_plan import Workload, bounded, choose, limit_of, memory, number_bytes, work_of
+from sdpo_mlx.backends.preflight import FEEDBACK, download_bytes, expected_learning, readable_dimensions, shares_prompts
 from sdpo_mlx.config import Config
+from sdpo_mlx.config.resolve import resolve
 from sdpo_mlx.core.errors import ConfigError
+from sdpo_mlx.core.storage import free_bytes
+from sdpo_mlx.models import hub
 from sdpo_mlx.models.aliases import TABLE
 from sdpo_mlx.models.dimensions import ModelDims
 from sdpo_mlx.models.inventory import LocalModel
+from sdpo_mlx.models.resolve import locate, meaning, planned_configuration, shipped_configuration
 
 PROMPT = 512  # tokens of a prompt, since no task is known here
-FEEDBACK = 512  # tokens of a grader's feedback
 ROUGH_SHARE, ROUGH_REST = 1.4, 2 * 2**30  # of the weights, and bytes besides: within 10 % of the plan for Qwen3
-MAX_LAYERS, MAX_WIDTH = 1_000, 10_000_000  # a configuration beyond these is damaged, and its plan would take minutes
 
 
 @dataclass(frozen=True)
@@ -48,18 +52,78 @@ def memory_fit(found: LocalModel, machine: int | None = None) -> MemoryFit:
     if dims is None or not supported:
         return MemoryFit("unknown")
     try:
-        cfg = Config.model_validate({"model": {"name": found.name}})
-        peak = smallest_peak(dims, cfg, PROMPT)
-        return MemoryFit("yes" if peak <= limit_of(cfg, machine) else "no", peak)
+        cfg = resolve(None, (), {"model.name": found.name}, python=True).config
+        limit = limit_of(cfg, machine)
+        peak = memory(dims, cfg, step_work(dims, cfg, found.config, limit)).highest
+        return MemoryFit("yes" if peak <= limit else "no", peak)
     except (ConfigError, ArithmeticError, AttributeError, TypeError):  # a configuration of unknown origin
         return MemoryFit("unknown")
 
 
-def smallest_peak(dims: ModelDims, cfg: Config, prompt: int) -> float:
-    """Return the peak in bytes of a step with prompts of so many tokens, with the settings that need least."""
-    context = prompt + cfg.rollout.max_tokens + FEEDBACK
-    # With a limit of 0 the planner returns its smallest settings; with memory to spare it would use more.
-    return memory(dims, cfg, choose(dims, cfg, work_of(cfg, prompt, context, number_bytes(cfg.model)), 0.0)).highest
+def step_work(
+    dims: ModelDims, cfg: Config, config: Mapping[str, Any], limit: float, lengths: tuple[int, int] | None = None
+) -> Workload:
+    """Return the step as the planner chooses it for a limit in bytes, and as the backend runs it here.
+
+    `lengths` are the tokens of the longest prompt and of the longest teacher context; None: no task is known.
+    """
+    prompt, context = lengths or (PROMPT, PROMPT + cfg.rollout.max_tokens + FEEDBACK)
+    work = work_of(cfg, prompt, context, number_bytes(cfg.model), shares=shares_prompts(config))
+    return bounded(choose(dims, cfg, work, limit), evaluation_sizes(cfg, config, dims))
+
+
+def evaluation_sizes(cfg: Config, config: Mapping[str, Any], dims: ModelDims) -> EvaluationSizes:
+    """Return how many tokens MLX evaluates at once on this machine, as expected before the model loads."""
+    from sdpo_mlx.backends.mlx.device import chip_name
+
+    limit = evaluation_limit(cfg.memory.evaluation_gflop, chip_name())
+    return EvaluationSizes.of(
+        dims, cfg.model.adapter, limit, by_block=expected_learning(config, "mlx")[0].startswith("by block")
+    )
+
+
+def smaller_alias(cfg: Config, parameters: float, limit: float) -> dict[str, Any] | None:
+    """Return the largest known model below so many parameters of which a step fits: its name, and the peak in bytes.
+
+    Of the same family if there is one. None if none fits, or no alias has shipped dimensions.
+    """
+    family = cfg.model.name.partition(":")[0]
+    smaller = [name for name, alias in TABLE.items() if 1e9 * alias.billions < 0.9 * parameters]
+    for name in sorted(
+        smaller, key=lambda each: (each.partition(":")[0] == family, TABLE[each].billions), reverse=True
+    ):
+        config = shipped_configuration(TABLE[name].mlx)
+        if not config:
+            continue
+        other = resolve(None, (), {"model.name": name}, python=True).config.model
+        own = cfg.model_copy(update={"model": other})
+        dims = ModelDims.of(config, name)
+        peak = memory(dims, own, step_work(dims, own, config, limit)).highest
+        if peak <= limit:
+            return {"name": name, "peak": peak}
+    return None
+
+
+def download_notice(cfg: Config) -> str:
+    """Return what a download will take, and whether a step fits then; blank if the model is on this machine.
+
+    From the configuration alone, which is fetched from the hub if it is not shipped. Raises ConfigError.
+    """
+    name, backend = cfg.model.name, cfg.model.backend
+    kind, target = meaning(name, backend)
+    if kind != "hub" or not locate(name, backend).fetch:
+        return ""
+    config = planned_configuration(name, backend)
+    size, dims = download_bytes(name, backend, config), readable_dimensions(config, name)
+    if size is None or dims is None:
+        return ""
+    terms = f", licence {TABLE[name].license}" if name in TABLE else ""
+    limit = limit_of(cfg)
+    peak = memory(dims, cfg, step_work(dims, cfg, config, limit)).highest
+    verdict = "fits" if peak <= limit else "does not fit"
+    memory_needed = f"a training step needs about {peak / 2**30:.1f} of {limit / 2**30:.1f} GB memory: {verdict}"
+    disk = f"about {size / 2**30:.1f} GB ({free_bytes(hub.root()) / 2**30:.0f} GB free on the disk)"
+    return f"to download from the hub: {target}, {disk}{terms}; {memory_needed}"
 
 
 def expected_size(found: LocalModel) -> float | None:
@@ -68,15 +132,3 @@ def expected_size(found: LocalModel) -> float | None:
         return TABLE[found.name].bytes("mlx")
     dims = readable_dimensions(found.config, found.name)
     return None if dims is None else dims.weight_bytes(4 if found.quantisation == "float32" else 2)
-
-
-def readable_dimensions(config: Mapping[str, Any], where: str) -> ModelDims | None:
-    """Return the dimensions of a configuration; None if it is missing, unreadable or out of range."""
-    try:
-        dims = ModelDims.of(config, where)
-    except (ConfigError, ArithmeticError, AttributeError, TypeError):
-        return None
-    numbers = [value for name, value in vars(dims).items() if isinstance(value, int) and name != "outside"]
-    least = min(dims.layers, dims.width, dims.heads, dims.kv_heads, dims.head_width, dims.vocabulary)
-    in_range = least >= 1 and min(numbers) >= 0 and max(numbers) <= MAX_WIDTH and dims.layers <= MAX_LAYERS
-    return dims if in_range else None

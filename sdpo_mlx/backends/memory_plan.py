@@ -2,8 +2,8 @@
 
 Counted are weights, adapters (student, teacher, AdamW's two moments), keys and values, what runs through a block, and
 chunks of the head. The coefficients of activations and of the head are those of MLX, measured by
-`benchmarks/memory.py` on small models of several shapes and kinds of layers (docs/performance.md); torch needs more
-and is not estimated.
+`benchmarks/memory.py` on small models of several shapes and kinds of layers (docs/performance.md); the plan
+for torch uses them too, and was not measured there.
 """
 
 from __future__ import annotations
@@ -348,7 +348,8 @@ def remedies(shape: ModelDims, cfg: Config, work: Workload, limit: float) -> lis
     if cfg.model.adapter.kind == "full":
         ways.append(("--set model.adapter.kind=lora", shape, _adapted(cfg, kind="lora"), work))
     if not shape.bits:
-        ways.append(("--model with 4-bit weights", shape.quantized(4, 64), cfg, work))
+        flag = "--set model.bits=4" if cfg.model.backend == "torch" else "--model with 4-bit weights"
+        ways.append((flag, shape.quantized(4, 64), cfg, work))
     found = [(flag, memory(s, c, choose(s, c, w, limit)).highest) for flag, s, c, w in ways]
     return sorted(found, key=lambda each: each[1])[:3]
 

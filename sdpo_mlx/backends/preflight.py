@@ -17,16 +17,20 @@ from sdpo_mlx.backends.architectures import (
     mlx_lm_module,
     model_type,
 )
-from sdpo_mlx.backends.fit import FEEDBACK, readable_dimensions
 from sdpo_mlx.backends.memory_plan import fitting, limit_of, number_bytes, work_of
 from sdpo_mlx.config import Config
 from sdpo_mlx.core.errors import ConfigError
 from sdpo_mlx.core.progress import StartTask, no_tasks
-from sdpo_mlx.models import resolve
+from sdpo_mlx.core.storage import check_free
+from sdpo_mlx.models import hub, resolve
+from sdpo_mlx.models.aliases import TABLE
+from sdpo_mlx.models.dimensions import ModelDims
 from sdpo_mlx.models.resolve import ResolvedModel
 from sdpo_mlx.models.vocabulary import check_token_ids
 
 REFUSED, UNKNOWN = "refused", "unknown"
+FEEDBACK = 512  # tokens of a grader's feedback
+MAX_LAYERS, MAX_WIDTH = 1_000, 10_000_000  # a configuration beyond these is damaged, and its plan would take minutes
 # What the checks at load found for each architecture, made by the command of docs/models.md:
 # {"versions": {"mlx-lm": "0.32.2", ...}, "mlx": {"llama": {"learning": "by block, shared prompts"},
 #  "deepseek_v41": {"refused": "why"}, ...}, "torch": {...}}, by module of mlx-lm and model_type of transformers.
@@ -41,12 +45,27 @@ def preflight(cfg: Config, *, learns: bool = True) -> None:
     config = _check(cfg.model.name, cfg.model.backend)
     if learns:
         check_memory(config, cfg)
+    _check_disk(cfg.model.name, cfg.model.backend, config)
 
 
 def checked_model(name: str, doing: StartTask = no_tasks, *, backend: str = "auto") -> ResolvedModel:
     """Find a model that is not trained, downloading it if it is on the hub and can be loaded; raises ConfigError."""
-    _check(name, backend)
+    _check_disk(name, backend, _check(name, backend))
     return resolve.resolve(name, doing, backend=backend)
+
+
+def download_bytes(name: str, backend: str, config: Mapping[str, Any]) -> float | None:
+    """Return about how many bytes of weights the hub will send; None if the model is here, or its size unclear."""
+    found, dims = resolve.locate(name, backend), readable_dimensions(config, name)
+    if found.source != "hub" or not found.fetch or dims is None:
+        return None
+    return TABLE[name].bytes(backend) if name in TABLE else dims.weight_bytes(2)
+
+
+def _check_disk(name: str, backend: str, config: Mapping[str, Any]) -> None:
+    """Raise StorageError if a download does not fit on the disk."""
+    if size := download_bytes(name, backend, config):
+        check_free(hub.root(), size, f"the download of {name}")
 
 
 def _check(name: str, backend: str) -> Mapping[str, Any]:
@@ -117,6 +136,18 @@ def check_memory(config: Mapping[str, Any], cfg: Config) -> None:
         if weights > cfg.train.memory_gb * 2**30:
             what = f"the weights need {weights / 2**30:.1f} GB, but the limit is {cfg.train.memory_gb:.1f} GB"
             raise ConfigError(what, where="train.memory_gb", fix="use a smaller model, or --set model.bits=4")
+
+
+def readable_dimensions(config: Mapping[str, Any], where: str) -> ModelDims | None:
+    """Return the dimensions of a configuration; None if it is missing, unreadable or out of range."""
+    try:
+        dims = ModelDims.of(config, where)
+    except (ConfigError, ArithmeticError, AttributeError, TypeError):
+        return None
+    numbers = [value for name, value in vars(dims).items() if isinstance(value, int) and name != "outside"]
+    least = min(dims.layers, dims.width, dims.heads, dims.kv_heads, dims.head_width, dims.vocabulary)
+    in_range = least >= 1 and min(numbers) >= 0 and max(numbers) <= MAX_WIDTH and dims.layers <= MAX_LAYERS
+    return dims if in_range else None
 
 
 def expected_learning(config: Mapping[str, Any], backend: str) -> tuple[str, str]:

@@ -8,6 +8,7 @@ import hashlib
 import json
 import math
 import os
+import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -58,6 +59,20 @@ def sync(descriptor: int) -> None:
             fcntl.fcntl(descriptor, full)
             return
     os.fsync(descriptor)
+
+
+def free_bytes(folder: Path) -> int:
+    """Return the free bytes of the disk that holds, or will hold, a folder."""
+    existing = next(each for each in (folder.absolute(), *folder.absolute().parents) if each.exists())
+    return shutil.disk_usage(existing).free
+
+
+def check_free(folder: Path, size: float, what: str) -> None:
+    """Raise StorageError if `size` bytes do not fit on the disk of a folder."""
+    free = free_bytes(folder)
+    if size > free:
+        need = f"{what} needs {size / 2**30:.1f} GB, but {free / 2**30:.1f} GB are free"
+        raise StorageError(need, where=str(folder), fix="free some space, or use a smaller model")
 
 
 def sync_folder(folder: Path) -> None:

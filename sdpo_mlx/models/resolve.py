@@ -129,6 +129,18 @@ def configuration(name: str, backend: str = "auto") -> Mapping[str, Any]:
     return shipped_configuration(aliases.repository(name, backend)) or own_configuration(name, backend)
 
 
+def planned_configuration(name: str, backend: str = "auto") -> Mapping[str, Any]:
+    """Return a model's dimensions for a plan; on torch those that are shipped for an alias, without its quantization.
+
+    Raises ConfigError.
+    """
+    if backend == "torch" and name in ALIASES:
+        shipped = shipped_configuration(ALIASES[name])
+        if shipped:
+            return {key: value for key, value in shipped.items() if key != "quantization"}
+    return configuration(name, backend)
+
+
 def own_configuration(name: str, backend: str = "auto") -> Mapping[str, Any]:
     """Return a model's config.json without its weights, or the header of a GGUF; raises ConfigError."""
     folder = configuration_folder(name, backend)

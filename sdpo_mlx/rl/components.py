@@ -14,13 +14,13 @@ from typing import Any
 
 from sdpo_mlx import __version__
 from sdpo_mlx.backends.base import CONCURRENCY, Policy, SamplingParams
-from sdpo_mlx.backends.command_size import EvaluationSizes, evaluation_limit
 from sdpo_mlx.backends.distributed.launch import backend_on
 from sdpo_mlx.backends.distributed.policy import DistributedPolicy
 from sdpo_mlx.backends.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from sdpo_mlx.backends.distributed.serialization import decode, encode
+from sdpo_mlx.backends.fit import evaluation_sizes
 from sdpo_mlx.backends.memory_plan import bounded, fitting, limit_of, number_bytes, settled, work_of
-from sdpo_mlx.backends.preflight import expected_learning, preflight, shares_prompts
+from sdpo_mlx.backends.preflight import FEEDBACK, preflight, shares_prompts
 from sdpo_mlx.backends.registry import open_policy
 from sdpo_mlx.config import Config
 from sdpo_mlx.core.errors import DataError
@@ -45,7 +45,6 @@ FREE_ON_RESUME: dict[str, Any] = {
     "memory": True,
 }
 PROMPTS_MEASURED = 256  # problems whose prompt lengths the memory plan is based on
-FEEDBACK_TOKENS = 512
 UNCONFINED = (
     "model-written programs run unconfined: they can read this user's files and reach the network "
     "(sandbox.kind: unconfined)"
@@ -238,16 +237,6 @@ def _plan(cfg: Config, model: ResolvedModel, chat: Chat, task: Task) -> Config:
     return settled(cfg, bounded(chosen, evaluation_sizes(cfg, config, dims)))
 
 
-def evaluation_sizes(cfg: Config, config: Mapping[str, Any], dims: ModelDims) -> EvaluationSizes:
-    """Return how many tokens MLX evaluates at once on this machine, as expected before the model loads."""
-    from sdpo_mlx.backends.mlx.device import chip_name
-
-    limit = evaluation_limit(cfg.memory.evaluation_gflop, chip_name())
-    return EvaluationSizes.of(
-        dims, cfg.model.adapter, limit, by_block=expected_learning(config, "mlx")[0].startswith("by block")
-    )
-
-
 def lengths(chat: Chat, task: Task, cfg: Config, context_length: int) -> tuple[int, int]:
     """Return the tokens of the longest prompt, and of a teacher context with one rollout and feedback.
 
@@ -256,7 +245,7 @@ def lengths(chat: Chat, task: Task, cfg: Config, context_length: int) -> tuple[i
     problems = task.problems("train") or task.problems("held_out")  # a test set is evaluated only
     sizes = [chat.render(p.messages, tools=p.tools).size for p in problems[:PROMPTS_MEASURED]]
     prompt = max((size for size in sizes if size < context_length), default=1)
-    return prompt, prompt + cfg.rollout.max_tokens + FEEDBACK_TOKENS
+    return prompt, prompt + cfg.rollout.max_tokens + FEEDBACK
 
 
 def versions() -> dict[str, str]:

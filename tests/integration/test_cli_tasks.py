@@ -49,7 +49,7 @@ def test_code_grades_an_answer_from_a_file_as_json(task: str) -> None:
 def test_judge_without_a_model_says_what_to_name() -> None:
     code, _, err = sdpo("tasks", "grade", "judge", "--answer", os.devnull)
     assert code == 2
-    assert "--set model.name=NAME" in err
+    assert "--model NAME" in err
     assert len(err.splitlines()) == 1
 
 

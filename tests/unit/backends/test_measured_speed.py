@@ -53,7 +53,7 @@ def home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 
 def plan() -> dict[str, Any]:
-    return planned(Config.model_validate({"model": {"name": "smollm2"}}), "64GB", 300)
+    return planned(Config.model_validate({"model": {"name": "smollm2"}, "train": {"memory_gb": 64.0}}), None, 300)
 
 
 def test_plan_uses_what_was_measured_and_says_when(home: Path) -> None:
@@ -109,7 +109,7 @@ def test_damaged_cache_leaves_the_estimate_without_a_traceback(content: str, hom
     measured_speed.keep(fast(), speed.depends_on())
     (file,) = (home / measured_speed.KIND).iterdir()
     file.write_text(content)
-    code, out, err = sdpo("plan", "--model", "smollm2", "--prompt-tokens", "300", "--memory", "64GB")
+    code, out, err = sdpo("plan", "--model", "smollm2", "--prompt-tokens", "300", "--set", "train.memory_gb=64")
     assert code == 0
     assert "estimated; `sdpo doctor --self-test`" in out
     assert err == ""

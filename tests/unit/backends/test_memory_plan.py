@@ -199,12 +199,6 @@ def test_run_that_would_not_fit_stops_before_it_loads(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
-def test_plan_of_torch_is_refused_in_one_line() -> None:
-    code, _, err = sdpo("plan", "--model", "tiny", "--set", "model.backend=torch")
-    assert code == ConfigError.exit_code
-    assert "not estimated" in err
-
-
 def test_quantised_base_decodes_at_least_32_rows_at_once_where_memory_allows() -> None:
     four_bits = QWEN.quantized(4, 64)
     roomy = choose(four_bits, config(), work_of(config(), 200, 800, 2), 64 * 2**30)

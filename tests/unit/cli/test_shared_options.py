@@ -64,12 +64,6 @@ def test_backend_is_the_setting_model_backend(verb: str) -> None:
     assert parsed(verb, *OPENING[verb], "--backend", "torch")["backend"] == "torch"
 
 
-def test_torch_backend_is_planned_by_no_command() -> None:
-    code, out, err = sdpo("plan", "--backend", "torch")
-    assert (code, out) == (2, "")
-    assert "--backend mlx" in err
-
-
 def test_help_names_the_choices_of_a_setting() -> None:
     out = " ".join(sdpo("train", "--help")[1].split())
     for names in completion.KINDS.values():
