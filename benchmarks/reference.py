@@ -11,7 +11,7 @@ import re
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 import typer.main
@@ -20,18 +20,21 @@ from sdpo_cli.main import VERBS, application
 from sdpo_cli.options import KEYS
 
 import sdpo_mlx
-from sdpo_mlx.api import Options
+from sdpo_mlx.api import ExportFormat, Options
 from sdpo_mlx.config import json_schema
 from sdpo_mlx.core import errors
 from sdpo_mlx.evaluation.compare import Comparison
 from sdpo_mlx.evaluation.evaluate import EvalDocument
 from sdpo_mlx.runs.export.formats import Exported
+from sdpo_mlx.tasks.base import Split
 from sdpo_mlx.training.final_scores import TrainingResult
+from sdpo_mlx.types import FeedbackKind
 
 DOCS = Path(__file__).parents[1] / "docs"
 SLOT = re.compile(r"(<!-- reference: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 EXAMPLE = re.compile(r"Example: (sdpo [^\n]+)")
 WIDTH = 88  # columns of a help text
+KINDS = {"FeedbackKind": FeedbackKind, "Split": Split, "ExportFormat": ExportFormat}
 RELATED = (Options, TrainingResult, EvalDocument, Comparison, Exported)  # what public names take and return
 
 # More examples than the help of a command has.
@@ -171,8 +174,10 @@ def python() -> str:
         if inspect.isclass(each) and issubclass(each, errors.SdpoError) and each is not errors.SdpoError
     ]
     table = markdown_table(["error", "exit code", "meaning"], rows)
+    kinds = [[f"`{name}`", ", ".join(f"`{each}`" for each in get_args(kind))] for name, kind in KINDS.items()]
+    types = f"## Types\n\n{markdown_table(['type', 'values'], kinds)}"
     return "\n\n".join(
-        [*map(_documented, shown), f"## Errors\n\nIn `sdpo_mlx.core.errors`; each is an `SdpoError`.\n\n{table}"]
+        [*map(_documented, shown), types, f"## Errors\n\nIn `sdpo_mlx.core.errors`; each is an `SdpoError`.\n\n{table}"]
     )
 
 

@@ -17,7 +17,7 @@ from sdpo_mlx.config import Config
 from sdpo_mlx.evaluation.forgetting import Forgetting
 from sdpo_mlx.models import license
 from sdpo_mlx.models.gguf.writer import can_be_gguf
-from sdpo_mlx.models.resolve import ResolvedModel
+from sdpo_mlx.models.resolve import ORIGINALS, ResolvedModel
 from sdpo_mlx.rl.components import versions
 
 MADE_WITH = ("sdpo-mlx", "mlx", "mlx-lm", "torch")
@@ -50,6 +50,7 @@ class Base:
     weights_sha256: str = ""
     terms: Mapping[str, str] = field(default_factory=dict)
     gguf: bool = True
+    original: str = ""  # the hub repository of a named base
 
     @classmethod
     def of(cls, model: ResolvedModel) -> Base:
@@ -59,7 +60,7 @@ class Base:
             return cls(model.target.partition("@")[0], "hub", model.revision, *rest)
         if model.source in ("folder", "gguf"):
             return cls(Path(model.target).resolve().name, "folder", "", *rest)
-        return cls(model.name, "named", "", *rest)
+        return cls(model.name, "named", "", *rest, ORIGINALS.get(model.name, ""))
 
     def description(self) -> str:
         """Return the base as part of a sentence."""
@@ -174,7 +175,8 @@ def named(place: str) -> str:
 def _front_matter(facts: CardFacts, config: Config) -> list[str]:
     # A JSON string is a YAML string too, whatever the name contains.
     base, terms = facts.base, facts.base.terms
-    known = [f"base_model: {json.dumps(base.name)}", "base_model_relation: adapter"] if base.kind == "hub" else []
+    repository = base.name if base.kind == "hub" else base.original
+    known = [f"base_model: {json.dumps(repository)}", "base_model_relation: adapter"] if repository else []
     # Hubs accept one identifier as license, and a link only if it works from another page.
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.+-]*", terms.get("license", "")):
         terms = {}

@@ -185,6 +185,12 @@ def test_card_says_what_cannot_be_done_with_the_adapter(tmp_path: Path) -> None:
     assert "changes nothing" not in model_card(CardFacts("demo", base, "trained."), Config())
 
 
+def test_card_of_a_fetched_base_names_its_hub_repository(tmp_path: Path) -> None:
+    base = Base.of(ResolvedModel("smollm2", "here", tmp_path, "fetched", "", "ab" * 32))
+    front = front_of(model_card(CardFacts("demo", base, "trained."), Config()))
+    assert front["base_model"] == "HuggingFaceTB/SmolLM2-135M-Instruct"
+
+
 def test_the_use_lines_find_a_base_that_is_known_by_name() -> None:
     base = Base.of(resolve("tiny"))
     line = base.setup_lines()[1]
