@@ -1,14 +1,19 @@
-"""`sdpo serve`: mlx-lm's OpenAI-compatible server with a run's adapter."""
+"""`sdpo serve`: an OpenAI-compatible server for a model and its adapter."""
 
 from __future__ import annotations
 
+import ipaddress
 import os
+import socket
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
 from sdpo_cli import options
 from sdpo_cli.terminal import render
+
+from sdpo_mlx.core.errors import ConfigError
 
 
 def command(
@@ -16,9 +21,14 @@ def command(
     *,
     adapter: options.Adapter = None,
     host: Annotated[
-        str, typer.Option("--host", metavar="NAME", help="Address to listen on; 0.0.0.0: all interfaces.")
+        str,
+        typer.Option("--host", metavar="NAME", help="Address to listen on; other than this machine's: with --api-key."),
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", metavar="N", min=1, max=65535, help="Port to listen on.")] = 8080,
+    api_key: Annotated[
+        str,
+        typer.Option("--api-key", metavar="KEY", envvar="SDPO_API_KEY", help="Key that each request must have."),
+    ] = "",
     sets: options.Sets = None,
 ) -> None:
     """Serve the model with its adapter through an OpenAI-compatible API until Ctrl-C.
@@ -33,19 +43,39 @@ def command(
 
     home = adapter_home(target, adapter)
     cfg = target_config(target, adapter, sets or [])
+    if not api_key and not _is_loopback(host):
+        fix = "set --api-key KEY or SDPO_API_KEY, or leave --host out to serve this machine only"
+        raise ConfigError("other machines could use this server without a key", where=f"--host {host}", fix=fix)
     if home is not None:
         RunFolder(home).load_adapter()
-    serve = server()
+    served, serve = server()
     model = checked_model(cfg.model.name, backend=cfg.model.backend)
-    source = load_chat(model.path, template=cfg.model.chat_template).source
-    render.warn(source.warnings)
+    render.warn(load_chat(model.path, template=cfg.model.chat_template).source.warnings)
     render.message(f"{model.line()}{f', adapter {home}' if home else ''}")
-    render.message(
-        f"http://{host}:{port}/v1/chat/completions is ready when the model is loaded; Ctrl-C stops the server"
-    )
-    render.message("no authentication: expose it only to users you trust")
-    template = "" if source.own else source.texts[0]
-    serve(model.path, home, host, port, template=template, stop=source.stop, memory=cfg.memory)
+    base, name = _names(cfg.model.name, home)
+
+    def ready() -> None:
+        shown = f"[{host}]" if ":" in host else host
+        render.message(f"http://{shown}:{port}/v1 answers; Ctrl-C stops the server")
+        render.message(f"models: {', '.join([name, base] if home else [base])}")
+
+    serve(served(model.path, cfg.model, base, home, name, cfg.memory), host, port, api_key, ready, render.message)
     # MLX aborts in Python's normal exit after a thread that computed has ended.
     sys.stderr.flush()
     os._exit(0)
+
+
+def _names(model: str, home: Path | None) -> tuple[str, str]:
+    """Return the names of the base and of its adapter for clients."""
+    base = Path(model).name if Path(model).exists() else model
+    name = home.resolve().name if home is not None else ""
+    return base, f"{name}-adapter" if name == base else name
+
+
+def _is_loopback(host: str) -> bool:
+    """Return whether only this machine reaches an address; True for one that cannot be resolved, which fails later."""
+    try:
+        found = {str(each[4][0]) for each in socket.getaddrinfo(host or None, None, flags=socket.AI_PASSIVE)}
+    except OSError:
+        return True
+    return all(ipaddress.ip_address(each.partition("%")[0]).is_loopback for each in found)

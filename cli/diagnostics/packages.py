@@ -19,6 +19,7 @@ PURPOSES: Mapping[str, str] = {
     "rubric": "checks by JSON Schema",
     "torch": "--backend torch",
     "bitsandbytes": "4- and 8-bit bases on torch",
+    "serve": "JSON replies of sdpo serve",
     "tensorboard": "curves in TensorBoard",
     "wandb": "curves in Weights & Biases",
     "trackio": "curves in trackio",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from sdpo_mlx.backends.learner import Learner
 from sdpo_mlx.config import MemoryConfig, ModelConfig, TeacherConfig, TrainConfig
@@ -38,11 +39,11 @@ def open_policy(
     return MLXPolicy(path, model, teacher, train, memory)
 
 
-def server() -> Callable[..., None]:
-    """Return the function that serves a model (`mlx/server.py`); raise ConfigError without mlx."""
+def server() -> tuple[Callable[..., Any], Callable[..., None]]:
+    """Return what describes a served model and what serves it (`mlx/server.py`); raise ConfigError without mlx."""
     try:
-        from sdpo_mlx.backends.mlx.server import serve
+        from sdpo_mlx.backends.mlx.server import Served, serve
     except ImportError as error:
         fix = "on PyTorch: `sdpo export RUN --to peft`, then `vllm serve BASE --enable-lora`, as the export says"
         raise ConfigError(f"serving needs mlx, which cannot be imported: {error}", fix=fix) from error
-    return serve
+    return Served, serve

@@ -60,7 +60,7 @@ class Chat:
         `tools` go to the template's variable of that name. Raises ConfigError if the template refuses
         the roles, drops a message, or does not show tools.
         """
-        sane: list[Message] = [{"role": m["role"], "content": well_formed(m["content"])} for m in messages]
+        sane: list[Message] = [_well_formed(message) for message in messages]
         shape = tuple((message["role"], bool(message["content"].strip())) for message in sane)
         schemas = _well_formed(tools)
         if self._folds_system(shape, generation_prompt, json.dumps(schemas)):
@@ -85,6 +85,10 @@ class Chat:
                 ids = [i for p in pieces for i in ([p] if isinstance(p, int) else self._encode(p, opens=False))]
                 texts.append(self.decode(ids).rpartition(asked)[2])
         return [text for text in texts if name in text]
+
+    def serialized(self) -> str:
+        """Return the tokenizer as the text of a tokenizer.json."""
+        return str(self._backend.to_str())
 
     def encode_plain(self, text: str) -> list[int]:
         """Return the ids of a text in the middle of a prompt, never a control id."""

@@ -230,6 +230,7 @@ def test_chat_compares_base_and_adapter_for_a_person_and_a_program(run: Path) ->
         (("chat", "tinny"), "Did you mean 'tiny'"),
         (("serve", "tiny", "--adapter", "absent"), "no adapter here"),
         (("serve", "tiny", "--host", "no.such.host.invalid"), "cannot listen"),
+        (("serve", "tiny", "--host", "0.0.0.0"), "--api-key"),
     ],
 )
 def test_mistakes_are_one_line(words: tuple[str, ...], said: str) -> None:
@@ -253,7 +254,7 @@ def test_serving_without_mlx_names_what_serves_there(monkeypatch: pytest.MonkeyP
     assert "vllm serve" in err.splitlines()[-1]
 
 
-def test_a_client_of_the_server_hears_the_adapter_whatever_model_it_names(
+def test_a_client_of_the_server_gets_the_adapter_by_the_name_of_the_run(
     run: Path, model: ChatModel, tmp_path: Path
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as held:
@@ -263,9 +264,9 @@ def test_a_client_of_the_server_hears_the_adapter_whatever_model_it_names(
     server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, **cache})
     try:
         asked = {"messages": [{"role": "user", "content": QUESTION}], "max_tokens": 24, "temperature": 0.0}
-        answer = posted(f"http://127.0.0.1:{port}/v1/chat/completions", {**asked, "model": "somebody/else"})
+        answer = posted(f"http://127.0.0.1:{port}/v1/chat/completions", {**asked, "model": run.name})
         with urlopen(f"http://127.0.0.1:{port}/v1/models", timeout=HANG_SECONDS) as response:
-            assert [each["object"] for each in json.load(response)["data"]] == ["model"]
+            assert [each["id"] for each in json.load(response)["data"]] == [run.name, "tiny"]
         server.send_signal(signal.SIGINT)
         _, said = server.communicate(timeout=HANG_SECONDS)
     finally:

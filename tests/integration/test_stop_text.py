@@ -1,15 +1,12 @@
-"""Base models stop where the next turn would begin: in rollouts, episodes, chats and the server's replies."""
+"""Base models stop where the next turn would begin: in rollouts, episodes and chats."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from small_runs import settings
 
 from sdpo_mlx.evaluation.spec import eval_spec
@@ -89,44 +86,3 @@ def test_evaluation_and_chat_stop_there_too(setup: Components, monkeypatch: pyte
     shown = "".join(side.ask("sort"))
     assert shown == whole.partition(stop)[0]
     assert (side.last.finish, side.last.text) == ("stop", shown.rstrip())
-
-
-# ---- the server's replies: what mlx-lm's handler makes of responses is their texts up to a `stop`
-
-PIECES = st.lists(st.sampled_from(["\n", "User", ":", "\nUser:", "a", "", "Us", "\n\n", "b\nUser: c"]), max_size=9)
-
-
-@given(PIECES, st.sampled_from([None, "length"]))
-def test_server_replies_end_before_the_stop_text(pieces: list[str], finish: str | None) -> None:
-    until = pytest.importorskip("sdpo_mlx.backends.mlx.server").until
-    Response = pytest.importorskip("mlx_lm.server").Response
-    responses = [Response(text, 0, 0.0, None, ()) for text in pieces]
-    if responses:
-        responses[-1] = replace(responses[-1], finish_reason=finish)
-    given_out, ended = [], list[int]()
-    read = iter(responses)
-    for response in until("\nUser:", read, lambda: ended.append(1)):
-        given_out.append(response)
-        # Never shown before it is known whether it belongs to the stop text.
-        assert "".join(pieces).partition("\nUser:")[0].startswith("".join(each.text for each in given_out))
-    text, stop, _ = "".join(pieces).partition("\nUser:")
-    assert "".join(each.text for each in given_out) == text
-    assert len(ended) == bool(stop)
-    assert len(given_out) == len(pieces) - len(list(read))  # the usage counts each token once
-    if stop:
-        assert not any(each.finish_reason for each in given_out)
-    elif pieces:
-        assert given_out[-1].finish_reason == finish
-
-
-@pytest.mark.parametrize(("kind", "text"), [("chat", "a"), ("text", "a\nUser: b")])
-def test_server_stops_chats_and_leaves_completions_alone(kind: str, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    module = pytest.importorskip("sdpo_mlx.backends.mlx.server")
-    response = pytest.importorskip("mlx_lm.server").Response
-    context = SimpleNamespace(stop=lambda: None)
-    responses = [response(piece, 0, 0.0, None, ()) for piece in ("a", "\nUs", "er: b")]
-    monkeypatch.setattr(module.server.ResponseGenerator, "generate", lambda *_: (context, iter(responses)))
-    monkeypatch.setattr(module.StoppingGenerator, "stop", "\nUser:")
-    made = module.StoppingGenerator.__new__(module.StoppingGenerator)
-    given_out = made.generate(SimpleNamespace(request_type=kind), None)[1]
-    assert "".join(each.text for each in given_out) == text

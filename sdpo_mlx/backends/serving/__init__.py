@@ -1,0 +1,1 @@
+"""An OpenAI-compatible server: requests, replies and HTTP; a backend computes the tokens."""
