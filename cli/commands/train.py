@@ -196,11 +196,16 @@ class TerminalDisplay:
         from sdpo_cli.terminal.live_view import run_view
         from sdpo_cli.terminal.progress import Header, Progress
 
+        from sdpo_mlx.evaluation.spec import training_spec
         from sdpo_mlx.runs.status import EventFollower
 
         render.message(components.model.line())
         if plan := components.plan_line():
             render.message(plan)
+        count, used = len(components.task.problems("held_out")), len(training_spec(components, "final").problems)
+        if used < count:
+            samples = components.cfg.eval.samples
+            render.message(f"evaluation: {used:,} of {count:,} held-out problems x {samples} rollouts (eval.problems)")
         info = components.policy.info
         header = Header.of(components.cfg, f"{info.backend} {info.device} {info.dtype}", folder.path)
         progress = Progress(header, stopping=interrupted)

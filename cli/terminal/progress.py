@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -147,6 +147,8 @@ class Progress:
             self.evals.append(event)
         elif kind in ("warning", "decline"):
             self.warnings = [*self.warnings, str(event.get("message", ""))][-WARNINGS_KEPT:]
+            if isinstance(every := event.get("eval_every"), int):  # a slow machine evaluates less often
+                self.header = replace(self.header, eval_every=every)
         elif kind == "run_finished":
             self.tasks.start("")
         self.ended = "finished" if kind == "run_finished" else ""

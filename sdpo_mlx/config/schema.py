@@ -209,6 +209,13 @@ class TrainConfig(Settings):
     eval_every: NonNegativeInt = Field(
         10, description="steps between evaluations on held-out problems; 0: only before and after"
     )
+    eval_share: float = Field(
+        0.33,
+        gt=0,
+        le=1,
+        description="most of a run's time for evaluations between steps: if one takes over a minute, eval_every grows "
+        "after the first step; 1: never",
+    )
     save_every: PositiveInt = Field(10, description="steps between checkpoints: a killed run loses at most these")
     patience: NonNegativeInt = Field(0, description="stop after so many evaluations without improvement; 0: never")
     on_decline: Literal["warn", "stop", "rollback"] = Field(
@@ -225,7 +232,10 @@ class TrainConfig(Settings):
 class EvalConfig(Settings):
     """Held-out evaluation."""
 
-    problems: PositiveInt | None = Field(None, description="number of held-out problems, the first ones; null: all")
+    problems: PositiveInt | None = Field(
+        None,
+        description="number of held-out problems, the first ones; null: all; in training at most 128, evenly spaced",
+    )
     samples: PositiveInt = Field(4, description="rollouts per problem")
     temperature: float = Field(1.0, ge=0, description="sampling temperature; 0: greedy")
     top_p: float = Field(1.0, gt=0, le=1.0, description="nucleus sampling; 1: off")

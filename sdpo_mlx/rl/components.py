@@ -39,7 +39,7 @@ from sdpo_mlx.types import RolloutGroup
 # Resuming may change these settings: they prolong, move, observe or record a run. All others identify it.
 FREE_ON_RESUME: dict[str, Any] = {
     "model": {"backend", "device", "chat_template"},  # the tokenizer's hash holds the template
-    "train": {"steps", "eval_every", "save_every", "patience", "on_decline", "probe"},
+    "train": {"steps", "eval_every", "eval_share", "save_every", "patience", "on_decline", "probe"},
     "eval": True,
     "log": True,
     "memory": True,

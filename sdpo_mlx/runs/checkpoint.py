@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import shutil
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
@@ -29,9 +30,8 @@ FORMAT = 1
 MANIFEST, STATE, SUFFIX = "manifest.json", "state.json", ".safetensors"
 SAVING, REPLACED, REMOVING = ".saving-", ".replaced-", ".removing-"
 NAME = re.compile(r"step-(\d{6,})")
-NAMED = ("config.model.name ", "config.task.name ")
+NAMED = ("model.name ", "task.name ")
 _HASH = re.compile("[0-9a-f]{64}")
-OVERRIDE = "restore the run's own settings, pass --resume to use them, or start in another --out"
 
 
 @dataclass(frozen=True)
@@ -88,11 +88,12 @@ def save(
     return final
 
 
-def load(root: Path, *, expect: Mapping[str, Any] | None = None, override: str = OVERRIDE) -> Loaded | None:
+def load(root: Path, *, expect: Mapping[str, Any] | None = None, override: str = "") -> Loaded | None:
     """Return the newest checkpoint that verifies, None if there is none at all.
 
     `expect` maps keys of `meta` (nested ones too) to the values that this run needs. Raises ConfigError naming each
-    value that changed, with `override` as the fix, and StorageError if all checkpoints are damaged.
+    value that changed, with `override` as the fix (by default: how to resume with the run's own settings), and
+    StorageError if all checkpoints are damaged.
     """
     guarded(root, recover, root)
     damage: list[str] = []
@@ -103,11 +104,14 @@ def load(root: Path, *, expect: Mapping[str, Any] | None = None, override: str =
         except StorageError as error:
             damage.append(f"checkpoint {folder.name} is damaged and was skipped: {error.what}")
             continue
-        changed = list(_changes(json.loads(json.dumps(expect or {})), meta, ""))
+        found = _changes(json.loads(json.dumps(expect or {})), meta, "")
+        changed = [each.removeprefix("config.") for each in found]  # as people write them
         changed.sort(key=lambda each: not each.startswith(NAMED))  # settings that a person wrote before the hashes
         if changed:
             shown = "; ".join(changed[:5]) + (f"; and {len(changed) - 5} more" if len(changed) > 5 else "")
-            raise ConfigError(f"this run was started with other settings: {shown}", where=str(folder), fix=override)
+            run = shlex.quote(str(root.parent))
+            fix = override or f"to resume, leave these out: sdpo train --out {run} --resume. Or start in another --out"
+            raise ConfigError(f"this run was started with other settings: {shown}", where=str(folder), fix=fix)
         return Loaded(step, state, meta, tuple(damage))
     if damage:
         raise StorageError(

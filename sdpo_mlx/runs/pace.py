@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -10,6 +11,7 @@ from typing import Any
 
 from sdpo_mlx.runs.events import number
 
+FAST_EVALUATION = 60.0  # seconds that nobody minds
 RECENT_STEPS = 8  # rollouts grow or shrink in training: older steps say little about the next ones
 
 
@@ -77,6 +79,16 @@ class Pace:
 
     def _since(self, now: float) -> float:
         return 0.0 if self.last is None else max(0.0, now - self.last)
+
+
+def affordable(eval_every: int, seconds: float, step_seconds: float, share: float) -> int:
+    """Return how many steps should lie between evaluations: a multiple of `eval_every`, which is kept if they are fast.
+
+    Evaluations that take so many `seconds` then take at most a `share` of the time.
+    """
+    if not eval_every or seconds <= FAST_EVALUATION or share >= 1 or step_seconds <= 0:
+        return eval_every
+    return eval_every * max(1, math.ceil((1 - share) / share * seconds / (eval_every * step_seconds)))
 
 
 def is_due(step: int, last_step: int, eval_every: int) -> bool:

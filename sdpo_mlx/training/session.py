@@ -15,7 +15,7 @@ from sdpo_mlx.evaluation import probe_verdict
 from sdpo_mlx.evaluation.evaluate import Evaluation, evaluate
 from sdpo_mlx.evaluation.forgetting import Reference, divergence_from
 from sdpo_mlx.evaluation.probe import probe_groups
-from sdpo_mlx.evaluation.spec import eval_spec
+from sdpo_mlx.evaluation.spec import training_spec
 from sdpo_mlx.models.resolve import EMBEDDED
 from sdpo_mlx.rl.agreement import shares
 from sdpo_mlx.rl.components import Components
@@ -28,6 +28,7 @@ from sdpo_mlx.rl.rollouts import ProgressPolicy, Sampled, rollout_seeds
 from sdpo_mlx.runs import checkpoint
 from sdpo_mlx.runs.events import EventLog, read_events
 from sdpo_mlx.runs.folder import RunFolder
+from sdpo_mlx.runs.pace import affordable, is_due
 from sdpo_mlx.runs.rollout_records import records
 from sdpo_mlx.runs.tracking.manager import TrackerManager
 from sdpo_mlx.training import health
@@ -56,6 +57,7 @@ class TrainState:
     best_step: int = -1
     stale: int = 0
     declined: bool = False  # the last evaluation was significantly below the best (`health.held_out`)
+    eval_every: int = 0  # what a slow machine got in place of the setting; 0: the setting
     rollbacks: int = 0  # each halved the learning rate
     agreements: Mapping[str, Sequence[float]] = field(default_factory=dict)  # objective `auto`: the last ones
     watch: dict[str, Any] = field(default_factory=dict)  # FailureMonitor's counters; the key is in old checkpoints
@@ -92,6 +94,7 @@ class TrainingSession:
         self.history = History()
         self._teacher_success: Mapping[str, float] = {}
         self._untouched: Evaluation | None = None
+        self._evaluation_seconds = 0.0  # of the untouched student
         self._step = 0
 
     @property
@@ -252,16 +255,35 @@ class TrainingSession:
             rows = records(groups[: self.cfg.log.samples], batch, learned, self.components.chat, self._candidates)
             self.folder.write_rollouts(step, rows)
         state = replace(state, watch=monitor.to_dict())
+        if step == 1:
+            state = self._with_affordable_evaluations(state, facts.generate_seconds + facts.learn_seconds)
         if failures.stop is not None:
             self.save(state)
             raise failures.stop
         return state
 
+    def _with_affordable_evaluations(self, state: TrainState, step_seconds: float) -> TrainState:
+        """Evaluate less often where evaluations would take more than `train.eval_share` of the time.
+
+        Decided once, from the first step, and saved: a resumed run does the same.
+        """
+        train, seconds = self.cfg.train, self._evaluation_seconds
+        every = affordable(train.eval_every, seconds, step_seconds, train.eval_share)
+        if every == train.eval_every:
+            return state
+        message = (
+            f"an evaluation takes {seconds:,.0f} s and a step {step_seconds:,.0f} s: the run evaluates every {every} "
+            f"steps, not every {train.eval_every}, and after the last. Set eval.problems or eval.samples lower, or "
+            "train.eval_share=1 to keep the interval"
+        )
+        self.emit({"type": "warning", "step": state.step, "message": message, "eval_every": every})
+        return replace(state, eval_every=every)
+
     def evaluate_if_due(self, state: TrainState) -> TrainState:
         """Score on held-out problems every `eval_every` steps; a new best becomes the run's adapter."""
-        every, last = self.cfg.train.eval_every, self.cfg.train.steps
-        is_due = state.step in (0, last) or bool(every and state.step % every == 0)
-        if not is_due or state.evaluated == state.step:
+        train = self.cfg.train
+        every = (train.eval_share < 1 and state.eval_every) or train.eval_every
+        if not is_due(state.step, self.cfg.train.steps, every) or state.evaluated == state.step:
             return state
         found = self.score("eval") if state.step else self.score_untouched()
         if not found.problems:
@@ -313,14 +335,16 @@ class TrainingSession:
     def score(self, purpose: str) -> Evaluation:
         """Evaluate the student as it is on held-out problems, with the seeds of this purpose."""
         parts, on_progress = self.components, self.start_task("evaluating")
-        spec = eval_spec(parts, purpose)
+        spec = training_spec(parts, purpose)
         with self.phase("generate"):
             return evaluate(parts.policy, parts.task, parts.chat, spec, self.interrupted, on_progress=on_progress)
 
     def score_untouched(self) -> Evaluation:
         """Evaluate the untouched student, once: the score before training is also that of step 0."""
         if self._untouched is None:
+            begun = time.perf_counter()
             self._untouched = self.score("final")
+            self._evaluation_seconds = time.perf_counter() - begun
         return self._untouched
 
     def is_over(self, state: TrainState) -> bool:

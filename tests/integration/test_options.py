@@ -95,6 +95,7 @@ TESTED_ELSEWHERE = {
     "model.backend": "torch is an extra: numerics/test_step_gradients.py",
     "model.adapter.start": "needs a trained adapter: integration/test_grammar.py",
     "model.bits": "torch is an extra: numerics/test_torch_quantized.py",
+    "train.eval_share": "needs a slow evaluation: integration/test_trainer.py",
     "train.on_decline": "needs a score that falls: integration/test_decline.py",
     "model.device": "torch is an extra: numerics/test_step_gradients.py",
     "model.chat_template": "needs another template: integration/test_chat_templates.py",

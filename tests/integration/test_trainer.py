@@ -312,3 +312,19 @@ def test_untouched_model_is_scored_once_if_no_adapter_is_better(
     assert (first["adapter"], last["adapter"], last["adapter_step"]) == ("none", "best", 0)
     assert first["rewards"] == step_0["rewards"] == last["rewards"]
     assert (result.difference, *result.interval) == (0.0, 0.0, 0.0)
+
+
+def test_slow_evaluations_become_rarer_after_the_first_step_and_stay_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sdpo_mlx.runs.pace.FAST_EVALUATION", 0.0)
+    rare = {"steps": 2, "save_every": 1, "eval_every": 1, "eval_share": 1e-6}
+    trained(tmp_path, settings(train=rare))
+    (warning,) = (event for event in events(tmp_path, "warning") if "eval_every" in event)
+    assert warning["step"] == 1
+    assert "train.eval_share=1" in warning["message"]
+    monkeypatch.undo()  # what the first step decided is in the checkpoint
+    trained(tmp_path, settings(train={**rare, "steps": 4}))
+    assert [event["step"] for event in events(tmp_path, "eval")] == [0, 2, 4]
+    trained(tmp_path, settings(train={**rare, "steps": 6, "eval_share": 1.0}))
+    assert [event["step"] for event in events(tmp_path, "eval")] == [0, 2, 4, 5, 6]

@@ -163,7 +163,7 @@ def test_another_model_is_named_before_its_hashes_and_these_are_short(tmp_path: 
     expect = {"base": "b" * 64, "config": {"train": {"seed": 1}, "model": {"name": "qwen"}}}
     with pytest.raises(ConfigError) as caught:
         checkpoint.load(tmp_path, expect=expect)
-    assert f'settings: config.model.name was "tiny", is "qwen"; base was "{"a" * 12}", is' in str(caught.value)
+    assert f'settings: model.name was "tiny", is "qwen"; base was "{"a" * 12}", is' in str(caught.value)
 
 
 def test_setting_that_an_older_version_did_not_have_is_no_change(tmp_path: Path) -> None:
@@ -178,7 +178,7 @@ def test_setting_that_an_older_version_did_not_have_is_no_change(tmp_path: Path)
 def test_a_changed_setting_is_refused_unless_told(tmp_path: Path) -> None:
     save(tmp_path, 10)
     changed = {"config": {"train": {"learning_rate": 1e-3, "seed": 0}}}
-    with pytest.raises(ConfigError, match=r"config\.train\.learning_rate was 0\.0001, is 0\.001"):
+    with pytest.raises(ConfigError, match=r"settings: train\.learning_rate was 0\.0001, is 0\.001"):
         checkpoint.load(tmp_path, expect=changed)
     assert loaded(tmp_path, expect=None).step == 10
 

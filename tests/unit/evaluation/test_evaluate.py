@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from small_runs import settings
 
 from sdpo_mlx.evaluation.evaluate import Evaluation, ProblemScore, evaluate
-from sdpo_mlx.evaluation.spec import EvalSpec, held_out, sampling_params
+from sdpo_mlx.evaluation.spec import EvalSpec, eval_spec, held_out, sampling_params, training_spec
 from sdpo_mlx.rl.components import Components, build_components
 from sdpo_mlx.tasks.base import Task
 from sdpo_mlx.types import Feedback
@@ -31,6 +33,18 @@ def score(task: Any = None, seed: int = 0, purpose: str = "eval", **changes: Any
     problems = held_out(parts.task, cfg)
     task = task or parts.task
     return evaluate(parts.policy, task, parts.chat, EvalSpec(problems, sampling, cfg.samples, seed, purpose))
+
+
+def test_a_run_evaluates_at_most_128_problems_evenly_spaced_unless_told() -> None:
+    parts = setup()
+    many = [replace(held_out(parts.task, SETTINGS.eval)[0], id=str(n)) for n in range(1000)]
+    task = SimpleNamespace(problems=lambda _split: many)
+    cfg = parts.cfg.model_copy(update={"eval": SETTINGS.eval.model_copy(update={"problems": None})})
+    chosen = [int(each.id) for each in training_spec(replace(parts, task=task, cfg=cfg), "eval").problems]
+    assert (len(chosen), chosen[0], chosen[-1]) == (128, 0, 992)
+    assert {b - a for a, b in itertools.pairwise(chosen)} == {7, 8}
+    assert len(eval_spec(replace(parts, task=task, cfg=cfg)).problems) == 1000
+    assert len(training_spec(replace(parts, task=task), "eval").problems) == SETTINGS.eval.problems
 
 
 class Judged(Task):
