@@ -19,7 +19,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
     for name in ("sdpo_mlx", "cli", "configs"):
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
         shutil.copyfile(ROOT / name, source / name)
     command = [sys.executable, "-m", "build", "--wheel", "--outdir", str(out), str(source)]
     if _setuptools_is_new():  # else pip fetches one into an environment of its own
@@ -69,6 +69,15 @@ def test_wheel_holds_presets_model_and_problems(names: list[str]) -> None:
 
 def test_wheel_leaves_tests_and_examples_behind(names: list[str]) -> None:
     assert [name for name in names if re.search(r"(^|/)(tests?|examples|benchmarks)/", name)] == []
+
+
+def test_description_has_absolute_links_only(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        name = next(each for each in archive.namelist() if each.endswith(".dist-info/METADATA"))
+        metadata = archive.read(name).decode()
+    targets = re.findall(r"\]\(([^)\s]+)\)", metadata)
+    assert any(target.endswith("/raw/main/docs/live-view.png") for target in targets)
+    assert [target for target in targets if not target.startswith(("http", "#"))] == []
 
 
 def test_wheel_declares_the_command_and_its_license(wheel: Path) -> None:

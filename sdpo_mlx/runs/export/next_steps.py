@@ -131,5 +131,5 @@ def next_commands(components: Components, out: Path, *, learned: bool, truncated
         f"sdpo report {run}",
         f"sdpo chat {run} --compare",
         f"mlx_lm.generate --model {base} --adapter-path {run} --prompt {shlex.quote(prompt if fits else '...')}",
-        *(["sdpo train --model qwen --task code"] if first_steps else []),
+        *(["sdpo solve --model tiny --task tiny:hard"] if first_steps else []),
     ]
