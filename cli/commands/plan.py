@@ -12,8 +12,11 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from sdpo_mlx.backends.command_size import EvaluationSizes
+    from sdpo_mlx.backends.memory_plan import Workload
     from sdpo_mlx.backends.step_time import Speed
     from sdpo_mlx.config import Config
+    from sdpo_mlx.models.dimensions import ModelDims
+    from sdpo_mlx.tasks.base import Task
 
 GB = 2**30
 DAY = 86_400
@@ -71,22 +74,29 @@ def planned(
     """
     from sdpo_mlx.backends.fit import evaluation_sizes, smaller_alias, step_work
     from sdpo_mlx.backends.memory_plan import limit_of, memory, remedies
+    from sdpo_mlx.backends.preflight import FEEDBACK
     from sdpo_mlx.backends.step_time import times
     from sdpo_mlx.core.hardware import bytes_of
     from sdpo_mlx.models.dimensions import ModelDims
     from sdpo_mlx.models.resolve import planned_configuration
+    from sdpo_mlx.tasks.registry import open_task
 
     limit = limit_of(cfg, bytes_of(size) if size else None)
     config = planned_configuration(cfg.model.name, cfg.model.backend) if config is None else config
     shape = ModelDims.of(config, cfg.model.name)
     shape = shape.quantized(cfg.model.bits, 64) if cfg.model.bits else shape
-    work = step_work(shape, cfg, config, limit, _lengths(cfg, prompt_tokens, shape.context))
+    task, sizes = None, (prompt_tokens or 0, (prompt_tokens or 0) + cfg.rollout.max_tokens + FEEDBACK)
+    if prompt_tokens is None:
+        task = open_task(cfg, grades=False).task
+        sizes = _lengths(cfg, task, shape.context)
+    work = step_work(shape, cfg, config, limit, sizes)
     held = memory(shape, cfg, work)
     fits, seconds, speed = held.highest <= limit, None, None
     if size is None and cfg.model.backend != "torch":
         machine, speed = _speed()
         spent = times(shape, work, machine)
         seconds = {**vars(spent), "total": spent.total, "dominant": spent.dominant}
+        seconds |= _beside_steps(cfg, shape, work, machine, task)
     ways = [] if fits else remedies(shape, cfg, work, limit)
     return {
         "model": cfg.model.name,
@@ -107,6 +117,27 @@ def planned(
         "steps": cfg.train.steps,
         "seconds": seconds,
         "speed": speed,
+    }
+
+
+def _beside_steps(
+    cfg: Config, shape: ModelDims, work: Workload, machine: Speed, task: Task | None
+) -> dict[str, float | None]:
+    """Return the seconds of one evaluation (null without a task), their number, and the seconds of forgetting.
+
+    A run is also evaluated before training, and its best adapter once more.
+    """
+    from sdpo_mlx.backends.step_time import sampling
+    from sdpo_mlx.evaluation.forgetting import TOKENS, general_prompts
+    from sdpo_mlx.evaluation.spec import held_out_in_training
+    from sdpo_mlx.runs.pace import evaluations
+
+    problems = len(held_out_in_training(task, cfg.eval)) if task else 0
+    rollouts = problems, cfg.eval.samples, cfg.eval.max_tokens or cfg.rollout.max_tokens
+    return {
+        "evaluation": sampling(shape, work, machine, rollouts) if problems else None,
+        "evaluations": evaluations(0, cfg.train.steps, cfg.train.eval_every) + 2,
+        "forgetting": sampling(shape, work, machine, (len(general_prompts()), 1, TOKENS)),
     }
 
 
@@ -156,19 +187,15 @@ def _device_line(found: dict[str, Any]) -> str:
     return f"{limits}; {found['evaluation_gflop']:,.0f} GFLOP at once: {prompt} prompt tokens, micro-batches to {batch}"
 
 
-def _lengths(cfg: Config, prompt_tokens: int | None, context_length: int) -> tuple[int, int]:
-    from sdpo_mlx.backends.preflight import FEEDBACK
+def _lengths(cfg: Config, task: Task, context_length: int) -> tuple[int, int]:
     from sdpo_mlx.models.chat_template import load_chat
     from sdpo_mlx.models.resolve import tokenizer_folder
     from sdpo_mlx.rl.components import lengths
-    from sdpo_mlx.tasks.registry import open_task
 
-    if prompt_tokens is not None:
-        return prompt_tokens, prompt_tokens + cfg.rollout.max_tokens + FEEDBACK
     # Token counts of another tokenizer are close enough if the model's own is not downloaded.
     folder = tokenizer_folder(cfg.model.name)
     chat = load_chat(folder, thinking=cfg.model.thinking, template=cfg.model.chat_template)
-    return lengths(chat, open_task(cfg, grades=False).task, cfg, context_length)
+    return lengths(chat, task, cfg, context_length)
 
 
 def as_lines(found: dict[str, Any]) -> list[str]:
@@ -209,8 +236,11 @@ def _time_lines(found: dict[str, Any]) -> list[str]:
     if seconds is None:
         return []
     phases = ", ".join(f"{name} {render.duration(seconds[name])}" for name in ("prefill", "decode", "teacher", "learn"))
-    whole = steps * seconds["total"]
+    one, count = seconds["evaluation"], seconds["evaluations"]
+    whole = steps * seconds["total"] + count * (one or 0.0) + seconds["forgetting"]
     run = f"{render.plural(steps, 'step')} at that length take about {_long(whole)}"
+    if one is not None:
+        run += f" with {count} evaluations of {_long(one)} each"
     return [
         f"time      {render.duration(seconds['total'])} per step here with rollouts of full length: {phases}",
         f"          {run}{': impractical on this machine' if whole > DAY else ''}",

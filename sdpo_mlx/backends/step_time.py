@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol
 
 from sdpo_mlx.backends.memory_plan import Workload
@@ -73,6 +73,13 @@ class Times:
     def dominant(self) -> str:
         """The longest phase."""
         return max(vars(self), key=lambda name: getattr(self, name))
+
+
+def sampling(shape: ModelDims, work: Workload, machine: Speed, rollouts: tuple[int, int, int]) -> float:
+    """Return the time to sample rollouts of full length: so many problems, rollouts of each, and tokens."""
+    problems, group, answer = rollouts
+    spent = times(shape, replace(work, problems=problems, group=group, answer=answer), machine)
+    return spent.prefill + spent.decode
 
 
 class Operations(NamedTuple):

@@ -115,7 +115,7 @@ def reference(
     Raises KeyboardInterrupt if `interrupted()` returns True.
     """
     room = policy.info.context_length - TOKENS
-    rendered = [chat.render([{"role": "user", "content": prompt}]) for prompt in _general()["prompts"]]
+    rendered = [chat.render([{"role": "user", "content": prompt}]) for prompt in general_prompts()]
     prompts = tuple(ids for ids in rendered if ids.size <= room)
     sampling = SamplingParams(TOKENS, 1.0, 1.0, chat.eos_ids, at_stop_text=chat.at_stop_text)
     seeds = [[derive("ordinary", at)] for at in range(len(prompts))]
@@ -204,6 +204,11 @@ def _logps(policy: Policy, prompts: Sequence[IntArray], answers: Sequence[IntArr
     spans = [(prompt.size, each.size) for prompt, each in zip(prompts, sequences, strict=True)]
     found = policy.score("student", sequences, spans) if sequences else []
     return np.concatenate([np.zeros(0), *(each.logps_T.astype(np.float64) for each in found)])
+
+
+def general_prompts() -> list[str]:
+    """Return the prompts that the base answers."""
+    return list(_general()["prompts"])
 
 
 def _general() -> dict[str, Any]:

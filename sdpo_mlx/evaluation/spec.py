@@ -52,13 +52,18 @@ def eval_spec(setup: Components, purpose: str = "final") -> EvalSpec:
     return EvalSpec(held_out(setup.task, cfg.eval), sampling, cfg.eval.samples, cfg.train.seed, purpose)
 
 
+def held_out_in_training(task: Task, cfg: EvalConfig) -> Sequence[Problem]:
+    """Return the problems that a run evaluates: by default at most `MOST_IN_TRAINING`, evenly spaced."""
+    problems = held_out(task, cfg)
+    count = len(problems)
+    if cfg.problems is not None or count <= MOST_IN_TRAINING:
+        return problems
+    return [problems[n * count // MOST_IN_TRAINING] for n in range(MOST_IN_TRAINING)]
+
+
 def training_spec(setup: Components, purpose: str) -> EvalSpec:
-    """Return an evaluation of a run: of all held-out problems at most `MOST_IN_TRAINING`, evenly spaced."""
-    spec = eval_spec(setup, purpose)
-    count = len(spec.problems)
-    if setup.cfg.eval.problems is not None or count <= MOST_IN_TRAINING:
-        return spec
-    return replace(spec, problems=[spec.problems[n * count // MOST_IN_TRAINING] for n in range(MOST_IN_TRAINING)])
+    """Return an evaluation of a run."""
+    return replace(eval_spec(setup, purpose), problems=held_out_in_training(setup.task, setup.cfg.eval))
 
 
 def settings_record(cfg: Config) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from memory import CHECK, KINDS, PHASES, compared
 from paths import ROOT
+from sdpo_cli.commands import plan
 from small_models import CONFIGS
 from small_policies import folder, make_policy
 
@@ -182,6 +183,20 @@ def test_plan_says_what_fits_without_weights(monkeypatch: pytest.MonkeyPatch) ->
     )
     assert code == 1
     assert "to reduce memory:" in out
+
+
+def test_time_of_a_run_includes_its_evaluations() -> None:
+    found = {
+        "evaluation": 60.0,
+        "evaluations": 3,
+        "forgetting": 2.0,
+        "total": 30.0,
+        **dict.fromkeys(("prefill", "decode", "teacher", "learn"), 7.5),
+    }
+    shown = plan._time_lines({"seconds": found, "steps": 4, "speed": {"source": "estimated"}})
+    assert "4 steps at that length take about 5:02 with 3 evaluations of 1:00 each" in shown[1]
+    without = plan._time_lines({"seconds": {**found, "evaluation": None}, "steps": 4, "speed": {"source": "estimated"}})
+    assert without[1].endswith("take about 2:02")
 
 
 def test_plan_of_an_unknown_architecture_is_marked(tmp_path: Path) -> None:
