@@ -20,6 +20,7 @@ from sdpo_mlx.models.safetensors_io import weight_files
 # Nothing that runs code when it is loaded; README.md is the model card, which names the license.
 ALLOWED = ("*.safetensors", "*.json", "*.txt", "*.jinja", "*.model", "README.md")
 CONFIGURATION = ("config.json", "tokenizer_config.json", "chat_template.jinja")  # a few kilobytes
+ANSWER_SECONDS = 2.5
 _FIX = "check the name and the network, or name a folder; `sdpo models list` shows what is here"
 _CAUSES = {
     "RepositoryNotFoundError": "no such repository, or it is private",
@@ -78,6 +79,7 @@ def download(name: str, target: str, start_task: StartTask) -> Path:
     """
     from huggingface_hub import snapshot_download
 
+    _refuse_silence(name, target)
     repository, _, revision = target.partition("@")
     bar = progress_bar(start_task(f"getting {target}, in MB"))
     try:
@@ -99,6 +101,7 @@ def configuration_folder(name: str, target: str) -> Path:
     cached = snapshot(target)
     if cached is not None and (cached.path / "config.json").is_file() and weight_files(cached.path):
         return cached.path
+    _refuse_silence(name, target)
     repository, _, revision = target.partition("@")
     try:
         folder = Path(
@@ -115,6 +118,20 @@ def configuration_folder(name: str, target: str) -> Path:
         fix = "give a repository with safetensors, or a GGUF file"
         raise ConfigError(f"{target} has no config.json", where=name, fix=fix)
     return folder
+
+
+def _refuse_silence(name: str, target: str) -> None:
+    """Raise HubUnreachableError if the hub does not answer: `snapshot_download` (2.4) would wait without end."""
+    from huggingface_hub import constants, get_session
+
+    if constants.HF_HUB_OFFLINE:
+        return
+    try:
+        get_session().head(constants.ENDPOINT, timeout=ANSWER_SECONDS)
+    except Exception as error:  # of the client's transport, which is not the same in every version
+        if "Timeout" in type(error).__name__:
+            raise _error(name, target, error) from error
+        # Otherwise the download fails at once, and says why.
 
 
 def latest_commit(target: str) -> str:

@@ -7,6 +7,7 @@ import json
 import os
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import huggingface_hub
@@ -338,3 +339,12 @@ def test_download_is_announced_and_refused_without_disk(monkeypatch: pytest.Monk
     monkeypatch.setattr(storage.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 1_000})())
     with pytest.raises(StorageError, match="are free"):
         preflight._check_disk("qwen:tiny", "mlx", models.configuration("qwen:tiny"))
+
+
+def test_hub_that_does_not_answer_is_unreachable(monkeypatch: pytest.MonkeyPatch) -> None:
+    def silent(*_: Any, timeout: float) -> None:
+        raise type("ReadTimeout", (Exception,), {})("no answer")
+
+    monkeypatch.setattr(huggingface_hub, "get_session", lambda: SimpleNamespace(head=silent))
+    with pytest.raises(hub.HubUnreachableError, match="cannot be reached"):
+        hub.configuration_folder("owner/name", "owner/name")
