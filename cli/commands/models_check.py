@@ -53,7 +53,7 @@ def checked(cfg: Config, memory: str | None) -> dict[str, Any]:
     refused = _refusals(cfg, config, files=origin == "model")
     dims = readable_dimensions(config, name)
     plan = planned(cfg, memory, PROMPT, config) if dims and learning != REFUSED else None
-    if plan and not plan["fits"]:
+    if plan and not plan["fits"] and backend == "mlx":  # for torch it is an estimate
         ways = " or ".join(each["change"] for each in plan["remedies"] if each["fits"])
         what = f"a step needs {size(plan['peak'])}, but the limit is {size(plan['limit'])}"
         refused.append({"what": what, "fix": f"try {ways}" if ways else "use a smaller model"})
@@ -86,7 +86,7 @@ def _configuration(name: str, backend: str) -> tuple[Mapping[str, Any], str]:
     try:
         return resolve.own_configuration(name, backend), "model"
     except HubUnreachableError:
-        shipped = resolve.shipped_configuration(aliases.repository(name, backend))
+        shipped = resolve.planned_configuration(name, backend) if name in aliases.TABLE else {}
         if not shipped:
             raise
         return shipped, "shipped"
@@ -133,11 +133,10 @@ def as_lines(found: dict[str, Any]) -> list[str]:
     ]
     if found["memory"] is not None:
         fits = "fits" if found["memory"] <= found["limit"] else "does not fit"
-        rows.append(("memory", f"{size(found['memory'])} of {size(found['limit'])} for a step: {fits}"))
+        how = ", estimated as for MLX" if found["backend"] == "torch" else ""
+        rows.append(("memory", f"{size(found['memory'])} of {size(found['limit'])} for a step: {fits}{how}"))
         if found["seconds"] is not None:
             rows.append(("time", f"{render.duration(found['seconds'])} per step here with rollouts of full length"))
-    elif found["backend"] == "torch":
-        rows.append(("memory", "not estimated for torch, which halves its micro-batches if memory runs out"))
     rows += [("refused", f"{each['what']}; {each['fix']}") for each in found["refused"]]
     if not found["refused"]:
         rows.append(("next", f"sdpo train --model {found['name']} --task code"))
