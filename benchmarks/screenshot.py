@@ -37,6 +37,7 @@ def main() -> None:
     with browser() as tab:
         tab.open(file.resolve(), width=options.width, height=options.height)
         tab.value(f"document.querySelector({options.selector!r}).scrollIntoView()")
+        tab.call("Emulation.setDefaultBackgroundColorOverride", color={"r": 0, "g": 0, "b": 0, "a": 0})
         shot = tab.call("Page.captureScreenshot", format="png")["data"]
     options.out.write_bytes(base64.b64decode(shot))
 
@@ -64,7 +65,7 @@ def live_view(run: Path, step: int) -> str:
     )
     console.print(LiveView(progress))
     title = f"sdpo train --model {header.model} --task {header.task} --out runs/{run.name}"
-    return f'<body style="margin:0">{console.export_svg(title=title, theme=DIMMED_MONOKAI)}</body>'
+    return f'<body style="margin:0; overflow:hidden">{console.export_svg(title=title, theme=DIMMED_MONOKAI)}</body>'
 
 
 if __name__ == "__main__":
