@@ -269,8 +269,10 @@ def summary(components: Components, out: Path, result: TrainingResult, seconds: 
         lines.append(f"truncated {render.percent(result.truncated)} of the rollouts of the last steps{advice}")
     best = f"step {state.best_step}"
     if unchanged:
-        start = "the adapter that it started from" if cfg.model.adapter.start else "the untouched model"
-        best += f", {start}: no step scored higher on held-out problems, so training changed nothing"
+        start, end = "the untouched model", "the adapter changes nothing"
+        if cfg.model.adapter.start:
+            start, end = "the adapter that it started from", "it is kept as it was"
+        best += f", {start}: no step scored higher on held-out problems, so {end}"
     if state.step < cfg.train.steps and not state.declined:
         none = f"no better held-out score in {render.plural(state.stale, 'evaluation')} (train.patience)"
         lines.append(f"ended     after step {state.step} of {cfg.train.steps}: {none}")
