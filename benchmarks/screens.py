@@ -49,9 +49,9 @@ class Screen:
 
 TRAIN = "sdpo train --model tiny --task tiny --steps 6 --out runs/first"
 SCREENS = (
-    Screen("train", TRAIN, lines=36, middle=r"step +[34]/6[\s\S]*now +sampling +[1-9]"),
+    Screen("train", TRAIN, lines=46, middle=r"step +[34]/6[\s\S]*now +sampling +[1-9]"),
     Screen("train-narrow", TRAIN.replace("first", "second"), 40, 12, r"step +[23]/6[\s\S]*now +(sampling|learning)"),
-    Screen("watch", "sdpo watch runs/first --once", lines=22),
+    Screen("watch", "sdpo watch runs/first --once", lines=30),
     Screen("runs", "sdpo runs", 100, 4),
     Screen("eval", "sdpo eval runs/first --problems 8 --group-size 4 --plain", lines=26),
     Screen("compare", "sdpo compare runs/first --problems 16 --group-size 2 --plain", lines=32),

@@ -207,7 +207,7 @@ def _curves(progress: Progress, width: int) -> list[Text]:
         return []
     lines = [Text("", no_wrap=True) for _ in range(CURVE_HEIGHT + 2)]
     for name, values, colour in charts:
-        title = f"{name} {percent(values[0])} → {percent(values[-1])}"
+        title = f"{name} {100 * values[0]:.0f} → {100 * values[-1]:.0f} %"
         rows = [(title if len(title) <= each else name, "dim"), *((row, colour) for row in curve(values, each, 3))]
         for line, (text, style) in zip(lines[1:], rows, strict=True):
             line.append(f"{text:<{each + CURVE_GAP}}", style)

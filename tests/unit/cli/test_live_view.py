@@ -112,8 +112,8 @@ def test_free_rows_show_curves_and_the_key_to_stop() -> None:
     for n in (4, 5):
         progress.observe({"type": "step", "step": n, "success/rate": 0.1 * n, "length/truncated": 0.2})
     shown = "\n".join(drawn(progress, 100, 30))
-    assert "success 50.0 % → 50.0 %" in shown
-    assert "truncated 20.0 % → 20.0 %" in shown
+    assert "success 50 → 50 %" in shown
+    assert "truncated 20 → 20 %" in shown
     assert "Ctrl-C saves and stops" in shown
 
 
