@@ -16,7 +16,7 @@ help:
 	@echo "make install-torch   PyTorch, for --backend torch; then make test holds both backends against each other"
 	@echo "make results     measure every learning figure again, into docs/results.md"
 	@echo "make screens     record what the commands look like, into docs/terminal.md"
-	@echo "make docs        build the documentation website in build/site"
+	@echo "make docs        build the documentation website; then: python -m http.server -d build/site"
 	@echo "make tiny-model  build the embedded model from scratch"
 	@echo "make lint        format, lint, types, import direction, workflows"
 	@echo "make clean       remove the environment and all files that can be made again"
