@@ -95,8 +95,12 @@ def _automatic() -> list[Experiment]:
 
 def _long() -> list[Experiment]:
     base = (*TINY, "rollout.problems_per_step=2", "train.steps=300", "train.eval_every=25", "train.probe=false")
-    label, settings = "SDPO, rollback (the default)", (*base, "train.on_decline=rollback")
-    return [Experiment("long", label, settings, 5)]
+    rows = [
+        ("the default", (), 5),
+        ("a warning instead of a rollback", ("train.on_decline=warn",), 3),
+        ("the paper's: teacher rate 0.05, constant rate", ("teacher.update_rate=0.05", "train.schedule=constant"), 3),
+    ]
+    return [Experiment("long", f"SDPO, {label}", (*base, *settings), seeds) for label, settings, seeds in rows]
 
 
 def _game() -> list[Experiment]:

@@ -2,9 +2,9 @@
 
 OMP_NUM_THREADS=1 python benchmarks/real_weights.py --runs FOLDER --kinds auto grpo --seeds 0 1 2
 
-A run has 20 steps of 4 problems x 8 rollouts on PyTorch, and is not repeated if FOLDER already holds it. The 36
-held-out problems, of which 24 have operations that are never trained, are scored before and after. Without `--runs` it
-only draws what docs/figures/real_weights.json holds.
+A run has 20 steps of 4 problems x 8 rollouts on PyTorch, and is not repeated if FOLDER already holds it; figures of
+other runs are kept. The 36 held-out problems, of which 24 have operations that are never trained, are scored before and
+after. Without `--runs` it only draws what docs/figures/real_weights.json holds.
 """
 
 from __future__ import annotations
@@ -47,11 +47,19 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
     options = parser.parse_args()
     if options.runs:
-        runs = [found(options.runs / f"{kind}-{seed}", kind, seed) for seed in options.seeds for kind in options.kinds]
+        asked = [(kind, seed) for seed in options.seeds for kind in options.kinds]
+        others = [run for run in stored() if (run["kind"], run["seed"]) not in asked]
+        runs = [*others, *(found(options.runs / f"{kind}-{seed}", kind, seed) for kind, seed in asked)]
+        runs.sort(key=lambda run: (run["kind"], run["seed"]))
         write_json(STORE, {"machine": machine(), "runs": runs})
-    runs = json.loads(STORE.read_text(encoding="utf-8"))["runs"]
+    runs = stored()
     (DOCS / "smollm2.svg").write_text(chart(runs) + "\n", encoding="utf-8")
     print("\n".join(table(runs)))
+
+
+def stored() -> list[dict[str, Any]]:
+    """Return the runs in docs/figures."""
+    return json.loads(STORE.read_text(encoding="utf-8"))["runs"]
 
 
 def found(folder: Path, kind: str, seed: int) -> dict[str, Any]:

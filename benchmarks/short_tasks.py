@@ -1,9 +1,10 @@
-"""Three tasks with short answers, for a small real model; the feedback says what is right.
+"""Four tasks with short answers, for a small real model; the feedback says what is right.
 
     sdpo probe --model smollm2 --task benchmarks/short_tasks.py:people --max-tokens 32
 
 `people`: a sentence to JSON, after an example. `sentences`: one sentence with a given word and form. `tickets`: the
-code of the team for a customer's message; the codes stand nowhere but in the feedback.
+code of the team for a customer's message; the codes stand nowhere but in the feedback. `codes`: the same, named in a
+sentence.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ EXTRAS = (
 
 
 class ShortTask:
-    """One of the three; `variant` is its name."""
+    """One of the four; `variant` is its name."""
 
     def __init__(self, variant: str = "people") -> None:
         self.variant = variant
@@ -107,7 +108,7 @@ class ShortTask:
         return (1.0, "") if not faults else (0.0, " ".join(faults))
 
     def _tickets(self, at: int) -> dict[str, Any]:
-        code = [*TEAMS][at % 4]
+        code = [*TEAMS][(at + at // 4) % 4]  # the held-out rows are of every team
         text = TEAMS[code][at // 4 % 3].format(x=EXTRAS[at // 12 % 8])
         return {
             "prompt": f"Message of a customer: {text}\n\nWhich team is it for? Answer with its code only.",
@@ -120,6 +121,16 @@ class ShortTask:
             if answer == problem["gold"]
             else (0.0, f"The code is {problem['gold']}. Write only {problem['gold']}.")
         )
+
+    def _codes(self, at: int) -> dict[str, Any]:
+        row = self._tickets(at)
+        message = row["prompt"].partition("\n\n")[0].partition(": ")[2]
+        ask = "Which team answers this customer? Name the code of the team in one short sentence."
+        return {"prompt": f"{ask}\n\nCustomer: {message}", "gold": row["gold"]}
+
+    def _grade_codes(self, problem: dict[str, Any], answer: str) -> tuple[float, str]:
+        right = {*re.findall(r"\b[A-Z]-\d\d\b", answer)} == {problem["gold"]}
+        return (1.0, "") if right else (0.0, f"Team {problem['gold']} answers this customer.")
 
     def solution(self, problem: dict[str, Any]) -> str:
         """Return a right answer."""

@@ -36,7 +36,7 @@ from sdpo_mlx.types import DistillSample, RolloutGroup
 
 PROBLEMS, GROUP_SIZE = 8, 8  # per step
 MODEL = ModelConfig(name="tiny", adapter=AdapterConfig(rank=8))
-TEACHER = TeacherConfig(kind="ema", update_rate=0.05)
+TEACHER = TeacherConfig(kind="ema", update_rate=0.01)
 OBJECTIVE = ObjectiveConfig(kind="sdpo", alpha=0.5, support="full")
 TRAIN = TrainConfig(learning_rate=5e-3, weight_decay=0.0)
 

@@ -99,7 +99,7 @@ class TeacherConfig(Settings):
     kind: Literal["ema", "trust_region", "frozen", "live"] = Field(
         "ema", description="how the teacher's weights follow the student's"
     )
-    update_rate: Share = Field(0.05, description="EMA rate, or the trust region's mixing share")
+    update_rate: Share = Field(0.01, description="EMA rate, or the trust region's mixing share (paper: 0.05)")
     demonstration: Literal["first", "random", "off", "dataset"] = Field(
         "first",
         description="which successful rollout of the group is shown; dataset: the row's reference answer (2601.19897)",
@@ -192,7 +192,10 @@ class TrainConfig(Settings):
 
     steps: NonNegativeInt = Field(100, description="training steps")
     learning_rate: float = Field(1e-4, ge=0, description="learning rate of AdamW (paper, full weights: 1e-6 to 1e-5)")
-    schedule: Literal["constant", "linear", "cosine"] = Field("constant", description="learning rate after the warmup")
+    schedule: Literal["wsd", "constant", "linear", "cosine"] = Field(
+        "wsd",
+        description="learning rate after the warmup; wsd: constant, then linear to 0 in the last fifth of the steps",
+    )
     warmup_steps: NonNegativeInt = Field(0, description="steps of linear warmup")
     weight_decay: float = Field(0.01, ge=0, description="weight decay of AdamW")
     clip_norm: float = Field(1.0, gt=0, description="maximum global norm of the gradient")

@@ -15,6 +15,7 @@ from sdpo_mlx.types import DistillSample, FloatArray
 
 SampleKey = tuple[str, int, int]  # problem id, index of the rollout, turn
 _AVERAGED = ("loss", "divergence", "entropy", "importance_mean", "importance_clipped", "grad_norm")
+_DECAY = 0.2  # of schedule wsd: share of the steps, at their end, in which the rate falls to 0
 
 
 @dataclass(frozen=True)
@@ -69,11 +70,16 @@ def before_first_update(policy: Policy, samples: Sequence[DistillSample], cfg: C
 
 
 def learning_rate(step: int, cfg: TrainConfig) -> float:
-    """Return the rate of the step after `step` completed ones: warm-up, then constant, linear or cosine."""
+    """Return the rate of the step after `step` completed ones: warm-up, then by `train.schedule` (wsd: arXiv 2404.06395)."""
     if step < cfg.warmup_steps:
         return cfg.learning_rate * (step + 1) / (cfg.warmup_steps + 1)
-    share = (step - cfg.warmup_steps) / max(1, cfg.steps - cfg.warmup_steps)
-    factor = {"constant": 1.0, "linear": 1.0 - share, "cosine": 0.5 * (1.0 + math.cos(math.pi * share))}
+    share = min(1.0, (step - cfg.warmup_steps) / max(1, cfg.steps - cfg.warmup_steps))
+    factor = {
+        "wsd": min(1.0, (1.0 - share) / _DECAY),
+        "constant": 1.0,
+        "linear": 1.0 - share,
+        "cosine": 0.5 * (1.0 + math.cos(math.pi * share)),
+    }
     return cfg.learning_rate * factor[cfg.schedule]
 
 

@@ -18,7 +18,16 @@ def rates(**options: object) -> list[float]:
 
 
 def test_constant_stays() -> None:
-    assert rates() == [0.8] * 8
+    assert rates(schedule="constant") == [0.8] * 8
+
+
+def test_default_is_constant_and_falls_by_equal_steps_in_the_last_fifth() -> None:
+    assert rates(steps=20) == pytest.approx([0.8] * 17 + [0.6, 0.4, 0.2])
+
+
+def test_rate_is_never_negative_after_the_last_step() -> None:
+    cfg = TrainConfig(steps=4, schedule="linear")
+    assert [learning_rate(step, cfg) for step in (4, 5, 50)] == [0.0, 0.0, 0.0]
 
 
 def test_linear_falls_by_equal_steps_and_never_reaches_zero() -> None:
@@ -32,11 +41,11 @@ def test_cosine_is_half_way_in_the_middle() -> None:
 
 
 def test_warm_up_rises_from_above_zero_and_hands_over_at_the_full_rate() -> None:
-    assert rates(warmup_steps=3) == pytest.approx([0.2, 0.4, 0.6, 0.8, 0.8, 0.8, 0.8, 0.8])
+    assert rates(warmup_steps=3, schedule="constant") == pytest.approx([0.2, 0.4, 0.6, 0.8, 0.8, 0.8, 0.8, 0.8])
 
 
 @given(
-    st.sampled_from(["constant", "linear", "cosine"]),
+    st.sampled_from(["wsd", "constant", "linear", "cosine"]),
     st.integers(1, 50),
     st.integers(0, 60),
     st.floats(0, 1, allow_subnormal=False),
