@@ -152,6 +152,7 @@ def test_a_body_that_is_no_request_is_refused(address: tuple[str, int], raw: byt
         ("messages", [{"role": "user", "content": "word " * 2_000}], "context"),
         ("audio", {}, "not supported"),
         ("tool_choice", "required", "tool_choice"),
+        ("tools", [{"type": "function", "function": {"name": "f"}}], "does not support tools"),
     ],
 )
 def test_what_is_not_supported_is_named(address: tuple[str, int], field: str, value: Any, said: str) -> None:

@@ -110,7 +110,9 @@ class MLXService:
         try:
             return [int(token) for token in chat.render(messages, tools=tools)]
         except SdpoError as error:
-            raise ApiError(400, str(error)[:500], "tools" if "tools" in str(error) else "messages") from error
+            # The rest of the message is about settings of a run.
+            what = str(error).partition(" (task.name)")[0][:500]
+            raise ApiError(400, what, "tools" if "support tools" in what else "messages") from error
 
     def _check_size(self, characters: int, messages: int) -> None:
         """Refuse early what would take long to encode, and cannot fit."""

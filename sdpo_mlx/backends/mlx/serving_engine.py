@@ -8,6 +8,7 @@ requests of its lane with an error, and the lane begins anew.
 from __future__ import annotations
 
 import secrets
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from queue import Empty, SimpleQueue
@@ -31,7 +32,8 @@ from sdpo_mlx.backends.serving.jobs import Grammar, Job, Token, failed
 from sdpo_mlx.backends.serving.requests import Request
 
 ROWS = 32  # decoded together
-PIECE = 512  # tokens of prompts between two tokens of the other rows
+PIECE, FIRST_PIECE = 512, 32  # tokens of each prompt between two tokens of the other rows: most, and at the start
+PIECE_SECONDS = 0.5  # smaller pieces follow one that took longer
 PROMPTS_KEPT = 10  # caches of earlier conversations
 COLDEST = 1e-4  # below it a division would overflow
 LOWEST = -9999.0  # OpenAI's log-probability for what has none
@@ -108,7 +110,7 @@ class Lane:
                 self.model,
                 stop_tokens=stops,
                 completion_batch_size=ROWS,
-                prefill_step_size=PIECE,
+                prefill_step_size=FIRST_PIECE,
                 stream=self._stream,
             )
 
@@ -142,7 +144,12 @@ class Lane:
             for uid, row in list(self._alone.items()):
                 self._deliver(uid, next(row))
             return
-        for answer in self._generator.next()[1]:
+        began, size = time.monotonic(), self._generator.prefill_step_size
+        prompts, answers = self._generator.next()
+        if prompts:  # a short request waits for one piece of a long prompt at most
+            slow = time.monotonic() - began > PIECE_SECONDS
+            self._generator.prefill_step_size = max(size // 2, 8) if slow else min(size * 2, PIECE)
+        for answer in answers:
             if answer.uid not in self.rows:
                 continue
             job, choice = self.rows[answer.uid]
