@@ -81,8 +81,8 @@ SECTIONS = (
         "Long runs",
         "300 steps of 2 problems x 8 rollouts, a held-out evaluation every 25. By default the teacher moves by 0.01 a "
         "step, the learning rate falls to 0 in the last fifth of the steps, and if the score falls significantly, the "
-        "run returns to its best step with half the learning rate, at most twice (`train.on_decline`). With the paper's "
-        "teacher rate, 0.05, student and teacher drift together; with a warning instead of a rollback such a run ends "
+        "run returns to its best step with half the learning rate, at most twice (`train.on_decline`). With the "
+        "paper's teacher rate, 0.05, student and teacher drift together; with a warning instead of a rollback such a run ends "
         'at 0 (see "Tried and left out").',
     ),
     (

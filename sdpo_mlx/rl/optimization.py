@@ -70,7 +70,7 @@ def before_first_update(policy: Policy, samples: Sequence[DistillSample], cfg: C
 
 
 def learning_rate(step: int, cfg: TrainConfig) -> float:
-    """Return the rate of the step after `step` completed ones: warm-up, then by `train.schedule` (wsd: arXiv 2404.06395)."""
+    """Return the rate of the step after `step` completed ones: warm-up, then `train.schedule` (wsd: 2404.06395)."""
     if step < cfg.warmup_steps:
         return cfg.learning_rate * (step + 1) / (cfg.warmup_steps + 1)
     share = min(1.0, (step - cfg.warmup_steps) / max(1, cfg.steps - cfg.warmup_steps))
