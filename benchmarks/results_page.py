@@ -57,9 +57,8 @@ SECTIONS = (
         "The embedded model on its embedded task",
         "8 problems x 8 rollouts per step, the preset `tiny`, 5 seeds. The last two rows are controls. With learning "
         "rate 0 no byte of the adapter changes. Contexts of other problems still name parts of the library, so they "
-        'help a little. All tables but "Long runs" were measured with the paper's teacher rate, 0.05, and a constant '
-        "learning rate; feedback without suggestions, and the tables below except for the first row of the next one, "
-        "before groups whose rollouts all succeeded were skipped.",
+        "help a little. The other tables, but that of long runs, were measured with the paper's teacher rate, 0.05, "
+        "and a constant learning rate; most of them also before groups whose rollouts all succeeded were skipped.",
     ),
     ("versus", "Against GRPO with fewer rollouts and on harder problems", "3 seeds."),
     ("sweep", "GRPO's learning rate", "2 seeds each; the best one is used above."),
@@ -82,8 +81,8 @@ SECTIONS = (
         "300 steps of 2 problems x 8 rollouts, a held-out evaluation every 25. By default the teacher moves by 0.01 a "
         "step, the learning rate falls to 0 in the last fifth of the steps, and if the score falls significantly, the "
         "run returns to its best step with half the learning rate, at most twice (`train.on_decline`). With the "
-        "paper's teacher rate, 0.05, student and teacher drift together; with a warning instead of a rollback such a run ends "
-        'at 0 (see "Tried and left out").',
+        "paper's teacher rate, 0.05, student and teacher drift together; with a warning instead of a rollback such a "
+        'run ends at 0 (see "Tried and left out").',
     ),
     (
         "game",
