@@ -132,15 +132,14 @@ def one_target(target: str | None, model: str | None, run: Path | None) -> str |
     from sdpo_cli.grammar import options_for
 
     from sdpo_mlx.core.errors import ConfigError
-    from sdpo_mlx.runs.targets import is_run
+    from sdpo_mlx.runs.targets import is_run, refuse_other_folder
 
     given = {"TARGET": target, "--model": model, "--run": run and str(run)}
     named = {where: name for where, name in given.items() if name is not None}
     if len(named) > 1:
         raise ConfigError("more than one model or run", where=" and ".join(named), fix="keep one of them")
     if run is not None and not is_run(run):
-        fix = "name the --out folder of an earlier sdpo train; `sdpo runs` lists them"
-        raise ConfigError("there is no run here", where=str(run), fix=fix)
+        refuse_other_folder(run)
     if target is not None and (meant := options_for(target)) and not {"--run", "--model"} & {*meant}:
         raise ConfigError(f"{target!r} is neither a model nor a run", fix=f"Did you mean {meant[0]} {target}?")
     return next(iter(named.values()), None)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from sdpo_mlx.backends.base import Arrays
 from sdpo_mlx.config import Config
@@ -38,10 +38,16 @@ def run_config(run: Path, sets: Sequence[str] = (), flags: Mapping[str, Any] | N
     """Return the settings of a run with overrides; raises ConfigError if there is no run."""
     file = run / "config.yaml"
     if not file.is_file():
-        if is_peft(run):
-            check_layout(run)
-        raise ConfigError("there is no run here", where=str(run), fix="name the --out folder of an earlier sdpo train")
+        refuse_other_folder(run)
     return resolve(file, sets, flags).config
+
+
+def refuse_other_folder(folder: Path) -> NoReturn:
+    """Raise ConfigError for a folder that is no run; one in PEFT's layout is named as such."""
+    if is_peft(folder):
+        check_layout(folder)
+    fix = "name the --out folder of an earlier sdpo train; `sdpo runs` lists them"
+    raise ConfigError("there is no run here", where=str(folder), fix=fix)
 
 
 def named_config(
