@@ -1,10 +1,10 @@
-"""Four tasks with short answers, for a small real model; the feedback says what is right.
+"""Five tasks with short answers, for a small real model; the feedback says what is right.
 
     sdpo probe --model smollm2 --task benchmarks/short_tasks.py:people --max-tokens 32
 
 `people`: a sentence to JSON, after an example. `sentences`: one sentence with a given word and form. `tickets`: the
-code of the team for a customer's message; the codes stand nowhere but in the feedback. `codes`: the same, named in a
-sentence.
+code of the team for a customer's message; the codes stand nowhere but in the feedback. `codes` and
+`teams`: the code or the name of the team, in a sentence.
 """
 
 from __future__ import annotations
@@ -47,6 +47,7 @@ TEAMS = {
         "How do I return a gift{x}?",
     ),
 }
+NICKNAMES = {"B-17": "Falcon", "D-40": "Otter", "A-22": "Maple", "R-93": "Cobalt"}
 EXTRAS = (
     "",
     " since Monday",
@@ -60,7 +61,7 @@ EXTRAS = (
 
 
 class ShortTask:
-    """One of the four; `variant` is its name."""
+    """One of the five; `variant` is its name."""
 
     def __init__(self, variant: str = "people") -> None:
         self.variant = variant
@@ -123,14 +124,25 @@ class ShortTask:
         )
 
     def _codes(self, at: int) -> dict[str, Any]:
-        row = self._tickets(at)
-        message = row["prompt"].partition("\n\n")[0].partition(": ")[2]
-        ask = "Which team answers this customer? Name the code of the team in one short sentence."
-        return {"prompt": f"{ask}\n\nCustomer: {message}", "gold": row["gold"]}
+        return self._asked_in_a_sentence(at, "the code of the team", {code: code for code in TEAMS})
 
     def _grade_codes(self, problem: dict[str, Any], answer: str) -> tuple[float, str]:
-        right = {*re.findall(r"\b[A-Z]-\d\d\b", answer)} == {problem["gold"]}
-        return (1.0, "") if right else (0.0, f"Team {problem['gold']} answers this customer.")
+        return self._graded(problem, {*re.findall(r"\b[A-Z]-\d\d\b", answer)})
+
+    def _teams(self, at: int) -> dict[str, Any]:
+        return self._asked_in_a_sentence(at, "the team", NICKNAMES)
+
+    def _grade_teams(self, problem: dict[str, Any], answer: str) -> tuple[float, str]:
+        return self._graded(problem, {name for name in NICKNAMES.values() if name in answer})
+
+    def _asked_in_a_sentence(self, at: int, what: str, names: dict[str, str]) -> dict[str, Any]:
+        row = self._tickets(at)
+        message = row["prompt"].partition("\n\n")[0].partition(": ")[2]
+        ask = f"Which team answers this customer? Name {what} in one short sentence."
+        return {"prompt": f"{ask}\n\nCustomer: {message}", "gold": names[row["gold"]]}
+
+    def _graded(self, problem: dict[str, Any], named: set[str]) -> tuple[float, str]:
+        return (1.0, "") if named == {problem["gold"]} else (0.0, f"Team {problem['gold']} answers this customer.")
 
     def solution(self, problem: dict[str, Any]) -> str:
         """Return a right answer."""
