@@ -25,6 +25,7 @@ START_SECONDS = 30.0
 _CHUNK = 65_536
 _DYING_SECONDS = 1.0
 _WATCH_SECONDS = 0.1
+_KILLED = (-signal.SIGKILL, 128 + signal.SIGKILL)  # by itself, and below `bwrap`
 _SPAWNED_WATCH_SECONDS = 0.02  # no kernel limit binds these as surely, and the question needs no process
 # Fixed hashing keeps the order of sets equal from run to run; the bootstrap then empties the environment.
 # glibc reserves 64 MB of address space for each thread that is busy at once: a program would lose memory to chance.
@@ -194,10 +195,8 @@ def _attend(process: Process, stdin: bytes, start: float, watch: _Watch) -> RunR
     assert process.stdout is not None
     assert process.stderr is not None
     outputs = {process.stdout: bytearray(), process.stderr: bytearray()}
-    late = False
     try:
         cut = _pump(process, stdin, outputs, watch)
-        late = time.monotonic() >= watch.deadline
     finally:
         try:  # the whole process group; with a PID namespace everything inside dies with it
             os.killpg(process.pid, signal.SIGKILL)
@@ -205,11 +204,13 @@ def _attend(process: Process, stdin: bytes, start: float, watch: _Watch) -> RunR
             process.kill()
         code = process.wait()
         _drain(*outputs)
-    killed = code < 0 or code > 128
+    spent = time.monotonic() - start
+    status = cut or ("signal" if code < 0 or code > 128 else "exited")
     # A busy machine may wake this thread after the program's limit of processor time has killed it.
-    status = cut or ("timeout" if killed and late else "signal" if killed else "exited")
+    if cut is None and watch.started and code in _KILLED and spent >= watch.seconds:
+        status = "timeout"
     out, err = (bytes(data[:OUTPUT_CAP]) for data in outputs.values())
-    return RunResult(status, code, out, err, time.monotonic() - start, watch.started)
+    return RunResult(status, code, out, err, spent, watch.started)
 
 
 def _pump(process: Process, stdin: bytes, outputs: dict[IO[bytes], bytearray], watch: _Watch) -> Cut | None:
