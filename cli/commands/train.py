@@ -80,7 +80,7 @@ def command(  # noqa: PLR0913 - typer reads the options off the signature
             cfg = _started(name, adapter, config, out, (sets or [], flags))
         place = out or default_out(cfg)
         earlier = state_of(place) if (place / "events.jsonl").is_file() else None
-        with interruptible(lambda: _saved(place), _leave) as interrupt:
+        with interruptible(lambda: _saved(place), _leaving()) as interrupt:
             result, components = run_training(
                 cfg, place, TerminalDisplay(plain), interrupt, group=group, command=["sdpo", *sys.argv[1:]]
             )
@@ -143,7 +143,7 @@ def process_group() -> Iterator[ProcessGroup]:
     group = open_process_group()
     try:
         if group.rank:
-            with Interrupt(leave=_leave) as interrupt:
+            with Interrupt(leave=_leaving()) as interrupt:
                 serve(group, interrupt.requested)
             raise typer.Exit
         yield group
@@ -220,15 +220,21 @@ class TerminalDisplay:
             yield on_event, progress.tasks.start
 
 
-def _leave(code: int) -> None:
-    """On a second signal: restore the terminal and exit at once."""
-    if sys.stderr.isatty():
-        from sdpo_cli.terminal.console import show_control_characters
+def _leaving() -> Callable[[int], None]:
+    """Return what a second signal does: restore the terminal as it is now, and exit at once."""
+    if not sys.stderr.isatty():
+        return os._exit
+    from sdpo_cli.terminal.console import show_control_characters, shows_control_characters
 
-        show_control_characters(True)
+    shown = shows_control_characters()
+
+    def leave(code: int) -> None:
+        show_control_characters(shown)
         sys.stderr.write(SHOW_CURSOR)
         sys.stderr.flush()
-    os._exit(code)
+        os._exit(code)
+
+    return leave
 
 
 def seconds_of(run: Path) -> float:

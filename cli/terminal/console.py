@@ -80,17 +80,25 @@ def draw(view: RenderableType, *, transient: bool = False) -> Iterator[None]:
         transient=transient,
         redirect_stdout=False,
     )
-    show_control_characters(False)
+    before = shows_control_characters()
+    show_control_characters(False)  # `^C` would move the drawing by a line
     try:
         with live:
             yield
     finally:
-        show_control_characters(True)
+        show_control_characters(before)
+
+
+def shows_control_characters() -> bool:
+    """Return whether the terminal prints `^C` when Ctrl-C is pressed."""
+    with suppress(termios.error, OSError, ValueError, AttributeError):  # no terminal, or no stdin
+        return bool(termios.tcgetattr(sys.stdin.fileno())[3] & termios.ECHOCTL)
+    return False
 
 
 def show_control_characters(shown: bool) -> None:
-    """Let the terminal print `^C` when Ctrl-C is pressed, or not: it would move the drawing by a line."""
-    with suppress(termios.error, OSError, ValueError):  # no terminal
+    """Let the terminal print `^C` when Ctrl-C is pressed, or not."""
+    with suppress(termios.error, OSError, ValueError, AttributeError):
         state = termios.tcgetattr(sys.stdin.fileno())
         state[3] = state[3] | termios.ECHOCTL if shown else state[3] & ~termios.ECHOCTL
         termios.tcsetattr(sys.stdin.fileno(), termios.TCSANOW, state)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -182,6 +183,19 @@ def test_a_changed_size_clears_the_screen_and_an_unchanged_one_does_not(monkeypa
         terminal.columns = 20
         console.print(drawing)
         assert terminal.getvalue().count("\x1b[2J") == 1
+
+
+@pytest.mark.parametrize("shown", [True, False])
+def test_drawing_hides_control_characters_and_restores_what_was_set(
+    monkeypatch: pytest.MonkeyPatch, shown: bool
+) -> None:
+    ours, theirs = os.openpty()
+    with at_terminal(monkeypatch), os.fdopen(theirs) as terminal, os.fdopen(ours):
+        monkeypatch.setattr("sys.stdin", terminal)
+        terminal_console.show_control_characters(shown)
+        with terminal_console.draw(LiveView(watched())):
+            assert not terminal_console.shows_control_characters()
+        assert terminal_console.shows_control_characters() is shown
 
 
 @pytest.mark.parametrize("term", ["xterm", "xterm-256color", "screen", "linux"])
