@@ -46,6 +46,16 @@ def test_code_grades_an_answer_from_a_file_as_json(task: str) -> None:
     assert verdict["feedback"]
 
 
+def test_grade_at_a_terminal_says_that_it_reads_from_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, theirs = os.openpty()
+    with os.fdopen(theirs, encoding="utf-8") as terminal, os.fdopen(ours, "wb", buffering=0) as keyboard:
+        monkeypatch.setattr("sys.stdin", terminal)
+        keyboard.write(b"no program\n\x04")
+        code, out, err = sdpo("tasks", "grade", "tiny")
+    assert (code, err) == (0, "reading the answer from this terminal: end it with Ctrl-D on an empty line\n")
+    assert "success no" in out
+
+
 def test_judge_without_a_model_says_what_to_name() -> None:
     code, _, err = sdpo("tasks", "grade", "judge", "--answer", os.devnull)
     assert code == 2
