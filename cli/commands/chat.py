@@ -53,11 +53,12 @@ def command(  # noqa: PLR0913 - typer reads the options off the signature
     cfg = target_config(target, adapter, sets or [], flags)
     with render.status(f"loading {cfg.model.name}", plain):
         from sdpo_mlx.backends.base import SamplingParams
+        from sdpo_mlx.models import adapter_folder
         from sdpo_mlx.runs.conversation import Conversation, open_chat_model
 
         sampling = SamplingParams(max_tokens, cfg.eval.temperature, cfg.eval.top_p, frozenset(), concurrency=1)
         model = open_chat_model(target, cfg, sampling, adapter)
-    render.warn(model.chat.source.warnings)
+    render.warn((*adapter_folder.warnings(model.adapters.get("adapter", {})), *model.chat.source.warnings))
     sides = [Conversation(model, name) for name in list(model.adapters)[0 if compare else -1 :]]
     if prompt is None:
         _chat(sides, _read_line)

@@ -27,6 +27,7 @@ def command(
     from sdpo_mlx.runs.export import hub
 
     upload = hub.plan_upload(run, repository)
+    render.warn(upload.warnings)
     visibility = "public" if public else "private"
     if not yes:  # asked on stderr, since stdout is for results; the end of input means no
         sys.stderr.write(f"{display(f'upload {upload.summary()}, {visibility}?')} [y/N]: ")

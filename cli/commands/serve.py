@@ -37,6 +37,7 @@ def command(
     """
     from sdpo_mlx.backends.preflight import checked_model
     from sdpo_mlx.backends.registry import server
+    from sdpo_mlx.models import adapter_folder
     from sdpo_mlx.models.chat_template import load_chat
     from sdpo_mlx.runs.folder import RunFolder
     from sdpo_mlx.runs.targets import adapter_home, target_config
@@ -46,11 +47,10 @@ def command(
     if not api_key and not _is_loopback(host):
         fix = "set --api-key KEY or SDPO_API_KEY, or leave --host out to serve this machine only"
         raise ConfigError("other machines could use this server without a key", where=f"--host {host}", fix=fix)
-    if home is not None:
-        RunFolder(home).load_adapter()
+    warnings = adapter_folder.warnings(RunFolder(home).load_adapter()[0]) if home is not None else ()
     served, serve = server()
     model = checked_model(cfg.model.name, backend=cfg.model.backend)
-    render.warn(load_chat(model.path, template=cfg.model.chat_template).source.warnings)
+    render.warn((*warnings, *load_chat(model.path, template=cfg.model.chat_template).source.warnings))
     render.message(f"{model.line()}{f', adapter {home}' if home else ''}")
     base, name = _names(cfg.model.name, home)
 

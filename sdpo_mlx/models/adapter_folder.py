@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 CONFIG = "adapter_config.json"
+CHANGES_NOTHING = "this adapter changes nothing: its weights are those before the first step"
 MLX_WEIGHTS, PEFT_WEIGHTS, PEFT_PICKLE = "adapters.safetensors", "adapter_model.safetensors", "adapter_model.bin"
 
 
@@ -34,6 +35,11 @@ def changes_nothing(arrays: Mapping[str, npt.NDArray[Any]]) -> bool:
     """Return whether a low-rank adapter in mlx-lm's layout leaves its base as it is: its second factors are zero."""
     factors = [array for name, array in arrays.items() if name.endswith(".lora_b")]
     return bool(factors) and not any(array.any() for array in factors)
+
+
+def warnings(arrays: Mapping[str, npt.NDArray[Any]]) -> tuple[str, ...]:
+    """Return what to print wherever an adapter is used, exported or uploaded."""
+    return (CHANGES_NOTHING,) if changes_nothing(arrays) else ()
 
 
 def check_layout(path: Path, base: str = "") -> None:

@@ -6,6 +6,7 @@ import io
 import json
 import shlex
 import shutil
+import socket
 import sys
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -262,16 +263,23 @@ def test_our_own_next_steps_are_commands_of_ours(runs: dict[str, Path], tmp_path
         assert all(word in out for word in shlex.split(line) if word.startswith("--"))
 
 
-def test_adapter_that_changes_nothing_is_named_so(runs: dict[str, Path], tmp_path: Path) -> None:
-    run = tmp_path / "still"
+def test_adapter_that_changes_nothing_is_named_by_export_chat_serve_and_push(
+    runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, warning = tmp_path / "still", "warning: this adapter changes nothing"
     shutil.copytree(runs["lora"], run)
     arrays, config = RunFolder(run).load_adapter()
     RunFolder(run).save_adapter({name: np.zeros_like(array) for name, array in arrays.items()}, config)
     code, out, err = sdpo("export", str(run), "--to", "peft")
     assert code == 0
-    assert "warning: this adapter changes nothing" in err
+    assert warning in err
     assert out.splitlines()[0] == f"wrote {run}-peft: an adapter in PEFT's layout, {len(arrays)} tensors"
     assert export_peft(runs["lora"], tmp_path / "learned").warnings == ()
+    assert warning in sdpo("chat", str(run), "--prompt", "x", "--max-tokens", "1")[2]
+    monkeypatch.setattr(sys, "stdin", io.StringIO("n\n"))
+    assert warning in sdpo("push", str(run), "me/still")[2].splitlines()[0]
+    with socket.create_server(("127.0.0.1", 0)) as taken:  # serving ends here, with its warnings printed
+        assert warning in sdpo("serve", str(run), "--port", str(taken.getsockname()[1]))[2]
 
 
 def test_adapter_on_a_copy_names_the_hub_repository_and_opens_the_copy(tmp_path: Path) -> None:

@@ -19,7 +19,8 @@ from sdpo_mlx.config import Config
 from sdpo_mlx.core.errors import ConfigError, SdpoError
 from sdpo_mlx.core.progress import StartTask, no_tasks, track
 from sdpo_mlx.core.storage import trouble, write_bytes, write_text
-from sdpo_mlx.models.adapter_folder import CONFIG, PEFT_WEIGHTS, changes_nothing
+from sdpo_mlx.models import adapter_folder
+from sdpo_mlx.models.adapter_folder import CONFIG, PEFT_WEIGHTS
 from sdpo_mlx.models.chat_template import Chat, load_chat
 from sdpo_mlx.models.gguf.modelfile import modelfile
 from sdpo_mlx.models.gguf.writer import Kind, can_be_gguf, check_gguf, gguf_architecture, write_gguf, write_gguf_lora
@@ -37,7 +38,6 @@ FUSED: Mapping[str, str] = MappingProxyType(
     {"plain": "in the type of its base", "dequantised": "dequantised", "re-quantised": "quantised again"}
 )
 MLX_BASE = "the base is quantized in MLX's layout, which PEFT and vllm cannot read: "
-CHANGES_NOTHING = "this adapter changes nothing: its weights are those before the first step"
 PLAIN_QUESTION = "Explain in two sentences how a rainbow comes about, and name its colours in order."
 
 
@@ -102,7 +102,7 @@ def export_peft(run: Path, out: Path) -> Exported:
         write_text(out / CONFIG, json.dumps(settings, indent=2) + "\n")
         if (template := run_config(run).model.chat_template) != "auto":
             _put_template(load_chat(base.path, template=template), out)
-    warnings = [CHANGES_NOTHING] if changes_nothing(arrays) else []
+    warnings = list(adapter_folder.warnings(arrays))
     if "quantization" in content:
         advice = "in their commands and in adapter_config.json use the model that it was converted from"
         warnings.append(MLX_BASE + (f"they load {named}, which it was converted from" if named else advice))
@@ -150,7 +150,7 @@ def export_fused(run: Path, out: Path, *, quantised: bool = False, doing: StartT
         found = fuse(base.path, adapter, out, prompts, quantised=quantised, doing=doing)
         _put_template(chat, out)
     lost = found["lost"] / found["adapter"] if found["adapter"] > 0 else 0.0
-    warnings = [CHANGES_NOTHING] if changes_nothing(arrays) else []
+    warnings = list(adapter_folder.warnings(arrays))
     if lost > MAX_LOST:
         warnings.append(f"fusing lost {lost:.0%} of the adapter's effect; keep the adapter separate")
     steps = next_steps.for_fused(run, out, quantised=quantised, formats=_formats(base))
@@ -188,7 +188,7 @@ def export_gguf_lora(run: Path, out: Path) -> Exported:
         write_gguf_lora(base.path, arrays, config, file, run.resolve().name)
         note = "# replace by the path of the base model's GGUF, or its name in Ollama"
         write_text(out / "Modelfile", f"{note}\nFROM ./BASE.gguf\nADAPTER ./{file.name}\n")
-    warnings = (CHANGES_NOTHING,) if changes_nothing(arrays) else ()
+    warnings = adapter_folder.warnings(arrays)
     content = f"a LoRA in GGUF, {file.name}, for a GGUF of the same base"
     return Exported(out, content, next_steps.for_gguf_lora(run, file), {"tensors": len(arrays)}, warnings)
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sdpo_mlx.core.errors import ConfigError, StorageError
+from sdpo_mlx.models import adapter_folder
 from sdpo_mlx.runs.folder import RunFolder
 
 UPLOADED = ("adapters.safetensors", "adapter_config.json", "README.md")  # no rollouts, no settings with local paths
@@ -16,11 +17,12 @@ _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 
 @dataclass(frozen=True)
 class Upload:
-    """The files of an upload, their total size in bytes, and the repository."""
+    """The files of an upload, their total size in bytes, the repository, and what is odd about the adapter."""
 
     repository: str
     files: tuple[str, ...]
     size: int
+    warnings: tuple[str, ...] = ()
 
     def summary(self) -> str:
         """Return one line to confirm."""
@@ -31,9 +33,9 @@ def plan_upload(run: Path, repository: str) -> Upload:
     """Return what `push` would upload; raises StorageError without an adapter, ConfigError for an invalid name."""
     if not _REPOSITORY.fullmatch(repository):
         raise ConfigError(f"{repository!r} is not a repository name", where="REPO", fix="write OWNER/NAME")
-    RunFolder(run).load_adapter()
+    warnings = adapter_folder.warnings(RunFolder(run).load_adapter()[0])
     files = tuple(name for name in UPLOADED if (run / name).is_file())
-    return Upload(repository, files, sum((run / name).stat().st_size for name in files))
+    return Upload(repository, files, sum((run / name).stat().st_size for name in files), warnings)
 
 
 def push(run: Path, upload: Upload, *, public: bool = False) -> str:
