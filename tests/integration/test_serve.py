@@ -243,6 +243,46 @@ def test_a_key_is_needed_if_the_server_has_one(address: tuple[str, int], monkeyp
     assert (status, answer["error"]["code"]) == (401, "invalid_api_key")
 
 
+class Busy:
+    """A service that answers nothing until it is told to."""
+
+    names = ("busy",)
+
+    def __init__(self) -> None:
+        self.begun, self.free = threading.Semaphore(0), threading.Event()
+
+    def begin(self, request: requests.Request) -> replies.Reply:
+        self.begun.release()
+        assert self.free.wait(ANSWER_SECONDS)
+        raise requests.ApiError(400, "it is done")
+
+
+def test_too_many_requests_are_refused_with_a_time_to_retry(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http, "MAX_REQUESTS", 2)
+    busy, said, statuses = Busy(), list[str](), list[int]()
+    with http.Server("127.0.0.1", 0, busy, "", said.append) as listening:
+        threading.Thread(target=listening.serve_forever, daemon=True).start()
+        address = listening.server_address[:2]
+        body = {"messages": MESSAGES}
+        waiting = [threading.Thread(target=lambda: statuses.append(asked(address, CHAT, body)[0])) for _ in range(2)]
+        for each in waiting:
+            each.start()
+            assert busy.begun.acquire(timeout=ANSWER_SECONDS)
+        connection = HTTPConnection(*address, timeout=ANSWER_SECONDS)
+        connection.request("POST", CHAT, json.dumps(body))
+        refused = connection.getresponse()
+        error = json.loads(refused.read())["error"]
+        assert asked(address, "/health", b"", "GET")[0] == 200
+        busy.free.set()
+        for each in waiting:
+            each.join(ANSWER_SECONDS)
+        assert asked(address, CHAT, body)[0] == 400  # there is a place again
+        listening.shutdown()
+    assert (refused.status, refused.headers["Retry-After"]) == (429, str(http.RETRY_SECONDS))
+    assert (error["type"], error["code"]) == ("rate_limit_error", "too_many_requests")
+    assert (statuses, said) == ([400, 400], [])
+
+
 @given(st.lists(st.sampled_from(["\n", "User", ":", "\nUser:", "a", "", "Us", "\n\n", "b\nUser: c"]), max_size=9))
 def test_replies_end_before_the_stop_text(pieces: list[str]) -> None:
     stopping, shown = replies.StopText(["\nUser:", ""]), ""

@@ -7,10 +7,11 @@ import json
 import select
 import socket
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from functools import wraps
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Semaphore
 from typing import Any, Protocol
 from urllib.parse import unquote, urlsplit
 
@@ -19,6 +20,8 @@ from sdpo_mlx.backends.serving.replies import Reply, event
 from sdpo_mlx.backends.serving.requests import ApiError, ChatRequest, CompletionRequest, Request, parsed
 
 MAX_BODY = 8 << 20  # bytes; a prompt of 128,000 tokens has less than 1 MB
+MAX_REQUESTS = 256  # computed or waiting at once; more would only time out at their clients
+RETRY_SECONDS = 5  # OpenAI's clients wait so long, and try again twice
 CLIENT_SECONDS = 60.0  # a client that neither sends nor reads for so long is left
 DRAIN_SECONDS = 2.0
 
@@ -48,8 +51,19 @@ class Server(ThreadingHTTPServer):
     def __init__(self, host: str, port: int, service: Service, key: str, report: Callable[[str], None]) -> None:
         self.address_family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         self.service, self.key, self.report = service, key, report
-        self.started = int(time.time())
+        self.started, self._places = int(time.time()), Semaphore(MAX_REQUESTS)
         super().__init__((host, port), Handler)
+
+    @contextmanager
+    def place(self) -> Iterator[None]:
+        """Count one request; raise ApiError 429 if MAX_REQUESTS are computed or wait already."""
+        if not self._places.acquire(blocking=False):
+            what = f"{MAX_REQUESTS} requests are computed or wait already; try again in {RETRY_SECONDS} seconds"
+            raise ApiError(429, what, code="too_many_requests", retry=RETRY_SECONDS)
+        try:
+            yield
+        finally:
+            self._places.release()
 
     def handle_error(self, *_: Any) -> None:
         """A connection that broke ends quietly: http.server would print a traceback."""
@@ -108,14 +122,16 @@ class Handler(BaseHTTPRequestHandler):
         path = urlsplit(self.path).path.rstrip("/")
         if path not in ROUTES:
             raise ApiError(404, f"{path} is not supported; use /v1/chat/completions or /v1/completions")
-        reply = self.server.service.begin(parsed(ROUTES[path], body))
-        try:
-            if reply.job.request.stream:
-                self._stream(reply)
-            else:
-                self._whole(reply)
-        finally:
-            reply.job.cancel()
+        request = parsed(ROUTES[path], body)
+        with self.server.place():
+            reply = self.server.service.begin(request)
+            try:
+                if request.stream:
+                    self._stream(reply)
+                else:
+                    self._whole(reply)
+            finally:
+                reply.job.cancel()
 
     def do_OPTIONS(self) -> None:
         """Answer a browser's question."""
@@ -180,14 +196,16 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.write(event((error if isinstance(error, ApiError) else failed(error)).body()))
         self.wfile.write(b"data: [DONE]\n\n")
 
-    def _send(self, status: int, body: dict[str, Any]) -> None:
+    def _send(self, status: int, body: dict[str, Any], retry: int = 0) -> None:
         raw = json.dumps(body).encode()
-        self._headers(status, "application/json", len(raw))
+        self._headers(status, "application/json", len(raw), retry)
         self.wfile.write(raw)
 
-    def _headers(self, status: int, kind: str, size: int | None) -> None:
+    def _headers(self, status: int, kind: str, size: int | None, retry: int = 0) -> None:
         self.send_response(status)
         self.send_header("Content-Type", kind)
+        if retry:
+            self.send_header("Retry-After", str(retry))
         if size is not None:
             self.send_header("Content-Length", str(size))
         self.send_header("Cache-Control", "no-cache")
@@ -203,7 +221,7 @@ class Handler(BaseHTTPRequestHandler):
     def fail(self, error: ApiError) -> None:
         """Answer with an error."""
         with suppress(OSError):
-            self._send(error.status, error.body())
+            self._send(error.status, error.body(), error.retry)
             # Closing with unread bytes would reset the connection, and the client would not see the error.
             self.connection.shutdown(socket.SHUT_WR)
             self.connection.settimeout(DRAIN_SECONDS)

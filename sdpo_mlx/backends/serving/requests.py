@@ -19,11 +19,13 @@ IGNORED = frozenset(
 
 
 class ApiError(Exception):
-    """A request that is answered with an error in OpenAI's form."""
+    """A request that is answered with an error in OpenAI's form; clients try again after `retry` seconds if not 0."""
 
-    def __init__(self, status: int, message: str, param: str | None = None, code: str | None = None) -> None:
+    def __init__(
+        self, status: int, message: str, param: str | None = None, code: str | None = None, *, retry: int = 0
+    ) -> None:
         super().__init__(message)
-        self.status, self.param, self.code = status, param, code
+        self.status, self.param, self.code, self.retry = status, param, code, retry
 
     def body(self) -> dict[str, Any]:
         """Return the JSON body."""
