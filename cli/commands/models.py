@@ -22,7 +22,7 @@ DtypeOption = Annotated[str, typer.Option("--dtype", metavar="KIND", help="auto,
 
 
 @app.command("list")
-def list_models(as_json: options.AsJson = False) -> None:
+def list_models(backend: options.Backend = None, as_json: options.AsJson = False) -> None:
     """List aliases and local models, and whether they can be trained here.
 
     Searches the caches of sdpo, the hub, LM Studio and Ollama, and this folder.
@@ -33,7 +33,8 @@ def list_models(as_json: options.AsJson = False) -> None:
     from sdpo_mlx.core.storage import cache_home
     from sdpo_mlx.models import inventory
 
-    rows = [_row(each, memory_fit(each)) for each in inventory.items()]
+    library = _backend(backend)
+    rows = [_row(each, memory_fit(each, backend=library), library) for each in inventory.items(library)]
     cells = [
         (row["name"], _size(row), row["quantisation"] or "-", _trains(row), row["licence"] or "-", _about(row))
         for row in rows
@@ -41,13 +42,15 @@ def list_models(as_json: options.AsJson = False) -> None:
     lines = render.table(("name", "size", "weights", "trains here", "licence", "where"), cells)
     document = {"models": rows, "cache": str(cache_home())}
     lines += ["", f"cache: {document['cache']}"]
-    lines += ["trains here: memory of a step as `sdpo plan --model NAME` chooses it for this machine"]
+    plan = f"sdpo plan --model NAME{_suffix(library)}"
+    lines += [f"trains here: memory of a step as `{plan}` chooses it for this machine"]
     render.output(document, lines, as_json)
 
 
 @app.command("show")
 def show(
     name: options.ModelName,
+    backend: options.Backend = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Show the source, path and commit of a model name.
@@ -60,9 +63,10 @@ def show(
     from sdpo_mlx.models import hub, inventory
     from sdpo_mlx.models import resolve as models
 
-    found = inventory.item(name)
+    library = _backend(backend)
+    found = inventory.item(name, library)
     config = found.text_config
-    document = _row(found, memory_fit(found))
+    document = _row(found, memory_fit(found, backend=library), library)
     if found.path is not None and found.path.is_dir() and not found.fetch:
         document |= models.opened(name, found.target, found.path, found.source, found.revision).record()
     elif found.path is None and found.source == "hub":
@@ -81,7 +85,7 @@ def show(
     if document["fetch"]:
         lines.append(f"weights: not downloaded; run: {document['fetch']}")
     elif not document["trouble"]:
-        lines.append(f"next: sdpo plan --model {document['name']}")
+        lines.append(f"next: sdpo plan --model {document['name']}{_suffix(library)}")
     render.output(document, lines, as_json)
 
 
@@ -153,7 +157,19 @@ def fetch_model(
     render.output(model.record(), lines, as_json)
 
 
-def _row(found: LocalModel, training: MemoryFit) -> dict[str, Any]:
+def _backend(option: str | None) -> str:
+    """Return the backend that an option names; raises ConfigError for an unknown one."""
+    from sdpo_mlx.config.resolve import resolve
+
+    return resolve(None, (), {"model.backend": option}).config.model.backend
+
+
+def _suffix(backend: str) -> str:
+    """Return what a command needs to mean the same model."""
+    return " --backend torch" if backend == "torch" else ""
+
+
+def _row(found: LocalModel, training: MemoryFit, backend: str) -> dict[str, Any]:
     """Return the JSON fields of a model; a size of 0 is unknown, and `size_estimate` is computed from its shape."""
     from sdpo_mlx.backends.fit import expected_size
 
@@ -165,14 +181,14 @@ def _row(found: LocalModel, training: MemoryFit) -> dict[str, Any]:
         "path": str(found.path) if found.path else "",
         "revision": found.revision,
         "size": found.size,
-        "size_estimate": None if found.size else expected_size(found),
+        "size_estimate": None if found.size else expected_size(found, backend),
         "quantisation": found.quantisation,
         "context": found.text_config.get("max_position_embeddings"),
         "licence": found.license,
         "trains": training.verdict,
         "trains_bytes": training.peak,
         "trains_rough": training.rough,
-        "fetch": found.fetch,
+        "fetch": f"{found.fetch}{_suffix(backend)}" if found.source == "hub" and found.fetch else found.fetch,
         "trouble": found.trouble,
     }
 

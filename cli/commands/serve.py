@@ -29,21 +29,27 @@ def command(
         str,
         typer.Option("--api-key", metavar="KEY", envvar="SDPO_API_KEY", help="Key that each request must have."),
     ] = "",
+    backend: options.Backend = None,
     sets: options.Sets = None,
 ) -> None:
     """Serve the model with its adapter through an OpenAI-compatible API until Ctrl-C.
 
+    MLX computes, also for a run that was trained on torch.
+
     Example: sdpo serve runs/first --port 8080
     """
     from sdpo_mlx.backends.preflight import checked_model
-    from sdpo_mlx.backends.registry import server
+    from sdpo_mlx.backends.registry import ON_TORCH, server
     from sdpo_mlx.models import adapter_folder
     from sdpo_mlx.models.chat_template import load_chat
     from sdpo_mlx.runs.folder import RunFolder
     from sdpo_mlx.runs.targets import adapter_home, target_config
 
     home = adapter_home(target, adapter)
-    cfg = target_config(target, adapter, sets or [])
+    cfg = target_config(target, adapter, sets or [], options.settings(backend=backend))
+    if backend == "torch":  # a run that was trained on torch is served by MLX, with the same base and adapter
+        fix = f"leave it out, or `sdpo chat {target} --backend torch`; {ON_TORCH}"
+        raise ConfigError("sdpo serve computes with MLX", where="--backend torch", fix=fix)
     if not api_key and not _is_loopback(host):
         fix = "set --api-key KEY or SDPO_API_KEY, or leave --host out to serve this machine only"
         raise ConfigError("other machines could use this server without a key", where=f"--host {host}", fix=fix)

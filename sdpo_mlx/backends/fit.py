@@ -13,7 +13,14 @@ from typing import Any, Literal
 from sdpo_mlx.backends.architectures import is_known
 from sdpo_mlx.backends.command_size import EvaluationSizes, evaluation_limit
 from sdpo_mlx.backends.memory_plan import Workload, bounded, choose, limit_of, memory, number_bytes, work_of
-from sdpo_mlx.backends.preflight import FEEDBACK, download_bytes, expected_learning, readable_dimensions, shares_prompts
+from sdpo_mlx.backends.preflight import (
+    FEEDBACK,
+    REFUSED,
+    download_bytes,
+    expected_learning,
+    readable_dimensions,
+    shares_prompts,
+)
 from sdpo_mlx.config import Config
 from sdpo_mlx.config.resolve import resolve
 from sdpo_mlx.core.errors import ConfigError
@@ -40,19 +47,21 @@ class MemoryFit:
     rough: bool = False
 
 
-def memory_fit(found: LocalModel, machine: int | None = None) -> MemoryFit:
+def memory_fit(found: LocalModel, machine: int | None = None, backend: str = "auto") -> MemoryFit:
     """Return whether a step with the default settings fits in this machine's memory, or in `machine` bytes."""
-    if found.trouble:
+    library = "torch" if backend == "torch" else "mlx"
+    refused = library == "torch" and found.config and expected_learning(found.config, library)[0] == REFUSED
+    if found.trouble or refused:
         return MemoryFit("no")
-    supported = found.source in ("ollama", "gguf") or is_known(found.config, "mlx") is True
+    supported = found.source in ("ollama", "gguf") or is_known(found.config, library) is True
     dims = readable_dimensions(found.config, found.name)
     if not found.config and found.name in TABLE:
-        peak = ROUGH_SHARE * TABLE[found.name].bytes("mlx") + ROUGH_REST
+        peak = ROUGH_SHARE * TABLE[found.name].bytes(library) + ROUGH_REST
         return MemoryFit("yes" if peak <= limit_of(Config(), machine) else "no", peak, rough=True)
     if dims is None or not supported:
         return MemoryFit("unknown")
     try:
-        cfg = resolve(None, (), {"model.name": found.name}, python=True).config
+        cfg = resolve(None, (), {"model.name": found.name, "model.backend": backend}, python=True).config
         limit = limit_of(cfg, machine)
         peak = memory(dims, cfg, step_work(dims, cfg, found.config, limit)).highest
         return MemoryFit("yes" if peak <= limit else "no", peak)
@@ -126,9 +135,9 @@ def download_notice(cfg: Config) -> str:
     return f"to download from the hub: {target}, {disk}{terms}; {memory_needed}"
 
 
-def expected_size(found: LocalModel) -> float | None:
+def expected_size(found: LocalModel, backend: str = "auto") -> float | None:
     """Return the bytes of the weights of a model that is not downloaded yet; None if its configuration is unclear."""
     if found.name in TABLE:
-        return TABLE[found.name].bytes("mlx")
+        return TABLE[found.name].bytes(backend)
     dims = readable_dimensions(found.config, found.name)
     return None if dims is None else dims.weight_bytes(4 if found.quantisation == "float32" else 2)

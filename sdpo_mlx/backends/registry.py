@@ -11,6 +11,8 @@ from sdpo_mlx.config import MemoryConfig, ModelConfig, TeacherConfig, TrainConfi
 from sdpo_mlx.core.errors import ConfigError
 from sdpo_mlx.models.vocabulary import check_token_ids
 
+ON_TORCH = "on PyTorch: `sdpo export RUN --to peft`, then `vllm serve BASE --enable-lora`, as the export says"
+
 
 def open_policy(
     path: Path,
@@ -44,6 +46,5 @@ def server() -> tuple[Callable[..., Any], Callable[..., None]]:
     try:
         from sdpo_mlx.backends.mlx.server import Served, serve
     except ImportError as error:
-        fix = "on PyTorch: `sdpo export RUN --to peft`, then `vllm serve BASE --enable-lora`, as the export says"
-        raise ConfigError(f"serving needs mlx, which cannot be imported: {error}", fix=fix) from error
+        raise ConfigError(f"serving needs mlx, which cannot be imported: {error}", fix=ON_TORCH) from error
     return Served, serve

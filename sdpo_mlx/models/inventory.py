@@ -36,10 +36,10 @@ class LocalModel(Located):
         return part if isinstance(part, Mapping) else self.config
 
 
-def items() -> Iterator[LocalModel]:
-    """Yield every model that is found, known names first."""
+def items(backend: str = "auto") -> Iterator[LocalModel]:
+    """Yield every model that is found, known names first; an alias stands for the backend's repository."""
     for name in (resolve.EMBEDDED, *resolve.FETCHED, *resolve.ALIASES):
-        yield item(name)
+        yield item(name, backend)
     for source in resolve.SOURCES:
         yield from map(_described, source.local())
     try:  # the working directory, where `mlx_lm.convert` and `sdpo export` put models
@@ -51,18 +51,17 @@ def items() -> Iterator[LocalModel]:
         yield _described(resolve.locate(str(folder)))
 
 
-def item(name: str) -> LocalModel:
+def item(name: str, backend: str = "auto") -> LocalModel:
     """Return what is known of one model by its name; raises ConfigError for an unknown name."""
-    return _described(resolve.locate(name))
+    return _described(resolve.locate(name, backend), backend)
 
 
-def _described(found: Located) -> LocalModel:
+def _described(found: Located, backend: str = "auto") -> LocalModel:
     model = LocalModel(**vars(found))
     if found.trouble:
         return model
     if found.path is None:
-        known = found.name if found.source == "fetched" else found.target
-        config = resolve.shipped_configuration(known)
+        config = resolve.shipped_dimensions(found.name, backend)
         return replace(model, config=config, quantisation=_quantization(config))
     if not found.path.is_dir():
         model = replace(model, license=license.shown(model.license))

@@ -134,11 +134,14 @@ def planned_configuration(name: str, backend: str = "auto") -> Mapping[str, Any]
 
     Raises ConfigError.
     """
-    if backend == "torch" and name in ALIASES:
-        shipped = shipped_configuration(ALIASES[name])
-        if shipped:
-            return {key: value for key, value in shipped.items() if key != "quantization"}
-    return configuration(name, backend)
+    return shipped_dimensions(name, backend) or own_configuration(name, backend)
+
+
+def shipped_dimensions(name: str, backend: str = "auto") -> Mapping[str, Any]:
+    """Return the dimensions that are shipped for a known name, as `planned_configuration`; empty for others."""
+    if backend == "torch" and name in ALIASES and (shipped := shipped_configuration(ALIASES[name])):
+        return {key: value for key, value in shipped.items() if key != "quantization"}
+    return shipped_configuration(aliases.repository(name, backend))
 
 
 def own_configuration(name: str, backend: str = "auto") -> Mapping[str, Any]:

@@ -11,6 +11,7 @@ from model_folders import COMMIT, GB, listed, on_hub
 
 from sdpo_mlx.backends.fit import memory_fit
 from sdpo_mlx.models import hub, resolve
+from sdpo_mlx.models.aliases import TABLE
 
 
 @pytest.fixture(autouse=True)
@@ -52,6 +53,22 @@ def test_commit_that_the_hub_does_not_tell_is_said_beside_the_repository(monkeyp
     assert "sdpo models fetch qwen" in out
     monkeypatch.setattr(hub, "latest_commit", lambda _: COMMIT)
     assert f"pinned: {resolve.ALIASES['qwen']}@{COMMIT}" in sdpo("models", "show", "qwen")[1]
+
+
+def test_alias_on_torch_is_the_original_with_its_size_and_its_commands() -> None:
+    found = json.loads(sdpo("models", "show", "qwen", "--backend", "torch", "--json")[1])
+    assert found["target"] == TABLE["qwen"].torch
+    assert 7 * GB < found["size_estimate"] < 8 * GB
+    assert (found["quantisation"], found["fetch"]) == ("", "sdpo models fetch qwen --backend torch")
+    listed_rows = json.loads(sdpo("models", "list", "--backend", "torch", "--json")[1])["models"]
+    assert {**found, **next(row for row in listed_rows if row["name"] == "qwen")} == found
+    assert sdpo("models", "show", "tiny", "--backend", "torch")[1].endswith("--model tiny --backend torch\n")
+
+
+def test_weights_quantized_by_mlx_are_no_model_of_torch(home: Path) -> None:
+    on_hub(home, "owner/model")
+    assert json.loads(sdpo("models", "show", "owner/model", "--json")[1])["trains"] == "yes"
+    assert json.loads(sdpo("models", "show", "owner/model", "--backend", "torch", "--json")[1])["trains"] == "no"
 
 
 def test_model_that_is_here_comes_with_what_to_type_next(home: Path) -> None:

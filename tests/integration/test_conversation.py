@@ -246,6 +246,13 @@ def test_a_port_that_is_taken_is_said_before_the_model_loads() -> None:
     assert "another --port" in err.splitlines()[-1]
 
 
+def test_serving_on_torch_is_refused_in_one_line_before_anything_loads() -> None:
+    code, out, err = sdpo("serve", "tiny", "--backend", "torch")
+    assert (code, out, len(err.splitlines())) == (2, "", 1)
+    assert "vllm serve" in err
+    assert "model.backend" in sdpo("serve", "tiny", "--backend", "numpy")[2]
+
+
 def test_serving_without_mlx_names_what_serves_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "sdpo_mlx.backends.mlx.server", None)
     monkeypatch.delattr("sdpo_mlx.backends.mlx.server", raising=False)

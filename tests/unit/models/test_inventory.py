@@ -290,15 +290,15 @@ def test_list_tells_a_person_what_a_program_is_told(home: Path) -> None:
     assert "not downloaded: sdpo models fetch qwen" in next(line for line in lines if line.startswith("qwen "))
 
 
-@pytest.mark.parametrize("name", ["smollm2", "qwen"])
-def test_list_and_plan_state_one_figure(name: str) -> None:
+@pytest.mark.parametrize(("name", "backend"), [("smollm2", "auto"), ("qwen", "auto"), ("qwen", "torch")])
+def test_list_and_plan_state_one_figure(name: str, backend: str) -> None:
     from sdpo_cli.commands.plan import planned
 
     from sdpo_mlx.config.resolve import resolve
 
-    cfg = resolve(None, ["train.memory_gb=20"], {"model.name": name}).config
+    cfg = resolve(None, ["train.memory_gb=20"], {"model.name": name, "model.backend": backend}).config
     plan = planned(cfg, "1GB", 512)
-    listed_peak = memory_fit(inventory.item(name), round(20 * GB / 0.75)).peak
+    listed_peak = memory_fit(inventory.item(name, backend), round(20 * GB / 0.75), backend).peak
     assert listed_peak == plan["peak"]
 
 
