@@ -1,6 +1,7 @@
 """Sampling with transformers: one prefill per group, a seed per rollout, rows removed as soon as they finish.
 
-A model whose cache cannot hold several prompts generates one rollout after the other.
+Prompts are prefilled one by one, since few are of equal length, and a padded prefill would need its own check of every
+recurrence. A model whose cache cannot hold several prompts generates one rollout after the other.
 
 Each token is drawn with one uniform number per position, and these follow from the row's own seed alone; so a rollout
 does not depend on its neighbours, on the device, or on when it was started.
@@ -11,7 +12,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
@@ -25,16 +25,94 @@ from sdpo_mlx.backends.torch.losses import log_softmax
 from sdpo_mlx.backends.torch.model import Model, states_of
 from sdpo_mlx.types import FinishReason, Generation, IntArray
 
+NUCLEUS = 1_024  # ids among which the nucleus of `top_p` is looked for before the whole vocabulary is sorted
+
 
 @dataclass
 class Row:
-    """One unfinished rollout: its prompt and index, its uniform numbers, and its tokens so far."""
+    """One unfinished rollout: its prompt and index, its seed, and its tokens so far."""
 
     owner: tuple[int, int]
-    uniforms_T: Any
-    length: int  # tokens before the next one
+    seed: int
+    prompt: int  # tokens of the prompt
     tokens: list[int] = field(default_factory=list)
     logps: list[float] = field(default_factory=list)
+
+
+class Batch:
+    """Unfinished rollouts side by side. The cache is as wide as the longest needs, at every token.
+
+    What decides the next token stays on the device: lengths, uniform numbers, and how many of those are used.
+    """
+
+    def __init__(self, model: Model, sampling: SamplingParams) -> None:
+        self.model, self.sampling = model, sampling
+        self.rows: list[Row] = []
+        self.cache: DynamicCache | None = None
+        self.last_B = self.lengths_B = torch.zeros(0, dtype=torch.long, device=model.device)
+        self.uniforms = Uniforms(model.device, sampling.max_tokens)
+
+    @property
+    def width(self) -> int:
+        """Keys that the longest row needs: all of its tokens but the last."""
+        return max(row.prompt + len(row.tokens) for row in self.rows) - 1
+
+    def add(self, ids: IntArray, rows: Sequence[Row]) -> None:
+        """Begin rollouts of one prompt."""
+        begun, first_N = _start(self.model, ids, len(rows))
+        self.cache = begun if self.cache is None else joined(self.cache, begun)
+        self.last_B = torch.cat([self.last_B, first_N])
+        self.lengths_B = torch.cat([self.lengths_B, torch.full_like(first_N, ids.size)])
+        self.uniforms.add([row.seed for row in rows])
+        self.rows += rows
+
+    @torch.no_grad()
+    def decode(self) -> None:
+        """Draw one more token per row; the cache grows by the one before."""
+        assert self.cache is not None
+        width = keys_in(self.cache) + 1
+        mask = torch.arange(width, device=self.model.device) >= (width - self.lengths_B)[:, None]
+        given = {"attention_mask": mask.long(), "position_ids": (self.lengths_B - 1)[:, None]}
+        hidden = states_of(continued(self.model.body, self.last_B[:, None], self.cache, **given))
+        self.last_B, logps_B = drawn(self.model.logits(hidden[:, -1]), self.uniforms.next_B1(), self.sampling)
+        self.lengths_B = self.lengths_B + 1
+        noted(self.rows, self.last_B, logps_B)
+
+    def keep(self, running: Sequence[int]) -> None:
+        """Drop all rows but these, and the keys that none of them needs."""
+        chosen = torch.tensor(running, device=self.model.device, dtype=torch.long)
+        self.rows = [self.rows[n] for n in running]
+        self.cache = selected(self.cache, chosen, self.width) if self.cache is not None and running else None
+        self.last_B, self.lengths_B = self.last_B[chosen], self.lengths_B[chosen]
+        self.uniforms.keep(running)
+
+
+class Uniforms:
+    """The uniform numbers of each row, float64, uploaded once, and how many of them are used."""
+
+    def __init__(self, device: torch.device, length: int) -> None:
+        # Apple's GPU has no float64; sums of a long vocabulary need it.
+        self.device = torch.device("cpu") if device.type == "mps" else device
+        self.values_BT = torch.zeros((0, length), dtype=torch.float64, device=self.device)
+        self.used_B1 = torch.zeros((0, 1), dtype=torch.long, device=self.device)
+
+    def add(self, seeds: Sequence[int]) -> None:
+        """Add a row for each seed, from which its numbers follow."""
+        length = self.values_BT.shape[1]
+        new = np.stack([np.random.default_rng(seed).random(length) for seed in seeds])
+        self.values_BT = torch.cat([self.values_BT, torch.from_numpy(new).to(self.device)])
+        self.used_B1 = torch.cat([self.used_B1, self.used_B1.new_zeros((len(seeds), 1))])
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Drop all rows but these."""
+        chosen = torch.tensor(rows, device=self.device, dtype=torch.long)
+        self.values_BT, self.used_B1 = self.values_BT[chosen], self.used_B1[chosen]
+
+    def next_B1(self) -> Tensor:
+        """The next number of each row."""
+        found = self.values_BT.gather(1, self.used_B1)
+        self.used_B1 = self.used_B1 + 1
+        return found
 
 
 def generate(
@@ -49,25 +127,21 @@ def generate(
         yield from _one_by_one(model, prompts, sampling, seeds, interrupted)
         return
     waiting = deque((at, ids, seeds[at]) for at, ids in enumerate(prompts) if seeds[at])
-    rows, cache, last = list[Row](), DynamicCache(), torch.zeros(0, dtype=torch.long, device=model.device)
-    while waiting or rows:
-        while waiting and (not rows or len(rows) + len(waiting[0][2]) <= sampling.concurrency):
+    batch = Batch(model, sampling)
+    while waiting or batch.rows:
+        while waiting and (not batch.rows or len(batch.rows) + len(waiting[0][2]) <= sampling.concurrency):
             at, ids, own = waiting.popleft()
-            begun, first = _start(model, ids, len(own))
-            cache, last = (joined(cache, begun), torch.cat([last, first])) if rows else (begun, first)
-            rows += [Row((at, n), _uniforms(seed, sampling), ids.size) for n, seed in enumerate(own)]
+            batch.add(ids, [Row((at, n), seed, ids.size) for n, seed in enumerate(own)])
         if interrupted():
             raise KeyboardInterrupt
-        last = _decode(model, rows, cache, last, sampling)
-        ends = [_end(row, sampling) for row in rows]
+        batch.decode()
+        rows, ends = batch.rows, [_end(row, sampling) for row in batch.rows]
+        running = [n for n, end in enumerate(ends) if end is None]
+        if len(running) < len(rows):
+            batch.keep(running)
         for row, end in zip(rows, ends, strict=True):
             if end is not None:
                 yield *row.owner, _finished(row, sampling)
-        running = [n for n, end in enumerate(ends) if end is None]
-        if len(running) < len(rows):
-            chosen = torch.tensor(running, device=model.device, dtype=torch.long)
-            rows, last = [rows[n] for n in running], last[chosen]
-            cache = selected(cache, chosen)
 
 
 def stream(model: Model, prompt: IntArray, sampling: SamplingParams, seed: int) -> Iterator[int]:
@@ -75,10 +149,10 @@ def stream(model: Model, prompt: IntArray, sampling: SamplingParams, seed: int) 
     if not model.batched:
         yield from _alone(model, prompt, sampling, seed).tokens
         return
-    cache, last = _start(model, prompt, 1)
-    row = Row((0, 0), _uniforms(seed, sampling), prompt.size)
+    batch, row = Batch(model, sampling), Row((0, 0), seed, prompt.size)
+    batch.add(prompt, [row])
     while not row.tokens or _end(row, sampling) is None:
-        last = _decode(model, [row], cache, last, sampling)
+        batch.decode()
         yield row.tokens[-1]
 
 
@@ -100,12 +174,14 @@ def _alone(
     model: Model, ids: IntArray, sampling: SamplingParams, seed: int, interrupted: Callable[[], bool] = lambda: False
 ) -> Row:
     """One rollout by transformers' own loop, which knows how to feed each model's cache; our draw picks the token."""
-    row = Row((0, 0), _uniforms(seed, sampling), ids.size)
+    row, uniforms = Row((0, 0), seed, ids.size), Uniforms(model.device, sampling.max_tokens)
+    uniforms.add([seed])
 
     def draw(_: Tensor, logits_1V: Tensor) -> Tensor:
         if interrupted():
             raise KeyboardInterrupt
-        token = _drawn(logits_1V, [row], sampling)
+        token, logp = drawn(logits_1V, uniforms.next_B1(), sampling)
+        noted([row], token, logp)
         return torch.full_like(logits_1V, -torch.inf).scatter(-1, token[:, None], 0.0)
 
     def stops(given_1T: Tensor, _: object, **__: object) -> Tensor:
@@ -133,47 +209,48 @@ def _start(model: Model, ids: IntArray, n: int) -> tuple[DynamicCache, Tensor]:
     return shared(cache if prompt.numel() > 1 else emptied(cache), n), prompt[-1:].expand(n)
 
 
-@torch.no_grad()
-def _decode(model: Model, rows: list[Row], cache: DynamicCache, last: Tensor, sampling: SamplingParams) -> Tensor:
-    """Draw one more token per row; the cache grows by the one before."""
-    width = keys_in(cache) + 1
-    lengths = torch.tensor([row.length for row in rows], device=model.device)
-    mask = torch.arange(width, device=model.device) >= (width - lengths)[:, None]
-    given = {"attention_mask": mask.long(), "position_ids": (lengths - 1)[:, None]}
-    hidden = states_of(continued(model.body, last[:, None], cache, **given))
-    return _drawn(model.logits(hidden[:, -1]), rows, sampling)
-
-
-def _drawn(logits_BV: Tensor, rows: Sequence[Row], sampling: SamplingParams) -> Tensor:
-    """Draw each row's next token, and note it with its log-prob."""
+def drawn(logits_BV: Tensor, uniforms_B1: Tensor, sampling: SamplingParams) -> tuple[Tensor, Tensor]:
+    """Return each row's next token (B,) and its log-prob, from the row's next uniform number (float64)."""
     logp_BV = log_softmax(logits_BV, sampling.temperature or 1.0)
-    tokens = _sample(logp_BV, rows, sampling)
-    chosen = logp_BV.gather(-1, tokens[:, None])[:, 0].tolist()
-    for row, token, logp in zip(rows, tokens.tolist(), chosen, strict=True):
-        row.tokens.append(token)
+    tokens_B = _sample(logp_BV, uniforms_B1, sampling)
+    return tokens_B, logp_BV.gather(-1, tokens_B[:, None])[:, 0]
+
+
+def noted(rows: Sequence[Row], tokens_B: Tensor, logps_B: Tensor) -> None:
+    """Append each row's token and log-prob, fetched from the device at once; ids below 2**24 are exact in float32."""
+    tokens, logps = torch.stack([tokens_B.to(logps_B.dtype), logps_B]).tolist()
+    for row, token, logp in zip(rows, tokens, logps, strict=True):
+        row.tokens.append(int(token))
         row.logps.append(logp)
-        row.length += 1
-    return tokens
 
 
-def _sample(logp_BV: Tensor, rows: Sequence[Row], sampling: SamplingParams) -> Tensor:
+def _sample(logp_BV: Tensor, uniforms_B1: Tensor, sampling: SamplingParams) -> Tensor:
     """Tokens (B,): the likeliest, or the first whose cumulative probability exceeds the row's uniform number."""
     if sampling.temperature == 0.0:
         return logp_BV.argmax(-1)
-    # Apple's GPU has no float64; sums of a long vocabulary need it.
-    p_BV = logp_BV.cpu().double().exp() if logp_BV.device.type == "mps" else logp_BV.double().exp()
+    p_BV = logp_BV.to(uniforms_B1.device).double().exp()
     if sampling.top_p < 1.0:
-        # The likeliest ids whose probabilities reach `top_p` together; the others get 0.
-        ordered, ids = p_BV.sort(-1, descending=True)
-        kept = torch.where(ordered.cumsum(-1) - ordered < sampling.top_p, ordered, 0.0)
-        p_BV = torch.zeros_like(p_BV).scatter(-1, ids, kept)
-    total_BV = p_BV.cumsum(-1)
-    u_B1 = torch.tensor([[row.uniforms_T[len(row.tokens)]] for row in rows], dtype=p_BV.dtype, device=p_BV.device)
-    # The first id whose sum exceeds the number has a probability above 0.
-    found = torch.searchsorted(total_BV, u_B1 * total_BV[:, -1:], right=True)[:, 0]
-    # Rounding must not lead past the last id of a probability above 0.
-    last = p_BV.shape[-1] - 1 - (p_BV.flip(-1) > 0).int().argmax(-1)
-    return torch.minimum(found, last).to(logp_BV.device)
+        p_BV = nucleus(p_BV, sampling.top_p)
+    sums_BV = p_BV.cumsum(-1)
+    total_B1 = sums_BV[:, -1:]
+    # The first id whose sum exceeds the number has a probability above 0. A product that is rounded up to the total
+    # would lead past the last such id.
+    below_B1 = torch.minimum(uniforms_B1 * total_B1, total_B1.nextafter(torch.zeros_like(total_B1)))
+    return torch.searchsorted(sums_BV, below_B1, right=True)[:, 0].to(logp_BV.device)
+
+
+def nucleus(p_BV: Tensor, top_p: float) -> Tensor:
+    """Keep the likeliest ids whose probabilities reach `top_p` together, of equal ones the first; the others get 0."""
+    ordered_BK = p_BV.topk(min(NUCLEUS, p_BV.shape[-1]), dim=-1).values
+    kept_BK = ordered_BK.cumsum(-1) - ordered_BK < top_p
+    if ordered_BK.shape[-1] < p_BV.shape[-1] and bool(kept_BK[:, -1].any()):
+        ordered_BK = p_BV.sort(-1, descending=True).values
+        kept_BK = ordered_BK.cumsum(-1) - ordered_BK < top_p
+    kept_B1 = kept_BK.sum(-1, keepdim=True)
+    least_B1 = ordered_BK.gather(-1, kept_B1 - 1)
+    equal_BV = p_BV == least_B1
+    of_equal_B1 = kept_B1 - (ordered_BK > least_B1).sum(-1, keepdim=True)
+    return torch.where((p_BV > least_B1) | (equal_BV & (equal_BV.cumsum(-1) <= of_equal_B1)), p_BV, 0.0)
 
 
 def _end(row: Row, sampling: SamplingParams) -> FinishReason | None:
@@ -186,7 +263,3 @@ def _finished(row: Row, sampling: SamplingParams) -> Generation:
     end = _end(row, sampling)
     assert end is not None
     return Generation(np.array(row.tokens, dtype=np.int32), np.array(row.logps, dtype=np.float32), end)
-
-
-def _uniforms(seed: int, sampling: SamplingParams) -> Any:
-    return np.random.default_rng(seed).random(sampling.max_tokens)

@@ -156,19 +156,37 @@ def emptied(cache: DynamicCache) -> DynamicCache:
     return _mapped([cache], lambda tensors, keys: tensors[0][:, :, :0] if keys else torch.zeros_like(tensors[0]))
 
 
-def selected(cache: DynamicCache, rows: Tensor) -> DynamicCache:
-    """A cache of some of the rows."""
-    return _mapped([cache], lambda tensors, _: tensors[0][rows])
+def selected(cache: DynamicCache, rows: Tensor, width: int) -> DynamicCache:
+    """A cache of some of the rows and the last `width` keys of each; the given one is emptied layer by layer."""
+    extra = max(0, keys_in(cache) - width)
+    return _mapped(
+        [cache], lambda tensors, keys: (tensors[0][:, :, extra:] if keys else tensors[0])[rows], consume=True
+    )
 
 
 def joined(*caches: DynamicCache) -> DynamicCache:
-    """Join the rows of several caches, their keys padded on the left to the longest."""
+    """Join the rows of several caches, their keys padded on the left to the longest.
+
+    The given ones are emptied layer by layer, so that old and new are never held at once.
+    """
     length = max(map(keys_in, caches))
 
     def rows(tensors: Sequence[Tensor], keys: bool) -> Tensor:
         return torch.cat([pad(each, (0, 0, length - each.shape[2], 0)) for each in tensors] if keys else list(tensors))
 
-    return _mapped(caches, rows)
+    return _mapped(caches, rows, consume=True)
+
+
+def row_bytes(cache: DynamicCache) -> tuple[int, int]:
+    """Bytes of one row: its keys and values per token, and its states."""
+    sizes: dict[bool, list[int]] = {True: [], False: []}
+
+    def count(tensors: Sequence[Tensor], keys: bool) -> Tensor:
+        sizes[keys].append(tensors[0][0].numel() * tensors[0].element_size())
+        return tensors[0]
+
+    _mapped([cache], count)
+    return sum(sizes[True]) // max(1, keys_in(cache)), sum(sizes[False])
 
 
 def keys_in(cache: DynamicCache) -> int:
@@ -177,11 +195,16 @@ def keys_in(cache: DynamicCache) -> int:
     return next((keys.shape[2] for keys in found if keys is not None), 0)
 
 
-def _mapped(caches: Sequence[DynamicCache], change: Callable[[Sequence[Tensor], bool], Tensor]) -> DynamicCache:
-    """A cache whose every tensor is `change(the caches' tensors there, whether they are keys or values)`."""
+def _mapped(
+    caches: Sequence[DynamicCache], change: Callable[[Sequence[Tensor], bool], Tensor], *, consume: bool = False
+) -> DynamicCache:
+    """A cache whose every tensor is `change(the caches' tensors there, whether they are keys or values)`.
+
+    With `consume` the caches lose each layer as soon as its successor exists, whose memory is then free.
+    """
     result = copy(caches[0])
     result.layers = []
-    for layers in zip(*(cache.layers for cache in caches), strict=True):
+    for place, layers in enumerate(zip(*(cache.layers for cache in caches), strict=True)):
         new = copy(layers[0])
         for name, value in vars(new).items():
             here = [vars(layer)[name] for layer in layers]
@@ -192,4 +215,6 @@ def _mapped(caches: Sequence[DynamicCache], change: Callable[[Sequence[Tensor], 
             elif isinstance(value, Tensor):
                 setattr(new, name, change(here, True))
         result.layers.append(new)
+        for cache in caches if consume else ():
+            cache.layers[place] = None
     return result

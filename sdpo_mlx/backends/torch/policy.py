@@ -22,6 +22,7 @@ from sdpo_mlx.backends.torch.gradient import TorchGradientPass, hidden_states, i
 from sdpo_mlx.backends.torch.loading import load
 from sdpo_mlx.backends.torch.losses import at, log_softmax
 from sdpo_mlx.backends.torch.model import Model, blocks
+from sdpo_mlx.backends.torch.out_of_memory import is_out_of_memory, release
 from sdpo_mlx.backends.weight_names import by_mlx_names, mlx_name
 from sdpo_mlx.config import ModelConfig, ObjectiveConfig, TeacherConfig, TrainConfig
 from sdpo_mlx.core.errors import ConfigError
@@ -134,12 +135,14 @@ class TorchPolicy(Learner):
         while True:
             try:
                 return super().gradient(samples, objective, temperature, checkpoint)
-            except torch.OutOfMemoryError as error:
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
                 if self.budget <= SMALLEST_BUDGET:
                     fix = "use a smaller model, or lower rollout.max_tokens and teacher.max_context_tokens"
                     raise ConfigError("out of memory in a step on one rollout", where="model", fix=fix) from error
             self.budget //= 2
-            torch.cuda.empty_cache()
+            release(self.model.device)
 
     def active(self, weights: Weights) -> AbstractContextManager[None]:
         """See `Learner.active`."""
