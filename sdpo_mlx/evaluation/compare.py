@@ -65,9 +65,9 @@ class Comparison:
 
     @property
     def scores(self) -> tuple[Score, Score]:
-        """Each side's score, with its interval clustered by problem."""
+        """Each side's score, with its interval clustered by problem: that of `Evaluation.interval`."""
         first, second = (
-            Score(statistics.average(rows), *statistics.clustered(rows, seed=self.seed))
+            Score(statistics.average(rows), *statistics.clustered(rows, seed=derive("bootstrap", self.seed)))
             for rows in ([[pair.first] for pair in self.pairs], [[pair.second] for pair in self.pairs])
         )
         return first, second
@@ -172,8 +172,8 @@ def compare_rewards(
     first: Mapping[str, Sequence[float]], second: Mapping[str, Sequence[float]], *, seed: int
 ) -> Comparison:
     """Pair rewards by the id of their problem; problems of one side alone are left out. `seed` is that of the run."""
-    shared, seed = [name for name in first if name in second], derive("paired", seed)
+    shared = [name for name in first if name in second]
     rows = [[side[name] for name in shared] for side in (first, second)]
-    difference, interval = statistics.paired(rows[0], rows[1], seed=seed)
+    difference, interval = statistics.paired(rows[0], rows[1], seed=derive("paired", seed))
     pairs = tuple(Pair(name, "", fmean(a), fmean(b)) for name, a, b in zip(shared, *rows, strict=True) if a and b)
     return Comparison(pairs, difference, interval, (len(first) - len(shared), len(second) - len(shared), 0), seed)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import get_args
 
 from sdpo_mlx.backends.base import Update
+from sdpo_mlx.core.statistics import clustered
 from sdpo_mlx.rl.distillation import SILENT
 from sdpo_mlx.types import DistillSample, Rollout, RolloutGroup, Skip, SkipReason, TeacherContext
 
@@ -50,7 +51,9 @@ def step_metrics(
 
     Shares are of 1; `contexts` may contain None for rollouts without one. `update` is None if nothing was learned.
     """
-    feedback = [each for group in groups for each in group.feedback if each.kind != "grader_error"]
+    graded = [[each for each in group.feedback if each.kind != "grader_error"] for group in groups]
+    feedback = [each for group in graded for each in group]
+    low, high = clustered([[each.success for each in group] for group in graded], seed=facts.generations)
     rollouts = [rollout for group in groups for rollout in group.rollouts]
     seen = [context for context in contexts if context is not None]
     demonstrated = sum(context.demonstration is not None for context in seen)
@@ -62,6 +65,8 @@ def step_metrics(
     return {
         "reward/mean": mean([each.reward for each in feedback]),
         "success/rate": mean([each.success for each in feedback]),
+        "success/low": low,
+        "success/high": high,
         "feedback/rate": mean([bool(each.text.strip()) for each in feedback]),
         "groups/solved": mean([any(each.success for each in group.feedback) for group in groups]),
         "groups/no_signal": mean([group.problem.id in silent for group in groups]),

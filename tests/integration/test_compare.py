@@ -56,6 +56,13 @@ def test_difference_is_paired_and_problems_are_named() -> None:
     assert (document["problems"], document["even"], document["sentence"]) == (3, 1, lines[-1])
 
 
+def test_scores_have_the_intervals_of_their_evaluations() -> None:
+    sides = [saved({str(i): [float(i % k == 0), 0.5] for i in range(12)}) for k in (2, 3)]
+    evaluations = [EvalDocument.from_document(side).scores for side in sides]
+    for score, evaluation in zip(compare(*sides).scores, evaluations, strict=True):
+        assert (score.score, score.low, score.high) == pytest.approx((evaluation.score, *evaluation.interval))
+
+
 def test_a_problem_of_another_content_is_left_out() -> None:
     first, second = saved({"a": [1], "b": [1]}), saved({"a": [0], "b": [1]})
     for side, content in ((first, "x"), (second, "y")):

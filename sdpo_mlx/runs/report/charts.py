@@ -6,7 +6,6 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from sdpo_mlx.core.statistics import wilson
 from sdpo_mlx.runs.events import number
 from sdpo_mlx.runs.report.collect import Row, RunData
 from sdpo_mlx.runs.report.svg import Series, line_chart
@@ -82,14 +81,10 @@ class _Lines:
         return Series(full, _column(rows, self.axis), _column(rows, name), colour=run if several else at, dash=at)
 
     def training(self, run: int) -> Series:
-        """Return the success rate with Wilson's interval over the step's rollouts."""
+        """Return the success rate of the steps; those of older runs have no interval."""
         rows = self.runs[run].steps
-        line, ends, before = self._line(run, "training", 0, rows, "success/rate"), [], 0.0
-        for rate, total in zip(line.ys, _column(rows, "generations/total"), strict=True):
-            n, before = total - before, total
-            valid = math.isfinite(rate) and math.isfinite(n) and n >= 1
-            ends.append(wilson(min(rate * n, n), round(n)) if valid else (math.nan, math.nan))
-        return replace(line, lows=[low for low, _ in ends], highs=[high for _, high in ends])
+        line = self._line(run, "training", 0, rows, "success/rate")
+        return replace(line, lows=_column(rows, "success/low"), highs=_column(rows, "success/high"))
 
     def held_out(self, run: int) -> Series:
         """Return the scores on held-out problems during training."""

@@ -125,7 +125,8 @@ def _values(series: Sequence[Series], points: Sequence[list[Point]], across: _Sc
 
 
 def _figure(y: float, low: float | None = None, high: float | None = None) -> str:
-    return f"{y:.3g}" if low is None or high is None else f"{y:.3g} ({low:.3g} to {high:.3g})"
+    known = low is not None and high is not None and low < high  # both are on the line if they are missing
+    return f"{y:.3g} ({low:.3g} to {high:.3g})" if known else f"{y:.3g}"
 
 
 def _summary(name: str, points: Sequence[Point]) -> str:

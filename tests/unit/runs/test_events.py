@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from sdpo_mlx.backends.base import Update
 from sdpo_mlx.core.errors import DataError, DivergedError, StorageError
+from sdpo_mlx.core.statistics import clustered
 from sdpo_mlx.rl.metrics import StepFacts, step_metrics
 from sdpo_mlx.runs.events import EventLog, read_events
 from sdpo_mlx.training.failures import FailureMonitor
@@ -35,6 +36,8 @@ from sdpo_mlx.types import (
 NAMES = [
     "reward/mean",
     "success/rate",
+    "success/low",
+    "success/high",
     "feedback/rate",
     "groups/solved",
     "groups/no_signal",
@@ -225,6 +228,15 @@ def test_step_metrics_have_every_name_and_the_right_numbers() -> None:
         "grad/norm": 0.9,
     }
     assert {name: found[name] for name in wanted} == pytest.approx(wanted)
+
+
+def test_success_of_a_step_has_the_interval_over_its_problems() -> None:
+    rows = [["pass"] * 4, ["wrong"] * 4, ["pass"] * 4, ["wrong"] * 3 + ["grader_error"]]
+    groups = [group_of(str(n), *row) for n, row in enumerate(rows)]
+    found = step_metrics(groups, [], [], [], None, FACTS)
+    expected = clustered([[1] * 4, [0] * 4, [1] * 4, [0] * 3], seed=FACTS.generations)
+    assert (found["success/low"], found["success/high"]) == expected
+    assert found["success/high"] - found["success/low"] > 0.8  # 16 rollouts, but 4 problems
 
 
 def test_step_metrics_without_anything_are_nan_not_an_error() -> None:
