@@ -14,7 +14,7 @@ from typing import Literal
 from sdpo_mlx.core import statistics
 from sdpo_mlx.rl.metrics import TRUNCATED_MOST
 from sdpo_mlx.runs.events import number
-from sdpo_mlx.training.history import SUCCESS, History, Window
+from sdpo_mlx.training.history import SUCCESS, WINDOW_ROLLOUTS, WINDOW_STEPS, History, Window
 
 # Thresholds, each with its reason. Of 58 healthy runs of benchmarks/healthy_runs.py 9 warned, all by `held_out`.
 BARREN_STEPS = 5  # a batch of hard problems without any signal is normal, five in a row are not
@@ -60,8 +60,29 @@ def check(history: History, after: str) -> dict[str, Finding]:
     return {rule.name: found for rule in due if (found := rule.find(history))}
 
 
+def no_success(history: History) -> Finding | None:
+    """No success in the first steps and none in the probe, instead of what `no_signal`, `teacher` and it find."""
+    steps = len(history.first)
+    rollouts = steps * history.rollouts
+    if not history.hopeless or not (steps >= WINDOW_STEPS or rollouts >= WINDOW_ROLLOUTS):
+        return None
+    probe = history.probe or {}
+    answers = int(number(probe.get("teacher/answers")) or 0)
+    alone = "the probe before had no context to show, neither feedback nor a success"
+    teacher = f"0 of {answers} of the self-teacher with its context in the probe before" if answers else alone
+    done = f"{steps} steps" if steps > 1 else "the first step"
+    return Finding(
+        f"nothing has succeeded: 0 of {rollouts} rollouts in {done}; {teacher}. Use a larger model, "
+        "easier problems, feedback that states what is right, or right answers in the dataset "
+        "(teacher.demonstration: dataset)",
+        {"steps": steps, "rollouts": rollouts, "teacher/answers": answers},
+    )
+
+
 def no_signal(history: History) -> Finding | None:
     """Nothing to learn from in several steps in a row."""
+    if history.hopeless:
+        return None
     steps = list(history.last)[-BARREN_STEPS:]
     # A step that was refused, because a number in it was not finite, has no loss either.
     if len(steps) < BARREN_STEPS or any(number(s.get("loss")) is not None or "non_finite" in s for s in steps):
@@ -88,6 +109,8 @@ def no_signal(history: History) -> Finding | None:
 
 def teacher(history: History) -> Finding | None:
     """A self-teacher that succeeds no more often than the student, over its last rollouts."""
+    if history.hopeless:
+        return None
     answers, right, student = 0, 0.0, 0.0
     for step in reversed(history.teacher):
         count = int(number(step.get("teacher/answers")) or 0)
@@ -248,6 +271,7 @@ def divergence(history: History) -> Finding | None:
 
 
 RULES = (
+    Rule("no_success", "step", no_success),
     Rule("no_signal", "step", no_signal),
     Rule("teacher", "step", teacher),
     Rule("success", "step", success),

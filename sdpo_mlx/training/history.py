@@ -17,6 +17,7 @@ from sdpo_mlx.runs.events import number
 Event = Mapping[str, Any]
 WINDOW_STEPS, WINDOW_ROLLOUTS = 3, 64  # a window has at least as many of both: one batch of problems may be hard
 SUCCESS = "success/rate"
+SUCCESSES = (SUCCESS, "success", "teacher/success", "teacher/student", "pass@1")  # of steps, probe, evaluations
 MOST_STEPS = 16  # of a window: memory and work stay constant however long the run
 
 
@@ -49,6 +50,7 @@ class History:
     """The events of a run so far, as much of them as the rules read.
 
     `best` is the evaluation with the highest score before `latest`; `warned` are the rules that have warned.
+    `succeeded`: some rollout of student or self-teacher has, in training, in the probe or held-out.
     """
 
     first: list[Event] = field(default_factory=list)
@@ -60,11 +62,17 @@ class History:
     latest: Event | None = None
     evaluations: int = 0
     warned: set[str] = field(default_factory=set)
+    probe: Event | None = None
+    succeeded: bool = False
 
     def add(self, event: Event) -> None:
         """Take in an event; types that no rule reads are ignored."""
         kind = event.get("type")
-        if kind == "step":
+        if kind in ("probe", "step", "eval"):
+            self.succeeded = self.succeeded or any(number(event.get(name)) for name in SUCCESSES)
+        if kind == "probe":
+            self.probe = event
+        elif kind == "step":
             self.rollouts = self.rollouts or int(number(event.get("generations/total")) or 0)
             if len(self.first) < MOST_STEPS:
                 self.first.append(event)
@@ -92,6 +100,12 @@ class History:
         before = Window(list(self.last)[-2 * size : -size], size * self.rollouts)
         if len(before.steps) == size and not (self.peak and self.peak.mean(SUCCESS) >= before.mean(SUCCESS)):
             self.peak = before
+
+    @property
+    def hopeless(self) -> bool:
+        """Whether nothing has succeeded, the probe included, and the first steps had no part of a reward either."""
+        rewarded = any(number(each.get("reward/mean")) for each in self.first)
+        return self.probe is not None and not self.succeeded and not rewarded
 
     def _size(self) -> int:
         """Return the number of steps in a window."""

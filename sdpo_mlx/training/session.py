@@ -176,7 +176,10 @@ class TrainingSession:
             signs = found.results[0].signs if found.results else {}
             event = {"type": "probe", "step": 0, **probe_verdict.event(found, conclusion), "agreements": dict(signs)}
             self.emit(event)
-            if conclusion.kind == "does not learn" and found.student_score[0] < health.TEACHER_NEEDED:
+            # If nothing has succeeded at all, the rule `no_success` says so after the first steps.
+            rewarded = any(each.reward for group in groups for each in group.feedback)
+            warns = rewarded or not self.history.hopeless
+            if conclusion.kind == "does not learn" and found.student_score[0] < health.TEACHER_NEEDED and warns:
                 self.warn(0, [f"probe: {conclusion.sentence} (`sdpo probe` tries other contexts and templates)"])
         return replace(state, agreements=event.get("agreements", {})) if cfg.objective.kind == "auto" else state
 

@@ -191,6 +191,14 @@ def test_a_run_whose_context_does_not_help_warns_once_and_goes_on(tmp_path: Path
     assert any(row.startswith("probe: does not learn. ") for row in rows)
 
 
+def test_a_run_without_any_success_has_one_warning_of_it(tmp_path: Path) -> None:
+    rollout = {"problems_per_step": 8, "group_size": 8, "max_tokens": 1}
+    seen = run(tmp_path / "run", rollout=rollout, log={"samples": 0, "teacher_answers": 16})
+    (probed,) = [event for event in seen if event["type"] == "probe"]
+    assert (probed["verdict"], probed["success"], probed["teacher/success"]) == ("does not learn", 0.0, 0.0)
+    assert [(event["rule"], event["step"]) for event in seen if event["type"] == "warning"] == [("no_success", 1)]
+
+
 @pytest.mark.parametrize(("template", "share"), [(None, 1.0), ("facts", 0.0)])
 def test_first_share_of_auto_is_what_the_probe_found(template: str | None, share: float, tmp_path: Path) -> None:
     sections: dict[str, Any] = {

@@ -57,6 +57,41 @@ def test_a_teacher_without_any_success_needs_two_looks() -> None:
     assert warnings(stream(onset=0, **start)) == [("teacher", 4)]
 
 
+BARREN: dict[str, Any] = {"success/rate": 0.0, "teacher/success": 0.0, "teacher/student": 0.0, "loss": None}
+
+
+def barren(rollouts: int = 64, answers: int = 32, **changed: Any) -> list[dict[str, Any]]:
+    """A run in which nothing succeeds, neither in training nor in the probe before it, nor held-out."""
+    probe = {"type": "probe", "step": 0, "success": 0.0, "teacher/answers": answers, "teacher/success": 0.0}
+    events = [each for each in stream(onset=0, rollouts=rollouts, **BARREN | changed) if each["type"] == "step"]
+    return [probe, *({**each, "reward/mean": 0.0} for each in events)]
+
+
+@pytest.mark.parametrize(("rollouts", "step", "done"), [(64, 1, "the first step"), (16, 3, "3 steps")])
+def test_no_success_at_all_is_one_warning_with_what_to_do(rollouts: int, step: int, done: str) -> None:
+    (warning,) = [event for event in replayed(barren(rollouts)) if event["type"] == "warning"]
+    assert (warning["rule"], warning["step"]) == ("no_success", step)
+    for part in (
+        f"0 of {rollouts * step} rollouts in {done}",
+        "0 of 32 of the self-teacher",
+        "larger model",
+        "dataset",
+    ):
+        assert part in warning["message"]
+
+
+def test_no_success_is_not_warned_of_where_something_succeeded_or_rewards_differ() -> None:
+    events = barren()
+    assert "no context to show, neither" in replayed(barren(answers=0))[2]["message"]
+    late = [{**each, "success/rate": 0.0 if each["step"] < 12 else 0.05} for each in events]
+    assert warnings(late) == [("no_success", 1), ("no_signal", 12), ("teacher", 12)]
+    scored = [{"type": "eval", "step": 0, "pass@1": 0.1}, *events]
+    assert [rule for rule, _ in warnings(scored)] == ["teacher", "no_signal"]
+    graded = [{**each, "reward/mean": 0.3} for each in events]
+    assert "no_success" not in dict(warnings(graded))
+    assert "no_success" not in dict(warnings(events[1:]))  # without a probe
+
+
 @pytest.mark.parametrize(
     "changed",
     [
