@@ -26,9 +26,11 @@ from sdpo_mlx.rl.components import Components
 from sdpo_mlx.rl.rollouts import ProgressPolicy, rollout_seeds, sample
 from sdpo_mlx.runs.folder import adapter_sha256
 from sdpo_mlx.tasks.base import Task
+from sdpo_mlx.types import Problem
 
 BATCHES_PER_WRITE = 2  # with a cache, this many times `concurrency` rollouts are sampled between two writes
 MAX_BYTES = 1_000_000_000  # of a saved evaluation
+MOST_KEPT = 4  # held-out problems whose rollouts a run keeps at each evaluation
 CONDITIONS = ("samples", "seed", "sampling")  # equal in two evaluations that are fully comparable
 SampleKey = tuple[int, int]  # index of the problem, index of its rollout
 
@@ -136,6 +138,19 @@ def evaluate(
         hashed = problem_sha256(problem)
         scores.append(ProblemScore(problem.id, problem.family, rewards, successes, rollouts, hashed))
     return Evaluation("held_out", samples, tuple(scores), spec.seed)
+
+
+def kept_rollouts(found: Evaluation, problems: Sequence[Problem]) -> list[dict[str, Any]]:
+    """Return the first rollout of a few problems, evenly spaced, as rows of a run's rollout files."""
+    scored = {score.id: score for score in found.problems if score.answers}
+    with_answers = [problem for problem in problems if problem.id in scored]
+    count = min(MOST_KEPT, len(with_answers))
+    rows = []
+    for problem in (with_answers[n * len(with_answers) // count] for n in range(count)):
+        rollout = scored[problem.id].answers[0]
+        earlier = {"earlier": [{"answer": text} for text in rollout.texts[:-1]]} if len(rollout.texts) > 1 else {}
+        rows.append({**rollout.record(problem.id), **earlier, "index": 0, "prompt": list(problem.messages)})
+    return rows
 
 
 class _EvalRun:

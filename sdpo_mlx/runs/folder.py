@@ -10,7 +10,7 @@ import re
 import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -33,7 +33,9 @@ from sdpo_mlx.models.adapter_folder import check_layout
 from sdpo_mlx.models.safetensors_io import read_arrays
 
 LESSONS = "coaching.jsonl"  # exists only in the folder of a coaching session
-ROLLOUTS = re.compile(r"step-(\d+)\.jsonl\.gz")
+ROLLOUTS = re.compile(r"(?:step|eval)-(\d+)\.jsonl\.gz")
+RolloutKind = Literal["step", "eval"]  # of training, and of held-out problems
+KINDS: tuple[RolloutKind, ...] = ("step", "eval")
 
 
 class RunFolder:
@@ -48,7 +50,7 @@ class RunFolder:
         self.forgetting = self.path / "forgetting.json"  # the base model's reference (`evaluation/forgetting.py`)
         self.trackers = self.path / "trackers.json"  # what was sent to trackers (`tracking/sent_log.py`)
         self.checkpoints = self.path / "checkpoints"  # for `checkpoint.save` and `checkpoint.load`
-        self.rollouts = self.path / "rollouts"  # one file per step
+        self.rollouts = self.path / "rollouts"  # one file per step, and one per evaluation
         self._lock: int | None = None
 
     @classmethod
@@ -167,18 +169,18 @@ class RunFolder:
         """Write the model card to `README.md`."""
         write_text(self.path / "README.md", text)
 
-    def rollouts_of(self, step: int) -> Path:
-        """Return the file of one step: `rollouts/step-000012.jsonl.gz`."""
-        return self.rollouts / f"step-{step:06d}.jsonl.gz"
+    def rollouts_of(self, step: int, kind: RolloutKind = "step") -> Path:
+        """Return the file of one step, `rollouts/step-000012.jsonl.gz`, or of the evaluation after it."""
+        return self.rollouts / f"{kind}-{step:06d}.jsonl.gz"
 
-    def write_rollouts(self, step: int, records: Iterable[Mapping[str, Any]]) -> None:
+    def write_rollouts(self, step: int, records: Iterable[Mapping[str, Any]], kind: RolloutKind = "step") -> None:
         """Write one JSON object per line, gzipped without a time stamp so that equal runs give equal files."""
         content = b"".join(map(json_line, records))
-        write_bytes(self.rollouts_of(step), gzip.compress(content, mtime=0))
+        write_bytes(self.rollouts_of(step, kind), gzip.compress(content, mtime=0))
 
-    def read_rollouts(self, step: int) -> list[dict[str, Any]]:
+    def read_rollouts(self, step: int, kind: RolloutKind = "step") -> list[dict[str, Any]]:
         """Return what `write_rollouts` wrote, empty if there is no file; raises StorageError if it is damaged."""
-        path = self.rollouts_of(step)
+        path = self.rollouts_of(step, kind)
         try:
             lines = gzip.decompress(path.read_bytes()).splitlines()
             return [row for row in map(json.loads, lines) if isinstance(row, dict)]
@@ -187,17 +189,18 @@ class RunFolder:
         except (OSError, ValueError, EOFError, zlib.error) as error:
             raise StorageError(f"cannot be read: {error}", where=str(path)) from error
 
-    def rollout_steps(self) -> list[int]:
+    def rollout_steps(self, kind: RolloutKind = "step") -> list[int]:
         """Return the steps with stored rollouts, oldest first."""
-        names = (ROLLOUTS.fullmatch(path.name) for path in self.rollouts.glob("step-*.jsonl.gz"))
+        names = (ROLLOUTS.fullmatch(path.name) for path in self.rollouts.glob(f"{kind}-*.jsonl.gz"))
         return sorted(int(name[1]) for name in names if name)
 
     def rewind(self, step: int) -> None:
         """Delete the rollouts of later steps: a resumed run samples them again."""
-        for later in self.rollout_steps():
-            if later > step:
-                path = self.rollouts_of(later)
-                guarded(path, path.unlink, missing_ok=True)
+        for kind in KINDS:
+            for later in self.rollout_steps(kind):
+                if later > step:
+                    path = self.rollouts_of(later, kind)
+                    guarded(path, path.unlink, missing_ok=True)
 
 
 def adapter_sha256(folder: Path) -> str:

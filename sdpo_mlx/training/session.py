@@ -12,7 +12,7 @@ from sdpo_mlx.config import Config, risks
 from sdpo_mlx.core.progress import StartTask, no_tasks
 from sdpo_mlx.core.seeding import derive
 from sdpo_mlx.evaluation import probe_verdict
-from sdpo_mlx.evaluation.evaluate import Evaluation, evaluate
+from sdpo_mlx.evaluation.evaluate import Evaluation, evaluate, kept_rollouts
 from sdpo_mlx.evaluation.forgetting import Reference, divergence_from
 from sdpo_mlx.evaluation.probe import probe_groups
 from sdpo_mlx.evaluation.spec import training_spec
@@ -297,6 +297,9 @@ class TrainingSession:
             shift, error = divergence_from(self.reference, self.components.policy)
             event |= {"forgetting/divergence": shift, "forgetting/divergence_error": error}
         self.emit(event)
+        if self.cfg.log.samples:
+            rows = kept_rollouts(found, self.components.task.problems("held_out"))
+            self.folder.write_rollouts(state.step, rows, "eval")
         self.check_health("eval", state.step)
         if found.score <= state.best_score:
             declined = health.held_out(self.history) is not None

@@ -49,6 +49,7 @@ function paint(row, frame, focusable) {
 
 function explain(row, i, tip) {
   tip.replaceChildren();
+  if (row.held) return tip.append("Held out: sampled to evaluate, and not scored token by token.");
   const d = row.d ? row.d[i] : null;
   const line = made("div");
   line.append("token " + (i + 1) + " of " + (row.pieces.length + row.cut) + ": ", made("code", visible(row.pieces[i])));
@@ -86,7 +87,7 @@ function explain(row, i, tip) {
 const verdict = (row) =>
   row.turn < row.turns ? "not the last turn" : (row.success ? "right" : row.kind) + (row.finish === "length" ? ", cut off" : "");
 const place = (row) =>
-  "step " + row.step + ", rollout " + row.index + (row.turns > 1 ? ", turn " + row.turn + " of " + row.turns : "");
+  "step " + row.step + (row.held ? "" : ", rollout " + row.index) + (row.turns > 1 ? ", turn " + row.turn + " of " + row.turns : "");
 const isFirst = (row) => row.index === 0 && row.turn === row.turns;
 
 function follow(rows, problem, frame, open) {
@@ -153,7 +154,8 @@ function start(section) {
     at("verdict").textContent = place(row) + ": " + verdict(row) + (row.turn < row.turns ? "" : ", reward " + row.reward);
     at("asked").textContent = row.asked.join("\n\n") || "(not kept)";
     at("feedback").textContent = row.feedback.trim() || "(nothing)";
-    at("teacher").textContent = row.teacher.length ? row.teacher.join("\n\n") : "(no context: nothing was distilled)";
+    const none = row.held ? "(nothing: a held-out problem is never trained on)" : "(no context: nothing was distilled)";
+    at("teacher").textContent = row.teacher.join("\n\n") || none;
     at("parts").replaceChildren(
       ...row.parts.map((i) => {
         const item = made("li"), go = made("button", visible(row.pieces[i]) + " " + signed(row.d[i]));
@@ -186,9 +188,12 @@ function start(section) {
   const names = [...new Set(rows.map((each) => each.problem))].sort();
   const steps = (name) => new Set(rows.filter((each) => each.problem === name && isFirst(each)).map((each) => each.step)).size;
   const counted = new Map(names.map((name) => [name, steps(name)]));
+  const held = new Set(rows.filter((each) => each.held).map((each) => each.problem));
+  const trained = names.filter((name) => !held.has(name));
   const groups = [
-    ["at several steps", names.filter((name) => counted.get(name) > 1)],
-    ["once", names.filter((name) => counted.get(name) < 2)],
+    ["at several steps", trained.filter((name) => counted.get(name) > 1)],
+    ["once", trained.filter((name) => counted.get(name) < 2)],
+    ["held out, at each evaluation", names.filter((name) => held.has(name))],
   ];
   problems.replaceChildren(
     ...groups.filter(([, each]) => each.length).map(([label, each]) => {

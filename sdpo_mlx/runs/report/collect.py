@@ -20,10 +20,11 @@ ROUNDING = 1e-9
 MAX_STEPS = 12  # steps whose rollouts are in the report
 ROLLOUTS_PER_STEP = 6
 MAX_FOLLOWED = 6  # problems whose rollouts are shown over time
-MAX_OVER_TIME = 8  # rollouts of one of them
+MAX_OVER_TIME = 8  # rollouts of one of them, and of a held-out one
 
 Row = Mapping[str, Any]
 T = TypeVar("T", list[Any], dict[str, Any])
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -103,6 +104,10 @@ def read_run(folder: Path, name: str = "") -> RunData:
         rows = readable(f"the rollouts of step {step}", list, partial(run.read_rollouts, step))
         stored += [{**row, "step": step} for row in rows]
     turns = [turn for row in stored for turn in _turns(row)]
+    held_out: list[Row] = []
+    for step in _evenly(run.rollout_steps("eval"), MAX_OVER_TIME):
+        rows = readable(f"the held-out rollouts of step {step}", list, partial(run.read_rollouts, step, "eval"))
+        held_out += [turn for row in rows for turn in _turns({**row, "step": step, "held_out": True})]
     return RunData(
         name=name or folder.resolve().name,
         steps=[steps[step] for step in sorted(steps)],
@@ -110,7 +115,7 @@ def read_run(folder: Path, name: str = "") -> RunData:
         notes=[e for e in events if e.get("type") in NOTES],
         config=readable("config.yaml", dict, lambda: yaml.safe_load((folder / "config.yaml").read_bytes())),
         manifest=readable("manifest.json", dict, run.read_manifest),
-        rollouts=_choose(turns, list(dict.fromkeys(row["step"] for row in stored))),
+        rollouts=[*_choose(turns, list(dict.fromkeys(row["step"] for row in stored))), *held_out],
         outcomes=[
             {
                 "problem": str(row.get("problem")),
@@ -140,11 +145,10 @@ def _turns(row: Row) -> list[Row]:
 
 def _choose(rows: Sequence[Row], steps: Sequence[int]) -> list[Row]:
     """Return all rollouts of some steps, those with candidates first, and some problems' rollouts over all steps."""
-    gap = (len(steps) - 1) / (MAX_STEPS - 1)
-    spread = {steps[round(i * gap)] for i in range(MAX_STEPS)} if steps else set[int]()
+    gap, spread = (len(steps) - 1) / (MAX_STEPS - 1), _evenly(steps, MAX_STEPS)
     with_candidates = {row["step"] for row in rows if "candidates" in row}
     chosen = _over_time(rows)
-    for step in sorted(spread):
+    for step in spread:
         # A step with candidates stands in for one close by.
         near = min(with_candidates, key=lambda each: (abs(each - step), each), default=step)
         step = near if abs(near - step) <= (gap + 1) / 2 else step
@@ -171,7 +175,11 @@ def _over_time(rows: Sequence[Row]) -> list[Row]:
     followed = sorted(repeated, key=lambda name: (name not in with_candidates, -len(first[name]), name))
     chosen = list[Row]()
     for name in followed[:MAX_FOLLOWED]:
-        each, most = first[name], min(len(first[name]), MAX_OVER_TIME)
-        chosen += [each[round(i * (len(each) - 1) / (most - 1))] for i in range(most)]
-        chosen += with_candidates.get(name, [])[:2]
+        chosen += [*_evenly(first[name], MAX_OVER_TIME), *with_candidates.get(name, [])[:2]]
     return chosen
+
+
+def _evenly(items: Sequence[Item], most: int) -> list[Item]:
+    """Return at most so many items, evenly spaced, both ends included."""
+    gap = (len(items) - 1) / (most - 1)
+    return list(items) if gap <= 1 else [items[round(i * gap)] for i in range(most)]

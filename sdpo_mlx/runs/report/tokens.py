@@ -107,7 +107,8 @@ def _shown(row: Row) -> dict[str, Any]:
         divergence = None
     return {
         "step": row["step"],
-        "problem": display(str(row.get("problem", "")), 200),
+        "problem": display(str(row.get("problem", "")), 200) + (" (held out)" if row.get("held_out") else ""),
+        "held": bool(row.get("held_out")),
         "index": row.get("index", 0),
         "turn": row.get("turn", 1),
         "turns": row.get("turns", 1),

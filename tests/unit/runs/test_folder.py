@@ -120,8 +120,10 @@ def test_rewinding_drops_later_rollouts_only(tmp_path: Path) -> None:
     with RunFolder.open(tmp_path) as folder:
         for step in (1, 2, 3):
             folder.write_rollouts(step, [{"step": step}])
+            folder.write_rollouts(step, [{"held out": step}], "eval")
         folder.rewind(2)
-        assert folder.rollout_steps() == [1, 2]
+        assert folder.rollout_steps() == folder.rollout_steps("eval") == [1, 2]
+        assert folder.read_rollouts(2, "eval") == [{"held out": 2}]
 
 
 def test_damaged_rollouts_are_a_storage_error(tmp_path: Path) -> None:

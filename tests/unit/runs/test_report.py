@@ -19,12 +19,15 @@ from sdpo_cli.main import main as run
 from small_runs import settings, trained
 
 from sdpo_mlx.core.errors import ConfigError
+from sdpo_mlx.evaluation.cache import CachedRollout
+from sdpo_mlx.evaluation.evaluate import Evaluation, ProblemScore, kept_rollouts
 from sdpo_mlx.models.chat_template import load_chat
 from sdpo_mlx.models.resolve import resolve
 from sdpo_mlx.rl.diagnostics import ROLLOUTS_PER_LOOK, candidates, due, pieces
 from sdpo_mlx.runs.folder import RunFolder
 from sdpo_mlx.runs.report.collect import read_run, read_runs
 from sdpo_mlx.runs.report.html import page
+from sdpo_mlx.types import Problem
 
 HOSTILE = "</script><img src=x onerror=\"document.title='owned'\">\x1b[31m\u202egpj<b>&lt;{{x}}" + "y" * 300
 ROOM = {"problems_per_step": 2, "group_size": 4, "max_tokens": 24}
@@ -133,6 +136,39 @@ def test_curves_come_first_and_held_out_problems_have_a_row_each(made: Path) -> 
     text = page(read_runs([made]))
     assert text.index('id="curves"') < text.index('id="tokens-0"') < text.index('id="tables-0"')
     assert "Held-out problems over time" in text
+
+
+def test_held_out_problems_are_followed_from_evaluation_to_evaluation(made: Path) -> None:
+    run = RunFolder(made)
+    assert run.rollout_steps("eval") == [0, 3]
+    kept = {(step, row["problem"]): row for step in (0, 3) for row in run.read_rollouts(step, "eval")}
+    rows = {(row["step"], row["problem"]): row for row in shown(page([read_run(made)])) if row["held"]}
+    assert len(rows) == len(kept) == 4
+    for (step, problem), row in kept.items():
+        found = rows[step, f"{problem} (held out)"]
+        assert (found["pieces"], found["d"], found["teacher"]) == ([row["answer"]], None, [])
+        assert (found["success"], found["feedback"]) == (row["success"], row["feedback"])
+        assert found["asked"] == [f"[{each['role']}]\n{each['content']}" for each in row["prompt"]]
+
+
+def test_few_rollouts_of_an_evaluation_are_kept_and_the_turns_of_an_episode() -> None:
+    problems = [Problem(str(n), ({"role": "user", "content": f"ask {n}"},)) for n in range(9)]
+    one = CachedRollout(0, ("first", "last"), 1.0, True, "pass", "", "stop", 7)
+    scores = [ProblemScore(each.id, "", (1.0,), (True,), (one,) if each.id != "0" else ()) for each in problems]
+    rows = kept_rollouts(Evaluation("held_out", 1, tuple(scores), 0), problems)
+    assert [row["problem"] for row in rows] == ["1", "3", "5", "7"]  # the prompt of 0 did not fit
+    assert (rows[0]["answer"], rows[0]["earlier"], rows[0]["index"]) == ("last", [{"answer": "first"}], 0)
+    assert kept_rollouts(Evaluation("held_out", 1, (), 0), problems) == []
+
+
+def test_training_curve_has_the_interval_of_the_events() -> None:
+    steps = [
+        {"step": 1, "success/rate": 0.5, "success/low": 0.2, "success/high": 0.8},
+        {"step": 2, "success/rate": 0.4},
+    ]
+    text = page([replace(story([]), steps=steps)])
+    assert "after 1 steps: 0.5 (0.2 to 0.8)" in text
+    assert "after 2 steps: 0.4<" in text  # of an older version: none is made up
 
 
 def test_summary_shows_truncated_rollouts_and_the_setting_to_change() -> None:
@@ -251,6 +287,20 @@ def test_a_browser_shows_the_numbers_on_hovering_and_on_keys(tab: Browser, made:
     assert tab.value("document.activeElement.dataset.token") == "0"
     tab.value("document.querySelectorAll('input[name=axis]')[1].click()")
     assert tab.value("document.querySelector('.charts:not([hidden])').textContent").count("rollouts") > 0
+    assert tab.said == []
+
+
+def test_a_browser_shows_a_held_out_problem_over_time(tab: Browser, made: Path, tmp_path: Path) -> None:
+    opened(tab, made, tmp_path / "report.html")
+    held = "[...document.querySelectorAll('optgroup')].find(each => each.label.startsWith('held out'))"
+    tab.value(
+        "((p, name) => {p.value = name; p.dispatchEvent(new Event('change'));})"
+        f"(document.querySelector('.problem'), {held}.querySelector('option').value)"
+    )
+    assert tab.value("document.querySelectorAll('.time .map').length") == 2
+    assert tab.value("document.querySelector('.time button').textContent") == "step 0"
+    assert "never trained on" in tab.value("document.querySelector('.teacher').textContent")
+    assert "Held out" in tab.value("document.querySelector('.tip').textContent")
     assert tab.said == []
 
 
