@@ -78,6 +78,9 @@ class ThreadCollectives:
         rows = self.gather(dict(arrays))
         return {name: sum(row[name] for row in rows) for name in arrays}
 
+    def abort(self) -> None:
+        pass
+
     def close(self) -> None:
         self.gather(b"")
 

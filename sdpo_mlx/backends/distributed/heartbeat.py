@@ -2,11 +2,15 @@
 
 Each rank sends rank 0 a byte every two seconds and receives one in return. A connection that closes, or is silent for
 `SILENCE` seconds, is a lost rank. An orderly end sends another byte, so that it is not taken for a loss.
+
+The same connections carry messages to rank 0 that need no answer (finished rollouts): a collective would make every
+rank wait for all.
 """
 
 from __future__ import annotations
 
 import hmac
+import queue
 import secrets
 import socket
 import threading
@@ -15,18 +19,24 @@ from contextlib import suppress
 BEAT_SECONDS = 2.0
 SILENCE = 30.0  # seconds; a Mac that swaps may suspend a thread for several of them
 CLOSE_SECONDS = 2.0  # how long an end waits for the other side to read it
-ALIVE, BYE = b"\x01", b"\x02"
+ALIVE, BYE, MESSAGE = b"\x01", b"\x02", b"\x03"
+LENGTH = 8  # bytes of the length of a message
 SECRET_BYTES = 16
 
 
 class Heartbeat:
-    """One rank's connections; `lost` is the rank that disappeared, `ended` is whether one ended in good order."""
+    """One rank's connections; `lost` is the rank that disappeared, `ended` is whether one ended in good order.
+
+    `messages` are those received and not read yet.
+    """
 
     def __init__(self) -> None:
         self.lost: str = ""
         self.ended = False
         self.changed = threading.Event()  # one of the two
+        self.messages: queue.SimpleQueue[bytes] = queue.SimpleQueue()
         self._connections: list[socket.socket] = []
+        self._writing = threading.Lock()  # a beat must not split a message
         self._receivers: list[threading.Thread] = []
         self._closing = False
 
@@ -35,7 +45,7 @@ class Heartbeat:
         self._closing = True
         for each in self._connections:
             with suppress(OSError):
-                each.sendall(BYE)
+                self._write(each, BYE)
                 each.shutdown(socket.SHUT_WR)
         # A socket closed over unread beats is reset, and a reset discards the end that was sent before it.
         for receiver in self._receivers:
@@ -52,17 +62,29 @@ class Heartbeat:
         self._receivers.append(threading.Thread(target=self._receive, args=(connection, name), daemon=True))
         self._receivers[-1].start()
 
+    def send(self, message: bytes) -> None:
+        """Send rank 0 a message; raise OSError if it cannot be reached."""
+        for each in self._connections:
+            self._write(each, MESSAGE + len(message).to_bytes(LENGTH, "little") + message)
+
+    def _write(self, connection: socket.socket, given: bytes) -> None:
+        with self._writing:
+            connection.sendall(given)
+
     def _send(self, connection: socket.socket) -> None:
         pause = threading.Event()
         with suppress(OSError):
             while not self._closing:
-                connection.sendall(ALIVE)
+                self._write(connection, ALIVE)
                 pause.wait(BEAT_SECONDS)
 
     def _receive(self, connection: socket.socket, name: str) -> None:
         try:
-            while received := connection.recv(64):
-                if BYE in received:
+            while received := connection.recv(1):
+                if received == MESSAGE:
+                    length = int.from_bytes(_read(connection, LENGTH), "little")
+                    self.messages.put(_read(connection, length))
+                if received == BYE:
                     self.ended = True
                     self.changed.set()
                     with suppress(OSError):
@@ -73,6 +95,17 @@ class Heartbeat:
         if not self._closing:
             self.lost = self.lost or name
             self.changed.set()
+
+
+def _read(connection: socket.socket, size: int) -> bytes:
+    """Return so many bytes; raise OSError if the connection ends before."""
+    found = bytearray()
+    while len(found) < size:
+        part = connection.recv(min(size - len(found), 2**20))
+        if not part:
+            raise ConnectionError("it closed within a message")
+        found += part
+    return bytes(found)
 
 
 def _first_line(connection: socket.socket) -> bytes:

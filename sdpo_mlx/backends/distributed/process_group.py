@@ -39,7 +39,13 @@ class Collectives(Protocol):
         """Return rank 0's bytes on every rank; what the others pass is ignored."""
 
     def total(self, arrays: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the sum over ranks of each array; equal bits on every rank."""
+        """Return the sum over ranks of each array; equal bits on every rank.
+
+        It returns when the sums are computed, not when they are queued on a device.
+        """
+
+    def abort(self) -> None:
+        """Give up what still runs, after a rank was lost; called from another thread, and does not wait."""
 
     def close(self) -> None:
         """Leave in good order; all ranks do."""
@@ -65,6 +71,13 @@ class ProcessGroup:
     def total(self, arrays: Mapping[str, Any]) -> dict[str, Any]:
         """Return the sum of each array over all ranks."""
         return dict(arrays)
+
+    def send(self, message: bytes) -> None:
+        """Send rank 0 a message that it reads when it likes."""
+
+    def receive(self, *, block: bool) -> bytes | None:  # noqa: ARG002
+        """On rank 0: return a message of another rank; None if there is none yet, or after half a second."""
+        return None
 
     def together(self) -> AbstractContextManager[None]:
         """Run a block that every rank runs; raise what it raises, or what it raised on another rank.
@@ -102,6 +115,21 @@ class RankGroup(ProcessGroup):
     def total(self, arrays: Mapping[str, Any]) -> dict[str, Any]:
         """See `ProcessGroup.total`."""
         return self._call(lambda: self.collectives.total(arrays))
+
+    def send(self, message: bytes) -> None:
+        """See `ProcessGroup.send`."""
+        try:
+            self._heartbeat.send(message)
+        except OSError as error:
+            raise RankLostError("rank 0", str(error)) from error
+
+    def receive(self, *, block: bool) -> bytes | None:
+        """See `ProcessGroup.receive`."""
+        try:
+            return self._heartbeat.messages.get(timeout=POLL_SECONDS if block else 0.0)
+        except queue.Empty:
+            self._check_heartbeat()
+            return None
 
     @contextmanager
     def together(self) -> Iterator[None]:
@@ -154,6 +182,10 @@ class RankGroup(ProcessGroup):
         return result.result()
 
     def _check_heartbeat(self) -> None:
+        """Raise RankLostError if another rank ended or was lost; what still waits for it is given up."""
+        if not self._heartbeat.changed.is_set():
+            return
+        self.collectives.abort()
         if self._heartbeat.ended:
             raise RankLostError("rank 0" if self.rank else "another rank", "it ended", ended=True)
         if self._heartbeat.lost:

@@ -48,6 +48,9 @@ class MLXCollectives:
         parts = zip(names, np.split(flat, ends), strict=True)
         return {name: mx.array(part.reshape(own[name].shape)).astype(arrays[name].dtype) for name, part in parts}
 
+    def abort(self) -> None:
+        """See `Collectives.abort`: mx.distributed has no such call, and what is stuck runs on a stream of its own."""
+
     def close(self) -> None:
         """See `Collectives.close`: no rank closes its connection before all are here."""
         self._run(mx.distributed.all_sum, np.ones(1, np.int32))
