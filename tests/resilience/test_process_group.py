@@ -121,6 +121,28 @@ def test_rollouts_of_all_ranks_come_back_in_their_places() -> None:
     assert [len(each.seeds) for each in results[1:]] == [2, 2]
 
 
+def test_rollout_of_another_rank_arrives_before_that_rank_samples_its_next() -> None:
+    arrived, waited = threading.Event(), list[bool]()
+
+    class Waiting(Counting):
+        def generate(self, *args: Any) -> Iterator[Any]:
+            for number, rollout in enumerate(super().generate(*args)):
+                if self.group.rank == 1 and number == 1:
+                    waited.append(arrived.wait(20))  # rank 0 has it while this rank still samples
+                yield rollout
+
+    def lead(policy: DistributedPolicy) -> Any:
+        received = []
+        for rollout in policy.generate([np.arange(2, dtype=np.int32)], SAMPLING, [[1, 2, 3, 4, 5]]):
+            received.append(rollout[:2])
+            if rollout[2].ids_T[0] == 3:  # the first of rank 1
+                arrived.set()
+        return sorted(received)
+
+    assert run_ranks(2, lead, Waiting)[0] == [(0, n) for n in range(5)]
+    assert waited == [True]
+
+
 def test_rank_that_diverges_is_reset_to_rank_0s_state_with_a_warning() -> None:
     class Diverging(Counting):
         def learn(self, *args: Any, **options: Any) -> Update:
@@ -248,6 +270,22 @@ def test_end_sent_beside_unread_beats_is_no_loss(monkeypatch: pytest.MonkeyPatch
         assert leader.ended
         assert not leader.lost
         leader.close()
+
+
+def test_message_between_beats_arrives_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(heartbeat, "BEAT_SECONDS", 0.0)
+    leader = heartbeat.HeartbeatServer("127.0.0.1", 2)
+    welcome = threading.Thread(target=leader.accept_all, daemon=True)
+    welcome.start()
+    other = heartbeat.HeartbeatClient(leader.address, 1)
+    welcome.join(HANG_SECONDS)
+    sent = [b"", heartbeat.BYE, bytes(range(256)) * 4_000]
+    for message in sent:
+        other.send(message)
+    assert [leader.messages.get(timeout=HANG_SECONDS) for _ in sent] == sent
+    assert not leader.changed.is_set()
+    for each in (other, leader):
+        each.close()
 
 
 @pytest.mark.parametrize("frozen", [False, True])

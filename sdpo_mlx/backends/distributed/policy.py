@@ -49,6 +49,7 @@ class DistributedPolicy:
         at_stop_text: Callable[[Sequence[int]], bool] = never,
     ) -> None:
         self.local, self.group, self.steps, self.at_stop_text = local, group, 0, at_stop_text
+        self._calls = 0  # of `generate`
         # Rank 0 alone does these; its state is every rank's.
         self.stream, self.score, self.state = local.stream, local.score, local.state
         self.adapter_config, self.memory = local.adapter_config, local.memory
@@ -85,19 +86,36 @@ class DistributedPolicy:
         seeds: Sequence[Sequence[int]],
         interrupted: Interrupted = lambda: False,
     ) -> Iterator[Rollout]:
-        """See `Policy.generate`; the rollouts of other ranks come after this one's."""
+        """See `Policy.generate`; the other ranks send each rollout as it ends, so that grading need not wait."""
         self._stepped = False
         if self._lost is not None:
             raise self._lost
         plain = {**vars(sampling), "eos_ids": sorted(sampling.eos_ids)}
         del plain["at_stop_text"]
         rows = [[int(seed) for seed in row] for row in seeds]
-        with self._on_all_ranks("generate", [plain, rows], {str(i): prompt for i, prompt in enumerate(prompts)}):
-            with self.group.together():
-                yield from self._own_rollouts(prompts, sampling, rows, interrupted)
-            others = [decode_rollouts(*decode(each)) for each in self.group.gather(b"") if each]
-        for rollouts in others:
-            yield from rollouts
+        self._calls += 1
+        given = {str(i): prompt for i, prompt in enumerate(prompts)}
+        with self._on_all_ranks("generate", [self._calls, plain, rows], given), self.group.together():
+            sampling_ranks = self.group.size - 1
+            for rollout in self._own_rollouts(prompts, sampling, rows, interrupted):
+                yield rollout
+                while (received := self._received(block=False)) is not None:
+                    sampling_ranks -= not received
+                    yield from received
+            while sampling_ranks:
+                if interrupted():
+                    raise KeyboardInterrupt
+                received = self._received(block=True)
+                sampling_ranks -= received == []
+                yield from received or ()
+
+    def _received(self, *, block: bool) -> list[Rollout] | None:
+        """Another rank's next rollout of this call, [] if it sends no more; None if nothing arrived yet."""
+        while (message := self.group.receive(block=block)) is not None:
+            (call, rollouts), arrays = decode(message)
+            if call == self._calls:  # otherwise of a call that was interrupted
+                return decode_rollouts(rollouts, arrays)
+        return None
 
     def learn(
         self,
@@ -160,12 +178,18 @@ class DistributedPolicy:
 
     def _serve(self, kind: str, plain: Any, arrays: Mapping[str, Any], interrupted: Interrupted) -> None:
         if kind == "generate":
-            given = {**plain[0], "eos_ids": frozenset(plain[0]["eos_ids"])}
-            sampling = SamplingParams(**given, at_stop_text=self.at_stop_text)
-            prompts = [arrays[str(i)] for i in range(len(plain[1]))]
+            call, given, seeds = plain
+            sampling = SamplingParams(
+                **{**given, "eos_ids": frozenset(given["eos_ids"])}, at_stop_text=self.at_stop_text
+            )
+            prompts = [arrays[str(i)] for i in range(len(seeds))]
             with self.group.together():
-                rollouts = encode(*encode_rollouts(list(self._own_rollouts(prompts, sampling, plain[1], interrupted))))
-            self.group.gather(rollouts)
+                try:
+                    for rollout in self._own_rollouts(prompts, sampling, seeds, interrupted):
+                        found, tokens = encode_rollouts([rollout])
+                        self.group.send(encode([call, found], tokens))
+                finally:
+                    self.group.send(encode([call, []]))  # whatever happened, rank 0 waits for no more
         elif kind == "learn":
             samples, objective = decode_samples(plain[0], arrays), ObjectiveConfig(**plain[1])
             self._learn(samples, objective, plain[2], plain[3], interrupted)
