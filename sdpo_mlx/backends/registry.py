@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sdpo_mlx.backends.learner import Learner
-from sdpo_mlx.config import MemoryConfig, ModelConfig, TeacherConfig, TrainConfig
+from sdpo_mlx.config import MemoryConfig, ModelConfig, RolloutConfig, TeacherConfig, TrainConfig
 from sdpo_mlx.core.errors import ConfigError
 from sdpo_mlx.models.vocabulary import check_token_ids
 
@@ -20,8 +20,12 @@ def open_policy(
     teacher: TeacherConfig,
     train: TrainConfig,
     memory: MemoryConfig | None = None,
+    rollout: RolloutConfig | None = None,
 ) -> Learner:
-    """Open the base at `path` with fresh, equal student and teacher adapters; raise ConfigError without the backend."""
+    """Open the base at `path` with fresh, equal student and teacher adapters; raise ConfigError without the backend.
+
+    `rollout` chooses what samples on torch; without it that is the loop.
+    """
     check_token_ids(path)
     if model.backend == "torch":
         try:
@@ -29,7 +33,10 @@ def open_policy(
         except ImportError as error:
             fix = "pip install 'sdpo-mlx[torch]'"
             raise ConfigError(f"torch cannot be imported: {error}", where="model.backend", fix=fix) from error
-        return TorchPolicy(path, model, teacher, train)
+        return TorchPolicy(path, model, teacher, train, rollout)
+    if rollout is not None and rollout.engine != "auto":
+        fix = "leave it at auto, or use --backend torch"
+        raise ConfigError("mlx samples with its own engine", where="rollout.engine", fix=fix)
     if model.bits is not None:
         fix = "use a model that is quantised already (mlx_lm.convert -q makes one), or --backend torch"
         raise ConfigError("mlx does not quantise a base while loading it", where="model.bits", fix=fix)

@@ -91,6 +91,11 @@ class RolloutConfig(Settings):
     concurrency: PositiveInt | None = Field(
         None, description="rollouts sampled at the same time; does not change them; null: chosen to fit the memory"
     )
+    engine: Literal["auto", "loop", "batching"] = Field(
+        "auto",
+        description="torch: what samples rollouts; loop; batching: transformers' continuous batching; auto: batching "
+        "on CUDA with flash-attn, else the loop",
+    )
 
 
 class TeacherConfig(Settings):

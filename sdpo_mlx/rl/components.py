@@ -218,7 +218,7 @@ def _policy(cfg: Config, group: ProcessGroup, model: ResolvedModel | None = None
     with group.together():
         model = model or resolve(cfg.model.name, backend=cfg.model.backend)
         chat = chat or load_chat(model.path, template=cfg.model.chat_template)
-        own = open_policy(model.path, cfg.model, cfg.teacher, cfg.train, cfg.memory)
+        own = open_policy(model.path, cfg.model, cfg.teacher, cfg.train, cfg.memory, cfg.rollout)
     return DistributedPolicy(own, model.weights_sha256, group, chat.at_stop_text) if group.size > 1 else own
 
 

@@ -15,7 +15,7 @@ from sdpo_mlx.backends.base import MICRO_BATCH_TOKENS, Arrays, PolicyInfo
 from sdpo_mlx.backends.learner import Learner, TopK
 from sdpo_mlx.backends.loss_head import Gradient, Hidden, LearnBatch, TeacherSet, Weights
 from sdpo_mlx.backends.packing import Unit
-from sdpo_mlx.backends.torch import adapter, generation
+from sdpo_mlx.backends.torch import adapter
 from sdpo_mlx.backends.torch.checks import checked
 from sdpo_mlx.backends.torch.device import memory_figures
 from sdpo_mlx.backends.torch.gradient import TorchGradientPass, hidden_states, ids_on, mixed_logits
@@ -23,12 +23,15 @@ from sdpo_mlx.backends.torch.loading import load
 from sdpo_mlx.backends.torch.losses import at, log_softmax
 from sdpo_mlx.backends.torch.model import Model, blocks
 from sdpo_mlx.backends.torch.out_of_memory import is_out_of_memory, release
+from sdpo_mlx.backends.torch.rollouts.choice import choose
+from sdpo_mlx.backends.torch.rollouts.engine import RolloutEngine
 from sdpo_mlx.backends.weight_names import by_mlx_names, mlx_name
-from sdpo_mlx.config import ModelConfig, ObjectiveConfig, TeacherConfig, TrainConfig
+from sdpo_mlx.config import ModelConfig, ObjectiveConfig, RolloutConfig, TeacherConfig, TrainConfig
 from sdpo_mlx.core.errors import ConfigError
 from sdpo_mlx.core.seeding import derive
 from sdpo_mlx.types import DistillSample, IntArray
 
+LOOP = RolloutConfig(engine="loop")
 TOKENS_ON_CPU = 512  # of one pass; more is hardly faster there
 SMALLEST_BUDGET = 64  # tokens of one pass below which running out of memory is final
 
@@ -37,9 +40,15 @@ class TorchPolicy(Learner):
     """A model with its student adapter, teacher adapter and optimizer."""
 
     model: Model
-    generation = generation
 
-    def __init__(self, path: Path, model: ModelConfig, teacher: TeacherConfig, train: TrainConfig) -> None:
+    def __init__(
+        self,
+        path: Path,
+        model: ModelConfig,
+        teacher: TeacherConfig,
+        train: TrainConfig,
+        rollout: RolloutConfig | None = None,
+    ) -> None:
         super().__init__(model, teacher, train)
         loaded = load(path, model)
         whole, self.config, self.note = loaded.model.whole, loaded.config, loaded.note
@@ -52,6 +61,8 @@ class TorchPolicy(Learner):
         # A GPU reports that it is out of memory, and the budget is halved; a machine without one starts to swap.
         default = TOKENS_ON_CPU if self.model.device.type == "cpu" else MICRO_BATCH_TOKENS
         self.budget = train.micro_batch_tokens or default
+        self.generation: RolloutEngine
+        self.generation, self.engine_note = choose(rollout or LOOP, self.model)
 
     @property
     def info(self) -> PolicyInfo:
@@ -117,7 +128,7 @@ class TorchPolicy(Learner):
     def warnings(self) -> tuple[str, ...]:
         """See `Policy.warnings`."""
         left_out = adapter.left_out(self.model.whole) if self.adapter.kind != "full" else ()
-        return (*super().warnings(), *left_out, *((self.note,) if self.note else ()))
+        return (*super().warnings(), *left_out, *filter(None, (self.note, self.engine_note)))
 
     # The array functions of `Learner`
 
@@ -190,16 +201,17 @@ class TorchPolicy(Learner):
 
     @contextmanager
     def learning(self) -> Iterator[None]:
-        """Free the gradient afterwards."""
+        """Free what only sampling needs before, and the gradient afterwards."""
+        self.generation.rest()
         try:
             yield
         finally:
             self.optimizer.zero_grad(set_to_none=True)
 
     def _put(self, student: Weights) -> None:
-        self.student = student
-        for name, parameter in self.parameters.items():
-            parameter.data = student[name]
+        # In place: a captured graph of the sampler reads the weights where they were.
+        for name, each in self.student.items():
+            each.copy_(student[name])
 
     def _named(self, arrays: Arrays) -> Arrays:
         """The arrays by mlx-lm's names, without frozen weights: older runs on torch have other names, and towers."""

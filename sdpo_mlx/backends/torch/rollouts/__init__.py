@@ -1,0 +1,1 @@
+"""Engines that sample rollouts for the torch backend: the loop of `generation.py`, continuous batching, and vLLM."""
