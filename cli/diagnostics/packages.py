@@ -39,7 +39,7 @@ def needed() -> Iterator[Finding]:
 
 
 def extras() -> Iterator[Finding]:
-    """Every extra: its packages, or the command that installs it. Only a wrong version is a fault."""
+    """Every extra: its packages, or the command that installs it. Only a wrong version of a whole extra is a fault."""
     requirements = _requirements()
     for name in metadata(OURS).get_all("Provides-Extra") or []:
         # on any machine: whether the other markers apply is `extra`'s question
@@ -56,11 +56,11 @@ def extra(name: str, requirements: list[Requirement]) -> Finding:
     title = f"extra {name}"
     if not here:
         return Finding(title, True, f"not needed on this machine{purpose}", facts=facts)
-    if wrong := [fault for each in requirements if each.name in versions and (fault := _fault(each))]:
-        return Finding(title, False, "; ".join(wrong), f"{line} --upgrade", facts=facts)
-    if len(versions) < len(here):
+    if len(versions) < len(here):  # not in use: packages of it may be here for another reason, in any version
         count = f"{len(versions)} of {len(here)} packages installed" if versions else "not installed"
         return Finding(title, True, f"{count}{purpose}: {line}", facts=facts)
+    if wrong := [fault for each in requirements if each.name in versions and (fault := _fault(each))]:
+        return Finding(title, False, "; ".join(wrong), f"{line} --upgrade", facts=facts)
     named = [f"{package} {found}" for package, found in versions.items()]
     return Finding(title, True, ", ".join(named) if len(named) <= MOST_NAMED else f"{len(named)} packages", facts=facts)
 

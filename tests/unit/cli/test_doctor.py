@@ -211,6 +211,8 @@ def test_extra_reports_version_or_install_command_and_old_packages() -> None:
     old = packages.extra("made-up", [Requirement("numpy>=999; extra == 'made-up'")])
     assert not old.ok
     assert "required is >=999" in old.found
+    half = packages.extra("made-up", [Requirement(f"{each}; extra == 'made-up'") for each in ("numpy>=999", "no-such")])
+    assert (half.ok, half.found) == (True, "1 of 2 packages installed: pip install 'sdpo-mlx[made-up]'")
     elsewhere = packages.extra("made-up", [Requirement("mkl; sys_platform == 'plan9' and extra == 'made-up'")])
     assert elsewhere.found == "not needed on this machine"
 
