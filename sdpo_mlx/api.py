@@ -243,14 +243,16 @@ def write_report(runs: Sequence[Path], out: Path | None = None) -> Path:
 
 
 def default_out(cfg: Config) -> Path:
-    """Return `runs/<model>-<task>-seed<n>`, in characters that every file system takes.
+    """Return `runs/<model>-<task>-seed<n>`, in characters that every file system takes; a file's task without its path.
 
     With an adapter to start from, `runs/<its folder>-next`.
     """
     if cfg.model.adapter.start is not None:
         return Path("runs") / f"{Path(cfg.model.adapter.start).name[:115]}-next"
     model = Path(cfg.model.name).name if cfg.model.name.startswith((".", "/", "~")) else cfg.model.name
-    name = f"{model}-{cfg.task.name}-seed{cfg.train.seed}"
+    file, is_file, variant = cfg.task.name.partition(".py")
+    task = f"{Path(file).name}{variant}" if is_file else cfg.task.name
+    name = f"{model}-{task}-seed{cfg.train.seed}"
     return Path("runs") / (re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.")[:120] or "run")
 
 

@@ -13,6 +13,8 @@ from command import sdpo as command
 from paths import EXAMPLES
 
 import sdpo_mlx as sdpo
+from sdpo_mlx.api import default_out
+from sdpo_mlx.config import Config
 from sdpo_mlx.core.errors import ConfigError, SdpoError
 
 pytest.importorskip("mlx.core", reason="the API is tried on the embedded model with mlx")
@@ -149,6 +151,19 @@ def test_wrong_arguments_raise_one_line_and_leave_no_folder(changes: dict[str, A
 
 
 @pytest.mark.usefixtures("_folder")
+@pytest.mark.parametrize(
+    ("task", "folder"),
+    [
+        ("./my_task.py", "tiny-my_task-seed0"),
+        ("../tasks/my_task.py:hard", "tiny-my_task-hard-seed0"),
+        ("tiny:mid", "tiny-tiny-mid-seed0"),
+    ],
+)
+def test_default_folder_has_the_names_of_model_and_task_without_their_paths(task: str, folder: str) -> None:
+    cfg = Config.model_validate({"model": {"name": "tiny"}, "task": {"name": task}})
+    assert default_out(cfg) == Path("runs") / folder
+
+
 def test_a_run_on_an_object_needs_it_again_to_evaluate() -> None:
     trained()
     with pytest.raises(ConfigError, match="load_run"):
