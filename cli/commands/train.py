@@ -102,10 +102,13 @@ def _started(
 ) -> Config:
     """Return the settings of a training that starts, or that its own command resumes."""
     from sdpo_mlx.core.errors import ConfigError
-    from sdpo_mlx.runs.targets import starting_config
+    from sdpo_mlx.runs.targets import is_run, run_config, starting_config
 
     cfg = starting_config(name, adapter, config, *overrides)
     start = cfg.model.adapter.start
+    if start is not None and is_run(Path(start)) and (own := run_config(Path(start)).task.name) != cfg.task.name:
+        kept = f"{Path(start).name} was trained on {own}: only its model, its adapter and their settings are kept"
+        render.message(f"{kept}; the rest are the defaults for {cfg.task.name}")
     if start is not None and out is not None and out.resolve() == Path(start):
         fix = f"resume it with --out {out} --resume, or choose another --out"
         raise ConfigError("a run cannot start from its own adapter", where=str(out), fix=fix)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from sdpo_mlx.backends.base import Arrays
 from sdpo_mlx.config import Config
@@ -16,8 +16,11 @@ from sdpo_mlx.core.errors import ConfigError, StorageError
 from sdpo_mlx.core.progress import StartTask, no_tasks
 from sdpo_mlx.models.adapter_folder import check_layout, is_peft
 from sdpo_mlx.models.template_source import is_file_name
-from sdpo_mlx.rl.components import Components, build_components
 from sdpo_mlx.runs.folder import RunFolder
+from sdpo_mlx.runs.tracking.base import flat
+
+if TYPE_CHECKING:  # `sdpo plan` of a model that is nowhere ends before a step's parts are needed
+    from sdpo_mlx.rl.components import Components
 
 # Names in mlx-lm's adapter_config.json, and our keys.
 _FROM_MLX_LM: Mapping[str, str] = {"fine_tune_type": "kind", "num_layers": "layers"}
@@ -42,6 +45,22 @@ def run_config(run: Path, sets: Sequence[str] = (), flags: Mapping[str, Any] | N
     return resolve(file, sets, flags).config
 
 
+def run_settings(run: Path, sets: Sequence[str] = (), flags: Mapping[str, Any] | None = None) -> Config:
+    """Return the settings of a run with overrides; on another task only those of its model, the rest by that task.
+
+    Data, lengths and the learning rate of a run were chosen for its own task. Raises ConfigError if there is no run.
+    """
+    given = {name: value for name, value in (flags or {}).items() if value is not None}
+    assigned = dict(text.partition("=")[::2] for text in sets)
+    task = given.get("task.name", assigned.get("task.name"))
+    own = run_config(run)
+    if task in (None, own.task.name):
+        return run_config(run, sets, flags)
+    model = {f"model.{name}": value for name, value in flat(own.model.model_dump())}
+    kept = {name: value for name, value in model.items() if name not in assigned}
+    return resolve(None, sets, {**kept, **given}).config
+
+
 def refuse_other_folder(folder: Path) -> NoReturn:
     """Raise ConfigError for a folder that is no run; one in PEFT's layout is named as such."""
     if is_peft(folder):
@@ -62,7 +81,7 @@ def named_config(
     if is_run(Path(target)):
         if file is not None:
             raise ConfigError("a run has its own model and settings", where=target, fix="remove -c")
-        return run_config(Path(target), sets, flags)
+        return run_settings(Path(target), sets, flags)
     refuse_missing_run(target)
     return resolve(file, sets, {**(flags or {}), "model.name": target}).config
 
@@ -76,7 +95,8 @@ def starting_config(
 ) -> Config:
     """Return the settings of a training: of a model, or from a run or another adapter on.
 
-    A run brings its settings, an adapter only its shape. Raises ConfigError or StorageError if there is no adapter.
+    A run brings its settings (`run_settings`), an adapter only its shape. Raises ConfigError or StorageError without an
+    adapter.
     """
     if adapter is not None and target is None and file is None:
         if not is_run(adapter):
@@ -137,7 +157,7 @@ def target_config(
         if adapter is not None:
             fix = "leave --adapter out, or name the base model instead of the run"
             raise ConfigError("a run already has an adapter", where=target, fix=fix)
-        return run_config(Path(target), sets, given)
+        return run_settings(Path(target), sets, given)
     refuse_missing_run(target)
     if adapter is not None:
         check_layout(adapter, target)
@@ -147,6 +167,8 @@ def target_config(
 
 def open_target(target: str, cfg: Config, adapter: Path | None = None, start_task: StartTask = no_tasks) -> Components:
     """Build the components with the run's best adapter, or the given one, in the student."""
+    from sdpo_mlx.rl.components import build_components
+
     arrays = load_adapter(target, adapter)
     dtype = kept_dtype(Path(target)) if is_run(Path(target)) else "auto"
     components = build_components(cfg, learns=False, dtype=dtype, start_task=start_task)

@@ -6,6 +6,7 @@ import inspect
 from importlib import import_module
 from pathlib import Path
 
+import numpy as np
 import pytest
 from sdpo_cli.grammar import SYNONYMS, rewritten
 from sdpo_cli.main import VERBS
@@ -14,6 +15,7 @@ from sdpo_cli.options import one_target
 from sdpo_mlx.config.layers import FaultsError
 from sdpo_mlx.config.resolve import resolve
 from sdpo_mlx.core.errors import ConfigError
+from sdpo_mlx.runs.folder import RunFolder
 from sdpo_mlx.runs.targets import starting_config, target_config
 
 OPENS_A_MODEL = ("train", "eval", "solve", "coach", "compare", "rollout", "chat", "probe", "plan", "serve")
@@ -68,6 +70,26 @@ def test_missing_run_is_not_looked_up_on_the_hub(tmp_path: Path, monkeypatch: py
 def test_adapter_without_a_base_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="needs its base model"):
         starting_config(None, tmp_path, None)
+
+
+def test_a_run_on_another_task_keeps_its_model_alone(tmp_path: Path) -> None:
+    run = tmp_path / "first"
+    shape = ["model.adapter.rank=2", "model.adapter.keys=[self_attn.q_proj]", "model.thinking=true"]
+    rest = ["task.data=rows.jsonl", "train.steps=7", "train.learning_rate=1", "rollout.max_tokens=5"]
+    cfg = resolve(None, [*shape, *rest], {"model.name": "smollm2", "task.name": "code"}).config
+    run.mkdir()
+    RunFolder(run).write_config(cfg)
+    RunFolder(run).save_adapter({"a.lora_b": np.ones((2, 2), dtype=np.float32)}, {"lora_parameters": {"rank": 2}})
+    (run / "events.jsonl").touch()
+    assert starting_config(str(run), None, None, [], {"task.name": "code"}).train.steps == 7
+    fresh = resolve(None, ["train.steps=3"], {"model.name": "smollm2", "task.name": "math"}).config
+    for sets, flags in ((["train.steps=3"], {"task.name": "math"}), (["task.name=math", "train.steps=3"], {})):
+        found = starting_config(str(run), None, None, sets, flags)
+        assert (found.model.adapter.rank, found.model.thinking) == (2, True)
+        assert found.model.adapter.start == str(run.resolve())
+        assert found.model_copy(update={"model": fresh.model}) == fresh
+    other = target_config(str(run), None, ["model.thinking=false"], {"task.name": "math"})
+    assert (other.task.data, other.model.thinking, other.model.name) == (None, False, "smollm2")
 
 
 def test_all_faults_of_all_layers_are_listed_at_once(tmp_path: Path) -> None:
