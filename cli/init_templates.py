@@ -62,7 +62,9 @@ class Suggestion:
 def suggestions() -> list[Suggestion]:
     """Return models to choose from: local ones by size, the embedded one, then those that can be downloaded."""
     # A name with control characters could draw on the screen.
-    found = [(each, memory_fit(each)) for each in inventory.items() if each.name.isprintable()]
+    backend = used_backend()
+    names = (each for each in inventory.items(backend) if each.name.isprintable())
+    found = [(each, memory_fit(each, backend=backend)) for each in names]
     trainable = [(each, fit.peak or 0.0) for each, fit in found if fit.verdict == "yes"]
     here = [pair for pair in trainable if pair[0].path and not pair[0].fetch and pair[0].source != "embedded"]
     # A GGUF is converted on first use, to several times its size: models that load directly come first.
@@ -74,6 +76,13 @@ def suggestions() -> list[Suggestion]:
         Suggestion(each.name, f"a step needs about {peak / 2**30:.1f} GB; download: {each.fetch}")
         for each, peak in away
     ]
+
+
+def used_backend() -> str:
+    """Return the backend that `sdpo train -c config.yaml` will use here, since the config leaves it open."""
+    from sdpo_mlx.config.resolve import resolve as resolved
+
+    return resolved(None).config.model.backend
 
 
 def checked_model(name: str) -> str:
@@ -105,7 +114,9 @@ def files(choices: InitChoices) -> dict[str, bytes]:
 def next_steps(choices: InitChoices) -> list[str]:
     """Return the commands to run in the folder, in order."""
     task = f"./{GRADER}" if choices.task == "own" else choices.task
-    fetch = inventory.item(choices.model).fetch
+    backend = used_backend()
+    fetch = inventory.item(choices.model, backend).fetch
+    fetch += " --backend torch" if fetch and backend == "torch" else ""
     judged = choices.task == "judge"  # checking the grader needs the judge
     return [
         f"sdpo data check {ROWS} --task {task}",

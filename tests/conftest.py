@@ -37,6 +37,9 @@ def pytest_configure(config: pytest.Config) -> None:
     Path(folder).chmod(0o1777)  # sandboxed programs may run as another user
     os.environ["TMPDIR"] = tempfile.tempdir = folder
 
+    if os.environ.get("SDPO_TEST_DEVICE", "cpu") == "cpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # `backend: auto` and torch take no card that happens to be there
+
     if cache := getattr(config, "cache", None):
         config.stash[KERNELS] = Kernels(cache.mkdir("mlx-kernels"))
 

@@ -152,7 +152,7 @@ def fetch_model(
         if name in PARCELS:
             fetch(name, again=again, doing=start_task)
         start_task(f"checking {name}")
-        model = checked_model(name, start_task, backend=backend or "auto")
+        model = checked_model(name, start_task, backend=_backend(backend))
     lines = [model.line(), str(model.path), f"next: sdpo train --model {name} --task code"]
     render.output(model.record(), lines, as_json)
 
@@ -176,6 +176,7 @@ def _row(found: LocalModel, training: MemoryFit, backend: str) -> dict[str, Any]
     return {
         "name": found.name,
         "target": found.target,
+        "backend": "torch" if backend == "torch" else "mlx",
         "source": found.source,
         "here": found.path is not None and not found.fetch,
         "path": str(found.path) if found.path else "",

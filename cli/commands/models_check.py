@@ -133,7 +133,7 @@ def as_lines(found: dict[str, Any]) -> list[str]:
     ]
     if found["memory"] is not None:
         fits = "fits" if found["memory"] <= found["limit"] else "does not fit"
-        how = ", estimated as for MLX" if found["backend"] == "torch" else ""
+        how = ", not measured on a card" if found["backend"] == "torch" else ""
         rows.append(("memory", f"{size(found['memory'])} of {size(found['limit'])} for a step: {fits}{how}"))
         if found["seconds"] is not None:
             rows.append(("time", f"{render.duration(found['seconds'])} per step here with rollouts of full length"))

@@ -81,10 +81,10 @@ def planned(
     from sdpo_mlx.models.resolve import planned_configuration
     from sdpo_mlx.tasks.registry import open_task
 
+    torch = cfg.model.backend == "torch"
     limit = limit_of(cfg, bytes_of(size) if size else None)
     config = planned_configuration(cfg.model.name, cfg.model.backend) if config is None else config
     shape = ModelDims.of(config, cfg.model.name)
-    shape = shape.quantized(cfg.model.bits, 64) if cfg.model.bits else shape
     task, sizes = None, (prompt_tokens or 0, (prompt_tokens or 0) + cfg.rollout.max_tokens + FEEDBACK)
     if prompt_tokens is None:
         task = open_task(cfg, grades=False).task
@@ -92,7 +92,7 @@ def planned(
     work = step_work(shape, cfg, config, limit, sizes)
     held = memory(shape, cfg, work)
     fits, seconds, speed = held.highest <= limit, None, None
-    if size is None and cfg.model.backend != "torch":
+    if size is None and not torch:
         machine, speed = _speed()
         spent = times(shape, work, machine)
         seconds = {**vars(spent), "total": spent.total, "dominant": spent.dominant}
@@ -100,13 +100,13 @@ def planned(
     ways = [] if fits else remedies(shape, cfg, work, limit)
     return {
         "model": cfg.model.name,
-        "backend": "torch" if cfg.model.backend == "torch" else "mlx",
+        "backend": "torch" if torch else "mlx",
         "note": shape.note,
         "parameters": shape.parameters,
         "trainable": shape.adapter_parameters(cfg.model.adapter),
         "work": vars(work),
         "limit": limit,
-        "device": _device(cfg, evaluation_sizes(cfg, config, shape)),
+        "device": None if torch else _device(cfg, evaluation_sizes(cfg, config, shape)),
         "always": held.always,
         "phases": {name: {"peak": held.peak(name), **items} for name, items in held.phases.items()},
         "peak": held.highest,
@@ -202,7 +202,8 @@ def as_lines(found: dict[str, Any]) -> list[str]:
     """Return the lines of the text output."""
     work, assumed = found["work"], " (assumed without --task)" if found.get("prompt_assumed") else ""
     rows = [[name, size(items["peak"]), _items(items)] for name, items in found["phases"].items()]
-    how = "one graph" if work["keep"] else "block by block"
+    recomputed = "blocks recomputed" if found["backend"] == "torch" else "block by block"
+    how = "one graph" if work["keep"] else recomputed
     head = [
         f"{found['model']}: {found['parameters'] / 1e6:,.1f} M parameters, {found['trainable'] / 1e6:,.2f} M trainable",
         f"{work['problems']} problems x {work['group']} rollouts of {work['answer']} tokens; "
@@ -216,7 +217,7 @@ def as_lines(found: dict[str, Any]) -> list[str]:
         f"chosen    micro-batches of {work['micro_batch']} tokens, {work['concurrency']} rollouts at once, {how}",
     ]
     if found["backend"] == "torch":
-        head.append("torch     estimated as for MLX, not measured; out of memory it halves its micro-batches")
+        head.append("torch     not measured on a card; when a card runs out of memory, a step becomes smaller")
     else:
         head.append(f"device    {_device_line(found['device'])}")
     head += _time_lines(found)

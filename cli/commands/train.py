@@ -182,8 +182,11 @@ class TerminalDisplay:
     def opening(self, cfg: Config) -> Iterator[StartTask]:
         """Show that the components are being opened."""
         from sdpo_mlx.backends.fit import download_notice
+        from sdpo_mlx.core.gpu import backend_notice
         from sdpo_mlx.models.aliases import repository
 
+        if notice := backend_notice(cfg.model.backend):
+            render.message(notice)
         if notice := download_notice(cfg):
             render.message(notice)
         name, stands_for = cfg.model.name, repository(cfg.model.name, cfg.model.backend)

@@ -8,19 +8,17 @@ import sys
 from collections.abc import Iterator
 from functools import partial
 from importlib.util import find_spec
-from pathlib import Path
 
 from sdpo_cli.diagnostics import disk, hardware, packages
 from sdpo_cli.diagnostics.finding import Finding, run_check
 
 from sdpo_mlx import __version__
+from sdpo_mlx.core import gpu
 from sdpo_mlx.core.hardware import total_memory
 from sdpo_mlx.sandbox.interpreter import python_build
 
 SLOW_GFLOPS = 10.0  # the reference BLAS reaches 4, any other 100 and more on an idle machine
 MAC = "darwin"
-MLX_CUDA = ("mlx-cuda-12", "mlx-cuda-13")
-NVIDIA_DEVICES = (Path("/dev/nvidiactl"), Path("/dev/dxg"))  # present with NVIDIA's driver; the second on WSL
 
 
 def examine() -> list[Finding]:
@@ -62,7 +60,7 @@ def _backend() -> Iterator[Finding]:
         return
     facts = {"mlx": packages.installed("mlx"), "device": str(device_facts().get("device_name") or "")}
     yield Finding("backend", True, device_line(), required=True, facts=facts)
-    cuda = next((name for name in MLX_CUDA if packages.installed(name)), None)
+    cuda = next((name for name in gpu.MLX_CUDA if packages.installed(name)), None)
     if cuda and packages.installed("mlx-cpu"):
         found = f"mlx-cpu and {cuda} are both installed, and install the same file (mlx/lib/libmlx.so)"
         fix = f"pip uninstall mlx-cpu, then pip install --force-reinstall {cuda}=={facts['mlx']}"
@@ -170,17 +168,25 @@ def _models() -> Iterator[Finding]:
 
 
 def _torch() -> Iterator[Finding]:
-    installed, card = packages.installed("torch"), any(each.exists() for each in NVIDIA_DEVICES)
-    finding = partial(Finding, "torch", facts={"version": installed or None, "nvidia_driver": card})
+    installed, card = packages.installed("torch"), gpu.card()
+    nvidia, driver = card is not None and card.vendor == "NVIDIA", card.driver if card else ""
+    facts = {"version": installed or None, "nvidia_driver": nvidia, "card": str(card or ""), "driver": driver}
+    finding = partial(Finding, "torch", facts=facts)
     install = "pip install 'sdpo-mlx[torch]'"
     if not installed or find_spec("peft") is None:
-        why = "to use the NVIDIA card" if card else "only needed for --backend torch"
+        why = f"to use {card}" if card else "only needed for --backend torch"
         yield finding(True, f"not installed; {why}: {install}")
     elif card or sys.platform == MAC:
         try:
-            from sdpo_mlx.backends.torch.device import device_line
+            from sdpo_mlx.backends.torch.device import device_line, has_cuda
 
-            yield finding(True, device_line())
+            build = gpu.torch_build()
+            if card and build and not has_cuda():
+                yield finding(not nvidia, *gpu.why_unused(card, build))
+                return
+            apple = "; on a Mac use --backend mlx, which is made for its GPU" if sys.platform == MAC else ""
+            chosen = ", which --backend auto chooses" if gpu.prefers_torch() else ""
+            yield finding(True, f"{device_line()}{chosen}{apple}")
         except Exception as error:  # any error of a library that does not match its driver
             yield finding(False, f"torch {installed} does not load: {type(error).__name__}: {error}"[:300], install)
     else:

@@ -16,6 +16,8 @@ _CAUSAL, _IMAGE = "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES", "MODEL_FOR_IMAGE_TEXT_TO_
 _TABLE = r"(?:OrderedDict\()?(.*?^[})])"
 # mlx-lm reads these besides its own quantization (load_model in mlx_lm/utils.py, 0.32.2).
 MLX_READS = ("bitnet", "mxfp4", "mxfp8", "fp8", "compressed-tensors", "modelopt", "awq", "gptq")
+# What the torch backend trains an adapter on: bitsandbytes' layers, and methods that are undone while loading.
+TORCH_TRAINS = ("bitsandbytes", "fp8", "mxfp8", "mxfp4")
 
 
 def is_known(config: Mapping[str, Any], backend: str) -> bool | None:

@@ -29,7 +29,7 @@ from sdpo_mlx.models import hub
 from sdpo_mlx.models.aliases import TABLE
 from sdpo_mlx.models.dimensions import ModelDims
 from sdpo_mlx.models.inventory import LocalModel
-from sdpo_mlx.models.resolve import locate, meaning, planned_configuration, shipped_configuration
+from sdpo_mlx.models.resolve import locate, meaning, planned_configuration, shipped_dimensions
 
 PROMPT = 512  # tokens of a prompt, since no task is known here
 ROUGH_SHARE, ROUGH_REST = 1.4, 2 * 2**30  # of the weights, and bytes besides: within 10 % of the plan for Qwen3
@@ -57,16 +57,20 @@ def memory_fit(found: LocalModel, machine: int | None = None, backend: str = "au
     dims = readable_dimensions(found.config, found.name)
     if not found.config and found.name in TABLE:
         peak = ROUGH_SHARE * TABLE[found.name].bytes(library) + ROUGH_REST
-        return MemoryFit("yes" if peak <= limit_of(Config(), machine) else "no", peak, rough=True)
+        return MemoryFit("yes" if peak <= limit_of(_settings(found.name, backend), machine) else "no", peak, rough=True)
     if dims is None or not supported:
         return MemoryFit("unknown")
     try:
-        cfg = resolve(None, (), {"model.name": found.name, "model.backend": backend}, python=True).config
+        cfg = _settings(found.name, backend)
         limit = limit_of(cfg, machine)
         peak = memory(dims, cfg, step_work(dims, cfg, found.config, limit)).highest
         return MemoryFit("yes" if peak <= limit else "no", peak)
     except (ConfigError, ArithmeticError, AttributeError, TypeError):  # a configuration of unknown origin
         return MemoryFit("unknown")
+
+
+def _settings(name: str, backend: str) -> Config:
+    return resolve(None, (), {"model.name": name, "model.backend": backend}, python=True).config
 
 
 def step_work(
@@ -77,8 +81,10 @@ def step_work(
     `lengths` are the tokens of the longest prompt and of the longest teacher context; None: no task is known.
     """
     prompt, context = lengths or (PROMPT, PROMPT + cfg.rollout.max_tokens + FEEDBACK)
-    work = work_of(cfg, prompt, context, number_bytes(cfg.model), shares=shares_prompts(config))
-    return bounded(choose(dims, cfg, work, limit), evaluation_sizes(cfg, config, dims))
+    torch = cfg.model.backend == "torch"
+    shares = shares_prompts(config, "torch" if torch else "mlx")
+    chosen = choose(dims, cfg, work_of(cfg, prompt, context, number_bytes(cfg.model), shares=shares), limit)
+    return chosen if torch else bounded(chosen, evaluation_sizes(cfg, config, dims))
 
 
 def evaluation_sizes(cfg: Config, config: Mapping[str, Any], dims: ModelDims) -> EvaluationSizes:
@@ -101,11 +107,10 @@ def smaller_alias(cfg: Config, parameters: float, limit: float) -> dict[str, Any
     for name in sorted(
         smaller, key=lambda each: (each.partition(":")[0] == family, TABLE[each].billions), reverse=True
     ):
-        config = shipped_configuration(TABLE[name].mlx)
+        config = shipped_dimensions(name, cfg.model.backend)
         if not config:
             continue
-        other = resolve(None, (), {"model.name": name}, python=True).config.model
-        own = cfg.model_copy(update={"model": other})
+        own = cfg.model_copy(update={"model": cfg.model.model_copy(update={"name": name})})
         dims = ModelDims.of(config, name)
         peak = memory(dims, own, step_work(dims, own, config, limit)).highest
         if peak <= limit:

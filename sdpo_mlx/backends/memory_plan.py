@@ -2,8 +2,8 @@
 
 Counted are weights, adapters (student, teacher, AdamW's two moments), keys and values, what runs through a block, and
 chunks of the head. The coefficients of activations and of the head are those of MLX, measured by
-`benchmarks/memory.py` on small models of several shapes and kinds of layers (docs/performance.md); the plan
-for torch uses them too, and was not measured there.
+`benchmarks/memory.py` on small models of several shapes and kinds of layers (docs/performance.md); those of torch are
+in `autograd_plan.py`.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+from sdpo_mlx.backends import autograd_plan
 from sdpo_mlx.backends.base import CHUNK_BYTES, PREFILL
 from sdpo_mlx.backends.command_size import EvaluationSizes
 from sdpo_mlx.config import Config, ModelConfig
@@ -147,6 +148,8 @@ def number_bytes(model: ModelConfig) -> int:
     """Return the bytes of a number in the model: 4 on a CPU, whose 16-bit products are slow; otherwise 2."""
     if model.dtype != "auto":
         return 4 if model.dtype == "float32" else 2
+    if model.backend == "torch" and model.device != "mps":
+        return 2 if autograd_plan.on_card(model) else 4
     return 2 if platform.system() == "Darwin" else 4
 
 
@@ -169,6 +172,8 @@ def work_of(cfg: Config, prompt: int, context: int, bytes_: int, *, shares: bool
 
 def memory(shape: ModelDims, cfg: Config, work: Workload) -> Memory:
     """Return what the step holds with these settings."""
+    if cfg.model.backend == "torch":
+        return Memory(*autograd_plan.memory(shape, cfg, work))
     adapter = shape.adapter_parameters(cfg.model.adapter)
     full = cfg.model.adapter.kind == "full"
     hidden = work.problems * work.group * work.answer * shape.width * work.bytes
@@ -280,7 +285,11 @@ def choose(shape: ModelDims, cfg: Config, work: Workload, limit: float) -> Workl
         options = [replace(work, concurrency=rows) for rows in CONCURRENCIES]
         work = next((each for each in options if fits(each, "generate")), options[-1])
     keeps = {None: (True, False), True: (False,), False: (True,)}[cfg.train.grad_checkpoint]
-    budgets = MICRO_BATCHES if cfg.train.micro_batch_tokens is None else (cfg.train.micro_batch_tokens,)
+    budgets: tuple[int, ...] = (
+        MICRO_BATCHES if cfg.train.micro_batch_tokens is None else (cfg.train.micro_batch_tokens,)
+    )
+    if cfg.model.backend == "torch" and (most := autograd_plan.most_tokens(cfg.model)):
+        budgets = tuple(each for each in budgets if each <= most) or budgets
     options = [replace(work, keep=keep, micro_batch=budget) for keep in keeps for budget in budgets]
     # One graph pays off only with whole groups: running a prompt again for each part costs more than it saves.
     whole = min(work.group * work.answer + work.prompt, MICRO_BATCHES[-2])
@@ -295,6 +304,8 @@ def limit_of(cfg: Config, machine: int | None = None, *, mac: bool | None = None
     """
     if cfg.train.memory_gb:
         return cfg.train.memory_gb * 2**30
+    if cfg.model.backend == "torch":
+        return autograd_plan.limit_of(cfg, machine)
     usable = USABLE * (machine or total_memory())
     mac = platform.system() == "Darwin" if mac is None else mac
     return min(usable, amount_of(cfg.memory.limit, int(usable))) if mac else usable
@@ -347,13 +358,17 @@ def remedies(shape: ModelDims, cfg: Config, work: Workload, limit: float) -> lis
     ]
     if cfg.model.adapter.kind == "full":
         ways.append(("--set model.adapter.kind=lora", shape, _adapted(cfg, kind="lora"), work))
-    if not shape.bits:
-        flag = "--set model.bits=4" if cfg.model.backend == "torch" else "--model with 4-bit weights"
-        ways.append((flag, shape.quantized(4, 64), cfg, work))
+    if cfg.model.backend == "torch" and not cfg.model.bits:
+        ways.append(("--set model.bits=4", shape, _changed(cfg, bits=4), work))
+    elif cfg.model.backend != "torch" and not shape.bits:
+        ways.append(("--model with 4-bit weights", shape.quantized(4, 64), cfg, work))
     found = [(flag, memory(s, c, choose(s, c, w, limit)).highest) for flag, s, c, w in ways]
     return sorted(found, key=lambda each: each[1])[:3]
 
 
 def _adapted(cfg: Config, **changes: object) -> Config:
-    adapter = cfg.model.adapter.model_copy(update=changes)
-    return cfg.model_copy(update={"model": cfg.model.model_copy(update={"adapter": adapter})})
+    return _changed(cfg, adapter=cfg.model.adapter.model_copy(update=changes))
+
+
+def _changed(cfg: Config, **changes: object) -> Config:
+    return cfg.model_copy(update={"model": cfg.model.model_copy(update=changes)})

@@ -12,12 +12,14 @@ from typing import Any
 from sdpo_mlx.backends.architectures import (
     LIBRARIES,
     MLX_READS,
+    TORCH_TRAINS,
     has_other_classes,
     is_known,
     mlx_lm_module,
     model_type,
 )
-from sdpo_mlx.backends.memory_plan import fitting, limit_of, number_bytes, work_of
+from sdpo_mlx.backends.autograd_plan import on_card
+from sdpo_mlx.backends.memory_plan import Workload, fitting, limit_of, memory, number_bytes, work_of
 from sdpo_mlx.config import Config
 from sdpo_mlx.core.errors import ConfigError
 from sdpo_mlx.core.progress import StartTask, no_tasks
@@ -104,6 +106,11 @@ def check_configuration(config: Mapping[str, Any], name: str, backend: str) -> N
         raise ConfigError(
             f"the architecture {model_type(config)!r} cannot be trained yet: {reason}", where=name, fix=fix
         )
+    check_quantization(config, name, library)
+
+
+def check_quantization(config: Mapping[str, Any], name: str, library: str) -> None:
+    """Raise ConfigError for quantized weights that a library does not read, or cannot train through."""
     if library == "torch" and "quantization" in config:
         fix = "use --backend mlx, or the model that it was converted from"
         raise ConfigError("its weights are quantized by mlx, which only the mlx backend reads", where=name, fix=fix)
@@ -111,6 +118,10 @@ def check_configuration(config: Mapping[str, Any], name: str, backend: str) -> N
     if library == "mlx" and method and method not in MLX_READS:
         fix = "use the model that it was made from, an MLX conversion of it, or --backend torch"
         raise ConfigError(f"mlx-lm does not read weights quantized by {method}", where=name, fix=fix)
+    if library == "torch" and method and method not in TORCH_TRAINS:
+        fix = "use the model that it was made from; --set model.bits=4 quantizes that while it loads"
+        what = f"torch does not train through weights quantized by {method}, only by {', '.join(TORCH_TRAINS)}"
+        raise ConfigError(what, where=name, fix=fix)
 
 
 def quantization_method(config: Mapping[str, Any]) -> str:
@@ -128,14 +139,31 @@ def check_memory(config: Mapping[str, Any], cfg: Config) -> None:
     dims = readable_dimensions(config, cfg.model.name)
     if dims is None:
         return
+    work = work_of(cfg, 1, 1 + cfg.rollout.max_tokens + FEEDBACK, number_bytes(cfg.model))
     if cfg.model.backend != "torch":
-        work = work_of(cfg, 1, 1 + cfg.rollout.max_tokens + FEEDBACK, number_bytes(cfg.model))
         fitting(dims, cfg, work, limit_of(cfg))
-    elif cfg.train.memory_gb and not cfg.model.bits:  # torch finds the sizes of a step at run time
-        weights = dims.weight_bytes(number_bytes(cfg.model))
-        if weights > cfg.train.memory_gb * 2**30:
-            what = f"the weights need {weights / 2**30:.1f} GB, but the limit is {cfg.train.memory_gb:.1f} GB"
-            raise ConfigError(what, where="train.memory_gb", fix="use a smaller model, or --set model.bits=4")
+    elif bounds_memory(cfg):
+        check_weights(dims, cfg, work)
+
+
+def bounds_memory(cfg: Config) -> bool:
+    """Return whether a step on torch is planned: a card has a limit, a CPU has one if `train.memory_gb` sets it."""
+    return bool(cfg.train.memory_gb) or on_card(cfg.model)
+
+
+def check_weights(dims: ModelDims, cfg: Config, work: Workload) -> None:
+    """Raise ConfigError if torch could not even hold the weights, adapters and optimizer.
+
+    A step that is planned too large is tried: torch reports that it is out of memory, and the step becomes smaller.
+    """
+    held, limit = memory(dims, cfg, work), limit_of(cfg)
+    if held.base <= limit:
+        return
+    full = cfg.model.adapter.kind == "full"
+    ways = ["--set model.adapter.kind=lora"] if full else [] if cfg.model.bits else ["--set model.bits=4"]
+    what = f"weights, adapter and optimizer need {held.base / 2**30:.1f} GB, but the limit is {limit / 2**30:.1f} GB"
+    fix = " or ".join(["use a smaller model", *ways])
+    raise ConfigError(what, where="train.memory_gb" if cfg.train.memory_gb else cfg.model.name, fix=fix)
 
 
 def readable_dimensions(config: Mapping[str, Any], where: str) -> ModelDims | None:
@@ -163,9 +191,9 @@ def expected_learning(config: Mapping[str, Any], backend: str) -> tuple[str, str
     return (found["learning"], "") if "learning" in found else (UNKNOWN, "the check at load decides")
 
 
-def shares_prompts(config: Mapping[str, Any]) -> bool:
-    """Return whether MLX is expected to run a prompt once for all rollouts that begin with it."""
-    return not expected_learning(config, "mlx")[0].endswith("separate prompts")
+def shares_prompts(config: Mapping[str, Any], backend: str = "mlx") -> bool:
+    """Return whether a backend is expected to run a prompt once for all rollouts that begin with it."""
+    return not expected_learning(config, backend)[0].endswith("separate prompts")
 
 
 def _found(library: str, config: Mapping[str, Any]) -> Mapping[str, str]:

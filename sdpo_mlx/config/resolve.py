@@ -4,6 +4,8 @@ A preset belongs to the model or task of its name (`qwen.yaml` holds `model: {na
 `qwen:8b`). If the presets of model and task both set a key, the model's wins. A preset that names both, as
 `tiny.yaml` does, belongs to the model; it is not applied for the task alone, since its learning rate would be wrong
 for other models. Presets applied this way never choose the model or the task.
+
+A backend that is left open becomes torch on a machine with an NVIDIA card that only torch can use.
 """
 
 from __future__ import annotations
@@ -25,8 +27,10 @@ from sdpo_mlx.config import keys, layers
 from sdpo_mlx.config.layers import Entry, Layer
 from sdpo_mlx.config.schema import Config
 from sdpo_mlx.core.errors import SdpoError
+from sdpo_mlx.core.gpu import prefers_torch
 
 NAMES = ("model.name", "task.name")
+CHOSEN = "auto: an NVIDIA card"  # the origin of a backend that this machine decided
 
 
 @dataclass(frozen=True)
@@ -62,7 +66,11 @@ def resolve(
         problems += [_problem(fault, merged, ranks) for fault in error.errors(include_url=False)]
     if problems:
         raise layers.FaultsError(list(dict.fromkeys(problems)), merged)
-    return Resolved(config, {key: merged[key].origin if key in merged else "default" for key in keys.LEAVES})
+    origins = {key: merged[key].origin if key in merged else "default" for key in keys.LEAVES}
+    if config.model.backend == "auto" and prefers_torch():
+        config = config.model_copy(update={"model": config.model.model_copy(update={"backend": "torch"})})
+        origins["model.backend"] = CHOSEN
+    return Resolved(config, origins)
 
 
 def _layer(read: Callable[[], Layer], problems: list[str]) -> Layer:

@@ -51,10 +51,14 @@ class ModelConfig(Settings):
     """The base model."""
 
     name: str = Field("tiny", min_length=1, description="alias, folder, GGUF file, or hub repository")
-    backend: Literal["auto", "mlx", "torch"] = Field("auto", description="library that runs the model; auto: mlx")
+    backend: Literal["auto", "mlx", "torch"] = Field(
+        "auto", description="library that runs the model; auto: mlx, or torch if only that can use an NVIDIA card here"
+    )
     device: Literal["auto", "cuda", "mps", "cpu"] = Field("auto", description="device of torch; mlx chooses by itself")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto", description="type of the weights; auto: as stored, torch on a CPU: float32, or bfloat16 if fast there"
+        "auto",
+        description="type of the weights; auto: as stored; torch on a card: bfloat16, or float32 if it has none; torch "
+        "on a CPU: float32, or bfloat16 if fast there",
     )
     bits: Literal[4, 8] | None = Field(
         None, description="torch: quantize the base to so many bits (bitsandbytes); with mlx use a quantized model"

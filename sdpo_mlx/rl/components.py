@@ -19,8 +19,8 @@ from sdpo_mlx.backends.distributed.policy import DistributedPolicy
 from sdpo_mlx.backends.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from sdpo_mlx.backends.distributed.serialization import decode, encode
 from sdpo_mlx.backends.fit import evaluation_sizes
-from sdpo_mlx.backends.memory_plan import bounded, fitting, limit_of, number_bytes, settled, work_of
-from sdpo_mlx.backends.preflight import FEEDBACK, preflight, shares_prompts
+from sdpo_mlx.backends.memory_plan import bounded, choose, fitting, limit_of, number_bytes, settled, work_of
+from sdpo_mlx.backends.preflight import FEEDBACK, bounds_memory, preflight, shares_prompts
 from sdpo_mlx.backends.registry import open_policy
 from sdpo_mlx.config import Config
 from sdpo_mlx.core.errors import DataError
@@ -223,16 +223,21 @@ def _policy(cfg: Config, group: ProcessGroup, model: ResolvedModel | None = None
 
 
 def _plan(cfg: Config, model: ResolvedModel, chat: Chat, task: Task) -> Config:
-    """Return the configuration with the open settings filled in; torch finds its sizes at run time.
+    """Return the configuration with the open settings filled in.
 
-    Raises ConfigError if the smallest settings would not fit into memory, before any weight is read.
+    Raises ConfigError if the smallest settings would not fit into memory, before any weight is read. torch reports that
+    it is out of memory, so a step that is planned too large is tried; on a CPU its sizes are fixed without a limit.
     """
-    if cfg.model.backend == "torch":
+    torch = cfg.model.backend == "torch"
+    if torch and not bounds_memory(cfg):
         return cfg
     config = json.loads((model.path / "config.json").read_text(encoding="utf-8"))
     dims = ModelDims.of(config, str(model.path))
     sizes = lengths(chat, task, cfg, dims.context)
-    work = work_of(cfg, *sizes, number_bytes(cfg.model), shares=shares_prompts(config))
+    shares = shares_prompts(config, "torch" if torch else "mlx")
+    work = work_of(cfg, *sizes, number_bytes(cfg.model), shares=shares)
+    if torch:
+        return settled(cfg, choose(dims, cfg, work, limit_of(cfg)))
     chosen = fitting(dims, cfg, work, limit_of(cfg))
     return settled(cfg, bounded(chosen, evaluation_sizes(cfg, config, dims)))
 

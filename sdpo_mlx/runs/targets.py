@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from sdpo_mlx.backends.base import Arrays
 from sdpo_mlx.config import Config
-from sdpo_mlx.config.resolve import resolve
+from sdpo_mlx.config.resolve import CHOSEN, resolve
 from sdpo_mlx.core.errors import ConfigError, StorageError
 from sdpo_mlx.core.progress import StartTask, no_tasks
 from sdpo_mlx.models.adapter_folder import check_layout, is_peft
@@ -42,7 +42,11 @@ def run_config(run: Path, sets: Sequence[str] = (), flags: Mapping[str, Any] | N
     file = run / "config.yaml"
     if not file.is_file():
         refuse_other_folder(run)
-    return resolve(file, sets, flags).config
+    found = resolve(file, sets, flags)
+    if found.origins["model.backend"] != CHOSEN:
+        return found.config
+    # `auto` in a run is the mlx that made it: on torch an alias stands for another base.
+    return found.config.model_copy(update={"model": found.config.model.model_copy(update={"backend": "auto"})})
 
 
 def run_settings(run: Path, sets: Sequence[str] = (), flags: Mapping[str, Any] | None = None) -> Config:

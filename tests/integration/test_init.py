@@ -200,9 +200,16 @@ def stocked(monkeypatch: pytest.MonkeyPatch, *held: tuple[str, models.Source, fl
     found = [inventory.LocalModel(name, source, name, Path("x"), fetch=fetch) for name, source, _, fetch in held]
     found += [inventory.LocalModel("tiny", "embedded", "x", Path("x"))]
     peaks = {name: peak for name, _, peak, _ in held}
-    fit = lambda each: MemoryFit("no" if each.name == "large" else "yes", peaks.get(each.name, 1.0))  # noqa: E731
-    monkeypatch.setattr(inventory, "items", lambda: iter(found))
+    fit = lambda each, backend: MemoryFit("no" if each.name == "large" else "yes", peaks.get(each.name, 1.0))  # noqa: E731
+    monkeypatch.setattr(inventory, "items", lambda backend: iter(found))
     monkeypatch.setattr(init_templates, "memory_fit", fit)
+
+
+def test_next_steps_fetch_the_repository_of_the_backend_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    choices = init_templates.InitChoices("qwen", "math")
+    assert "sdpo models fetch qwen" in init_templates.next_steps(choices)
+    monkeypatch.setattr(init_templates, "used_backend", lambda: "torch")
+    assert "sdpo models fetch qwen --backend torch" in init_templates.next_steps(choices)
 
 
 def test_largest_local_trainable_model_is_the_default(monkeypatch: pytest.MonkeyPatch) -> None:

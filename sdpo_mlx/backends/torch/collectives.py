@@ -17,6 +17,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from sdpo_mlx.backends.torch.device import has_cuda
+from sdpo_mlx.core.errors import ConfigError
+
 LONGEST = timedelta(days=2)  # the heartbeat detects a lost rank; a long rollout is no fault
 # Bytes of a sum up to which gloo carries it: an adapter of rank 16 on a model of 4B has 132 MB, the whole model 16 GB.
 GLOO_BYTES = 2**30
@@ -29,9 +32,9 @@ class TorchCollectives:
     backend = "torch"
 
     def __init__(self) -> None:
-        cards = torch.cuda.is_available()
+        cards = has_cuda()
         if cards:
-            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+            torch.cuda.set_device(own_card(os.environ, torch.cuda.device_count()))
         dist.init_process_group("cpu:gloo,cuda:nccl" if cards and dist.is_nccl_available() else "gloo", timeout=LONGEST)
         self.rank, self.size, self.leader = dist.get_rank(), dist.get_world_size(), os.environ["MASTER_ADDR"]
         self.card = torch.cuda.current_device() if cards else None
@@ -112,6 +115,19 @@ def on_host(tensor: torch.Tensor) -> bool:
 def pinned(like: torch.Tensor) -> torch.Tensor:
     """An empty tensor in host memory that a card writes without the processor."""
     return torch.empty(like.shape, dtype=like.dtype, pin_memory=True)
+
+
+def own_card(environ: Mapping[str, str], cards: int) -> int:
+    """Return the card of this rank; raise ConfigError, on every rank of the host, if it has more ranks than cards.
+
+    NCCL refuses two ranks on one card.
+    """
+    rank = int(environ.get("LOCAL_RANK", "0"))
+    ranks = max(int(environ.get("LOCAL_WORLD_SIZE", "1")), rank + 1)
+    if ranks > cards:
+        fix = f"start torchrun with --nproc-per-node {cards}, or set CUDA_VISIBLE_DEVICES to more cards"
+        raise ConfigError(f"{ranks} ranks on this host, but torch sees {cards} of its cards", where="torchrun", fix=fix)
+    return rank
 
 
 def _tensor(message: bytes, width: int) -> torch.Tensor:

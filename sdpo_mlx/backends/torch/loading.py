@@ -6,6 +6,7 @@ Remote code and pickles were refused before (`models/resolve.py`), and nothing i
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,23 +14,35 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, BitsAndBytesConfig, GenerationConfig
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    BitsAndBytesConfig,
+    FineGrainedFP8Config,
+    GenerationConfig,
+    Mxfp4Config,
+)
 from transformers.utils import logging
 
 from sdpo_mlx.backends.architectures import causal_class, image_class
+from sdpo_mlx.backends.preflight import check_quantization, quantization_method
 from sdpo_mlx.backends.torch import cpu_dtype
+from sdpo_mlx.backends.torch.device import device_notes, device_of, dtype_on_card
 from sdpo_mlx.backends.torch.model import Model, body_of
 from sdpo_mlx.config import ModelConfig
 from sdpo_mlx.core.errors import ConfigError
 
+# Methods whose layers have no gradient, or need a kernel: their weights are converted to 16 bits.
+DEQUANTIZED = {"fp8": FineGrainedFP8Config, "mxfp8": FineGrainedFP8Config, "mxfp4": Mxfp4Config}
+
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model in evaluation mode, the content of config.json, and why it is not in the expected type (else blank)."""
+    """A model in evaluation mode, the content of config.json, and warnings about its device and type."""
 
     model: Model
     config: dict[str, Any]
-    note: str
+    notes: tuple[str, ...]
 
 
 def load(path: Path, cfg: ModelConfig) -> Loaded:
@@ -40,25 +53,26 @@ def load(path: Path, cfg: ModelConfig) -> Loaded:
     """
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    device, note = device_of(cfg.device), ""
+    device, notes = device_of(cfg.device), tuple[str, ...]()
     chosen = cfg.dtype == "auto" and device.type == "cpu"
     dtype = cpu_dtype.candidate(path, cfg) if chosen else cfg.dtype
+    dtype = dtype_on_card(cfg) if device.type == "cuda" else dtype
     whole, config = _read(path, cfg, device, dtype)
     if chosen and dtype == "bfloat16" and (why := cpu_dtype.disagreement(whole)):
-        note = f"the weights are converted to float32: {why}"
+        notes = (f"the weights are converted to float32: {why}",)
         del whole  # before it is read again
         whole, config = _read(path, cfg, device, "float32")
     check_vocabulary(path, int(whole.get_input_embeddings().weight.shape[0]))
     model = Model(whole, body_of(whole), int(whole.get_output_embeddings().weight.shape[0]), device)
-    return Loaded(model, config, note)
+    return Loaded(model, config, (*notes, *device_notes(device, whole.dtype, cfg)))
 
 
 def _read(path: Path, cfg: ModelConfig, device: torch.device, dtype: str) -> tuple[Any, dict[str, Any]]:
     """The model on its device, and its config."""
     try:
         config = json.loads((path / "config.json").read_text(encoding="utf-8"))
-        if "quantization" in config:
-            raise ValueError("its weights are quantised by mlx, which only the mlx backend reads")
+        check_quantization(config, path.name, "torch")
+        bitsandbytes = cfg.bits or quantization_method(config) == "bitsandbytes"
         only_with_images = image_class(config) and not causal_class(config)
         whole = (AutoModelForImageTextToText if only_with_images else AutoModelForCausalLM).from_pretrained(
             path,
@@ -66,12 +80,15 @@ def _read(path: Path, cfg: ModelConfig, device: torch.device, dtype: str) -> tup
             local_files_only=True,
             trust_remote_code=False,
             use_safetensors=True,
-            **_in_bits(cfg, device, dtype),
+            **_quantization(cfg, config, dtype),
+            **({"device_map": {"": str(device)}} if device.type != "cpu" or bitsandbytes else {}),
         )
         if whole.config.is_encoder_decoder or whole.get_output_embeddings() is None:
             raise ValueError(f"{type(whole).__name__} is no decoder with an output layer")
         _make_differentiable(whole)
-        whole = whole.eval() if cfg.bits else whole.eval().to(device)
+        whole.eval()
+    except ConfigError:
+        raise
     except (ValueError, OSError, KeyError, TypeError, AttributeError, RuntimeError) as error:
         raise ConfigError(
             f"the model cannot be loaded: {' '.join(str(error).split())[:200] or type(error).__name__}",
@@ -99,33 +116,31 @@ def check_vocabulary(path: Path, rows: int) -> None:
         )
 
 
-def _in_bits(cfg: ModelConfig, device: torch.device, dtype: str) -> dict[str, Any]:
-    """Options to quantise the linear layers with bitsandbytes: QLoRA's NF4, or 8 bits. Raise ConfigError without it."""
+def _quantization(cfg: ModelConfig, config: Mapping[str, Any], dtype: str) -> dict[str, Any]:
+    """Options to quantize the linear layers with bitsandbytes (QLoRA's NF4, or 8 bits), or to undo another method.
+
+    Raise ConfigError without bitsandbytes.
+    """
+    method = quantization_method(config)
+    if (cfg.bits or method == "bitsandbytes") and find_spec("bitsandbytes") is None:
+        fix = "pip install 'sdpo-mlx[bitsandbytes]', or use a model that is not quantized"
+        raise ConfigError("bitsandbytes is not installed", where="model.bits", fix=fix)
+    if (cfg.bits or method == "bitsandbytes") and cfg.adapter.kind == "full":
+        raise ConfigError("a quantized base cannot be trained in full", where="model.bits", fix="use lora or dora")
+    if cfg.bits and method:
+        fix = "leave model.bits out, or use the model that it was made from"
+        raise ConfigError(f"its weights are quantized by {method} already", where="model.bits", fix=fix)
+    if method in DEQUANTIZED:
+        return {"quantization_config": DEQUANTIZED[method](dequantize=True)}
     if cfg.bits is None:
         return {}
-    if find_spec("bitsandbytes") is None:
-        fix = "pip install 'sdpo-mlx[bitsandbytes]', or leave model.bits out"
-        raise ConfigError("bitsandbytes is not installed", where="model.bits", fix=fix)
-    if cfg.adapter.kind == "full":
-        raise ConfigError("a quantised base cannot be trained in full", where="model.bits", fix="use lora or dora")
     how = BitsAndBytesConfig(
         load_in_4bit=cfg.bits == 4,
         load_in_8bit=cfg.bits == 8,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_compute_dtype=torch.bfloat16 if dtype == "auto" else getattr(torch, dtype),
     )
-    return {"quantization_config": how, "device_map": {"": str(device)}}
-
-
-def device_of(name: str) -> torch.device:
-    """Return the device; `auto` is CUDA, then Apple's GPU, then the CPU. Raise ConfigError if it does not exist."""
-    here = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if name == "auto":
-        name = next(each for each, found in here.items() if found)
-    if not here[name]:
-        fix = f"choose {', '.join(each for each, found in here.items() if found)}"
-        raise ConfigError(f"torch finds no {name} here", where="model.device", fix=fix)
-    return torch.device(name)
+    return {"quantization_config": how}
 
 
 @torch.no_grad()

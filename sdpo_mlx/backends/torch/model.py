@@ -19,9 +19,8 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache
 from transformers.modeling_outputs import BaseModelOutput
 
+from sdpo_mlx.backends.base import TORCH_CHUNK_BYTES
 from sdpo_mlx.backends.torch.kv_cache import continued, shared
-
-CHUNK_BYTES = 64 * 2**20  # one float32 copy of a chunk's logits; some 15 to 25 of it live at once
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,7 @@ class Model:
     @property
     def chunk(self) -> int:
         """Response positions that the head sees at once."""
-        return max(16, CHUNK_BYTES // (4 * self.vocab_size))
+        return max(16, TORCH_CHUNK_BYTES // (4 * self.vocab_size))
 
     def hidden(self, rows_NT: Tensor, prefix: DynamicCache | None = None) -> Tensor:
         """Last hidden states (N, T, d) of right-padded rows that continue from a shared prefix."""

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sdpo_mlx.backends.autograd_plan import CPU_TOKENS
 from sdpo_mlx.backends.base import MICRO_BATCH_TOKENS, Arrays, PolicyInfo
 from sdpo_mlx.backends.learner import Learner, TopK
 from sdpo_mlx.backends.loss_head import Gradient, Hidden, LearnBatch, TeacherSet, Weights
@@ -32,7 +33,6 @@ from sdpo_mlx.core.seeding import derive
 from sdpo_mlx.types import DistillSample, IntArray
 
 LOOP = RolloutConfig(engine="loop")
-TOKENS_ON_CPU = 512  # of one pass; more is hardly faster there
 SMALLEST_BUDGET = 64  # tokens of one pass below which running out of memory is final
 
 
@@ -51,7 +51,7 @@ class TorchPolicy(Learner):
     ) -> None:
         super().__init__(model, teacher, train)
         loaded = load(path, model)
-        whole, self.config, self.note = loaded.model.whole, loaded.config, loaded.note
+        whole, self.config, self.notes = loaded.model.whole, loaded.config, loaded.notes
         self.parameters = adapter.attach(whole, model.adapter, derive(train.seed, "adapter"), self.config)
         whole.eval()
         self.model = checked(replace(loaded.model, recompute=bool(train.grad_checkpoint)), self.parameters)
@@ -59,7 +59,7 @@ class TorchPolicy(Learner):
         self.teacher, self.layers = adapter.copied(self.student), len(blocks(self.model.whole))
         self.optimizer = torch.optim.AdamW(self.parameters.values(), weight_decay=train.weight_decay, fused=True)
         # A GPU reports that it is out of memory, and the budget is halved; a machine without one starts to swap.
-        default = TOKENS_ON_CPU if self.model.device.type == "cpu" else MICRO_BATCH_TOKENS
+        default = CPU_TOKENS if self.model.device.type == "cpu" else MICRO_BATCH_TOKENS
         self.budget = train.micro_batch_tokens or default
         self.generation: RolloutEngine
         self.generation, self.engine_note = choose(rollout or LOOP, self.model)
@@ -128,7 +128,8 @@ class TorchPolicy(Learner):
     def warnings(self) -> tuple[str, ...]:
         """See `Policy.warnings`."""
         left_out = adapter.left_out(self.model.whole) if self.adapter.kind != "full" else ()
-        return (*super().warnings(), *left_out, *filter(None, (self.note, self.engine_note)))
+        engine = (self.engine_note,) if self.engine_note else ()
+        return (*super().warnings(), *left_out, *self.notes, *engine)
 
     # The array functions of `Learner`
 

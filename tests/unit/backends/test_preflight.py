@@ -70,6 +70,7 @@ def on_the_hub(folder: Path, config: dict[str, Any], **settings: Any) -> None:
         ({**SMALL, "model_type": "siglip"}, "torch", "no class that generates text for 'siglip'"),
         ({key: value for key, value in SMALL.items() if key != "model_type"}, "mlx", "names no model_type"),
         ({**SMALL, **MLX_4BIT}, "torch", "quantized by mlx"),
+        ({**SMALL, "quantization_config": {"quant_method": "gptq"}}, "torch", "weights quantized by gptq"),
         ({**SMALL, **BITSANDBYTES}, "mlx", "mlx-lm does not read weights quantized by bitsandbytes"),
         (LARGE, "mlx", "but the limit is 8.0 GB"),
         (LARGE, "torch", "but the limit is 8.0 GB"),
@@ -197,6 +198,19 @@ def test_what_the_checks_at_load_found_is_known_for_the_same_version(monkeypatch
     known["versions"] = {"mlx-lm": "0.0.1"}
     assert expected_learning({"model_type": "mistral"}, "mlx")[0] == "unknown"
     check_configuration({"model_type": "gemma2"}, "m", "mlx")
+
+
+@pytest.mark.parametrize(
+    ("method", "trains"),
+    [("bitsandbytes", True), ("fp8", True), ("mxfp4", True), ("gptq", False), ("awq", False), ("torchao", False)],
+)
+def test_torch_trains_through_few_quantizations(method: str, trains: bool) -> None:
+    config = {"model_type": "qwen3", "quantization_config": {"quant_method": method}}
+    assert (expected_learning(config, "torch")[0] != REFUSED) is trains
+    if not trains:
+        with pytest.raises(ConfigError, match="the model that it was made from") as refusal:
+            check_configuration(config, "m", "torch")
+        assert method in refusal.value.what
 
 
 def test_check_command_reads_a_configuration_alone(tmp_path: Path) -> None:

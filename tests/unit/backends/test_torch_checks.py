@@ -116,8 +116,10 @@ def test_tokenizer_with_more_ids_than_the_embedding_is_refused(tmp_path: Path, a
     assert opened(path=path).info.vocab_size == 61
 
 
-def test_loading_the_backend_prints_nothing() -> None:
-    program = "import sdpo_mlx.backends.torch.policy"
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+def test_loading_the_backend_prints_nothing_and_fetches_no_kernel(tmp_path: Path) -> None:
+    """bitsandbytes fetches one on processors with AVX512-BF16 where the package `kernels` is installed."""
+    (tmp_path / "kernels.py").write_text("def get_kernel(*_, **__):\n    raise SystemExit('a kernel is fetched')\n")
+    program = "import sdpo_mlx.backends.torch.policy; import kernels"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *filter(None, sys.path)])}
     done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
     assert (done.stdout, done.stderr) == ("", "")

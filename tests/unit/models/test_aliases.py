@@ -11,10 +11,11 @@ import pytest
 from huggingface_hub.errors import RepositoryNotFoundError
 from paths import ROOT
 
+from sdpo_mlx.backends.preflight import check_configuration
 from sdpo_mlx.core.errors import ConfigError
 from sdpo_mlx.models.aliases import TABLE, repository
 from sdpo_mlx.models.dimensions import ModelDims
-from sdpo_mlx.models.resolve import ALIASES, locate, meaning, resolve, shipped_configuration
+from sdpo_mlx.models.resolve import ALIASES, locate, meaning, resolve, shipped_configuration, shipped_dimensions
 
 # fmt: off
 NAMES = [
@@ -42,6 +43,27 @@ def test_alias_stands_for_a_repository_that_the_backend_reads(name: str) -> None
     assert target == TABLE[name].torch == repository(name, "torch")
     assert not re.search(r"mlx|\d-?bit|MXFP4", target, re.IGNORECASE)
     assert locate(name, "torch").license == TABLE[name].license
+
+
+# Families whose dimensions are not shipped, and what the original stores; recorded from their documentation.
+RECORDED = {
+    "gemma4": {"model_type": "gemma4"},
+    "lfm2.5": {"model_type": "lfm2"},
+    "granite4": {"model_type": "granitemoehybrid"},
+    "gpt-oss": {"model_type": "gpt_oss", "quantization_config": {"quant_method": "mxfp4"}},
+}
+
+
+@pytest.mark.parametrize("backend", ["mlx", "torch"])
+@pytest.mark.parametrize("name", NAMES)
+def test_backend_accepts_the_configuration_of_its_repository(name: str, backend: str) -> None:
+    recorded = RECORDED.get(name.partition(":")[0], {})
+    config = shipped_dimensions(name, backend) or recorded
+    config = {**config, **recorded} if backend == "torch" else {**config, "quantization": {"bits": 4}}
+    check_configuration(config, name, backend)
+    if backend == "torch":
+        with pytest.raises(ConfigError, match="quantized by mlx"):
+            check_configuration({**config, "quantization": {"bits": 4}}, name, backend)
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if shipped_configuration(TABLE[name].mlx)])
