@@ -28,7 +28,7 @@ from sdpo_mlx.training.session import OnEvent, StepClock, TrainingSession, Train
 def train(run: TrainingSession, state: TrainState) -> TrainState:
     """Train from `state` until `train.steps`, or until patience ends or the score declines.
 
-    The last whole step is saved in any case.
+    The last whole step is saved in any case; after an error, unless its weights have already changed.
     Raises KeyboardInterrupt or RankLostError after saving, DivergedError or DataError if the run must stop.
     """
     cfg, policy, task, chat = run.cfg, run.components.policy, run.components.task, run.components.chat
@@ -61,6 +61,9 @@ def train(run: TrainingSession, state: TrainState) -> TrainState:
             run.save_if_due(state)
     except (KeyboardInterrupt, RankLostError):
         run.save(state)
+        raise
+    except Exception:
+        run.save_after_error(state)
         raise
     run.save(state)
     return state

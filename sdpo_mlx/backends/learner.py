@@ -77,6 +77,7 @@ class Learner(Policy, ABC):
         self.group: ProcessGroup = SINGLE_PROCESS
         self.rows = UNBOUNDED  # rollouts at once at most, groups included
         self.updates = 0
+        self.shortages: list[str] = []  # what ran out since the last update, one line each
 
     # What a backend supplies
 
@@ -121,6 +122,10 @@ class Learner(Policy, ABC):
     def begin_phase(self, phase: str) -> None:
         """Count memory for this phase from here on, if the backend can."""
 
+    def most_rows(self, tokens: int) -> int:  # noqa: ARG002 - a backend may know what a token takes
+        """Return how many rollouts of so many tokens, prompt included, run at once at most, groups included."""
+        return self.rows
+
     # What they share
 
     def generate(
@@ -132,12 +137,13 @@ class Learner(Policy, ABC):
     ) -> Iterator[Rollout]:
         """See `Policy.generate`."""
         self.begin_phase("generate")
-        parts = [(at, first) for at, own in enumerate(seeds) for first in range(0, len(own), self.rows)]
-        sampling = replace(sampling, concurrency=self.pass_sizes(sampling)["generate"])
+        rows = self.most_rows(max(map(len, prompts), default=0) + sampling.max_tokens)
+        parts = [(at, first) for at, own in enumerate(seeds) for first in range(0, len(own), rows)]
+        sampling = replace(sampling, concurrency=min(self.pass_sizes(sampling)["generate"], rows))
         split = (
             [prompts[at] for at, _ in parts],
             sampling,
-            [seeds[at][first : first + self.rows] for at, first in parts],
+            [seeds[at][first : first + rows] for at, first in parts],
         )
         with self.limits():
             for part, n, found in self.generation.generate(self.model, *split, interrupted):
@@ -202,10 +208,11 @@ class Learner(Policy, ABC):
             update = self._apply(pooled(self.group, found, counted), counted, objective, learning_rate)
         given = {id(sample): array for sample, array in zip(counted, update.divergence_T, strict=True)}
         short = f"out of memory: the step was computed in parts of {self.budget} tokens, as all steps from now on"
+        shortages, self.shortages = self.shortages, []
         return replace(
             update,
             divergence_T=tuple(given.get(id(s), EMPTY) for s in samples),
-            warnings=(short,) if self.budget < budget else (),
+            warnings=(*shortages, *((short,) if self.budget < budget else ())),
         )
 
     def gradient(
@@ -303,8 +310,8 @@ class Learner(Policy, ABC):
         finite = bool(np.isfinite(found.loss) and np.isfinite(norm)) and not bad
         applied = finite and learning_rate > 0
         if applied:
+            self.updates += 1  # counted first: whatever fails from here on may have changed a weight
             self.optimizer_step(grads, learning_rate)
-            self.updates += 1
         pairs, clip = list(zip(samples, found.statistics, strict=True)), objective.importance_clip
         distilled = [figures.divergence_R for s, figures in pairs if s.distil_weight > 0]
         ratio = np.concatenate([figures.ratio_R for _, figures in pairs])

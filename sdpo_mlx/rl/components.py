@@ -36,10 +36,13 @@ from sdpo_mlx.tasks.data.sources import identity
 from sdpo_mlx.tasks.registry import open_task
 from sdpo_mlx.types import RolloutGroup
 
-# Resuming may change these settings: they prolong, move, observe or record a run. All others identify it.
+# Resuming may change these settings: they prolong, move, observe or record a run, or change only what runs at once.
+# All others identify it.
+AT_ONCE = ("micro_batch_tokens", "grad_checkpoint", "memory_gb")
 FREE_ON_RESUME: dict[str, Any] = {
     "model": {"backend", "device", "chat_template"},  # the tokenizer's hash holds the template
-    "train": {"steps", "eval_every", "eval_share", "save_every", "patience", "on_decline", "probe"},
+    "train": {"steps", "eval_every", "eval_share", "save_every", "patience", "on_decline", "probe", *AT_ONCE},
+    "rollout": {"concurrency"},
     "eval": True,
     "log": True,
     "memory": True,

@@ -20,10 +20,14 @@ _DECAY = 0.2  # of schedule wsd: share of the steps, at their end, in which the 
 
 @dataclass(frozen=True)
 class LearnResult:
-    """The update of a rollout batch (None if no token was learned) and log q - log p for each token."""
+    """The update of a rollout batch (None if no token was learned) and log q - log p for each token.
+
+    `steps` is how many optimizer steps were taken.
+    """
 
     update: Update | None
     divergence: Mapping[SampleKey, FloatArray]
+    steps: int = 0
 
 
 def learn(
@@ -49,9 +53,10 @@ def learn(
         keys = [(s.problem_id, s.index, s.turn) for s in part]
         divergence.update(zip(keys, update.divergence_T, strict=False))
         updates.append(update)
-    if any(update.applied for update in updates):
+    steps = sum(update.applied for update in updates)
+    if steps:
         policy.update_teacher(cfg.teacher)
-    return LearnResult(combine(updates), divergence)
+    return LearnResult(combine(updates), divergence, steps)
 
 
 def before_first_update(policy: Policy, samples: Sequence[DistillSample], cfg: Config) -> list[DistillSample]:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
+from sdpo_mlx.backends.base import Arrays
 from sdpo_mlx.config import Config, risks
 from sdpo_mlx.core.progress import StartTask, no_tasks
 from sdpo_mlx.core.seeding import derive
@@ -96,6 +97,7 @@ class TrainingSession:
         self._untouched: Evaluation | None = None
         self._evaluation_seconds = 0.0  # of the untouched student
         self._step = 0
+        self._updates = 0  # optimizer steps behind the last whole step
 
     @property
     def generator(self) -> ProgressPolicy:
@@ -137,6 +139,7 @@ class TrainingSession:
             return TrainState()
         state = TrainState(**loaded.meta["state"])
         self.components.policy.load_state(loaded.state)
+        self._updates = optimizer_steps(loaded.state)
 
         def evaluated_again(event: Mapping[str, Any]) -> bool:
             # A checkpoint saved while an evaluation was interrupted does not include its score.
@@ -223,7 +226,7 @@ class TrainingSession:
         groups, skips, step, update = sampled.groups, (*sampled.skips, *batch.skips), state.step + 1, learned.update
         monitor = FailureMonitor.from_dict(state.watch)
         failures = monitor.observe(groups, skips, update)
-        self._step = step
+        self._step, self._updates = step, self._updates + learned.steps
         state = replace(
             state,
             step=step,
@@ -322,6 +325,7 @@ class TrainingSession:
             return state
         best = checkpoint.load_step(self.folder.checkpoints, state.best_step)
         self.components.policy.load_state(best.state)
+        self._updates = optimizer_steps(best.state)
         state = replace(state, declined=False, stale=0, rollbacks=state.rollbacks + 1)
         rate = self.settings(state).train.learning_rate
         message = (
@@ -373,6 +377,16 @@ class TrainingSession:
             self.emit({"type": "checkpoint", "step": state.step})
             self.save(state)
 
+    def save_after_error(self, state: TrainState) -> None:
+        """Save the last whole step if the weights are still those after it, and if anything was learned.
+
+        A step that was broken off is not saved: the checkpoint before is good. No error of saving hides the first.
+        """
+        with suppress(Exception):
+            whole = state.step == self._step and optimizer_steps(self.components.policy.state()) == self._updates
+            if state.step and whole:
+                self.save(state)
+
     def save(self, state: TrainState) -> None:
         """Write a checkpoint of the state after its last whole step; keep the last two and the best."""
         self.start_task("saving")
@@ -412,3 +426,8 @@ class TrainingSession:
             self.warn(step, self.trackers.close())
         finally:
             self.log.close()
+
+
+def optimizer_steps(state: Mapping[str, Arrays]) -> int:
+    """Return how many optimizer steps are behind a policy's state."""
+    return int(state["optimizer"].get("updates", 0))

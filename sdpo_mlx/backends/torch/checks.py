@@ -19,6 +19,7 @@ from sdpo_mlx.backends.torch import generation
 from sdpo_mlx.backends.torch.adapter import active
 from sdpo_mlx.backends.torch.gradient import hidden_states, ids_on
 from sdpo_mlx.backends.torch.model import Model
+from sdpo_mlx.backends.torch.out_of_memory import is_out_of_memory
 from sdpo_mlx.core.errors import ConfigError
 from sdpo_mlx.types import IntArray
 
@@ -67,6 +68,8 @@ def checked(model: Model, parameters: Mapping[str, nn.Parameter]) -> Model:
         try:
             whole = _whole(model, parameters, text)
         except Exception as error:  # an unknown architecture may fail in any way
+            if is_out_of_memory(error):
+                raise
             raise _unsupported(model, f"a short text cannot be run ({_line(error)})") from error
         found = replace(model, shares=_shares(model, parameters, text, whole))
     return replace(found, batched=_batches(found, text))
@@ -85,6 +88,8 @@ def _shares(model: Model, parameters: Mapping[str, nn.Parameter], text: Text, wh
         try:
             parts, cause = _parts(model, parameters, text, share), None
         except Exception as error:  # an unknown cache may fail in any way
+            if is_out_of_memory(error):
+                raise
             why, cause = f"its parts cannot be run ({_line(error)})", error
             continue
         pairs = zip(parts.probabilities, whole.probabilities, strict=True)
@@ -103,6 +108,8 @@ def _batches(model: Model, text: Text) -> bool:
         try:
             (worst, mean), cause = _generated(replace(model, batched=batched), text), None
         except Exception as error:  # an unknown cache may fail in any way
+            if is_out_of_memory(error):
+                raise
             why, cause = f"it cannot generate ({_line(error)})", error
             continue
         precision = _precision(model)

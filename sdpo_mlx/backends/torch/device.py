@@ -77,13 +77,41 @@ def device_line() -> str:
     return f"torch {torch.__version__} on {device.type}{card}"
 
 
+class MemoryMeter:
+    """Peaks by phase in bytes since the last `read`, on CUDA."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device, self.phase, self.peaks, self.reserved = device, "load", dict[str, int](), 0
+
+    def begin(self, phase: str) -> None:
+        """Count memory for `phase` from here on."""
+        self._note()
+        self.phase = phase
+
+    def read(self) -> dict[str, int]:
+        """Return `current`, `peak`, `limit` (0: unknown) and the phases' peaks, and reset those; on CUDA alone.
+
+        There current and peak are what the process keeps from others, free blocks of torch's allocator included; the
+        limit is that and what is free. A phase's peak is what its tensors took.
+        """
+        if self.device.type != "cuda":
+            return memory_figures(self.device)
+        self._note()
+        held, phases, peak = torch.cuda.memory_reserved(self.device), self.peaks, self.reserved
+        self.peaks, self.reserved = {}, 0
+        limit = held + torch.cuda.mem_get_info(self.device)[0]
+        return {"current": held, "peak": peak, "limit": limit, **phases}
+
+    def _note(self) -> None:
+        if self.device.type == "cuda":
+            seen = torch.cuda.max_memory_allocated(self.device)
+            self.peaks[self.phase] = max(self.peaks.get(self.phase, 0), seen)
+            self.reserved = max(self.reserved, torch.cuda.max_memory_reserved(self.device))
+            torch.cuda.reset_peak_memory_stats(self.device)
+
+
 def memory_figures(device: torch.device) -> dict[str, int]:
-    """Return `current`, `peak` and `limit` (0: unknown); reading restarts the peak on CUDA alone."""
-    if device.type == "cuda":
-        peak = torch.cuda.max_memory_allocated(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        total = torch.cuda.get_device_properties(device).total_memory
-        return {"current": torch.cuda.memory_allocated(device), "peak": peak, "limit": total}
+    """Return `current`, `peak` and `limit`: of Apple's GPU, whose peak is unknown, or of the process on a CPU."""
     if device.type == "mps":
         now = torch.mps.current_allocated_memory()
         return {"current": now, "peak": now, "limit": torch.mps.recommended_max_memory()}

@@ -20,11 +20,13 @@ from transformers import LogitsProcessorList, StoppingCriteriaList
 from transformers.cache_utils import DynamicCache
 
 from sdpo_mlx.backends.base import SamplingParams
+from sdpo_mlx.backends.torch import kv_cache
 from sdpo_mlx.backends.torch.kv_cache import continued, emptied, joined, keys_in, prefill, selected, shared
 from sdpo_mlx.backends.torch.losses import log_softmax
 from sdpo_mlx.backends.torch.model import Model, states_of
 from sdpo_mlx.types import FinishReason, Generation, IntArray
 
+DRAW_BYTES = 48  # of each id of the vocabulary: float32 logits and log-probs, some float64 copies
 NUCLEUS = 1_024  # ids among which the nucleus of `top_p` is looked for before the whole vocabulary is sorted
 
 
@@ -199,6 +201,14 @@ def _alone(
         pad_token_id=0,
     )
     return row
+
+
+@torch.no_grad()
+def row_bytes(model: Model) -> tuple[int, int]:
+    """Bytes of one row as it is sampled: of each of its tokens, and besides (states, and one draw's copies)."""
+    ids = torch.zeros((1, 2), dtype=torch.long, device=model.device)
+    a_token, states = kv_cache.row_bytes(prefill(model.body, ids))
+    return a_token, 2 * states + DRAW_BYTES * model.vocab_size
 
 
 @torch.no_grad()

@@ -29,6 +29,7 @@ from sdpo_mlx.backends.preflight import check_quantization, quantization_method
 from sdpo_mlx.backends.torch import cpu_dtype
 from sdpo_mlx.backends.torch.device import device_notes, device_of, dtype_on_card
 from sdpo_mlx.backends.torch.model import Model, body_of
+from sdpo_mlx.backends.torch.out_of_memory import free_bytes, is_out_of_memory
 from sdpo_mlx.config import ModelConfig
 from sdpo_mlx.core.errors import ConfigError
 
@@ -69,6 +70,7 @@ def load(path: Path, cfg: ModelConfig) -> Loaded:
 
 def _read(path: Path, cfg: ModelConfig, device: torch.device, dtype: str) -> tuple[Any, dict[str, Any]]:
     """The model on its device, and its config."""
+    free = free_bytes(device)
     try:
         config = json.loads((path / "config.json").read_text(encoding="utf-8"))
         check_quantization(config, path.name, "torch")
@@ -89,7 +91,9 @@ def _read(path: Path, cfg: ModelConfig, device: torch.device, dtype: str) -> tup
         whole.eval()
     except ConfigError:
         raise
-    except (ValueError, OSError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+    except (ValueError, OSError, KeyError, TypeError, AttributeError, RuntimeError, MemoryError) as error:
+        if is_out_of_memory(error):
+            raise _too_large(path, cfg, device, free) from error
         raise ConfigError(
             f"the model cannot be loaded: {' '.join(str(error).split())[:200] or type(error).__name__}",
             where=path.name,
@@ -97,6 +101,19 @@ def _read(path: Path, cfg: ModelConfig, device: torch.device, dtype: str) -> tup
         ) from error
     whole.generation_config = GenerationConfig()  # a folder's own penalties and cuts would change the policy
     return whole, config
+
+
+def _too_large(path: Path, cfg: ModelConfig, device: torch.device, free: int | None) -> ConfigError:
+    """The error of a model that does not fit; `free` are the bytes that were free before."""
+    size = sum(file.stat().st_size for file in path.glob("*.safetensors"))
+    found = "" if free is None else f", and {free / 2**30:.1f} GB were free on {device}"
+    others = "" if device.type == "cpu" else "close other programs on the GPU, "
+    bits = "" if cfg.bits == 4 or cfg.adapter.kind == "full" else "set model.bits=4, "
+    return ConfigError(
+        f"out of memory while loading: the weights are {size / 2**30:.1f} GB in their files{found}",
+        where=cfg.name,
+        fix=f"{others}{bits}or use a smaller model",
+    )
 
 
 def check_vocabulary(path: Path, rows: int) -> None:

@@ -5,35 +5,45 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
+from functools import cached_property, partial
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from sdpo_mlx.backends.autograd_plan import CPU_TOKENS
-from sdpo_mlx.backends.base import MICRO_BATCH_TOKENS, Arrays, PolicyInfo
-from sdpo_mlx.backends.learner import Learner, TopK
+from sdpo_mlx.backends.base import MICRO_BATCH_TOKENS, Arrays, PolicyInfo, SamplingParams, Scores
+from sdpo_mlx.backends.learner import Interrupted, Learner, Rollout, TopK
 from sdpo_mlx.backends.loss_head import Gradient, Hidden, LearnBatch, TeacherSet, Weights
 from sdpo_mlx.backends.packing import Unit
-from sdpo_mlx.backends.torch import adapter
+from sdpo_mlx.backends.torch import adapter, generation
 from sdpo_mlx.backends.torch.checks import checked
-from sdpo_mlx.backends.torch.device import memory_figures
+from sdpo_mlx.backends.torch.device import MemoryMeter, device_of
 from sdpo_mlx.backends.torch.gradient import TorchGradientPass, hidden_states, ids_on, mixed_logits
 from sdpo_mlx.backends.torch.loading import load
 from sdpo_mlx.backends.torch.losses import at, log_softmax
 from sdpo_mlx.backends.torch.model import Model, blocks
-from sdpo_mlx.backends.torch.out_of_memory import is_out_of_memory, release
+from sdpo_mlx.backends.torch.out_of_memory import (
+    fail_before_spilling,
+    free_bytes,
+    is_out_of_memory,
+    release,
+    reported,
+)
 from sdpo_mlx.backends.torch.rollouts.choice import choose
 from sdpo_mlx.backends.torch.rollouts.engine import RolloutEngine
 from sdpo_mlx.backends.weight_names import by_mlx_names, mlx_name
 from sdpo_mlx.config import ModelConfig, ObjectiveConfig, RolloutConfig, TeacherConfig, TrainConfig
 from sdpo_mlx.core.errors import ConfigError
 from sdpo_mlx.core.seeding import derive
-from sdpo_mlx.types import DistillSample, IntArray
+from sdpo_mlx.types import DistillSample, IntArray, Role
 
 LOOP = RolloutConfig(engine="loop")
 SMALLEST_BUDGET = 64  # tokens of one pass below which running out of memory is final
+ROWS_SHARE = 0.8  # of the free memory that rollouts may fill: attention repeats keys and values, a layer at a time
+Result = TypeVar("Result")
 
 
 class TorchPolicy(Learner):
@@ -50,13 +60,17 @@ class TorchPolicy(Learner):
         rollout: RolloutConfig | None = None,
     ) -> None:
         super().__init__(model, teacher, train)
+        self.bits = model.bits
+        fail_before_spilling(device_of(model.device))
         loaded = load(path, model)
+        self.meter = MemoryMeter(loaded.model.device)
         whole, self.config, self.notes = loaded.model.whole, loaded.config, loaded.notes
-        self.parameters = adapter.attach(whole, model.adapter, derive(train.seed, "adapter"), self.config)
-        whole.eval()
-        self.model = checked(replace(loaded.model, recompute=bool(train.grad_checkpoint)), self.parameters)
-        self.student = {name: each.data for name, each in self.parameters.items()}
-        self.teacher, self.layers = adapter.copied(self.student), len(blocks(self.model.whole))
+        with reported("while adding the adapter", "lower model.adapter.rank, or use a smaller model"):
+            self.parameters = adapter.attach(whole, model.adapter, derive(train.seed, "adapter"), self.config)
+            whole.eval()
+            self.model = checked(replace(loaded.model, recompute=bool(train.grad_checkpoint)), self.parameters)
+            self.student = {name: each.data for name, each in self.parameters.items()}
+            self.teacher, self.layers = adapter.copied(self.student), len(blocks(self.model.whole))
         self.optimizer = torch.optim.AdamW(self.parameters.values(), weight_decay=train.weight_decay, fused=True)
         # A GPU reports that it is out of memory, and the budget is halved; a machine without one starts to swap.
         default = CPU_TOKENS if self.model.device.type == "cpu" else MICRO_BATCH_TOKENS
@@ -123,7 +137,7 @@ class TorchPolicy(Learner):
 
     def memory(self) -> dict[str, int]:
         """See `Policy.memory`."""
-        return memory_figures(self.model.device)
+        return self.meter.read()
 
     def warnings(self) -> tuple[str, ...]:
         """See `Policy.warnings`."""
@@ -131,7 +145,81 @@ class TorchPolicy(Learner):
         engine = (self.engine_note,) if self.engine_note else ()
         return (*super().warnings(), *left_out, *self.notes, *engine)
 
-    # The array functions of `Learner`
+    def most_rows(self, tokens: int) -> int:
+        """See `Learner.most_rows`; on a GPU the loop samples as many as its free memory holds, at least one."""
+        free = free_bytes(self.model.device)
+        if free is None or not self.model.batched or self.generation.name != "loop":
+            return self.rows
+        a_token, a_row = self._row_bytes
+        return min(self.rows, max(1, int(ROWS_SHARE * free / (a_token * tokens + a_row))))
+
+    @cached_property
+    def _row_bytes(self) -> tuple[int, int]:
+        return generation.row_bytes(self.model)
+
+    def begin_phase(self, phase: str) -> None:
+        """See `Learner.begin_phase`."""
+        self.meter.begin(phase)
+
+    # What runs out of memory is done again with less at once
+
+    def generate(
+        self,
+        prompts: Sequence[IntArray],
+        sampling: SamplingParams,
+        seeds: Sequence[Sequence[int]],
+        interrupted: Interrupted = lambda: False,
+    ) -> Iterator[Rollout]:
+        """See `Policy.generate`; if memory runs out, unfinished rollouts begin again, half as many at once.
+
+        They are the same, since each depends on its own seed alone. Raise ConfigError if one alone does not fit.
+        """
+        left = [dict(enumerate(own)) for own in seeds]  # seeds by their places
+        while any(left):
+            places, again = [list(own) for own in left], [list(own.values()) for own in left]
+            rows = self.most_rows(max(map(len, prompts)) + sampling.max_tokens)
+            together = max(min(sampling.concurrency, rows), min(rows, max(map(len, again))))
+            at_once = min(together, sum(map(len, again)))
+            try:
+                for at, n, found in super().generate(prompts, sampling, again, interrupted):
+                    del left[at][places[at][n]]
+                    yield at, places[at][n], found
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+                if at_once == 1:
+                    fix = f"lower rollout.max_tokens, {self._smaller_model}"
+                    raise ConfigError("out of memory while sampling one rollout", where="model", fix=fix) from error
+                self.rows = max(1, at_once // 2)
+                shortage = f"out of memory: at most {self.rows} rollouts are sampled at once from now on"
+                self.shortages.append(shortage)
+            if any(left):
+                release(self.model.device)
+
+    def stream(self, prompt: IntArray, sampling: SamplingParams, seed: int) -> Iterator[int]:
+        """See `Policy.stream`. Raise ConfigError if memory runs out."""
+        with reported("while sampling one rollout", f"lower rollout.max_tokens, {self._smaller_model}"):
+            yield from super().stream(prompt, sampling, seed)
+
+    def score(
+        self,
+        role: Role,
+        sequences: Sequence[IntArray],
+        spans: Sequence[tuple[int, int]],
+        top_k: int = 0,
+        temperature: float = 1.0,
+    ) -> list[Scores]:
+        """See `Policy.score`; begins again with half the budget whenever memory runs out.
+
+        Raise ConfigError at the smallest budget.
+        """
+        before = self.budget
+        run = partial(super().score, role, sequences, spans, top_k, temperature)
+        fix = f"lower rollout.max_tokens and teacher.max_context_tokens, {self._smaller_model}"
+        scores = self._in_parts(run, "while scoring one rollout", fix)
+        if self.budget < before:
+            self.shortages.append(f"out of memory: at most {self.budget} tokens are forwarded at once from now on")
+        return scores
 
     def gradient(
         self,
@@ -144,17 +232,29 @@ class TorchPolicy(Learner):
 
         Raise ConfigError at the smallest budget.
         """
+        recompute = "" if self.model.recompute else "set train.grad_checkpoint=true, "
+        fix = f"{recompute}lower rollout.max_tokens and teacher.max_context_tokens, {self._smaller_model}"
+        run = partial(super().gradient, samples, objective, temperature, checkpoint)
+        return self._in_parts(run, "in a step on one rollout", fix)
+
+    def _in_parts(self, run: Callable[[], Result], doing: str, fix: str) -> Result:
+        """Return what `run` returns, with half the budget of a pass whenever memory runs out."""
         while True:
             try:
-                return super().gradient(samples, objective, temperature, checkpoint)
+                return run()
             except Exception as error:
                 if not is_out_of_memory(error):
                     raise
                 if self.budget <= SMALLEST_BUDGET:
-                    fix = "use a smaller model, or lower rollout.max_tokens and teacher.max_context_tokens"
-                    raise ConfigError("out of memory in a step on one rollout", where="model", fix=fix) from error
+                    raise ConfigError(f"out of memory {doing}", where="model", fix=fix) from error
             self.budget //= 2
             release(self.model.device)
+
+    @property
+    def _smaller_model(self) -> str:
+        return "or use a smaller model" if self.bits else "set model.bits=4, or use a smaller model"
+
+    # The array functions of `Learner`
 
     def active(self, weights: Weights) -> AbstractContextManager[None]:
         """See `Learner.active`."""
@@ -196,6 +296,10 @@ class TorchPolicy(Learner):
 
     def moved_teacher(self, rate: float) -> Weights:
         """See `Learner.moved_teacher`."""
+        with reported("while updating the teacher", f"lower model.adapter.rank, {self._smaller_model}"):
+            return self._moved_teacher(rate)
+
+    def _moved_teacher(self, rate: float) -> Weights:
         if rate in (0.0, 1.0):
             return adapter.copied(self.student) if rate else self.teacher
         return {name: each + rate * (self.student[name] - each) for name, each in self.teacher.items()}
@@ -205,7 +309,8 @@ class TorchPolicy(Learner):
         """Free what only sampling needs before, and the gradient afterwards."""
         self.generation.rest()
         try:
-            yield
+            with reported("in the optimizer's step", f"lower model.adapter.rank, {self._smaller_model}"):
+                yield
         finally:
             self.optimizer.zero_grad(set_to_none=True)
 

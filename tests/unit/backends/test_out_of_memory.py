@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import platform
+from typing import Any
+
 import pytest
 from requirements import needs_torch
 
@@ -48,3 +51,62 @@ def test_running_out_of_memory_is_reported_in_one_line() -> None:
     assert caught.value.line() == "out of memory in the optimizer's step (model). Use a smaller model."
     with pytest.raises(RuntimeError, match="invalid"), reported("anywhere", ""):
         raise RuntimeError(OTHERS[0])
+
+
+class FakeCard:
+    """The memory counters of a card of 24 GB, 4 of them used by another program."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        import torch
+
+        self.allocated, self.reserved, self.peaks, self.fraction = 8, 10, (9, 12), 1.0
+        functions: dict[str, Any] = {
+            "memory_allocated": lambda _: self.allocated,
+            "memory_reserved": lambda _: self.reserved,
+            "max_memory_allocated": lambda _: self.peaks[0],
+            "max_memory_reserved": lambda _: self.peaks[1],
+            "reset_peak_memory_stats": lambda _: setattr(self, "peaks", (self.allocated, self.reserved)),
+            "mem_get_info": lambda _: (24 - 4 - self.reserved, 24),
+            "get_per_process_memory_fraction": lambda _: self.fraction,
+            "set_per_process_memory_fraction": lambda fraction, _: setattr(self, "fraction", fraction),
+        }
+        for name, function in functions.items():
+            patch.setattr(torch.cuda, name, function, raising=False)
+        self.device = torch.device("cuda", 0)
+
+
+def test_free_memory_counts_cached_blocks_and_other_programs(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    from sdpo_mlx.backends.torch.out_of_memory import free_bytes
+
+    card = FakeCard(monkeypatch)
+    assert free_bytes(card.device) == 24 - 4 - 8
+    card.fraction = 0.5
+    assert free_bytes(card.device) == 12 - 8
+    assert free_bytes(torch.device("cpu")) is None
+
+
+def test_memory_figures_of_a_card_are_what_it_keeps_from_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    from sdpo_mlx.backends.torch.device import MemoryMeter
+
+    card = FakeCard(monkeypatch)
+    meter = MemoryMeter(card.device)
+    meter.begin("generate")
+    card.peaks = (15, 17)
+    meter.begin("learn")
+    card.peaks = (11, 14)
+    assert meter.read() == {"current": 10, "peak": 17, "limit": 20, "load": 9, "generate": 15, "learn": 11}
+    assert meter.read() == {"current": 10, "peak": 10, "limit": 20, "learn": 8}
+
+
+@pytest.mark.parametrize(("release", "fraction"), [("6.8.0-generic", 1.0), ("5.15.0-microsoft-standard-WSL2", 0.95)])
+def test_card_under_wsl_fails_before_its_driver_spills(
+    release: str, fraction: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sdpo_mlx.backends.torch.out_of_memory import fail_before_spilling
+
+    card = FakeCard(monkeypatch)
+    monkeypatch.setattr(platform, "release", lambda: release)
+    fail_before_spilling(card.device)
+    assert card.fraction == fraction
