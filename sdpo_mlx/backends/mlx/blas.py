@@ -26,6 +26,8 @@ def load_blas() -> str:
     # Keeps bits equal between processors and alignments, for resumes that must be exact.
     os.environ.setdefault("MKL_CBWR", "AVX2")
     os.environ.setdefault("MKL_THREADING_LAYER", "GNU")
+    # As for torch: threads that wait in a loop starve those that compute, on a machine that others use too.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     for library in (*map(str, sorted(Path(sys.prefix, "lib").glob("libmkl_rt.so*"))), *SYSTEM_LIBRARIES):
         try:
             ctypes.CDLL(library, mode=ctypes.RTLD_GLOBAL)

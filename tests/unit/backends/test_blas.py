@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
 from pathlib import Path
 
@@ -13,7 +14,7 @@ blas = pytest.importorskip("sdpo_mlx.backends.mlx.blas")
 
 @pytest.fixture(autouse=True)
 def _fresh_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("MKL_CBWR", "MKL_THREADING_LAYER"):
+    for name in ("MKL_CBWR", "MKL_THREADING_LAYER", "OMP_WAIT_POLICY"):
         monkeypatch.setenv(name, "before")
 
 
@@ -45,6 +46,20 @@ def test_own_library_comes_before_the_systems(monkeypatch: pytest.MonkeyPatch, t
     monkeypatch.setattr(ctypes, "CDLL", lambda library, mode: loaded.append((library, mode)))
     assert blas.load_blas.__wrapped__() == own.name
     assert loaded == [(str(own), ctypes.RTLD_GLOBAL)]
+
+
+@pytest.mark.parametrize(("given", "used"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
+def test_threads_wait_asleep_unless_the_user_chose(
+    given: str | None, used: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setattr(sys, "prefix", str(tmp_path))
+    monkeypatch.setattr(blas, "SYSTEM_LIBRARIES", ())
+    monkeypatch.delenv("OMP_WAIT_POLICY")
+    if given is not None:
+        monkeypatch.setenv("OMP_WAIT_POLICY", given)
+    blas.load_blas.__wrapped__()
+    assert os.environ["OMP_WAIT_POLICY"] == used
 
 
 def test_damaged_library_is_passed_over(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
