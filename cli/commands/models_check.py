@@ -139,5 +139,6 @@ def as_lines(found: dict[str, Any]) -> list[str]:
             rows.append(("time", f"{render.duration(found['seconds'])} per step here with rollouts of full length"))
     rows += [("refused", f"{each['what']}; {each['fix']}") for each in found["refused"]]
     if not found["refused"]:
-        rows.append(("next", f"sdpo train --model {found['name']} --task code"))
+        backend = " --backend torch" if found["backend"] == "torch" else ""
+        rows.append(("next", f"sdpo train --model {found['name']} --task code{backend}"))
     return render.columns(rows)

@@ -6,12 +6,11 @@ answers are those of transformers' own greedy decoding. The default suite tests 
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import numpy as np
 import pytest
-from backend_pairs import torch_gradient
+from backend_pairs import on_device, torch_gradient
 from requirements import needs_torch
 from small_policies import make_samples, stir
 from temp_folders import new_folder
@@ -46,8 +45,7 @@ def policy_of(name: str) -> Any:
 
     if name not in POLICIES:
         path = write_architecture(new_folder("architecture") / name, name)
-        device = os.environ.get("SDPO_TEST_DEVICE", "cpu")
-        model = ModelConfig(name=name, backend="torch", device=device, adapter={"scale": 2.0, "rank": 4})
+        model = ModelConfig(name=name, backend="torch", adapter={"scale": 2.0, "rank": 4}, **on_device())
         POLICIES[name] = TorchPolicy(path, model, TeacherConfig(), TrainConfig())
         stir(POLICIES[name], scale=0.02)
     return POLICIES[name]

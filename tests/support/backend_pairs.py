@@ -22,12 +22,18 @@ from sdpo_mlx.types import DistillSample
 BOTH = ("qwen3", "llama", "gemma3", "smollm2")  # architectures of both backends
 
 
+def on_device() -> dict[str, Any]:
+    """Settings of torch for the device of these tests; on a card `auto` would be bfloat16, which agrees less."""
+    device = os.environ.get("SDPO_TEST_DEVICE", "cpu")
+    return {"device": device, "dtype": "auto" if device == "cpu" else "float32"}
+
+
 def make_torch(architecture: str = "qwen3", *, like: Any = None, **options: Any) -> Any:
     """A policy on torch with the settings of `like`, a policy on MLX, and its state."""
     from sdpo_mlx.backends.torch.policy import TorchPolicy
 
-    device = os.environ.get("SDPO_TEST_DEVICE", "cpu")
-    model = ModelConfig(name=architecture, backend="torch", device=device, adapter=like.adapter, **options)
+    settings = {**on_device(), **options}
+    model = ModelConfig(name=architecture, backend="torch", adapter=like.adapter, **settings)
     policy = TorchPolicy(folder(architecture), model, like.teacher_cfg, like.train_cfg)
     policy.load_state(like.state())
     return policy
@@ -96,10 +102,9 @@ def published_pair(name: str) -> tuple[Any, Any]:
 
     path = write_published(new_folder("published") / name, name)
     adapter = AdapterConfig(rank=4, scale=2.0, keys=list(published(name).keys))
-    device = os.environ.get("SDPO_TEST_DEVICE", "cpu")
     ours, theirs = (
-        kind(path, ModelConfig(name=name, backend=backend, device=at, adapter=adapter), TeacherConfig(), TrainConfig())
-        for kind, backend, at in ((MLXPolicy, "mlx", "auto"), (TorchPolicy, "torch", device))
+        kind(path, ModelConfig(name=name, backend=backend, adapter=adapter, **more), TeacherConfig(), TrainConfig())
+        for kind, backend, more in ((MLXPolicy, "mlx", {}), (TorchPolicy, "torch", on_device()))
     )
     stir(ours, scale=0.05)
     theirs.load_state(ours.state())

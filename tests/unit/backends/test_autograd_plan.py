@@ -119,6 +119,23 @@ def test_memory_given_by_the_user_is_planned_on_a_cpu_too(memory_gb: float | Non
     assert (planned.train.micro_batch_tokens, planned.rollout.concurrency) == ((512, 64) if memory_gb else (None, None))
 
 
+@needs_torch
+@pytest.mark.parametrize(("free", "recomputed"), [(8 * GB, False), (9 * 2**20, True)])
+def test_run_on_a_card_recomputes_blocks_where_the_plan_says_so(
+    free: int, recomputed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sdpo_mlx.models.chat_template import load_chat
+    from sdpo_mlx.models.resolve import resolve
+    from sdpo_mlx.rl.components import _plan
+    from sdpo_mlx.tasks.registry import open_task
+
+    monkeypatch.setattr(autograd_plan, "free_bytes", lambda: free)
+    cfg, model = config(), resolve("tiny")
+    planned = _plan(cfg, model, load_chat(model.path), open_task(cfg).task)
+    assert planned.train.grad_checkpoint is recomputed
+    assert planned.rollout.concurrency
+
+
 def test_dimensions_of_other_layers_give_a_plan() -> None:
     for name, found in CONFIGS.items():
         dims = ModelDims.of(found, name)
