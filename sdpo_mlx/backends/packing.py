@@ -60,6 +60,28 @@ class Unit:
         return sum(node.ids_NT.size for node in self.nodes)
 
 
+@dataclass(frozen=True)
+class Tree:
+    """A unit as one row of T tokens without padding: each node before those below it, which lie together.
+
+    Token i attends to token j if j <= i < until_T[j]: to itself, to those before it in its node, and to its ancestors.
+    `positions_T` count from the root; `take_R` are the places in the row that predict the unit's responses.
+    """
+
+    ids_T: IntArray
+    positions_T: IntArray
+    until_T: IntArray
+    take_R: IntArray
+
+
+class _Segment(NamedTuple):
+    """Tokens of a tree that follow each other: a shared prefix, or one row; `depth` tokens are above it."""
+
+    node: int
+    ids: IntArray
+    depth: int
+
+
 @dataclass(frozen=True, eq=False)
 class _Shared:
     """Part of a prompt that several sequences share (compared by identity)."""
@@ -102,6 +124,39 @@ def pack(
     members.sort(key=lambda m: (m.prompt.astype(">u4").tobytes(), m.place))
     alone, branches = _branches_of(members, ())
     return _units([*branches, _Branch((), alone)], budget)
+
+
+def tree_of(unit: Unit) -> Tree:
+    """Return the tokens of a unit of `pack` as one row."""
+    segments = _segments(unit)
+    stops = np.cumsum([each.ids.size for each in segments]).tolist()
+    ends = {each.node: stop for each, stop in zip(segments, stops, strict=True)}
+    for place in reversed(range(len(unit.nodes))):
+        if (parent := unit.nodes[place].parent) is not None:
+            ends[parent] = max(ends[parent], ends[place])
+    is_row = [unit.nodes[each.node].rows for each in segments]
+    until = [stop if row else ends[each.node] for each, stop, row in zip(segments, stops, is_row, strict=True)]
+    row_stops = [stop for stop, row in zip(stops, is_row, strict=True) if row]
+    return Tree(
+        np.concatenate([each.ids for each in segments]),
+        np.concatenate([each.depth + np.arange(each.ids.size) for each in segments]).astype(np.int32),
+        np.repeat(until, [each.ids.size for each in segments]).astype(np.int32),
+        np.concatenate([np.arange(s - n, s) for s, n in zip(row_stops, unit.counts, strict=True)]).astype(np.int32),
+    )
+
+
+def _segments(unit: Unit) -> list[_Segment]:
+    """A unit's prefixes and rows, one after the other as in its nodes, without padding."""
+    lasts = iter(unit.take_R[np.cumsum(unit.counts) - 1].tolist())  # what predicts a response's end ends its row
+    found, depths, start = list[_Segment](), list[int](), 0
+    for place, node in enumerate(unit.nodes):
+        depth, width = 0 if node.parent is None else depths[node.parent], node.ids_NT.shape[1]
+        depths.append(depth + width)
+        for row in node.ids_NT:
+            length = next(lasts) - start + 1 if node.rows else width
+            start += width if node.rows else 0  # `take_R` counts the rows alone
+            found.append(_Segment(place, row[:length], depth))
+    return found
 
 
 def _branches_of(members: list[Member], path: tuple[_Shared, ...]) -> tuple[list[Member], list[_Branch]]:

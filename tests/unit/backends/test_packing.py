@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sdpo_mlx.backends.packing import Node, Unit, pack
+from sdpo_mlx.backends.packing import Node, Unit, pack, tree_of
 
 IDS = st.lists(st.integers(1, 9), min_size=1, max_size=8).map(lambda ids: np.array(ids, dtype=np.int32))
 # Few different prompts, so that groups that share one are common.
@@ -91,3 +91,24 @@ def test_long_stretches_run_in_pieces() -> None:
     (unit,) = pack([prompt, prompt], [prompt[:3]] * 2, 10_000)
     assert [node.ids_NT.size for node in unit.nodes] == [2_048, 2_048, 903, 6]
     assert [node.parent for node in unit.nodes] == [None, 0, 1, 2]
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(st.sampled_from([1, 17, 30, 40]), IDS, IDS), min_size=1, max_size=8), BUDGETS)
+def test_token_of_a_tree_attends_to_its_own_text_alone(
+    batch: list[tuple[int, np.ndarray, np.ndarray]], budget: int
+) -> None:
+    root = np.arange(40, dtype=np.int32)  # longer beginnings than SHORTEST_SHARED, at several depths
+    texts = [(np.concatenate([root[:cut], rest]), response) for cut, rest, response in batch]
+    for unit in packed(texts, budget):
+        tree = tree_of(unit)
+        place = np.arange(tree.ids_T.size)
+        seen_TT = (place <= place[:, None]) & (place[:, None] < tree.until_T)
+        assert tree.ids_T.size <= unit.tokens
+        takes = np.split(tree.take_R, np.cumsum(unit.counts)[:-1])
+        for member, take in zip(unit.members, takes, strict=True):
+            prompt, response = texts[member]
+            for n, token in enumerate(take):
+                attended = np.flatnonzero(seen_TT[token])
+                assert np.array_equal(tree.ids_T[attended], np.concatenate([prompt, response[:n]]))
+                assert np.array_equal(tree.positions_T[attended], np.arange(attended.size))
