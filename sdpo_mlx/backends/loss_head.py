@@ -106,17 +106,22 @@ class GradientPass(ABC):
 
     @abstractmethod
     def statistics(self, hidden_RD: Any, teacher_RV: Any, rows: Rows) -> RowStatistics:
-        """The statistics (numpy) of rows, without a gradient."""
+        """The statistics (the backend's arrays) of rows, without a gradient."""
 
     @abstractmethod
     def concatenate(self, arrays: list[Any]) -> Any:
         """Join arrays along the first axis."""
+
+    @abstractmethod
+    def on_device(self, rows: Rows) -> Rows:
+        """Return the rows of a unit as the backend's arrays."""
 
     def chunks(self, unit: Unit, hidden_RD: Any) -> Iterator[tuple[slice, Any, Rows]]:
         """Yield the unit's response positions in chunks, with the teacher's logits (None: nothing is distilled)."""
         teacher, rows = self._teacher_rows(unit, hidden_RD), self._rows(unit)
         if teacher is not None and self.batch.objective.support == "sequence":
             rows = replace(rows, sequence_R=self._sequence_means(unit, hidden_RD, teacher, rows))
+        rows = self.on_device(rows)
         for part in slices(hidden_RD.shape[0], self.chunk):
             logits = None if teacher is None else self.teacher_logits([states[part] for states in teacher])
             yield part, logits, rows_of(rows, part)
@@ -152,12 +157,13 @@ class GradientPass(ABC):
 
     def _sequence_means(self, unit: Unit, hidden_RD: Any, teacher: Sequence[Any], rows: Rows) -> Any:
         """log p - log q at the sampled tokens, averaged over each response: one more pass of the head."""
-        gaps = []
+        gaps, rows = [], self.on_device(rows)
         for part in slices(hidden_RD.shape[0], self.chunk):
             logits = self.teacher_logits([states[part] for states in teacher])
             found = self.statistics(hidden_RD[part], logits, rows_of(rows, part))
             gaps.append(found.log_p_R - found.log_q_R)
-        return _repeated([gap.mean() for gap in np.split(np.concatenate(gaps), np.cumsum(unit.counts)[:-1])], unit)
+        gap_R = np.array(self.concatenate(gaps).tolist(), dtype=np.float32)
+        return _repeated([gap.mean() for gap in np.split(gap_R, np.cumsum(unit.counts)[:-1])], unit)
 
 
 def slices(rows: int, size: int) -> Iterator[slice]:

@@ -67,12 +67,17 @@ class MLXGradientPass(GradientPass):
     def statistics(self, hidden_RD: mx.array, teacher_RV: mx.array, rows: Rows) -> RowStatistics:
         """See `GradientPass.statistics`."""
         objective, temperature = self.batch.objective, self.batch.temperature
-        _, figures = row_loss(self.model.trunk.head(hidden_RD), teacher_RV, on_device(rows), objective, temperature)
-        return RowStatistics(*map(np.asarray, figures))
+        _, figures = row_loss(self.model.trunk.head(hidden_RD), teacher_RV, rows, objective, temperature)
+        mx.eval(*figures)
+        return figures
 
     def concatenate(self, arrays: list[mx.array]) -> mx.array:
         """See `GradientPass.concatenate`."""
         return mx.concatenate(arrays)
+
+    def on_device(self, rows: Rows) -> Rows:
+        """See `GradientPass.on_device`."""
+        return replace(rows, **{name: mx.array(array) for name, array in vars(rows).items()})
 
     def _one_graph(self, weights: Weights, unit: Unit, seed: int, keep: bool, found: list[Any]) -> mx.array:
         """Phase A on the student's weights, and B unless it is done. Return a scalar whose gradient is the loss's."""
@@ -87,7 +92,7 @@ class MLXGradientPass(GradientPass):
         names, own = self.head_names, [self.student[name] for name in self.head_names]
         total, cotangents, figures, grads = 0.0, [], [], {name: mx.zeros_like(self.student[name]) for name in names}
         for part, teacher_RV, rows in self.chunks(unit, hidden_RD):
-            loss = partial(self._loss, teacher_RV=teacher_RV, rows=on_device(rows))
+            loss = partial(self._loss, teacher_RV=teacher_RV, rows=rows)
             (value, figure), both = mx.value_and_grad(loss, argnums=list(range(1 + len(own))))(hidden_RD[part], *own)
             assign(self.model.whole, dict(zip(names, own, strict=True)))
             cotangent, *extra = both if own else [both]  # the gradient of a single argument is not in a list
@@ -120,8 +125,3 @@ def detached(array: mx.array) -> mx.array:
     copied = array.astype(mx.float32)
     mx.eval(copied)
     return mx.array(np.array(copied)).astype(array.dtype)
-
-
-def on_device(rows: Rows) -> Rows:
-    """The rows as MLX arrays."""
-    return replace(rows, **{name: mx.array(array) for name, array in vars(rows).items()})

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from sdpo_mlx.backends.learner import adapted_layers, check_arrays
+from sdpo_mlx.backends.torch.mixed_precision import fuse_adapter
 from sdpo_mlx.backends.torch.model import blocks, body_of
 from sdpo_mlx.backends.weight_names import mlx_name
 from sdpo_mlx.config import AdapterConfig
@@ -54,6 +55,7 @@ def attach(model: nn.Module, cfg: AdapterConfig, seed: int, config: Mapping[str,
         except (ValueError, TypeError, NotImplementedError) as error:
             fix = "use lora, or name other layers in model.adapter.keys"
             raise ConfigError(" ".join(str(error).split())[:200], where="model.adapter", fix=fix) from error
+        fuse_adapter(model)
     trained: dict[str, nn.Parameter] = {}
     for name, parameter in model.named_parameters():
         end = next((end for end in _ENDS if name.endswith(end)), "")

@@ -6,20 +6,23 @@ What does not hold with shared prompts is learned without; what does not hold wi
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from sdpo_mlx.backends.base import SamplingParams
 from sdpo_mlx.backends.packing import pack
 from sdpo_mlx.backends.torch import generation
 from sdpo_mlx.backends.torch.adapter import active
 from sdpo_mlx.backends.torch.gradient import hidden_states, ids_on
+from sdpo_mlx.backends.torch.mixed_precision import float32_output
 from sdpo_mlx.backends.torch.model import Model
 from sdpo_mlx.backends.torch.out_of_memory import is_out_of_memory
+from sdpo_mlx.backends.torch.tree_attention import Kind, kinds
 from sdpo_mlx.core.errors import ConfigError
 from sdpo_mlx.types import IntArray
 
@@ -31,8 +34,9 @@ FIX = "use another model, such as a llama, qwen3, gemma3, mistral or phi3 one, o
 class Precision:
     """How well two orders of summation agree: in probabilities, in log-probs on average, in the gradient's norm.
 
-    Float32 comes out near 1e-6. In 16 bits logits are rounded by up to 0.1, and each rounding of an activation goes on
-    through the gradient of a text of 30 tokens; a lost prefix, state or scale shows as 0.5 and more.
+    Float32 comes out near 1e-6. In 16 bits each rounding of an activation goes on through the model: logits move by up
+    to 0.6, a probability near a half by 0.4, the gradient by 0.27 at most. A lost prefix, state or position changes
+    the gradient by 0.75 and more, and what a peaked model expects by nearly 1.
     """
 
     probability: float
@@ -41,7 +45,12 @@ class Precision:
 
 
 EXACT = Precision(1e-4, 1e-3, 1e-2)
-ROUNDED = Precision(2e-2, 0.25, 0.3)
+# In 16 bits: these, or as much more as the model's own distributions move by rounding (`_rounding`), up to a bound
+# that what is wrong is beyond. The gradient moves by about as much in models that expect one token as in others.
+ROUNDED = Precision(2e-2, 0.25, 0.45)
+WRONG = Precision(0.5, 1.5, 0.45)
+MARGIN = 3.0  # the largest difference among 9 positions varies by that much from one rounding to another
+ROUNDINGS = 3
 
 
 @dataclass(frozen=True)
@@ -71,8 +80,10 @@ def checked(model: Model, parameters: Mapping[str, nn.Parameter]) -> Model:
             if is_out_of_memory(error):
                 raise
             raise _unsupported(model, f"a short text cannot be run ({_line(error)})") from error
-        found = replace(model, shares=_shares(model, parameters, text, whole))
-    return replace(found, batched=_batches(found, text))
+        precision = _precision(model, text)
+        found = replace(model, shares=_shares(model, parameters, text, whole, precision))
+        found = replace(found, tree=_tree(found, parameters, text, whole, precision) if found.shares else None)
+    return replace(found, batched=_batches(found, text, precision))
 
 
 def _text(model: Model) -> Text:
@@ -81,9 +92,11 @@ def _text(model: Model) -> Text:
     return Text([same, same, other], [ids[1:5], ids[6:8], ids[9:12]])
 
 
-def _shares(model: Model, parameters: Mapping[str, nn.Parameter], text: Text, whole: Found) -> bool:
+def _shares(
+    model: Model, parameters: Mapping[str, nn.Parameter], text: Text, whole: Found, precision: Precision
+) -> bool:
     """Whether the parts give the whole model's distributions and gradient with shared prompts, or only without."""
-    why, cause, precision = "", None, _precision(model)
+    why, cause = "", None
     for share in (True, False):
         try:
             parts, cause = _parts(model, parameters, text, share), None
@@ -92,16 +105,33 @@ def _shares(model: Model, parameters: Mapping[str, nn.Parameter], text: Text, wh
                 raise
             why, cause = f"its parts cannot be run ({_line(error)})", error
             continue
-        pairs = zip(parts.probabilities, whole.probabilities, strict=True)
-        worst = max(float((ours - theirs).abs().nan_to_num(torch.inf).max()) for ours, theirs in pairs)
-        gap = _norm({name: parts.grads[name] - each for name, each in whole.grads.items()}) / _norm(whole.grads)
+        worst, gap = _differences(parts, whole)
         if worst <= precision.probability and gap <= precision.gradient:
             return share
         why = f"its parts differ from the whole by {worst:.1e} in probability and by {gap:.1e} in the gradient"
     raise _unsupported(model, why) from cause
 
 
-def _batches(model: Model, text: Text) -> bool:
+def _tree(
+    model: Model, parameters: Mapping[str, nn.Parameter], text: Text, whole: Found, precision: Precision
+) -> Kind | None:
+    """The kind of mask with which a tree of texts in one row gives the same; None if there is none."""
+    for kind in kinds(model.whole, model.body, model.device, model.recompute):
+        with suppress(Exception):  # an attention or a compiler may fail in any way; a cache does without
+            worst, gap = _differences(_parts(replace(model, tree=kind), parameters, text, share=True), whole)
+            if worst <= precision.probability and gap <= precision.gradient:
+                return kind
+    return None
+
+
+def _differences(parts: Found, whole: Found) -> tuple[float, float]:
+    """The largest difference in probability, and that of the gradients relative to the whole model's."""
+    pairs = zip(parts.probabilities, whole.probabilities, strict=True)
+    worst = max(float((ours - theirs).abs().nan_to_num(torch.inf).max()) for ours, theirs in pairs)
+    return worst, _norm({name: parts.grads[name] - each for name, each in whole.grads.items()}) / _norm(whole.grads)
+
+
+def _batches(model: Model, text: Text, precision: Precision) -> bool:
     """Whether prompts of different lengths can be generated together. Raise ConfigError if not even one alone can."""
     why, cause = "", None
     for batched in (True, False):
@@ -112,7 +142,6 @@ def _batches(model: Model, text: Text) -> bool:
                 raise
             why, cause = f"it cannot generate ({_line(error)})", error
             continue
-        precision = _precision(model)
         if worst <= precision.probability and mean <= precision.log_prob:
             return batched
         why = f"generated tokens differ from the whole model's by {worst:.1e} in probability"
@@ -175,7 +204,8 @@ def _logits(model: Model, prompt: IntArray, response: IntArray, gradient: bool =
     """The whole model's logits (T, V) that predict a response; float32."""
     with torch.set_grad_enabled(gradient):
         ids = ids_on(model, np.append(prompt, response[:-1]))[None]
-        logits: Tensor = model.whole(input_ids=ids, use_cache=False).logits[0, prompt.size - 1 :].float()
+        with float32_output(model.head):  # as the parts have it
+            logits: Tensor = model.whole(input_ids=ids, use_cache=False).logits[0, prompt.size - 1 :].float()
     return logits
 
 
@@ -189,9 +219,40 @@ def _started(parameters: Mapping[str, nn.Parameter]) -> Iterator[None]:
         yield
 
 
-def _precision(model: Model) -> Precision:
-    exact = model.whole.dtype == torch.float32 and not getattr(model.whole, "is_quantized", False)
-    return EXACT if exact else ROUNDED
+def _precision(model: Model, text: Text) -> Precision:
+    if model.whole.dtype == torch.float32 and not getattr(model.whole, "is_quantized", False):
+        return EXACT
+    pairs = list(zip(text.prompts, text.responses, strict=True))
+    ids_R = ids_on(model, np.concatenate(text.responses))[:, None]
+    logps_RV = torch.cat([torch.log_softmax(_logits(model, *pair), -1) for pair in pairs])
+    worst, mean = 0.0, 0.0
+    for seed in range(ROUNDINGS):
+        with _rounding(model.whole, seed):
+            moved_RV = torch.cat([torch.log_softmax(_logits(model, *pair), -1) for pair in pairs])
+        worst = max(worst, float((moved_RV.exp() - logps_RV.exp()).abs().max()))
+        mean = max(mean, float((moved_RV - logps_RV).gather(-1, ids_R).abs().mean()))
+    return Precision(
+        min(max(ROUNDED.probability, MARGIN * worst), WRONG.probability),
+        min(max(ROUNDED.log_prob, MARGIN * mean), WRONG.log_prob),
+        ROUNDED.gradient,
+    )
+
+
+@contextmanager
+def _rounding(whole: nn.Module, seed: int) -> Iterator[None]:
+    """Inside, each number that a linear layer returns is rounded up or down at random, as by another kernel."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def moved(_module: nn.Module, _inputs: object, found: Tensor) -> Tensor:
+        signs = torch.randint(0, 2, found.shape, generator=generator).to(found.device) * 2.0 - 1.0
+        return (found.float() * (1.0 + torch.finfo(found.dtype).eps / 2 * signs)).to(found.dtype)
+
+    hooks = [each.register_forward_hook(moved) for each in whole.modules() if isinstance(each, (nn.Linear, Conv1D))]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def _norm(grads: Mapping[str, Tensor]) -> float:

@@ -133,7 +133,7 @@ def continued(body: nn.Module, ids_NT: Tensor, cache: DynamicCache, **options: A
 
     Positions are those after the cache unless given. A body without positions or masks gets none.
     """
-    names, before = _arguments(type(body).forward), keys_in(cache)
+    names, before = arguments(type(body).forward), keys_in(cache)
     after = torch.arange(before, before + ids_NT.shape[1], device=ids_NT.device).expand(ids_NT.shape)
     known = {name: each for name, each in ({"position_ids": after} | options).items() if name in names}
     # Transformers 5.24 renamed `past_key_values`.
@@ -142,7 +142,8 @@ def continued(body: nn.Module, ids_NT: Tensor, cache: DynamicCache, **options: A
 
 
 @remembered
-def _arguments(forward: Callable[..., Any]) -> frozenset[str]:
+def arguments(forward: Callable[..., Any]) -> frozenset[str]:
+    """Names of a function's parameters."""
     return frozenset(inspect.signature(forward).parameters)
 
 

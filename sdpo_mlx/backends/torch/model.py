@@ -6,8 +6,9 @@ are the model's own, whatever they are.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -20,7 +21,14 @@ from transformers.cache_utils import DynamicCache
 from transformers.modeling_outputs import BaseModelOutput
 
 from sdpo_mlx.backends.base import TORCH_CHUNK_BYTES
+from sdpo_mlx.backends.packing import Tree
 from sdpo_mlx.backends.torch.kv_cache import continued, shared
+from sdpo_mlx.backends.torch.mixed_precision import float32_output
+from sdpo_mlx.backends.torch.out_of_memory import free_bytes
+from sdpo_mlx.backends.torch.tree_attention import Kind, attention_of, mask_of
+
+LARGEST_CHUNK = 512 * 2**20  # of TORCH_CHUNK_BYTES on a GPU with free memory: each chunk reads the whole output layer
+HEAD_SHARE = 0.01  # of the free memory for one copy of a chunk's logits
 
 
 @dataclass(frozen=True)
@@ -34,6 +42,7 @@ class Model:
     shares: bool = True  # whether prompts that begin alike may run once
     batched: bool = True  # whether rollouts may be decoded side by side
     recompute: bool = False  # run each block again in the backward pass instead of keeping its activations
+    tree: Kind | None = None  # the mask with which prompts that begin alike may run in one row, while learning
 
     @property
     def head(self) -> nn.Module:
@@ -43,22 +52,46 @@ class Model:
     @property
     def chunk(self) -> int:
         """Response positions that the head sees at once."""
-        return max(16, TORCH_CHUNK_BYTES // (4 * self.vocab_size))
+        return max(16, chunk_bytes(self.device) // (4 * self.vocab_size))
 
     def hidden(self, rows_NT: Tensor, prefix: DynamicCache | None = None) -> Tensor:
         """Last hidden states (N, T, d) of right-padded rows that continue from a shared prefix."""
         if prefix is not None:
             return states_of(continued(self.body, rows_NT, shared(prefix, rows_NT.shape[0])))
-        with _recomputed(self.whole) if self.recompute and torch.is_grad_enabled() else nullcontext():
+        with self._recomputing():
             return states_of(self.body(input_ids=rows_NT, use_cache=False))
 
+    def tree_hidden(self, tree: Tree) -> Tensor:
+        """Last hidden states (T, d) of all tokens of a tree in one row: no cache, no copy of a shared prefix."""
+        assert self.tree is not None
+        ids, places = (torch.from_numpy(each).long().to(self.device)[None] for each in (tree.ids_T, tree.positions_T))
+        mask = mask_of(self.tree, self.body.config, tree.until_T, self.whole.dtype, self.device)
+        attention = partial(attention_of, self.tree, self.body.config)
+        with self._recomputing(attention), attention():
+            return states_of(self.body(input_ids=ids, position_ids=places, attention_mask=mask, use_cache=False))[0]
+
+    def _recomputing(
+        self, again: Callable[[], AbstractContextManager[None]] = nullcontext
+    ) -> AbstractContextManager[None]:
+        """Inside, a block keeps only its input for the backward pass, if the model is to, and runs again in `again`."""
+        return _recomputed(self.whole, again) if self.recompute and torch.is_grad_enabled() else nullcontext()
+
     def logits(self, hidden_RD: Tensor) -> Tensor:
-        """Logits (R, V) of hidden states."""
+        """Logits (R, V) of hidden states; float32 if the output layer is frozen and linear."""
         output = _Output(last_hidden_state=hidden_RD[None])
-        with _replaced(self.body, lambda *_, **__: output):
+        with _replaced(self.body, lambda *_, **__: output), float32_output(self.head):
             ids = torch.zeros((1, 1), dtype=torch.long, device=self.device)
             logits: Tensor = self.whole(input_ids=ids, use_cache=False).logits[0]
         return logits
+
+
+def chunk_bytes(device: torch.device) -> int:
+    """Bytes of one float32 copy of the logits: on CUDA by free memory, in powers of two, so that it seldom changes."""
+    free = free_bytes(device) if device.type == "cuda" else None
+    if free is None:
+        return TORCH_CHUNK_BYTES
+    share: int = 2 ** int(math.log2(max(1.0, HEAD_SHARE * free)))
+    return min(max(share, TORCH_CHUNK_BYTES), LARGEST_CHUNK)
 
 
 class _Output(BaseModelOutput):
@@ -92,11 +125,11 @@ def blocks(whole: nn.Module) -> list[tuple[str, nn.Module]]:
 
 
 @contextmanager
-def _recomputed(whole: nn.Module) -> Iterator[None]:
-    """Inside, a block keeps only its input for the backward pass (torch.utils.checkpoint)."""
+def _recomputed(whole: nn.Module, again: Callable[[], AbstractContextManager[None]]) -> Iterator[None]:
+    """Inside, a block keeps only its input, and runs again inside `again` (torch.utils.checkpoint)."""
     layers = [(layer, layer.forward) for _, layer in blocks(whole)]
     for layer, forward in layers:
-        layer.forward = partial(checkpoint, forward, use_reentrant=False)
+        layer.forward = partial(checkpoint, forward, use_reentrant=False, context_fn=lambda: (nullcontext(), again()))
     try:
         yield
     finally:

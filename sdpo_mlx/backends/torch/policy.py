@@ -283,8 +283,7 @@ class TorchPolicy(Learner):
         """See `Learner.clip_gradient`; in place."""
         norm = torch.nn.utils.get_total_norm(grads.values())
         scale = (self.train_cfg.clip_norm / (norm + 1e-6)).clamp(max=1.0)
-        for grad in grads.values():
-            grad.mul_(scale)
+        torch._foreach_mul_(list(grads.values()), scale)  # on a GPU few launches for all
         return grads, float(norm)
 
     def optimizer_step(self, grads: Weights, learning_rate: float) -> None:
@@ -302,7 +301,9 @@ class TorchPolicy(Learner):
     def _moved_teacher(self, rate: float) -> Weights:
         if rate in (0.0, 1.0):
             return adapter.copied(self.student) if rate else self.teacher
-        return {name: each + rate * (self.student[name] - each) for name, each in self.teacher.items()}
+        old, new = list(self.teacher.values()), [self.student[name] for name in self.teacher]
+        step = torch._foreach_mul(torch._foreach_sub(new, old), rate)
+        return dict(zip(self.teacher, torch._foreach_add(old, step), strict=True))
 
     @contextmanager
     def learning(self) -> Iterator[None]:
