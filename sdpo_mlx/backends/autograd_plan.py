@@ -26,9 +26,7 @@ SAFETY = 1.05  # the plan should rather be too high than too low
 BACKWARD = 1.3  # of a block's kept bytes: what its own backward pass holds at the peak
 HEAD = {"top_k": 6.5, "full": 13.5, "sampled": 5.5, "sequence": 6.5}  # float32 copies of a chunk's logits
 DRAWING = 31.0  # bytes per word of the vocabulary and row while a token is drawn
-# Whether each adapter makes its own float32 copy of its input, as peft's LoRA does under a 16-bit base, and whether
-# shared prompts run once while blocks are computed again.
-COPIES_INPUTS = True
+# Whether shared prompts run once while blocks are computed again: not where layers have windows or states.
 SHARES_RECOMPUTED = False
 
 Phases = dict[str, dict[str, float]]
@@ -101,12 +99,14 @@ def kept_bytes(shape: ModelDims, layer: Layer, cfg: Config, bytes_: int) -> floa
         return base + bytes_ * (2 * width + inner) + 8 * width + 4 * queries + 2 * layer.keys_values
     rank, keys = cfg.model.adapter.rank, cfg.model.adapter.keys
     adapted = [(i, o) for name, i, o, count in layer.linears if count == 1 and (keys is None or name in keys)]
-    if COPIES_INPUTS and bytes_ == 2:
+    # peft's own layers copy their input in float32 (`torch/mixed_precision.py` replaces those of plain LoRA).
+    copies = bytes_ == 2 and bool(cfg.model.adapter.kind == "dora" or cfg.model.bits)
+    if copies:
         inputs = 4 * sum(i for i, _ in adapted)
     else:
         inputs = bytes_ * (2 * width + inner) if adapted else 0
     outputs = (4 + bytes_) * sum(o for _, o in adapted) if cfg.model.adapter.kind == "dora" else 0
-    return base + inputs + outputs + 4 * rank * len(adapted)
+    return base + inputs + outputs + (4 if copies else bytes_) * rank * len(adapted)
 
 
 def _learning(shape: ModelDims, cfg: Config, work: Workload) -> dict[str, float]:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 from requirements import needs_torch
-from small_policies import make_samples, stir
+from small_policies import assert_same_gradient, make_samples, stir
 from temp_folders import new_folder
 from torch_architectures import VOCABULARY, write_architecture
 
@@ -40,7 +41,7 @@ def opened() -> Any:
 def policy(opened: Any) -> Iterator[Any]:
     from sdpo_mlx.backends.command_size import UNBOUNDED
 
-    opened.rows, opened.budget = UNBOUNDED, 400
+    opened.rows, opened.budget, opened.model = UNBOUNDED, 400, replace(opened.model, recompute=False)
     opened.shortages.clear()
     return opened
 
@@ -159,9 +160,38 @@ def test_step_that_runs_out_of_memory_gives_the_same_figures(policy: Any, error:
         found = policy.learn(samples, OBJECTIVE, 0.0)
     assert found.loss == pytest.approx(expected.loss, rel=1e-5)
     assert found.grad_norm == pytest.approx(expected.grad_norm, rel=1e-4)
-    with failing(owner, name, error), pytest.raises(ConfigError, match=r"out of memory .*train\.grad_checkpoint=true"):
+    with failing(owner, name, error), pytest.raises(ConfigError, match=r"with train\.grad_checkpoint .*rollout\.max_tokens"):
         policy.learn(samples, OBJECTIVE, 1e-3)
     assert all(np.array_equal(each, before[name]) for name, each in policy.state()["student"].items())
+
+
+def test_rollout_that_does_not_fit_alone_is_learned_with_recomputation(
+    policy: Any, error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from backend_pairs import torch_gradient
+
+    from sdpo_mlx.backends.torch.gradient import TorchGradientPass
+
+    add, samples = TorchGradientPass.add, make_samples(11, "hybrid")
+    loss, grads = torch_gradient(policy, samples, OBJECTIVE)
+    tried: list[tuple[int, bool]] = []
+
+    def short_of_memory(run: Any, *rest: Any) -> Any:
+        tried.append((policy.budget, run.model.recompute))
+        if not run.model.recompute:
+            raise error
+        return add(run, *rest)
+
+    monkeypatch.setattr(TorchGradientPass, "add", short_of_memory)
+    again, found = torch_gradient(policy, samples, OBJECTIVE)
+    assert tried[:5] == [(400, False), (200, False), (100, False), (50, False), (400, True)]  # the longest has 26 tokens
+    assert again == pytest.approx(loss, rel=1e-5)
+    assert_same_gradient(found, grads, 1e-5)
+    policy.model = replace(policy.model, recompute=False)
+    (warning,) = policy.learn(samples, OBJECTIVE, 0.0).warnings
+    assert "run again in the backward pass" in warning
+    assert "train.grad_checkpoint" in warning
+    assert policy.learn(samples, OBJECTIVE, 0.0).warnings == ()
 
 
 def test_optimizer_and_teacher_without_memory_are_one_line(policy: Any, error: Exception) -> None:

@@ -43,6 +43,7 @@ from sdpo_mlx.types import DistillSample, IntArray, Role
 LOOP = RolloutConfig(engine="loop")
 SMALLEST_BUDGET = 64  # tokens of one pass below which running out of memory is final
 ROWS_SHARE = 0.8  # of the free memory that rollouts may fill: attention repeats keys and values, a layer at a time
+RECOMPUTED = "out of memory: blocks run again in the backward pass from now on, slower (train.grad_checkpoint)"
 Result = TypeVar("Result")
 
 
@@ -172,7 +173,7 @@ class TorchPolicy(Learner):
     ) -> Iterator[Rollout]:
         """See `Policy.generate`; if memory runs out, unfinished rollouts begin again, half as many at once.
 
-        They are the same, since each depends on its own seed alone. Raise ConfigError if one alone does not fit.
+        They are the same up to rounding, since each depends on its own seed alone. Raise ConfigError if one alone does not fit.
         """
         left = [dict(enumerate(own)) for own in seeds]  # seeds by their places
         while any(left):
@@ -216,7 +217,8 @@ class TorchPolicy(Learner):
         before = self.budget
         run = partial(super().score, role, sequences, spans, top_k, temperature)
         fix = f"lower rollout.max_tokens and teacher.max_context_tokens, {self._smaller_model}"
-        scores = self._in_parts(run, "while scoring one rollout", fix)
+        with reported("while scoring one rollout", fix):
+            scores = self._in_parts(run, max((ids.size for ids in sequences), default=0))
         if self.budget < before:
             self.shortages.append(f"out of memory: at most {self.budget} tokens are forwarded at once from now on")
         return scores
@@ -230,23 +232,35 @@ class TorchPolicy(Learner):
     ) -> Gradient:
         """See `Learner.gradient`; begins again with half the budget whenever memory runs out.
 
-        Raise ConfigError at the smallest budget.
+        If not even one rollout fits, blocks run again in the backward pass from then on. Raise ConfigError if that
+        does not help.
         """
-        recompute = "" if self.model.recompute else "set train.grad_checkpoint=true, "
-        fix = f"{recompute}lower rollout.max_tokens and teacher.max_context_tokens, {self._smaller_model}"
+        fix = f"lower rollout.max_tokens and teacher.max_context_tokens, {self._smaller_model}"
         run = partial(super().gradient, samples, objective, temperature, checkpoint)
-        return self._in_parts(run, "in a step on one rollout", fix)
+        longest, before = max(max(s.student_ids.size, s.teacher_ids.size) for s in samples), self.budget
+        with reported("in a step on one rollout, with train.grad_checkpoint", fix):
+            if not self.model.recompute:
+                try:
+                    return self._in_parts(run, longest)
+                except Exception as error:
+                    if not is_out_of_memory(error):
+                        raise
+                release(self.model.device)
+                self.model, self.budget = replace(self.model, recompute=True), before
+                self.shortages.append(RECOMPUTED)
+            return self._in_parts(run, longest)
 
-    def _in_parts(self, run: Callable[[], Result], doing: str, fix: str) -> Result:
-        """Return what `run` returns, with half the budget of a pass whenever memory runs out."""
+    def _in_parts(self, run: Callable[[], Result], longest: int) -> Result:
+        """Return what `run` returns, with half the budget of a pass whenever memory runs out.
+
+        Raise the error if the longest sequence already runs alone.
+        """
         while True:
             try:
                 return run()
             except Exception as error:
-                if not is_out_of_memory(error):
+                if not is_out_of_memory(error) or self.budget <= max(SMALLEST_BUDGET, longest):
                     raise
-                if self.budget <= SMALLEST_BUDGET:
-                    raise ConfigError(f"out of memory {doing}", where="model", fix=fix) from error
             self.budget //= 2
             release(self.model.device)
 
