@@ -56,7 +56,7 @@ def never(_: Sequence[int]) -> bool:
 class SamplingParams:
     """How to sample: temperature 0 is greedy; `eos_ids` end a rollout and are kept in it.
 
-    At most `concurrency` rollouts are generated at once, but always a whole group; no rollout depends on it.
+    At most `concurrency` rollouts are generated at once, but always a whole group; no random number depends on it.
     `at_stop_text` returns whether the last of a rollout's tokens completes a text at which answers end
     (`Chat.at_stop_text`); that token is kept too.
     """
@@ -125,7 +125,8 @@ class Policy(Protocol):
     ) -> Iterator[tuple[int, int, Generation]]:
         """Yield (prompt, rollout, generation) as they finish: for each prompt one rollout per seed.
 
-        The prompt is prefilled once per group. A rollout is sampled with its own seed alone.
+        The prompt is prefilled once per group. A rollout is sampled with its own seed alone: it does not depend on
+        the others, up to the rounding of kernels that change with the batch. The importance weight carries that.
         Raise KeyboardInterrupt if `interrupted()` is true between two tokens.
         """
 

@@ -222,7 +222,7 @@ class Learner(Policy, ABC):
         temperature: float,
         checkpoint: Callable[[], None],
     ) -> Gradient:
-        """Return this rank's part of the step's gradient; the sum does not depend on the token budget of a unit.
+        """Return this rank's part of the step's gradient; the token budget of a unit changes the sum by rounding alone.
 
         `checkpoint` is called between units and may raise to give up; nothing has been changed by then.
         """

@@ -2,8 +2,8 @@
 
 Pure numpy. Prompts form a trie: equal prompts (the rollouts of a group, the failures that see one demonstration) and
 equal beginnings (one problem before several feedbacks) are computed once. However sequences are packed, the hidden
-states that come back are the same (causal attention, right padding), so neither budget nor padding nor sharing
-changes a gradient.
+states that come back are the same up to rounding (causal attention, right padding), so budget, padding and sharing
+change a gradient by no more than that.
 """
 
 from __future__ import annotations

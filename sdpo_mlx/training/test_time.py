@@ -128,7 +128,7 @@ class BestOfK:
         """Return at most `size` further rollouts.
 
         Where a few rollouts take as long as many (`PolicyInfo.together`), those of the next steps are sampled with
-        them: the same ones, since each depends on its own seed alone.
+        them: the same ones up to rounding, since each depends on its own seed alone.
         """
         if not self.ahead:
             steps = range(step, step + max(1, min(self.components.policy.info.together, self.left) // size))

@@ -4,7 +4,9 @@ Prompts are prefilled one by one, since few are of equal length, and a padded pr
 recurrence. A model whose cache cannot hold several prompts generates one rollout after the other.
 
 Each token is drawn with one uniform number per position, and these follow from the row's own seed alone; so a rollout
-does not depend on its neighbours, on the device, or on when it was started.
+does not depend on its neighbours, on the device, or on when it was started, up to rounding. In float32 on a CPU tokens
+are the same in the tests; in 16 bits, and on a GPU, kernels change with the batch, and a token near a boundary of the
+draw may be another one. Its log-prob is that of the pass that drew it, and the importance weight carries the rest.
 """
 
 from __future__ import annotations
