@@ -101,10 +101,8 @@ def kept_bytes(shape: ModelDims, layer: Layer, cfg: Config, bytes_: int) -> floa
     adapted = [(i, o) for name, i, o, count in layer.linears if count == 1 and (keys is None or name in keys)]
     # peft's own layers copy their input in float32 (`torch/mixed_precision.py` replaces those of plain LoRA).
     copies = bytes_ == 2 and bool(cfg.model.adapter.kind == "dora" or cfg.model.bits)
-    if copies:
-        inputs = 4 * sum(i for i, _ in adapted)
-    else:
-        inputs = bytes_ * (2 * width + inner) if adapted else 0
+    shared = bytes_ * (2 * width + inner) if adapted else 0
+    inputs = 4 * sum(i for i, _ in adapted) if copies else shared
     outputs = (4 + bytes_) * sum(o for _, o in adapted) if cfg.model.adapter.kind == "dora" else 0
     return base + inputs + outputs + (4 if copies else bytes_) * rank * len(adapted)
 

@@ -93,7 +93,8 @@ class RolloutConfig(Settings):
     temperature: float = Field(1.0, gt=0, description="sampling temperature, also used in the loss")
     top_p: float = Field(1.0, gt=0, le=1.0, description="nucleus sampling; 1: off")
     concurrency: PositiveInt | None = Field(
-        None, description="rollouts sampled at the same time; changes them by rounding alone; null: chosen to fit the memory"
+        None,
+        description="rollouts sampled at the same time; changes them by rounding alone; null: chosen to fit the memory",
     )
     engine: Literal["auto", "loop", "batching"] = Field(
         "auto",

@@ -26,7 +26,8 @@ from sdpo_mlx.types import Feedback, FeedbackKind, FinishReason, IntArray, Probl
 
 # Details of a policy that change how it computes, not what; they may change during a run.
 _NOT_IN_KEY = ("micro_batch_tokens", "learning")
-# The first changes a rollout by rounding at most; the second follows from the template, which is in the tokenizer's hash.
+# The first changes a rollout by rounding at most; the second follows from the template, which is in the tokenizer's
+# hash.
 _NOT_SAMPLED = ("concurrency", "at_stop_text")
 
 

@@ -160,7 +160,10 @@ def test_step_that_runs_out_of_memory_gives_the_same_figures(policy: Any, error:
         found = policy.learn(samples, OBJECTIVE, 0.0)
     assert found.loss == pytest.approx(expected.loss, rel=1e-5)
     assert found.grad_norm == pytest.approx(expected.grad_norm, rel=1e-4)
-    with failing(owner, name, error), pytest.raises(ConfigError, match=r"with train\.grad_checkpoint .*rollout\.max_tokens"):
+    with (
+        failing(owner, name, error),
+        pytest.raises(ConfigError, match=r"with train\.grad_checkpoint .*rollout\.max_tokens"),
+    ):
         policy.learn(samples, OBJECTIVE, 1e-3)
     assert all(np.array_equal(each, before[name]) for name, each in policy.state()["student"].items())
 
@@ -184,7 +187,13 @@ def test_rollout_that_does_not_fit_alone_is_learned_with_recomputation(
 
     monkeypatch.setattr(TorchGradientPass, "add", short_of_memory)
     again, found = torch_gradient(policy, samples, OBJECTIVE)
-    assert tried[:5] == [(400, False), (200, False), (100, False), (50, False), (400, True)]  # the longest has 26 tokens
+    assert tried[:5] == [
+        (400, False),
+        (200, False),
+        (100, False),
+        (50, False),
+        (400, True),
+    ]  # the longest has 26 tokens
     assert again == pytest.approx(loss, rel=1e-5)
     assert_same_gradient(found, grads, 1e-5)
     policy.model = replace(policy.model, recompute=False)

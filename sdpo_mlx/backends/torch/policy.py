@@ -173,7 +173,8 @@ class TorchPolicy(Learner):
     ) -> Iterator[Rollout]:
         """See `Policy.generate`; if memory runs out, unfinished rollouts begin again, half as many at once.
 
-        They are the same up to rounding, since each depends on its own seed alone. Raise ConfigError if one alone does not fit.
+        They are the same up to rounding, since each depends on its own seed alone. Raise ConfigError if one alone does
+        not fit.
         """
         left = [dict(enumerate(own)) for own in seeds]  # seeds by their places
         while any(left):
