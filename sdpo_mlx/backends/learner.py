@@ -77,7 +77,7 @@ class Learner(Policy, ABC):
         self.group: ProcessGroup = SINGLE_PROCESS
         self.rows = UNBOUNDED  # rollouts at once at most, groups included
         self.updates = 0
-        self.shortages: list[str] = []  # what ran out since the last update, one line each
+        self.shortages: dict[str, str] = {}  # what runs at once less than at the last update, and one line on it
 
     # What a backend supplies
 
@@ -208,7 +208,7 @@ class Learner(Policy, ABC):
             update = self._apply(pooled(self.group, found, counted), counted, objective, learning_rate)
         given = {id(sample): array for sample, array in zip(counted, update.divergence_T, strict=True)}
         short = f"out of memory: the step was computed in parts of {self.budget} tokens, as all steps from now on"
-        shortages, self.shortages = self.shortages, []
+        shortages, self.shortages = self.shortages.values(), {}
         return replace(
             update,
             divergence_T=tuple(given.get(id(s), EMPTY) for s in samples),

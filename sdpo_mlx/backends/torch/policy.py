@@ -194,7 +194,7 @@ class TorchPolicy(Learner):
                     raise ConfigError("out of memory while sampling one rollout", where="model", fix=fix) from error
                 self.rows = max(1, at_once // 2)
                 shortage = f"out of memory: at most {self.rows} rollouts are sampled at once from now on"
-                self.shortages.append(shortage)
+                self.shortages["rollouts"] = shortage
             if any(left):
                 release(self.model.device)
 
@@ -221,7 +221,8 @@ class TorchPolicy(Learner):
         with reported("while scoring one rollout", fix):
             scores = self._in_parts(run, max((ids.size for ids in sequences), default=0))
         if self.budget < before:
-            self.shortages.append(f"out of memory: at most {self.budget} tokens are forwarded at once from now on")
+            shortage = f"out of memory: at most {self.budget} tokens are forwarded at once from now on"
+            self.shortages["tokens"] = shortage
         return scores
 
     def gradient(
