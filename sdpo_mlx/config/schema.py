@@ -96,11 +96,22 @@ class RolloutConfig(Settings):
         None,
         description="rollouts sampled at the same time; changes them by rounding alone; null: chosen to fit the memory",
     )
-    engine: Literal["auto", "loop", "batching"] = Field(
+    engine: Literal["auto", "loop", "batching", "vllm"] = Field(
         "auto",
-        description="torch: what samples rollouts; loop; batching: transformers' continuous batching; auto: batching "
-        "on CUDA with flash-attn, else the loop",
+        description="torch: what samples rollouts; loop; batching: transformers' continuous batching; vllm: a process "
+        "in an environment of its own; auto: batching on CUDA with flash-attn, else the loop",
     )
+    vllm: str | None = Field(
+        None, min_length=1, description="engine vllm: path of the Python in whose environment vllm is installed"
+    )
+
+    @model_validator(mode="after")
+    def _vllm_is_complete(self) -> RolloutConfig:
+        if (self.engine == "vllm") != (self.vllm is not None):
+            raise ValueError("engine: vllm needs vllm: PYTHON, the Python in whose environment vllm is installed")
+        if self.engine == "vllm" and self.top_p < 1.0:
+            raise ValueError("top_p: must be 1 with engine: vllm, whose log-probs are those after the nucleus")
+        return self
 
 
 class TeacherConfig(Settings):

@@ -73,6 +73,15 @@ class RankLostError(SdpoError, ConnectionError):
         super().__init__(f"{who} was lost: {how}", fix=fix)
 
 
+class EngineLostError(SdpoError, ConnectionError):
+    """The process that samples rollouts ended; the last complete step is saved."""
+
+    exit_code = 7
+
+    def __init__(self, who: str, how: str) -> None:
+        super().__init__(f"{who} was lost: {how}", fix="start the same command again: it goes on from the saved state")
+
+
 class CrashedError(SdpoError, RuntimeError):
     """The process of this run ended twice at the same place without an error; its last checkpoint is good."""
 

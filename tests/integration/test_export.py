@@ -20,10 +20,10 @@ from small_runs import settings, trained
 
 from sdpo_mlx.core.errors import ConfigError
 from sdpo_mlx.models.adapter_folder import CONFIG
+from sdpo_mlx.models.peft_layout import from_peft, read_peft, to_peft
 from sdpo_mlx.models.resolve import ResolvedModel, original, resolve
 from sdpo_mlx.runs.export.formats import export_fused, export_gguf_lora, export_mlx, export_peft
 from sdpo_mlx.runs.export.next_steps import for_peft
-from sdpo_mlx.runs.export.peft import from_peft, read_peft, to_peft
 from sdpo_mlx.runs.folder import RunFolder
 
 

@@ -108,6 +108,7 @@ TESTED_ELSEWHERE = {
     "objective.dual_clip": "needs ratios far from 1: numerics/test_objective_weights.py",
     "rollout.concurrency": "changes only the memory: numerics/test_mlx_generation.py",
     "rollout.engine": "torch is an extra: numerics/test_rollout_engines.py",
+    "rollout.vllm": "needs vllm: numerics/test_vllm_engine.py",
     "train.memory_gb": "changes only the memory: unit/backends/test_memory_plan.py",
     "train.grad_checkpoint": "changes only the memory: numerics/test_mlx_learning.py",
     "train.micro_batch_tokens": "changes only the memory: numerics/test_mlx_learning.py",

@@ -14,7 +14,7 @@ from small_policies import make_samples, stir
 
 from sdpo_mlx.backends.mlx.fuse import fuse
 from sdpo_mlx.config import AdapterConfig, ModelConfig, ObjectiveConfig, TeacherConfig, TrainConfig
-from sdpo_mlx.runs.export.peft import to_peft
+from sdpo_mlx.models.peft_layout import to_peft
 from sdpo_mlx.runs.folder import RunFolder
 
 

@@ -61,6 +61,11 @@ def engine() -> Iterator[Any]:
     assert not engine_threads()
 
 
+def no_vllm(_: str) -> Any:
+    """The engine that these tests never start."""
+    raise AssertionError
+
+
 def engine_threads() -> list[threading.Thread]:
     """Threads that would keep the process from ending."""
     return [each for each in threading.enumerate() if "_run_generation_loop" in each.name]
@@ -215,6 +220,7 @@ def test_cache_on_a_card_takes_what_is_free_and_leaves_it_to_a_step(monkeypatch:
     free = {"bytes": 4 * 2**20}
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (free["bytes"], 10 * 2**20))
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: 2**20)
+    monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", lambda _: 1.0, raising=False)
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: 2**19)
     on_card = type("OnCard", (), {"device": torch.device("cuda", 0), "whole": policy_of("qwen3").model.whole})
     engine = Batching()
@@ -234,11 +240,11 @@ def test_loop_samples_when_the_check_of_batching_fails(monkeypatch: pytest.Monke
 
     draw = generation.drawn
     monkeypatch.setattr(generation, "drawn", lambda *a: (draw(*a)[0], draw(*a)[1] - 0.01))
-    engine, why = choose(RolloutConfig(engine="batching"), policy_of("qwen3").model)
+    engine, why = choose(RolloutConfig(engine="batching"), policy_of("qwen3").model, no_vllm)
     assert engine.name == "loop"
     assert "differ from the model's own by 0.01 nats a token" in why
     monkeypatch.setattr(generation, "drawn", lambda *_: 1 / 0)
-    engine, why = choose(RolloutConfig(engine="batching"), policy_of("qwen3").model)
+    engine, why = choose(RolloutConfig(engine="batching"), policy_of("qwen3").model, no_vllm)
     assert engine.name == "loop"
     assert "division by zero" in why
     assert not engine_threads()
@@ -254,9 +260,9 @@ def test_batching_is_refused_by_what_does_not_support_it(monkeypatch: pytest.Mon
     assert "another cache" in choice.unsupported(policy_of("lfm2").model)
     monkeypatch.setattr(continuous_api, "SUPPORTED", SpecifierSet("<1"))
     with pytest.raises(ConfigError, match="was tested with transformers <1"):
-        choice.choose(RolloutConfig(engine="batching"), model)
+        choice.choose(RolloutConfig(engine="batching"), model, no_vllm)
     on_card = type("OnCard", (), {**vars(model), "device": type("Device", (), {"type": "cuda"})})
-    engine, why = choice.choose(RolloutConfig(), on_card)  # type: ignore[arg-type]
+    engine, why = choice.choose(RolloutConfig(), on_card, no_vllm)  # type: ignore[arg-type]
     assert engine.name == "loop"
     assert "tested with transformers" in why
 

@@ -34,12 +34,15 @@ from sdpo_mlx.backends.torch.out_of_memory import (
 )
 from sdpo_mlx.backends.torch.rollouts.choice import choose
 from sdpo_mlx.backends.torch.rollouts.engine import RolloutEngine
-from sdpo_mlx.backends.weight_names import by_mlx_names, mlx_name
+from sdpo_mlx.backends.torch.rollouts.vllm_engine import VLLM, Base, Peft, Student
+from sdpo_mlx.backends.weight_names import by_mlx_names, by_transformers_names, mlx_name
 from sdpo_mlx.config import ModelConfig, ObjectiveConfig, RolloutConfig, TeacherConfig, TrainConfig
 from sdpo_mlx.core.errors import ConfigError
 from sdpo_mlx.core.seeding import derive
+from sdpo_mlx.models.peft_layout import to_peft
 from sdpo_mlx.types import DistillSample, IntArray, Role
 
+LONGEST_PROMPT = 8_192  # tokens that vllm plans for
 LOOP = RolloutConfig(engine="loop")
 SMALLEST_BUDGET = 64  # tokens of one pass below which running out of memory is final
 ROWS_SHARE = 0.8  # of the free memory that rollouts may fill: attention repeats keys and values, a layer at a time
@@ -71,13 +74,15 @@ class TorchPolicy(Learner):
             whole.eval()
             self.model = checked(replace(loaded.model, recompute=bool(train.grad_checkpoint)), self.parameters)
             self.student = {name: each.data for name, each in self.parameters.items()}
+            self.changes = 0  # of the student's weights
             self.teacher, self.layers = adapter.copied(self.student), len(blocks(self.model.whole))
         self.optimizer = torch.optim.AdamW(self.parameters.values(), weight_decay=train.weight_decay, fused=True)
         # A GPU reports that it is out of memory, and the budget is halved; a machine without one starts to swap.
         default = CPU_TOKENS if self.model.device.type == "cpu" else MICRO_BATCH_TOKENS
         self.budget = train.micro_batch_tokens or default
+        self.max_tokens = (rollout or LOOP).max_tokens
         self.generation: RolloutEngine
-        self.generation, self.engine_note = choose(rollout or LOOP, self.model)
+        self.generation, self.engine_note = choose(rollout or LOOP, self.model, partial(self._vllm, path))
 
     @property
     def info(self) -> PolicyInfo:
@@ -308,6 +313,7 @@ class TorchPolicy(Learner):
             parameter.grad = grads[name]
         self.optimizer.param_groups[0]["lr"] = learning_rate
         self.optimizer.step()
+        self.changes += 1
 
     def moved_teacher(self, rate: float) -> Weights:
         """See `Learner.moved_teacher`."""
@@ -335,6 +341,22 @@ class TorchPolicy(Learner):
         # In place: a captured graph of the sampler reads the weights where they were.
         for name, each in self.student.items():
             each.copy_(student[name])
+        self.changes += 1
+
+    def _vllm(self, path: Path, python: str) -> RolloutEngine:
+        """Start vllm on the same base. Raise ConfigError if it cannot sample with this adapter."""
+        if self.adapter.kind != "lora" or self.bits:
+            what = "vllm samples with a LoRA on a base that is not quantized here"
+            raise ConfigError(what, where="rollout.engine", fix="use model.adapter.kind=lora without model.bits")
+
+        def peft() -> Peft:
+            arrays = by_transformers_names(adapter.to_numpy(self.student), self.config)
+            return to_peft(arrays, self.adapter_config(), self.name)
+
+        # Keys of the whole context may not fit; rollouts with longer prompts end the run with a line.
+        length = min(self.info.context_length, self.max_tokens + LONGEST_PROMPT)
+        base = Base(path, self.info.dtype, self.adapter.rank, length)
+        return VLLM(python, base, Student(lambda: self.changes, peft), self.model.device)
 
     def _named(self, arrays: Arrays) -> Arrays:
         """The arrays by mlx-lm's names, without frozen weights: older runs on torch have other names, and towers."""

@@ -24,10 +24,10 @@ from sdpo_mlx.models.adapter_folder import CONFIG, PEFT_WEIGHTS
 from sdpo_mlx.models.chat_template import Chat, load_chat
 from sdpo_mlx.models.gguf.modelfile import modelfile
 from sdpo_mlx.models.gguf.writer import Kind, can_be_gguf, check_gguf, gguf_architecture, write_gguf, write_gguf_lora
+from sdpo_mlx.models.peft_layout import from_peft, read_peft, to_peft
 from sdpo_mlx.models.resolve import ResolvedModel, original
 from sdpo_mlx.runs.export import next_steps
 from sdpo_mlx.runs.export.next_steps import Steps
-from sdpo_mlx.runs.export.peft import from_peft, read_peft, to_peft
 from sdpo_mlx.runs.folder import RunFolder
 from sdpo_mlx.runs.targets import run_config
 from sdpo_mlx.tasks.registry import open_task

@@ -17,10 +17,10 @@ from command import sdpo
 from gguf_files import write_sample
 
 from sdpo_mlx.core.errors import ConfigError, StorageError
+from sdpo_mlx.models.peft_layout import from_peft, to_peft
 from sdpo_mlx.models.safetensors_io import read_arrays
 from sdpo_mlx.runs.export.formats import export_mlx
 from sdpo_mlx.runs.export.next_steps import for_gguf, for_gguf_lora, ollama_name
-from sdpo_mlx.runs.export.peft import from_peft, to_peft
 from sdpo_mlx.runs.folder import RunFolder
 
 POINTER = (

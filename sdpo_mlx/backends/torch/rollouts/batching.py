@@ -20,6 +20,7 @@ from transformers.generation.continuous_batching import ContinuousBatchingManage
 from sdpo_mlx.backends.base import SamplingParams
 from sdpo_mlx.backends.torch import generation
 from sdpo_mlx.backends.torch.model import Model
+from sdpo_mlx.backends.torch.out_of_memory import free_bytes
 from sdpo_mlx.backends.torch.rollouts import continuous_api as api
 from sdpo_mlx.backends.torch.rollouts.engine import Sampled
 from sdpo_mlx.types import FinishReason, Generation, IntArray
@@ -193,7 +194,7 @@ class Batching:
         rows = min(sampling.concurrency, len(needed))
         blocks = int(MARGIN * sum(needed[-rows:])) + 1
         if on_card:
-            room = ROOM * free_bytes(self.model.device)
+            room = ROOM * (free_bytes(self.model.device) or 0)
             blocks = min(blocks, int(room / (page * api.bytes_per_token(self.model.whole))))
         else:
             blocks = min(blocks, 256)  # a pass attends to all of them
@@ -204,15 +205,9 @@ class _FailedError(Exception):
     """The manager's thread ended, or a request failed."""
 
 
-def free_bytes(device: torch.device) -> int:
-    """Bytes of a card that are free, or that torch holds and does not use."""
-    free, _ = torch.cuda.mem_get_info(device)
-    return int(free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
-
-
 def roomy(device: torch.device) -> bool:
     """Whether over half of a card is free."""
-    return device.type == "cuda" and free_bytes(device) > torch.cuda.mem_get_info(device)[1] / 2
+    return device.type == "cuda" and (free_bytes(device) or 0) > torch.cuda.mem_get_info(device)[1] / 2
 
 
 def _serves(have: Size, wanted: Size) -> bool:

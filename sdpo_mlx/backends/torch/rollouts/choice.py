@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 import transformers
@@ -22,11 +24,14 @@ CHECKED = 16  # tokens of the answer that is scored again
 CLOSE = {torch.float32: 1e-3, torch.bfloat16: 0.2, torch.float16: 0.1}
 
 
-def choose(cfg: RolloutConfig, model: Model) -> tuple[RolloutEngine, str]:
+def choose(cfg: RolloutConfig, model: Model, vllm: Callable[[str], RolloutEngine]) -> tuple[RolloutEngine, str]:
     """Return the engine of these settings, and why it is not the expected one (blank if it is).
 
-    Raise ConfigError if the settings ask for one that does not support this model.
+    `vllm` starts that engine with a Python. Raise ConfigError if the settings ask for one that does not support this
+    model.
     """
+    if cfg.vllm is not None:
+        return vllm(cfg.vllm), ""
     on_card = model.device.type == "cuda"
     if cfg.engine == "loop" or (cfg.engine == "auto" and not on_card):
         return Loop(), ""
