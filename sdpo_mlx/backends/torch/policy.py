@@ -254,7 +254,7 @@ class TorchPolicy(Learner):
                         raise
                 release(self.model.device)
                 self.model, self.budget = replace(self.model, recompute=True), before
-                self.shortages.append(RECOMPUTED)
+                self.shortages["blocks"] = RECOMPUTED
             return self._in_parts(run, longest)
 
     def _in_parts(self, run: Callable[[], Result], longest: int) -> Result:
