@@ -50,11 +50,10 @@ def limit_of(cfg: Config, machine: int | None = None) -> float:
 def free_bytes() -> int | None:
     """Return the free bytes of the card that torch would use; None if it finds none."""
     try:
-        from sdpo_mlx.backends.torch.device import card_memory
+        from sdpo_mlx.backends.torch.device import free_on_card
     except ImportError:
         return None
-    found = card_memory()
-    return found[0] if found else None
+    return free_on_card()
 
 
 def most_tokens(model: ModelConfig) -> int | None:

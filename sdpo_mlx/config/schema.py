@@ -225,7 +225,9 @@ class TrainConfig(Settings):
         None, description="tokens of a micro-batch; does not change the gradient; null: chosen to fit the memory"
     )
     memory_gb: float | None = Field(
-        None, gt=0, description="memory to use, in GB; null: three quarters of this machine's"
+        None,
+        gt=0,
+        description="memory to use, in GB; null: three quarters of this machine's, or what is free on a card",
     )
     grad_checkpoint: bool | None = Field(
         None, description="gradient checkpointing: less memory, slower; null: only if the memory requires it"

@@ -8,6 +8,7 @@ from contextlib import suppress
 
 import torch
 
+from sdpo_mlx.backends.torch.out_of_memory import free_bytes
 from sdpo_mlx.config import ModelConfig
 from sdpo_mlx.core import gpu
 from sdpo_mlx.core.errors import ConfigError
@@ -119,12 +120,12 @@ def memory_figures(device: torch.device) -> dict[str, int]:
     return {"current": peak, "peak": peak, "limit": total_memory()}
 
 
-def card_memory() -> tuple[int, int] | None:
-    """Return the free and total bytes of the card that a run would use; None without one."""
+def free_on_card() -> int | None:
+    """Return the bytes that are free on the card that a run would use; None without one."""
     if not has_cuda():
         return None
     with suppress(RuntimeError):  # another process may hold the card for itself alone
-        return torch.cuda.mem_get_info()
+        return free_bytes(device_of("cuda"))
     return None
 
 

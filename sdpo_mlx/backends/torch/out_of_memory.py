@@ -36,15 +36,19 @@ def reported(doing: str, fix: str, where: str = "model") -> Iterator[None]:
         raise ConfigError(f"out of memory {doing}", where=where, fix=fix) from error
 
 
-def fail_before_spilling(device: torch.device) -> None:
-    """On Windows and WSL keep 5 % of the card free.
+def bound_memory(device: torch.device, gigabytes: float | None = None) -> None:
+    """Let torch use at most so much of a card, and on Windows and WSL keep 5 % of it free.
 
     Their driver moves what exceeds the card into the computer's memory, where a step takes many times as long, and no
     error tells (NVIDIA's "CUDA sysmem fallback policy", since driver 536.40).
     """
     spills = sys.platform == "win32" or "microsoft" in platform.release().lower()
-    if device.type == "cuda" and spills:
-        torch.cuda.set_per_process_memory_fraction(0.95, device)
+    if device.type != "cuda" or not (spills or gigabytes):
+        return
+    most = 0.95 if spills else 1.0
+    if gigabytes:
+        most = min(most, gigabytes * 2**30 / torch.cuda.mem_get_info(device)[1])
+    torch.cuda.set_per_process_memory_fraction(most, device)
 
 
 def free_bytes(device: torch.device) -> int | None:

@@ -26,7 +26,7 @@ from sdpo_mlx.backends.torch.loading import load
 from sdpo_mlx.backends.torch.losses import at, log_softmax
 from sdpo_mlx.backends.torch.model import Model, blocks
 from sdpo_mlx.backends.torch.out_of_memory import (
-    fail_before_spilling,
+    bound_memory,
     free_bytes,
     is_out_of_memory,
     release,
@@ -65,7 +65,7 @@ class TorchPolicy(Learner):
     ) -> None:
         super().__init__(model, teacher, train)
         self.bits = model.bits
-        fail_before_spilling(device_of(model.device))
+        bound_memory(device_of(model.device), train.memory_gb)
         loaded = load(path, model)
         self.meter = MemoryMeter(loaded.model.device)
         whole, self.config, self.notes = loaded.model.whole, loaded.config, loaded.notes

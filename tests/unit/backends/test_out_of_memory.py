@@ -100,13 +100,21 @@ def test_memory_figures_of_a_card_are_what_it_keeps_from_others(monkeypatch: pyt
     assert meter.read() == {"current": 10, "peak": 10, "limit": 20, "learn": 8}
 
 
-@pytest.mark.parametrize(("release", "fraction"), [("6.8.0-generic", 1.0), ("5.15.0-microsoft-standard-WSL2", 0.95)])
-def test_card_under_wsl_fails_before_its_driver_spills(
-    release: str, fraction: float, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("release", "half", "fraction"),
+    [
+        ("6.8.0-generic", False, 1.0),
+        ("6.8.0-generic", True, 0.5),
+        ("5.15.0-microsoft-standard-WSL2", False, 0.95),
+        ("5.15.0-microsoft-standard-WSL2", True, 0.5),
+    ],
+)
+def test_card_is_bounded_by_the_user_and_before_its_driver_spills(
+    release: str, half: bool, fraction: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from sdpo_mlx.backends.torch.out_of_memory import fail_before_spilling
+    from sdpo_mlx.backends.torch.out_of_memory import bound_memory
 
     card = FakeCard(monkeypatch)
     monkeypatch.setattr(platform, "release", lambda: release)
-    fail_before_spilling(card.device)
-    assert card.fraction == fraction
+    bound_memory(card.device, 12 / 2**30 if half else None)
+    assert card.fraction == pytest.approx(fraction)

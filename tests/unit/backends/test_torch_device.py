@@ -101,6 +101,7 @@ def test_weights_are_loaded_on_the_card_of_this_process(monkeypatch: pytest.Monk
         raise ValueError("far enough")
 
     monkeypatch.setattr(loading.AutoModelForCausalLM, "from_pretrained", stopped)
+    monkeypatch.setattr(loading, "free_bytes", lambda _: None)
     with pytest.raises(ConfigError, match="far enough"):
         loading.load(folder(), ModelConfig(backend="torch", device="cuda"))
     assert given["device_map"] == {"": "cuda:1"}
