@@ -130,7 +130,7 @@ def _learning(shape: ModelDims, cfg: Config, work: Workload) -> dict[str, float]
 def _generation(shape: ModelDims, work: Workload) -> dict[str, float]:
     rows, whole = work.rows, work.prompt + work.answer
     one_layer = 2.0 * rows * whole * shape.kv_width  # it is copied when a token is added
-    held = rows * shape.cached(whole) + shape.cached(work.prompt) + one_layer
+    held = _keys(shape, rows * whole + work.prompt) + one_layer
     prefill = _forward(shape, work, min(work.prompt, PREFILL), 0)
     return {
         "keys and values": work.bytes * held + 2 * rows * shape.state * 4.0,
@@ -143,4 +143,9 @@ def _forward(shape: ModelDims, work: Workload, prompt: int, rows: int) -> float:
     shared = work.shares and rows > 0
     tokens = max(prompt, rows * work.answer) if work.shares else max(rows, 1) * (prompt + work.answer * (rows > 0))
     largest = max((6 * work.bytes + 8) * each.inner + 12 * (shape.width + each.queries) for each in shape.layer)
-    return SAFETY * tokens * largest + (work.bytes * shape.cached(prompt + rows * prompt) if shared else 0.0)
+    return SAFETY * tokens * largest + (work.bytes * _keys(shape, prompt + rows * prompt) if shared else 0.0)
+
+
+def _keys(shape: ModelDims, tokens: int) -> float:
+    """Numbers in the keys and values of tokens; layers with a window keep all of them (`torch/kv_cache.py`)."""
+    return float(tokens * sum(each.keys_values for each in shape.layer))

@@ -29,6 +29,7 @@ USABLE = 0.75  # of a machine's memory: what Metal recommends; the rest is for t
 SMALLEST = 256  # tokens of a micro-batch below which no memory is saved
 MICRO_BATCHES = (16_384, 8_192, 4_096, 2_048, 1_024, 512, SMALLEST)
 CONCURRENCIES = (64, 32, 16, 8)
+CARD_CONCURRENCIES = (256, 128, *CONCURRENCIES)  # decoding waits for launches and weights there, whatever the rows
 
 
 class Activations(NamedTuple):
@@ -282,7 +283,8 @@ def choose(shape: ModelDims, cfg: Config, work: Workload, limit: float) -> Workl
         return all(memory(shape, cfg, each).peak(phase) <= limit for phase in phases)
 
     if cfg.rollout.concurrency is None:
-        options = [replace(work, concurrency=rows) for rows in CONCURRENCIES]
+        on_card = autograd_plan.on_card(cfg.model)
+        options = [replace(work, concurrency=n) for n in (CARD_CONCURRENCIES if on_card else CONCURRENCIES)]
         work = next((each for each in options if fits(each, "generate")), options[-1])
     keeps = {None: (True, False), True: (False,), False: (True,)}[cfg.train.grad_checkpoint]
     budgets: tuple[int, ...] = (

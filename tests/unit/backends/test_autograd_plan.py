@@ -61,6 +61,23 @@ def test_blocks_are_recomputed_where_a_card_is_too_small_to_keep_them() -> None:
     assert kept.keep
 
 
+def test_rollouts_at_once_follow_from_a_card_s_memory() -> None:
+    cfg = config(rollout={"problems_per_step": 64, "group_size": 8, "max_tokens": 1_024})
+    work = work_of(cfg, 400, 1_600, number_bytes(cfg.model))
+    rows = [choose(QWEN, cfg, work, gigabytes * GB).concurrency for gigabytes in (12, 24, 48, 80)]
+    assert rows == [16, 64, 128, 256]
+    fixed = config(rollout={**cfg.rollout.model_dump(), "concurrency": 40})
+    assert choose(QWEN, fixed, work_of(fixed, 400, 1_600, 2), 80 * GB).concurrency == 40
+
+
+def test_layers_with_a_window_keep_all_keys_on_torch() -> None:
+    cfg = config(rollout={"max_tokens": 4_096})
+    dims = ModelDims.of({**CONFIGS["gemma3"], "sliding_window": 8}, "gemma3")
+    work = work_of(cfg, 1_000, 6_000, 2)
+    keys = memory(dims, cfg, work).phases["generate"]["keys and values"]
+    assert keys >= 2 * work.rows * 5_096 * sum(layer.keys_values for layer in dims.layer)
+
+
 def test_four_bits_make_the_blocks_small_but_not_the_embedding() -> None:
     whole, quantized = (autograd_plan.weight_bytes(QWEN, bits, 2) for bits in (None, 4))
     embedding = 2 * QWEN.embedding_parameters
