@@ -26,8 +26,6 @@ SAFETY = 1.05  # the plan should rather be too high than too low
 BACKWARD = 1.3  # of a block's kept bytes: what its own backward pass holds at the peak
 HEAD = {"top_k": 6.5, "full": 13.5, "sampled": 5.5, "sequence": 6.5}  # float32 copies of a chunk's logits
 DRAWING = 31.0  # bytes per word of the vocabulary and row while a token is drawn
-# Whether shared prompts run once while blocks are computed again: not where layers have windows or states.
-SHARES_RECOMPUTED = False
 
 Phases = dict[str, dict[str, float]]
 
@@ -107,7 +105,9 @@ def kept_bytes(shape: ModelDims, layer: Layer, cfg: Config, bytes_: int) -> floa
 
 
 def _learning(shape: ModelDims, cfg: Config, work: Workload) -> dict[str, float]:
-    shares = work.shares and (work.keep or SHARES_RECOMPUTED)
+    # Computed again, a block takes no cache: prompts are shared in one row, which windows and states do not allow.
+    plain = all(each.kind == "attention" and each.window is None for each in shape.layer)
+    shares = work.shares and (work.keep or plain)
     rows = work.packed(work.prompt) if shares else max(1, work.micro_batch // (work.prompt + work.answer))
     rows = min(rows, work.group)
     tokens = work.prompt + rows * work.answer if shares else rows * (work.prompt + work.answer)
