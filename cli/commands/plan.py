@@ -36,6 +36,9 @@ def command(  # noqa: PLR0913 - typer reads the options off the signature
     prompt_tokens: Annotated[
         int | None, typer.Option(metavar="N", min=1, help="Longest prompt; default: measured.")
     ] = None,
+    ranks: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Ranks that split the base, with model.shard=true.")
+    ] = 1,
     max_tokens: options.MaxTokens = None,
     group_size: options.GroupSize = None,
     config: options.ConfigFile = None,
@@ -59,29 +62,36 @@ def command(  # noqa: PLR0913 - typer reads the options off the signature
     no_task = cfg.task.name == TaskConfig().name and not (task or config or run_or_none(name))
     if assumed := prompt_tokens is None and no_task:
         prompt_tokens = PROMPT
-    found = planned(cfg, memory, prompt_tokens) | {"prompt_assumed": assumed}
+    found = planned(cfg, memory, prompt_tokens, ranks=ranks) | {"prompt_assumed": assumed}
     render.output(found, as_lines(found), as_json)
     if not found["fits"]:
         raise typer.Exit(1)
 
 
 def planned(
-    cfg: Config, size: str | None, prompt_tokens: int | None, config: Mapping[str, Any] | None = None
+    cfg: Config,
+    size: str | None,
+    prompt_tokens: int | None,
+    config: Mapping[str, Any] | None = None,
+    ranks: int = 1,
 ) -> dict[str, Any]:
     """Return the plan as a document, in bytes and seconds; `config` replaces the configuration of the model's name.
 
-    `seconds` are null for another machine (`size`), and for torch.
+    `seconds` are null for another machine (`size`), and for torch. Of several `ranks` it is the plan of one.
     """
     from sdpo_mlx.backends.fit import evaluation_sizes, smaller_alias, step_work
     from sdpo_mlx.backends.memory_plan import limit_of, memory, remedies
     from sdpo_mlx.backends.preflight import FEEDBACK
     from sdpo_mlx.backends.step_time import times
+    from sdpo_mlx.core.errors import ConfigError
     from sdpo_mlx.core.hardware import bytes_of
     from sdpo_mlx.models.dimensions import ModelDims
     from sdpo_mlx.models.resolve import planned_configuration
     from sdpo_mlx.tasks.registry import open_task
 
     torch = cfg.model.backend == "torch"
+    if ranks > 1 and not cfg.model.shard:
+        raise ConfigError("every rank holds the whole base", where="--ranks", fix="Add --set model.shard=true")
     limit = limit_of(cfg, bytes_of(size) if size else None)
     config = planned_configuration(cfg.model.name, cfg.model.backend) if config is None else config
     shape = ModelDims.of(config, cfg.model.name)
@@ -89,7 +99,7 @@ def planned(
     if prompt_tokens is None:
         task = open_task(cfg, grades=False).task
         sizes = _lengths(cfg, task, shape.context)
-    work = step_work(shape, cfg, config, limit, sizes)
+    work = step_work(shape, cfg, config, limit, sizes, ranks)
     held = memory(shape, cfg, work)
     fits, seconds, speed = held.highest <= limit, None, None
     if size is None and not torch:
@@ -216,6 +226,8 @@ def as_lines(found: dict[str, Any]) -> list[str]:
         f"largest part: {found['dominant']}",
         f"chosen    micro-batches of {work['micro_batch']} tokens, {work['concurrency']} rollouts at once, {how}",
     ]
+    if work["ranks"] > 1:
+        head.append(f"ranks     these are the figures of one of {work['ranks']} ranks, each with a part of every block")
     if found["backend"] == "torch":
         head.append("torch     not measured on a card; when a card runs out of memory, a step becomes smaller")
     else:

@@ -64,7 +64,7 @@ def memory(shape: ModelDims, cfg: Config, work: Workload) -> tuple[dict[str, flo
     adapter, full = shape.adapter_parameters(cfg.model.adapter), cfg.model.adapter.kind == "full"
     hidden = float(work.problems * work.group * work.answer * shape.width * work.bytes)
     always = {
-        "weights": 0.0 if full else weight_bytes(shape, cfg.model.bits, work.bytes),
+        "weights": 0.0 if full else weight_bytes(shape, cfg.model.bits, work.bytes, work.ranks),
         "student, teacher": 8.0 * adapter,
         "optimizer": 8.0 * adapter,
     }
@@ -78,10 +78,17 @@ def memory(shape: ModelDims, cfg: Config, work: Workload) -> tuple[dict[str, flo
     }
 
 
-def weight_bytes(shape: ModelDims, bits: int | None, width: int) -> float:
-    """Bytes of the weights; bitsandbytes quantizes the blocks alone, with a float32 scale for 64 numbers."""
+def weight_bytes(shape: ModelDims, bits: int | None, width: int, ranks: int = 1) -> float:
+    """Bytes of the weights; bitsandbytes quantizes the blocks alone, with a float32 scale for 64 numbers.
+
+    If ranks split the blocks, one block is whole twice while it runs: as received, and in use.
+    """
     inside = bits / 8 + 4 / 64 if bits else width
-    return shape.trunk_parameters * inside + (shape.embedding_parameters + shape.outside) * width
+    largest = (
+        max(each.other + sum(i * o * n for _, i, o, n in each.linears) for each in shape.layer) if shape.layer else 0
+    )
+    whole = shape.embedding_parameters + shape.outside + (2 * largest if ranks > 1 else 0)
+    return shape.trunk_parameters * inside / ranks + whole * width
 
 
 def kept_bytes(shape: ModelDims, layer: Layer, cfg: Config, bytes_: int) -> float:

@@ -74,16 +74,23 @@ def _settings(name: str, backend: str) -> Config:
 
 
 def step_work(
-    dims: ModelDims, cfg: Config, config: Mapping[str, Any], limit: float, lengths: tuple[int, int] | None = None
+    dims: ModelDims,
+    cfg: Config,
+    config: Mapping[str, Any],
+    limit: float,
+    lengths: tuple[int, int] | None = None,
+    ranks: int = 1,
 ) -> Workload:
     """Return the step as the planner chooses it for a limit in bytes, and as the backend runs it here.
 
-    `lengths` are the tokens of the longest prompt and of the longest teacher context; None: no task is known.
+    `lengths` are the tokens of the longest prompt and of the longest teacher context; None: no task is known. `ranks`
+    split the base.
     """
     prompt, context = lengths or (PROMPT, PROMPT + cfg.rollout.max_tokens + FEEDBACK)
     torch = cfg.model.backend == "torch"
     shares = shares_prompts(config, "torch" if torch else "mlx")
-    chosen = choose(dims, cfg, work_of(cfg, prompt, context, number_bytes(cfg.model), shares=shares), limit)
+    work = work_of(cfg, prompt, context, number_bytes(cfg.model), shares=shares, ranks=ranks)
+    chosen = choose(dims, cfg, work, limit)
     return chosen if torch else bounded(chosen, evaluation_sizes(cfg, config, dims))
 
 

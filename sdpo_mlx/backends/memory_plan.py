@@ -100,6 +100,7 @@ class Workload:
     support: str
     bytes: int  # of an activation
     shares: bool = True  # whether a group's prompt runs once, or once with each rollout
+    ranks: int = 1  # over which the blocks of the base are split
 
     @property
     def rows(self) -> int:
@@ -154,7 +155,7 @@ def number_bytes(model: ModelConfig) -> int:
     return 2 if platform.system() == "Darwin" else 4
 
 
-def work_of(cfg: Config, prompt: int, context: int, bytes_: int, *, shares: bool = True) -> Workload:
+def work_of(cfg: Config, prompt: int, context: int, bytes_: int, *, shares: bool = True, ranks: int = 1) -> Workload:
     """Return the step of a configuration with prompts and contexts of these lengths, before settings are chosen."""
     return Workload(
         prompt=prompt,
@@ -167,7 +168,8 @@ def work_of(cfg: Config, prompt: int, context: int, bytes_: int, *, shares: bool
         keep=cfg.train.grad_checkpoint is False,
         support=cfg.objective.support if cfg.objective.top_k else "full",
         bytes=bytes_,
-        shares=shares,
+        shares=shares and ranks == 1,
+        ranks=ranks,
     )
 
 

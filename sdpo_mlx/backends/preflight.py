@@ -39,14 +39,15 @@ MAX_LAYERS, MAX_WIDTH = 1_000, 10_000_000  # a configuration beyond these is dam
 _FOUND = "assets/architectures.json"
 
 
-def preflight(cfg: Config, *, learns: bool = True) -> None:
+def preflight(cfg: Config, *, learns: bool = True, ranks: int = 1) -> None:
     """Refuse a model that cannot be loaded, or trained if it `learns`, before its weights are downloaded.
 
-    Of a hub repository only config.json and tokenizer_config.json are fetched, a few kilobytes. Raises ConfigError.
+    `ranks` split the base. Of a hub repository only config.json and tokenizer_config.json are fetched, a few kilobytes.
+    Raises ConfigError.
     """
     config = _check(cfg.model.name, cfg.model.backend)
     if learns:
-        check_memory(config, cfg)
+        check_memory(config, cfg, ranks)
     _check_disk(cfg.model.name, cfg.model.backend, config)
 
 
@@ -134,12 +135,12 @@ def quantization_method(config: Mapping[str, Any]) -> str:
     return str(found.get("quant_method") or "") if isinstance(found, Mapping) else ""
 
 
-def check_memory(config: Mapping[str, Any], cfg: Config) -> None:
+def check_memory(config: Mapping[str, Any], cfg: Config, ranks: int = 1) -> None:
     """Raise ConfigError if not even a step with prompts of one token fits; unclear dimensions are left to the load."""
     dims = readable_dimensions(config, cfg.model.name)
     if dims is None:
         return
-    work = work_of(cfg, 1, 1 + cfg.rollout.max_tokens + FEEDBACK, number_bytes(cfg.model))
+    work = work_of(cfg, 1, 1 + cfg.rollout.max_tokens + FEEDBACK, number_bytes(cfg.model), ranks=ranks)
     if cfg.model.backend != "torch":
         fitting(dims, cfg, work, limit_of(cfg))
     elif bounds_memory(cfg):

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from sdpo_mlx.backends.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from sdpo_mlx.backends.learner import Learner
 from sdpo_mlx.config import MemoryConfig, ModelConfig, RolloutConfig, TeacherConfig, TrainConfig
 from sdpo_mlx.core.errors import ConfigError
@@ -21,10 +22,12 @@ def open_policy(
     train: TrainConfig,
     memory: MemoryConfig | None = None,
     rollout: RolloutConfig | None = None,
+    group: ProcessGroup = SINGLE_PROCESS,
 ) -> Learner:
     """Open the base at `path` with fresh, equal student and teacher adapters; raise ConfigError without the backend.
 
-    `rollout` chooses what samples on torch; without it that is the loop.
+    `rollout` chooses what samples on torch; without it that is the loop. With `model.shard` the base is split over the
+    ranks of `group`, all of which call this.
     """
     check_token_ids(path)
     if model.backend == "torch":
@@ -33,10 +36,13 @@ def open_policy(
         except ImportError as error:
             fix = "pip install 'sdpo-mlx[torch]'"
             raise ConfigError(f"torch cannot be imported: {error}", where="model.backend", fix=fix) from error
-        return TorchPolicy(path, model, teacher, train, rollout)
+        return TorchPolicy(path, model, teacher, train, rollout, group)
     if rollout is not None and rollout.engine != "auto":
         fix = "leave it at auto, or use --backend torch"
         raise ConfigError("mlx samples with its own engine", where="rollout.engine", fix=fix)
+    if model.shard:
+        fix = "use --backend torch under torchrun, or a quantised model that fits"
+        raise ConfigError("mlx does not split a base over ranks", where="model.shard", fix=fix)
     if model.bits is not None:
         fix = "use a model that is quantised already (mlx_lm.convert -q makes one), or --backend torch"
         raise ConfigError("mlx does not quantise a base while loading it", where="model.bits", fix=fix)

@@ -63,11 +63,23 @@ class ModelConfig(Settings):
     bits: Literal[4, 8] | None = Field(
         None, description="torch: quantize the base to so many bits (bitsandbytes); with mlx use a quantized model"
     )
+    shard: bool = Field(
+        False,
+        description="torch under torchrun: split the blocks of the base over the ranks, for a base larger than a card",
+    )
     thinking: bool = Field(False, description="turn on thinking in models with a switch for it")
     chat_template: str = Field(
         "auto", min_length=1, description="auto: the model's own, plain if it has none; plain; or a Jinja file"
     )
     adapter: AdapterConfig = AdapterConfig()
+
+    @model_validator(mode="after")
+    def _shard_is_possible(self) -> ModelConfig:
+        if self.shard and self.adapter.kind == "full":
+            raise ValueError("shard: a base that is trained in full is not split over ranks, use lora or dora")
+        if self.shard and self.bits:
+            raise ValueError("shard: a base that is quantized while it loads is not split over ranks, remove bits")
+        return self
 
 
 class TaskConfig(Settings):

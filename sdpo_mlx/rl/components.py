@@ -40,7 +40,7 @@ from sdpo_mlx.types import RolloutGroup
 # All others identify it.
 AT_ONCE = ("micro_batch_tokens", "grad_checkpoint", "memory_gb")
 FREE_ON_RESUME: dict[str, Any] = {
-    "model": {"backend", "device", "chat_template"},  # the tokenizer's hash holds the template
+    "model": {"backend", "device", "shard", "chat_template"},  # the tokenizer's hash holds the template
     "train": {"steps", "eval_every", "eval_share", "save_every", "patience", "on_decline", "probe", *AT_ONCE},
     "rollout": {"concurrency"},
     "eval": True,
@@ -186,14 +186,15 @@ def build_components(
         fix = "Give the rows a field reference, or set teacher.demonstration=first"
         raise DataError("no training row has a reference answer", where=where, fix=fix)
     start_task(f"resolving {cfg.model.name}")
-    preflight(cfg, learns=learns)
+    ranks = group.size if cfg.model.shard else 1
+    preflight(cfg, learns=learns, ranks=ranks)
     model = resolve(cfg.model.name, start_task, backend=cfg.model.backend)
     opened.task.start(model)
     start_task(f"reading the tokenizer of {cfg.model.name}")
     chat = load_chat(model.path, thinking=cfg.model.thinking, template=cfg.model.chat_template)
     # Recorded as a text, not as the name of a file: whatever opens the run later has the template.
     cfg = cfg.model_copy(update={"model": cfg.model.model_copy(update={"chat_template": chat.source.setting})})
-    planned = _plan(cfg, model, chat, opened.task)
+    planned = _plan(cfg, model, chat, opened.task, ranks)
     opens = planned
     if backend == "torch" and cfg.model.dtype == "auto":  # the run's settings keep `auto`
         opens = planned.model_copy(update={"model": planned.model.model_copy(update={"dtype": dtype})})
@@ -221,11 +222,11 @@ def _policy(cfg: Config, group: ProcessGroup, model: ResolvedModel | None = None
     with group.together():
         model = model or resolve(cfg.model.name, backend=cfg.model.backend)
         chat = chat or load_chat(model.path, template=cfg.model.chat_template)
-        own = open_policy(model.path, cfg.model, cfg.teacher, cfg.train, cfg.memory, cfg.rollout)
+        own = open_policy(model.path, cfg.model, cfg.teacher, cfg.train, cfg.memory, cfg.rollout, group)
     return DistributedPolicy(own, model.weights_sha256, group, chat.at_stop_text) if group.size > 1 else own
 
 
-def _plan(cfg: Config, model: ResolvedModel, chat: Chat, task: Task) -> Config:
+def _plan(cfg: Config, model: ResolvedModel, chat: Chat, task: Task, ranks: int = 1) -> Config:
     """Return the configuration with the open settings filled in.
 
     Raises ConfigError if the smallest settings would not fit into memory, before any weight is read. torch reports that
@@ -238,7 +239,7 @@ def _plan(cfg: Config, model: ResolvedModel, chat: Chat, task: Task) -> Config:
     dims = ModelDims.of(config, str(model.path))
     sizes = lengths(chat, task, cfg, dims.context)
     shares = shares_prompts(config, "torch" if torch else "mlx")
-    work = work_of(cfg, *sizes, number_bytes(cfg.model), shares=shares)
+    work = work_of(cfg, *sizes, number_bytes(cfg.model), shares=shares, ranks=ranks)
     if torch:
         return settled(cfg, choose(dims, cfg, work, limit_of(cfg)))
     chosen = fitting(dims, cfg, work, limit_of(cfg))

@@ -94,6 +94,7 @@ TESTED_ELSEWHERE = {
     "model.name": "needs another base: unit/models/test_resolve.py",
     "model.backend": "torch is an extra: numerics/test_step_gradients.py",
     "model.adapter.start": "needs a trained adapter: integration/test_grammar.py",
+    "model.shard": "needs several ranks: numerics/test_torch_sharding.py",
     "model.bits": "torch is an extra: numerics/test_torch_quantized.py",
     "train.eval_share": "needs a slow evaluation: integration/test_trainer.py",
     "train.on_decline": "needs a score that falls: integration/test_decline.py",

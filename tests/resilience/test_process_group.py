@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 import time
 from collections import deque
@@ -17,11 +18,11 @@ from small_policies import make_samples
 from waiting import HANG_SECONDS
 
 from sdpo_mlx.backends.base import PolicyInfo, SamplingParams, Update, no_update
-from sdpo_mlx.backends.distributed import heartbeat, serialization
+from sdpo_mlx.backends.distributed import heartbeat, process_group, serialization
 from sdpo_mlx.backends.distributed import policy as distributed
 from sdpo_mlx.backends.distributed.launch import backend_on, open_process_group
 from sdpo_mlx.backends.distributed.policy import DistributedPolicy
-from sdpo_mlx.backends.distributed.process_group import SINGLE_PROCESS, RankGroup
+from sdpo_mlx.backends.distributed.process_group import FORWARD, GRADIENT, SINGLE_PROCESS, RankGroup
 from sdpo_mlx.backends.distributed.sharding import cut
 from sdpo_mlx.config import ObjectiveConfig, TeacherConfig
 from sdpo_mlx.core.errors import ConfigError, RankLostError
@@ -143,6 +144,79 @@ def test_rollout_of_another_rank_arrives_before_that_rank_samples_its_next() -> 
     assert waited == [True]
 
 
+def test_ranks_that_run_passes_together_join_those_of_the_others() -> None:
+    wanted = [[FORWARD] * 3 + [GRADIENT], [FORWARD, GRADIENT, GRADIENT], []]
+
+    def part(group: RankGroup) -> list[str]:
+        run: list[str] = []
+        group.run_passes_together(run.append)
+        with group.together():
+            for kind in wanted[group.rank]:
+                group.meet(kind)
+                run.append(kind)
+        with group.together():  # nothing is left over
+            pass
+        return run
+
+    assert on_threads(3, part) == [[FORWARD] * 3 + [GRADIENT] * 2] * 3
+
+
+def test_interrupt_between_passes_ends_the_call_on_all() -> None:
+    def call(group: RankGroup) -> None:
+        with group.together(), group.together():
+            group.meet(FORWARD)
+            if group.rank == 1:
+                raise KeyboardInterrupt
+            group.meet(FORWARD)
+
+    def part(group: RankGroup) -> str:
+        group.run_passes_together(lambda kind: None)
+        with pytest.raises(KeyboardInterrupt):
+            call(group)
+        with group.together():  # all are in step again
+            group.meet(GRADIENT)
+        return "in step"
+
+    assert on_threads(2, part) == ["in step"] * 2
+
+
+def test_fault_before_a_pass_is_raised_on_the_ranks_that_wait_for_it() -> None:
+    def part(group: RankGroup) -> None:
+        group.run_passes_together(lambda kind: None)
+        with group.together():
+            if group.rank == 1:
+                raise ConfigError("it does not fit")
+            group.meet(FORWARD)
+
+    first, second = on_threads(2, part)
+    assert isinstance(first, ConfigError)
+    assert (first.what, first.where) == ("it does not fit", "rank 1")
+    assert second.line() == "it does not fit."
+
+
+def test_rank_that_fails_within_a_pass_is_lost_to_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process_group, "GRACE_SECONDS", 0.1)
+
+    def part(group: RankGroup) -> Any:
+        group.run_passes_together(lambda kind: None)
+        try:
+            with group.together():
+                group.meet(FORWARD)
+                if group.rank == 1:
+                    raise MemoryError("no memory")
+                group.meet(FORWARD)
+        finally:
+            group.close()  # sends no end: rank 1 has failed
+            for line in group._heartbeat._connections if group.rank else ():
+                line.shutdown(socket.SHUT_RDWR)  # as its process ends
+
+    first, second = on_threads(2, part)
+    assert isinstance(second, RankLostError)
+    assert "rank 1 was lost: MemoryError: no memory" in str(second)
+    assert isinstance(first, RankLostError)
+    assert "rank 1 was lost" in str(first)
+
+
 def test_rank_that_diverges_is_reset_to_rank_0s_state_with_a_warning() -> None:
     class Diverging(Counting):
         def learn(self, *args: Any, **options: Any) -> Update:
@@ -223,8 +297,6 @@ def test_rank_lost_after_a_step_is_raised_before_the_next_rollouts() -> None:
 
 
 def test_client_without_the_secret_is_refused() -> None:
-    import socket
-
     leader = heartbeat.HeartbeatServer("127.0.0.1", 2)
     welcome = threading.Thread(target=leader.accept_all, daemon=True)
     welcome.start()
@@ -244,8 +316,6 @@ def test_client_without_the_secret_is_refused() -> None:
 
 
 def test_end_sent_with_the_first_line_is_no_loss() -> None:
-    import socket
-
     leader = heartbeat.HeartbeatServer("127.0.0.1", 2)
     host, port, secret = leader.address
     with socket.create_connection((host, port)) as line:

@@ -12,7 +12,7 @@ import pytest
 import rank_process
 from child_processes import ONE_THREAD, Child, sdpo_child
 from paths import SUPPORT
-from ranks import BACKENDS, environments, launcher, start_ranks
+from ranks import environments, launcher, start_ranks
 from requirements import needs_torch
 from waiting import HANG_SECONDS, wait_until
 
@@ -27,8 +27,11 @@ TRAIN += ["--set", "eval.samples=1", "--set", "rollout.problems_per_step=4", "--
 TRAIN += ["--group-size", "2", "--max-tokens", "16"]
 
 
-# In the default suite torch starts two ranks in `test_mistake_of_rank_0_ends_the_others_quietly`.
+# In the default suite torch's two ranks are those of `numerics/test_torch_sharding.py`.
 TORCH_SLOW = ["mlx", pytest.param("torch", marks=[needs_torch, pytest.mark.slow])]
+
+
+SPLIT = ["--set", "model.shard=true"]
 
 
 def kept(out: Path) -> dict[str, Any]:
@@ -94,17 +97,18 @@ def trained_until(ranks: list[Child], folder: Path, steps: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("backend", "how"),
+    ("backend", "how", "words"),
     [
-        ("mlx", "killed"),
-        pytest.param("torch", "killed", marks=[needs_torch, pytest.mark.slow]),
+        ("mlx", "killed", []),
+        pytest.param("torch", "killed", [], marks=[needs_torch, pytest.mark.slow]),
+        pytest.param("torch", "killed", SPLIT, marks=[needs_torch, pytest.mark.slow]),
         # Half a minute of silence each; the heartbeat's own test (test_process_group.py) is quick.
-        pytest.param("mlx", "frozen", marks=pytest.mark.slow),
-        pytest.param("torch", "frozen", marks=[needs_torch, pytest.mark.slow]),
+        pytest.param("mlx", "frozen", [], marks=pytest.mark.slow),
+        pytest.param("torch", "frozen", [], marks=[needs_torch, pytest.mark.slow]),
     ],
 )
-def test_lost_rank_ends_the_run_with_its_state_saved(backend: str, how: str, tmp_path: Path) -> None:
-    ranks = start_ranks(backend, 2, tmp_path, [*TRAIN, "--steps", "500", "--backend", backend])
+def test_lost_rank_ends_the_run_with_its_state_saved(backend: str, how: str, words: list[str], tmp_path: Path) -> None:
+    ranks = start_ranks(backend, 2, tmp_path, [*TRAIN, "--steps", "500", "--backend", backend, *words])
     try:
         trained_until(ranks, tmp_path, 2)
         ranks[1].send_signal(signal.SIGKILL if how == "killed" else signal.SIGSTOP)
@@ -147,7 +151,32 @@ def test_run_of_one_rank_goes_on_on_two(backend: str, tmp_path: Path) -> None:
     assert steps_done(tmp_path) == 2
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@needs_torch
+@pytest.mark.slow
+def test_run_with_a_split_base_moves_from_one_rank_to_two_and_back(tmp_path: Path) -> None:
+    words = ["--backend", "torch", "--set", "train.schedule=constant", *SPLIT]
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    for folder, steps in ((alone, "3"), (tmp_path, "1")):
+        code, one = sdpo(folder, *words, "--steps", steps)
+        assert code == 0, one
+    ranks = start_ranks("torch", 2, tmp_path, [*TRAIN, *words, "--steps", "2"])
+    said = [rank.communicate()[1] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0, 0], said
+    code, one = sdpo(tmp_path, *words, "--steps", "3")
+    assert code == 0, one
+    figures = [
+        [
+            (event["loss"], event["grad/norm"])
+            for event in read_events(at / "run" / "events.jsonl")
+            if event["type"] == "step"
+        ]
+        for at in (tmp_path, alone)
+    ]
+    np.testing.assert_allclose(figures[0], figures[1], rtol=1e-3)
+
+
+@pytest.mark.parametrize("backend", TORCH_SLOW)
 def test_mistake_of_rank_0_ends_the_others_quietly(backend: str, tmp_path: Path) -> None:
     ranks = start_ranks(backend, 2, tmp_path, [*TRAIN, "--set", "train.lerning_rate=1", "--backend", backend])
     said = [rank.communicate()[1] for rank in ranks]

@@ -48,7 +48,7 @@ def kept_gradient(own: Any, policy: Any) -> dict[str, Any]:
     take = own._apply
 
     def seen(found: Any, *rest: Any) -> Any:
-        kept.update({f"gradient/{name}": np.array(array).reshape(-1) for name, array in found.grads.items()})
+        kept.update({f"gradient/{name}": np.asarray(array).copy().reshape(-1) for name, array in found.grads.items()})
         return take(found, *rest)
 
     own._apply = seen

@@ -15,7 +15,7 @@ from itertools import groupby
 from operator import itemgetter
 from typing import Any
 
-from sdpo_mlx.backends.base import Arrays, PolicyInfo, SamplingParams, Update, never, no_update
+from sdpo_mlx.backends.base import Arrays, PolicyInfo, SamplingParams, Scores, Update, never, no_update
 from sdpo_mlx.backends.distributed.process_group import ProcessGroup
 from sdpo_mlx.backends.distributed.serialization import (
     decode,
@@ -29,7 +29,7 @@ from sdpo_mlx.backends.distributed.sharding import cut
 from sdpo_mlx.backends.learner import Interrupted, Learner, Rollout
 from sdpo_mlx.config import ObjectiveConfig, TeacherConfig
 from sdpo_mlx.core.errors import ConfigError, RankLostError, SelfTestError
-from sdpo_mlx.types import DistillSample, IntArray
+from sdpo_mlx.types import DistillSample, IntArray, Role
 
 CHECK_EVERY = 10  # optimizer steps between two comparisons of the ranks' states
 
@@ -50,8 +50,9 @@ class DistributedPolicy:
     ) -> None:
         self.local, self.group, self.steps, self.at_stop_text = local, group, 0, at_stop_text
         self._calls = 0  # of `generate`
+        self._sampling = 0  # other ranks that still send rollouts of this call
         # Rank 0 alone does these; its state is every rank's.
-        self.stream, self.score, self.state = local.stream, local.score, local.state
+        self.state = local.state
         self.adapter_config, self.memory = local.adapter_config, local.memory
         self.pass_sizes, self.limit_pass = local.pass_sizes, local.limit_pass
         # Between a batch's first step and the next batch a lost rank is only recorded: rank 0 finishes the batch
@@ -96,26 +97,55 @@ class DistributedPolicy:
         self._calls += 1
         given = {str(i): prompt for i, prompt in enumerate(prompts)}
         with self._on_all_ranks("generate", [self._calls, plain, rows], given), self.group.together():
-            sampling_ranks = self.group.size - 1
+            self._sampling = self.group.size - 1
             for rollout in self._own_rollouts(prompts, sampling, rows, interrupted):
                 yield rollout
-                while (received := self._received(block=False)) is not None:
-                    sampling_ranks -= not received
-                    yield from received
-            while sampling_ranks:
+                yield from self._others_rollouts(wait=False)
+            if self.group.join is None:
+                yield from self._others_rollouts(wait=True, interrupted=interrupted)
+        # Ranks that run passes together leave together: only what they have sent is still to be read.
+        yield from self._others_rollouts(wait=True)
+
+    def _others_rollouts(self, *, wait: bool, interrupted: Interrupted = lambda: False) -> Iterator[Rollout]:
+        """The rollouts that other ranks have sent; with `wait` until they send no more."""
+        while self._sampling:
+            message = self.group.receive(block=wait)
+            if message is None:
+                if not wait:
+                    return
                 if interrupted():
                     raise KeyboardInterrupt
-                received = self._received(block=True)
-                sampling_ranks -= received == []
-                yield from received or ()
-
-    def _received(self, *, block: bool) -> list[Rollout] | None:
-        """Another rank's next rollout of this call, [] if it sends no more; None if nothing arrived yet."""
-        while (message := self.group.receive(block=block)) is not None:
+                continue
             (call, rollouts), arrays = decode(message)
             if call == self._calls:  # otherwise of a call that was interrupted
-                return decode_rollouts(rollouts, arrays)
-        return None
+                self._sampling -= not rollouts
+                yield from decode_rollouts(rollouts, arrays)
+
+    def stream(self, prompt: IntArray, sampling: SamplingParams, seed: int) -> Iterator[int]:
+        """See `Policy.stream`; on rank 0 alone."""
+        with self._alone():
+            yield from self.local.stream(prompt, sampling, seed)
+
+    def score(
+        self,
+        role: Role,
+        sequences: Sequence[IntArray],
+        spans: Sequence[tuple[int, int]],
+        top_k: int = 0,
+        temperature: float = 1.0,
+    ) -> list[Scores]:
+        """See `Policy.score`; on rank 0 alone."""
+        with self._alone():
+            return self.local.score(role, sequences, spans, top_k, temperature)
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Run a block on rank 0; the others join its passes if that takes all ranks."""
+        if self.group.join is None:
+            yield
+            return
+        with self._on_all_ranks("join", None), self.group.together():
+            yield
 
     def learn(
         self,
@@ -195,6 +225,9 @@ class DistributedPolicy:
             self._learn(samples, objective, plain[2], plain[3], interrupted)
         elif kind == "update_teacher":
             self.local.update_teacher(TeacherConfig(**plain))
+        elif kind == "join":
+            with self.group.together():
+                pass
         else:
             with self.group.together():
                 if kind == "check_gradient":

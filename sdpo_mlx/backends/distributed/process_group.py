@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, wait
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from typing import Any, Protocol, TypeVar
+from typing import Any, NoReturn, Protocol, TypeVar
 
 from sdpo_mlx.backends.distributed.heartbeat import Heartbeat, HeartbeatClient, HeartbeatServer
 from sdpo_mlx.backends.distributed.serialization import decode, encode
@@ -21,7 +21,18 @@ T = TypeVar("T")
 POLL_SECONDS = 0.5  # how often a wait checks the heartbeat
 GRACE_SECONDS = 2.0  # that the heartbeat has to find out why a collective failed
 INTERRUPTED = "interrupted"
+# Passes of a model whose weights are split over the ranks, in the order in which ranks that want different ones run.
+FORWARD, GRADIENT = "forward", "gradient"
 END = encode(["end", None])
+
+
+class PassError(Exception):
+    """A pass that needs all ranks failed on this one: it cannot be run again, since the others wait within it."""
+
+
+def _within_pass(fault: BaseException | None) -> bool:
+    """Whether a fault may come from a pass; interrupts, and our own errors without a cause, are raised between two."""
+    return isinstance(fault, Exception) and not (isinstance(fault, SdpoError) and fault.__cause__ is None)
 
 
 class Collectives(Protocol):
@@ -59,6 +70,7 @@ class ProcessGroup:
 
     rank, size, backend = 0, 1, ""
     idle = False
+    join: Callable[[str], None] | None = None  # see `run_passes_together`
 
     def gather(self, own: bytes) -> list[bytes]:
         """Return every rank's bytes, in the order of the ranks."""
@@ -86,6 +98,15 @@ class ProcessGroup:
         """
         return nullcontext()
 
+    def run_passes_together(self, join: Callable[[str], None]) -> None:
+        """From here on every pass needs all ranks; `join` runs an empty pass of a kind."""
+
+    def meet(self, kind: str) -> None:
+        """Before a pass that needs all ranks: wait until they run or join one of this kind, and join theirs before.
+
+        Inside `together` only. Raise what another rank raised, which leaves.
+        """
+
     def close(self) -> None:
         """End the group."""
 
@@ -101,6 +122,9 @@ class RankGroup(ProcessGroup):
         self.rank, self.size = collectives.rank, collectives.size
         self._calls: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]]] = queue.SimpleQueue()
         self._heartbeat = Heartbeat()
+        self._passing = False  # whether other ranks may wait for this one within a pass
+        self._over = False  # whether all ranks left `together` by a fault
+        self._failed = False
         threading.Thread(target=self._run_calls, daemon=True).start()
         self._heartbeat = self._connected()
 
@@ -133,9 +157,10 @@ class RankGroup(ProcessGroup):
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """See `ProcessGroup.together`."""
+        """See `ProcessGroup.together`; a rank that is done joins the passes of the others."""
         status = ""
         fault: BaseException | None = None
+        self._over = False
         try:
             yield
         except KeyboardInterrupt as error:
@@ -143,18 +168,66 @@ class RankGroup(ProcessGroup):
         except Exception as error:
             status = error.what if isinstance(error, SdpoError) else f"{type(error).__name__}: {error}"
             fault = error
-        statuses = [decode(each)[0] for each in self.gather(encode(status))]
+        if fault is not None and self._over:  # of another rank, which all have received
+            raise fault
+        if self._passing and _within_pass(fault):
+            self._fail(fault)
+        while (kind := self._exchange("", status)) and fault is None:
+            self._joined(kind)
+        self._passing = False
         if fault is not None:
             raise fault
-        if INTERRUPTED in statuses:
-            raise KeyboardInterrupt
-        for rank, each in enumerate(statuses):
-            if each:
-                fix = "fix it there and run the same command again; it resumes from the last checkpoint"
-                raise ConfigError(each, where=f"rank {rank}", fix=fix)
+
+    def run_passes_together(self, join: Callable[[str], None]) -> None:
+        """See `ProcessGroup.run_passes_together`; a pass that waits for a lost rank is given up."""
+
+        def watch() -> None:
+            self._heartbeat.changed.wait()
+            if self._heartbeat.lost:
+                self.collectives.abort()
+
+        self.join = join
+        threading.Thread(target=watch, daemon=True).start()
+
+    def meet(self, kind: str) -> None:
+        """See `ProcessGroup.meet`."""
+        self._passing = False
+        while (first := self._exchange(kind)) != kind:
+            self._joined(first)
+        self._passing = True
+
+    def _exchange(self, kind: str, fault: str = "") -> str:
+        """Return the kind of pass that comes first on any rank, blank if none; raise another rank's fault."""
+        received = [decode(each)[0] for each in self.gather(encode([kind, fault]))]
+        faults = [(rank, each) for rank, (_, each) in enumerate(received) if each]
+        self._over = bool(faults)
+        if faults and not fault:
+            if INTERRUPTED in (each for _, each in faults):
+                raise KeyboardInterrupt
+            fix = "fix it there and run the same command again; it resumes from the last checkpoint"
+            raise ConfigError(faults[0][1], where=f"rank {faults[0][0]}", fix=fix)
+        return min((each for each, _ in received if each), default="")
+
+    def _joined(self, kind: str) -> None:
+        assert self.join is not None
+        try:
+            self.join(kind)
+        except Exception as error:
+            self._fail(error)
+
+    def _fail(self, error: BaseException | None) -> NoReturn:
+        """Leave after an error within a pass, in which the other ranks wait for this one: it is lost to them."""
+        self._heartbeat.changed.wait(GRACE_SECONDS)
+        self._check_heartbeat()  # or another one was lost, which is why the pass failed
+        self._failed = True
+        self.collectives.abort()
+        what = "" if isinstance(error, PassError) else f"{type(error).__name__}: "
+        raise RankLostError(f"rank {self.rank}", what + " ".join(str(error).split())) from error
 
     def close(self) -> None:
         """See `ProcessGroup.close`; idle ranks receive the end."""
+        if self._failed:
+            return  # the connections end with the process: the others lose this rank
         with suppress(RankLostError):
             if self.idle and self.rank == 0:
                 self.broadcast(END)

@@ -97,7 +97,7 @@ def _shares(
 ) -> bool:
     """Whether the parts give the whole model's distributions and gradient with shared prompts, or only without."""
     why, cause = "", None
-    for share in (True, False):
+    for share in (True, False) if model.shares else (False,):
         try:
             parts, cause = _parts(model, parameters, text, share), None
         except Exception as error:  # an unknown cache may fail in any way

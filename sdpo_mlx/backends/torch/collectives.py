@@ -74,8 +74,8 @@ class TorchCollectives:
             return
         self._aborted.set()
         if self.card is not None:  # NCCL's kernels run until then; `abort` itself may wait
-            nccl = dist.distributed_c10d._get_default_group()._get_backend(torch.device("cuda"))
-            threading.Thread(target=nccl.abort, daemon=True).start()
+            groups = list(dist.distributed_c10d._world.pg_map)
+            threading.Thread(target=lambda: [group.abort() for group in groups], daemon=True).start()
 
     def close(self) -> None:
         """See `Collectives.close`."""

@@ -46,8 +46,8 @@ class Loaded:
     notes: tuple[str, ...]
 
 
-def load(path: Path, cfg: ModelConfig) -> Loaded:
-    """Return the model.
+def load(path: Path, cfg: ModelConfig, *, on_host: bool = False) -> Loaded:
+    """Return the model on its device, or still in host memory.
 
     A vision-language model that AutoModelForCausalLM does not know keeps its towers, which a text does not run through.
     Raise ConfigError if it cannot be read or trained.
@@ -58,11 +58,12 @@ def load(path: Path, cfg: ModelConfig) -> Loaded:
     chosen = cfg.dtype == "auto" and device.type == "cpu"
     dtype = cpu_dtype.candidate(path, cfg) if chosen else cfg.dtype
     dtype = dtype_on_card(cfg) if device.type == "cuda" else dtype
-    whole, config = _read(path, cfg, device, dtype)
+    place = torch.device("cpu") if on_host else device
+    whole, config = _read(path, cfg, place, dtype)
     if chosen and dtype == "bfloat16" and (why := cpu_dtype.disagreement(whole)):
         notes = (f"the weights are converted to float32: {why}",)
         del whole  # before it is read again
-        whole, config = _read(path, cfg, device, "float32")
+        whole, config = _read(path, cfg, place, "float32")
     check_vocabulary(path, int(whole.get_input_embeddings().weight.shape[0]))
     model = Model(whole, body_of(whole), int(whole.get_output_embeddings().weight.shape[0]), device)
     return Loaded(model, config, (*notes, *device_notes(device, whole.dtype, cfg)))

@@ -41,6 +41,7 @@ class Model:
     device: torch.device
     shares: bool = True  # whether prompts that begin alike may run once
     batched: bool = True  # whether rollouts may be decoded side by side
+    sharded: bool = False  # whether the blocks are split over ranks (`sharding.py`)
     recompute: bool = False  # run each block again in the backward pass instead of keeping its activations
     tree: Kind | None = None  # the mask with which prompts that begin alike may run in one row, while learning
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from sdpo_mlx.backends.autograd_plan import CPU_TOKENS
 from sdpo_mlx.backends.base import MICRO_BATCH_TOKENS, Arrays, PolicyInfo, SamplingParams, Scores
+from sdpo_mlx.backends.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from sdpo_mlx.backends.learner import Interrupted, Learner, Rollout, TopK
 from sdpo_mlx.backends.loss_head import Gradient, Hidden, LearnBatch, TeacherSet, Weights
 from sdpo_mlx.backends.packing import Unit
@@ -35,6 +36,7 @@ from sdpo_mlx.backends.torch.out_of_memory import (
 from sdpo_mlx.backends.torch.rollouts.choice import choose
 from sdpo_mlx.backends.torch.rollouts.engine import RolloutEngine
 from sdpo_mlx.backends.torch.rollouts.vllm_engine import VLLM, Base, Peft, Student
+from sdpo_mlx.backends.torch.sharding import shard
 from sdpo_mlx.backends.weight_names import by_mlx_names, by_transformers_names, mlx_name
 from sdpo_mlx.config import ModelConfig, ObjectiveConfig, RolloutConfig, TeacherConfig, TrainConfig
 from sdpo_mlx.core.errors import ConfigError
@@ -62,17 +64,25 @@ class TorchPolicy(Learner):
         teacher: TeacherConfig,
         train: TrainConfig,
         rollout: RolloutConfig | None = None,
+        group: ProcessGroup = SINGLE_PROCESS,
     ) -> None:
         super().__init__(model, teacher, train)
         self.bits = model.bits
         bound_memory(device_of(model.device), train.memory_gb)
-        loaded = load(path, model)
+        sharded = model.shard and group.size > 1
+        # All ranks must have read the model before the first waits for another.
+        with group.together() if sharded else nullcontext():
+            loaded = load(path, model, on_host=sharded)
         self.meter = MemoryMeter(loaded.model.device)
         whole, self.config, self.notes = loaded.model.whole, loaded.config, loaded.notes
+        # A prompt that runs once is read by passes that FSDP does not connect with it, as by blocks that run again.
+        opened = replace(loaded.model, recompute=bool(train.grad_checkpoint), sharded=sharded, shares=not sharded)
         with reported("while adding the adapter", "lower model.adapter.rank, or use a smaller model"):
             self.parameters = adapter.attach(whole, model.adapter, derive(train.seed, "adapter"), self.config)
             whole.eval()
-            self.model = checked(replace(loaded.model, recompute=bool(train.grad_checkpoint)), self.parameters)
+            if sharded:
+                shard(opened, self.parameters, group)
+            self.model = checked(opened, self.parameters)
             self.student = {name: each.data for name, each in self.parameters.items()}
             self.changes = 0  # of the student's weights
             self.teacher, self.layers = adapter.copied(self.student), len(blocks(self.model.whole))
@@ -242,6 +252,8 @@ class TorchPolicy(Learner):
         If not even one rollout fits, blocks run again in the backward pass from then on. Raise ConfigError if that
         does not help.
         """
+        if self.model.sharded:  # other ranks wait within the pass that failed
+            return super().gradient(samples, objective, temperature, checkpoint)
         fix = f"lower rollout.max_tokens and teacher.max_context_tokens, {self._smaller_model}"
         run = partial(super().gradient, samples, objective, temperature, checkpoint)
         longest, before = max(max(s.student_ids.size, s.teacher_ids.size) for s in samples), self.budget

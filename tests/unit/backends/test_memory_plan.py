@@ -125,6 +125,15 @@ def test_memory_grows_with_everything_that_it_should() -> None:
     assert memory(QWEN, config(model={"adapter": {"rank": 64}}), base).base > memory(QWEN, cfg, base).base
 
 
+def test_ranks_that_split_the_base_hold_their_part_and_a_block_twice() -> None:
+    cfg = config(model={"backend": "torch"})
+    weights = [memory(QWEN, cfg, work_of(cfg, 200, 800, 2, ranks=ranks)).always["weights"] for ranks in (1, 4, 10**9)]
+    blocks = weights[0] * QWEN.trunk_parameters / QWEN.parameters
+    rest = weights[0] - blocks + 2 * blocks / QWEN.layers
+    assert weights[1] == pytest.approx(rest + blocks / 4)
+    assert weights[2] == pytest.approx(rest, rel=1e-3)
+
+
 def test_prompts_that_are_not_shared_cost_memory_and_time() -> None:
     cfg = config()
     shared = work_of(cfg, 1_000, 2_000, 2)

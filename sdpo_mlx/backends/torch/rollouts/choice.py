@@ -30,6 +30,9 @@ def choose(cfg: RolloutConfig, model: Model, vllm: Callable[[str], RolloutEngine
     `vllm` starts that engine with a Python. Raise ConfigError if the settings ask for one that does not support this
     model.
     """
+    if cfg.vllm is not None and model.sharded:
+        fix = "leave it out, or leave model.shard out"
+        raise ConfigError("vllm would hold the whole base on the card of each rank", where="rollout.vllm", fix=fix)
     if cfg.vllm is not None:
         return vllm(cfg.vllm), ""
     on_card = model.device.type == "cuda"
@@ -52,6 +55,8 @@ def unsupported(model: Model) -> str:
     """Why continuous batching cannot sample from this model; blank if nothing is known."""
     if not continuous_api.supported():
         return f"it was tested with transformers {continuous_api.SUPPORTED}, this is {transformers.__version__}"
+    if model.sharded:
+        return "the base is split over ranks"
     if not model.batched or model.device.type == "mps":
         return "this model's rollouts are sampled one by one" if not model.batched else "not on this device"
     layers = DynamicCache(config=model.whole.config.get_text_config()).layers
