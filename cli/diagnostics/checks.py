@@ -182,7 +182,8 @@ def _torch() -> Iterator[Finding]:
 
             build = gpu.torch_build()
             if card and build and not has_cuda():
-                yield finding(not nvidia, *gpu.why_unused(card, build))
+                what, fix = gpu.why_unused(card, build)
+                yield finding(False, what, fix) if nvidia else finding(True, f"{what}; to use it: {fix}")
                 return
             apple = "; on a Mac use --backend mlx, which is made for its GPU" if sys.platform == MAC else ""
             chosen = ", which --backend auto chooses" if gpu.prefers_torch() else ""

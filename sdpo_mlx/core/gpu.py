@@ -92,10 +92,11 @@ def prefers_torch() -> bool:
     """Return whether `backend: auto` is torch: an NVIDIA card that it can use, and MLX would run on the CPU."""
     if sys.platform == "darwin" or "MLX_RANK" in os.environ or mlx_has_cuda():
         return False
-    found, build = card(), torch_build()
-    if found is None or build is None or found.vendor != "NVIDIA" or not found.device or not build.cuda:
+    build = torch_build()
+    if build is None or not build.cuda or find_spec("peft") is None:
         return False
-    if find_spec("peft") is None:
+    found = card()
+    if found is None or found.vendor != "NVIDIA" or not found.device:
         return False
     oldest = OLDEST_DRIVER.get(build.cuda.partition(".")[0], 0)
     return not found.driver or _major(found.driver) >= oldest

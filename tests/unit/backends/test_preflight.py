@@ -91,6 +91,25 @@ def test_model_is_refused_before_its_weights_are_downloaded(
 
 
 @pytest.mark.parametrize(
+    ("backend", "repository"),
+    [("mlx", "mlx-community/Qwen3-4B-Instruct-2507-4bit"), ("torch", "Qwen/Qwen3-4B-Instruct-2507")],
+)
+def test_alias_asks_the_hub_for_the_repository_of_the_backend(
+    backend: str, repository: str, tmp_path: Path, asked: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on_the_hub(tmp_path, {**SMALL, "model_type": "brand_new"})
+    downloaded, names = huggingface_hub.snapshot_download, list[str]()
+    monkeypatch.setattr(
+        huggingface_hub, "snapshot_download", lambda name, **more: (names.append(name), downloaded(name, **more))[1]
+    )
+    words = ("train", "--model", "qwen", "--task", "code", "--sandbox", "unconfined", "--backend", backend)
+    code, _, err = sdpo(*words, "--out", str(tmp_path / "run"))
+    assert code == 2
+    assert "does not know the architecture 'brand_new'" in err
+    assert set(names) == {repository}
+
+
+@pytest.mark.parametrize(
     "words",
     [
         ("serve", "owner/model"),
