@@ -90,8 +90,9 @@ def planned(
     from sdpo_mlx.tasks.registry import open_task
 
     torch = cfg.model.backend == "torch"
-    if ranks > 1 and not cfg.model.shard:
-        raise ConfigError("every rank holds the whole base", where="--ranks", fix="Add --set model.shard=true")
+    if ranks > 1 and not (torch and cfg.model.shard):
+        fix = "Add --backend torch --set model.shard=true"
+        raise ConfigError("every rank holds the whole base", where="--ranks", fix=fix)
     limit = limit_of(cfg, bytes_of(size) if size else None)
     config = planned_configuration(cfg.model.name, cfg.model.backend) if config is None else config
     shape = ModelDims.of(config, cfg.model.name)
@@ -229,7 +230,8 @@ def as_lines(found: dict[str, Any]) -> list[str]:
     if work["ranks"] > 1:
         head.append(f"ranks     these are the figures of one of {work['ranks']} ranks, each with a part of every block")
     if found["backend"] == "torch":
-        head.append("torch     not measured on a card; when a card runs out of memory, a step becomes smaller")
+        then = "a step becomes smaller" if work["ranks"] == 1 else "the run is saved and ends"
+        head.append(f"torch     not measured on a card; when a card runs out of memory, {then}")
     else:
         head.append(f"device    {_device_line(found['device'])}")
     head += _time_lines(found)

@@ -132,6 +132,8 @@ def test_ranks_that_split_the_base_hold_their_part_and_a_block_twice() -> None:
     rest = weights[0] - blocks + 2 * blocks / QWEN.layers
     assert weights[1] == pytest.approx(rest + blocks / 4)
     assert weights[2] == pytest.approx(rest, rel=1e-3)
+    with pytest.raises(ConfigError, match=r"every rank holds the whole base \(--ranks\)"):
+        plan.planned(config(), None, 100, ranks=2)
 
 
 def test_prompts_that_are_not_shared_cost_memory_and_time() -> None:
