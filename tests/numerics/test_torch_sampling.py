@@ -134,3 +134,23 @@ def test_host_fetches_figures_of_a_token_once(policy: Any, monkeypatch: pytest.M
     answers(policy, prompts, seeds, SamplingParams(10, 1.0, 0.9, frozenset()))
     assert fetched == [8] * 10  # a token and a log-prob of each of four rows
     assert not any(isinstance(data, list) and data for data in uploaded)
+
+
+def test_rows_of_one_length_have_no_mask(policy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sdpo_mlx.backends.torch import generation
+
+    masked, real = [], generation.continued
+
+    def watched(body: Any, ids: Any, cache: Any, **options: Any) -> Any:
+        masked.append("attention_mask" in options)
+        return real(body, ids, cache, **options)
+
+    monkeypatch.setattr(generation, "continued", watched)
+    prompts, sampling = (
+        [np.arange(5, dtype=np.int32), np.arange(8, dtype=np.int32)],
+        SamplingParams(3, 1.0, 1.0, frozenset()),
+    )
+    together = answers(policy, prompts, [[1], [2]], sampling)
+    alone = answers(policy, prompts[:1], [[1]], sampling)
+    assert masked == [True] * 3 + [False] * 3
+    assert alone[0, 0] == together[0, 0]

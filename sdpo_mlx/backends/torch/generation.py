@@ -42,6 +42,11 @@ class Row:
     tokens: list[int] = field(default_factory=list)
     logps: list[float] = field(default_factory=list)
 
+    @property
+    def length(self) -> int:
+        """Tokens before the next one."""
+        return self.prompt + len(self.tokens)
+
 
 class Batch:
     """Unfinished rollouts side by side. The cache is as wide as the longest needs, at every token.
@@ -59,7 +64,7 @@ class Batch:
     @property
     def width(self) -> int:
         """Keys that the longest row needs: all of its tokens but the last."""
-        return max(row.prompt + len(row.tokens) for row in self.rows) - 1
+        return max(row.length for row in self.rows) - 1
 
     def add(self, ids: IntArray, rows: Sequence[Row]) -> None:
         """Begin rollouts of one prompt."""
@@ -74,9 +79,10 @@ class Batch:
     def decode(self) -> None:
         """Draw one more token per row; the cache grows by the one before."""
         assert self.cache is not None
-        width = keys_in(self.cache) + 1
-        mask = torch.arange(width, device=self.model.device) >= (width - self.lengths_B)[:, None]
-        given = {"attention_mask": mask.long(), "position_ids": (self.lengths_B - 1)[:, None]}
+        width, given = keys_in(self.cache) + 1, {"position_ids": (self.lengths_B - 1)[:, None]}
+        if any(row.length < width for row in self.rows):  # without a mask transformers need not look for padding
+            mask = torch.arange(width, device=self.model.device) >= (width - self.lengths_B)[:, None]
+            given["attention_mask"] = mask.long()
         hidden = states_of(continued(self.model.body, self.last_B[:, None], self.cache, **given))
         self.last_B, logps_B = drawn(self.model.logits(hidden[:, -1]), self.uniforms.next_B1(), self.sampling)
         self.lengths_B = self.lengths_B + 1
