@@ -83,16 +83,12 @@ def planned(
     from sdpo_mlx.backends.memory_plan import limit_of, memory, remedies
     from sdpo_mlx.backends.preflight import FEEDBACK
     from sdpo_mlx.backends.step_time import times
-    from sdpo_mlx.core.errors import ConfigError
     from sdpo_mlx.core.hardware import bytes_of
     from sdpo_mlx.models.dimensions import ModelDims
     from sdpo_mlx.models.resolve import planned_configuration
     from sdpo_mlx.tasks.registry import open_task
 
     torch = cfg.model.backend == "torch"
-    if ranks > 1 and not (torch and cfg.model.shard):
-        fix = "Add --backend torch --set model.shard=true"
-        raise ConfigError("every rank holds the whole base", where="--ranks", fix=fix)
     limit = limit_of(cfg, bytes_of(size) if size else None)
     config = planned_configuration(cfg.model.name, cfg.model.backend) if config is None else config
     shape = ModelDims.of(config, cfg.model.name)

@@ -84,10 +84,13 @@ def step_work(
     """Return the step as the planner chooses it for a limit in bytes, and as the backend runs it here.
 
     `lengths` are the tokens of the longest prompt and of the longest teacher context; None: no task is known. `ranks`
-    split the base.
+    split the base; raise ConfigError if the settings do not let them.
     """
     prompt, context = lengths or (PROMPT, PROMPT + cfg.rollout.max_tokens + FEEDBACK)
     torch = cfg.model.backend == "torch"
+    if ranks > 1 and not (torch and cfg.model.shard):
+        fix = "add --backend torch --set model.shard=true"
+        raise ConfigError("every rank holds the whole base", where="--ranks", fix=fix)
     shares = shares_prompts(config, "torch" if torch else "mlx")
     work = work_of(cfg, prompt, context, number_bytes(cfg.model), shares=shares, ranks=ranks)
     chosen = choose(dims, cfg, work, limit)
