@@ -73,6 +73,13 @@ class Tree:
     until_T: IntArray
     take_R: IntArray
 
+    def padded(self, multiple: int) -> Tree:
+        """Return the row with tokens at its end, to a multiple of a length, that no other attends to."""
+        size = self.ids_T.size
+        ends = np.arange(size, size + -size % multiple, dtype=np.int32)
+        ids_T, positions_T = (np.append(each, ends * 0) for each in (self.ids_T, self.positions_T))
+        return Tree(ids_T, positions_T, np.append(self.until_T, ends + 1), self.take_R)
+
 
 class _Segment(NamedTuple):
     """Tokens of a tree that follow each other: a shared prefix, or one row; `depth` tokens are above it."""

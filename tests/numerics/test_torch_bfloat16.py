@@ -72,28 +72,26 @@ def test_bfloat16_gradient_is_the_oracle_s_but_for_rounding() -> None:
     assert cosine >= LEAST_COSINE
 
 
-def test_low_rank_function_has_peft_s_values_and_gradients() -> None:
+def test_low_rank_function_has_the_values_and_gradients_of_its_formula() -> None:
     import torch
 
     from sdpo_mlx.backends.torch.mixed_precision import _LowRank
 
     generator = torch.Generator().manual_seed(0)
 
-    def draw(*shape: int, dtype: Any = torch.float64) -> Any:
-        return torch.randn(shape, generator=generator, dtype=dtype, requires_grad=True)
+    def draw(*shape: int) -> Any:
+        return torch.randn(shape, generator=generator, requires_grad=True)
 
-    base, x, down, up = draw(2, 5, 6), draw(2, 5, 4), draw(3, 4), draw(6, 3)
+    base, x, down, up, weight = draw(2, 5, 6), draw(2, 5, 4), draw(3, 4), draw(6, 3), draw(2, 5, 6).detach()
     ours = _LowRank.apply(base * 1.0, x, down, up, 1.7)
     right = base + 1.7 * (x @ down.T) @ up.T
-    weight = draw(2, 5, 6).detach()
-    # `product` ends in float32, so factors' gradients have its digits; on a CPU that is the only difference.
+    torch.testing.assert_close(ours, right)
     for mine, theirs in zip(
         torch.autograd.grad((ours * weight).sum(), (base, x, down, up)),
         torch.autograd.grad((right * weight).sum(), (base, x, down, up)),
         strict=True,
     ):
-        torch.testing.assert_close(mine, theirs, rtol=1e-6, atol=1e-6)
-    torch.testing.assert_close(ours, right)
+        torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-5)
 
 
 def adapted(policy: Any) -> list[Any]:
@@ -123,7 +121,7 @@ def test_adapter_in_bfloat16_keeps_half_the_bytes_of_peft_s(monkeypatch: pytest.
     from sdpo_mlx.backends.torch import adapter
     from sdpo_mlx.backends.torch.gradient import hidden_states
 
-    unit = pack([np.arange(9, dtype=np.int32)], [np.arange(30, dtype=np.int32)], 10_000)[0]
+    unit = pack([np.arange(9, dtype=np.int32)] * 4, [np.arange(60, dtype=np.int32)] * 4, 10_000)[0]
     kept, launches = [], []
     for fused in (True, False):
         if not fused:
@@ -145,7 +143,6 @@ def test_logits_of_a_bfloat16_model_are_float32_for_gradient_and_sampling() -> N
     logits = policy.model.logits(states)
     weight = policy.model.head.weight
     assert logits.dtype == torch.float32
-    assert "forward" not in vars(policy.model.head)
     torch.testing.assert_close(logits, (states @ weight.T).float())
     right = torch.autograd.grad((states @ weight.T).float().square().sum(), states)[0]
     assert torch.equal(torch.autograd.grad(logits.square().sum(), states)[0], right)

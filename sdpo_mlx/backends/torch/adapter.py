@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from sdpo_mlx.backends.learner import adapted_layers, check_arrays
-from sdpo_mlx.backends.torch.mixed_precision import fuse_adapter
+from sdpo_mlx.backends.torch.mixed_precision import fuse_adapter, return_float32_logits
 from sdpo_mlx.backends.torch.model import blocks, body_of
 from sdpo_mlx.backends.weight_names import mlx_name
 from sdpo_mlx.config import AdapterConfig
@@ -56,6 +56,7 @@ def attach(model: nn.Module, cfg: AdapterConfig, seed: int, config: Mapping[str,
             fix = "use lora, or name other layers in model.adapter.keys"
             raise ConfigError(" ".join(str(error).split())[:200], where="model.adapter", fix=fix) from error
         fuse_adapter(model)
+        return_float32_logits(model)
     trained: dict[str, nn.Parameter] = {}
     for name, parameter in model.named_parameters():
         end = next((end for end in _ENDS if name.endswith(end)), "")

@@ -19,7 +19,6 @@ from sdpo_mlx.backends.packing import pack
 from sdpo_mlx.backends.torch import generation
 from sdpo_mlx.backends.torch.adapter import active
 from sdpo_mlx.backends.torch.gradient import hidden_states, ids_on
-from sdpo_mlx.backends.torch.mixed_precision import float32_output
 from sdpo_mlx.backends.torch.model import Model
 from sdpo_mlx.backends.torch.out_of_memory import is_out_of_memory
 from sdpo_mlx.backends.torch.tree_attention import Kind, kinds
@@ -204,8 +203,7 @@ def _logits(model: Model, prompt: IntArray, response: IntArray, gradient: bool =
     """The whole model's logits (T, V) that predict a response; float32."""
     with torch.set_grad_enabled(gradient):
         ids = ids_on(model, np.append(prompt, response[:-1]))[None]
-        with float32_output(model.head):  # as the parts have it
-            logits: Tensor = model.whole(input_ids=ids, use_cache=False).logits[0, prompt.size - 1 :].float()
+        logits: Tensor = model.whole(input_ids=ids, use_cache=False).logits[0, prompt.size - 1 :].float()
     return logits
 
 

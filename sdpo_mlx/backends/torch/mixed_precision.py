@@ -7,8 +7,6 @@ master copies, gradients and the optimizer stay float32.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cache, partial
 from typing import Any
 
@@ -20,6 +18,13 @@ from torch.nn.functional import linear
 from transformers.pytorch_utils import Conv1D
 
 SIXTEEN_BITS = (torch.bfloat16, torch.float16)
+
+
+def return_float32_logits(model: Any) -> None:
+    """Let a frozen output layer in 16 bits return float32: logits above 16 have steps of 0.125 in bfloat16."""
+    head = model.get_output_embeddings()
+    if type(head) is nn.Linear and head.weight.dtype in SIXTEEN_BITS and not head.weight.requires_grad:
+        head.forward = partial(_float32_linear, head)
 
 
 def fuse_adapter(model: nn.Module) -> None:
@@ -48,11 +53,12 @@ class _LowRank(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, base: Tensor, x: Tensor, down: Tensor, up: Tensor, scale: float) -> Tensor:
-        low = linear(x, down.to(x.dtype))
-        ctx.save_for_backward(x, low, down, up)
+        small_down, small_up = down.to(x.dtype), up.to(x.dtype)
+        low = linear(x, small_down)
+        ctx.save_for_backward(x, low, small_down, small_up)
         ctx.scale = scale
         ctx.mark_dirty(base)
-        base.view(-1, base.shape[-1]).addmm_(low.view(-1, low.shape[-1]), up.to(x.dtype).T, alpha=scale)
+        base.view(-1, base.shape[-1]).addmm_(low.view(-1, low.shape[-1]), small_up.T, alpha=scale)
         return base
 
     @staticmethod
@@ -60,24 +66,11 @@ class _LowRank(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, low, down, up = ctx.saved_tensors
         grad = grads[0].reshape(-1, grads[0].shape[-1])
-        low_grad = (grad @ up.to(x.dtype)) * ctx.scale
-        to_x = (low_grad @ down.to(x.dtype)).view(x.shape) if ctx.needs_input_grad[1] else None
-        to_down = product(low_grad.T, x.reshape(-1, x.shape[-1])).to(down.dtype)
-        to_up = (product(grad.T, low.view(-1, low.shape[-1])) * ctx.scale).to(up.dtype)
+        low_grad = (grad @ up) * ctx.scale
+        to_x = (low_grad @ down).view(x.shape) if ctx.needs_input_grad[1] else None
+        to_down = product(low_grad.T, x.reshape(-1, x.shape[-1]))
+        to_up = product(grad.T, low.view(-1, low.shape[-1])) * ctx.scale
         return grads[0], to_x, to_down, to_up, None
-
-
-@contextmanager
-def float32_output(head: nn.Module) -> Iterator[None]:
-    """Inside, a frozen output layer in 16 bits returns float32: logits above 16 have steps of 0.125 in bfloat16."""
-    if type(head) is not nn.Linear or head.weight.dtype not in SIXTEEN_BITS or head.weight.requires_grad:
-        yield
-        return
-    head.forward = partial(_float32_linear, head)
-    try:
-        yield
-    finally:
-        del head.forward
 
 
 def _float32_linear(head: nn.Linear, states: Tensor) -> Tensor:

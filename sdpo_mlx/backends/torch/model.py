@@ -23,9 +23,8 @@ from transformers.modeling_outputs import BaseModelOutput
 from sdpo_mlx.backends.base import TORCH_CHUNK_BYTES
 from sdpo_mlx.backends.packing import Tree
 from sdpo_mlx.backends.torch.kv_cache import continued, shared
-from sdpo_mlx.backends.torch.mixed_precision import float32_output
 from sdpo_mlx.backends.torch.out_of_memory import free_bytes
-from sdpo_mlx.backends.torch.tree_attention import Kind, attention_of, mask_of
+from sdpo_mlx.backends.torch.tree_attention import BLOCK, Kind, attention_of, mask_of
 
 LARGEST_CHUNK = 512 * 2**20  # of TORCH_CHUNK_BYTES on a GPU with free memory: each chunk reads the whole output layer
 HEAD_SHARE = 0.01  # of the free memory for one copy of a chunk's logits
@@ -65,6 +64,7 @@ class Model:
     def tree_hidden(self, tree: Tree) -> Tensor:
         """Last hidden states (T, d) of all tokens of a tree in one row: no cache, no copy of a shared prefix."""
         assert self.tree is not None
+        tree = tree.padded(BLOCK) if self.tree == "flex" else tree
         ids, places = (torch.from_numpy(each).long().to(self.device)[None] for each in (tree.ids_T, tree.positions_T))
         mask = mask_of(self.tree, self.body.config, tree.until_T, self.whole.dtype, self.device)
         attention = partial(attention_of, self.tree, self.body.config)
@@ -78,9 +78,9 @@ class Model:
         return _recomputed(self.whole, again) if self.recompute and torch.is_grad_enabled() else nullcontext()
 
     def logits(self, hidden_RD: Tensor) -> Tensor:
-        """Logits (R, V) of hidden states; float32 if the output layer is frozen and linear."""
+        """Logits (R, V) of hidden states."""
         output = _Output(last_hidden_state=hidden_RD[None])
-        with _replaced(self.body, lambda *_, **__: output), float32_output(self.head):
+        with _replaced(self.body, lambda *_, **__: output):
             ids = torch.zeros((1, 1), dtype=torch.long, device=self.device)
             logits: Tensor = self.whole(input_ids=ids, use_cache=False).logits[0]
         return logits

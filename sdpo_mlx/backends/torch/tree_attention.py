@@ -19,6 +19,7 @@ from sdpo_mlx.backends.torch.kv_cache import arguments
 from sdpo_mlx.types import IntArray
 
 Kind = Literal["flex", "dense"]
+BLOCK = 128  # of flex attention's masks; rows of whole blocks have few lengths, and each length may be compiled
 
 
 def kinds(whole: nn.Module, body: nn.Module, device: torch.device, recompute: bool) -> tuple[Kind, ...]:
