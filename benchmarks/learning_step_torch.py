@@ -43,7 +43,7 @@ def peft_layers() -> Iterator[None]:
     """Inside, peft's own LoRA layers are attached."""
     from sdpo_mlx.backends.torch import adapter
 
-    own, adapter.fuse_adapter = adapter.fuse_adapter, lambda model: None
+    own, adapter.fuse_adapter = adapter.fuse_adapter, lambda _model: None
     try:
         yield
     finally:
@@ -52,8 +52,9 @@ def peft_layers() -> Iterator[None]:
 
 def cost(policy: Any, model: Any, share: bool) -> tuple[float, int, float]:
     """Return kept bytes, operations and seconds of hidden states and their gradient, of one group of rollouts."""
-    from sdpo_mlx.backends.torch.gradient import hidden_states
     from torch_counts import Operations, kept_bytes
+
+    from sdpo_mlx.backends.torch.gradient import hidden_states
 
     rng = np.random.default_rng(0)
     draw = [rng.integers(2_000, size=size).astype(np.int32) for size in (PROMPT, *[ANSWER] * ROLLOUTS)]
@@ -103,15 +104,15 @@ def shared_prompts() -> None:
 
 def waits() -> None:
     """Print how often the host waits for the device in a step of `tests/support/small_policies.py`."""
-    from sdpo_mlx.backends.torch.model import Model
     from small_policies import folder, make_samples
     from torch_counts import Fetches, Operations
 
+    from sdpo_mlx.backends.torch.model import Model
     from sdpo_mlx.backends.torch.policy import TorchPolicy
 
     model = ModelConfig(name="qwen3", backend="torch", device="cpu", adapter=AdapterConfig(rank=4))
     policy = TorchPolicy(folder("qwen3"), model, TeacherConfig(), TrainConfig(micro_batch_tokens=10_000))
-    Model.chunk = property(lambda self: 3)  # type: ignore[assignment, method-assign]
+    Model.chunk = property(lambda _model: 3)  # type: ignore[assignment, method-assign]
     with Fetches() as fetches, Operations() as operations:
         policy.learn(make_samples(5, "hybrid"), ObjectiveConfig(kind="hybrid"), 1e-3)
     print(f"a step of two units: {fetches.count} waits, {sum(operations.counts.values())} operations")
