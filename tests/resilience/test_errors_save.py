@@ -57,7 +57,12 @@ BROKEN = {
 }
 
 
-@pytest.mark.parametrize("where", BROKEN)
+SLOW = ("figures of the step", "first step")
+
+
+@pytest.mark.parametrize(
+    "where", [name if name not in SLOW else pytest.param(name, marks=pytest.mark.slow) for name in BROKEN]
+)
 def test_run_that_an_error_ends_keeps_its_last_whole_step(where: str, whole: Path, tmp_path: Path) -> None:
     change, kept = BROKEN[where]
     with pytest.raises(RuntimeError, match="injected"):

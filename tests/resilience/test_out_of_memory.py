@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from requirements import needs_torch
 from small_policies import assert_same_gradient, make_samples, stir
+from small_runs import events, settings, trained
 from temp_folders import new_folder
 from torch_architectures import VOCABULARY, write_architecture
 
@@ -234,3 +236,28 @@ def test_rollouts_at_once_follow_from_free_memory(policy: Any, monkeypatch: pyte
     monkeypatch.setattr(module, "free_bytes", lambda _: 0)
     assert policy.most_rows(tokens) == 1
     assert answers(policy) == expected
+
+
+@pytest.mark.slow
+def test_run_short_of_memory_in_each_phase_is_the_run_without(tmp_path: Path) -> None:
+    from sdpo_mlx.backends.torch.generation import Batch
+    from sdpo_mlx.backends.torch.policy import TorchPolicy
+
+    cfg = settings(
+        model={"backend": "torch", "device": "cpu"},
+        rollout={"problems_per_step": 2, "group_size": 2, "max_tokens": 12},
+        train={"steps": 2, "save_every": 1, "eval_every": 1, "micro_batch_tokens": 512},
+        eval={"problems": 4},
+    )
+    trained(tmp_path / "enough", cfg)
+    error, loaded = RuntimeError("CUDA error: out of memory"), list[Any]()
+    often = failing(Batch, "decode", error, on=lambda n, batch: bool(loaded) and n % 5 == 3 and len(batch.rows) > 1)
+    with often, failing(TorchPolicy, "forward", error, on=lambda n, _: n == 1):
+        trained(tmp_path / "short", cfg, change=loaded.append)
+    enough, short = ([e["rewards"] for e in events(tmp_path / name, "eval")] for name in ("enough", "short"))
+    assert short == enough
+    for figure in ("success/rate", "tokens/learned", "loss"):
+        enough, short = ([e[figure] for e in events(tmp_path / name, "step")] for name in ("enough", "short"))
+        assert short == pytest.approx(enough, rel=1e-3)
+    told = [event["message"] for event in events(tmp_path / "short", "warning")]
+    assert any("rollouts are sampled at once" in message for message in told)
