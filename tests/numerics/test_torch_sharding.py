@@ -73,3 +73,23 @@ def test_state_moves_from_one_rank_to_two_and_back(tmp_path: Path) -> None:
     for number in range(3):
         expected = run_ranks(1, tmp_path, f"b{number}", f"b{number - 1}.npz.state.npz")
     assert_equal(last, expected)
+
+
+def test_pass_that_runs_out_of_memory_is_not_tried_again_while_other_ranks_wait_in_it() -> None:
+    import torch
+    from torch import nn
+
+    from sdpo_mlx.backends.distributed.process_group import PassError, ProcessGroup
+    from sdpo_mlx.backends.torch.model import Model
+    from sdpo_mlx.backends.torch.out_of_memory import is_out_of_memory
+    from sdpo_mlx.backends.torch.sharding import _Passes
+
+    class Full(nn.Module):
+        def forward(self, *_: Any) -> Any:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    body = Full()
+    _Passes(Model(body, body, 9, torch.device("cpu"), sharded=True), nn.Identity(), ProcessGroup())
+    with pytest.raises(PassError, match="OutOfMemoryError: CUDA out of memory") as raised:
+        body(torch.zeros(1))
+    assert not is_out_of_memory(raised.value)
