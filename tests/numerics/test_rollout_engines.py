@@ -272,3 +272,21 @@ def test_mlx_refuses_the_engines_of_torch() -> None:
         open_policy(
             path_of("tiny"), ModelConfig(), TeacherConfig(), TrainConfig(), rollout=RolloutConfig(engine="loop")
         )
+
+
+def test_loop_launches_and_waits_little_for_a_token() -> None:
+    from torch_counts import Fetches, Operations
+
+    from sdpo_mlx.backends.torch import generation
+
+    model, counts = policy_of("qwen3").model, []
+    for length in (4, 12):
+        sampling = SamplingParams(length, 1.0, 1.0, frozenset())
+        with Fetches() as fetches, Operations() as operations:
+            list(generation.generate(model, prompts(), sampling, SEEDS))
+        counts.append((operations.counts.total(), fetches.count))
+    (few, few_waits), (many, many_waits) = counts
+    # Of each of 3 blocks 101 with its LoRA (peft 0.21, transformers 5.24), and 44 besides.
+    assert (many - few) / 8 <= 3 * 105 + 50
+    # The tokens with their log-probs, and whether the mask of transformers is all ones.
+    assert (many_waits - few_waits) / 8 <= 2

@@ -19,7 +19,7 @@ from transformers.generation.continuous_batching.cb_logits_processors import Con
 from transformers.generation.continuous_batching.utils import find_head_dim, find_num_key_value_heads
 from transformers.utils import is_flash_attn_2_available, is_flash_attn_3_available
 
-SUPPORTED = SpecifierSet(">=5.24,<5.25")
+SUPPORTED = SpecifierSet(">=5.23,<5.25")
 LOGGER = "ContinuousBatchingLogger"
 Draw = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # logits (B, V), uniforms (B, 1) to tokens and log-probs (B,)
 
