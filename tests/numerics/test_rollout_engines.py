@@ -110,7 +110,7 @@ def test_batching_samples_the_rollouts_of_the_loop(name: str) -> None:
         pytest.param(SamplingParams(24, 0.7, 0.9, frozenset({2, 5})), marks=pytest.mark.slow),
         pytest.param(SamplingParams(24, 0.0, 1.0, frozenset({2, 5})), marks=pytest.mark.slow),
         # More rollouts than rows, and a stop text.
-        SamplingParams(24, 1.0, 1.0, frozenset({2}), 5, lambda ids: len(ids) > 1 and ids[-1] % 7 == 0),
+        SamplingParams(16, 1.0, 1.0, frozenset({2}), 9, lambda ids: len(ids) > 1 and ids[-1] % 7 == 0),
     ],
 )
 def test_batching_draws_as_the_loop_with_each_setting(engine: Any, sampling: SamplingParams) -> None:
@@ -280,13 +280,13 @@ def test_loop_launches_and_waits_little_for_a_token() -> None:
     from sdpo_mlx.backends.torch import generation
 
     model, counts = policy_of("qwen3").model, []
-    for length in (4, 12):
+    for length in (2, 6):
         sampling = SamplingParams(length, 1.0, 1.0, frozenset())
         with Fetches() as fetches, Operations() as operations:
             list(generation.generate(model, prompts(), sampling, SEEDS))
         counts.append((operations.counts.total(), fetches.count))
     (few, few_waits), (many, many_waits) = counts
     # Of each of 3 blocks 101 with its LoRA (peft 0.21, transformers 5.24), and 44 besides.
-    assert (many - few) / 8 <= 3 * 105 + 50
+    assert (many - few) / 4 <= 3 * 105 + 50
     # The tokens with their log-probs, and whether the mask of transformers is all ones.
-    assert (many_waits - few_waits) / 8 <= 2
+    assert (many_waits - few_waits) / 4 <= 2
