@@ -224,12 +224,14 @@ def compared(
 
 def step(folder: Path, config: dict[str, Any], cfg: Any, lengths: tuple[int, int]) -> dict[str, int]:
     """Sample one group and learn from it; return the peak of each phase by MLX's counters."""
+    import mlx.core as mx
     from small_models import write_config
 
     from sdpo_mlx.backends.base import SamplingParams
     from sdpo_mlx.backends.mlx.policy import MLXPolicy
 
     gc.collect()  # what the shape before left in cycles
+    others = mx.get_active_memory()  # arrays of whatever else runs in this process
     write_config(folder, config)
     policy, rng = MLXPolicy(folder, cfg.model, cfg.teacher, cfg.train), np.random.default_rng(0)
     policy.load_state(policy.state())  # gives the teacher its own arrays
@@ -239,7 +241,7 @@ def step(folder: Path, config: dict[str, Any], cfg: Any, lengths: tuple[int, int
     found = [each for _, _, each in policy.generate([prompt], sampling, [list(range(cfg.rollout.group_size))])]
     samples = [distill_sample(index, prompt, context, each.ids_T, each.logps_T) for index, each in enumerate(found)]
     policy.learn(samples, cfg.objective, 1e-4)
-    return {phase: policy_peak for phase, policy_peak in policy.memory().items() if phase in PHASES}
+    return {phase: peak - others for phase, peak in policy.memory().items() if phase in PHASES}
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import runpy
 import sys
 from pathlib import Path
 from typing import Any
@@ -56,8 +57,8 @@ def rollouts(policy: Any, source: Any = None, **options: Any) -> dict[tuple[int,
 
 
 def test_messages_of_the_worker_are_those_of_ranks() -> None:
-    from sdpo_mlx.backends.torch.rollouts.vllm_worker import read, write
-
+    worker = runpy.run_path(str(ROOT / "sdpo_mlx/backends/torch/rollouts/vllm_worker.py"))  # as a file: without torch
+    read, write = worker["read"], worker["write"]
     arrays = {"ids": np.arange(3, dtype=np.int32), "logps": np.array([-0.5], np.float32)}
     sink = io.BytesIO()
     write(sink, {"at": 1, "seed": 2**64 - 1}, arrays)

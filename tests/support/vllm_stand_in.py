@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-
-from sdpo_mlx.backends.torch.rollouts.vllm_worker import pipes, serve
 
 Rollout = tuple[int, int, list[int], list[float], str]
 
@@ -103,4 +102,5 @@ class Loop(MadeUp):
 
 
 if __name__ == "__main__":
-    serve(Loop() if os.environ.get("STAND_IN") == "loop" else MadeUp(), *pipes())
+    worker = runpy.run_path(sys.argv[2])  # as a file: its package imports torch, seconds
+    worker["serve"](Loop() if os.environ.get("STAND_IN") == "loop" else MadeUp(), *worker["pipes"]())
