@@ -119,8 +119,10 @@ class RolloutConfig(Settings):
 
     @model_validator(mode="after")
     def _vllm_is_complete(self) -> RolloutConfig:
-        if (self.engine == "vllm") != (self.vllm is not None):
+        if self.engine == "vllm" and self.vllm is None:
             raise ValueError("engine: vllm needs vllm: PYTHON, the Python in whose environment vllm is installed")
+        if self.engine != "vllm" and self.vllm is not None:
+            raise ValueError(f"vllm: without engine: vllm it is not used, and engine is {self.engine}")
         if self.engine == "vllm" and self.top_p < 1.0:
             raise ValueError("top_p: must be 1 with engine: vllm, whose log-probs are those after the nucleus")
         return self

@@ -75,6 +75,14 @@ def test_state_moves_from_one_rank_to_two_and_back(tmp_path: Path) -> None:
     assert_equal(last, expected)
 
 
+def test_one_process_is_told_that_it_holds_the_whole_base() -> None:
+    from sdpo_mlx.backends.registry import open_policy
+    from sdpo_mlx.config import ModelConfig, TeacherConfig, TrainConfig
+
+    alone = open_policy(folder("qwen3"), ModelConfig(backend="torch", shard=True), TeacherConfig(), TrainConfig())
+    assert any("start with torchrun" in each for each in alone.warnings())
+
+
 def test_pass_that_runs_out_of_memory_is_not_tried_again_while_other_ranks_wait_in_it() -> None:
     import torch
     from torch import nn

@@ -162,3 +162,8 @@ def test_vllm_that_cannot_start_is_a_fault_of_the_settings() -> None:
 def test_settings_of_vllm_are_complete(options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="engine: vllm"):
         RolloutConfig(**options)
+
+
+def test_python_of_vllm_without_its_engine_is_said_to_be_unused() -> None:
+    with pytest.raises(ValueError, match="without engine: vllm it is not used, and engine is auto"):
+        RolloutConfig(vllm="python")

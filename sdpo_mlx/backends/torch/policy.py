@@ -75,6 +75,11 @@ class TorchPolicy(Learner):
             loaded = load(path, model, on_host=sharded)
         self.meter = MemoryMeter(loaded.model.device)
         whole, self.config, self.notes = loaded.model.whole, loaded.config, loaded.notes
+        if model.shard and not sharded:
+            self.notes = (
+                *self.notes,
+                "model.shard: this process holds the whole base; start with torchrun to split it",
+            )
         # A prompt that runs once is read by passes that FSDP does not connect with it, as by blocks that run again.
         opened = replace(loaded.model, recompute=bool(train.grad_checkpoint), sharded=sharded, shares=not sharded)
         with reported("while adding the adapter", "lower model.adapter.rank, or use a smaller model"):
