@@ -20,6 +20,9 @@ pytestmark = needs_torch
 # activations and their gradients are off by a few percent. Measured here: 0.041 to 0.064 with our layers, 0.042 to
 # 0.060 with peft's float32 ones. A missing scale, factor or prefix changes the gradient by half of it and more.
 LARGEST_GAP, LEAST_COSINE = 0.10, 0.995
+# The loss has terms of both signs, which may cancel (to 0.002 with gemma3's DoRA) where their rounding does not: up to
+# 0.001, measured.
+LOSS = {"rel": 0.05, "abs": 0.0015}
 SDPO = ObjectiveConfig()  # clipped ratios jump where rounding carries a token over the bound: not compared
 
 
@@ -56,7 +59,7 @@ def test_bfloat16_gradient_is_float32_s_but_for_rounding(architecture: str, kind
     loss, right = torch_gradient(exact, samples, SDPO)
     ours, found = torch_gradient(rounded, samples, SDPO)
     assert all(each.dtype == np.float32 for each in found.values())
-    assert ours == pytest.approx(loss, rel=0.05)
+    assert ours == pytest.approx(loss, **LOSS)
     gap, cosine = agreement(flat(found), flat(right))
     assert gap <= LARGEST_GAP
     assert cosine >= LEAST_COSINE
@@ -66,7 +69,7 @@ def test_bfloat16_gradient_is_the_oracle_s_but_for_rounding() -> None:
     policy, samples = opened("qwen3", "bfloat16"), [s for s in make_samples(5) if s.distil_weight]
     loss, right = expected(opened("qwen3", "float32"), samples, SDPO)
     ours, found = torch_gradient(policy, samples, SDPO)
-    assert ours == pytest.approx(loss, rel=0.05)
+    assert ours == pytest.approx(loss, **LOSS)
     gap, cosine = agreement(flat(found), flat(right))
     assert gap <= LARGEST_GAP
     assert cosine >= LEAST_COSINE
