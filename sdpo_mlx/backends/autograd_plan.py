@@ -37,9 +37,7 @@ def on_card(model: ModelConfig) -> bool:
 
 
 def limit_of(cfg: Config, machine: int | None = None) -> float:
-    """Return the bytes that a run on torch may hold: of a card its free memory, or a share of `machine` bytes."""
-    if cfg.train.memory_gb:
-        return cfg.train.memory_gb * 2**30
+    """Return the bytes that torch may hold by default: a share of a card's free memory, or of `machine` bytes."""
     if on_card(cfg.model) and (free := machine or free_bytes()):
         return CARD_SHARE * free
     return CPU_SHARE * (machine or total_memory())

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -212,13 +212,7 @@ def roomy(device: torch.device) -> bool:
 
 def _serves(have: Size, wanted: Size) -> bool:
     """Whether a manager of one size does for another: the same draw, and enough of all else."""
-    same = (have.page, have.rows, have.temperature, have.top_p) == (
-        wanted.page,
-        wanted.rows,
-        wanted.temperature,
-        wanted.top_p,
-    )
-    return same and have.blocks >= wanted.blocks
+    return have.blocks >= wanted.blocks and replace(have, blocks=wanted.blocks) == wanted
 
 
 def _finished(found: Any, sampling: SamplingParams) -> Generation:
