@@ -96,6 +96,15 @@ def _exchange(config: pytest.Config) -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
+def _nothing_is_left_in_the_working_folder() -> Iterator[None]:
+    place = Path.cwd()
+    before = set(place.iterdir())
+    yield
+    left = [path.name for path in set(place.iterdir()) - before if not path.name.startswith(".")]
+    assert left == [], "a test that writes relative paths must change to a folder of its own first"
+
+
+@pytest.fixture(scope="session", autouse=True)
 def _nothing_is_left_in_the_temporary_folder() -> Iterator[None]:
     yield
     # Removed at exit: our cache, the sockets of multiprocessing, what importing wandb makes (`tmp...wandb-media`), and

@@ -164,6 +164,7 @@ def test_default_folder_has_the_names_of_model_and_task_without_their_paths(task
     assert default_out(cfg) == Path("runs") / folder
 
 
+@pytest.mark.usefixtures("_folder")
 def test_a_run_on_an_object_needs_it_again_to_evaluate() -> None:
     trained()
     with pytest.raises(ConfigError, match="load_run"):
