@@ -107,14 +107,18 @@ def rows(trained: Sequence[Operation], new: Sequence[Operation], seed: int = 0) 
             }
 
 
+def write(path: Path, name: str) -> None:
+    """Write the set `name`, "easy" or "hard", one row a line."""
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows(*SETS[name])), encoding="utf-8")
+
+
 def main() -> None:
     """Write one set."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--set", choices=SETS, default="hard")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
-    lines = [json.dumps(row) for row in rows(*SETS[options.set])]
-    options.out.write_text("\n".join(lines) + "\n")
+    write(options.out, options.set)
 
 
 if __name__ == "__main__":

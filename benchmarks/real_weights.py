@@ -1,10 +1,12 @@
-"""Train SmolLM2-135M on 96 short Python functions with odd names, and draw docs/smollm2.svg.
+"""Train SmolLM2-135M on short Python functions with odd names, and draw docs/smollm2.svg.
 
 OMP_NUM_THREADS=1 python benchmarks/real_weights.py --runs FOLDER --kinds auto grpo --seeds 0 1 2
+OMP_NUM_THREADS=1 python benchmarks/real_weights.py --runs FOLDER --set hard --kinds auto --seeds 0 1 2
 
-A run has 20 steps of 4 problems x 8 rollouts on PyTorch, and is not repeated if FOLDER already holds it; figures of
-other runs are kept. The 36 held-out problems, of which 24 have operations that are never trained, are scored before and
-after. Without `--runs` it only draws what docs/figures/real_weights.json holds.
+A run has 4 problems x 8 rollouts a step on PyTorch, and is not repeated if FOLDER already holds it; figures of other
+runs are kept. The held-out problems are scored before and after: 36 of the easy set (functions.jsonl, 96 functions) and
+26 of the hard one (functions.py), of which 24 and 16 have operations that are never trained. Without `--runs` it only
+draws what docs/figures/real_weights.json holds.
 """
 
 from __future__ import annotations
@@ -16,8 +18,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, NamedTuple
 
+import functions
 from reporting import machine, write_json
 
 from sdpo_mlx.runs.events import read_events
@@ -26,7 +29,7 @@ from sdpo_mlx.runs.report.svg import Series, line_chart
 HERE = Path(__file__).resolve().parent
 DOCS = HERE.parent / "docs"
 STORE = DOCS / "figures" / "real_weights.json"
-STEPS, PROBLEMS, GROUP_SIZE = 20, 4, 8
+PROBLEMS, GROUP_SIZE = 4, 8
 SETTINGS = (
     f"rollout.problems_per_step={PROBLEMS}",
     f"rollout.group_size={GROUP_SIZE}",
@@ -35,7 +38,8 @@ SETTINGS = (
     "train.probe=false",
     "log.teacher_answers=0",
 )
-LABELS = {"auto": "auto (the default)", "sdpo": "SDPO", "grpo": "GRPO"}
+LABELS = {"auto": "auto (the default)", "sdpo": "SDPO", "hybrid": "hybrid", "grpo": "GRPO"}
+CHARTED = [("easy", "auto"), ("easy", "grpo")]  # runs of 20 steps
 SMOOTHED = 4  # steps: every batch has other problems
 
 
@@ -43,18 +47,28 @@ def main() -> None:
     """Run what is missing, keep its figures, draw the chart and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=Path)
+    parser.add_argument("--set", choices=["easy", "hard"], default="easy", dest="problems")
     parser.add_argument("--kinds", nargs="*", default=["auto", "grpo"], choices=[*LABELS])
+    parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
     options = parser.parse_args()
     if options.runs:
-        asked = [(kind, seed) for seed in options.seeds for kind in options.kinds]
-        others = [run for run in stored() if (run["kind"], run["seed"]) not in asked]
-        runs = [*others, *(found(options.runs / f"{kind}-{seed}", kind, seed) for kind, seed in asked)]
-        runs.sort(key=lambda run: (run["kind"], run["seed"]))
+        keys = [Key(options.problems, kind, options.steps, seed) for seed in options.seeds for kind in options.kinds]
+        others = [run for run in stored() if key(run) not in keys]
+        runs = sorted([*others, *(found(options.runs, each) for each in keys)], key=key)
         write_json(STORE, {"machine": machine(), "runs": runs})
     runs = stored()
     (DOCS / "smollm2.svg").write_text(chart(runs) + "\n", encoding="utf-8")
     print("\n".join(table(runs)))
+
+
+class Key(NamedTuple):
+    """What identifies a run: the set of problems, the objective, the number of steps, the seed."""
+
+    problems: str
+    kind: str
+    steps: int
+    seed: int
 
 
 def stored() -> list[dict[str, Any]]:
@@ -62,37 +76,52 @@ def stored() -> list[dict[str, Any]]:
     return json.loads(STORE.read_text(encoding="utf-8"))["runs"]
 
 
-def found(folder: Path, kind: str, seed: int) -> dict[str, Any]:
-    """Return the figures of a run; it is trained if the folder does not hold it."""
+def key(run: dict[str, Any]) -> Key:
+    """Return what identifies a stored run."""
+    return Key(*(run[name] for name in Key._fields))
+
+
+def found(runs: Path, run: Key) -> dict[str, Any]:
+    """Return the figures of a run; it is trained if the folder `runs` does not hold it."""
+    folder = runs / "-".join(map(str, run))
     if not (folder / "README.md").exists():
-        command = [sys.executable, "-m", "sdpo_cli.main", "train", "--model", "smollm2", "--task", "code"]
-        command += ["--data", str(HERE / "functions.jsonl"), "--backend", "torch", "--objective", kind]
-        command += ["--steps", str(STEPS), "--seed", str(seed), "--out", str(folder), "--plain"]
-        subprocess.run([*command, *(part for each in SETTINGS for part in ("--set", each))], check=True)
+        train(folder, run)
     events = list(read_events(folder / "events.jsonl"))
     steps = [event for event in events if event["type"] == "step"]
     before, after = (event for event in events if event["type"] == "eval" and event.get("final"))
     shares = {name: [step.get(f"share/{name}") for step in steps] for name in ("demonstration", "feedback")}
     return {
-        "kind": kind,
-        "seed": seed,
+        **run._asdict(),
         "before": [before[name] for name in ("score", "low", "high")],
         "after": [after[name] for name in ("score", "low", "high")],
         "success": [step["success/rate"] for step in steps],
-        "shares": shares if kind == "auto" else {},
+        "shares": shares if run.kind == "auto" else {},
         "rollouts": steps[-1]["generations/total"],
     }
+
+
+def train(folder: Path, run: Key) -> None:
+    """Train in a process of its own."""
+    data = HERE / "functions.jsonl"
+    if run.problems == "hard":
+        data = folder.parent / "hard.jsonl"
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        functions.write(data, "hard")
+    command = [sys.executable, "-m", "sdpo_cli.main", "train", "--model", "smollm2", "--task", "code"]
+    command += ["--data", str(data), "--backend", "torch", "--objective", run.kind]
+    command += ["--steps", str(run.steps), "--seed", str(run.seed), "--out", str(folder), "--plain"]
+    subprocess.run([*command, *(part for each in SETTINGS for part in ("--set", each))], check=True)
 
 
 def chart(runs: Sequence[dict[str, Any]]) -> str:
     """Return the success of the training rollouts, smoothed, one line a run."""
     lines = []
-    for position, kind in enumerate(dict.fromkeys(run["kind"] for run in runs)):
+    for position, shown in enumerate(CHARTED):
         for run in runs:
-            if run["kind"] == kind:
+            if (run["problems"], run["kind"], run["steps"]) == (*shown, 20):
                 ys = [fmean(run["success"][max(0, at - SMOOTHED + 1) : at + 1]) for at in range(len(run["success"]))]
                 xs = [PROBLEMS * GROUP_SIZE * (at + 1) for at in range(len(ys))]
-                name = f"{LABELS[kind]}, seed {run['seed']}"
+                name = f"{LABELS[run['kind']]}, seed {run['seed']}"
                 lines.append(Series(name, xs[SMOOTHED - 1 :], ys[SMOOTHED - 1 :], colour=position, dash=run["seed"]))
     title = f"SmolLM2-135M, short Python functions: mean of {SMOOTHED} steps"
     return line_chart(lines, title=title, x_label="rollouts", y_label="success in training", y_range=(0.0, 1.0))
@@ -100,14 +129,16 @@ def chart(runs: Sequence[dict[str, Any]]) -> str:
 
 def table(runs: Sequence[dict[str, Any]]) -> list[str]:
     """Return the held-out scores in percent, with 95 % intervals over problems."""
-    lines = ["| objective | seed | held-out before | after | success in the last 5 steps |", "|---|---|---|---|---|"]
+    lines = ["| functions | objective | rollouts | seed | held-out before | after | success in the last 5 steps |"]
+    lines.append("|---|---|---|---|---|---|---|")
     for run in runs:
         before, after = (
             f"{100 * score:.1f} % ({100 * low:.0f} to {100 * high:.0f})"
             for score, low, high in (run["before"], run["after"])
         )
         late = f"{100 * fmean(run['success'][-5:]):.0f} %"
-        lines.append(f"| {LABELS[run['kind']]} | {run['seed']} | {before} | {after} | {late} |")
+        start = f"| {run['problems']} | {LABELS[run['kind']]} | {run['rollouts']} | {run['seed']}"
+        lines.append(f"{start} | {before} | {after} | {late} |")
     return lines
 
 
