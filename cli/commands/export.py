@@ -12,7 +12,7 @@ from sdpo_cli import completion, options
 from sdpo_cli.terminal import render
 
 # Options that go with one --to only.
-FORMATS: Mapping[str, str] = MappingProxyType({"model": "mlx", "quantised": "fused", "kind": "gguf"})
+FORMATS: Mapping[str, str] = MappingProxyType({"model": "mlx", "quantized": "fused", "kind": "gguf"})
 
 
 def command(
@@ -28,7 +28,7 @@ def command(
         Path | None, typer.Option("--out", metavar="DIR", help="New folder; default: TARGET-KIND beside the target.")
     ] = None,
     model: Annotated[str | None, typer.Option("--model", metavar="NAME", help="With --to mlx: the base model.")] = None,
-    quantised: Annotated[bool, typer.Option("--quantised", help="With --to fused: quantise again.")] = False,
+    quantized: Annotated[bool, typer.Option("--quantized", help="With --to fused: quantize again.")] = False,
     kind: Annotated[
         Literal["F16", "BF16", "Q8_0"] | None,
         typer.Option("--kind", help="With --to gguf: data type; default: F16."),
@@ -43,12 +43,12 @@ def command(
 
     # `.` and `..` have no name
     named = target if target.name not in ("", "..") else target.resolve()
-    _check(target, to, model=model, quantised=quantised, kind=kind)
+    _check(target, to, model=model, quantized=quantized, kind=kind)
     place = out or named.with_name(f"{named.name}-{to}")
     with render.status("", as_json) as start_task:
         start_task(f"exporting {target}")
         made = formats.export(
-            target, to, place, base=model or "", quantised=quantised, kind=kind or "F16", start_task=start_task
+            target, to, place, base=model or "", quantized=quantized, kind=kind or "F16", start_task=start_task
         )
     render.warn(made.warnings)
     content = {"folder": str(made.folder), **made.figures}

@@ -36,7 +36,7 @@ def list_models(backend: options.Backend = None, as_json: options.AsJson = False
     library = _backend(backend)
     rows = [_row(each, memory_fit(each, backend=library), library) for each in inventory.items(library)]
     cells = [
-        (row["name"], _size(row), row["quantisation"] or "-", _trains(row), row["licence"] or "-", _about(row))
+        (row["name"], _size(row), row["quantization"] or "-", _trains(row), row["licence"] or "-", _about(row))
         for row in rows
     ]
     lines = render.table(("name", "size", "weights", "trains here", "licence", "where"), cells)
@@ -183,7 +183,7 @@ def _row(found: LocalModel, training: MemoryFit, backend: str) -> dict[str, Any]
         "revision": found.revision,
         "size": found.size,
         "size_estimate": None if found.size else expected_size(found, backend),
-        "quantisation": found.quantisation,
+        "quantization": found.quantization,
         "context": found.text_config.get("max_position_embeddings"),
         "licence": found.license,
         "trains": training.verdict,

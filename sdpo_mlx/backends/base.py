@@ -17,7 +17,7 @@ from sdpo_mlx.types import DistillSample, FloatArray, Generation, IntArray, Role
 
 CONCURRENCY = 64  # rollouts generated at once unless the memory plan sets another number
 MICRO_BATCH_TOKENS = 8_192  # tokens forwarded at once, likewise
-QUANTISED_ROWS = 32  # that Metal multiplies with quantised weights in the time of eight (mlx 3852, 4265)
+QUANTIZED_ROWS = 32  # that Metal multiplies with quantized weights in the time of eight (mlx 3852, 4265)
 PREFILL = 2_048  # tokens of a prompt or a shared prefix that run at once: bounds their activations
 CHUNK_BYTES = 16 * 2**20  # one float32 copy of the logits that the loss head computes at once
 TORCH_CHUNK_BYTES = 64 * 2**20  # likewise on torch

@@ -155,4 +155,4 @@ def expected_size(found: LocalModel, backend: str = "auto") -> float | None:
     if found.name in TABLE:
         return TABLE[found.name].bytes(backend)
     dims = readable_dimensions(found.config, found.name)
-    return None if dims is None else dims.weight_bytes(4 if found.quantisation == "float32" else 2)
+    return None if dims is None else dims.weight_bytes(4 if found.quantization == "float32" else 2)

@@ -41,11 +41,11 @@ def open_policy(
         fix = "leave it at auto, or use --backend torch"
         raise ConfigError("mlx samples with its own engine", where="rollout.engine", fix=fix)
     if model.shard:
-        fix = "use --backend torch under torchrun, or a quantised model that fits"
+        fix = "use --backend torch under torchrun, or a quantized model that fits"
         raise ConfigError("mlx does not split a base over ranks", where="model.shard", fix=fix)
     if model.bits is not None:
-        fix = "use a model that is quantised already (mlx_lm.convert -q makes one), or --backend torch"
-        raise ConfigError("mlx does not quantise a base while loading it", where="model.bits", fix=fix)
+        fix = "use a model that is quantized already (mlx_lm.convert -q makes one), or --backend torch"
+        raise ConfigError("mlx does not quantize a base while loading it", where="model.bits", fix=fix)
     try:
         from sdpo_mlx.backends.mlx.policy import MLXPolicy
     except ImportError as error:

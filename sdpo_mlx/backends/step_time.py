@@ -9,7 +9,7 @@ from typing import NamedTuple, Protocol
 from sdpo_mlx.backends.memory_plan import Workload
 from sdpo_mlx.models.dimensions import ModelDims
 
-PLATEAU = 5.3  # of a product with quantised weights from 8 rows on, in times of one row
+PLATEAU = 5.3  # of a product with quantized weights from 8 rows on, in times of one row
 
 
 class Speed(Protocol):
@@ -32,7 +32,7 @@ class Speed(Protocol):
 class Machine:
     """What a machine does at full load: products (FLOP/s) and reading of weights (bytes/s).
 
-    `metal` is whether it multiplies few rows with quantised weights as slowly as Apple's GPU (`quantised_rows`).
+    `metal` is whether it multiplies few rows with quantized weights as slowly as Apple's GPU (`quantized_rows`).
     """
 
     flops: float
@@ -48,9 +48,9 @@ class Machine:
     def token(self, shape: ModelDims, rows: int, cache: float, width: int) -> float:
         """See `Speed.token`: reading all weights, keys and values, or multiplying them, whichever takes longer.
 
-        On Metal several rows take longer with quantised weights.
+        On Metal several rows take longer with quantized weights.
         """
-        slower = quantised_rows(rows) if shape.bits and self.metal else 1.0
+        slower = quantized_rows(rows) if shape.bits and self.metal else 1.0
         read = (slower * shape.weight_bytes(width) + cache) / self.bandwidth
         return max(read, 2 * rows * (shape.active_parameters + head(shape)) / self.flops)
 
@@ -125,8 +125,8 @@ def head(shape: ModelDims) -> int:
     return shape.vocabulary * shape.width
 
 
-def quantised_rows(rows: int) -> float:
-    """Return the time of a product of so many rows with quantised weights on Metal, in times of one row.
+def quantized_rows(rows: int) -> float:
+    """Return the time of a product of so many rows with quantized weights on Metal, in times of one row.
 
     Reported (mlx 3852, 4265): 6.1 at 8 and at 16 rows on an M3 Ultra, 4.5 at 10 and at 32 on an M4 Pro. In between a
     straight line to their mean at 8 rows, then flat: an estimate, and more so above 32 rows.

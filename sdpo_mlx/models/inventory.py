@@ -27,7 +27,7 @@ class LocalModel(Located):
 
     size: int = 0
     config: Mapping[str, Any] = field(default_factory=dict)
-    quantisation: str = ""
+    quantization: str = ""
 
     @property
     def text_config(self) -> Mapping[str, Any]:
@@ -62,14 +62,14 @@ def _described(found: Located, backend: str = "auto") -> LocalModel:
         return model
     if found.path is None:
         config = resolve.shipped_dimensions(found.name, backend)
-        return replace(model, config=config, quantisation=_quantization(config))
+        return replace(model, config=config, quantization=_quantization(config))
     if not found.path.is_dir():
         model = replace(model, license=license.shown(model.license))
         try:
             header, size = read_header(found.path), found.path.stat().st_size
         except (ConfigError, OSError) as error:
             return replace(model, trouble=error.what if isinstance(error, ConfigError) else "cannot be read")
-        model = replace(model, size=size, config=header.config(), quantisation=header.quantisation)
+        model = replace(model, size=size, config=header.config(), quantization=header.quantization)
         return replace(model, license=license.shown(header.license) or model.license, trouble=header.trouble())
     try:
         resolve.check_folder(found.path)
@@ -80,7 +80,7 @@ def _described(found: Located, backend: str = "auto") -> LocalModel:
     size = sum(file.stat().st_size for file in weight_files(found.path) if file.exists())
     terms = found.license or license.of_folder(found.path)
     kind = _quantization(config)
-    return replace(model, size=size, config=config, quantisation=kind, license=terms, trouble=trouble)
+    return replace(model, size=size, config=config, quantization=kind, license=terms, trouble=trouble)
 
 
 def _missing_shard(path: Path) -> str:
@@ -100,5 +100,5 @@ def _quantization(config: Mapping[str, Any]) -> str:
     if isinstance(own, Mapping) and "bits" in own:
         return f"{own['bits']}-bit"
     if isinstance(foreign, Mapping):
-        return str(foreign.get("quant_method") or "quantised")
+        return str(foreign.get("quant_method") or "quantized")
     return str(config.get("torch_dtype") or config.get("dtype") or "")

@@ -81,7 +81,7 @@ def resolve(name: str, doing: StartTask = no_tasks, *, backend: str = "auto") ->
 
 
 def original(model: ResolvedModel) -> str:
-    """Return the hub repository that transformers loads these weights from, before quantisation; blank if unknown."""
+    """Return the hub repository that transformers loads these weights from, before quantization; blank if unknown."""
     if model.name in aliases.TABLE:
         return aliases.TABLE[model.name].torch
     if model.name in ORIGINALS:

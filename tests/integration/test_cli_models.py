@@ -59,7 +59,7 @@ def test_alias_on_torch_is_the_original_with_its_size_and_its_commands() -> None
     found = json.loads(sdpo("models", "show", "qwen", "--backend", "torch", "--json")[1])
     assert found["target"] == TABLE["qwen"].torch
     assert 7 * GB < found["size_estimate"] < 8 * GB
-    assert (found["quantisation"], found["fetch"]) == ("", "sdpo models fetch qwen --backend torch")
+    assert (found["quantization"], found["fetch"]) == ("", "sdpo models fetch qwen --backend torch")
     listed_rows = json.loads(sdpo("models", "list", "--backend", "torch", "--json")[1])["models"]
     assert {**found, **next(row for row in listed_rows if row["name"] == "qwen")} == found
     assert sdpo("models", "show", "tiny", "--backend", "torch")[1].endswith("--model tiny --backend torch\n")

@@ -119,7 +119,7 @@ def test_mistakes_end_in_one_line_and_leave_nothing(runs: dict[str, Path], tmp_p
         (("export", run, "--to", "mlx"), 2, "--model"),
         (("export", run, "--to", "gold"), 2, "gold"),
         (("export", run, "--to", "gguf"), 2, "no name in GGUF"),  # the embedded model's own tokenizer
-        (("export", run, "--to", "fused", "--quantised"), 2, "not quantised"),
+        (("export", run, "--to", "fused", "--quantized"), 2, "not quantized"),
         (("export", str(runs["dora"]), "--to", "gguf-lora"), 2, "plain LoRA"),
     ):
         found, _, err = sdpo(*words)
@@ -174,10 +174,10 @@ def test_mlx_lms_chat_speaks_with_the_adapter(runs: dict[str, Path]) -> None:
 
 
 @pytest.fixture(scope="module")
-def quantised(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+def quantized(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A base of eight bits a weight, and a short run on it."""
-    folder = tmp_path_factory.mktemp("quantised")
-    base, run = quantised_tiny(folder / "base"), folder / "run"
+    folder = tmp_path_factory.mktemp("quantized")
+    base, run = quantized_tiny(folder / "base"), folder / "run"
     cfg = settings(model={"name": str(base), "adapter": KINDS["lora"]}, rollout=SHORT, train=LEARNS)
     trained(run, cfg)
     RunFolder(run).write_config(cfg)
@@ -186,12 +186,12 @@ def quantised(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 @pytest.mark.parametrize("again", [False, True])
-def test_quantised_base_is_fused_either_way_and_the_loss_is_said(
-    again: bool, quantised: tuple[Path, Path], tmp_path: Path
+def test_quantized_base_is_fused_either_way_and_the_loss_is_said(
+    again: bool, quantized: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    base, run = quantised
-    made = export_fused(run, tmp_path / "fused", quantised=again)
-    assert made.figures["kind"] == ("re-quantised" if again else "dequantised")
+    base, run = quantized
+    made = export_fused(run, tmp_path / "fused", quantized=again)
+    assert made.figures["kind"] == ("re-quantized" if again else "dequantized")
     config = json.loads((tmp_path / "fused" / "config.json").read_text())
     assert ("quantization" in config) is again
     fused = logits_by_mlx_lm(None, tmp_path / "fused")
@@ -201,7 +201,7 @@ def test_quantised_base_is_fused_either_way_and_the_loss_is_said(
     assert made.figures["lost"] < made.figures["adapter"]
 
 
-def quantised_tiny(out: Path) -> Path:
+def quantized_tiny(out: Path) -> Path:
     """The embedded model in eight bits a weight."""
     import sdpo_mlx.backends.mlx.mlx_lm_api  # noqa: F401  loads the BLAS first, and mlx-lm without torch
     from mlx_lm.utils import load_model, quantize_model, save_config, save_model  # isort: skip
@@ -292,8 +292,8 @@ def test_adapter_on_a_copy_names_the_hub_repository_and_opens_the_copy(tmp_path:
     assert set(steps) == {"PEFT", "vllm", "back here"}
 
 
-def test_quantised_base_is_named_as_what_other_tools_cannot_read(quantised: tuple[Path, Path], tmp_path: Path) -> None:
-    _, run = quantised
+def test_quantized_base_is_named_as_what_other_tools_cannot_read(quantized: tuple[Path, Path], tmp_path: Path) -> None:
+    _, run = quantized
     code, out, err = sdpo("export", str(run), "--to", "peft", "--out", str(tmp_path / "peft"), "--json")
     assert code == 0
     assert "MLX's layout" in json.loads(out)["warnings"][0]

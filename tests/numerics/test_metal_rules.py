@@ -130,7 +130,7 @@ def test_quantized_base_with_dropout_and_tied_head_keeps_the_rules_of_metal(kind
     from sdpo_mlx.backends.mlx.policy import MLXPolicy
 
     wide = {**CONFIGS["qwen3"], "hidden_size": 64, "intermediate_size": 64, "head_dim": 64}
-    folder = write_config(new_folder("model"), wide, quantise=QUANTIZED[kind])
+    folder = write_config(new_folder("model"), wide, quantize=QUANTIZED[kind])
     adapter = AdapterConfig(rank=2, dropout=0.2)
     policy = MLXPolicy(folder, ModelConfig(name=kind, adapter=adapter), TeacherConfig(), TrainConfig(), MemoryConfig())
     for length in (2, 20):

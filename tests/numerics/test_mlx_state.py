@@ -222,8 +222,8 @@ def test_state_is_a_copy_that_later_steps_leave_alone() -> None:
     assert all(np.array_equal(kept[n], a) for n, a in state["student"].items())
 
 
-def test_quantised_base_refuses_full_training() -> None:
-    with pytest.raises(ConfigError, match="quantised"):
+def test_quantized_base_refuses_full_training() -> None:
+    with pytest.raises(ConfigError, match="quantized"):
         make_policy("qwen3-4bit", kind="full")
 
 

@@ -65,26 +65,26 @@ def test_language_part_of_a_vision_checkpoint_learns(tmp_path: Path) -> None:
     after = policy.state()["student"]
     assert all(not np.array_equal(before[name], after[name]) for name in after if name.endswith("lora_b"))
     run = saved(after, tmp_path / "run", adapter)
-    assert fuse(base, run.path, tmp_path / "fused", PROMPTS, quantised=False)["lost"] < 1e-4
+    assert fuse(base, run.path, tmp_path / "fused", PROMPTS, quantized=False)["lost"] < 1e-4
 
 
-@pytest.mark.parametrize(("architecture", "original", "quantise"), CASES)
+@pytest.mark.parametrize(("architecture", "original", "quantize"), CASES)
 def test_fused_export_keeps_what_is_not_language(
-    architecture: str, original: bool, quantise: bool, tmp_path: Path
+    architecture: str, original: bool, quantize: bool, tmp_path: Path
 ) -> None:
-    base = write_vision_model(tmp_path / "base", architecture, original=original, quantise=quantise)
+    base = write_vision_model(tmp_path / "base", architecture, original=original, quantize=quantize)
     run = adapted(base, tmp_path / "run", AdapterConfig(rank=4))
-    found = fuse(base, run.path, tmp_path / "fused", PROMPTS, quantised=False)
+    found = fuse(base, run.path, tmp_path / "fused", PROMPTS, quantized=False)
     assert found["lost"] < 1e-3 * found["adapter"]
     before, after = tensors(base), tensors(tmp_path / "fused")
-    if not quantise:
+    if not quantize:
         assert set(after) == set(before)
     kept = [name for name in before if name.startswith((TOWERS[architecture], "vision_tower"))]
     assert len(kept) == 2
     assert all(after[name] == before[name] for name in kept)
     changed = {name for name in after if name not in before or after[name] != before[name]}
     assert changed
-    if not quantise:
+    if not quantize:
         assert all(name.endswith(".weight") and "norm" not in name and "embed" not in name for name in changed)
     old, new = (json.loads((folder / "config.json").read_text()) for folder in (base, tmp_path / "fused"))
     assert new["vision_config"] == old["vision_config"]
@@ -97,10 +97,10 @@ def test_fused_export_keeps_what_is_not_language(
 
 
 def test_quantized_language_part_stays_quantized_on_request(tmp_path: Path) -> None:
-    base = write_vision_model(tmp_path / "base", "gemma3", original=False, quantise=True)
+    base = write_vision_model(tmp_path / "base", "gemma3", original=False, quantize=True)
     run = adapted(base, tmp_path / "run", AdapterConfig(rank=4))
-    found = fuse(base, run.path, tmp_path / "fused", PROMPTS, quantised=True)
-    assert found["kind"] == "re-quantised"
+    found = fuse(base, run.path, tmp_path / "fused", PROMPTS, quantized=True)
+    assert found["kind"] == "re-quantized"
     assert set(tensors(base)) == set(tensors(tmp_path / "fused"))
     assert "quantization" in json.loads((tmp_path / "fused" / "config.json").read_text())
 
@@ -112,7 +112,7 @@ def test_fused_checkpoint_is_the_model_with_its_adapter(tmp_path: Path) -> None:
 
     base = write_vision_model(tmp_path / "base", "qwen3_5")
     run = adapted(base, tmp_path / "run", AdapterConfig(rank=4))
-    fuse(base, run.path, tmp_path / "fused", PROMPTS, quantised=False)
+    fuse(base, run.path, tmp_path / "fused", PROMPTS, quantized=False)
     model, _ = load_model(base)
     with_adapter = load_adapters(model, str(run.path))
     with_adapter.eval()
@@ -126,7 +126,7 @@ def test_full_weights_are_written_beside_the_towers(tmp_path: Path) -> None:
 
     base = write_vision_model(tmp_path / "base", "qwen3_5")
     run = adapted(base, tmp_path / "run", AdapterConfig(kind="full"))
-    found = fuse(base, run.path, tmp_path / "fused", PROMPTS, quantised=False)
+    found = fuse(base, run.path, tmp_path / "fused", PROMPTS, quantized=False)
     assert found["lost"] < 1e-6
     after = tensors(tmp_path / "fused")
     kept = {name: entry for name, entry in tensors(base).items() if "visual" in name}

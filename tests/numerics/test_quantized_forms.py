@@ -50,7 +50,7 @@ def test_quantized_base_learns_and_its_adapter_is_exported(architecture: str, fo
     config = {**CONFIGS[architecture], **WIDE}
     if "num_experts" in config:
         config["moe_intermediate_size"] = 64
-    base = write_config(tmp_path / "base", config, quantise=FORMS[form])
+    base = write_config(tmp_path / "base", config, quantize=FORMS[form])
     assert "quantization" in json.loads((base / "config.json").read_text())
     adapter = AdapterConfig(rank=4)
     policy = MLXPolicy(base, ModelConfig(name="m", adapter=adapter), TeacherConfig(), TrainConfig(learning_rate=1e-2))
@@ -68,9 +68,9 @@ def test_quantized_base_learns_and_its_adapter_is_exported(architecture: str, fo
     run.path.mkdir()
     run.save_adapter(policy.state()["student"], layout)
     prompts = [np.arange(20) % 61, np.arange(9) * 7 % 61]
-    plain = fuse(base, run.path, tmp_path / "plain", prompts, quantised=False)
-    again = fuse(base, run.path, tmp_path / "again", prompts, quantised=True)
-    assert (plain["kind"], again["kind"]) == ("dequantised", "re-quantised")
+    plain = fuse(base, run.path, tmp_path / "plain", prompts, quantized=False)
+    again = fuse(base, run.path, tmp_path / "again", prompts, quantized=True)
+    assert (plain["kind"], again["kind"]) == ("dequantized", "re-quantized")
     assert plain["adapter"] > 0.01
     # Dequantized mxfp4, nvfp4 and mxfp8 weights are bfloat16, whose rounding can choose another expert.
     assert plain["lost"] < (2e-3 if architecture == "qwen3" else 0.1) * plain["adapter"]

@@ -85,5 +85,5 @@ def test_all_weights_in_bits_are_refused() -> None:
 
 
 def test_mlx_says_what_to_do_instead() -> None:
-    with pytest.raises(ConfigError, match="quantised already"):
+    with pytest.raises(ConfigError, match="quantized already"):
         open_policy(folder("qwen3"), ModelConfig(name="q", bits=4), TeacherConfig(), TrainConfig())

@@ -59,7 +59,7 @@ WORDS = [
     (["plan", "--prompt-tokens", HUGE], 2, "smaller"),
     (["export", "absent", "--to", "peft"], 5, "no run here"),
     (["export", "bin", "--to", "peft"], 5, "no run here"),
-    (["export", "run", "--to", "peft", "--quantised"], 2, "--to fused"),
+    (["export", "run", "--to", "peft", "--quantized"], 2, "--to fused"),
     (["export", "run", "--to", "fused", "--kind", "Q8_0"], 2, "--to gguf"),
     (["export", "run", "--to", "mlx"], 2, "--model"),
     (["push", "run", "me/\x1b[2Jfirst"], 2, "OWNER/NAME"),

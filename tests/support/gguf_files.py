@@ -108,7 +108,7 @@ def _drawn(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def random_blocks(kind: str, shape: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
-    """Bytes of a quantised matrix with sane scales: any quantised integers are valid ones."""
+    """Bytes of a quantized matrix with sane scales: any quantized integers are valid ones."""
     block, width = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[kind]]
     data = rng.integers(0, 256, (shape[0], shape[1] // block, width), dtype=np.uint8)
     scale = (rng.uniform(0.5, 1.0, (*data.shape[:2], 2)) * 2e-3).astype(np.float16).view(np.uint8)
@@ -169,7 +169,7 @@ def _add_tensor(writer: gguf.GGUFWriter, arch: str, gguf_name: str, name: str, v
     quant = gguf.GGMLQuantizationType[kind]
     rng = np.random.default_rng(values.size)
     data = random_blocks(kind, stored.shape, rng) if kind in QUANTS else gguf.quants.quantize(stored, quant)
-    if kind == "Q8_0":  # one kind goes the whole way: the weights themselves, quantised
+    if kind == "Q8_0":  # one kind goes the whole way: the weights themselves, quantized
         data = gguf.quants.quantize(stored, quant)
     writer.add_tensor(gguf_name, data, raw_dtype=quant)
     back = gguf.quants.dequantize(data, quant).reshape(stored.shape)

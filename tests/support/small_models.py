@@ -66,18 +66,18 @@ CONFIGS = {
 }
 
 
-def write_model(folder: Path, architecture: str = "qwen3", seed: int = 0, quantise: bool = False) -> Path:
+def write_model(folder: Path, architecture: str = "qwen3", seed: int = 0, quantize: bool = False) -> Path:
     """A folder with config.json and model.safetensors of random float32 weights."""
     config = dict(CONFIGS[architecture])
-    if quantise:
+    if quantize:
         config |= {"hidden_size": 64, "intermediate_size": 64, "head_dim": 16}
-    return write_config(folder, config, seed, quantise)
+    return write_config(folder, config, seed, quantize)
 
 
 def write_config(
-    folder: Path, config: dict[str, Any], seed: int = 0, quantise: bool | Mapping[str, Any] = False
+    folder: Path, config: dict[str, Any], seed: int = 0, quantize: bool | Mapping[str, Any] = False
 ) -> Path:
-    """The same for a configuration of one's own; `quantise` may be options of mlx-lm's `quantize_model`."""
+    """The same for a configuration of one's own; `quantize` may be options of mlx-lm's `quantize_model`."""
     import sdpo_mlx.backends.mlx.mlx_lm_api  # noqa: F401  loads the BLAS first, and mlx-lm without torch
     import mlx.core as mx  # isort: skip
     import mlx.nn as nn  # isort: skip
@@ -98,8 +98,8 @@ def write_config(
         return mx.array(np.resize(centre + scale * values.astype(np.float32), array.shape))
 
     model.update(tree_map_with_path(draw, model.parameters()))
-    if quantise:
-        options = quantise if isinstance(quantise, Mapping) else {}
+    if quantize:
+        options = quantize if isinstance(quantize, Mapping) else {}
         model, config = quantize_model(model, config, **{"group_size": 32, "bits": 4, **options})
     folder.mkdir(parents=True, exist_ok=True)
     mx.save_safetensors(str(folder / "model.safetensors"), dict(tree_flatten(model.parameters())))

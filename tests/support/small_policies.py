@@ -18,8 +18,8 @@ from sdpo_mlx.types import DistillSample
 
 @cache
 def folder(architecture: str) -> Path:
-    """A base model's folder, made once; `qwen3-4bit` is the quantised one."""
-    return write_model(new_folder("model"), architecture.removesuffix("-4bit"), quantise=architecture.endswith("-4bit"))
+    """A base model's folder, made once; `qwen3-4bit` is the quantized one."""
+    return write_model(new_folder("model"), architecture.removesuffix("-4bit"), quantize=architecture.endswith("-4bit"))
 
 
 def make_policy(architecture: str = "qwen3", *, teacher: str = "ema", seed: int | None = 1, **options: Any) -> Any:

@@ -75,7 +75,7 @@ TOWERS = {
 
 
 def write_vision_model(
-    folder: Path, architecture: str, *, quantise: bool = False, original: bool = True, rows: int = 0
+    folder: Path, architecture: str, *, quantize: bool = False, original: bool = True, rows: int = 0
 ) -> Path:
     """A folder with language and vision weights; `original` as transformers writes them, otherwise as mlx-lm does.
 
@@ -88,9 +88,9 @@ def write_vision_model(
     if rows:
         text["vocab_size"] = rows
         config |= {"vocab_size": rows} if "vocab_size" in config else {}
-    if quantise:
+    if quantize:
         text |= {"hidden_size": 64, "intermediate_size": 64, "head_dim": 16}
-    write_config(folder, config, quantise=quantise)
+    write_config(folder, config, quantize=quantize)
     loaded: Any = mx.load(str(folder / "model.safetensors"))
     arrays = {
         ORIGINAL[architecture](name) if original else name: _stored(architecture, name, array) if original else array

@@ -60,13 +60,13 @@ def layer_keys(model: nn.Module, cfg: AdapterConfig) -> tuple[str, ...] | None:
 def attach(model: nn.Module, cfg: AdapterConfig, seed: int) -> Weights:
     """Freeze the base, add the adapter's layers, and return the trainable arrays by name (float32).
 
-    Raise ConfigError for full fine-tuning of a quantised base, or if `keys` match no layer.
+    Raise ConfigError for full fine-tuning of a quantized base, or if `keys` match no layer.
     """
     mx.random.seed(seed)
     if cfg.kind == "full":
         if any(isinstance(m, (nn.QuantizedLinear, nn.QuantizedEmbedding)) for m in model.modules()):
             raise ConfigError(
-                "a quantised base cannot be trained in full", where="model.adapter.kind", fix="use lora or dora"
+                "a quantized base cannot be trained in full", where="model.adapter.kind", fix="use lora or dora"
             )
         # Small updates vanish in 16 bits: the trained copy is float32.
         model.set_dtype(mx.float32)

@@ -20,19 +20,19 @@ from sdpo_mlx.types import IntArray
 
 
 def fuse(
-    base: Path, adapter: Path, out: Path, prompts: Sequence[IntArray], *, quantised: bool, doing: StartTask = no_tasks
+    base: Path, adapter: Path, out: Path, prompts: Sequence[IntArray], *, quantized: bool, doing: StartTask = no_tasks
 ) -> dict[str, Any]:
     """Write the fused model to `out`. Return how far its next-token distributions are from those with the adapter.
 
-    With `quantised` a quantised base stays so, which rounds part of the adapter away; otherwise it is dequantised. The
+    With `quantized` a quantized base stays so, which rounds part of the adapter away; otherwise it is dequantized. The
     figures are nats, means over all positions of the prompts: `adapter` is KL(with the adapter || base alone),
-    `lost` is KL(with the adapter || fused). `kind` is `plain`, `dequantised` or `re-quantised`.
+    `lost` is KL(with the adapter || fused). `kind` is `plain`, `dequantized` or `re-quantized`.
     """
     doing("loading the base")
     try:
         model, config = load_model(base)
         before = _log_probs(model, prompts)
-        quantised_layers = [name for name, module in model.named_modules() if "scales" in module]
+        quantized_layers = [name for name, module in model.named_modules() if "scales" in module]
         model = load_adapters(model, str(adapter))
     except (ValueError, OSError, KeyError, TypeError, AttributeError) as error:
         what = " ".join(str(error).split())[:200]
@@ -43,9 +43,9 @@ def fuse(
     adapted = [(name, module) for name, module in model.named_modules() if hasattr(module, "fuse")]
     fused = []
     for name, module in track(adapted, doing("adding the adapter, layers")):
-        fused.append((name, module.fuse(dequantize=was and not quantised)))
+        fused.append((name, module.fuse(dequantize=was and not quantized)))
     model.update_modules(tree_unflatten(fused))
-    if was and not quantised:
+    if was and not quantized:
         model = dequantize_model(model)
         for key in ("quantization", "quantization_config"):
             config.pop(key, None)
@@ -53,7 +53,7 @@ def fuse(
     got = _log_probs(model, prompts)
     doing("writing the fused model")
     trained: Any = mx.load(str(adapter / "adapters.safetensors"))
-    changed = {name.rpartition(".")[0] for name in trained} | set(() if quantised else quantised_layers)
+    changed = {name.rpartition(".")[0] for name in trained} | set(() if quantized else quantized_layers)
     try:
         write_model(base, out, model, changed, config)
     except RuntimeError as error:  # MLX raises this if the disk is full or not writable
@@ -62,7 +62,7 @@ def fuse(
     for file in base.iterdir():
         if file.suffix in (".json", ".jinja", ".txt", ".model") and not (out / file.name).exists():
             shutil.copyfile(file, out / file.name)
-    kind = "plain" if not was else "re-quantised" if quantised else "dequantised"
+    kind = "plain" if not was else "re-quantized" if quantized else "dequantized"
     return {"kind": kind, "adapter": _divergence(wanted, before), "lost": _divergence(wanted, got)}
 
 

@@ -15,7 +15,7 @@ import mlx.optimizers as optim
 import numpy as np
 from mlx.utils import tree_flatten
 
-from sdpo_mlx.backends.base import MICRO_BATCH_TOKENS, QUANTISED_ROWS, Arrays, PolicyInfo
+from sdpo_mlx.backends.base import MICRO_BATCH_TOKENS, QUANTIZED_ROWS, Arrays, PolicyInfo
 from sdpo_mlx.backends.command_size import EvaluationSizes, evaluation_limit
 from sdpo_mlx.backends.learner import Learner, TopK
 from sdpo_mlx.backends.loss_head import Hidden, LearnBatch, TeacherSet, Weights
@@ -82,7 +82,7 @@ class MLXPolicy(Learner):
             parameters=sum(array.size for _, array in leaves),
             bitwise=device == "cpu",
             aborts=device == "gpu",
-            together=QUANTISED_ROWS if device == "gpu" and "quantization" in self.config else 1,
+            together=QUANTIZED_ROWS if device == "gpu" and "quantization" in self.config else 1,
             details={
                 "blas": BLAS,
                 "mlx": version("mlx"),

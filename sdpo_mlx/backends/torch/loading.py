@@ -163,7 +163,7 @@ def _quantization(cfg: ModelConfig, config: Mapping[str, Any], dtype: str) -> di
 
 @torch.no_grad()
 def _make_differentiable(whole: nn.Module) -> None:
-    """Make the values and gradients of embeddings and quantised layers exact."""
+    """Make the values and gradients of embeddings and quantized layers exact."""
     for module in whole.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False  # bitsandbytes' packing for CPUs has no gradient

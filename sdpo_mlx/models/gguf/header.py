@@ -43,12 +43,12 @@ _NAMED = re.compile(r"(?<![A-Z0-9])(IQ\d\w*|T?Q\d(?:_[0-9K])?(?:_[SML])?|BF16|F1
 
 @dataclass(frozen=True)
 class Header:
-    """Metadata before the vocabulary; `quantisation` is llama.cpp's name for the mixture of types, blank if unknown."""
+    """Metadata before the vocabulary; `quantization` is llama.cpp's name for the mixture of types, blank if unknown."""
 
     metadata: Mapping[str, Any]
     vocabulary: int
     tied: bool
-    quantisation: str
+    quantization: str
 
     @property
     def license(self) -> str:
@@ -70,8 +70,8 @@ class Header:
             architecture(self.metadata)
         except ConfigError as error:
             return error.what
-        if self.quantisation and self.quantisation not in IMPORTED:
-            return f"weights stored as {self.quantisation} cannot be imported"
+        if self.quantization and self.quantization not in IMPORTED:
+            return f"weights stored as {self.quantization} cannot be imported"
         return ""
 
 
@@ -152,10 +152,10 @@ def _read(content: mmap.mmap, name: str) -> Header:
             metadata[key] = int.from_bytes(tail[4:], "little")
     try:
         kind_of_file = LlamaFileType(metadata["general.file_type"]).name
-        quantisation = kind_of_file.removeprefix("MOSTLY_").removeprefix("ALL_")
+        quantization = kind_of_file.removeprefix("MOSTLY_").removeprefix("ALL_")
     except (KeyError, ValueError):
-        quantisation = next(reversed(_NAMED.findall(name.upper())), "")
-    return Header(metadata, vocabulary, _named(rest, "output.weight") < 0, quantisation)
+        quantization = next(reversed(_NAMED.findall(name.upper())), "")
+    return Header(metadata, vocabulary, _named(rest, "output.weight") < 0, quantization)
 
 
 def _named(rest: bytes, name: str) -> int:

@@ -32,7 +32,7 @@ Values = npt.NDArray[np.float32]
 
 _KINDS = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q4_K", "Q5_K", "Q6_K")
 _PLAIN: Mapping[str, Dtype] = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-_PIECE = 1 << 24  # values dequantised at once: 64 MB as float32
+_PIECE = 1 << 24  # values dequantized at once: 64 MB as float32
 _SMALL = 1_000_000_000  # up to this size quantized weights are stored exactly, in float32
 MAX_ENTRIES = 8_000_000  # of one array in the header; merges of the longest vocabularies are under a million
 _AGAIN = "get the file again; its download may have been cut short"

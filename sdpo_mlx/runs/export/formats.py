@@ -35,7 +35,7 @@ from sdpo_mlx.tasks.registry import open_task
 MAX_LOST = 0.05  # share of the adapter's effect that a fused model may lose without a warning
 PROMPTS = 4  # on which that is measured
 FUSED: Mapping[str, str] = MappingProxyType(
-    {"plain": "in the type of its base", "dequantised": "dequantised", "re-quantised": "quantised again"}
+    {"plain": "in the type of its base", "dequantized": "dequantized", "re-quantized": "quantized again"}
 )
 MLX_BASE = "the base is quantized in MLX's layout, which PEFT and vllm cannot read: "
 PLAIN_QUESTION = "Explain in two sentences how a rainbow comes about, and name its colours in order."
@@ -58,14 +58,14 @@ def export(
     out: Path,
     *,
     base: str = "",
-    quantised: bool = False,
+    quantized: bool = False,
     kind: Kind = "F16",
     start_task: StartTask = no_tasks,
 ) -> Exported:
     """Export a run to `peft`, `fused`, `gguf` or `gguf-lora`, or a PEFT adapter on `base` to `mlx`."""
     exporters: Mapping[str, Callable[[], Exported]] = {
         "peft": lambda: export_peft(target, out),
-        "fused": lambda: export_fused(target, out, quantised=quantised, doing=start_task),
+        "fused": lambda: export_fused(target, out, quantized=quantized, doing=start_task),
         "gguf": lambda: export_gguf(target, out, kind, start_task),
         "gguf-lora": lambda: export_gguf_lora(target, out),
         "mlx": lambda: export_mlx(target, base, out),
@@ -125,7 +125,7 @@ def export_mlx(adapter: Path, base: str, out: Path) -> Exported:
     return Exported(out, kind, next_steps.for_mlx(str(model.path), out), {"arrays": len(arrays)})
 
 
-def export_fused(run: Path, out: Path, *, quantised: bool = False, doing: StartTask = no_tasks) -> Exported:
+def export_fused(run: Path, out: Path, *, quantized: bool = False, doing: StartTask = no_tasks) -> Exported:
     """Write the base with the adapter added to its weights, and measure how much of the adapter's effect is lost."""
     from sdpo_mlx.backends.mlx.fuse import fuse
 
@@ -135,9 +135,9 @@ def export_fused(run: Path, out: Path, *, quantised: bool = False, doing: StartT
     if is_known(content := _config(base), "mlx") is False:
         what = f"mlx-lm, which fuses the weights, does not know the architecture {model_type(content)!r}"
         raise ConfigError(what, where="--to", fix="use --to peft")
-    if quantised and not {"quantization", "quantization_config"} & content.keys():
-        fix = f"leave it out; `mlx_lm.convert --hf-path {out} -q` quantises the fused model"
-        raise ConfigError("the base is not quantised, so it has no form to return to", where="--quantised", fix=fix)
+    if quantized and not {"quantization", "quantization_config"} & content.keys():
+        fix = f"leave it out; `mlx_lm.convert --hf-path {out} -q` quantizes the fused model"
+        raise ConfigError("the base is not quantized, so it has no form to return to", where="--quantized", fix=fix)
     with _new_folder(out), _named_as_in_mlx_lm(run, content) as adapter:
         chat = load_chat(base.path, thinking=cfg.model.thinking, template=cfg.model.chat_template)
         try:
@@ -147,13 +147,13 @@ def export_fused(run: Path, out: Path, *, quantised: bool = False, doing: StartT
         else:
             problems = [*task.problems("held_out"), *task.problems("train")][:PROMPTS]
             prompts = [chat.render(problem.messages, tools=problem.tools) for problem in problems]
-        found = fuse(base.path, adapter, out, prompts, quantised=quantised, doing=doing)
+        found = fuse(base.path, adapter, out, prompts, quantized=quantized, doing=doing)
         _put_template(chat, out)
     lost = found["lost"] / found["adapter"] if found["adapter"] > 0 else 0.0
     warnings = list(adapter_folder.warnings(arrays))
     if lost > MAX_LOST:
         warnings.append(f"fusing lost {lost:.0%} of the adapter's effect; keep the adapter separate")
-    steps = next_steps.for_fused(run, out, quantised=quantised, formats=_formats(base))
+    steps = next_steps.for_fused(run, out, quantized=quantized, formats=_formats(base))
     kind = f"a whole model, {FUSED[found['kind']]}; rounding lost {100 * lost:.1f} % of the adapter's effect"
     return Exported(out, kind, steps, {**found, "lost_share": lost}, tuple(warnings))
 

@@ -63,7 +63,7 @@ def for_peft(
     return {**steps, "back here": f"sdpo export {path} --to mlx --model {shlex.quote(base_name(model))}"}
 
 
-def for_fused(run: Path, folder: Path, *, quantised: bool, formats: Formats) -> Steps:
+def for_fused(run: Path, folder: Path, *, quantized: bool, formats: Formats) -> Steps:
     """Return the commands for a fused model."""
     path, home = shlex.quote(str(folder)), f"{LM_STUDIO}/{shlex.quote(folder.resolve().name)}"
     ollama = {"Ollama": f"sdpo export {shlex.quote(str(run))} --to gguf"} if "gguf" in formats else {}
@@ -72,7 +72,7 @@ def for_fused(run: Path, folder: Path, *, quantised: bool, formats: Formats) -> 
         "mlx-lm": f"mlx_lm.generate --model {path} {QUESTION}",
         "LM Studio": f"mkdir -p {LM_STUDIO} && cp -R {path} {home}",
         **ollama,
-        "vllm": f"sdpo export {shlex.quote(str(run))} --to fused" if quantised else f"vllm serve {path}",
+        "vllm": f"sdpo export {shlex.quote(str(run))} --to fused" if quantized else f"vllm serve {path}",
     }
 
 

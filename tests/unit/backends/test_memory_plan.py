@@ -19,7 +19,7 @@ from small_policies import folder, make_policy
 
 from sdpo_mlx.backends.command_size import EvaluationSizes
 from sdpo_mlx.backends.memory_plan import bounded, choose, fitting, limit_of, memory, remedies, settled, work_of
-from sdpo_mlx.backends.step_time import Machine, quantised_rows, times
+from sdpo_mlx.backends.step_time import Machine, quantized_rows, times
 from sdpo_mlx.config import Config
 from sdpo_mlx.core.errors import ConfigError
 from sdpo_mlx.core.hardware import bytes_of
@@ -67,7 +67,7 @@ def test_planned_peaks_of_other_layers_are_those_measured(name: str, keep: bool)
 @pytest.mark.parametrize("options", [{}, {"kind": "dora"}, {"kind": "full"}, {"layers": 1}, {"keys": ["mlp.up_proj"]}])
 def test_parameters_are_counted_from_the_configuration_alone(architecture: str, options: dict[str, Any]) -> None:
     if (architecture, options.get("kind")) in {("qwen3_moe", "dora"), ("qwen3-4bit", "full")}:
-        pytest.skip("refused: mlx-lm has no DoRA of experts, and a quantised base is not trained in full")
+        pytest.skip("refused: mlx-lm has no DoRA of experts, and a quantized base is not trained in full")
     if architecture == "qwen3_moe" and options.get("keys"):
         pytest.skip("its experts' layers have other names")
     policy = make_policy(architecture, seed=None, **options)
@@ -225,7 +225,7 @@ def test_run_that_would_not_fit_stops_before_it_loads(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
-def test_quantised_base_decodes_at_least_32_rows_at_once_where_memory_allows() -> None:
+def test_quantized_base_decodes_at_least_32_rows_at_once_where_memory_allows() -> None:
     four_bits = QWEN.quantized(4, 64)
     roomy = choose(four_bits, config(), work_of(config(), 200, 800, 2), 64 * 2**30)
     assert roomy.rows >= 32
@@ -233,7 +233,7 @@ def test_quantised_base_decodes_at_least_32_rows_at_once_where_memory_allows() -
     assert tight.rows < 32
 
 
-def test_decode_of_quantised_weights_on_metal_depends_on_the_rows() -> None:
+def test_decode_of_quantized_weights_on_metal_depends_on_the_rows() -> None:
     four_bits, work = QWEN.quantized(4, 64), work_of(config(), 200, 800, 2)
     few, many = (replace(work, problems=4, group=8, concurrency=rows) for rows in (8, 32))
     metal, other = Machine(1e15, 1e11, metal=True), Machine(1e15, 1e11)
@@ -245,7 +245,7 @@ def test_decode_of_quantised_weights_on_metal_depends_on_the_rows() -> None:
     assert seconds["metal"][0] > 3 * seconds["metal"][1]  # 32 rows take about as long as 8
     plain = replace(QWEN, bits=0)
     assert times(plain, few, metal) == times(plain, few, other)
-    assert [round(quantised_rows(rows), 1) for rows in (1, 8, 16, 32)] == [1.0, 5.3, 5.3, 5.3]
+    assert [round(quantized_rows(rows), 1) for rows in (1, 8, 16, 32)] == [1.0, 5.3, 5.3, 5.3]
 
 
 def test_plan_keeps_to_what_one_evaluation_may_cover(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -53,10 +53,10 @@ def test_header_finds_license_mixture_and_what_cannot_be_imported(tmp_path: Path
         return read_header(tmp_path / name)
 
     late = written("x.gguf", "llama", general__file_type=15)
-    assert (late.license, late.quantisation, late.vocabulary, late.trouble()) == ("mit", "Q4_K_M", 3, "")
+    assert (late.license, late.quantization, late.vocabulary, late.trouble()) == ("mit", "Q4_K_M", 3, "")
     assert written("model-IQ4_XS.gguf", "llama").trouble() == "weights stored as IQ4_XS cannot be imported"
     assert "'falcon' is not supported" in written("y.gguf", "falcon").trouble()
-    assert written("llama-3.2-1b-instruct-q4_k_m.gguf", "llama").quantisation == "Q4_K_M"
+    assert written("llama-3.2-1b-instruct-q4_k_m.gguf", "llama").quantization == "Q4_K_M"
 
 
 @settings(deadline=None)

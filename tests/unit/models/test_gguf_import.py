@@ -120,7 +120,7 @@ def test_logits_equal_those_of_the_known_weights_after_import(tmp_path: Path, ar
 
 
 @pytest.mark.parametrize("kind", ["F32", "F16", "BF16", *QUANTS])
-def test_stored_values_are_the_dequantised_ones_for_every_type(tmp_path: Path, kind: str) -> None:
+def test_stored_values_are_the_dequantized_ones_for_every_type(tmp_path: Path, kind: str) -> None:
     sample = write_sample(tmp_path / "m.gguf", "llama", kind)
     found = read_safetensors(import_gguf(sample.path, tmp_path / "out") / "model.safetensors")
     assert found.keys() == sample.weights.keys()

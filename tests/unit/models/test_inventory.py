@@ -71,7 +71,7 @@ def test_hub_cache_is_listed_with_commit_size_license_and_memory(home: Path) -> 
     on_hub(home, "owner/model", OLDER, current=False)
     found = listed()
     item = found["owner/model"]
-    assert (item.source, item.revision, item.size, item.quantisation) == ("hub", COMMIT, 100, "4-bit")
+    assert (item.source, item.revision, item.size, item.quantization) == ("hub", COMMIT, 100, "4-bit")
     assert item.license == "apache-2.0"
     assert found[f"owner/model@{OLDER}"].revision == OLDER
     small, large = memory_fit(item, GB), memory_fit(item, 400 * GB)
@@ -148,9 +148,9 @@ def test_lm_studio_is_listed_and_its_gguf_imported_on_use(home: Path, place: str
     os.link(sample, root / "people" / "Small-GGUF" / sample.name)
     (root / "people" / "Small-GGUF" / "mmproj-x.gguf").touch()
     found = listed()
-    assert found["lmstudio:mlx-people/Model-4bit"].quantisation == "4-bit"
+    assert found["lmstudio:mlx-people/Model-4bit"].quantization == "4-bit"
     item = found["lmstudio:people/Small-GGUF"]
-    assert (item.quantisation, item.trouble, item.size) == ("Q8_0", "", sample.stat().st_size)
+    assert (item.quantization, item.trouble, item.size) == ("Q8_0", "", sample.stat().st_size)
     assert memory_fit(item, 64 * GB).verdict == "yes"
     assert not cache_home().exists()
     model = resolve.resolve("lmstudio:people/Small-GGUF")
