@@ -109,7 +109,8 @@ def yaml_value(value: Any) -> str:
     """Return a setting as YAML on one line: a double-quoted scalar escapes line breaks and control characters."""
     import yaml
 
-    style = '"' if isinstance(value, str) and not value.isprintable() else None
+    texts = value if isinstance(value, list) else [value]
+    style = '"' if any(isinstance(text, str) and not text.isprintable() for text in texts) else None
     text = yaml.safe_dump(value, default_flow_style=True, default_style=style, allow_unicode=True, width=10**6)
     return text.removesuffix("\n").removesuffix("\n...")
 

@@ -51,6 +51,11 @@ def takes(key: str, kind: str) -> bool:
     return any(option.get("type") == kind for option in options(key))
 
 
+def takes_texts(key: str) -> bool:
+    """Whether values are lists of any texts, not of names."""
+    return any("minLength" in option.get("items", {}) for option in options(key))
+
+
 def allowed(key: str) -> str:
     """Describe what a key allows: `an integer above 0, or null`."""
     return ", or ".join(_described(option) for option in options(key))
@@ -63,6 +68,8 @@ def _described(option: dict[str, Any]) -> str:
         return "a list of " + ", ".join(values)
     if "const" in option:
         return str(option["const"])
+    if option.get("items", {}).get("minLength"):
+        return "a list of non-empty strings"
     kinds = {
         "integer": "an integer",
         "number": "a number",

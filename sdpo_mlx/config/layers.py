@@ -250,7 +250,11 @@ def _from_text(key: str, raw: str) -> Any:
             number = float(raw)
             return int(number) if keys.takes(key, "integer") and number.is_integer() else number
         value = yaml.safe_load(raw)
-        # A list of names needs no brackets.
-        return re.split(r"[\s,]+", value) if isinstance(value, str) and keys.takes(key, "array") else value
+        return _listed(key, value) if isinstance(value, str) and keys.takes(key, "array") else value
     except (yaml.YAMLError, ValueError, OverflowError, RecursionError):
         return raw
+
+
+def _listed(key: str, value: str) -> list[str]:
+    """Return a list that was given without brackets: one text, or several names."""
+    return [value] if keys.takes_texts(key) else re.split(r"[\s,]+", value)

@@ -17,6 +17,7 @@ from sdpo_mlx.core.text import check_template
 PositiveInt = Annotated[int, Field(gt=0)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Stop = Annotated[str, Field(min_length=1)]
 
 
 class Settings(BaseModel):
@@ -104,6 +105,7 @@ class RolloutConfig(Settings):
     max_tokens: PositiveInt = Field(512, description="maximum length of a rollout in tokens (paper: 8192)")
     temperature: float = Field(1.0, gt=0, description="sampling temperature, also used in the loss")
     top_p: float = Field(1.0, gt=0, le=1.0, description="nucleus sampling; 1: off")
+    stop: list[Stop] = Field([], description="texts after which a rollout ends, outside of thinking; they stay in it")
     concurrency: PositiveInt | None = Field(
         None,
         description="rollouts sampled at the same time; changes them by rounding alone; null: chosen to fit the memory",

@@ -12,6 +12,7 @@ from functools import cache
 from sdpo_mlx.core.markdown import quoted_spans, span_at
 
 FEEDBACK_LIMIT = 20_000  # characters; more than fits into a teacher prompt of 10,240 tokens beside its question
+THINKING = "<think>", "</think>"
 TEACHER_SLOTS = ("problem", "demonstration", "attempt", "feedback")
 
 _SLOT = re.compile(r"\{([A-Za-z_][A-Za-z0-9_]*)\}")
@@ -94,7 +95,7 @@ def shorten_middle(text: str, limit: int) -> str:
     return head + _CUT.replace("{}", str(len(text) - kept)) + tail
 
 
-def strip_thinking(text: str, start: str = "<think>", end: str = "</think>") -> str:
+def strip_thinking(text: str, start: str = THINKING[0], end: str = THINKING[1]) -> str:
     """Return the answer without thinking: closed blocks are removed, an unclosed one up to the end of the text.
 
     An `end` without a `start` closes thinking that the prompt opened: all text before it is removed. A mark that is

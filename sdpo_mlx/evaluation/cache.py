@@ -26,8 +26,8 @@ from sdpo_mlx.types import Feedback, FeedbackKind, FinishReason, IntArray, Probl
 
 # Details of a policy that change how it computes, not what; they may change during a run.
 _NOT_IN_KEY = ("micro_batch_tokens", "learning")
-# The first changes a rollout by rounding at most; the second follows from the template, which is in the tokenizer's
-# hash.
+# The first changes a rollout by rounding at most; the second follows from `rollout.stop` and the template, which is in
+# the tokenizer's hash.
 _NOT_SAMPLED = ("concurrency", "at_stop_text")
 
 
@@ -118,6 +118,8 @@ def cache_key(setup: Components, spec: EvalSpec, adapter: Path | None) -> dict[s
     cfg, info, settings = setup.cfg, setup.policy.info, setup.cfg.model.adapter
     counts = adapter is not None or settings.kind == "dora"
     sampling = {name: value for name, value in vars(spec.sampling).items() if name not in _NOT_SAMPLED}
+    if cfg.rollout.stop:
+        sampling["stop"] = cfg.rollout.stop
     data = cfg.task.data
     # These names and their order are hashed into the file's name.
     return {

@@ -114,6 +114,7 @@ def reference(
 
     Raises KeyboardInterrupt if `interrupted()` returns True.
     """
+    chat = chat.stopping_at(())  # `rollout.stop` is for the task
     room = policy.info.context_length - TOKENS
     rendered = [chat.render([{"role": "user", "content": prompt}]) for prompt in general_prompts()]
     prompts = tuple(ids for ids in rendered if ids.size <= room)

@@ -71,6 +71,8 @@ def settings_record(cfg: Config) -> dict[str, Any]:
     task = {f"task.{name}": getattr(cfg.task, name) for name in ("name", "data", "feedback", "max_turns")}
     if cfg.task.tests != "all":  # what was stored before this setting lacks it
         task["task.tests"] = cfg.task.tests
+    if cfg.rollout.stop:  # the same
+        task["rollout.stop"] = cfg.rollout.stop
     sampling = {f"eval.{name}": getattr(cfg.eval, name) for name in ("problems", "samples", "temperature", "top_p")}
     most = cfg.eval.max_tokens if cfg.eval.max_tokens is not None else cfg.rollout.max_tokens
     return {**task, **sampling, "eval.max_tokens": most, "train.seed": cfg.train.seed}

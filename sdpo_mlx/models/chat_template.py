@@ -14,6 +14,7 @@ import json
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from copy import copy
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -22,7 +23,7 @@ from typing import Any, cast
 import numpy as np
 
 from sdpo_mlx.core.errors import ConfigError
-from sdpo_mlx.core.text import well_formed
+from sdpo_mlx.core.text import THINKING, well_formed
 from sdpo_mlx.models.control_tokens import Pieces, Vocabulary
 from sdpo_mlx.models.template_source import TemplateSource, template_source
 from sdpo_mlx.models.tokenizer import auto_tokenizer, opening_ids
@@ -53,6 +54,13 @@ class Chat:
         self._folds_system = lru_cache(maxsize=SHAPES_KEPT)(self._check)
         self.control_ids = self._vocabulary.control_ids
         self.eos_ids = eos | self._end_of_turn()
+        self._stops: tuple[str, ...] = ()
+
+    def stopping_at(self, texts: Sequence[str]) -> Chat:
+        """Return this chat for answers that end after any of these texts too, outside of thinking; it stays in them."""
+        made = copy(self)
+        made._stops = tuple(texts)
+        return made
 
     def render(self, messages: Sequence[Message], *, tools: Tools = (), generation_prompt: bool = True) -> IntArray:
         """Return the prompt's ids (T,), by default with the opening of the assistant's turn.
@@ -104,18 +112,29 @@ class Chat:
         return text.rstrip() if stop else text
 
     def at_stop_text(self, ids: Sequence[int]) -> bool:
-        """Return whether the last of these generated ids completes the text at which answers end."""
-        stop = self.source.stop
-        # The whole text is decoded only after a token that can be the last: most hold no colon.
-        return bool(stop) and stop[-1] in self.decode(ids[-1:]) and stop in self.decode(ids)
+        """Return whether the last of these generated ids completes a text at which answers end."""
+        stops = [stop for stop in (self.source.stop, *self._stops) if stop]
+        if not stops:
+            return False
+        last = self.decode(ids[-1:])
+        # The whole text is decoded only after a token that can be the last: most hold no colon and no line's end.
+        return any(stop[-1] in last for stop in stops) and self._is_over(self.decode(ids))
 
     def ended(self, generation: Generation) -> Generation:
-        """Return what was generated until the template's stop text was complete, which then ends it."""
-        stop, ids_T = self.source.stop, generation.ids_T
-        if not stop or stop not in self.decode(ids_T):
+        """Return what was generated until a stop text was complete, which then ends it."""
+        ids_T = generation.ids_T
+        if not (self.source.stop or self._stops) or not self._is_over(self.decode(ids_T)):
             return generation
-        size = bisect_left(range(ids_T.size), True, key=lambda n: stop in self.decode(ids_T[:n]))
+        size = bisect_left(range(ids_T.size), True, key=lambda n: self._is_over(self.decode(ids_T[:n])))
         return replace(generation, ids_T=ids_T[:size], logps_T=generation.logps_T[:size], finish="stop")
+
+    def _is_over(self, text: str) -> bool:
+        """Return whether a generated text holds a stop text."""
+        if self.source.stop and self.source.stop in text:
+            return True
+        thinks = self.thinking or THINKING[0] in text
+        answer = text.rpartition(THINKING[1])[2] if not thinks or THINKING[1] in text else ""
+        return any(stop in answer for stop in self._stops)
 
     def reveal(self, ids: Sequence[int] | IntArray) -> str:
         """Return the text of ids with every special token written out: for display, never to encode again."""

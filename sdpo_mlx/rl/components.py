@@ -192,6 +192,7 @@ def build_components(
     opened.task.start(model)
     start_task(f"reading the tokenizer of {cfg.model.name}")
     chat = load_chat(model.path, thinking=cfg.model.thinking, template=cfg.model.chat_template)
+    chat = chat.stopping_at(cfg.rollout.stop)
     # Recorded as a text, not as the name of a file: whatever opens the run later has the template.
     cfg = cfg.model_copy(update={"model": cfg.model.model_copy(update={"chat_template": chat.source.setting})})
     planned = _plan(cfg, model, chat, opened.task, ranks)
@@ -221,7 +222,9 @@ def _policy(cfg: Config, group: ProcessGroup, model: ResolvedModel | None = None
     """Open the policy on these ranks; every rank opens the base and its tokenizer itself."""
     with group.together():
         model = model or resolve(cfg.model.name, backend=cfg.model.backend)
-        chat = chat or load_chat(model.path, template=cfg.model.chat_template)
+        if chat is None:
+            chat = load_chat(model.path, thinking=cfg.model.thinking, template=cfg.model.chat_template)
+            chat = chat.stopping_at(cfg.rollout.stop)
         own = open_policy(model.path, cfg.model, cfg.teacher, cfg.train, cfg.memory, cfg.rollout, group)
     return DistributedPolicy(own, model.weights_sha256, group, chat.at_stop_text) if group.size > 1 else own
 

@@ -45,6 +45,7 @@ CHANGES: dict[str, tuple[Any, Mapping[str, Any]]] = {
     "rollout.max_tokens": (5, DEFAULTS),
     "rollout.temperature": (0.7, DEFAULTS),
     "rollout.top_p": (0.5, DEFAULTS),
+    "rollout.stop": ([" "], DEFAULTS),
     "teacher.kind": ("frozen", DEFAULTS),
     "teacher.update_rate": (0.5, DEFAULTS),
     "teacher.demonstration": ("off", BOTH),

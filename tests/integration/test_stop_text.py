@@ -76,6 +76,21 @@ def test_rollouts_stop_there_and_only_what_was_sampled_is_learned(
         assert each.ids_T.tolist() == ids_T.tolist() == each.teacher_ids[slice(*each.teacher_span)].tolist()
 
 
+def test_a_text_of_the_settings_ends_rollouts_and_stays_in_them() -> None:
+    plain = build_components(settings(rollout={"max_tokens": 24}))
+    free = [rollout for group in sampled(plain, plain.policy).groups for rollout in group.rollouts]
+    stop = free[0].text[5:8]
+    setup = build_components(settings(rollout={"max_tokens": 24, "stop": [stop]}))
+    assert setup.sampling.at_stop_text == eval_spec(setup).sampling.at_stop_text == setup.chat.at_stop_text
+    found = [rollout for group in sampled(setup, setup.policy).groups for rollout in group.rollouts]
+    for whole, rollout in zip(free, found, strict=True):
+        before, text, _ = whole.text.partition(stop)
+        assert rollout.ids_T.tolist() == whole.ids_T[: rollout.ids_T.size].tolist()
+        assert rollout.text.startswith(before + text)
+        assert rollout.finish == ("stop" if text else whole.finish)
+    assert any(rollout.ids_T.size < whole.ids_T.size for whole, rollout in zip(free, found, strict=True))
+
+
 def test_evaluation_and_chat_stop_there_too(setup: Components, monkeypatch: pytest.MonkeyPatch) -> None:
     model = ChatModel.of(setup, setup.sampling)
     assert model.sampling.at_stop_text == eval_spec(setup).sampling.at_stop_text == setup.chat.at_stop_text

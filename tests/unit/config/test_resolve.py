@@ -219,6 +219,9 @@ def test_preset_of_a_pair_stays_away_from_another_model() -> None:
         ("task.data=null", "task.data", None),
         ("model.name=a=b", "model.name", "a=b"),
         ("model.adapter.keys=[a, b]", "model.adapter.keys", ["a", "b"]),
+        ("model.adapter.keys=a b", "model.adapter.keys", ["a", "b"]),
+        ("rollout.stop=Final answer", "rollout.stop", ["Final answer"]),
+        (r'rollout.stop=["\n```\n", "Q:"]', "rollout.stop", ["\n```\n", "Q:"]),
     ],
 )
 def test_set_option_is_read_as_its_key_wants(option: str, key: str, value: object) -> None:

@@ -174,3 +174,35 @@ def test_stop_text_is_seen_at_the_token_that_completes_it_and_not_before(name, t
     seen = [chat.at_stop_text(made.ids_T[: n + 1].tolist()) for n in range(made.ids_T.size)]
     assert any(seen) == (PLAIN_STOP in text)
     assert chat.ended(made).ids_T.size == (seen.index(True) + 1 if any(seen) else made.ids_T.size)
+
+
+FENCE = "\n```\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("```python\nx = 1\n```\nIt is 1.", "```python\nx = 1\n```\n"),
+        ("```python\nx = 1\n```", None),
+        ("<think>\n```\nx\n```\n</think>a\n```\nb", "<think>\n```\nx\n```\n</think>a\n```\n"),
+        ("<think>\n```\nx\n```\n", None),
+    ],
+)
+@pytest.mark.parametrize("name", ["tiny", "gemma3"])
+def test_answers_end_after_a_text_of_the_settings_outside_of_thinking(name, text, shown):
+    chat = load_chat(folder(name)).stopping_at([FENCE, "never"])
+    made = generation(chat, text)
+    seen = [chat.at_stop_text(made.ids_T[: n + 1].tolist()) for n in range(made.ids_T.size)]
+    cut = chat.ended(made)
+    assert any(seen) == (shown is not None)
+    assert cut.ids_T.size == (seen.index(True) + 1 if any(seen) else made.ids_T.size)
+    assert chat.answer(cut.ids_T).startswith(shown or text)
+    assert FENCE not in chat.decode(cut.ids_T[:-1]).rpartition("</think>")[2] or shown is None
+
+
+def test_thinking_that_the_prompt_opened_must_be_closed_before_an_answer_can_end(base):
+    chat = load_chat(base, thinking=True).stopping_at([FENCE])
+    open_, closed = (generation(chat, text) for text in ("a\n```\nb", "a\n```\nb</think>\n```\nc"))
+    assert chat.ended(open_) is open_
+    assert chat.decode(chat.ended(closed).ids_T).endswith("</think>\n```\n")
+    assert not load_chat(base).stopping_at([FENCE]).stopping_at(()).at_stop_text(open_.ids_T.tolist())
