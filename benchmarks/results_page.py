@@ -64,8 +64,7 @@ SECTIONS = (
     (
         "ablation",
         "What matters inside SDPO",
-        "3 seeds each; the preset, except for the first column. Measured with the paper's teacher rate, 0.05, a "
-        "constant learning rate, and groups whose rollouts all succeeded learned too.",
+        "3 seeds each; the preset, except for the first column.",
     ),
     ("beyond", "Hybrid, question weights, routing", "3 seeds each; the preset, except for the first column."),
     (
@@ -88,8 +87,7 @@ SECTIONS = (
         "game",
         "Several turns",
         "`game:library`: the library hides other names in every problem, and the reply to a first answer names them. "
-        "3 seeds, 64 held-out problems, 4 rollouts each. With one turn the model can only guess the names. "
-        "Measured with the paper's teacher rate and a constant learning rate.",
+        "3 seeds, 64 held-out problems, 4 rollouts each. With one turn the model can only guess the names.",
     ),
     (
         "torch",
