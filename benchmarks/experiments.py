@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 TINY = ("model.name=tiny", "task.name=tiny", "train.eval_every=2", "train.patience=0", "log.samples=0")
+LONG = (*TINY, "rollout.problems_per_step=2", "train.steps=300", "train.eval_every=25", "train.probe=false")
 GRPO = "objective.kind=grpo"
 AUTO = "objective.kind=auto"
 GRPO_RATE = "train.learning_rate=5e-3"  # the best of the sweep below
@@ -94,13 +95,12 @@ def _automatic() -> list[Experiment]:
 
 
 def _long() -> list[Experiment]:
-    base = (*TINY, "rollout.problems_per_step=2", "train.steps=300", "train.eval_every=25", "train.probe=false")
     rows = [
         ("the default", (), 5),
         ("a warning instead of a rollback", ("train.on_decline=warn",), 3),
         ("the paper's: teacher rate 0.05, constant rate", ("teacher.update_rate=0.05", "train.schedule=constant"), 3),
     ]
-    return [Experiment("long", f"SDPO, {label}", (*base, *settings), seeds) for label, settings, seeds in rows]
+    return [Experiment("long", f"SDPO, {label}", (*LONG, *settings), seeds) for label, settings, seeds in rows]
 
 
 def _game() -> list[Experiment]:

@@ -172,14 +172,20 @@ class Run:
         return conversation.last.text
 
     def export(
-        self, to: ExportFormat = "peft", out: str | Path | None = None, *, kind: Literal["F16", "BF16", "Q8_0"] = "F16"
+        self,
+        to: ExportFormat = "peft",
+        out: str | Path | None = None,
+        *,
+        kind: Literal["F16", "BF16", "Q8_0"] = "F16",
+        scale: float = 1.0,
     ) -> Exported:
         """Export the best adapter into a new folder, by default beside the run; the result says how to use it.
 
+        A LoRA is multiplied by `scale`; a smaller one forgets less.
         Raises ConfigError if the folder exists or the adapter has no such form.
         """
         place = Path(out) if out is not None else self.path.with_name(f"{self.path.resolve().name}-{to}")
-        return formats.export(self.path, to, place, kind=kind)
+        return formats.export(self.path, to, place, formats.ExportOptions(kind=kind, scale=scale))
 
     def report(self, out: str | Path | None = None) -> Path:
         """Write the HTML report, by default into the run folder, and return its path."""

@@ -15,7 +15,7 @@ from sdpo_cli.terminal import render
 FORMATS: Mapping[str, str] = MappingProxyType({"model": "mlx", "quantized": "fused", "kind": "gguf"})
 
 
-def command(
+def command(  # noqa: PLR0913 - typer reads the options off the signature
     target: Annotated[
         Path,
         typer.Argument(
@@ -33,6 +33,12 @@ def command(
         Literal["F16", "BF16", "Q8_0"] | None,
         typer.Option("--kind", help="With --to gguf: data type; default: F16."),
     ] = None,
+    scale: Annotated[
+        float,
+        typer.Option(
+            "--scale", min=0.0, help="Multiply a run's LoRA by this; less than 1: it forgets less, and learned less."
+        ),
+    ] = 1.0,
     as_json: options.AsJson = False,
 ) -> None:
     """Convert an adapter: to PEFT, to GGUF, fused into the base, or from PEFT to mlx-lm.
@@ -43,13 +49,12 @@ def command(
 
     # `.` and `..` have no name
     named = target if target.name not in ("", "..") else target.resolve()
-    _check(target, to, model=model, quantized=quantized, kind=kind)
+    _check(target, to, model=model, quantized=quantized, kind=kind, scale=scale)
+    given = formats.ExportOptions(model or "", quantized, kind or "F16", scale)
     place = out or named.with_name(f"{named.name}-{to}")
     with render.status("", as_json) as start_task:
         start_task(f"exporting {target}")
-        made = formats.export(
-            target, to, place, base=model or "", quantized=quantized, kind=kind or "F16", start_task=start_task
-        )
+        made = formats.export(target, to, place, given, start_task)
     render.warn(made.warnings)
     content = {"folder": str(made.folder), **made.figures}
     content |= {"next": dict(made.next_steps), "warnings": list(made.warnings)}
@@ -65,6 +70,9 @@ def _check(target: Path, to: str, **given: Any) -> None:
         if given[name] and to != kind:
             fix = f"use --to {kind}, or remove --{name}"
             raise ConfigError(f"--{name} does not apply to --to {to}", where="sdpo export", fix=fix)
+    if to == "mlx" and given["scale"] != 1.0:
+        fix = "change `scale` in its adapter_config.json"
+        raise ConfigError("--scale does not apply to --to mlx", where="sdpo export", fix=fix)
     if to == "mlx" and given["model"] is None:
         if (target / "config.yaml").is_file():  # a run
             fix = f"use it directly: mlx_lm.generate --model BASE --adapter-path {target}"

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from adapter_runs import KINDS, LEARNS, SHORT, logits_by_mlx_lm, make_runs, stir
 from command import sdpo
+from gguf import GGUFReader
 from small_runs import settings, trained
 
 from sdpo_mlx.core.errors import ConfigError
@@ -62,6 +63,27 @@ def test_fused_model_says_the_same_and_what_it_lost(runs: dict[str, Path], kind:
     fused, wanted = logits_by_mlx_lm(None, tmp_path / "fused"), logits_by_mlx_lm(runs[kind])
     assert np.abs(fused - wanted).max() < 0.05  # the embedded weights are stored in 16 bits
     assert (fused.argmax(-1) == wanted.argmax(-1)).mean() > 0.97
+
+
+def test_scale_multiplies_a_lora_in_every_format(runs: dict[str, Path], tmp_path: Path) -> None:
+    by_hand = tmp_path / "by hand"
+    shutil.copytree(runs["lora"], by_hand)
+    config = json.loads((by_hand / CONFIG).read_text())
+    config["lora_parameters"]["scale"] *= 0.5
+    (by_hand / CONFIG).write_text(json.dumps(config))
+    made = export_fused(runs["lora"], tmp_path / "fused", 0.5)
+    fused, wanted = logits_by_mlx_lm(None, tmp_path / "fused"), logits_by_mlx_lm(by_hand)
+    assert np.abs(fused - wanted).max() < 0.05  # as above
+    assert np.abs(fused - logits_by_mlx_lm(runs["lora"])).max() > 0.5
+    assert made.figures["adapter"] > 10 * made.figures["lost"] >= 0
+    export_peft(runs["lora"], tmp_path / "peft", 0.5)
+    export_mlx(tmp_path / "peft", "tiny", tmp_path / "back")
+    assert RunFolder(tmp_path / "back").load_adapter()[1]["lora_parameters"]["scale"] == 1.0
+    export_gguf_lora(runs["lora"], tmp_path / "gguf", 0.5)
+    file = next((tmp_path / "gguf").glob("*.gguf"))
+    assert float(GGUFReader(file).fields["adapter.lora.alpha"].contents()) == config["lora_parameters"]["rank"]
+    base = RunFolder(runs["lora"]).load_adapter()
+    assert base[1]["lora_parameters"]["scale"] == 2.0  # the run is as it was
 
 
 def test_fused_model_can_be_evaluated_like_any_other(runs: dict[str, Path], tmp_path: Path) -> None:
@@ -121,6 +143,11 @@ def test_mistakes_end_in_one_line_and_leave_nothing(runs: dict[str, Path], tmp_p
         (("export", run, "--to", "gguf"), 2, "no name in GGUF"),  # the embedded model's own tokenizer
         (("export", run, "--to", "fused", "--quantized"), 2, "not quantized"),
         (("export", str(runs["dora"]), "--to", "gguf-lora"), 2, "plain LoRA"),
+        (("export", str(runs["dora"]), "--to", "peft", "--scale", "0.5"), 2, "kind dora cannot be scaled"),
+        (("export", run, "--to", "mlx", "--scale", "0.5"), 2, "adapter_config.json"),
+        (("export", run, "--to", "peft", "--scale", "-1"), 2, "--scale"),
+        (("export", run, "--to", "peft", "--scale", "nan"), 2, "--scale"),
+        (("export", run, "--to", "peft", "--scale", "inf"), 2, "--scale"),
     ):
         found, _, err = sdpo(*words)
         assert (found, len(err.strip().splitlines())) == (code, 1), err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -52,23 +53,36 @@ class Exported:
     warnings: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class ExportOptions:
+    """What some formats need: the base of a PEFT adapter; whether a fused model is quantized again; a GGUF's type.
+
+    A run's LoRA is multiplied by `scale`: the difference from the base shrinks, and with it what was learned.
+    """
+
+    base: str = ""
+    quantized: bool = False
+    kind: Kind = "F16"
+    scale: float = 1.0
+
+
+AS_IT_IS = ExportOptions()
+
+
 def export(
-    target: Path,
-    to: str,
-    out: Path,
-    *,
-    base: str = "",
-    quantized: bool = False,
-    kind: Kind = "F16",
-    start_task: StartTask = no_tasks,
+    target: Path, to: str, out: Path, options: ExportOptions = AS_IT_IS, start_task: StartTask = no_tasks
 ) -> Exported:
-    """Export a run to `peft`, `fused`, `gguf` or `gguf-lora`, or a PEFT adapter on `base` to `mlx`."""
+    """Export a run to `peft`, `fused`, `gguf` or `gguf-lora`, or a PEFT adapter on `options.base` to `mlx`.
+
+    Raises ConfigError if the adapter has no such form, or is to be scaled and no LoRA.
+    """
+    scale = options.scale
     exporters: Mapping[str, Callable[[], Exported]] = {
-        "peft": lambda: export_peft(target, out),
-        "fused": lambda: export_fused(target, out, quantized=quantized, doing=start_task),
-        "gguf": lambda: export_gguf(target, out, kind, start_task),
-        "gguf-lora": lambda: export_gguf_lora(target, out),
-        "mlx": lambda: export_mlx(target, base, out),
+        "peft": lambda: export_peft(target, out, scale),
+        "fused": lambda: export_fused(target, out, scale, quantized=options.quantized, doing=start_task),
+        "gguf": lambda: export_gguf(target, out, options.kind, scale, start_task),
+        "gguf-lora": lambda: export_gguf_lora(target, out, scale),
+        "mlx": lambda: export_mlx(target, options.base, out),
     }
     if to not in exporters:
         raise ConfigError(f"unknown export format {to!r}", fix="Use peft, fused, gguf, gguf-lora or mlx")
@@ -89,11 +103,11 @@ def exports_of(config: Mapping[str, Any]) -> list[str]:
     return ["peft", "fused", "gguf", "gguf-lora"]
 
 
-def export_peft(run: Path, out: Path) -> Exported:
+def export_peft(run: Path, out: Path, scale: float = 1.0) -> Exported:
     """Write the run's adapter in PEFT's layout; raises ConfigError if PEFT cannot represent it."""
     from safetensors.numpy import save
 
-    arrays, config = RunFolder(run).load_adapter()
+    arrays, config = _scaled(run, scale)
     base = _base(run_config(run))
     content, named = _config(base), original(base)
     tensors, settings = to_peft(by_transformers_names(arrays, content), config, named or next_steps.base_name(base))
@@ -125,12 +139,14 @@ def export_mlx(adapter: Path, base: str, out: Path) -> Exported:
     return Exported(out, kind, next_steps.for_mlx(str(model.path), out), {"arrays": len(arrays)})
 
 
-def export_fused(run: Path, out: Path, *, quantized: bool = False, doing: StartTask = no_tasks) -> Exported:
+def export_fused(
+    run: Path, out: Path, scale: float = 1.0, *, quantized: bool = False, doing: StartTask = no_tasks
+) -> Exported:
     """Write the base with the adapter added to its weights, and measure how much of the adapter's effect is lost."""
     from sdpo_mlx.backends.mlx.fuse import fuse
 
     cfg = run_config(run)
-    arrays, _ = RunFolder(run).load_adapter()
+    arrays, layout = _scaled(run, scale)
     base = _base(cfg, doing)
     if is_known(content := _config(base), "mlx") is False:
         what = f"mlx-lm, which fuses the weights, does not know the architecture {model_type(content)!r}"
@@ -138,7 +154,7 @@ def export_fused(run: Path, out: Path, *, quantized: bool = False, doing: StartT
     if quantized and not {"quantization", "quantization_config"} & content.keys():
         fix = f"leave it out; `mlx_lm.convert --hf-path {out} -q` quantizes the fused model"
         raise ConfigError("the base is not quantized, so it has no form to return to", where="--quantized", fix=fix)
-    with _new_folder(out), _named_as_in_mlx_lm(run, content) as adapter:
+    with _new_folder(out), _adapter_folder(run, by_mlx_names(arrays, content), layout) as adapter:
         chat = load_chat(base.path, thinking=cfg.model.thinking, template=cfg.model.chat_template)
         try:
             task = open_task(cfg).task
@@ -158,7 +174,7 @@ def export_fused(run: Path, out: Path, *, quantized: bool = False, doing: StartT
     return Exported(out, kind, steps, {**found, "lost_share": lost}, tuple(warnings))
 
 
-def export_gguf(run: Path, out: Path, kind: Kind = "F16", doing: StartTask = no_tasks) -> Exported:
+def export_gguf(run: Path, out: Path, kind: Kind = "F16", scale: float = 1.0, doing: StartTask = no_tasks) -> Exported:
     """Write the fused model as one GGUF file with a Modelfile; measured before the rounding to `kind`."""
     from sdpo_mlx.backends.mlx.fuse import count_weights, float_weights
 
@@ -170,7 +186,7 @@ def export_gguf(run: Path, out: Path, kind: Kind = "F16", doing: StartTask = no_
     with _new_folder(out):
         file = out / f"{run.resolve().name}-{kind}.gguf"
         with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as work:
-            fused = export_fused(run, Path(work, "fused"), doing=doing)
+            fused = export_fused(run, Path(work, "fused"), scale, doing=doing)
             write_gguf(fused.folder, weights(fused.folder), file, kind, run.resolve().name)
             model = run_config(run).model
             chat = load_chat(fused.folder, thinking=model.thinking, template=model.chat_template)
@@ -179,9 +195,9 @@ def export_gguf(run: Path, out: Path, kind: Kind = "F16", doing: StartTask = no_
     return Exported(out, content, next_steps.for_gguf(run, file), {**fused.figures, "gguf": kind}, fused.warnings)
 
 
-def export_gguf_lora(run: Path, out: Path) -> Exported:
+def export_gguf_lora(run: Path, out: Path, scale: float = 1.0) -> Exported:
     """Write the run's LoRA as a GGUF adapter, for a GGUF of the same base."""
-    arrays, config = RunFolder(run).load_adapter()
+    arrays, config = _scaled(run, scale)
     base = _base(run_config(run))
     with _new_folder(out):
         file = out / f"{run.resolve().name}-lora.gguf"
@@ -209,16 +225,29 @@ def _config(model: ResolvedModel) -> dict[str, Any]:
     return found
 
 
+def _scaled(run: Path, scale: float) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return a run's adapter and its configuration, a LoRA multiplied by `scale`."""
+    arrays, config = RunFolder(run).load_adapter()
+    if scale == 1.0:
+        return arrays, config
+    if not 0.0 <= scale < math.inf:
+        raise ConfigError(f"an adapter cannot be multiplied by {scale}", where="--scale", fix="use 0.8, for example")
+    if config.get("fine_tune_type") != "lora":
+        what = f"an adapter of kind {config.get('fine_tune_type')} cannot be scaled"
+        raise ConfigError(what, where="--scale", fix="leave it out; only a LoRA is a product with a factor")
+    parameters = config["lora_parameters"]
+    return arrays, {**config, "lora_parameters": {**parameters, "scale": parameters["scale"] * scale}}
+
+
 @contextmanager
-def _named_as_in_mlx_lm(run: Path, config: Mapping[str, Any]) -> Iterator[Path]:
-    """The run's folder, or one with its adapter by mlx-lm's names: older runs on torch have transformers' names."""
-    arrays, layout = RunFolder(run).load_adapter()
-    named = by_mlx_names(arrays, config)
-    if named.keys() == arrays.keys():
+def _adapter_folder(run: Path, arrays: dict[str, Any], layout: dict[str, Any]) -> Iterator[Path]:
+    """The run's folder if it holds this adapter, else a new one: the scale, or names of older runs on torch, differ."""
+    kept, kept_layout = RunFolder(run).load_adapter()
+    if arrays.keys() == kept.keys() and layout == kept_layout:
         yield run
         return
     with tempfile.TemporaryDirectory() as work:
-        RunFolder(Path(work)).save_adapter(named, layout)
+        RunFolder(Path(work)).save_adapter(arrays, layout)
         yield Path(work)
 
 
