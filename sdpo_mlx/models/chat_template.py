@@ -113,12 +113,11 @@ class Chat:
 
     def at_stop_text(self, ids: Sequence[int]) -> bool:
         """Return whether the last of these generated ids completes a text at which answers end."""
-        stops = [stop for stop in (self.source.stop, *self._stops) if stop]
-        if not stops:
-            return False
-        last = self.decode(ids[-1:])
-        # The whole text is decoded only after a token that can be the last: most hold no colon and no line's end.
-        return any(stop[-1] in last for stop in stops) and self._is_over(self.decode(ids))
+        for stop in (self.source.stop, *self._stops):
+            # Most tokens cannot be the last, and a text is complete within few: each has a byte of it at least.
+            if stop and stop[-1] in self.decode(ids[-1:]) and stop in self.decode(ids[-4 * len(stop) - 4 :]):
+                return self._is_over(self.decode(ids))
+        return False
 
     def ended(self, generation: Generation) -> Generation:
         """Return what was generated until a stop text was complete, which then ends it."""

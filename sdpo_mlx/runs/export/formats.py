@@ -8,7 +8,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -86,7 +86,10 @@ def export(
     }
     if to not in exporters:
         raise ConfigError(f"unknown export format {to!r}", fix="Use peft, fused, gguf, gguf-lora or mlx")
-    return exporters[to]()
+    made = exporters[to]()
+    if scale == 1.0:
+        return made
+    return replace(made, content=f"{made.content}; the LoRA times {scale:g}", figures={**made.figures, "scale": scale})
 
 
 def exports_of(config: Mapping[str, Any]) -> list[str]:
