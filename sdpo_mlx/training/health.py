@@ -201,7 +201,8 @@ def truncated(history: History) -> Finding | None:
         before, numbers = f"; {windows[0]}: {_percent(first)}", {"first": first, "now": now}
     return Finding(
         f"{_percent(now)} of the rollouts are cut off at rollout.max_tokens ({latest}{before}). They never serve as a "
-        f"demonstration: raise --max-tokens{', or lower train.learning_rate, since it rose' if rose else ''}",
+        f"demonstration: raise --max-tokens{', lower train.learning_rate, since it rose,' if rose else ''} or name a "
+        "text at which they end (rollout.stop)",
         numbers,
     )
 
