@@ -28,6 +28,7 @@ from sdpo_mlx.runs.report.svg import Series, line_chart
 
 HERE = Path(__file__).resolve().parent
 DOCS = HERE.parent / "docs"
+EASY = HERE / "functions.jsonl"
 STORE = DOCS / "figures" / "real_weights.json"
 PROBLEMS, GROUP_SIZE = 4, 8
 SETTINGS = (
@@ -89,20 +90,37 @@ def found(runs: Path, run: Key) -> dict[str, Any]:
     events = list(read_events(folder / "events.jsonl"))
     steps = [event for event in events if event["type"] == "step"]
     before, after = (event for event in events if event["type"] == "eval" and event.get("final"))
+    trained = {operation(row) for row in functions_of(run.problems) if row["split"] == "train"}
+    by_kind: dict[bool, list[float]] = {True: [], False: []}
+    for problem, rewards in after["rewards"].items():
+        by_kind[operation({"id": problem}) in trained].append(fmean(rewards))
     shares = {name: [step.get(f"share/{name}") for step in steps] for name in ("demonstration", "feedback")}
     return {
         **run._asdict(),
         "before": [before[name] for name in ("score", "low", "high")],
         "after": [after[name] for name in ("score", "low", "high")],
+        "after_by_operation": {"trained": fmean(by_kind[True]), "new": fmean(by_kind[False])},
         "success": [step["success/rate"] for step in steps],
         "shares": shares if run.kind == "auto" else {},
         "rollouts": steps[-1]["generations/total"],
     }
 
 
+def functions_of(problems: str) -> list[dict[str, Any]]:
+    """Return the rows of a set."""
+    if problems == "hard":
+        return [*functions.rows(*functions.SETS["hard"])]
+    return [json.loads(line) for line in EASY.read_text(encoding="utf-8").splitlines()]
+
+
+def operation(row: dict[str, Any]) -> str:
+    """Return what a row's id says of its operation: `p3` of `p3-0`."""
+    return row["id"].rpartition("-")[0]
+
+
 def train(folder: Path, run: Key) -> None:
     """Train in a process of its own."""
-    data = HERE / "functions.jsonl"
+    data = EASY
     if run.problems == "hard":
         data = folder.parent / "hard.jsonl"
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -129,8 +147,17 @@ def chart(runs: Sequence[dict[str, Any]]) -> str:
 
 def table(runs: Sequence[dict[str, Any]]) -> list[str]:
     """Return the held-out scores in percent, with 95 % intervals over problems."""
-    lines = ["| functions | objective | rollouts | seed | held-out before | after | success in the last 5 steps |"]
-    lines.append("|---|---|---|---|---|---|---|")
+    head = [
+        "functions",
+        "objective",
+        "rollouts",
+        "seed",
+        "held-out before",
+        "after",
+        "of trained operations",
+        "of new ones",
+    ]
+    lines = [f"| {' | '.join(head)} | success in the last 5 steps |", "|---" * (len(head) + 1) + "|"]
     for run in runs:
         before, after = (
             f"{100 * score:.1f} % ({100 * low:.0f} to {100 * high:.0f})"
@@ -138,7 +165,9 @@ def table(runs: Sequence[dict[str, Any]]) -> list[str]:
         )
         late = f"{100 * fmean(run['success'][-5:]):.0f} %"
         start = f"| {run['problems']} | {LABELS[run['kind']]} | {run['rollouts']} | {run['seed']}"
-        lines.append(f"{start} | {before} | {after} | {late} |")
+        parts = run.get("after_by_operation")  # the first runs did not keep it
+        split = f"{100 * parts['trained']:.0f} % | {100 * parts['new']:.0f} %" if parts else "– | –"
+        lines.append(f"{start} | {before} | {after} | {split} | {late} |")
     return lines
 
 
