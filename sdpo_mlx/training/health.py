@@ -30,6 +30,7 @@ TRUNCATED_RISE = 0.1  # share of rollouts, and SIGMAS
 LEAKAGE_RISE = 0.05  # the untouched model has none, apart from chance
 SIGMAS = 3.0  # a rise of a share in standard errors: rollouts of a problem are alike, so that 2 are too few
 GRADIENT_FALL, LOSS_KEPT = 100.0, 0.8  # a converging run loses both: the gradient never falls alone
+SOLVED = 0.9  # success in training above which a lone failure is all that a step learns from
 FALL_CONFIDENCE = 0.95  # of the whole run, over all pairs of evaluations: the best of many was partly lucky
 MIN_DIFFERENT = 6  # problems: fewer cannot be significant (`evaluation/compare.py`)
 # Nats: the base's answers get a perplexity 7 times the base's own. Chosen after the benchmark: the embedded model
@@ -224,7 +225,8 @@ def gradient(first: Window, last: Window) -> Finding | None:
     """A gradient that vanished under a loss that did not."""
     before, now = (window.median("grad/norm") for window in (first, last))
     loss, loss_now = (window.median("loss") for window in (first, last))
-    if not (now < before / GRADIENT_FALL and loss > 0 and loss_now >= LOSS_KEPT * loss):
+    fell = now < before / GRADIENT_FALL and loss > 0 and loss_now >= LOSS_KEPT * loss
+    if not fell or last.median("success/rate") > SOLVED:
         return None
     return Finding(
         f"the gradient norm fell from {before:.2g} ({first}) to {now:.2g} ({last}) while the loss stayed "

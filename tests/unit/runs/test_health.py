@@ -52,6 +52,12 @@ def test_a_failure_is_warned_of_once_within_two_evaluations(
     assert all(math.isfinite(value) for value in found[0]["evidence"].values())
 
 
+def test_a_small_gradient_is_no_failure_where_nearly_all_rollouts_succeed() -> None:
+    changed = {"grad/norm": 1e-5}
+    assert not warnings(stream(onset=ONSET, **changed, **{"success/rate": 0.92}))
+    assert [rule for rule, _ in warnings(stream(onset=ONSET, **changed, **{"success/rate": 0.8}))] == ["gradient"]
+
+
 def test_a_teacher_without_any_success_needs_two_looks() -> None:
     start = {"teacher/success": 0.0, "teacher/student": 0.0, "success/rate": 0.0}
     assert warnings(stream(onset=0, **start)) == [("teacher", 4)]
