@@ -58,6 +58,8 @@ class Chat:
 
     def stopping_at(self, texts: Sequence[str]) -> Chat:
         """Return this chat for answers that end after any of these texts too, outside of thinking; it stays in them."""
+        if tuple(texts) == self._stops:
+            return self
         made = copy(self)
         made._stops = tuple(texts)
         return made

@@ -52,7 +52,8 @@ class ChatModel:
     def of(cls, components: Components, sampling: SamplingParams) -> ChatModel:
         """Return the model of open components as it is, with the adapter that its student holds."""
         policy, seed = components.policy, components.cfg.train.seed
-        return cls(policy, components.chat, sampling, seed, {"model": policy.state()["student"]})
+        chat = components.chat.stopping_at(())  # `rollout.stop` is for the task
+        return cls(policy, chat, sampling, seed, {"model": policy.state()["student"]})
 
     def policy_with(self, adapter: AdapterChoice) -> Policy:
         """Return the policy with this adapter loaded."""

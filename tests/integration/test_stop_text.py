@@ -91,6 +91,13 @@ def test_a_text_of_the_settings_ends_rollouts_and_stays_in_them() -> None:
     assert any(rollout.ids_T.size < whole.ids_T.size for whole, rollout in zip(free, found, strict=True))
 
 
+def test_a_text_of_the_settings_ends_no_chat() -> None:
+    plain = build_components(settings(rollout={"max_tokens": 24}))
+    whole = "".join(Conversation(ChatModel.of(plain, plain.sampling), "model").ask("sort"))
+    setup = build_components(settings(rollout={"max_tokens": 24, "stop": [whole[4:7]]}))
+    assert "".join(Conversation(ChatModel.of(setup, plain.sampling), "model").ask("sort")) == whole
+
+
 def test_evaluation_and_chat_stop_there_too(setup: Components, monkeypatch: pytest.MonkeyPatch) -> None:
     model = ChatModel.of(setup, setup.sampling)
     assert model.sampling.at_stop_text == eval_spec(setup).sampling.at_stop_text == setup.chat.at_stop_text
