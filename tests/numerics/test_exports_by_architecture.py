@@ -23,7 +23,7 @@ from vision_models import write_vision_model
 from sdpo_mlx.config import AdapterConfig
 from sdpo_mlx.core.errors import ConfigError
 from sdpo_mlx.models.gguf.reader import import_gguf
-from sdpo_mlx.runs.export.formats import export, exports_of
+from sdpo_mlx.runs.export.formats import ExportOptions, export, exports_of
 from sdpo_mlx.runs.folder import RunFolder
 
 pytestmark = needs_torch
@@ -201,7 +201,7 @@ def test_export_works_or_names_one_that_does(name: str, to: str, tmp_path: Path)
 def test_adapter_comes_back_from_peft_with_its_names(name: str, tmp_path: Path) -> None:
     base, run = run_of(name)
     export(run, "peft", tmp_path / "peft")
-    export(tmp_path / "peft", "mlx", tmp_path / "mlx", base=str(base))
+    export(tmp_path / "peft", "mlx", tmp_path / "mlx", ExportOptions(base=str(base)))
     (ours, _), (back, _) = (RunFolder(folder).load_adapter() for folder in (run, tmp_path / "mlx"))
     assert ours.keys() == back.keys()
     assert all(np.array_equal(ours[key], back[key]) for key in ours)
