@@ -39,7 +39,7 @@ SETTINGS = (
     "train.probe=false",
     "log.teacher_answers=0",
 )
-LABELS = {"auto": "auto (the default)", "sdpo": "SDPO", "hybrid": "hybrid", "grpo": "GRPO"}
+LABELS = {"auto": "auto (the default)", "sdpo": "SDPO", "grpo": "GRPO"}
 CHARTED = [("easy", "auto"), ("easy", "grpo")]  # runs of 20 steps
 SMOOTHED = 4  # steps: every batch has other problems
 
@@ -90,16 +90,16 @@ def found(runs: Path, run: Key) -> dict[str, Any]:
     events = list(read_events(folder / "events.jsonl"))
     steps = [event for event in events if event["type"] == "step"]
     before, after = (event for event in events if event["type"] == "eval" and event.get("final"))
-    trained = {operation(row) for row in functions_of(run.problems) if row["split"] == "train"}
-    by_kind: dict[bool, list[float]] = {True: [], False: []}
+    trained = {operation(row["id"]) for row in functions_of(run.problems) if row["split"] == "train"}
+    scores: dict[bool, list[float]] = {True: [], False: []}
     for problem, rewards in after["rewards"].items():
-        by_kind[operation({"id": problem}) in trained].append(fmean(rewards))
+        scores[operation(problem) in trained].append(fmean(rewards))
     shares = {name: [step.get(f"share/{name}") for step in steps] for name in ("demonstration", "feedback")}
     return {
         **run._asdict(),
         "before": [before[name] for name in ("score", "low", "high")],
         "after": [after[name] for name in ("score", "low", "high")],
-        "after_by_operation": {"trained": fmean(by_kind[True]), "new": fmean(by_kind[False])},
+        "after_by_operation": {"trained": fmean(scores[True]), "new": fmean(scores[False])},
         "success": [step["success/rate"] for step in steps],
         "shares": shares if run.kind == "auto" else {},
         "rollouts": steps[-1]["generations/total"],
@@ -113,9 +113,9 @@ def functions_of(problems: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in EASY.read_text(encoding="utf-8").splitlines()]
 
 
-def operation(row: dict[str, Any]) -> str:
-    """Return what a row's id says of its operation: `p3` of `p3-0`."""
-    return row["id"].rpartition("-")[0]
+def operation(problem: str) -> str:
+    """Return what a problem's id says of its operation: `p3` of `p3-0`."""
+    return problem.rpartition("-")[0]
 
 
 def train(folder: Path, run: Key) -> None:

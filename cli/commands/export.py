@@ -36,7 +36,9 @@ def command(  # noqa: PLR0913 - typer reads the options off the signature
     scale: Annotated[
         float,
         typer.Option(
-            "--scale", min=0.0, help="Multiply a run's LoRA by this; less than 1: it forgets less, and learned less."
+            "--scale",
+            min=0.0,
+            help="Multiply a run's LoRA by this; below 1 it forgets less and keeps less of its task.",
         ),
     ] = 1.0,
     as_json: options.AsJson = False,

@@ -7,7 +7,7 @@ import math
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -66,11 +66,11 @@ class ExportOptions:
     scale: float = 1.0
 
 
-AS_IT_IS = ExportOptions()
+DEFAULTS = ExportOptions()
 
 
 def export(
-    target: Path, to: str, out: Path, options: ExportOptions = AS_IT_IS, start_task: StartTask = no_tasks
+    target: Path, to: str, out: Path, options: ExportOptions = DEFAULTS, start_task: StartTask = no_tasks
 ) -> Exported:
     """Export a run to `peft`, `fused`, `gguf` or `gguf-lora`, or a PEFT adapter on `options.base` to `mlx`.
 
@@ -157,7 +157,9 @@ def export_fused(
     if quantized and not {"quantization", "quantization_config"} & content.keys():
         fix = f"leave it out; `mlx_lm.convert --hf-path {out} -q` quantizes the fused model"
         raise ConfigError("the base is not quantized, so it has no form to return to", where="--quantized", fix=fix)
-    with _new_folder(out), _adapter_folder(run, by_mlx_names(arrays, content), layout) as adapter:
+    named = by_mlx_names(arrays, content)  # older runs on torch have transformers' names
+    kept = scale == 1.0 and named.keys() == arrays.keys()
+    with _new_folder(out), nullcontext(run) if kept else _adapter_folder(named, layout) as adapter:
         chat = load_chat(base.path, thinking=cfg.model.thinking, template=cfg.model.chat_template)
         try:
             task = open_task(cfg).task
@@ -243,12 +245,8 @@ def _scaled(run: Path, scale: float) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 @contextmanager
-def _adapter_folder(run: Path, arrays: dict[str, Any], layout: dict[str, Any]) -> Iterator[Path]:
-    """The run's folder if it holds this adapter, else a new one: the scale, or names of older runs on torch, differ."""
-    kept, kept_layout = RunFolder(run).load_adapter()
-    if arrays.keys() == kept.keys() and layout == kept_layout:
-        yield run
-        return
+def _adapter_folder(arrays: dict[str, Any], layout: dict[str, Any]) -> Iterator[Path]:
+    """A temporary folder with this adapter."""
     with tempfile.TemporaryDirectory() as work:
         RunFolder(Path(work)).save_adapter(arrays, layout)
         yield Path(work)
